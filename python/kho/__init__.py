@@ -1,0 +1,1 @@
+"""Linux Kexec HandOver (KHO) in userspace."""

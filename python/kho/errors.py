@@ -1,0 +1,105 @@
+"""The exceptions of kho: one class per thing a caller can do about it.
+
+All derive from `KhoError` and, where a builtin says the same, from that builtin too, so that
+``except ValueError`` and ``except kho.KhoError`` both read naturally.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ExistsError",
+    "FdtError",
+    "FinalizedError",
+    "FormatError",
+    "KhoError",
+    "MisalignedError",
+    "NoHandoverError",
+    "NotFoundError",
+    "NotRestorableError",
+    "OrderError",
+    "OutOfMemoryError",
+    "OutOfRangeError",
+    "OutsideMemoryError",
+    "PageStateError",
+    "ParameterError",
+    "ScratchOverlapError",
+    "SourceError",
+    "StaleError",
+    "UnsupportedAbiError",
+]
+
+
+class KhoError(Exception):
+    """Whatever kho refuses. The message names the place and the value."""
+
+
+class ParameterError(KhoError, ValueError):
+    """An argument that makes no sense in itself: a page size, a bitmap size, a scratch string."""
+
+
+class MisalignedError(ParameterError):
+    """A pfn or address that is no multiple of what it must be (EINVAL)."""
+
+
+class OrderError(ParameterError):
+    """A folio order beyond what the format or the allocator knows."""
+
+
+class OutOfRangeError(ParameterError):
+    """A pfn or address beyond the address space."""
+
+
+class OutsideMemoryError(KhoError, LookupError):
+    """Physical memory that the image or arena does not have."""
+
+
+class ScratchOverlapError(KhoError, ValueError):
+    """Preserved memory or metadata would lie in scratch, where the next kernel boots (EINVAL)."""
+
+
+class FinalizedError(KhoError):
+    """A change after `finalize` (EBUSY), or an `abort` before it."""
+
+
+class ExistsError(KhoError):
+    """A subtree name given twice (EEXIST)."""
+
+
+class NotFoundError(KhoError, LookupError):
+    """A subtree, node or property that is not there (ENOENT)."""
+
+
+class NotRestorableError(KhoError, LookupError):
+    """A folio that is not, or no longer, there to restore."""
+
+
+class PageStateError(KhoError, ValueError):
+    """A page in another state than the request needs: a double free, an `alloc_at` of a page in use."""
+
+
+class OutOfMemoryError(KhoError, MemoryError):
+    """The arena has no free block of that order (ENOMEM)."""
+
+
+class StaleError(KhoError):
+    """The arena was taken over since this object was made."""
+
+
+class FormatError(KhoError, ValueError):
+    """Memory that is not what a kernel would have written: the place and the value are in the message."""
+
+
+class FdtError(FormatError):
+    """A flattened devicetree that is malformed, cut short, or does not fit."""
+
+
+class UnsupportedAbiError(FormatError):
+    """A `compatible` this version of kho does not decode."""
+
+
+class NoHandoverError(KhoError, LookupError):
+    """No handover in the memory that was searched."""
+
+
+class SourceError(KhoError, OSError):
+    """A file, directory or address that cannot be read as physical memory."""

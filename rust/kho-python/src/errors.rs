@@ -1,0 +1,59 @@
+//! `kho::Error` to the classes of `kho.errors`: one match.
+
+use kho::Error;
+use pyo3::prelude::*;
+use pyo3::types::PyType;
+
+/// The exception for an error. The classes are Python's (`python/kho/errors.py`), looked up when one is raised.
+pub(crate) fn to_py(error: Error) -> PyErr {
+    let class = match &error {
+        Error::Misaligned { .. } => "MisalignedError",
+        Error::OrderTooLarge { .. } => "OrderError",
+        Error::OutOfRange { .. } => "OutOfRangeError",
+        Error::PageSize { .. } | Error::BitmapBytes { .. } | Error::Invalid { .. } => {
+            "ParameterError"
+        }
+        Error::OutsideMemory { .. } => "OutsideMemoryError",
+        Error::ScratchOverlap { .. } => "ScratchOverlapError",
+        Error::Finalized { .. } | Error::NotFinalized => "FinalizedError",
+        Error::Exists { .. } => "ExistsError",
+        Error::NoSubtree { .. } => "NotFoundError",
+        Error::Fdt {
+            problem:
+                kho::error::FdtProblem::NoNode { .. } | kho::error::FdtProblem::NoProperty { .. },
+            ..
+        } => "NotFoundError",
+        Error::NotRestorable { .. } => "NotRestorableError",
+        Error::PageState { .. } => "PageStateError",
+        Error::NoMemory { .. } => "OutOfMemoryError",
+        Error::Stale { .. } => "StaleError",
+        Error::Fdt { .. } => "FdtError",
+        Error::Root { .. } | Error::Map { .. } | Error::NoLayout { .. } => "FormatError",
+        Error::UnsupportedAbi { .. } => "UnsupportedAbiError",
+        Error::NoHandover { .. } => "NoHandoverError",
+        Error::Source { .. } | Error::Io { .. } => "SourceError",
+        _ => "KhoError",
+    };
+    let message = error.to_string();
+    Python::attach(|py| {
+        let class = py
+            .import("kho.errors")
+            .and_then(|m| m.getattr(class))
+            .and_then(|c| Ok(c.cast_into::<PyType>()?));
+        match class {
+            Ok(class) => PyErr::from_type(class, message),
+            Err(import_failed) => import_failed,
+        }
+    })
+}
+
+/// `?` on a `kho::Result` in a function that returns `PyResult`.
+pub(crate) trait OrRaise<T> {
+    fn or_raise(self) -> PyResult<T>;
+}
+
+impl<T> OrRaise<T> for kho::Result<T> {
+    fn or_raise(self) -> PyResult<T> {
+        self.map_err(to_py)
+    }
+}

@@ -1,0 +1,16 @@
+//! The Python bindings of kho: convert, call, convert back. One file per class; errors in `errors.rs`.
+
+mod errors;
+
+use pyo3::prelude::*;
+
+/// The compiled half of the `kho` package; import `kho`, not this.
+#[pymodule]
+mod _kho {
+    use pyo3::prelude::*;
+
+    #[pymodule_init]
+    fn init(m: &Bound<'_, PyModule>) -> PyResult<()> {
+        m.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}

@@ -1,0 +1,1 @@
+//! The kernel's command line: `kho=` and `kho_scratch=`, parsed as the kernel parses them.

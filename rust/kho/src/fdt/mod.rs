@@ -1,0 +1,1 @@
+//! Flattened devicetrees: a hostile-safe reader and libfdt's sequential writer.

@@ -1,0 +1,1 @@
+//! The tracker: which folios are preserved.
