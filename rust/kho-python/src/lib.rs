@@ -1,6 +1,7 @@
 //! The Python bindings of kho: convert, call, convert back. One file per class; errors in `errors.rs`.
 
 mod errors;
+mod fdt;
 
 use pyo3::prelude::*;
 
@@ -8,6 +9,9 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _kho {
     use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use crate::fdt::{PyFdt, PyFdtNode, PyFdtPlaceholder, PyFdtWriter};
 
     #[pymodule_init]
     fn init(m: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -212,6 +212,12 @@ pub enum FdtProblem {
         len: u64,
         have: u64,
     },
+    /// A block that starts where its words could not be read.
+    MisalignedBlock {
+        block: &'static str,
+        start: u64,
+        align: u64,
+    },
     BadToken {
         token: u32,
     },
@@ -230,6 +236,10 @@ pub enum FdtProblem {
         property: String,
         need: u64,
         have: u64,
+    },
+    /// A property read as text that is not NUL-terminated UTF-8 (or is several strings).
+    BadString {
+        property: String,
     },
     NoProperty {
         property: String,
@@ -272,8 +282,17 @@ impl fmt::Display for FdtProblem {
                     "{block} at {start:#x} (+{len:#x}) does not fit a blob of {have:#x} bytes"
                 )
             }
+            Self::MisalignedBlock {
+                block,
+                start,
+                align,
+            } => {
+                write!(f, "{block} at {start:#x} is not a multiple of {align}")
+            }
             Self::BadToken { token } => write!(f, "unknown token {token:#x}"),
-            Self::BadName => f.write_str("name is unterminated, empty or not printable"),
+            Self::BadName => {
+                f.write_str("name is unterminated, empty, not printable or over 255 bytes")
+            }
             Self::BadNesting { why } => f.write_str(why),
             Self::TooDeep { max } => write!(f, "nodes nest deeper than {max}"),
             Self::BadStringOffset { offset } => {
@@ -285,6 +304,9 @@ impl fmt::Display for FdtProblem {
                 have,
             } => {
                 write!(f, "property {property:?} has {have} bytes, not {need}")
+            }
+            Self::BadString { property } => {
+                write!(f, "property {property:?} is not one NUL-terminated string")
             }
             Self::NoProperty { property } => write!(f, "no property {property:?}"),
             Self::NoNode { path } => write!(f, "no node {path:?}"),

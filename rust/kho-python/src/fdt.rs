@@ -1,0 +1,413 @@
+//! Devicetrees: `Fdt`, `FdtNode`, `FdtWriter`, and the placeholders and `with` blocks of the writer.
+
+use crate::errors::{OrRaise, to_py};
+use kho::error::{Error, FdtProblem};
+use kho::fdt::{Fdt, FdtWriter, Node, Placeholder, totalsize};
+use pyo3::buffer::PyBuffer;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A buffer's bytes, but no more of them than the header asks for: the buffer may be all of a machine's memory.
+fn copy_blob(py: Python<'_>, buffer: &PyBuffer<u8>) -> PyResult<Vec<u8>> {
+    let Some(cells) = buffer.as_slice(py) else {
+        return buffer.to_vec(py);
+    };
+    let copy = |n: usize| -> Vec<u8> { cells.iter().take(n).map(|cell| cell.get()).collect() };
+    let header = copy(40);
+    Ok(match totalsize(&header) {
+        Some(total) if total as usize > header.len() => copy(total as usize),
+        _ => header,
+    })
+}
+
+/// A flattened devicetree.
+#[pyclass(frozen, module = "kho.fdt", name = "Fdt")]
+pub(crate) struct PyFdt(Arc<Fdt>);
+
+#[pymethods]
+impl PyFdt {
+    #[new]
+    fn new(py: Python<'_>, blob: PyBuffer<u8>) -> PyResult<Self> {
+        let bytes = copy_blob(py, &blob)?;
+        let fdt = py.detach(|| Fdt::parse(&bytes)).or_raise()?;
+        Ok(PyFdt(Arc::new(fdt)))
+    }
+
+    #[staticmethod]
+    fn partial(py: Python<'_>, blob: PyBuffer<u8>) -> PyResult<(Self, Option<Py<PyAny>>)> {
+        let bytes = copy_blob(py, &blob)?;
+        let (fdt, problem) = py.detach(|| Fdt::parse_partial(&bytes)).or_raise()?;
+        let problem = problem.map(|problem| to_py(problem).into_value(py).into_any());
+        Ok((PyFdt(Arc::new(fdt)), problem))
+    }
+
+    #[getter]
+    fn root(&self) -> PyResult<PyFdtNode> {
+        self.0.root().or_raise().map(|node| self.wrap(node))
+    }
+
+    #[getter]
+    fn totalsize(&self) -> u32 {
+        self.0.totalsize()
+    }
+
+    #[getter]
+    fn version(&self) -> u32 {
+        self.0.version()
+    }
+
+    #[getter]
+    fn boot_cpuid(&self) -> u32 {
+        self.0.boot_cpuid()
+    }
+
+    #[getter]
+    fn reservations(&self) -> Vec<(u64, u64)> {
+        self.0.reservations().to_vec()
+    }
+
+    fn walk(&self) -> Vec<PyFdtNode> {
+        self.0.nodes().map(|node| self.wrap(node)).collect()
+    }
+
+    fn __getitem__(&self, path: &str) -> PyResult<PyFdtNode> {
+        self.0.node(path).or_raise().map(|node| self.wrap(node))
+    }
+
+    fn __contains__(&self, path: &str) -> bool {
+        self.0.node(path).is_ok()
+    }
+
+    fn __bytes__<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, self.0.as_bytes())
+    }
+
+    fn __repr__(&self) -> String {
+        let (nodes, bytes) = (self.0.nodes().len(), self.0.totalsize());
+        format!("<Fdt of {bytes} bytes, {nodes} nodes>")
+    }
+}
+
+impl PyFdt {
+    fn wrap(&self, node: Node<'_>) -> PyFdtNode {
+        PyFdtNode {
+            fdt: self.0.clone(),
+            index: node.index(),
+        }
+    }
+}
+
+/// A node; it keeps its tree alive.
+#[pyclass(frozen, module = "kho.fdt", name = "FdtNode")]
+pub(crate) struct PyFdtNode {
+    fdt: Arc<Fdt>,
+    index: u32,
+}
+
+impl PyFdtNode {
+    fn get(&self) -> PyResult<Node<'_>> {
+        let gone = || Error::Fdt {
+            offset: 0,
+            problem: FdtProblem::NoNode {
+                path: self.index.to_string(),
+            },
+        };
+        self.fdt.node_at(self.index).ok_or_else(gone).or_raise()
+    }
+
+    fn wrap(&self, node: Node<'_>) -> PyFdtNode {
+        PyFdtNode {
+            fdt: self.fdt.clone(),
+            index: node.index(),
+        }
+    }
+
+    fn missing(&self, node: Node<'_>, problem: FdtProblem) -> PyErr {
+        to_py(Error::Fdt {
+            offset: u64::from(node.offset()),
+            problem,
+        })
+    }
+}
+
+#[pymethods]
+impl PyFdtNode {
+    #[getter]
+    fn name(&self) -> PyResult<&str> {
+        Ok(self.get()?.name())
+    }
+
+    #[getter]
+    fn path(&self) -> PyResult<String> {
+        Ok(self.get()?.path())
+    }
+
+    #[getter]
+    fn offset(&self) -> PyResult<u32> {
+        Ok(self.get()?.offset())
+    }
+
+    #[getter]
+    fn parent(&self) -> PyResult<Option<PyFdtNode>> {
+        Ok(self.get()?.parent().map(|node| self.wrap(node)))
+    }
+
+    #[getter]
+    fn children(&self) -> PyResult<Vec<PyFdtNode>> {
+        let children = self.get()?.children();
+        Ok(children.map(|node| self.wrap(node)).collect())
+    }
+
+    #[getter]
+    fn properties<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let dict = PyDict::new(py);
+        // The first of a name counts, and comes first.
+        for property in self.get()?.properties() {
+            if let Some(name) = property.name
+                && !dict.contains(name)?
+            {
+                dict.set_item(name, PyBytes::new(py, property.value))?;
+            }
+        }
+        Ok(dict)
+    }
+
+    #[getter]
+    fn raw_properties<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let list = PyList::empty(py);
+        for p in self.get()?.properties() {
+            list.append((p.name, p.name_offset, PyBytes::new(py, p.value)))?;
+        }
+        Ok(list)
+    }
+
+    fn u32(&self, name: &str) -> PyResult<u32> {
+        self.get()?.u32(name).or_raise()
+    }
+
+    fn u64(&self, name: &str) -> PyResult<u64> {
+        self.get()?.u64(name).or_raise()
+    }
+
+    fn str(&self, name: &str) -> PyResult<&str> {
+        self.get()?.str(name).or_raise()
+    }
+
+    fn strings(&self, name: &str) -> PyResult<Vec<&str>> {
+        self.get()?.strings(name).or_raise()
+    }
+
+    fn node(&self, name: &str) -> PyResult<PyFdtNode> {
+        let node = self.get()?;
+        match node.child(name) {
+            Some(child) => Ok(self.wrap(child)),
+            None => {
+                let parent = node.path();
+                let path = format!("{}/{name}", parent.trim_end_matches('/'));
+                Err(self.missing(node, FdtProblem::NoNode { path }))
+            }
+        }
+    }
+
+    fn __getitem__<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyBytes>> {
+        let node = self.get()?;
+        match node.prop(name) {
+            Some(value) => Ok(PyBytes::new(py, value)),
+            None => {
+                let property = name.to_owned();
+                Err(self.missing(node, FdtProblem::NoProperty { property }))
+            }
+        }
+    }
+
+    fn __contains__(&self, name: &str) -> PyResult<bool> {
+        Ok(self.get()?.prop(name).is_some())
+    }
+
+    fn __eq__(&self, other: &Bound<'_, PyAny>) -> bool {
+        other.cast::<PyFdtNode>().is_ok_and(|other| {
+            let other = other.get();
+            Arc::ptr_eq(&self.fdt, &other.fdt) && self.index == other.index
+        })
+    }
+
+    fn __hash__(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (Arc::as_ptr(&self.fdt) as usize, self.index).hash(&mut hasher);
+        hasher.finish()
+    }
+
+    fn __repr__(&self) -> PyResult<String> {
+        let node = self.get()?;
+        let count = node.properties().len();
+        Ok(format!("<FdtNode {:?}, {count} properties>", node.path()))
+    }
+}
+
+/// libfdt's sequential writer. `None` once finished.
+#[pyclass(frozen, module = "kho.fdt", name = "FdtWriter")]
+pub(crate) struct PyFdtWriter {
+    capacity: usize,
+    state: Mutex<Option<FdtWriter>>,
+}
+
+impl PyFdtWriter {
+    fn lock(&self) -> MutexGuard<'_, Option<FdtWriter>> {
+        // A call that fails changes nothing, so there is no half-done state to fear.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with<T>(&self, call: impl FnOnce(&mut FdtWriter) -> kho::Result<T>) -> PyResult<T> {
+        match self.lock().as_mut() {
+            Some(writer) => call(writer),
+            None => Err(bad_state("the writer is finished")),
+        }
+        .or_raise()
+    }
+}
+
+fn bad_state(why: &'static str) -> Error {
+    Error::Fdt {
+        offset: 0,
+        problem: FdtProblem::BadState { why },
+    }
+}
+
+#[pymethods]
+impl PyFdtWriter {
+    #[new]
+    #[pyo3(signature = (capacity = 4096))]
+    fn new(capacity: usize) -> Self {
+        PyFdtWriter {
+            capacity,
+            state: Mutex::new(Some(FdtWriter::new(capacity))),
+        }
+    }
+
+    #[getter]
+    fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    fn add_reservemap_entry(&self, address: u64, size: u64) -> PyResult<()> {
+        self.with(|w| w.add_reservemap_entry(address, size))
+    }
+
+    #[pyo3(signature = (name = ""))]
+    fn begin_node(&self, name: &str) -> PyResult<()> {
+        self.with(|w| w.begin_node(name))
+    }
+
+    fn end_node(&self) -> PyResult<()> {
+        self.with(FdtWriter::end_node)
+    }
+
+    #[pyo3(signature = (name = ""))]
+    fn node(slf: Bound<'_, Self>, name: &str) -> NodeBlock {
+        NodeBlock {
+            writer: slf.unbind(),
+            name: name.to_owned(),
+            depth: Mutex::new(None),
+        }
+    }
+
+    fn property(&self, py: Python<'_>, name: &str, value: PyBuffer<u8>) -> PyResult<()> {
+        let value = value.to_vec(py)?;
+        self.with(|w| w.property(name, &value))
+    }
+
+    fn property_u32(&self, name: &str, value: u32) -> PyResult<()> {
+        self.with(|w| w.property_u32(name, value))
+    }
+
+    fn property_u64(&self, name: &str, value: u64) -> PyResult<()> {
+        self.with(|w| w.property_u64(name, value))
+    }
+
+    fn property_str(&self, name: &str, text: &str) -> PyResult<()> {
+        self.with(|w| w.property_str(name, text))
+    }
+
+    fn placeholder(slf: Bound<'_, Self>, name: &str, length: usize) -> PyResult<PyFdtPlaceholder> {
+        let place = slf.get().with(|w| w.placeholder(name, length))?;
+        let writer = slf.unbind();
+        Ok(PyFdtPlaceholder { writer, place })
+    }
+
+    fn finish<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let mut state = self.lock();
+        let blob = match state.as_ref() {
+            Some(writer) => writer.to_blob(),
+            None => Err(bad_state("the writer is finished")),
+        }
+        .or_raise()?;
+        *state = None;
+        Ok(PyBytes::new(py, &blob))
+    }
+}
+
+/// Room for a value that comes later.
+#[pyclass(frozen, module = "kho.fdt", name = "FdtPlaceholder")]
+pub(crate) struct PyFdtPlaceholder {
+    writer: Py<PyFdtWriter>,
+    place: Placeholder,
+}
+
+#[pymethods]
+impl PyFdtPlaceholder {
+    fn fill(&self, py: Python<'_>, value: PyBuffer<u8>) -> PyResult<()> {
+        let value = value.to_vec(py)?;
+        self.writer.get().with(|w| w.fill(self.place, &value))
+    }
+
+    fn fill_u64(&self, value: u64) -> PyResult<()> {
+        let value = value.to_le_bytes();
+        self.writer.get().with(|w| w.fill(self.place, &value))
+    }
+}
+
+/// `with writer.node(name):` begins the node and ends it.
+#[pyclass(frozen, module = "kho.fdt", name = "FdtNodeBlock")]
+pub(crate) struct NodeBlock {
+    writer: Py<PyFdtWriter>,
+    name: String,
+    depth: Mutex<Option<usize>>,
+}
+
+#[pymethods]
+impl NodeBlock {
+    fn __enter__(&self, py: Python<'_>) -> PyResult<Py<PyFdtWriter>> {
+        let inside = self.writer.get().with(|w| {
+            w.begin_node(&self.name)?;
+            Ok(w.depth())
+        })?;
+        *self.depth.lock().unwrap_or_else(PoisonError::into_inner) = Some(inside);
+        Ok(self.writer.clone_ref(py))
+    }
+
+    /// An error of the block goes before one of ending the node.
+    fn __exit__(
+        &self,
+        kind: &Bound<'_, PyAny>,
+        _value: &Bound<'_, PyAny>,
+        _traceback: &Bound<'_, PyAny>,
+    ) -> PyResult<bool> {
+        let inside = self
+            .depth
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let ended = self.writer.get().with(|w| {
+            if inside != Some(w.depth()) {
+                return Err(bad_state("nodes begun and ended in a block do not match"));
+            }
+            w.end_node()
+        });
+        match ended {
+            Err(error) if kind.is_none() => Err(error),
+            _ => Ok(false),
+        }
+    }
+}
