@@ -1,0 +1,281 @@
+//! What is marked: by order and pfn, by address, by block, and the neighbours of a pfn.
+
+use super::block::{Block, Shape};
+use super::{Geometry, Tracker};
+use crate::units::{Order, Pfn, Phys};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// A folio by address, in the form that buffers hold.
+#[derive(
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    Debug,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(C)]
+pub struct Folio {
+    pub phys: u64,
+    pub order: u8,
+    pad: [u8; 7],
+}
+
+const _: () = assert!(size_of::<Folio>() == 16);
+
+impl Folio {
+    pub const fn new(phys: Phys, order: Order) -> Self {
+        Folio {
+            phys: phys.0,
+            order: order.index() as u8,
+            pad: [0; 7],
+        }
+    }
+}
+
+/// The numbers of the bits set in a word, ascending.
+#[derive(Clone, Copy)]
+pub(super) struct Ones(pub(super) u64);
+
+impl Iterator for Ones {
+    type Item = u64;
+
+    #[inline]
+    fn next(&mut self) -> Option<u64> {
+        let bit = (self.0 != 0).then(|| u64::from(self.0.trailing_zeros()))?;
+        self.0 &= self.0 - 1;
+        Some(bit)
+    }
+}
+
+/// One block of a tracker.
+#[derive(Clone, Copy)]
+pub struct BlockRef<'a> {
+    tracker: &'a Tracker,
+    order: Order,
+    index: u64,
+    block: Block,
+    count: u64,
+}
+
+impl<'a> BlockRef<'a> {
+    pub fn order(&self) -> Order {
+        self.order
+    }
+
+    /// The block's number in its order.
+    pub fn index(&self) -> u64 {
+        self.index
+    }
+
+    /// The address of the folio that bit 0 stands for.
+    pub fn phys_start(&self) -> Phys {
+        self.tracker.geometry.phys_start(self.order, self.index)
+    }
+
+    /// Where the bitmap itself lies, when the tracker's blocks have addresses.
+    pub fn phys(&self) -> Option<Phys> {
+        self.block.phys(&*self.tracker.source)
+    }
+
+    /// Folios marked in this block.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The bitmap as words: folio `64 * n + b` is bit `b` of word `n`.
+    pub fn words(&self) -> impl ExactSizeIterator<Item = u64> + use<'a> {
+        let (block, shape) = (self.block, self.tracker.shape);
+        (0..shape.words()).map(move |n| block.load(shape, n))
+    }
+
+    /// Copies the bitmap, bit `i` as bit `i % 8` of byte `i / 8`, as far as `into` reaches. Returns the bytes copied.
+    pub fn copy_to(&self, into: &mut [u8]) -> usize {
+        let (chunks, _) = into.as_chunks_mut::<8>();
+        let copied = chunks.len().min(self.tracker.shape.words());
+        for (chunk, word) in chunks.iter_mut().zip(self.words()) {
+            *chunk = word.to_le_bytes();
+        }
+        copied * 8
+    }
+}
+
+/// The folios (by number) from `from` on in blocks given as (index, block), ascending.
+fn folios_in(
+    shape: Shape,
+    from: u64,
+    blocks: impl Iterator<Item = (u64, Block, u64)>,
+) -> impl Iterator<Item = u64> {
+    blocks
+        .filter(|&(.., count)| count > 0)
+        .flat_map(move |(index, block, _)| {
+            let first = index << shape.log2_bits;
+            let skip = (from.max(first) - first) >> 6;
+            (skip..shape.words() as u64).flat_map(move |n| {
+                let base = first + 64 * n;
+                let mut word = block.load(shape, n as usize);
+                if base < from {
+                    word &= !0 << (from & 63);
+                }
+                Ones(word).map(move |bit| base + bit)
+            })
+        })
+}
+
+impl Tracker {
+    /// Every folio: order ascending, then pfn, as they are serialized.
+    pub fn iter(&self) -> impl Iterator<Item = (Pfn, Order)> + '_ {
+        self.iter_from(Order::ZERO, Pfn(0))
+    }
+
+    /// The folios of `order` at or behind `from`, then those of the larger orders, as [`Tracker::iter`].
+    pub fn iter_from(&self, order: Order, from: Pfn) -> impl Iterator<Item = (Pfn, Order)> + '_ {
+        let dirs = Order::all().zip(&self.dirs).skip(order.index());
+        dirs.flat_map(move |(o, dir)| {
+            let first = if o == order {
+                from.0.div_ceil(o.nr_pages())
+            } else {
+                0
+            };
+            let blocks = dir.blocks_from(first >> self.shape.log2_bits);
+            folios_in(self.shape, first, blocks).map(move |folio| (Pfn(folio << o.get()), o))
+        })
+    }
+
+    /// The first folio of an order.
+    pub fn first(&self, order: Order) -> Option<Pfn> {
+        self.next(order, Pfn(0))
+    }
+
+    /// The first folio of an order at or behind a pfn. Empty blocks are passed over by their counts.
+    pub fn next(&self, order: Order, from: Pfn) -> Option<Pfn> {
+        let dir = self.dirs.get(order.index()).filter(|dir| dir.len > 0)?;
+        let first = from.0.div_ceil(order.nr_pages());
+        let blocks = dir.blocks_from(first >> self.shape.log2_bits);
+        let folio = folios_in(self.shape, first, blocks).next()?;
+        Some(Pfn(folio << order.get()))
+    }
+
+    /// The order of a folio that starts at `pfn`, the largest if there are several.
+    pub fn head_order(&self, pfn: Pfn) -> Option<Order> {
+        self.used().rev().find(|&order| self.contains(pfn, order))
+    }
+
+    /// A folio that holds a page, the smallest if there are several.
+    pub fn covering(&self, pfn: Pfn) -> Option<(Pfn, Order)> {
+        self.used().find_map(|order| {
+            let head = Pfn(pfn.0 & !(order.nr_pages() - 1));
+            self.contains(head, order).then_some((head, order))
+        })
+    }
+
+    /// A folio that shares a page with `[start, end)`, one of the smallest such order.
+    pub fn overlapping(&self, start: Pfn, end: Pfn) -> Option<(Pfn, Order)> {
+        if start >= end {
+            return None;
+        }
+        self.used().find_map(|order| {
+            let head = Pfn(start.0 & !(order.nr_pages() - 1));
+            let folio = self.next(order, head).filter(|&folio| folio < end)?;
+            Some((folio, order))
+        })
+    }
+
+    /// Orders that have a folio now.
+    fn used(&self) -> impl DoubleEndedIterator<Item = Order> + '_ {
+        // Order::all() is one long, so rev() would meet orders without a directory: these are filtered, not zipped.
+        Order::all().filter(|&order| self.len_of(order) > 0)
+    }
+
+    /// Every folio by address, then order.
+    pub fn folios(&self) -> Vec<Folio> {
+        let mut folios = vec![Folio::default(); self.len() as usize];
+        let mut rest = &mut folios[..];
+        let mut runs = 0;
+        for (order, dir) in Order::all().zip(&self.dirs).filter(|(_, dir)| dir.len > 0) {
+            let shift = order.get() + self.geometry.page().shift();
+            for (index, block, _) in dir.blocks_from(0).filter(|b| b.2 > 0) {
+                for n in 0..self.shape.words() {
+                    let word = block.load(self.shape, n);
+                    let first = (index << self.shape.log2_bits) + 64 * n as u64;
+                    let (now, later) = rest.split_at_mut(word.count_ones() as usize);
+                    for (folio, bit) in now.iter_mut().zip(Ones(word)) {
+                        *folio = Folio::new(Phys((first + bit) << shift), order);
+                    }
+                    rest = later;
+                }
+            }
+            runs += 1;
+        }
+        if runs > 1 {
+            // A stable sort finds the orders' runs, which are sorted already, and merges them.
+            folios.sort();
+        }
+        folios
+    }
+
+    /// The pfns of one order, ascending.
+    pub fn pfns(&self, order: Order) -> Vec<u64> {
+        let mut pfns = Vec::with_capacity(self.len_of(order) as usize);
+        for block in self.blocks(order).filter(|block| !block.is_empty()) {
+            let first = block.index << self.shape.log2_bits;
+            for (n, word) in (0..).zip(block.words()) {
+                pfns.extend(Ones(word).map(|bit| (first + 64 * n + bit) << order.get()));
+            }
+        }
+        pfns
+    }
+
+    /// The blocks of an order, ascending; those that became empty too.
+    pub fn blocks(&self, order: Order) -> impl Iterator<Item = BlockRef<'_>> {
+        self.dirs
+            .get(order.index())
+            .into_iter()
+            .flat_map(|dir| dir.blocks_from(0))
+            .map(move |(index, block, count)| BlockRef {
+                tracker: self,
+                order,
+                index,
+                block,
+                count,
+            })
+    }
+
+    /// One block, if it exists.
+    pub fn block(&self, order: Order, index: u64) -> Option<BlockRef<'_>> {
+        let (block, count) = self.dirs.get(order.index())?.get(index)?;
+        Some(BlockRef {
+            tracker: self,
+            order,
+            index,
+            block,
+            count,
+        })
+    }
+}
+
+impl Geometry {
+    /// The pfn of bit `bit` of a block, when it lies inside the address space.
+    pub const fn pfn_of(self, order: Order, index: u64, bit: u64) -> Option<Pfn> {
+        if index >= self.index_limit(order) || bit >= self.bits() {
+            return None;
+        }
+        let folio = index * self.bits() + bit;
+        if folio < self.folio_limit(order) {
+            Some(Pfn(folio << order.get()))
+        } else {
+            None
+        }
+    }
+}

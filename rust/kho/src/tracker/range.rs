@@ -1,0 +1,193 @@
+//! Ranges and runs, by words; bitmaps that come from elsewhere.
+//!
+//! Whatever can fail comes first (alignment, range, blocks to make), so that a change happens whole or not at all.
+
+use super::Tracker;
+use crate::error::{Error, Result};
+use crate::units::{Order, Pfn, aligned_blocks};
+
+impl Tracker {
+    /// Marks `n` pages as the naturally aligned folios they split into (`kho_preserve_pages`). Returns how many of
+    /// those were not marked yet.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] beyond the address space, and the source's; then nothing is marked that was not before.
+    pub fn preserve_pages(&mut self, pfn: Pfn, n: u64) -> Result<u64> {
+        let end = self.geometry.page().end_of(pfn, n)?;
+        self.ensure_split(pfn, end)?;
+        Ok(self.fill_split(pfn, end, true))
+    }
+
+    /// Splits as [`Tracker::preserve_pages`] does and unmarks those folios. Returns how many were marked.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] beyond the address space.
+    pub fn unpreserve_pages(&mut self, pfn: Pfn, n: u64) -> Result<u64> {
+        let end = self.geometry.page().end_of(pfn, n)?;
+        Ok(self.fill_split(pfn, end, false))
+    }
+
+    fn ensure_split(&mut self, pfn: Pfn, end: Pfn) -> Result<()> {
+        for (pfn, order) in aligned_blocks(pfn, end) {
+            self.ensure(order, (pfn.0 >> order.get()) >> self.shape.log2_bits)?;
+        }
+        Ok(())
+    }
+
+    fn fill_split(&mut self, pfn: Pfn, end: Pfn, mark: bool) -> u64 {
+        aligned_blocks(pfn, end)
+            .map(|(pfn, order)| self.fill(order, pfn.0 >> order.get(), 1, mark))
+            .sum()
+    }
+
+    /// Marks `count` consecutive folios of one order. Returns how many were not marked yet.
+    ///
+    /// # Errors
+    /// As [`Tracker::preserve`]; then nothing is marked that was not before.
+    pub fn preserve_run(&mut self, pfn: Pfn, order: Order, count: u64) -> Result<u64> {
+        let first = self.check_run(pfn, order, count)?;
+        if count == 0 {
+            return Ok(0);
+        }
+        let last = first + (count - 1);
+        for index in first >> self.shape.log2_bits..=last >> self.shape.log2_bits {
+            self.ensure(order, index)?;
+        }
+        Ok(self.fill(order, first, count, true))
+    }
+
+    /// Unmarks `count` consecutive folios of one order. Returns how many were marked.
+    ///
+    /// # Errors
+    /// [`Error::Misaligned`] or [`Error::OutOfRange`].
+    pub fn unpreserve_run(&mut self, pfn: Pfn, order: Order, count: u64) -> Result<u64> {
+        let first = self.check_run(pfn, order, count)?;
+        Ok(self.fill(order, first, count, false))
+    }
+
+    /// The number of the run's first folio, once the run is known to lie inside the address space.
+    fn check_run(&self, pfn: Pfn, order: Order, count: u64) -> Result<u64> {
+        let page = self.geometry.page();
+        if count == 0 && pfn.0 == page.pfn_limit() {
+            return Ok(pfn.0 >> order.get());
+        }
+        page.check_folio(pfn, order)?;
+        let first = pfn.0 >> order.get();
+        let limit = self.geometry.folio_limit(order);
+        if count > limit - first {
+            return Err(Error::OutOfRange {
+                what: "end of the run's last folio, pfn",
+                value: pfn.0.saturating_add(count.saturating_mul(order.nr_pages())),
+                limit: page.pfn_limit(),
+            });
+        }
+        Ok(first)
+    }
+
+    /// Sets or clears the bits of folios `first .. first + count` in the blocks that exist. Returns how many changed.
+    pub(super) fn fill(&mut self, order: Order, first: u64, count: u64, mark: bool) -> u64 {
+        let shape = self.shape;
+        let Some(dir) = self.dirs.get_mut(order.index()) else {
+            return 0;
+        };
+        let bits = 1 << shape.log2_bits;
+        let (mut at, end, mut changed) = (first, first + count, 0);
+        while at < end {
+            let stop = end.min((at | (bits - 1)) + 1);
+            let Some((block, total)) = dir.get_mut(at >> shape.log2_bits) else {
+                at = match dir.blocks_from(at >> shape.log2_bits).next() {
+                    Some((index, ..)) => index << shape.log2_bits,
+                    None => end,
+                };
+                continue;
+            };
+            let mut flips = 0;
+            while at < stop {
+                let next = stop.min((at | 63) + 1);
+                let mask = !0 >> (64 - (next - at)) << (at & 63);
+                let word = (at >> 6) as usize;
+                let old = block.load(shape, word);
+                let new = if mark { old | mask } else { old & !mask };
+                block.store(shape, word, new);
+                flips += u64::from((old ^ new).count_ones());
+                at = next;
+            }
+            *total = if mark { *total + flips } else { *total - flips };
+            changed += flips;
+        }
+        dir.len = if mark {
+            dir.len + changed
+        } else {
+            dir.len - changed
+        };
+        changed
+    }
+
+    /// Marks what a bitmap of `block_bytes` bytes says about block `index` (bit `i` is byte `i / 8`, bit `i % 8`); the
+    /// block exists afterwards even if nothing is set. Returns how many folios were not marked yet.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] if the block, or a bit that is set, lies beyond the address space; [`Error::Invalid`] if the
+    /// bitmap is not `block_bytes` long; the source's.
+    pub fn adopt_block(&mut self, order: Order, index: u64, bitmap: &[u8]) -> Result<u64> {
+        let shape = self.shape;
+        if bitmap.len() != shape.bytes() {
+            return Err(Error::Invalid {
+                what: "bitmap",
+                why: format!("{} bytes are not {}", bitmap.len(), shape.bytes()),
+            });
+        }
+        let limit = self.geometry.index_limit(order);
+        if index >= limit {
+            return Err(Error::OutOfRange {
+                what: "block",
+                value: index,
+                limit,
+            });
+        }
+        let words = || {
+            let (words, _) = bitmap.as_chunks::<8>();
+            words.iter().map(|&bytes| u64::from_le_bytes(bytes))
+        };
+        let first = index << shape.log2_bits;
+        let last = words()
+            .enumerate()
+            .rfind(|&(_, word)| word != 0)
+            .map(|(n, word)| first + 64 * n as u64 + u64::from(word.ilog2()));
+        if let Some(last) = last
+            && last >= self.geometry.folio_limit(order)
+        {
+            // Only an order whose blocks are longer than the address space gets here, so this is at most 2^19 << 36.
+            return Err(Error::OutOfRange {
+                what: "pfn of a bit set",
+                value: last << order.get(),
+                limit: self.geometry.page().pfn_limit(),
+            });
+        }
+        self.ensure(order, index)?;
+        Ok(self.merge_block(order, index, words()))
+    }
+
+    /// ORs words into a block that exists. Returns how many bits that set.
+    pub(super) fn merge_block(
+        &mut self,
+        order: Order,
+        index: u64,
+        words: impl Iterator<Item = u64>,
+    ) -> u64 {
+        let shape = self.shape;
+        let dir = &mut self.dirs[order.index()];
+        let Some((block, count)) = dir.get_mut(index) else {
+            return 0;
+        };
+        let mut flips = 0;
+        for (n, new) in words.enumerate().take(shape.words()) {
+            let old = block.load(shape, n);
+            block.store(shape, n, old | new);
+            flips += u64::from((new & !old).count_ones());
+        }
+        *count += flips;
+        dir.len += flips;
+        flips
+    }
+}

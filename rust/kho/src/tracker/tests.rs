@@ -1,0 +1,491 @@
+use super::*;
+use crate::error::Error;
+use crate::units::{PageSize, Phys, aligned_blocks};
+use core::ptr::NonNull;
+use proptest::prelude::*;
+use proptest::sample::select;
+use std::collections::BTreeSet;
+
+type Model = BTreeSet<(u32, u64)>;
+
+fn order(o: u32) -> Order {
+    Order::new(o.into()).unwrap()
+}
+
+fn geometries() -> impl Strategy<Value = Geometry> {
+    let all = PageSize::ALL.into_iter().flat_map(|page| {
+        [Geometry::SMALL, page.bytes()].map(|bytes| Geometry::new(page, bytes).unwrap())
+    });
+    select(all.collect::<Vec<_>>())
+}
+
+/// A folio: an order, and a number near 0, a block's edge, a word's edge, the end of the address space, or anywhere.
+fn folios(g: Geometry) -> impl Strategy<Value = (Pfn, Order)> {
+    let orders = prop_oneof![4 => select(vec![0u32, 1, 9, 18, 36]), 1 => 0..=36u32];
+    (orders, any::<u64>(), 0..6u64, 0..8u32).prop_map(move |(o, any, near, kind)| {
+        let limit = g.folio_limit(order(o));
+        let folio = match kind {
+            0 => near,
+            1 => 4093 + near,
+            2 => 32765 + near,
+            3 => (g.bits() * (any % 5 + 1) + near).wrapping_sub(3),
+            4 => limit - 1 - near,
+            5 => 61 + near,
+            6 => any % 100_000,
+            _ => any,
+        } % limit;
+        (Pfn(folio << o), order(o))
+    })
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Preserve(Pfn, Order),
+    Unpreserve(Pfn, Order),
+    Pages(Pfn, u64, bool),
+    Run(Pfn, Order, u64, bool),
+    Adopt(Pfn, Order, u64),
+}
+
+fn ops(g: Geometry) -> impl Strategy<Value = Op> {
+    let lengths = || {
+        prop_oneof![
+            0..200u64,
+            select(vec![4096u64, 32768, 40_000]),
+            0..70_000u64
+        ]
+    };
+    prop_oneof![
+        4 => folios(g).prop_map(|(p, o)| Op::Preserve(p, o)),
+        2 => folios(g).prop_map(|(p, o)| Op::Unpreserve(p, o)),
+        1 => (folios(g), lengths(), any::<bool>()).prop_map(|((p, _), n, on)| Op::Pages(p, n, on)),
+        1 => (folios(g), lengths(), any::<bool>()).prop_map(|((p, o), n, on)| Op::Run(p, o, n % 700, on)),
+        1 => (folios(g), any::<u64>()).prop_map(|((p, o), word)| Op::Adopt(p, o, word)),
+    ]
+}
+
+fn toggle(model: &mut Model, on: bool, folios: impl Iterator<Item = (Pfn, Order)>) -> u64 {
+    folios
+        .filter(|&(p, o)| match on {
+            true => model.insert((o.get(), p.0)),
+            false => model.remove(&(o.get(), p.0)),
+        })
+        .count() as u64
+}
+
+fn apply(t: &mut Tracker, model: &mut Model, op: &Op) {
+    let page = t.geometry().page();
+    match *op {
+        Op::Preserve(p, o) => {
+            let new = toggle(model, true, [(p, o)].into_iter()) == 1;
+            assert_eq!(t.preserve(p, o).unwrap(), new);
+        }
+        Op::Unpreserve(p, o) => {
+            let was = toggle(model, false, [(p, o)].into_iter()) == 1;
+            assert_eq!(t.unpreserve(p, o).unwrap(), was);
+        }
+        Op::Pages(p, n, on) => {
+            let result = match on {
+                true => t.preserve_pages(p, n),
+                false => t.unpreserve_pages(p, n),
+            };
+            if p.0 + n > page.pfn_limit() {
+                assert!(matches!(result, Err(Error::OutOfRange { .. })));
+            } else {
+                let n = toggle(model, on, aligned_blocks(p, Pfn(p.0 + n)));
+                assert_eq!(result.unwrap(), n);
+            }
+        }
+        Op::Run(p, o, n, on) => {
+            let result = match on {
+                true => t.preserve_run(p, o, n),
+                false => t.unpreserve_run(p, o, n),
+            };
+            if (p.0 >> o.get()) + n > t.geometry().folio_limit(o) {
+                assert!(matches!(result, Err(Error::OutOfRange { .. })));
+            } else {
+                let run = (0..n).map(|i| (Pfn(p.0 + i * o.nr_pages()), o));
+                assert_eq!(result.unwrap(), toggle(model, on, run));
+            }
+        }
+        Op::Adopt(p, o, word) => {
+            let g = t.geometry();
+            let folio = p.0 >> o.get();
+            let index = folio / g.bits();
+            let at = (folio % g.bits() / 64 * 8) as usize;
+            let mut bitmap = vec![0; g.block_bytes() as usize];
+            bitmap[at..at + 8].copy_from_slice(&word.to_le_bytes());
+            let first = folio & !63;
+            let bits = (0..64).filter(|b| word >> b & 1 != 0).map(|b| first + b);
+            let result = t.adopt_block(o, index, &bitmap);
+            if bits.clone().any(|f| f >= g.folio_limit(o)) {
+                assert!(matches!(result, Err(Error::OutOfRange { .. })));
+            } else {
+                let new = toggle(model, true, bits.map(|f| (Pfn(f << o.get()), o)));
+                assert_eq!(result.unwrap(), new);
+                assert!(t.block(o, index).is_some());
+            }
+        }
+    }
+}
+
+fn build(g: Geometry, ops: &[Op]) -> (Tracker, Model) {
+    let (mut t, mut model) = (Tracker::new(g), Model::new());
+    for op in ops {
+        apply(&mut t, &mut model, op);
+    }
+    (t, model)
+}
+
+fn contents(t: &Tracker) -> Model {
+    t.iter().map(|(p, o)| (o.get(), p.0)).collect()
+}
+
+/// A tracker with its model.
+fn trackers() -> impl Strategy<Value = (Tracker, Model)> {
+    geometries().prop_flat_map(|g| {
+        proptest::collection::vec(ops(g), 0..40).prop_map(move |ops| build(g, &ops))
+    })
+}
+
+/// Two trackers of one page size, with the same or different blocks, that have much in common.
+fn pairs() -> impl Strategy<Value = ((Tracker, Model), (Tracker, Model))> {
+    let blocks = select(vec![
+        (true, true),
+        (true, false),
+        (false, true),
+        (false, false),
+    ]);
+    (select(PageSize::ALL.to_vec()), blocks).prop_flat_map(|(page, (a, b))| {
+        let g = move |small| match small {
+            true => Geometry::new(page, Geometry::SMALL).unwrap(),
+            false => Geometry::paged(page),
+        };
+        let ops = || proptest::collection::vec(ops(g(a)), 0..20);
+        (ops(), ops(), ops()).prop_map(move |(both, mine, theirs)| {
+            let fits = |ops: &[Op]| {
+                // A block to adopt is of one size: leave those out where sizes differ.
+                let keep = |op: &&Op| a == b || !matches!(op, Op::Adopt(..));
+                ops.iter().filter(keep).cloned().collect::<Vec<_>>()
+            };
+            (
+                build(g(a), &[fits(&both), fits(&mine)].concat()),
+                build(g(b), &[fits(&both), fits(&theirs)].concat()),
+            )
+        })
+    })
+}
+
+/// Heap blocks, but only so many; they have addresses.
+struct Limited(HeapBlocks, usize);
+
+// SAFETY: the blocks are those of HeapBlocks.
+unsafe impl BlockSource for Limited {
+    fn alloc_block(&mut self, bytes: usize) -> Result<NonNull<u64>> {
+        self.1 = self.1.checked_sub(1).ok_or(Error::NoMemory {
+            order: 0,
+            node: None,
+        })?;
+        self.0.alloc_block(bytes)
+    }
+    fn phys_of(&self, block: NonNull<u64>) -> Option<Phys> {
+        Some(Phys(block.addr().get() as u64))
+    }
+    fn nbytes(&self) -> u64 {
+        self.0.nbytes()
+    }
+    fn release_all(&mut self) {
+        self.0.release_all();
+    }
+}
+
+fn limited(g: Geometry, blocks: usize) -> Tracker {
+    Tracker::with_source(g, Box::new(Limited(HeapBlocks::default(), blocks)))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn a_tracker_is_a_set_of_pfn_and_order((t, model) in trackers()) {
+        prop_assert_eq!(contents(&t), model.clone());
+        prop_assert_eq!(t.len(), model.len() as u64);
+        prop_assert_eq!(t.is_empty(), model.is_empty());
+        prop_assert_eq!(t.nr_pages(), model.iter().map(|&(o, _)| 1u128 << o).sum::<u128>());
+        prop_assert!(t.iter().map(|(p, o)| (o, p)).is_sorted());
+        for o in Order::all() {
+            let pfns: Vec<u64> = model.iter().filter(|f| f.0 == o.get()).map(|f| f.1).collect();
+            prop_assert_eq!(t.len_of(o), pfns.len() as u64);
+            prop_assert_eq!(t.pfns(o), pfns);
+        }
+    }
+
+    #[test]
+    fn folios_are_sorted_by_address_then_order((t, model) in trackers()) {
+        let page = t.geometry().page();
+        let want: BTreeSet<_> = model.iter().map(|&(o, p)| Folio::new(page.phys(Pfn(p)), order(o))).collect();
+        prop_assert_eq!(t.folios(), want.into_iter().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn lookups_agree_with_a_search((t, model) in trackers(), near in any::<proptest::sample::Index>(), by in 0..5u64) {
+        let all: Vec<_> = model.iter().copied().collect();
+        let pfn = if all.is_empty() { by } else { near.get(&all).1.wrapping_add(by).wrapping_sub(2) };
+        let limit = t.geometry().page().pfn_limit();
+        let covers = |&&(o, p): &&(u32, u64)| p <= pfn && pfn - p < 1 << o;
+        let folio = |&(o, p): &(u32, u64)| (Pfn(p), order(o));
+        prop_assert_eq!(t.covering(Pfn(pfn)), all.iter().find(covers).map(folio));
+        let heads = all.iter().filter(|f| f.1 == pfn).map(|f| order(f.0));
+        prop_assert_eq!(t.head_order(Pfn(pfn)), heads.max());
+        for o in Order::all() {
+            prop_assert_eq!(t.contains(Pfn(pfn), o), model.contains(&(o.get(), pfn)));
+            let next = all.iter().find(|f| f.0 == o.get() && f.1 >= pfn);
+            prop_assert_eq!(t.next(o, Pfn(pfn)), next.map(|f| Pfn(f.1)));
+            let rest: Vec<_> = t.iter_from(o, Pfn(pfn)).take(3).collect();
+            let want = all.iter().filter(|f| f.0 > o.get() || f.0 == o.get() && f.1 >= pfn).map(folio);
+            prop_assert_eq!(rest, want.take(3).collect::<Vec<_>>());
+        }
+        for len in [0, 1, 7, 1 << 20] {
+            let end = pfn.saturating_add(len).min(limit);
+            let shares = |f: &&(u32, u64)| f.1 < end && (f.1 + (1 << f.0)) > pfn && pfn < end;
+            let want = all.iter().find(shares).map(folio);
+            prop_assert_eq!(t.overlapping(Pfn(pfn), Pfn(end)), want);
+        }
+    }
+
+    #[test]
+    fn blocks_adopted_elsewhere_make_the_same_tracker((t, _) in trackers()) {
+        let g = t.geometry();
+        let mut copy = Tracker::new(g);
+        let mut bitmap = vec![0xff; g.block_bytes() as usize];
+        for o in t.orders() {
+            let mut at = None;
+            for block in t.blocks(o) {
+                prop_assert!(at < Some(block.index()));
+                at = Some(block.index());
+                prop_assert_eq!(g.index_of(o, block.phys_start()), Some(block.index()));
+                prop_assert_eq!(block.copy_to(&mut bitmap), bitmap.len());
+                prop_assert_eq!(copy.adopt_block(o, block.index(), &bitmap).unwrap(), block.count());
+            }
+        }
+        prop_assert_eq!(&copy, &t);
+        // The directory's size depends on the order of creation; all else is the same, the empty blocks too.
+        let rows = |t: &Tracker| t.stats().iter().map(|s| OrderStats { bytes: 0, ..*s }).collect::<Vec<_>>();
+        prop_assert_eq!(rows(&copy), rows(&t));
+        prop_assert_eq!(rows(&t.clone()), rows(&t));
+    }
+
+    #[test]
+    fn equality_looks_through_block_sizes(((a, in_a), (b, in_b)) in pairs()) {
+        prop_assert_eq!(a == b, in_a == in_b);
+        let mut other = Tracker::new(Geometry::paged(a.geometry().page()));
+        other.union_with(&a).unwrap();
+        prop_assert_eq!(&other, &a);
+        prop_assert!(other.is_subset(&a) && a.is_subset(&other));
+    }
+
+    #[test]
+    fn unions_are_commutative(((a, in_a), (b, in_b)) in pairs()) {
+        let (mut ab, mut ba) = (a.clone(), b.clone());
+        prop_assert_eq!(ab.union_with(&b).unwrap(), in_b.difference(&in_a).count() as u64);
+        ba.union_with(&a).unwrap();
+        prop_assert_eq!(&ab, &ba);
+        prop_assert_eq!(ab.len(), a.union_len(&b));
+        prop_assert_eq!(contents(&ab), in_a.union(&in_b).copied().collect::<Model>());
+    }
+
+    #[test]
+    fn intersections_are_commutative(((a, in_a), (b, in_b)) in pairs()) {
+        let (mut ab, mut ba) = (a.clone(), b.clone());
+        prop_assert_eq!(ab.intersect_with(&b).unwrap(), in_a.difference(&in_b).count() as u64);
+        ba.intersect_with(&a).unwrap();
+        prop_assert_eq!(&ab, &ba);
+        prop_assert_eq!(ab.len(), a.intersection_len(&b));
+        prop_assert_eq!(contents(&ab), in_a.intersection(&in_b).copied().collect::<Model>());
+        prop_assert_eq!(a.is_disjoint(&b), in_a.is_disjoint(&in_b));
+        prop_assert_eq!(a.is_subset(&b), in_a.is_subset(&in_b));
+    }
+
+    #[test]
+    fn a_difference_and_the_intersection_make_the_whole(((a, in_a), (b, in_b)) in pairs()) {
+        let (mut minus, mut both) = (a.clone(), a.clone());
+        prop_assert_eq!(minus.subtract(&b).unwrap(), a.intersection_len(&b));
+        both.intersect_with(&b).unwrap();
+        prop_assert!(minus.is_disjoint(&b) && minus.is_disjoint(&both));
+        prop_assert_eq!(contents(&minus), in_a.difference(&in_b).copied().collect::<Model>());
+        minus.union_with(&both).unwrap();
+        prop_assert_eq!(minus, a);
+    }
+
+    #[test]
+    fn a_symmetric_difference_undoes_itself(((a, in_a), (b, in_b)) in pairs()) {
+        let mut c = a.clone();
+        let (added, removed) = c.symmetric_difference_with(&b).unwrap();
+        prop_assert_eq!(contents(&c), in_a.symmetric_difference(&in_b).copied().collect::<Model>());
+        prop_assert_eq!((added, removed), (in_b.difference(&in_a).count() as u64, a.intersection_len(&b)));
+        prop_assert_eq!(c.symmetric_difference_with(&b).unwrap(), (removed, added));
+        prop_assert_eq!(c, a);
+    }
+
+    #[test]
+    fn what_fails_for_want_of_blocks_changes_nothing(g in geometries(), seed in 0..40_000u64, n in 1..200_000u64, have in 0..9usize) {
+        let mut t = limited(g, have + 1);
+        t.preserve(Pfn(seed), Order::ZERO).unwrap();
+        let before = contents(&t);
+        let whole = Tracker::new(g).preserve_pages(Pfn(seed), n).unwrap();
+        match t.preserve_pages(Pfn(seed), n) {
+            Ok(set) => prop_assert!(set == whole || set == whole - 1),
+            Err(_) => prop_assert_eq!(contents(&t), before.clone()),
+        }
+        let mut t = limited(g, have + 1);
+        t.preserve(Pfn(seed), Order::ZERO).unwrap();
+        let blocks = (seed + n - 1) / g.bits() - seed / g.bits() + 1;
+        match t.preserve_run(Pfn(seed), Order::ZERO, n) {
+            Ok(set) => prop_assert!(set == n - 1 && blocks <= have as u64 + 1),
+            Err(_) => {
+                prop_assert!(blocks > have as u64 + 1);
+                prop_assert_eq!(contents(&t), before);
+            }
+        }
+    }
+
+    #[test]
+    fn a_union_without_enough_blocks_changes_nothing(((a, _), (b, _)) in pairs(), spare in 0..4usize) {
+        let room = a.stats().iter().map(|s| s.blocks as usize).sum::<usize>() + spare;
+        let mut t = limited(a.geometry(), room);
+        for (pfn, order) in a.iter() {
+            t.preserve(pfn, order).unwrap();
+        }
+        if t.union_with(&b).is_err() {
+            prop_assert_eq!(t, a);
+        } else {
+            prop_assert!(a.is_subset(&t) && b.is_subset(&t));
+        }
+    }
+}
+
+#[test]
+fn what_is_no_folio_is_refused_and_never_contained() {
+    for page in PageSize::ALL {
+        let mut t = Tracker::new(Geometry::paged(page));
+        let limit = page.pfn_limit();
+        // Once with no directory, once with: the checks of the fast path and of the slow one.
+        for _ in 0..2 {
+            for (pfn, o) in [(limit, 0), (limit, 2), (u64::MAX, 0), (1 << 63, 36)] {
+                let error = t.preserve(Pfn(pfn), order(o)).unwrap_err();
+                assert!(matches!(error, Error::OutOfRange { .. }), "{error}");
+                assert!(t.unpreserve(Pfn(pfn), order(o)).is_err());
+                assert!(!t.contains(Pfn(pfn), order(o)));
+            }
+            for (pfn, o) in [(1, 1), (3, 2), (1 << 35, 36), (limit - 1, 9)] {
+                let error = t.preserve(Pfn(pfn), order(o)).unwrap_err();
+                assert!(matches!(error, Error::Misaligned { .. }), "{error}");
+                assert!(t.unpreserve(Pfn(pfn), order(o)).is_err());
+                assert!(!t.contains(Pfn(pfn), order(o)));
+                assert!(t.preserve_run(Pfn(pfn), order(o), 1).is_err());
+            }
+            for o in [0, 1, 2, 9, 36] {
+                t.preserve(Pfn(0), order(o)).unwrap();
+            }
+        }
+        assert!(t.preserve_pages(Pfn(limit - 1), 2).is_err());
+        assert!(t.preserve_pages(Pfn(2), u64::MAX).is_err());
+        assert!(
+            t.preserve_run(Pfn(0), order(36), (limit >> 36) + 1)
+                .is_err()
+        );
+        assert!(t.preserve_run(Pfn(0), order(36), u64::MAX).is_err());
+        assert_eq!(t.preserve_run(Pfn(limit), Order::ZERO, 0).unwrap(), 0);
+        assert_eq!(t.preserve_pages(Pfn(limit), 0).unwrap(), 0);
+        assert_eq!(t.len(), 5);
+    }
+}
+
+#[test]
+fn a_block_starts_where_the_stride_says_even_where_the_stride_exceeds_the_address_space() {
+    let g = |page, bytes| Geometry::new(page, bytes).unwrap();
+    let small = g(PageSize::Size4K, 512);
+    assert_eq!(small.phys_start(order(0), 3), Phys(3 << 24));
+    assert_eq!(small.index_of(order(0), Phys(3 << 24)), Some(3));
+    assert_eq!(small.index_of(order(0), Phys((3 << 24) + 4096)), None);
+    let large = g(PageSize::Size4K, 4096);
+    assert_eq!(large.phys_start(order(9), 2), Phys(2 << 36));
+    assert_eq!(large.index_of(order(36), Phys(1 << 63)), Some(1));
+    assert_eq!(
+        (large.index_limit(order(36)), large.index_limit(order(0))),
+        (2, 1 << 37)
+    );
+    let huge = g(PageSize::Size64K, 65536);
+    assert_eq!(huge.index_limit(order(36)), 1);
+    assert_eq!(huge.index_of(order(36), Phys(0)), Some(0));
+    assert_eq!(huge.index_of(order(36), Phys(1 << 52)), None);
+    assert_eq!(huge.index_of(order(29), Phys(1 << 63)), None);
+    assert_eq!(huge.pfn_of(order(36), 0, 4095), Some(Pfn(4095 << 36)));
+    assert_eq!(huge.pfn_of(order(36), 0, 4096), None);
+    assert!(Geometry::new(PageSize::Size64K, 4096).is_err());
+    assert!(Geometry::new(PageSize::Size4K, 1024).is_err());
+}
+
+#[test]
+fn a_bitmap_that_reaches_beyond_the_address_space_is_refused() {
+    let mut t = Tracker::new(Geometry::paged(PageSize::Size64K));
+    let mut bitmap = vec![0; 65536];
+    bitmap[4095 / 8] = 0x80;
+    assert_eq!(t.adopt_block(order(36), 0, &bitmap).unwrap(), 1);
+    bitmap[4096 / 8] = 1;
+    assert!(t.adopt_block(order(36), 0, &bitmap).is_err());
+    assert!(t.adopt_block(order(36), 1, &bitmap).is_err());
+    assert!(t.adopt_block(order(0), u64::MAX, &bitmap).is_err());
+    assert!(t.adopt_block(order(0), 0, &bitmap[1..]).is_err());
+    assert_eq!(t.len(), 1);
+    assert_eq!(t.adopt_block(order(3), 7, &[0; 65536]).unwrap(), 0);
+    assert_eq!(t.orders().map(Order::get).collect::<Vec<_>>(), [3, 36]);
+}
+
+#[test]
+fn blocks_that_become_empty_stay_until_clear() {
+    let mut t = limited(Geometry::paged(PageSize::Size4K), 9);
+    t.preserve(Pfn(512), order(9)).unwrap();
+    t.unpreserve(Pfn(512), order(9)).unwrap();
+    assert!(t.is_empty());
+    let row = t.stats()[0];
+    assert_eq!(
+        (row.order.get(), row.folios, row.blocks, row.empty_blocks),
+        (9, 0, 1, 1)
+    );
+    let block = t.blocks(order(9)).next().unwrap();
+    assert!(block.is_empty() && block.phys().is_some());
+    t.clear();
+    assert_eq!((t.orders().count(), t.stats().len()), (0, 0));
+}
+
+#[test]
+fn folios_at_both_ends_of_the_address_space_cost_next_to_nothing() {
+    let page = PageSize::Size4K;
+    let empty = Tracker::new(Geometry::paged(page)).nbytes();
+    assert!(empty < 256, "{empty}");
+    let mut t = Tracker::new(Geometry::new(page, 512).unwrap());
+    for pfn in [0, 1 << 30, 1 << 40, 1 << 50, page.pfn_limit() - 1] {
+        assert!(t.preserve(Pfn(pfn), Order::ZERO).unwrap());
+        assert!(t.contains(Pfn(pfn), Order::ZERO));
+    }
+    assert!(t.nbytes() < 32 << 10, "{}", t.nbytes());
+}
+
+#[test]
+fn a_window_grows_over_scattered_blocks_in_any_order_of_creation() {
+    let g = Geometry::new(PageSize::Size4K, 512).unwrap();
+    let mut x = 1u64;
+    let mut t = Tracker::new(g);
+    let mut indices = BTreeSet::new();
+    for n in 0..4000 {
+        x = x
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        let index = (x >> 33) % if n < 2000 { 1 << 16 } else { 1 << 24 };
+        let index = if n % 2 == 0 { index + (1 << 30) } else { index };
+        t.preserve(Pfn(index * g.bits()), Order::ZERO).unwrap();
+        indices.insert(index);
+    }
+    assert!(t.blocks(Order::ZERO).map(|b| b.index()).eq(indices));
+}
