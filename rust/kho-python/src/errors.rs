@@ -10,17 +10,14 @@ pub(crate) fn to_py(error: Error) -> PyErr {
         Error::Misaligned { .. } => "MisalignedError",
         Error::OrderTooLarge { .. } => "OrderError",
         Error::OutOfRange { .. } => "OutOfRangeError",
-        Error::PageSize { .. } | Error::BitmapBytes { .. } | Error::Invalid { .. } => {
-            "ParameterError"
-        }
+        Error::PageSize { .. } | Error::BitmapBytes { .. } | Error::Invalid { .. } => "ParameterError",
         Error::OutsideMemory { .. } => "OutsideMemoryError",
         Error::ScratchOverlap { .. } => "ScratchOverlapError",
         Error::Finalized { .. } | Error::NotFinalized => "FinalizedError",
         Error::Exists { .. } => "ExistsError",
         Error::NoSubtree { .. } => "NotFoundError",
         Error::Fdt {
-            problem:
-                kho::error::FdtProblem::NoNode { .. } | kho::error::FdtProblem::NoProperty { .. },
+            problem: kho::error::FdtProblem::NoNode { .. } | kho::error::FdtProblem::NoProperty { .. },
             ..
         } => "NotFoundError",
         Error::NotRestorable { .. } => "NotRestorableError",
@@ -36,10 +33,7 @@ pub(crate) fn to_py(error: Error) -> PyErr {
     };
     let message = error.to_string();
     Python::attach(|py| {
-        let class = py
-            .import("kho.errors")
-            .and_then(|m| m.getattr(class))
-            .and_then(|c| Ok(c.cast_into::<PyType>()?));
+        let class = py.import("kho.errors").and_then(|m| m.getattr(class)).and_then(|c| Ok(c.cast_into::<PyType>()?));
         match class {
             Ok(class) => PyErr::from_type(class, message),
             Err(import_failed) => import_failed,

@@ -92,10 +92,7 @@ impl PyFdt {
 
 impl PyFdt {
     fn wrap(&self, node: Node<'_>) -> PyFdtNode {
-        PyFdtNode {
-            fdt: self.0.clone(),
-            index: node.index(),
-        }
+        PyFdtNode { fdt: self.0.clone(), index: node.index() }
     }
 }
 
@@ -108,27 +105,16 @@ pub(crate) struct PyFdtNode {
 
 impl PyFdtNode {
     fn get(&self) -> PyResult<Node<'_>> {
-        let gone = || Error::Fdt {
-            offset: 0,
-            problem: FdtProblem::NoNode {
-                path: self.index.to_string(),
-            },
-        };
+        let gone = || Error::Fdt { offset: 0, problem: FdtProblem::NoNode { path: self.index.to_string() } };
         self.fdt.node_at(self.index).ok_or_else(gone).or_raise()
     }
 
     fn wrap(&self, node: Node<'_>) -> PyFdtNode {
-        PyFdtNode {
-            fdt: self.fdt.clone(),
-            index: node.index(),
-        }
+        PyFdtNode { fdt: self.fdt.clone(), index: node.index() }
     }
 
     fn missing(&self, node: Node<'_>, problem: FdtProblem) -> PyErr {
-        to_py(Error::Fdt {
-            offset: u64::from(node.offset()),
-            problem,
-        })
+        to_py(Error::Fdt { offset: u64::from(node.offset()), problem })
     }
 }
 
@@ -269,10 +255,7 @@ impl PyFdtWriter {
 }
 
 fn bad_state(why: &'static str) -> Error {
-    Error::Fdt {
-        offset: 0,
-        problem: FdtProblem::BadState { why },
-    }
+    Error::Fdt { offset: 0, problem: FdtProblem::BadState { why } }
 }
 
 #[pymethods]
@@ -280,10 +263,7 @@ impl PyFdtWriter {
     #[new]
     #[pyo3(signature = (capacity = 4096))]
     fn new(capacity: usize) -> Self {
-        PyFdtWriter {
-            capacity,
-            state: Mutex::new(Some(FdtWriter::new(capacity))),
-        }
+        PyFdtWriter { capacity, state: Mutex::new(Some(FdtWriter::new(capacity))) }
     }
 
     #[getter]
@@ -306,11 +286,7 @@ impl PyFdtWriter {
 
     #[pyo3(signature = (name = ""))]
     fn node(slf: Bound<'_, Self>, name: &str) -> NodeBlock {
-        NodeBlock {
-            writer: slf.unbind(),
-            name: name.to_owned(),
-            depth: Mutex::new(None),
-        }
+        NodeBlock { writer: slf.unbind(), name: name.to_owned(), depth: Mutex::new(None) }
     }
 
     fn property(&self, py: Python<'_>, name: &str, value: PyBuffer<u8>) -> PyResult<()> {
@@ -394,11 +370,7 @@ impl NodeBlock {
         _value: &Bound<'_, PyAny>,
         _traceback: &Bound<'_, PyAny>,
     ) -> PyResult<bool> {
-        let inside = self
-            .depth
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let inside = self.depth.lock().unwrap_or_else(PoisonError::into_inner).take();
         let ended = self.writer.get().with(|w| {
             if inside != Some(w.depth()) {
                 return Err(bad_state("nodes begun and ended in a block do not match"));

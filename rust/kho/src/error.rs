@@ -15,11 +15,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// An address or pfn that is no multiple of what it must be aligned to (EINVAL).
     #[error("{what} {value:#x} is not a multiple of {align:#x}")]
-    Misaligned {
-        what: &'static str,
-        value: u64,
-        align: u64,
-    },
+    Misaligned { what: &'static str, value: u64, align: u64 },
 
     /// A folio order beyond what the format or the allocator knows.
     #[error("order {order} exceeds {max}")]
@@ -30,18 +26,12 @@ pub enum Error {
     PageSize { bytes: u64 },
 
     /// A bitmap size other than 512 bytes or one page.
-    #[error(
-        "bitmap of {bytes} bytes: only 512 (Linux 6.16) or a page of {page} bytes (6.18 and later) exist"
-    )]
+    #[error("bitmap of {bytes} bytes: only 512 (Linux 6.16) or a page of {page} bytes (6.18 and later) exist")]
     BitmapBytes { bytes: u64, page: u64 },
 
     /// A number beyond its domain.
     #[error("{what} {value:#x} is beyond {limit:#x}")]
-    OutOfRange {
-        what: &'static str,
-        value: u64,
-        limit: u64,
-    },
+    OutOfRange { what: &'static str, value: u64, limit: u64 },
 
     /// An argument that makes no sense in itself.
     #[error("{what}: {why}")]
@@ -49,24 +39,14 @@ pub enum Error {
 
     /// Physical memory that the image or arena does not have.
     #[error("{what} at {phys:#x}: {len:#x} bytes there are not in this memory")]
-    OutsideMemory {
-        what: &'static str,
-        phys: u64,
-        len: u64,
-    },
+    OutsideMemory { what: &'static str, phys: u64, len: u64 },
 
     /// Something that must not overlap scratch does.
     #[error(
         "{what} at {phys:#x} (+{len:#x}) overlaps the scratch area {scratch_addr:#x} (+{scratch_size:#x}): the next \
          kernel boots there"
     )]
-    ScratchOverlap {
-        what: &'static str,
-        phys: u64,
-        len: u64,
-        scratch_addr: u64,
-        scratch_size: u64,
-    },
+    ScratchOverlap { what: &'static str, phys: u64, len: u64, scratch_addr: u64, scratch_size: u64 },
 
     /// A change after `finalize` (EBUSY).
     #[error("{what}: the handover is finalized; abort() it to change it again")]
@@ -90,11 +70,7 @@ pub enum Error {
 
     /// The page allocator's refusal of a request about an existing page.
     #[error("page at {phys:#x} is {state}, not {wanted}")]
-    PageState {
-        phys: u64,
-        state: &'static str,
-        wanted: &'static str,
-    },
+    PageState { phys: u64, state: &'static str, wanted: &'static str },
 
     /// The allocator has no free block of that order (ENOMEM).
     #[error("no free block of order {order}{}", .node.map_or(String::new(), |n| format!(" on node {n}")))]
@@ -113,22 +89,12 @@ pub enum Error {
     Root { phys: u64, problem: RootProblem },
 
     /// A `compatible` this version cannot decode.
-    #[error(
-        "FDT at {phys:#x}: compatible {compatible:?} is not one this version of kho decodes ({known})"
-    )]
-    UnsupportedAbi {
-        phys: u64,
-        compatible: String,
-        known: String,
-    },
+    #[error("FDT at {phys:#x}: compatible {compatible:?} is not one this version of kho decodes ({known})")]
+    UnsupportedAbi { phys: u64, compatible: String, known: String },
 
     /// A preserved-memory map that cannot be what a kernel wrote.
     #[error("{node} at {phys:#x}: {problem}")]
-    Map {
-        node: &'static str,
-        phys: u64,
-        problem: MapProblem,
-    },
+    Map { node: &'static str, phys: u64, problem: MapProblem },
 
     /// Neither layout of kho-v1 fits the evidence.
     #[error("map at {phys:#x}: no page size and bitmap size fit: {why}")]
@@ -140,17 +106,11 @@ pub enum Error {
 
     /// A file that cannot be used as a source.
     #[error("{}: {problem}", .path.display())]
-    Source {
-        path: PathBuf,
-        problem: SourceProblem,
-    },
+    Source { path: PathBuf, problem: SourceProblem },
 
     /// The operating system's refusal.
     #[error("{what}: {source}")]
-    Io {
-        what: String,
-        source: std::io::Error,
-    },
+    Io { what: String, source: std::io::Error },
 }
 
 /// Why a folio cannot be restored.
@@ -166,25 +126,14 @@ pub enum NotRestorable {
 impl fmt::Display for NotRestorable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::Unaligned { page } => write!(
-                f,
-                "the address is not a multiple of the page size {page:#x}"
-            ),
+            Self::Unaligned { page } => write!(f, "the address is not a multiple of the page size {page:#x}"),
             Self::NeverPreserved => f.write_str("it was not preserved"),
             Self::Interior { head, order } => {
-                write!(
-                    f,
-                    "it is inside the folio of order {order} at {head:#x}; restore its head"
-                )
+                write!(f, "it is inside the folio of order {order} at {head:#x}; restore its head")
             }
-            Self::AlreadyRestored => {
-                f.write_str("it was restored before; a folio is restored once")
-            }
+            Self::AlreadyRestored => f.write_str("it was restored before; a folio is restored once"),
             Self::OrderTooLarge { order, max } => {
-                write!(
-                    f,
-                    "its order {order} exceeds MAX_PAGE_ORDER {max}, which Linux before 7.x refuses"
-                )
+                write!(f, "its order {order} exceeds MAX_PAGE_ORDER {max}, which Linux before 7.x refuses")
             }
         }
     }
@@ -261,48 +210,24 @@ impl fmt::Display for FdtProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BadMagic { found } => write!(f, "magic {found:#010x}, not 0xd00dfeed"),
-            Self::BadVersion {
-                version,
-                last_compatible,
-            } => {
-                write!(
-                    f,
-                    "version {version} (last compatible {last_compatible}); 16 and 17 are readable"
-                )
+            Self::BadVersion { version, last_compatible } => {
+                write!(f, "version {version} (last compatible {last_compatible}); 16 and 17 are readable")
             }
             Self::Truncated { need, have } => write!(f, "cut short: {have} bytes of {need}"),
-            Self::BadBlock {
-                block,
-                start,
-                len,
-                have,
-            } => {
-                write!(
-                    f,
-                    "{block} at {start:#x} (+{len:#x}) does not fit a blob of {have:#x} bytes"
-                )
+            Self::BadBlock { block, start, len, have } => {
+                write!(f, "{block} at {start:#x} (+{len:#x}) does not fit a blob of {have:#x} bytes")
             }
-            Self::MisalignedBlock {
-                block,
-                start,
-                align,
-            } => {
+            Self::MisalignedBlock { block, start, align } => {
                 write!(f, "{block} at {start:#x} is not a multiple of {align}")
             }
             Self::BadToken { token } => write!(f, "unknown token {token:#x}"),
-            Self::BadName => {
-                f.write_str("name is unterminated, empty, not printable or over 255 bytes")
-            }
+            Self::BadName => f.write_str("name is unterminated, empty, not printable or over 255 bytes"),
             Self::BadNesting { why } => f.write_str(why),
             Self::TooDeep { max } => write!(f, "nodes nest deeper than {max}"),
             Self::BadStringOffset { offset } => {
                 write!(f, "property name at string offset {offset:#x} is not there")
             }
-            Self::BadLength {
-                property,
-                need,
-                have,
-            } => {
+            Self::BadLength { property, need, have } => {
                 write!(f, "property {property:?} has {have} bytes, not {need}")
             }
             Self::BadString { property } => {
@@ -372,20 +297,14 @@ pub enum MapProblem {
 impl fmt::Display for MapProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::Unaligned { page } => write!(
-                f,
-                "the address is not a multiple of the page size {page:#x}"
-            ),
+            Self::Unaligned { page } => write!(f, "the address is not a multiple of the page size {page:#x}"),
             Self::Outside { len } => write!(f, "{len:#x} bytes there are not in this memory"),
             Self::Order { order, max } => write!(f, "order {order} exceeds {max}"),
             Self::TooManyElements { num, max } => {
                 write!(f, "num_elms {num} exceeds the {max} entries of a page")
             }
             Self::Cycle => f.write_str("the list comes back to it: a cycle"),
-            Self::TooLong { max } => write!(
-                f,
-                "the walk is longer than the {max} nodes this memory could hold"
-            ),
+            Self::TooLong { max } => write!(f, "the walk is longer than the {max} nodes this memory could hold"),
             Self::Entry { index, value, why } => write!(f, "entry {index}: {value:#x} {why}"),
         }
     }
@@ -415,10 +334,7 @@ impl fmt::Display for SourceProblem {
             Self::Address { text } => {
                 write!(f, "{text:?} is not an address (write FILE@0x40000000)")
             }
-            Self::Overlap { first, second } => write!(
-                f,
-                "memory at {second} overlaps memory that starts at {first}"
-            ),
+            Self::Overlap { first, second } => write!(f, "memory at {second} overlaps memory that starts at {first}"),
             Self::Io(e) => e.fmt(f),
         }
     }
@@ -427,9 +343,6 @@ impl fmt::Display for SourceProblem {
 impl Error {
     /// An operating-system error with what was being done.
     pub fn io(what: impl Into<String>, source: impl Into<std::io::Error>) -> Self {
-        Error::Io {
-            what: what.into(),
-            source: source.into(),
-        }
+        Error::Io { what: what.into(), source: source.into() }
     }
 }

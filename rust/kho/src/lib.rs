@@ -7,10 +7,23 @@ pub mod units;
 pub mod error;
 
 pub mod cmdline;
+pub mod mapping;
 pub mod memory;
 
 pub mod fdt;
-
 pub mod tracker;
+
+pub mod claims;
+
+pub mod arena;
+
+pub mod abi;
+
+pub mod root;
+
+pub mod find;
+
+pub mod incoming;
+pub mod outgoing;
 
 pub use error::{Error, Result};

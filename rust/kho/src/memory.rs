@@ -13,9 +13,7 @@ pub struct PhysRange {
 impl PhysRange {
     /// Whether `len` bytes at `phys` lie inside.
     pub const fn contains(&self, phys: Phys, len: u64) -> bool {
-        phys.0 >= self.start.0
-            && phys.0 - self.start.0 <= self.len
-            && len <= self.len - (phys.0 - self.start.0)
+        phys.0 >= self.start.0 && phys.0 - self.start.0 <= self.len && len <= self.len - (phys.0 - self.start.0)
     }
 }
 
@@ -55,11 +53,7 @@ pub trait PhysMemory: Send + Sync {
     /// # Errors
     /// As [`PhysMemory::read`].
     fn read_vec(&self, what: &'static str, phys: Phys, len: u64) -> Result<Vec<u8>> {
-        let outside = || Error::OutsideMemory {
-            what,
-            phys: phys.0,
-            len,
-        };
+        let outside = || Error::OutsideMemory { what, phys: phys.0, len };
         if !self.contains(phys, len) {
             return Err(outside());
         }

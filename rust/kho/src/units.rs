@@ -49,10 +49,7 @@ impl Order {
     /// [`Error::OrderTooLarge`] beyond [`Order::MAX`].
     pub const fn new(order: u64) -> Result<Self> {
         if order > Self::MAX as u64 {
-            return Err(Error::OrderTooLarge {
-                order,
-                max: Self::MAX,
-            });
+            return Err(Error::OrderTooLarge { order, max: Self::MAX });
         }
         #[allow(clippy::cast_possible_truncation)]
         Ok(Order(order as u8))
@@ -61,11 +58,7 @@ impl Order {
     /// The largest order not above `order`.
     pub const fn saturating(order: u32) -> Self {
         #[allow(clippy::cast_possible_truncation)]
-        if order > Self::MAX as u32 {
-            Order(Self::MAX)
-        } else {
-            Order(order as u8)
-        }
+        if order > Self::MAX as u32 { Order(Self::MAX) } else { Order(order as u8) }
     }
 
     /// Every order, ascending.
@@ -150,11 +143,7 @@ impl PageSize {
     /// [`Error::Misaligned`] inside a page.
     pub fn pfn_exact(self, what: &'static str, phys: Phys) -> Result<Pfn> {
         if phys.0 & (self.bytes() - 1) != 0 {
-            return Err(Error::Misaligned {
-                what,
-                value: phys.0,
-                align: self.bytes(),
-            });
+            return Err(Error::Misaligned { what, value: phys.0, align: self.bytes() });
         }
         Ok(self.pfn(phys))
     }
@@ -171,18 +160,10 @@ impl PageSize {
     #[inline]
     pub const fn check_folio(self, pfn: Pfn, order: Order) -> Result<()> {
         if pfn.0 & (order.nr_pages() - 1) != 0 {
-            return Err(Error::Misaligned {
-                what: "pfn",
-                value: pfn.0,
-                align: order.nr_pages(),
-            });
+            return Err(Error::Misaligned { what: "pfn", value: pfn.0, align: order.nr_pages() });
         }
         if pfn.0 >= self.pfn_limit() {
-            return Err(Error::OutOfRange {
-                what: "pfn",
-                value: pfn.0,
-                limit: self.pfn_limit(),
-            });
+            return Err(Error::OutOfRange { what: "pfn", value: pfn.0, limit: self.pfn_limit() });
         }
         Ok(())
     }
@@ -235,18 +216,13 @@ mod tests {
     #[test]
     fn an_order_beyond_the_largest_is_refused() {
         assert!(Order::new(36).is_ok());
-        assert_eq!(
-            Order::new(37).unwrap_err().to_string(),
-            "order 37 exceeds 36"
-        );
+        assert_eq!(Order::new(37).unwrap_err().to_string(), "order 37 exceeds 36");
         assert!(Order::new(u64::MAX).is_err());
     }
 
     #[test]
     fn the_greedy_split_of_a_range_is_the_kernels() {
-        let blocks: Vec<_> = aligned_blocks(Pfn(3), Pfn(17))
-            .map(|(p, o)| (p.0, o.get()))
-            .collect();
+        let blocks: Vec<_> = aligned_blocks(Pfn(3), Pfn(17)).map(|(p, o)| (p.0, o.get())).collect();
         assert_eq!(blocks, [(3, 0), (4, 2), (8, 3), (16, 0)]);
         assert_eq!(aligned_blocks(Pfn(5), Pfn(5)).count(), 0);
         assert_eq!(aligned_blocks(Pfn(6), Pfn(5)).count(), 0);
@@ -255,10 +231,7 @@ mod tests {
     #[test]
     fn the_whole_address_space_splits_into_largest_blocks() {
         let limit = PageSize::Size4K.pfn_limit();
-        assert_eq!(
-            aligned_blocks(Pfn(0), Pfn(limit)).count() as u64,
-            limit >> 36
-        );
+        assert_eq!(aligned_blocks(Pfn(0), Pfn(limit)).count() as u64, limit >> 36);
     }
 
     proptest! {

@@ -35,10 +35,7 @@ const NOP: u32 = 4;
 const END: u32 = 9;
 
 fn problem(offset: usize, problem: FdtProblem) -> Error {
-    Error::Fdt {
-        offset: offset as u64,
-        problem,
-    }
+    Error::Fdt { offset: offset as u64, problem }
 }
 
 /// `n` rounded up to the next token.
@@ -48,7 +45,5 @@ fn align4(n: usize) -> Option<usize> {
 
 /// A name as text, if it is one: UTF-8 without control characters (the kernel takes `reserve_mem=` names as they come).
 fn printable(name: &[u8]) -> Option<&str> {
-    std::str::from_utf8(name)
-        .ok()
-        .filter(|s| !s.is_empty() && s.len() <= MAX_NAME && !s.contains(char::is_control))
+    std::str::from_utf8(name).ok().filter(|s| !s.is_empty() && s.len() <= MAX_NAME && !s.contains(char::is_control))
 }

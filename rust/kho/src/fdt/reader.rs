@@ -1,8 +1,8 @@
 //! The reader: one pass over the tokens, no recursion, everything checked before it is kept.
 
 use super::{
-    BEGIN_NODE, END, END_NODE, HEADER_V16, HEADER_V17, MAGIC, MAX_DEPTH, MAX_NAME, NOP, PROP,
-    align4, printable, problem,
+    BEGIN_NODE, END, END_NODE, HEADER_V16, HEADER_V17, MAGIC, MAX_DEPTH, MAX_NAME, NOP, PROP, align4, printable,
+    problem,
 };
 use crate::error::{Error, FdtProblem, Result};
 use std::num::NonZeroU32;
@@ -167,19 +167,14 @@ impl Fdt {
         let below_root = path.strip_prefix('/').ok_or_else(|| no_node(0, path))?;
         let mut node = self.root()?;
         for name in below_root.split('/').filter(|name| !name.is_empty()) {
-            node = node
-                .child(name)
-                .ok_or_else(|| no_node(node.entry().offset as usize, path))?;
+            node = node.child(name).ok_or_else(|| no_node(node.entry().offset as usize, path))?;
         }
         Ok(node)
     }
 
     /// Every node, parents before children, in the blob's order.
     pub fn nodes(&self) -> impl DoubleEndedIterator<Item = Node<'_>> + ExactSizeIterator {
-        (0..self.nodes.len()).map(|index| Node {
-            fdt: self,
-            index: narrow(index),
-        })
+        (0..self.nodes.len()).map(|index| Node { fdt: self, index: narrow(index) })
     }
 
     /// The node with that [`Node::index`].
@@ -265,10 +260,7 @@ impl<'a> Node<'a> {
 
     /// The nodes directly below, in the blob's order.
     pub fn children(self) -> impl Iterator<Item = Node<'a>> {
-        let at = move |index: NonZeroU32| Node {
-            fdt: self.fdt,
-            index: index.get(),
-        };
+        let at = move |index: NonZeroU32| Node { fdt: self.fdt, index: index.get() };
         let first = self.entry().first_child.map(at);
         std::iter::successors(first, move |n| n.entry().next_sibling.map(at))
     }
@@ -283,14 +275,12 @@ impl<'a> Node<'a> {
         let entry = self.entry();
         let first = entry.first_prop as usize;
         let fdt = self.fdt;
-        fdt.props[first..first + entry.nr_props as usize]
-            .iter()
-            .map(move |p| Property {
-                name: p.name.map(|span| fdt.text(span)),
-                name_offset: p.name_offset,
-                value: fdt.bytes(p.value),
-                offset: p.offset,
-            })
+        fdt.props[first..first + entry.nr_props as usize].iter().map(move |p| Property {
+            name: p.name.map(|span| fdt.text(span)),
+            name_offset: p.name_offset,
+            value: fdt.bytes(p.value),
+            offset: p.offset,
+        })
     }
 
     fn find(self, name: &str) -> Option<Property<'a>> {
@@ -312,11 +302,8 @@ impl<'a> Node<'a> {
     fn word<const N: usize>(self, name: &str) -> Result<[u8; N]> {
         let found = self.require(name)?;
         found.value.try_into().map_err(|_| {
-            let wrong = FdtProblem::BadLength {
-                property: name.to_owned(),
-                need: N as u64,
-                have: found.value.len() as u64,
-            };
+            let wrong =
+                FdtProblem::BadLength { property: name.to_owned(), need: N as u64, have: found.value.len() as u64 };
             problem(found.offset as usize, wrong)
         })
     }
@@ -366,9 +353,7 @@ fn strings(value: &[u8]) -> Option<Vec<&str>> {
     if *last != 0 {
         return None;
     }
-    body.split(|&byte| byte == 0)
-        .map(|text| std::str::from_utf8(text).ok())
-        .collect()
+    body.split(|&byte| byte == 0).map(|text| std::str::from_utf8(text).ok()).collect()
 }
 
 fn bad_string(name: &str, found: Property<'_>) -> Error {
@@ -400,10 +385,7 @@ impl Header {
         let field = |at: usize| be32(bytes, at).ok_or_else(|| short(HEADER_V17));
         let (version, last_compatible) = (field(20)?, field(24)?);
         if version < 16 || last_compatible > 17 || last_compatible > version {
-            let bad = FdtProblem::BadVersion {
-                version,
-                last_compatible,
-            };
+            let bad = FdtProblem::BadVersion { version, last_compatible };
             return Err(problem(20, bad));
         }
         let totalsize = field(4)?;
@@ -414,11 +396,7 @@ impl Header {
         let strings_len = field(32)? as usize;
         let (len, structure_end) = if version == 16 {
             // Version 16 does not say; the block ends where the next begins.
-            let end = if strings > structure {
-                strings.min(totalsize as usize)
-            } else {
-                totalsize as usize
-            };
+            let end = if strings > structure { strings.min(totalsize as usize) } else { totalsize as usize };
             (HEADER_V16, end.max(structure))
         } else {
             let structure_len = field(36)? as usize;
@@ -452,8 +430,7 @@ struct Parser {
 impl Parser {
     /// A problem that does not stop the reading. The first one counts.
     fn note(&mut self, offset: usize, what: FdtProblem) {
-        self.first_problem
-            .get_or_insert_with(|| problem(offset, what));
+        self.first_problem.get_or_insert_with(|| problem(offset, what));
     }
 
     fn check_blocks(&mut self, header: &Header) {
@@ -472,11 +449,7 @@ impl Parser {
             if range.start < header.len || range.start > total || range.end > total {
                 self.note(field, bad(block, range));
             } else if !range.start.is_multiple_of(align) {
-                let misaligned = FdtProblem::MisalignedBlock {
-                    block,
-                    start: range.start as u64,
-                    align: align as u64,
-                };
+                let misaligned = FdtProblem::MisalignedBlock { block, start: range.start as u64, align: align as u64 };
                 self.note(field, misaligned);
             }
         }
@@ -516,10 +489,7 @@ impl Parser {
         let end = end.min(at.saturating_add(MAX_NAME + 1));
         let bytes = self.fdt.blob.get(at..end).ok_or(FdtProblem::BadName)?;
         let len = memchr::memchr(0, bytes).ok_or(FdtProblem::BadName)?;
-        Ok(Span {
-            start: narrow(at),
-            end: narrow(at + len),
-        })
+        Ok(Span { start: narrow(at), end: narrow(at + len) })
     }
 
     /// Reads the tokens up to END, or to the problem that makes the rest unreadable.
@@ -566,22 +536,11 @@ impl Parser {
         if open.len() >= MAX_DEPTH as usize {
             return Err(problem(offset, FdtProblem::TooDeep { max: MAX_DEPTH }));
         }
-        let span = self
-            .terminated(offset + 4, end)
-            .map_err(|bad| problem(offset + 4, bad))?;
+        let span = self.terminated(offset + 4, end).map_err(|bad| problem(offset + 4, bad))?;
         let text = self.fdt.bytes(span);
-        let name = if open.is_empty() {
-            text.is_empty()
-        } else {
-            printable(text).is_some()
-        };
+        let name = if open.is_empty() { text.is_empty() } else { printable(text).is_some() };
         if !name && open.is_empty() {
-            self.note(
-                offset + 4,
-                FdtProblem::BadNesting {
-                    why: "the root node has a name",
-                },
-            );
+            self.note(offset + 4, FdtProblem::BadNesting { why: "the root node has a name" });
         } else if !name {
             self.note(offset + 4, FdtProblem::BadName);
         }
@@ -604,49 +563,31 @@ impl Parser {
             }
             parent.last_child = this;
         }
-        open.push(Open {
-            node: index,
-            last_child: None,
-        });
+        open.push(Open { node: index, last_child: None });
         self.next(span.end as usize + 1)
     }
 
-    fn property(
-        &mut self,
-        offset: usize,
-        end: usize,
-        header: &Header,
-        open: &[Open],
-    ) -> Result<usize> {
+    fn property(&mut self, offset: usize, end: usize, header: &Header, open: &[Open]) -> Result<usize> {
         let Some(node) = open.last() else {
             return Err(nesting(offset, "a property outside of any node"));
         };
         if node.last_child.is_some() {
-            return Err(nesting(
-                offset,
-                "a property behind a subnode, where libfdt does not look",
-            ));
+            return Err(nesting(offset, "a property behind a subnode, where libfdt does not look"));
         }
         let node = node.node as usize;
         let len = self.word(offset + 4, end)?;
         let name_offset = self.word(offset + 8, end)?;
         let start = offset + 12;
-        let value_end = start
-            .checked_add(len as usize)
-            .filter(|&value_end| value_end <= end)
-            .ok_or_else(|| {
-                let (need, have) = (u64::from(len), (end - start) as u64);
-                problem(start, FdtProblem::Truncated { need, have })
-            })?;
+        let value_end = start.checked_add(len as usize).filter(|&value_end| value_end <= end).ok_or_else(|| {
+            let (need, have) = (u64::from(len), (end - start) as u64);
+            problem(start, FdtProblem::Truncated { need, have })
+        })?;
         let name = self.property_name(offset, name_offset, header);
         self.fdt.props.push(PropEntry {
             offset: narrow(offset),
             name_offset,
             name,
-            value: Span {
-                start: narrow(start),
-                end: narrow(value_end),
-            },
+            value: Span { start: narrow(start), end: narrow(value_end) },
         });
         self.fdt.nodes[node].nr_props += 1;
         self.next(value_end)
@@ -656,16 +597,11 @@ impl Parser {
         let strings_end = header.strings.end.min(self.fdt.blob.len());
         let at = header.strings.start.saturating_add(name_offset as usize);
         if at >= strings_end {
-            let missing = FdtProblem::BadStringOffset {
-                offset: name_offset,
-            };
+            let missing = FdtProblem::BadStringOffset { offset: name_offset };
             self.note(offset + 8, missing);
             return None;
         }
-        let name = self
-            .terminated(at, strings_end)
-            .ok()
-            .filter(|&span| printable(self.fdt.bytes(span)).is_some());
+        let name = self.terminated(at, strings_end).ok().filter(|&span| printable(self.fdt.bytes(span)).is_some());
         if name.is_none() {
             self.note(at, FdtProblem::BadName);
         }

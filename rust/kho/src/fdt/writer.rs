@@ -6,9 +6,7 @@
 //! header | reservation map | structure ->   ...   <- strings, newest lowest |
 //! ```
 
-use super::{
-    BEGIN_NODE, END, END_NODE, HEADER_V17, MAGIC, MAX_DEPTH, PROP, align4, printable, problem,
-};
+use super::{BEGIN_NODE, END, END_NODE, HEADER_V17, MAGIC, MAX_DEPTH, PROP, align4, printable, problem};
 use crate::error::{FdtProblem, Result};
 
 /// Where the reservation map starts: the header, rounded up to an entry's 16 bytes.

@@ -41,10 +41,7 @@ pub(super) struct Shape {
 impl Shape {
     /// `bytes`: a power of two, at least 8.
     pub(super) const fn new(bytes: u64) -> Self {
-        Shape {
-            log2_bits: bytes.ilog2() + 3,
-            word_mask: (bytes / 8 - 1) as usize,
-        }
+        Shape { log2_bits: bytes.ilog2() + 3, word_mask: (bytes / 8 - 1) as usize }
     }
 
     pub(super) const fn words(self) -> usize {
@@ -122,19 +119,12 @@ impl Slab {
         let layout = Layout::from_size_align(bytes, SMALLEST_SLAB).ok()?;
         // SAFETY: `bytes` is never 0.
         let start = NonNull::new(unsafe { alloc::alloc_zeroed(layout) })?;
-        Some(Slab {
-            start,
-            layout,
-            mapped: false,
-        })
+        Some(Slab { start, layout, mapped: false })
     }
 
     /// A huge page, or memory that asks to be one: the aligned half of an anonymous mapping twice as long.
     fn map() -> Option<Self> {
-        let (prot, flags) = (
-            mm::ProtFlags::READ | mm::ProtFlags::WRITE,
-            mm::MapFlags::PRIVATE,
-        );
+        let (prot, flags) = (mm::ProtFlags::READ | mm::ProtFlags::WRITE, mm::MapFlags::PRIVATE);
         // SAFETY: a fresh anonymous mapping touches no existing memory.
         let start = unsafe { mm::mmap_anonymous(ptr::null_mut(), 2 * HUGE_PAGE, prot, flags) };
         let start = start.ok()?.cast::<u8>();
@@ -174,30 +164,19 @@ impl Drop for Slab {
 // `release_all` or drop and which nothing else writes.
 unsafe impl BlockSource for HeapBlocks {
     fn alloc_block(&mut self, bytes: usize) -> Result<NonNull<u64>> {
-        let room = self
-            .slabs
-            .last()
-            .map_or(0, |slab| slab.layout.size() - self.next);
+        let room = self.slabs.last().map_or(0, |slab| slab.layout.size() - self.next);
         if room < bytes {
             let size = match self.held {
                 held if held >= HUGE_PAGE / 2 => HUGE_PAGE,
-                held => held
-                    .next_power_of_two()
-                    .max(SMALLEST_SLAB)
-                    .max(bytes.next_power_of_two()),
+                held => held.next_power_of_two().max(SMALLEST_SLAB).max(bytes.next_power_of_two()),
             };
-            let slab = Slab::allocate(size).ok_or(Error::NoMemory {
-                order: (bytes / SMALLEST_SLAB).max(1).ilog2(),
-                node: None,
-            })?;
+            let slab = Slab::allocate(size)
+                .ok_or(Error::NoMemory { order: (bytes / SMALLEST_SLAB).max(1).ilog2(), node: None })?;
             self.slabs.push(slab);
             self.next = 0;
             self.held += size;
         }
-        let slab = self.slabs.last().ok_or(Error::NoMemory {
-            order: 0,
-            node: None,
-        })?;
+        let slab = self.slabs.last().ok_or(Error::NoMemory { order: 0, node: None })?;
         // SAFETY: `next + bytes` lies inside the slab, as checked above.
         let block = unsafe { slab.start.add(self.next) };
         self.next += bytes;

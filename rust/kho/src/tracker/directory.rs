@@ -43,14 +43,7 @@ pub(super) struct Directory {
 
 impl Directory {
     pub(super) const fn new(invalid: u64) -> Self {
-        Directory {
-            slots: Vec::new(),
-            base: 0,
-            len: 0,
-            invalid,
-            blocks: 0,
-            far: BTreeMap::new(),
-        }
+        Directory { slots: Vec::new(), base: 0, len: 0, invalid, blocks: 0, far: BTreeMap::new() }
     }
 
     /// The slot of a block in the window.
@@ -80,19 +73,11 @@ impl Directory {
     }
 
     /// Makes sure that block `index` exists.
-    pub(super) fn ensure(
-        &mut self,
-        index: u64,
-        source: &mut dyn BlockSource,
-        shape: Shape,
-    ) -> Result<()> {
+    pub(super) fn ensure(&mut self, index: u64, source: &mut dyn BlockSource, shape: Shape) -> Result<()> {
         if self.get(index).is_some() {
             return Ok(());
         }
-        let slot = Slot {
-            block: Some(Block::allocate(source, shape)?),
-            count: 0,
-        };
+        let slot = Slot { block: Some(Block::allocate(source, shape)?), count: 0 };
         self.blocks += 1;
         self.reach(index);
         match self.near_mut(index) {
@@ -110,11 +95,8 @@ impl Directory {
             return;
         }
         let floor = index & !(GRAIN - 1);
-        let (low, high) = if self.slots.is_empty() {
-            (floor, floor + GRAIN)
-        } else {
-            (self.base.min(floor), end.max(floor + GRAIN))
-        };
+        let (low, high) =
+            if self.slots.is_empty() { (floor, floor + GRAIN) } else { (self.base.min(floor), end.max(floor + GRAIN)) };
         if high - low > SMALL_WINDOW.max(SLACK * self.blocks) {
             return;
         }
@@ -142,10 +124,7 @@ impl Directory {
     pub(super) fn blocks_from(&self, from: u64) -> impl Iterator<Item = (u64, Block, u64)> + '_ {
         let (base, end) = (self.base, self.base + self.slots.len() as u64);
         let skip = (from.clamp(base, end) - base) as usize;
-        let near = self.slots[skip..]
-            .iter()
-            .zip(base + skip as u64..)
-            .map(|(slot, index)| (index, *slot));
+        let near = self.slots[skip..].iter().zip(base + skip as u64..).map(|(slot, index)| (index, *slot));
         let far = |range: core::ops::Range<u64>| {
             // An empty range stands for one that begins behind its end, which a map's range() would not take.
             let range = range.start.min(range.end)..range.end;
@@ -162,8 +141,7 @@ impl Directory {
         let base = self.base;
         let near = self.slots.iter_mut().zip(base..).map(|(s, i)| (i, s));
         let far = self.far.iter_mut().map(|(&i, s)| (i, s));
-        near.chain(far)
-            .filter_map(|(index, slot)| Some((index, slot.block?, &mut slot.count)))
+        near.chain(far).filter_map(|(index, slot)| Some((index, slot.block?, &mut slot.count)))
     }
 
     /// Sums the counts again, after `blocks_mut` changed them.
@@ -173,7 +151,6 @@ impl Directory {
 
     /// Bytes held beside the blocks.
     pub(super) fn nbytes(&self) -> u64 {
-        (self.slots.capacity() * size_of::<Slot>()
-            + self.far.len() * (size_of::<Slot>() + size_of::<u64>())) as u64
+        (self.slots.capacity() * size_of::<Slot>() + self.far.len() * (size_of::<Slot>() + size_of::<u64>())) as u64
     }
 }

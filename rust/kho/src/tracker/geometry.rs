@@ -19,20 +19,14 @@ impl Geometry {
     /// [`Error::BitmapBytes`] unless `block_bytes` is 512 or the page size.
     pub fn new(page: PageSize, block_bytes: u64) -> Result<Self> {
         if block_bytes != Self::SMALL && block_bytes != page.bytes() {
-            return Err(Error::BitmapBytes {
-                bytes: block_bytes,
-                page: page.bytes(),
-            });
+            return Err(Error::BitmapBytes { bytes: block_bytes, page: page.bytes() });
         }
         Ok(Geometry { page, block_bytes })
     }
 
     /// Blocks of one page.
     pub const fn paged(page: PageSize) -> Self {
-        Geometry {
-            page,
-            block_bytes: page.bytes(),
-        }
+        Geometry { page, block_bytes: page.bytes() }
     }
 
     pub const fn page(self) -> PageSize {
@@ -72,11 +66,7 @@ impl Geometry {
             shift @ ..64 => phys_start.0 >> shift,
             _ => 0,
         };
-        if self.phys_start(order, index).0 == phys_start.0 {
-            Some(index)
-        } else {
-            None
-        }
+        if self.phys_start(order, index).0 == phys_start.0 { Some(index) } else { None }
     }
 
     /// One past the last block of an order that has a folio inside the address space.

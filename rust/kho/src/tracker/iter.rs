@@ -7,19 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// A folio by address, in the form that buffers hold.
 #[derive(
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-    Default,
-    Debug,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
 pub struct Folio {
@@ -32,11 +20,7 @@ const _: () = assert!(size_of::<Folio>() == 16);
 
 impl Folio {
     pub const fn new(phys: Phys, order: Order) -> Self {
-        Folio {
-            phys: phys.0,
-            order: order.index() as u8,
-            pad: [0; 7],
-        }
+        Folio { phys: phys.0, order: order.index() as u8, pad: [0; 7] }
     }
 }
 
@@ -112,25 +96,19 @@ impl<'a> BlockRef<'a> {
 }
 
 /// The folios (by number) from `from` on in blocks given as (index, block), ascending.
-fn folios_in(
-    shape: Shape,
-    from: u64,
-    blocks: impl Iterator<Item = (u64, Block, u64)>,
-) -> impl Iterator<Item = u64> {
-    blocks
-        .filter(|&(.., count)| count > 0)
-        .flat_map(move |(index, block, _)| {
-            let first = index << shape.log2_bits;
-            let skip = (from.max(first) - first) >> 6;
-            (skip..shape.words() as u64).flat_map(move |n| {
-                let base = first + 64 * n;
-                let mut word = block.load(shape, n as usize);
-                if base < from {
-                    word &= !0 << (from & 63);
-                }
-                Ones(word).map(move |bit| base + bit)
-            })
+fn folios_in(shape: Shape, from: u64, blocks: impl Iterator<Item = (u64, Block, u64)>) -> impl Iterator<Item = u64> {
+    blocks.filter(|&(.., count)| count > 0).flat_map(move |(index, block, _)| {
+        let first = index << shape.log2_bits;
+        let skip = (from.max(first) - first) >> 6;
+        (skip..shape.words() as u64).flat_map(move |n| {
+            let base = first + 64 * n;
+            let mut word = block.load(shape, n as usize);
+            if base < from {
+                word &= !0 << (from & 63);
+            }
+            Ones(word).map(move |bit| base + bit)
         })
+    })
 }
 
 impl Tracker {
@@ -143,11 +121,7 @@ impl Tracker {
     pub fn iter_from(&self, order: Order, from: Pfn) -> impl Iterator<Item = (Pfn, Order)> + '_ {
         let dirs = Order::all().zip(&self.dirs).skip(order.index());
         dirs.flat_map(move |(o, dir)| {
-            let first = if o == order {
-                from.0.div_ceil(o.nr_pages())
-            } else {
-                0
-            };
+            let first = if o == order { from.0.div_ceil(o.nr_pages()) } else { 0 };
             let blocks = dir.blocks_from(first >> self.shape.log2_bits);
             folios_in(self.shape, first, blocks).map(move |folio| (Pfn(folio << o.get()), o))
         })
@@ -243,25 +217,13 @@ impl Tracker {
             .get(order.index())
             .into_iter()
             .flat_map(|dir| dir.blocks_from(0))
-            .map(move |(index, block, count)| BlockRef {
-                tracker: self,
-                order,
-                index,
-                block,
-                count,
-            })
+            .map(move |(index, block, count)| BlockRef { tracker: self, order, index, block, count })
     }
 
     /// One block, if it exists.
     pub fn block(&self, order: Order, index: u64) -> Option<BlockRef<'_>> {
         let (block, count) = self.dirs.get(order.index())?.get(index)?;
-        Some(BlockRef {
-            tracker: self,
-            order,
-            index,
-            block,
-            count,
-        })
+        Some(BlockRef { tracker: self, order, index, block, count })
     }
 }
 
@@ -272,10 +234,6 @@ impl Geometry {
             return None;
         }
         let folio = index * self.bits() + bit;
-        if folio < self.folio_limit(order) {
-            Some(Pfn(folio << order.get()))
-        } else {
-            None
-        }
+        if folio < self.folio_limit(order) { Some(Pfn(folio << order.get())) } else { None }
     }
 }

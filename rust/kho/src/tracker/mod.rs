@@ -17,6 +17,7 @@ mod geometry;
 mod iter;
 mod ops;
 mod range;
+mod runs;
 
 #[cfg(test)]
 mod tests;
@@ -58,12 +59,7 @@ impl Tracker {
 
     /// An empty tracker whose blocks live in `source`.
     pub fn with_source(geometry: Geometry, source: Box<dyn BlockSource>) -> Self {
-        Tracker {
-            dirs: Vec::new(),
-            shape: geometry.shape(),
-            geometry,
-            source,
-        }
+        Tracker { dirs: Vec::new(), shape: geometry.shape(), geometry, source }
     }
 
     pub fn geometry(&self) -> Geometry {
@@ -146,9 +142,7 @@ impl Tracker {
         pfn.0 & dir.invalid == 0
             && dir
                 .get(folio >> self.shape.log2_bits)
-                .is_some_and(|(block, _)| {
-                    block.load(self.shape, (folio >> 6) as usize) >> (folio & 63) & 1 != 0
-                })
+                .is_some_and(|(block, _)| block.load(self.shape, (folio >> 6) as usize) >> (folio & 63) & 1 != 0)
     }
 
     /// Folios marked.
@@ -167,18 +161,12 @@ impl Tracker {
 
     /// Pages in the folios marked. A page in two folios counts twice.
     pub fn nr_pages(&self) -> u128 {
-        Order::all()
-            .zip(&self.dirs)
-            .map(|(order, dir)| u128::from(dir.len) << order.get())
-            .sum()
+        Order::all().zip(&self.dirs).map(|(order, dir)| u128::from(dir.len) << order.get()).sum()
     }
 
     /// Orders that ever had a block, even if all are empty by now; ascending.
     pub fn orders(&self) -> impl Iterator<Item = Order> + '_ {
-        Order::all()
-            .zip(&self.dirs)
-            .filter(|(_, dir)| dir.blocks > 0)
-            .map(|(order, _)| order)
+        Order::all().zip(&self.dirs).filter(|(_, dir)| dir.blocks > 0).map(|(order, _)| order)
     }
 
     /// Unmarks everything and gives every block back.

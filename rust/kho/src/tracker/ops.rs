@@ -18,8 +18,7 @@ impl Tracker {
     /// # Errors
     /// [`Error::Invalid`] if the page sizes differ, and the source's; then nothing is marked that was not before.
     pub fn union_with(&mut self, other: &Tracker) -> Result<u64> {
-        self.combine(other, true, |mine, theirs| mine | theirs)
-            .map(|(added, _)| added)
+        self.combine(other, true, |mine, theirs| mine | theirs).map(|(added, _)| added)
     }
 
     /// Unmarks what `other` does not mark. Returns how many folios that removed.
@@ -27,8 +26,7 @@ impl Tracker {
     /// # Errors
     /// [`Error::Invalid`] if the page sizes differ.
     pub fn intersect_with(&mut self, other: &Tracker) -> Result<u64> {
-        self.combine(other, false, |mine, theirs| mine & theirs)
-            .map(|(_, removed)| removed)
+        self.combine(other, false, |mine, theirs| mine & theirs).map(|(_, removed)| removed)
     }
 
     /// Unmarks what `other` marks. Returns how many folios that removed.
@@ -36,8 +34,7 @@ impl Tracker {
     /// # Errors
     /// [`Error::Invalid`] if the page sizes differ.
     pub fn subtract(&mut self, other: &Tracker) -> Result<u64> {
-        self.combine(other, false, |mine, theirs| mine & !theirs)
-            .map(|(_, removed)| removed)
+        self.combine(other, false, |mine, theirs| mine & !theirs).map(|(_, removed)| removed)
     }
 
     /// Flips what `other` marks. Returns how many folios that added and how many it removed.
@@ -79,8 +76,7 @@ impl Tracker {
                     let theirs = other.chunk(order, chunk);
                     theirs.into_iter().flat_map(move |(their, their_at)| {
                         (0..CHUNK).filter_map(move |n| {
-                            let word = block.load(self.shape, at + n)
-                                & their.load(other.shape, their_at + n);
+                            let word = block.load(self.shape, at + n) & their.load(other.shape, their_at + n);
                             (word != 0).then_some(word)
                         })
                     })
@@ -104,20 +100,11 @@ impl Tracker {
 
     /// Sets every word to `op(mine, theirs)`; with `grow` in `other`'s blocks too, else only in those of this tracker.
     /// Returns the bits set and the bits cleared.
-    fn combine(
-        &mut self,
-        other: &Tracker,
-        grow: bool,
-        op: impl Fn(u64, u64) -> u64,
-    ) -> Result<(u64, u64)> {
+    fn combine(&mut self, other: &Tracker, grow: bool, op: impl Fn(u64, u64) -> u64) -> Result<(u64, u64)> {
         if self.geometry.page() != other.geometry.page() {
             return Err(Error::Invalid {
                 what: "trackers",
-                why: format!(
-                    "pages of {} and of {} do not compare",
-                    self.geometry.page(),
-                    other.geometry.page()
-                ),
+                why: format!("pages of {} and of {} do not compare", self.geometry.page(), other.geometry.page()),
             });
         }
         if grow {
@@ -185,8 +172,7 @@ impl Tracker {
 /// Copies to the heap; aborts, as allocation does, when there is none left ([`Tracker::try_clone`] returns).
 impl Clone for Tracker {
     fn clone(&self) -> Self {
-        self.try_clone()
-            .unwrap_or_else(|_| handle_alloc_error(Layout::new::<Tracker>()))
+        self.try_clone().unwrap_or_else(|_| handle_alloc_error(Layout::new::<Tracker>()))
     }
 }
 
@@ -203,9 +189,6 @@ impl Eq for Tracker {}
 
 impl fmt::Debug for Tracker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tracker")
-            .field("geometry", &self.geometry)
-            .field("len", &self.len())
-            .finish_non_exhaustive()
+        f.debug_struct("Tracker").field("geometry", &self.geometry).field("len", &self.len()).finish_non_exhaustive()
     }
 }

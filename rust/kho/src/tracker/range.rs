@@ -35,9 +35,7 @@ impl Tracker {
     }
 
     fn fill_split(&mut self, pfn: Pfn, end: Pfn, mark: bool) -> u64 {
-        aligned_blocks(pfn, end)
-            .map(|(pfn, order)| self.fill(order, pfn.0 >> order.get(), 1, mark))
-            .sum()
+        aligned_blocks(pfn, end).map(|(pfn, order)| self.fill(order, pfn.0 >> order.get(), 1, mark)).sum()
     }
 
     /// Marks `count` consecutive folios of one order. Returns how many were not marked yet.
@@ -115,11 +113,7 @@ impl Tracker {
             *total = if mark { *total + flips } else { *total - flips };
             changed += flips;
         }
-        dir.len = if mark {
-            dir.len + changed
-        } else {
-            dir.len - changed
-        };
+        dir.len = if mark { dir.len + changed } else { dir.len - changed };
         changed
     }
 
@@ -139,11 +133,7 @@ impl Tracker {
         }
         let limit = self.geometry.index_limit(order);
         if index >= limit {
-            return Err(Error::OutOfRange {
-                what: "block",
-                value: index,
-                limit,
-            });
+            return Err(Error::OutOfRange { what: "block", value: index, limit });
         }
         let words = || {
             let (words, _) = bitmap.as_chunks::<8>();
@@ -169,12 +159,7 @@ impl Tracker {
     }
 
     /// ORs words into a block that exists. Returns how many bits that set.
-    pub(super) fn merge_block(
-        &mut self,
-        order: Order,
-        index: u64,
-        words: impl Iterator<Item = u64>,
-    ) -> u64 {
+    pub(super) fn merge_block(&mut self, order: Order, index: u64, words: impl Iterator<Item = u64>) -> u64 {
         let shape = self.shape;
         let dir = &mut self.dirs[order.index()];
         let Some((block, count)) = dir.get_mut(index) else {

@@ -13,9 +13,9 @@ fn order(o: u32) -> Order {
 }
 
 fn geometries() -> impl Strategy<Value = Geometry> {
-    let all = PageSize::ALL.into_iter().flat_map(|page| {
-        [Geometry::SMALL, page.bytes()].map(|bytes| Geometry::new(page, bytes).unwrap())
-    });
+    let all = PageSize::ALL
+        .into_iter()
+        .flat_map(|page| [Geometry::SMALL, page.bytes()].map(|bytes| Geometry::new(page, bytes).unwrap()));
     select(all.collect::<Vec<_>>())
 }
 
@@ -48,13 +48,7 @@ enum Op {
 }
 
 fn ops(g: Geometry) -> impl Strategy<Value = Op> {
-    let lengths = || {
-        prop_oneof![
-            0..200u64,
-            select(vec![4096u64, 32768, 40_000]),
-            0..70_000u64
-        ]
-    };
+    let lengths = || prop_oneof![0..200u64, select(vec![4096u64, 32768, 40_000]), 0..70_000u64];
     prop_oneof![
         4 => folios(g).prop_map(|(p, o)| Op::Preserve(p, o)),
         2 => folios(g).prop_map(|(p, o)| Op::Unpreserve(p, o)),
@@ -143,19 +137,12 @@ fn contents(t: &Tracker) -> Model {
 
 /// A tracker with its model.
 fn trackers() -> impl Strategy<Value = (Tracker, Model)> {
-    geometries().prop_flat_map(|g| {
-        proptest::collection::vec(ops(g), 0..40).prop_map(move |ops| build(g, &ops))
-    })
+    geometries().prop_flat_map(|g| proptest::collection::vec(ops(g), 0..40).prop_map(move |ops| build(g, &ops)))
 }
 
 /// Two trackers of one page size, with the same or different blocks, that have much in common.
 fn pairs() -> impl Strategy<Value = ((Tracker, Model), (Tracker, Model))> {
-    let blocks = select(vec![
-        (true, true),
-        (true, false),
-        (false, true),
-        (false, false),
-    ]);
+    let blocks = select(vec![(true, true), (true, false), (false, true), (false, false)]);
     (select(PageSize::ALL.to_vec()), blocks).prop_flat_map(|(page, (a, b))| {
         let g = move |small| match small {
             true => Geometry::new(page, Geometry::SMALL).unwrap(),
@@ -168,10 +155,7 @@ fn pairs() -> impl Strategy<Value = ((Tracker, Model), (Tracker, Model))> {
                 let keep = |op: &&Op| a == b || !matches!(op, Op::Adopt(..));
                 ops.iter().filter(keep).cloned().collect::<Vec<_>>()
             };
-            (
-                build(g(a), &[fits(&both), fits(&mine)].concat()),
-                build(g(b), &[fits(&both), fits(&theirs)].concat()),
-            )
+            (build(g(a), &[fits(&both), fits(&mine)].concat()), build(g(b), &[fits(&both), fits(&theirs)].concat()))
         })
     })
 }
@@ -182,10 +166,7 @@ struct Limited(HeapBlocks, usize);
 // SAFETY: the blocks are those of HeapBlocks.
 unsafe impl BlockSource for Limited {
     fn alloc_block(&mut self, bytes: usize) -> Result<NonNull<u64>> {
-        self.1 = self.1.checked_sub(1).ok_or(Error::NoMemory {
-            order: 0,
-            node: None,
-        })?;
+        self.1 = self.1.checked_sub(1).ok_or(Error::NoMemory { order: 0, node: None })?;
         self.0.alloc_block(bytes)
     }
     fn phys_of(&self, block: NonNull<u64>) -> Option<Phys> {
@@ -390,10 +371,7 @@ fn what_is_no_folio_is_refused_and_never_contained() {
         }
         assert!(t.preserve_pages(Pfn(limit - 1), 2).is_err());
         assert!(t.preserve_pages(Pfn(2), u64::MAX).is_err());
-        assert!(
-            t.preserve_run(Pfn(0), order(36), (limit >> 36) + 1)
-                .is_err()
-        );
+        assert!(t.preserve_run(Pfn(0), order(36), (limit >> 36) + 1).is_err());
         assert!(t.preserve_run(Pfn(0), order(36), u64::MAX).is_err());
         assert_eq!(t.preserve_run(Pfn(limit), Order::ZERO, 0).unwrap(), 0);
         assert_eq!(t.preserve_pages(Pfn(limit), 0).unwrap(), 0);
@@ -411,10 +389,7 @@ fn a_block_starts_where_the_stride_says_even_where_the_stride_exceeds_the_addres
     let large = g(PageSize::Size4K, 4096);
     assert_eq!(large.phys_start(order(9), 2), Phys(2 << 36));
     assert_eq!(large.index_of(order(36), Phys(1 << 63)), Some(1));
-    assert_eq!(
-        (large.index_limit(order(36)), large.index_limit(order(0))),
-        (2, 1 << 37)
-    );
+    assert_eq!((large.index_limit(order(36)), large.index_limit(order(0))), (2, 1 << 37));
     let huge = g(PageSize::Size64K, 65536);
     assert_eq!(huge.index_limit(order(36)), 1);
     assert_eq!(huge.index_of(order(36), Phys(0)), Some(0));
@@ -449,10 +424,7 @@ fn blocks_that_become_empty_stay_until_clear() {
     t.unpreserve(Pfn(512), order(9)).unwrap();
     assert!(t.is_empty());
     let row = t.stats()[0];
-    assert_eq!(
-        (row.order.get(), row.folios, row.blocks, row.empty_blocks),
-        (9, 0, 1, 1)
-    );
+    assert_eq!((row.order.get(), row.folios, row.blocks, row.empty_blocks), (9, 0, 1, 1));
     let block = t.blocks(order(9)).next().unwrap();
     assert!(block.is_empty() && block.phys().is_some());
     t.clear();
@@ -479,9 +451,7 @@ fn a_window_grows_over_scattered_blocks_in_any_order_of_creation() {
     let mut t = Tracker::new(g);
     let mut indices = BTreeSet::new();
     for n in 0..4000 {
-        x = x
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
+        x = x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         let index = (x >> 33) % if n < 2000 { 1 << 16 } else { 1 << 24 };
         let index = if n % 2 == 0 { index + (1 << 30) } else { index };
         t.preserve(Pfn(index * g.bits()), Order::ZERO).unwrap();

@@ -1,0 +1,187 @@
+//! kho-v1's map: a list of chunks, each one page of pointers to bitmaps.
+//!
+//! ```text
+//! preserved-memory-map -> [next|order|n|(start, bitmap)*255] -> [next|...] -> 0
+//!                                               \-> bitmap: bit i = folio at start + (i << (order + PAGE_SHIFT))
+//! ```
+
+use super::layout::{BitmapPtr, BitmapSize, ChunkHeader, chunk_entries};
+use crate::error::{Error, MapProblem, Result};
+use crate::memory::PhysMemory;
+use crate::tracker::{Geometry, Tracker};
+use crate::units::{Order, PageSize, Phys};
+use std::collections::HashSet;
+use zerocopy::{FromBytes, IntoBytes};
+
+/// A chunk as it lies in memory. Its bitmaps are not followed yet.
+#[derive(Clone, Debug)]
+pub struct Chunk {
+    pub phys: u64,
+    pub order: Order,
+    pub entries: Vec<BitmapPtr>,
+}
+
+const NODE: &str = "chunk";
+
+/// An error about a node of this map.
+pub(super) fn bad(phys: u64, problem: MapProblem) -> Error {
+    Error::Map { node: NODE, phys, problem }
+}
+
+/// Walks the list from `map`, reading every chunk once. Nothing but chunk pages is read; their number is bounded by
+/// what the memory could hold.
+///
+/// # Errors
+/// [`Error::Map`] at the first chunk that is unaligned, outside, cyclic, or whose order or count cannot be.
+pub fn walk(memory: &dyn PhysMemory, page: PageSize, map: Phys) -> Result<Vec<Chunk>> {
+    let most = chunk_entries(page);
+    let max_chunks = memory.nbytes() / u128::from(page.bytes());
+    let mut seen = HashSet::new();
+    let mut chunks = Vec::new();
+    let mut at = map.0;
+    while at != 0 {
+        if at % page.bytes() != 0 {
+            return Err(bad(at, MapProblem::Unaligned { page: page.bytes() }));
+        }
+        if !memory.contains(Phys(at), page.bytes()) {
+            return Err(bad(at, MapProblem::Outside { len: page.bytes() }));
+        }
+        if !seen.insert(at) {
+            return Err(bad(at, MapProblem::Cycle));
+        }
+        if seen.len() as u128 > max_chunks {
+            return Err(bad(at, MapProblem::TooLong { max: u64::try_from(max_chunks).unwrap_or(u64::MAX) }));
+        }
+        let mut header = [0; size_of::<ChunkHeader>()];
+        memory.read(Phys(at), &mut header)?;
+        let header = ChunkHeader::read_from_bytes(&header).map_err(|_| bad(at, MapProblem::Outside { len: 16 }))?;
+        let order = Order::new(header.order.get().into())
+            .map_err(|_| bad(at, MapProblem::Order { order: header.order.get().into(), max: Order::MAX }))?;
+        let num = u64::from(header.num_elms.get());
+        if num > most {
+            return Err(bad(at, MapProblem::TooManyElements { num, max: most }));
+        }
+        let len = num * size_of::<BitmapPtr>() as u64;
+        let bytes = memory.read_vec(NODE, Phys(at + size_of::<ChunkHeader>() as u64), len)?;
+        let entries = <[BitmapPtr]>::ref_from_bytes(&bytes).map_err(|_| bad(at, MapProblem::Outside { len }))?;
+        chunks.push(Chunk { phys: at, order, entries: entries.to_vec() });
+        at = header.next.get();
+    }
+    Ok(chunks)
+}
+
+/// Checks that chunks can be read as of one bitmap size: every bitmap is whole, in memory, 8-aligned (a page if it is
+/// a page), shares no byte with another node, and starts where a bitmap of its order can start.
+///
+/// # Errors
+/// [`Error::Map`] at the first entry for which that is not so.
+pub fn check(memory: &dyn PhysMemory, geometry: Geometry, chunks: &[Chunk]) -> Result<()> {
+    let bytes = geometry.block_bytes();
+    let page = geometry.page().bytes();
+    let align = if bytes == page { page } else { 8 };
+    let mut nodes: Vec<(u64, u64, u64, u64)> = chunks.iter().map(|c| (c.phys, page, c.phys, u64::MAX)).collect();
+    let mut starts = HashSet::new();
+    for chunk in chunks {
+        for (index, entry) in (0..).zip(&chunk.entries) {
+            let (start, bitmap) = (entry.phys_start.get(), entry.bitmap.get());
+            let refuse = |value, why| Err(bad(chunk.phys, MapProblem::Entry { index, value, why }));
+            if bitmap == 0 || bitmap % align != 0 {
+                return refuse(bitmap, "is no address of a bitmap of this size (alignment)");
+            }
+            if !memory.contains(Phys(bitmap), bytes) {
+                return refuse(bitmap, "is the address of a bitmap outside this memory");
+            }
+            if geometry.index_of(chunk.order, Phys(start)).is_none() {
+                return refuse(start, "is no multiple of what a bitmap of this order and size spans");
+            }
+            if !starts.insert((chunk.order, start)) {
+                return refuse(start, "is where another bitmap of the same order starts");
+            }
+            nodes.push((bitmap, bytes, chunk.phys, index));
+        }
+    }
+    nodes.sort_unstable();
+    for pair in nodes.windows(2) {
+        let [(first, len, ..), second] = pair else { continue };
+        if first + len > second.0 {
+            let (_, _, chunk, index) = if second.3 == u64::MAX { pair[0] } else { *second };
+            let why = "is the address of a bitmap that overlaps another node of the map";
+            return Err(bad(chunk, MapProblem::Entry { index, value: second.0, why }));
+        }
+    }
+    Ok(())
+}
+
+/// Reads the bitmaps of chunks that [`check`] accepted.
+///
+/// # Errors
+/// [`Error::Map`] where a set bit names a folio beyond the address space; what reading memory returns.
+pub fn read(memory: &dyn PhysMemory, geometry: Geometry, chunks: &[Chunk]) -> Result<Tracker> {
+    let mut tracker = Tracker::new(geometry);
+    let mut bitmap = vec![0; usize::try_from(geometry.block_bytes()).unwrap_or(0)];
+    for chunk in chunks {
+        for (index, entry) in (0..).zip(&chunk.entries) {
+            memory.read(Phys(entry.bitmap.get()), &mut bitmap)?;
+            let start = entry.phys_start.get();
+            let beyond = || {
+                let why = "is the start of a bitmap that reaches beyond the address space";
+                bad(chunk.phys, MapProblem::Entry { index, value: start, why })
+            };
+            let block = geometry.index_of(chunk.order, Phys(start)).ok_or_else(beyond)?;
+            tracker.adopt_block(chunk.order, block, &bitmap).map_err(|_| beyond())?;
+        }
+    }
+    Ok(tracker)
+}
+
+/// Pages that hold the map: chunks, and bitmaps (which share pages when they are smaller).
+pub fn metadata_pages(page: PageSize, chunks: &[Chunk]) -> u64 {
+    let entries = chunks.iter().flat_map(|c| &c.entries);
+    let pages: HashSet<u64> = entries.map(|e| e.bitmap.get() / page.bytes()).collect();
+    (chunks.len() + pages.len()) as u64
+}
+
+/// Lays out a tracker's chunks: orders ascending, in each the bitmaps ascending, each order in chunks of its own.
+/// `alloc` gives the pages; the chunk bytes come back with their addresses, to be written there. Bitmaps stay where
+/// they are.
+///
+/// # Errors
+/// Whatever `alloc` returns; [`Error::Invalid`] for a tracker whose blocks have no physical address.
+pub fn serialize(tracker: &Tracker, mut alloc: impl FnMut() -> Result<Phys>) -> Result<Vec<(Phys, Vec<u8>)>> {
+    let page = tracker.geometry().page();
+    let most = usize::try_from(chunk_entries(page)).unwrap_or(usize::MAX);
+    let mut chunks: Vec<(Phys, Vec<u8>)> = Vec::new();
+    for order in tracker.orders() {
+        let mut blocks = tracker.blocks(order).peekable();
+        while blocks.peek().is_some() {
+            let mut entries = Vec::with_capacity(most);
+            for block in blocks.by_ref().take(most) {
+                let homeless = || Error::Invalid { what: "tracker", why: "its blocks are not in an arena".into() };
+                let bitmap = block.phys().ok_or_else(homeless)?;
+                entries.push(BitmapPtr { phys_start: block.phys_start().0.into(), bitmap: bitmap.0.into() });
+            }
+            let header = ChunkHeader {
+                next: 0.into(),
+                order: order.get().into(),
+                num_elms: u32::try_from(entries.len()).unwrap_or(u32::MAX).into(),
+            };
+            let mut bytes = header.as_bytes().to_vec();
+            bytes.extend_from_slice(entries.as_bytes());
+            bytes.resize(usize::try_from(page.bytes()).unwrap_or(0), 0);
+            let phys = alloc()?;
+            if let Some((_, previous)) = chunks.last_mut() {
+                previous[..8].copy_from_slice(&phys.0.to_le_bytes());
+            }
+            chunks.push((phys, bytes));
+        }
+    }
+    Ok(chunks)
+}
+
+/// The geometry of a page size and a bitmap size.
+///
+/// # Errors
+/// None for the pairs that exist.
+pub fn geometry(page: PageSize, bitmap: BitmapSize) -> Result<Geometry> {
+    Geometry::new(page, bitmap.bytes(page))
+}

@@ -1,0 +1,325 @@
+//! Which kho-v1 is this? The page size and the bitmap size stand nowhere in it (ABI section 1), so they are decided
+//! from evidence: readings that contradict themselves fall away, and of those left the one wins in which the FDT and
+//! the subtrees are preserved, and no page is preserved twice, outside memory, in scratch, or under the map itself.
+
+use super::chunk::{self, Chunk};
+use super::layout::BitmapSize;
+use crate::arena::ScratchArea;
+use crate::error::{Error, Result};
+use crate::memory::{PhysMemory, PhysRange};
+use crate::tracker::Tracker;
+use crate::units::{Order, PageSize, Pfn, Phys};
+use std::fmt;
+
+/// How sure a decision is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Certainty {
+    /// The caller said so.
+    Given,
+    /// Every other reading contradicts itself, or reads the same.
+    Certain,
+    /// Other readings are possible, but less plausible.
+    Likely,
+    /// Nothing tells the readings apart.
+    Guess,
+}
+
+impl fmt::Display for Certainty {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Certainty::Given => "given",
+            Certainty::Certain => "certain",
+            Certainty::Likely => "likely",
+            Certainty::Guess => "guess",
+        })
+    }
+}
+
+/// What is known of a handover apart from its map.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    pub fdt: Phys,
+    pub subtrees: Vec<Phys>,
+    pub scratch: Vec<ScratchArea>,
+}
+
+/// What need not be decided, with the reason.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Hints {
+    pub page: Option<(PageSize, &'static str)>,
+    pub bitmap_bytes: Option<u64>,
+}
+
+/// A decided reading of a map.
+#[derive(Debug)]
+pub struct Reading {
+    pub page: PageSize,
+    pub bitmap: BitmapSize,
+    pub page_why: String,
+    pub bitmap_why: String,
+    pub certainty: Certainty,
+    pub chunks: Vec<Chunk>,
+    pub tracker: Tracker,
+}
+
+struct Candidate {
+    page: PageSize,
+    bitmap: BitmapSize,
+    chunks: Vec<Chunk>,
+}
+
+/// What speaks against a reading; less is better, the first difference decides.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Doubts {
+    fdt_not_preserved: bool,
+    subtrees_not_preserved: usize,
+    pages_twice: u128,
+    pages_in_scratch: u128,
+    pages_of_the_map: u128,
+    pages_outside: u128,
+    ragged_ranges: usize,
+}
+
+impl Doubts {
+    /// The first thing that makes `self` worse than `other`, in words.
+    fn worse_because(&self, other: &Doubts) -> String {
+        if self.fdt_not_preserved != other.fdt_not_preserved {
+            return "the FDT's own page would not be preserved".into();
+        }
+        if self.subtrees_not_preserved != other.subtrees_not_preserved {
+            return format!("{} subtrees would not be preserved", self.subtrees_not_preserved);
+        }
+        let counts = [
+            (self.pages_twice, other.pages_twice, "would be preserved twice"),
+            (self.pages_in_scratch, other.pages_in_scratch, "would lie in scratch"),
+            (self.pages_of_the_map, other.pages_of_the_map, "of the map itself would be preserved"),
+            (self.pages_outside, other.pages_outside, "would lie outside this memory"),
+        ];
+        for (mine, others, what) in counts {
+            if mine != others {
+                return format!("{mine} pages {what}");
+            }
+        }
+        format!("{} memory ranges would begin or end inside a page", self.ragged_ranges)
+    }
+}
+
+/// Reads the map at `map` in the most plausible way.
+///
+/// # Errors
+/// [`Error::Map`] when every reading fails alike, [`Error::NoLayout`] when each fails in its own way.
+pub fn decide(memory: &dyn PhysMemory, map: Phys, known: &Known, hints: Hints) -> Result<Reading> {
+    let (candidates, refused) = candidates(memory, map, known, hints)?;
+    let given = hints.bitmap_bytes.is_some();
+    let mut best: Option<(Candidate, Tracker, Doubts)> = None;
+    let mut beaten: Vec<(PageSize, BitmapSize, String)> = Vec::new();
+    let mut equal = true;
+    let alone = candidates.len() == 1;
+    let mut read_errors = Vec::new();
+    for candidate in candidates {
+        let geometry = chunk::geometry(candidate.page, candidate.bitmap)?;
+        let tracker = match chunk::read(memory, geometry, &candidate.chunks) {
+            Ok(tracker) => tracker,
+            Err(e) => {
+                read_errors.push((candidate.page, candidate.bitmap, e));
+                continue;
+            }
+        };
+        let doubts = if alone { NO_DOUBTS } else { doubts(memory, &tracker, &candidate, known) };
+        let name = |c: &Candidate| (c.page, c.bitmap);
+        match &best {
+            None => best = Some((candidate, tracker, doubts)),
+            Some((old, _, old_doubts)) if doubts < *old_doubts => {
+                let (page, bitmap) = name(old);
+                beaten.push((page, bitmap, old_doubts.worse_because(&doubts)));
+                equal = false;
+                best = Some((candidate, tracker, doubts));
+            }
+            Some((_, _, old_doubts)) if doubts > *old_doubts => {
+                let (page, bitmap) = name(&candidate);
+                beaten.push((page, bitmap, doubts.worse_because(old_doubts)));
+                equal = false;
+            }
+            Some((_, old, _)) => {
+                let (page, bitmap) = name(&candidate);
+                let same = *old == tracker;
+                equal &= same;
+                let why = if same { "it reads the same" } else { "nothing tells it apart; the newer layout is taken" };
+                beaten.push((page, bitmap, why.into()));
+            }
+        }
+    }
+    let mut refused: Vec<(PageSize, Option<BitmapSize>, Error)> = refused;
+    refused.extend(read_errors.into_iter().map(|(p, b, e)| (p, Some(b), e)));
+    let Some((candidate, tracker, _)) = best else { return Err(no_reading(map, refused)) };
+    Ok(explain(candidate, tracker, &beaten, &refused, hints, given, equal))
+}
+
+const NO_DOUBTS: Doubts = Doubts {
+    fdt_not_preserved: false,
+    subtrees_not_preserved: 0,
+    pages_twice: 0,
+    pages_in_scratch: 0,
+    pages_of_the_map: 0,
+    pages_outside: 0,
+    ragged_ranges: 0,
+};
+
+type Refused = Vec<(PageSize, Option<BitmapSize>, Error)>;
+
+/// The readings that do not contradict themselves, and why the others do.
+fn candidates(memory: &dyn PhysMemory, map: Phys, known: &Known, hints: Hints) -> Result<(Vec<Candidate>, Refused)> {
+    let mut candidates = Vec::new();
+    let mut refused = Vec::new();
+    for page in PageSize::ALL {
+        if hints.page.is_some_and(|(given, _)| given != page) {
+            continue;
+        }
+        if let Err(e) = page.pfn_exact("FDT address", known.fdt) {
+            refused.push((page, None, e));
+            continue;
+        }
+        let chunks = match chunk::walk(memory, page, map) {
+            Ok(chunks) => chunks,
+            Err(e) => {
+                refused.push((page, None, e));
+                continue;
+            }
+        };
+        for bitmap in BitmapSize::ALL {
+            if hints.bitmap_bytes.is_some_and(|given| given != bitmap.bytes(page)) {
+                continue;
+            }
+            match chunk::check(memory, chunk::geometry(page, bitmap)?, &chunks) {
+                Ok(()) => candidates.push(Candidate { page, bitmap, chunks: chunks.clone() }),
+                Err(e) => refused.push((page, Some(bitmap), e)),
+            }
+        }
+    }
+    if candidates.is_empty() && refused.is_empty() {
+        let page = hints.page.map_or(4096, |(page, _)| page.bytes());
+        return Err(Error::BitmapBytes { bytes: hints.bitmap_bytes.unwrap_or(0), page });
+    }
+    Ok((candidates, refused))
+}
+
+fn doubts(memory: &dyn PhysMemory, tracker: &Tracker, candidate: &Candidate, known: &Known) -> Doubts {
+    let page = candidate.page;
+    let mut nodes: Vec<PhysRange> = Vec::new();
+    for c in &candidate.chunks {
+        nodes.push(PhysRange { start: Phys(c.phys), len: page.bytes() });
+        let len = candidate.bitmap.bytes(page);
+        nodes.extend(c.entries.iter().map(|e| PhysRange { start: Phys(e.bitmap.get()), len }));
+    }
+    nodes.sort_unstable_by_key(|n| n.start);
+    let scratch: Vec<PhysRange> =
+        known.scratch.iter().map(|s| PhysRange { start: Phys(s.addr), len: s.size }).collect();
+    let mut d = NO_DOUBTS;
+    let mut union = 0;
+    for (start, end) in tracker.extents() {
+        union += u128::from(end.0 - start.0);
+        let shared = |ranges: &[PhysRange]| covered(page, ranges, start, end);
+        d.pages_of_the_map += shared(&nodes);
+        for area in &scratch {
+            d.pages_in_scratch += shared(std::slice::from_ref(area));
+        }
+    }
+    d.pages_twice = tracker.nr_pages() - union;
+    d.pages_outside = pages_outside(memory, tracker);
+    d.fdt_not_preserved = !tracker.contains(page.pfn(known.fdt), Order::ZERO);
+    d.subtrees_not_preserved = known.subtrees.iter().filter(|s| tracker.covering(page.pfn(**s)).is_none()).count();
+    let ragged = |r: &&PhysRange| (r.start.0 | r.len) % page.bytes() != 0;
+    d.ragged_ranges = memory.ranges().iter().filter(ragged).count();
+    d
+}
+
+/// How many pages of `[start, end)` touch one of the sorted `ranges`.
+fn covered(page: PageSize, ranges: &[PhysRange], start: Pfn, end: Pfn) -> u128 {
+    let first = page.phys(start).0;
+    let last = page.phys(Pfn(end.0 - 1)).0 | (page.bytes() - 1);
+    let from = ranges.partition_point(|r| r.start.0 + (r.len.max(1) - 1) < first);
+    let mut pages = 0;
+    let mut done = start.0;
+    for r in ranges[from..].iter().take_while(|r| r.start.0 <= last).filter(|r| r.len > 0) {
+        let low = page.pfn(Phys(r.start.0.max(first))).0.max(done);
+        let high = page.pfn(Phys((r.start.0 + (r.len - 1)).min(last))).0 + 1;
+        pages += u128::from(high.saturating_sub(low));
+        done = done.max(high);
+    }
+    pages
+}
+
+/// Pages a tracker preserves that `memory` does not have.
+pub fn pages_outside(memory: &dyn PhysMemory, tracker: &Tracker) -> u128 {
+    let page = tracker.geometry().page();
+    let missing = |(start, end): (Pfn, Pfn)| {
+        u128::from(end.0 - start.0).saturating_sub(covered(page, memory.ranges(), start, end))
+    };
+    tracker.extents().map(missing).sum()
+}
+
+fn no_reading(map: Phys, refused: Refused) -> Error {
+    let mut texts: Vec<String> = Vec::new();
+    for (page, bitmap, e) in &refused {
+        let reading = match bitmap {
+            None => format!("as {page} pages: {e}"),
+            Some(b) => format!("as {page} pages and bitmaps of {} bytes: {e}", b.bytes(*page)),
+        };
+        texts.push(reading);
+    }
+    let mut errors = refused.into_iter().map(|(_, _, e)| e);
+    match errors.next() {
+        Some(first) if errors.all(|e| e.to_string() == first.to_string()) => first,
+        _ => Error::NoLayout { phys: map.0, why: texts.join("; ") },
+    }
+}
+
+fn explain(
+    candidate: Candidate,
+    tracker: Tracker,
+    beaten: &[(PageSize, BitmapSize, String)],
+    refused: &Refused,
+    hints: Hints,
+    given: bool,
+    equal: bool,
+) -> Reading {
+    let Candidate { page, bitmap, chunks } = candidate;
+    let mut of_bitmap: Vec<String> = Vec::new();
+    let mut of_page: Vec<String> = Vec::new();
+    for (p, b, why) in beaten {
+        if *p == page {
+            of_bitmap.push(format!("read as {} bytes, {why}", b.bytes(page)));
+        } else {
+            of_page.push(format!("read as {p} pages, {why}"));
+        }
+    }
+    for (p, b, e) in refused {
+        match b {
+            Some(b) if *p == page => of_bitmap.push(format!("not {} bytes: {e}", b.bytes(page))),
+            _ if *p != page => of_page.push(format!("not {p}: {e}")),
+            _ => {}
+        }
+    }
+    of_page.dedup();
+    let certainty = match (given, beaten.is_empty(), equal) {
+        (true, ..) => Certainty::Given,
+        (_, true, _) | (_, _, true) => Certainty::Certain,
+        _ if beaten.iter().any(|b| b.2.starts_with("nothing tells")) => Certainty::Guess,
+        _ => Certainty::Likely,
+    };
+    let kernels = match bitmap {
+        BitmapSize::Small => "as Linux 6.16 wrote",
+        BitmapSize::Page => "a page, as Linux 6.18 and later write",
+    };
+    let bitmap_why = match (given, of_bitmap.is_empty()) {
+        (true, _) => "given by the caller".into(),
+        (_, true) => kernels.to_string(),
+        _ => format!("{kernels}: {}", of_bitmap.join("; ")),
+    };
+    let page_why = match hints.page {
+        Some((_, why)) => why.into(),
+        None if of_page.is_empty() => "no other fits".into(),
+        None => of_page.join("; "),
+    };
+    Reading { page, bitmap, page_why, bitmap_why, certainty, chunks, tracker }
+}

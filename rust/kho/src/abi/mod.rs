@@ -1,0 +1,82 @@
+//! The ABI versions: one row of facts each. Whatever differs between versions is a column here, not an `if` elsewhere.
+
+pub mod chunk;
+pub mod evidence;
+pub mod layout;
+
+/// How the preserved-memory map is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MapFormat {
+    /// A list of chunks of bitmaps (ABI section 3).
+    Chunks,
+    /// A radix tree of pages (ABI section 4).
+    Radix,
+}
+
+/// What a `compatible` string stands for (ABI section 1).
+#[derive(Debug)]
+pub struct Abi {
+    pub compatible: &'static str,
+    pub map: MapFormat,
+    /// The subtree property that holds the blob's physical address.
+    pub subtree_property: &'static str,
+    /// The subtree property that holds the blob's size in bytes.
+    pub size_property: Option<&'static str>,
+    /// Whether this version of the library reads and writes it.
+    pub decoded: bool,
+    pub kernels: &'static str,
+}
+
+/// Every version there is, oldest first.
+pub static ABIS: [Abi; 4] = [
+    Abi {
+        compatible: "kho-v1",
+        map: MapFormat::Chunks,
+        subtree_property: "fdt",
+        size_property: None,
+        decoded: true,
+        kernels: "Linux 6.16 to 7.0",
+    },
+    Abi {
+        compatible: "kho-v2",
+        map: MapFormat::Radix,
+        subtree_property: "preserved-data",
+        size_property: None,
+        decoded: false,
+        kernels: "development trees between Linux 7.0 and 7.1",
+    },
+    Abi {
+        compatible: "kho-v3",
+        map: MapFormat::Radix,
+        subtree_property: "preserved-data",
+        size_property: Some("blob-size"),
+        decoded: false,
+        kernels: "Linux 7.1",
+    },
+    Abi {
+        compatible: "kho-v4",
+        map: MapFormat::Radix,
+        subtree_property: "preserved-data",
+        size_property: Some("blob-size"),
+        decoded: false,
+        kernels: "Linux 7.2 and 7.3",
+    },
+];
+
+/// The root node's property with the map's physical address.
+pub const MAP_PROPERTY: &str = "preserved-memory-map";
+/// The root node's property that names the version.
+pub const COMPATIBLE_PROPERTY: &str = "compatible";
+
+impl Abi {
+    /// The version a `compatible` names.
+    pub fn named(compatible: &str) -> Option<&'static Abi> {
+        ABIS.iter().find(|abi| abi.compatible == compatible)
+    }
+
+    /// The versions this library decodes, for messages.
+    pub fn decoded() -> String {
+        let names: Vec<&str> = ABIS.iter().filter(|abi| abi.decoded).map(|abi| abi.compatible).collect();
+        names.join(", ")
+    }
+}

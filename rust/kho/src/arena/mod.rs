@@ -1,0 +1,453 @@
+//! Physical memory one can write: regions of RAM at chosen addresses, a page allocator, scratch.
+
+mod blocks;
+mod header;
+mod pages;
+mod scratch;
+mod spans;
+
+pub use blocks::ArenaBlocks;
+pub use header::{ArenaNote, NOTE_NAME, NOTE_TYPE};
+pub use pages::PageKind;
+pub use scratch::{ScratchArea, check_no_overlap, nodes, place};
+
+use crate::claims::Claims;
+use crate::error::{Error, Result};
+use crate::memory::{PhysMemory, PhysRange};
+use crate::tracker::Tracker;
+use crate::units::{Order, PageSize, Pfn, Phys};
+use pages::Pages;
+use spans::Spans;
+use std::fs::File;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+/// RAM: `len` bytes from `start` on a NUMA node. Page-aligned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Region {
+    pub start: Phys,
+    pub len: u64,
+    pub node: u32,
+}
+
+impl Region {
+    /// The address of its last byte.
+    pub const fn last(&self) -> u64 {
+        self.start.0 + (self.len - 1)
+    }
+}
+
+/// Where an arena's bytes live.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Backing {
+    /// Private memory of this process.
+    Anonymous,
+    /// A sealed memory file that can be passed to another process.
+    Memfd,
+    /// A new file at this path.
+    File(PathBuf),
+}
+
+/// What an arena is made of.
+#[derive(Clone, Debug)]
+pub struct ArenaConfig {
+    pub page: PageSize,
+    /// MAX_PAGE_ORDER: the largest order `alloc` gives without being asked for gigantic folios.
+    pub max_order: Order,
+    /// Sorted by address, disjoint.
+    pub regions: Vec<Region>,
+    pub scratch: Vec<ScratchArea>,
+    pub backing: Backing,
+}
+
+/// What the kernel would say of a page (`struct page`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PageState {
+    pub kind: PageKind,
+    pub refcount: u32,
+    /// `page->private`: the KHO marker of an inherited folio's head, else 0.
+    pub private: u64,
+    pub node: u32,
+}
+
+/// Sparse, page-granular physical memory. Nothing is committed before it is touched.
+#[derive(Debug)]
+pub struct Arena {
+    config: ArenaConfig,
+    spans: Arc<Spans>,
+    scratch_phys: u64,
+    pages: Mutex<Pages>,
+    handover: Mutex<Handover>,
+}
+
+/// What lies ready for the next owner.
+#[derive(Debug, Default)]
+struct Handover {
+    fdt_phys: u64,
+    /// The tracker of the one `Outgoing`, while there is one: what it holds cannot be freed.
+    preserved: Weak<Mutex<Tracker>>,
+    /// The same once it is finalized and its `Outgoing` is gone: nothing of it may be freed before it is taken over.
+    kept: Option<Arc<Mutex<Tracker>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Arena {
+    /// New, zeroed memory.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], [`Error::Misaligned`] or [`Error::OutOfRange`] for regions or scratch that cannot be;
+    /// [`Error::Io`] when the backing cannot be made.
+    pub fn new(mut config: ArenaConfig) -> Result<Arc<Self>> {
+        config.regions.sort_by_key(|r| r.start);
+        check_regions(&config.regions, config.page)?;
+        check_areas(&config.regions, &config.scratch)?;
+        let mut pages = pages_of(&config)?;
+        let scratch_phys = place_scratch_array(&mut pages, &config)?;
+        let note = ArenaNote {
+            page: config.page,
+            max_order: config.max_order,
+            regions: config.regions.clone(),
+            scratch: config.scratch.clone(),
+            fdt_phys: 0,
+            scratch_phys,
+        };
+        let spans = Spans::create(&note, &config.backing)?;
+        if scratch_phys != 0 {
+            let array: Vec<u8> =
+                config.scratch.iter().flat_map(|s| [s.addr, s.size]).flat_map(u64::to_le_bytes).collect();
+            spans.write(Phys(scratch_phys), &array)?;
+        }
+        Ok(Arc::new(Arena {
+            config,
+            spans: Arc::new(spans),
+            scratch_phys,
+            pages: Mutex::new(pages),
+            handover: Mutex::default(),
+        }))
+    }
+
+    /// The memory of an arena's file, made by this process or another.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a file that no arena made or that is cut short; [`Error::Io`].
+    pub fn open(path: &Path) -> Result<Arc<Self>> {
+        let file = File::options().read(true).write(true).open(path);
+        let file = file.map_err(|e| Error::io(format!("open {}", path.display()), e))?;
+        Self::of_file(file, Backing::File(path.to_path_buf()))
+    }
+
+    /// The same from a descriptor, which is duplicated.
+    ///
+    /// # Errors
+    /// As [`Arena::open`].
+    pub fn open_fd(fd: BorrowedFd<'_>) -> Result<Arc<Self>> {
+        Self::of_file(spans::duplicate(fd)?, Backing::Memfd)
+    }
+
+    fn of_file(file: File, backing: Backing) -> Result<Arc<Self>> {
+        let (spans, note) = Spans::open(file)?;
+        let config = ArenaConfig {
+            page: note.page,
+            max_order: note.max_order,
+            regions: note.regions,
+            scratch: note.scratch,
+            backing,
+        };
+        let mut pages = pages_of(&config)?;
+        reserve_page(&mut pages, config.page, note.scratch_phys)?;
+        let handover = Handover { fdt_phys: note.fdt_phys, ..Handover::default() };
+        Ok(Arc::new(Arena {
+            config,
+            spans: Arc::new(spans),
+            scratch_phys: note.scratch_phys,
+            pages: Mutex::new(pages),
+            handover: Mutex::new(handover),
+        }))
+    }
+
+    pub fn config(&self) -> &ArenaConfig {
+        &self.config
+    }
+
+    pub fn page(&self) -> PageSize {
+        self.config.page
+    }
+
+    pub fn scratch(&self) -> &[ScratchArea] {
+        &self.config.scratch
+    }
+
+    /// Where the scratch array lies; 0 without scratch.
+    pub fn scratch_phys(&self) -> u64 {
+        self.scratch_phys
+    }
+
+    /// Where the handover's FDT lies; 0 while there is none.
+    pub fn fdt_phys(&self) -> u64 {
+        lock(&self.handover).fdt_phys
+    }
+
+    /// Records where the handover's FDT is, for the next owner.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be written.
+    pub fn record_fdt(&self, fdt_phys: u64) -> Result<()> {
+        let mut handover = lock(&self.handover);
+        self.spans.record_fdt(fdt_phys)?;
+        handover.fdt_phys = fdt_phys;
+        Ok(())
+    }
+
+    /// The descriptor of a memfd or file backing.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.spans.fd()
+    }
+
+    /// Allocates `1 << order` contiguous pages, on `node` if one is given; orders beyond MAX_PAGE_ORDER only when
+    /// `gigantic`. The bytes are what the last owner left, zeros at first.
+    ///
+    /// # Errors
+    /// [`Error::NoMemory`]; [`Error::OrderTooLarge`].
+    pub fn alloc(&self, order: Order, node: Option<u32>, gigantic: bool) -> Result<Pfn> {
+        lock(&self.pages).alloc(order, node, gigantic)
+    }
+
+    /// Allocates one particular block.
+    ///
+    /// # Errors
+    /// [`Error::PageState`] if any page of it is in use; [`Error::OutsideMemory`]; [`Error::Misaligned`].
+    pub fn alloc_at(&self, pfn: Pfn, order: Order) -> Result<Pfn> {
+        lock(&self.pages).alloc_at(pfn, order)
+    }
+
+    /// Allocates pages for `len` bytes, zeroed.
+    pub(crate) fn alloc_bytes(&self, len: u64, at: Option<Pfn>) -> Result<(Pfn, Order)> {
+        let pages = len.div_ceil(self.page().bytes()).max(1);
+        let order = Order::new(pages.next_power_of_two().ilog2().into())?;
+        let pfn = match at {
+            Some(pfn) => self.alloc_at(pfn, order)?,
+            None => self.alloc(order, None, false)?,
+        };
+        self.spans.zero(self.page().phys(pfn), self.page().folio_bytes(order))?;
+        Ok((pfn, order))
+    }
+
+    /// Takes a reference on the folio whose head is `pfn`; returns the new count.
+    ///
+    /// # Errors
+    /// [`Error::PageState`] unless `pfn` is the head of an allocated folio.
+    pub fn get(&self, pfn: Pfn) -> Result<u32> {
+        lock(&self.pages).get(pfn)
+    }
+
+    /// Drops a reference; the last one frees the folio (then `true`).
+    ///
+    /// # Errors
+    /// [`Error::PageState`] unless `pfn` is the head of an allocated folio, or while the folio is preserved.
+    pub fn put(&self, pfn: Pfn) -> Result<bool> {
+        let preserved = lock(&self.handover).preserved.upgrade();
+        let tracker = preserved.as_ref().map(|t| lock(t));
+        let mut pages = lock(&self.pages);
+        let order = pages.allocated_at(pfn)?;
+        if let Some(tracker) = tracker {
+            if tracker.overlapping(pfn, Pfn(pfn.0 + order.nr_pages())).is_some() && pages.refcount(pfn) == 1 {
+                let phys = self.page().phys(pfn).0;
+                return Err(Error::PageState { phys, state: "preserved", wanted: "free to go (unpreserve it first)" });
+            }
+        }
+        pages.put(pfn)
+    }
+
+    /// The order of the folio allocated at `pfn`.
+    ///
+    /// # Errors
+    /// [`Error::PageState`] unless `pfn` is the head of an allocated folio.
+    pub fn order_of(&self, pfn: Pfn) -> Result<Order> {
+        lock(&self.pages).allocated_at(pfn)
+    }
+
+    /// Refuses a range of pages that is not all allocated.
+    pub(crate) fn check_allocated(&self, start: Pfn, end: Pfn) -> Result<()> {
+        lock(&self.pages).check_allocated(start, end)
+    }
+
+    /// What a page is; `None` where there is no memory.
+    pub fn page_state(&self, pfn: Pfn) -> Option<PageState> {
+        let pages = lock(&self.pages);
+        let kind = pages.kind(pfn)?;
+        let private = if kind == PageKind::Reserved { pages.private(pfn) } else { 0 };
+        Some(PageState { kind, refcount: pages.refcount(pfn), private, node: pages.node_of(pfn)? })
+    }
+
+    /// Free pages, and allocated ones; the rest is reserved.
+    pub fn usage(&self) -> (u128, u128) {
+        let pages = lock(&self.pages);
+        (pages.nr_free(), pages.nr_allocated())
+    }
+
+    /// Bytes of bookkeeping.
+    pub fn metadata_bytes(&self) -> u64 {
+        lock(&self.pages).nbytes()
+    }
+
+    /// How often the arena was taken over in this process.
+    pub fn generation(&self) -> u64 {
+        lock(&self.pages).generation
+    }
+
+    /// Refuses work on behalf of an earlier owner.
+    pub fn check_generation(&self, what: &'static str, generation: u64) -> Result<()> {
+        if self.generation() == generation { Ok(()) } else { Err(Error::Stale { what }) }
+    }
+
+    /// Where `len` bytes at `phys` are in this process: for views, which must keep the arena alive.
+    pub fn ptr(&self, phys: Phys, len: u64) -> Option<NonNull<u8>> {
+        self.spans.ptr(phys, len)
+    }
+
+    /// Writes physical memory.
+    ///
+    /// # Errors
+    /// [`Error::OutsideMemory`] unless all of it is in one run of RAM.
+    pub fn write(&self, phys: Phys, bytes: &[u8]) -> Result<()> {
+        self.spans.write(phys, bytes)
+    }
+
+    /// Registers the tracker whose folios must not be freed. One at a time, as the kernel has one `kho_out`.
+    pub(crate) fn attach(&self, tracker: &Arc<Mutex<Tracker>>) -> Result<()> {
+        let mut handover = lock(&self.handover);
+        if handover.preserved.strong_count() > 0 {
+            return Err(Error::Invalid {
+                what: "Outgoing",
+                why: "this arena is being handed over already: drop or take over the other handover first".into(),
+            });
+        }
+        handover.preserved = Arc::downgrade(tracker);
+        Ok(())
+    }
+
+    /// A new owner takes over: what was preserved and is not restored stays reserved, the rest is free.
+    pub(crate) fn take_over(&self, claims: Arc<Claims>) -> Result<()> {
+        let mut handover = lock(&self.handover);
+        lock(&self.pages).take_over(&reserved(&self.config, self.scratch_phys), claims)?;
+        handover.preserved = Weak::new();
+        handover.kept = None;
+        Ok(())
+    }
+
+    /// Holds on to what a finalized handover preserves, until it is taken over.
+    pub(crate) fn keep(&self, tracker: Arc<Mutex<Tracker>>) {
+        lock(&self.handover).kept = Some(tracker);
+    }
+
+    /// A restored folio becomes an allocated one.
+    pub(crate) fn adopt(&self, pfn: Pfn, order: Order) -> Result<()> {
+        lock(&self.pages).adopt(pfn, order)
+    }
+
+    /// Restored pages become allocated ones, each on its own.
+    pub(crate) fn adopt_pages(&self, pfn: Pfn, nr_pages: u64) -> Result<()> {
+        lock(&self.pages).adopt_pages(pfn, nr_pages)
+    }
+}
+
+impl PhysMemory for Arena {
+    fn ranges(&self) -> &[PhysRange] {
+        self.spans.ranges()
+    }
+
+    fn read(&self, phys: Phys, buf: &mut [u8]) -> Result<()> {
+        self.spans.read(phys, buf)
+    }
+
+    fn next_data(&self, phys: Phys) -> Result<Option<PhysRange>> {
+        self.spans.next_data(phys)
+    }
+}
+
+/// The page ranges nobody may allocate: page 0 (an address of 0 means "none" in every KHO structure), scratch, and
+/// the page of the scratch array.
+fn reserved(config: &ArenaConfig, scratch_phys: u64) -> Vec<(Pfn, Pfn)> {
+    let page = config.page;
+    let mut ranges = vec![(Pfn(0), Pfn(1))];
+    for area in &config.scratch {
+        let last = area.addr + area.size.max(1) - 1;
+        ranges.push((page.pfn(Phys(area.addr)), Pfn(page.pfn(Phys(last)).0 + 1)));
+    }
+    if scratch_phys != 0 {
+        let pfn = page.pfn(Phys(scratch_phys));
+        ranges.push((pfn, Pfn(pfn.0 + 1)));
+    }
+    ranges
+}
+
+fn pages_of(config: &ArenaConfig) -> Result<Pages> {
+    let mut pages = Pages::new(config.page, config.max_order, &config.regions)?;
+    for (start, end) in reserved(config, 0) {
+        pages.reserve(start, end)?;
+    }
+    Ok(pages)
+}
+
+fn reserve_page(pages: &mut Pages, page: PageSize, phys: u64) -> Result<()> {
+    let pfn = page.pfn(Phys(phys));
+    pages.reserve(pfn, Pfn(pfn.0 + u64::from(phys != 0)))
+}
+
+/// Reserves a page for the scratch array, which the next kernel is given the address of: the highest that is free,
+/// as memblock would.
+fn place_scratch_array(pages: &mut Pages, config: &ArenaConfig) -> Result<u64> {
+    if config.scratch.is_empty() {
+        return Ok(0);
+    }
+    let page = config.page.bytes();
+    let phys = scratch::highest(&config.regions, page, page, &config.scratch);
+    let phys = phys.ok_or(Error::NoMemory { order: 0, node: None })?;
+    reserve_page(pages, config.page, phys)?;
+    Ok(phys)
+}
+
+/// Regions that can be an arena's: some, page-aligned, not empty, sorted, disjoint, inside the address space.
+fn check_regions(regions: &[Region], page: PageSize) -> Result<()> {
+    let invalid = |why: String| Err(Error::Invalid { what: "regions", why });
+    if regions.is_empty() {
+        return invalid("an arena needs memory".into());
+    }
+    let mut free_from = Some(0);
+    for r in regions {
+        page.pfn_exact("region start", r.start)?;
+        page.pfn_exact("region size", Phys(r.len))?;
+        if r.len == 0 {
+            return invalid(format!("the region at {} is empty", r.start));
+        }
+        let Some(last) = r.start.0.checked_add(r.len - 1) else {
+            return Err(Error::OutOfRange { what: "region end", value: r.start.0, limit: u64::MAX });
+        };
+        if free_from.is_none_or(|from| r.start.0 < from) {
+            return invalid(format!("the region at {} overlaps the one before it", r.start));
+        }
+        free_from = last.checked_add(1);
+    }
+    Ok(())
+}
+
+/// Scratch areas that can be an arena's: in its memory, disjoint.
+fn check_areas(regions: &[Region], areas: &[ScratchArea]) -> Result<()> {
+    let invalid = |why: String| Err(Error::Invalid { what: "scratch", why });
+    for (i, area) in areas.iter().enumerate() {
+        let inside =
+            regions.iter().any(|r| PhysRange { start: r.start, len: r.len }.contains(Phys(area.addr), area.size));
+        if !inside || area.size == 0 {
+            return invalid(format!("{:#x} (+{:#x}) is not in one region of RAM", area.addr, area.size));
+        }
+        if areas[..i].iter().any(|other| other.overlaps(area.addr, area.size)) {
+            return invalid(format!("the area at {:#x} overlaps another", area.addr));
+        }
+    }
+    Ok(())
+}

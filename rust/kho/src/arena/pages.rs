@@ -1,0 +1,323 @@
+//! The page allocator: a buddy allocator whose free sets are trackers.
+//!
+//! A free block of order `o` is a folio of order `o` in `free`, an allocated folio one in `allocated`; a page in
+//! neither is reserved. So 16 TiB of free memory are a handful of bits, and no page has a structure of its own.
+
+use super::Region;
+use crate::claims::Claims;
+use crate::error::{Error, Result};
+use crate::tracker::{Geometry, Tracker};
+use crate::units::{Order, PageSize, Pfn, aligned_blocks};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// What a page is, as the kernel's `struct page` would say.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PageKind {
+    /// In the buddy allocator, in a free block of this order.
+    Free { order: Order },
+    /// The first page of an allocated folio.
+    Head { order: Order },
+    /// Another page of an allocated folio.
+    Tail { head: Pfn, order: Order },
+    /// Nobody's to allocate: scratch, page 0, inherited and not restored.
+    Reserved,
+}
+
+impl PageKind {
+    pub const fn name(self) -> &'static str {
+        match self {
+            PageKind::Free { .. } => "free",
+            PageKind::Head { .. } => "allocated",
+            PageKind::Tail { .. } => "the tail of an allocated folio",
+            PageKind::Reserved => "reserved",
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Pages {
+    page: PageSize,
+    regions: Vec<(u64, u64, u32)>,
+    max_order: Order,
+    free: Tracker,
+    /// Per order, no free block lies below this pfn.
+    hints: [u64; Order::COUNT],
+    allocated: Tracker,
+    /// Reference counts other than 1, by head pfn.
+    refs: HashMap<u64, u32>,
+    /// Counts the take-overs: what was allocated under another generation is gone.
+    pub(super) generation: u64,
+    inherited: Option<Arc<Claims>>,
+}
+
+impl Pages {
+    pub(super) fn new(page: PageSize, max_order: Order, regions: &[Region]) -> Result<Self> {
+        let geometry = Geometry::new(page, 512)?;
+        let mut pages = Pages {
+            page,
+            regions: Vec::with_capacity(regions.len()),
+            max_order,
+            free: Tracker::new(geometry),
+            hints: [u64::MAX; Order::COUNT],
+            allocated: Tracker::new(geometry),
+            refs: HashMap::new(),
+            generation: 0,
+            inherited: None,
+        };
+        for r in regions {
+            let start = page.pfn(r.start).0;
+            pages.regions.push((start, start + r.len / page.bytes(), r.node));
+        }
+        pages.free_everything()?;
+        Ok(pages)
+    }
+
+    fn free_everything(&mut self) -> Result<()> {
+        self.free.clear();
+        self.hints = [u64::MAX; Order::COUNT];
+        for (start, end, _) in self.regions.clone() {
+            for (pfn, order) in aligned_blocks(Pfn(start), Pfn(end)) {
+                self.insert_free(pfn.0, order)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The region a page is in.
+    fn region_of(&self, pfn: u64) -> Option<(u64, u64, u32)> {
+        let after = self.regions.partition_point(|r| r.0 <= pfn);
+        self.regions[..after].last().copied().filter(|r| pfn < r.1)
+    }
+
+    pub(super) fn node_of(&self, pfn: Pfn) -> Option<u32> {
+        self.region_of(pfn.0).map(|r| r.2)
+    }
+
+    fn insert_free(&mut self, pfn: u64, order: Order) -> Result<()> {
+        self.free.preserve(Pfn(pfn), order)?;
+        let hint = &mut self.hints[order.index()];
+        *hint = (*hint).min(pfn);
+        Ok(())
+    }
+
+    /// The lowest free block of exactly `order`, on `node` if one is given.
+    fn lowest(&mut self, order: Order, node: Option<u32>) -> Option<u64> {
+        let from = self.hints[order.index()];
+        if self.free.len_of(order) == 0 {
+            return None;
+        }
+        let Some(node) = node else {
+            let pfn = self.free.next(order, Pfn(from))?.0;
+            self.hints[order.index()] = pfn;
+            return Some(pfn);
+        };
+        self.regions.iter().filter(|r| r.2 == node).find_map(|&(start, end, _)| {
+            self.free.next(order, Pfn(from.max(start))).map(|p| p.0).filter(|&pfn| pfn < end)
+        })
+    }
+
+    /// Takes a free block of `order`: the smallest that does, the lowest of those.
+    pub(super) fn alloc(&mut self, order: Order, node: Option<u32>, gigantic: bool) -> Result<Pfn> {
+        if order > self.max_order && !gigantic {
+            return Err(Error::OrderTooLarge {
+                order: order.get().into(),
+                max: u8::try_from(self.max_order.get()).unwrap_or(Order::MAX),
+            });
+        }
+        for from in Order::all().skip(order.index()) {
+            if let Some(pfn) = self.lowest(from, node) {
+                self.split(pfn, from, pfn, order)?;
+                return self.mark_allocated(Pfn(pfn), order);
+            }
+        }
+        Err(Error::NoMemory { order: order.get(), node })
+    }
+
+    /// Takes one particular block.
+    pub(super) fn alloc_at(&mut self, pfn: Pfn, order: Order) -> Result<Pfn> {
+        self.take_at(pfn, order)?;
+        self.mark_allocated(pfn, order)
+    }
+
+    /// Takes a block out of the free sets and leaves it reserved.
+    pub(super) fn take_at(&mut self, pfn: Pfn, order: Order) -> Result<()> {
+        self.page.check_folio(pfn, order)?;
+        match self.free.covering(pfn) {
+            Some((block, from)) if from >= order => self.split(block.0, from, pfn.0, order),
+            _ => Err(self.wrong_state(self.first_not_free(pfn, order), "free")),
+        }
+    }
+
+    fn first_not_free(&self, pfn: Pfn, order: Order) -> Pfn {
+        let mut at = pfn.0;
+        while at < pfn.0 + order.nr_pages() {
+            match self.free.covering(Pfn(at)) {
+                Some((block, order)) => at = block.0 + order.nr_pages(),
+                None => return Pfn(at),
+            }
+        }
+        pfn
+    }
+
+    /// Reserves `[start, end)`, whatever of it is free.
+    pub(super) fn reserve(&mut self, start: Pfn, end: Pfn) -> Result<()> {
+        while let Some((block, order)) = self.free.overlapping(start, end) {
+            self.free.unpreserve(block, order)?;
+            let block_end = block.0 + order.nr_pages();
+            for (from, to) in [(block.0, start.0), (end.0, block_end)] {
+                for (pfn, order) in aligned_blocks(Pfn(from.max(block.0)), Pfn(to.min(block_end))) {
+                    self.insert_free(pfn.0, order)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Carves `[pfn, order]` out of the free block `[block, from]`; the rest stays free.
+    fn split(&mut self, mut block: u64, mut from: Order, pfn: u64, order: Order) -> Result<()> {
+        self.free.unpreserve(Pfn(block), from)?;
+        while from > order {
+            from = Order::saturating(from.get() - 1);
+            let upper = block + from.nr_pages();
+            if pfn >= upper {
+                self.insert_free(block, from)?;
+                block = upper;
+            } else {
+                self.insert_free(upper, from)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn mark_allocated(&mut self, pfn: Pfn, order: Order) -> Result<Pfn> {
+        self.allocated.preserve(pfn, order)?;
+        Ok(pfn)
+    }
+
+    /// An inherited folio becomes an allocated one (it was reserved until now).
+    pub(super) fn adopt(&mut self, pfn: Pfn, order: Order) -> Result<()> {
+        self.mark_allocated(pfn, order).map(drop)
+    }
+
+    /// Inherited pages become allocated ones of order 0.
+    pub(super) fn adopt_pages(&mut self, pfn: Pfn, nr_pages: u64) -> Result<()> {
+        self.allocated.preserve_run(pfn, Order::ZERO, nr_pages).map(drop)
+    }
+
+    /// The order of the folio allocated at `pfn`, its head.
+    pub(super) fn allocated_at(&self, pfn: Pfn) -> Result<Order> {
+        self.allocated.head_order(pfn).ok_or_else(|| self.wrong_state(pfn, "the head of an allocated folio"))
+    }
+
+    /// Whether every page of the range belongs to allocated folios; the first that does not, as an error.
+    pub(super) fn check_allocated(&self, start: Pfn, end: Pfn) -> Result<()> {
+        let mut at = start.0;
+        while at < end.0 {
+            match self.allocated.covering(Pfn(at)) {
+                Some((head, order)) => at = head.0 + order.nr_pages(),
+                None => return Err(self.wrong_state(Pfn(at), "allocated (alloc or alloc_at it first)")),
+            }
+        }
+        Ok(())
+    }
+
+    fn wrong_state(&self, pfn: Pfn, wanted: &'static str) -> Error {
+        let phys = self.page.phys(pfn).0;
+        match self.kind(pfn) {
+            Some(kind) => Error::PageState { phys, state: kind.name(), wanted },
+            None => Error::OutsideMemory { what: "page", phys, len: self.page.bytes() },
+        }
+    }
+
+    pub(super) fn refcount(&self, pfn: Pfn) -> u32 {
+        match self.allocated.head_order(pfn) {
+            Some(_) => self.refs.get(&pfn.0).copied().unwrap_or(1),
+            None => 0,
+        }
+    }
+
+    pub(super) fn get(&mut self, pfn: Pfn) -> Result<u32> {
+        self.allocated_at(pfn)?;
+        let count = self.refs.entry(pfn.0).or_insert(1);
+        *count = count.saturating_add(1);
+        Ok(*count)
+    }
+
+    /// Drops a reference; with the last one the block goes back to the free sets, merged with its free buddies.
+    pub(super) fn put(&mut self, pfn: Pfn) -> Result<bool> {
+        let order = self.allocated_at(pfn)?;
+        match self.refs.get(&pfn.0).copied() {
+            Some(count) if count > 1 => {
+                self.refs.insert(pfn.0, count - 1);
+                return Ok(false);
+            }
+            _ => self.refs.remove(&pfn.0),
+        };
+        self.allocated.unpreserve(pfn, order)?;
+        self.free_block(pfn.0, order)?;
+        Ok(true)
+    }
+
+    fn free_block(&mut self, mut pfn: u64, mut order: Order) -> Result<()> {
+        if let Some((start, end, _)) = self.region_of(pfn) {
+            while order.get() < u32::from(Order::MAX) {
+                let merged = pfn & !order.nr_pages();
+                let inside = merged >= start && merged + 2 * order.nr_pages() <= end;
+                if !inside || !self.free.unpreserve(Pfn(pfn ^ order.nr_pages()), order)? {
+                    break;
+                }
+                pfn = merged;
+                order = Order::saturating(order.get() + 1);
+            }
+        }
+        self.insert_free(pfn, order)
+    }
+
+    pub(super) fn kind(&self, pfn: Pfn) -> Option<PageKind> {
+        self.region_of(pfn.0)?;
+        Some(if let Some((head, order)) = self.allocated.covering(pfn) {
+            if head == pfn { PageKind::Head { order } } else { PageKind::Tail { head, order } }
+        } else if let Some((_, order)) = self.free.covering(pfn) {
+            PageKind::Free { order }
+        } else {
+            PageKind::Reserved
+        })
+    }
+
+    /// `page->private`: the marker of an inherited folio that nobody restored.
+    pub(super) fn private(&self, pfn: Pfn) -> u64 {
+        self.inherited.as_ref().map_or(0, |claims| claims.private(pfn))
+    }
+
+    pub(super) fn nr_free(&self) -> u128 {
+        self.free.nr_pages()
+    }
+
+    pub(super) fn nr_allocated(&self) -> u128 {
+        self.allocated.nr_pages()
+    }
+
+    pub(super) fn nbytes(&self) -> u64 {
+        self.free.nbytes() + self.allocated.nbytes()
+    }
+
+    /// A new kernel takes over: every page is free but what `reserved` lists (page ranges) and what was preserved.
+    pub(super) fn take_over(&mut self, reserved: &[(Pfn, Pfn)], claims: Arc<Claims>) -> Result<()> {
+        self.generation += 1;
+        self.allocated.clear();
+        self.refs.clear();
+        self.free_everything()?;
+        for &(start, end) in reserved {
+            self.reserve(start, end)?;
+        }
+        let preserved = claims.preserved();
+        for order in preserved.orders() {
+            for (start, count) in preserved.runs(order) {
+                self.reserve(start, Pfn(start.0 + (count << order.get())))?;
+            }
+        }
+        self.inherited = Some(claims);
+        Ok(())
+    }
+}

@@ -1,0 +1,183 @@
+//! The bytes of an arena: mappings that stand for spans of physical memory.
+
+use super::header::{self, ArenaNote, SPAN_ALIGN};
+use super::{Backing, Region};
+use crate::error::{Error, Result};
+use crate::mapping::Mapping;
+use crate::memory::{PhysMemory, PhysRange};
+use crate::units::Phys;
+use rustix::fs::{MemfdFlags, SealFlags};
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::ptr::NonNull;
+
+/// A maximal run of adjacent regions, mapped in one piece.
+#[derive(Debug)]
+struct Span {
+    phys: u64,
+    map: Mapping,
+}
+
+#[derive(Debug)]
+pub(super) struct Spans {
+    spans: Vec<Span>,
+    ranges: Vec<PhysRange>,
+    file: Option<(File, u64)>,
+}
+
+/// `(phys, len, file offset)` of each span.
+fn layout(regions: &[Region], first: u64) -> Vec<(u64, u64, u64)> {
+    let mut spans: Vec<(u64, u64, u64)> = Vec::new();
+    for r in regions {
+        match spans.last_mut() {
+            Some(last) if last.0 + last.1 == r.start.0 => last.1 += r.len,
+            _ => spans.push((r.start.0, r.len, 0)),
+        }
+    }
+    let mut offset = first;
+    for span in &mut spans {
+        span.2 = offset;
+        offset = (offset + span.1).next_multiple_of(SPAN_ALIGN);
+    }
+    spans
+}
+
+/// The head with offsets as they will be: its size decides where the spans begin.
+fn head_of(note: &ArenaNote) -> Result<(Vec<u8>, Vec<(u64, u64, u64)>)> {
+    let head = note.to_elf(&layout(&note.regions, 0))?;
+    let spans = layout(&note.regions, (head.len() as u64).next_multiple_of(SPAN_ALIGN));
+    Ok((note.to_elf(&spans)?, spans))
+}
+
+impl Spans {
+    /// New, zeroed memory as `note` describes it.
+    pub(super) fn create(note: &ArenaNote, backing: &Backing) -> Result<Self> {
+        let file = match backing {
+            Backing::Anonymous => return Self::map(&layout(&note.regions, 0), None),
+            Backing::Memfd => File::from(
+                rustix::fs::memfd_create("kho-arena", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+                    .map_err(|e| Error::io("memfd_create", e))?,
+            ),
+            Backing::File(path) => new_file(path)?,
+        };
+        let (head, spans) = head_of(note)?;
+        let len = spans.last().map_or(0, |s| s.2 + s.1);
+        let whole = |e: std::io::Error| Error::io(format!("reserve a file of {len:#x} bytes"), e);
+        file.set_len(len).map_err(whole)?;
+        file.write_all_at(&head, 0).map_err(whole)?;
+        if matches!(backing, Backing::Memfd) {
+            rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW)
+                .map_err(|e| Error::io("seal the memfd", e))?;
+        }
+        let fdt_at = header::fdt_phys_offset(&head, header::desc_len(note));
+        Self::map(&spans, Some((file, fdt_at)))
+    }
+
+    /// The memory of an arena that another process made.
+    pub(super) fn open(file: File) -> Result<(Self, ArenaNote)> {
+        let len = file.metadata().map_err(|e| Error::io("stat the arena's file", e))?.len();
+        let mut head = vec![0; usize::try_from(len.min(SPAN_ALIGN)).unwrap_or(0)];
+        file.read_exact_at(&mut head, 0).map_err(|e| Error::io("read the arena's header", e))?;
+        let note = ArenaNote::from_elf(&head)?;
+        super::check_regions(&note.regions, note.page)?;
+        super::check_areas(&note.regions, &note.scratch)?;
+        let (head, spans) = head_of(&note)?;
+        let need = spans.last().map_or(0, |s| s.2 + s.1);
+        if need > len {
+            return Err(Error::Invalid {
+                what: "arena file",
+                why: format!("{len:#x} bytes long; its regions need {need:#x}"),
+            });
+        }
+        let fdt_at = header::fdt_phys_offset(&head, header::desc_len(&note));
+        Ok((Self::map(&spans, Some((file, fdt_at)))?, note))
+    }
+
+    fn map(layout: &[(u64, u64, u64)], file: Option<(File, u64)>) -> Result<Self> {
+        let spans = layout.iter().map(|&(phys, len, offset)| {
+            let map = match &file {
+                None => Mapping::anonymous(len),
+                Some((file, _)) => Mapping::shared(file, offset, len),
+            };
+            Ok(Span { phys, map: map? })
+        });
+        let spans = spans.collect::<Result<Vec<_>>>()?;
+        let ranges = layout.iter().map(|s| PhysRange { start: Phys(s.0), len: s.1 }).collect();
+        Ok(Spans { spans, ranges, file })
+    }
+
+    fn span_of(&self, phys: u64) -> Option<&Span> {
+        let after = self.spans.partition_point(|s| s.phys <= phys);
+        self.spans[..after].last()
+    }
+
+    /// Where `len` bytes of physical memory are in this process.
+    pub(super) fn ptr(&self, phys: Phys, len: u64) -> Option<NonNull<u8>> {
+        let span = self.span_of(phys.0)?;
+        span.map.ptr(phys.0 - span.phys, len)
+    }
+
+    /// The physical address of an address that [`Spans::ptr`] gave out.
+    pub(super) fn phys_of(&self, ptr: NonNull<u8>) -> Option<Phys> {
+        self.spans.iter().find_map(|s| s.map.offset_of(ptr).map(|offset| Phys(s.phys + offset)))
+    }
+
+    pub(super) fn write(&self, phys: Phys, bytes: &[u8]) -> Result<()> {
+        let written = self.span_of(phys.0).is_some_and(|s| s.map.write(phys.0 - s.phys, bytes));
+        if written { Ok(()) } else { Err(outside("write", phys, bytes.len() as u64)) }
+    }
+
+    pub(super) fn zero(&self, phys: Phys, len: u64) -> Result<()> {
+        let done = self.span_of(phys.0).is_some_and(|s| s.map.zero(phys.0 - s.phys, len));
+        if done { Ok(()) } else { Err(outside("zero", phys, len)) }
+    }
+
+    /// Records where the handover's FDT is, for whoever opens the file next.
+    pub(super) fn record_fdt(&self, fdt_phys: u64) -> Result<()> {
+        match &self.file {
+            None => Ok(()),
+            Some((file, at)) => file
+                .write_all_at(&fdt_phys.to_le_bytes(), *at)
+                .map_err(|e| Error::io("record the FDT's address in the arena's header", e)),
+        }
+    }
+
+    pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.file.as_ref().map(|(file, _)| file.as_fd())
+    }
+}
+
+impl PhysMemory for Spans {
+    fn ranges(&self) -> &[PhysRange] {
+        &self.ranges
+    }
+
+    fn read(&self, phys: Phys, buf: &mut [u8]) -> Result<()> {
+        let read = self.span_of(phys.0).is_some_and(|s| s.map.read(phys.0 - s.phys, buf));
+        if read { Ok(()) } else { Err(outside("read", phys, buf.len() as u64)) }
+    }
+
+    fn next_data(&self, phys: Phys) -> Result<Option<PhysRange>> {
+        Ok(self.ranges.iter().find_map(|r| {
+            let skip = phys.0.saturating_sub(r.start.0);
+            (skip < r.len).then(|| PhysRange { start: Phys(r.start.0 + skip), len: r.len - skip })
+        }))
+    }
+}
+
+fn outside(what: &'static str, phys: Phys, len: u64) -> Error {
+    Error::OutsideMemory { what, phys: phys.0, len }
+}
+
+fn new_file(path: &Path) -> Result<File> {
+    let options = File::options().read(true).write(true).create_new(true).open(path);
+    options.map_err(|e| Error::io(format!("create the arena's file {}", path.display()), e))
+}
+
+/// A file of one's own from a descriptor somebody else keeps.
+pub(super) fn duplicate(fd: BorrowedFd<'_>) -> Result<File> {
+    let fd: OwnedFd = fd.try_clone_to_owned().map_err(|e| Error::io("duplicate the arena's descriptor", e))?;
+    Ok(File::from(fd))
+}

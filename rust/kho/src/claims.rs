@@ -1,0 +1,138 @@
+//! What was handed over, and what of it was restored: each folio once.
+
+use crate::error::{Error, NotRestorable, Result};
+use crate::tracker::Tracker;
+use crate::units::{Order, PageSize, Pfn, Phys, aligned_blocks};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// How the next kernel marks the head page of a preserved folio, in `page->private`, until it is restored
+/// (ABI section 5).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Marker {
+    /// Linux 6.16 and 6.17: the bare order.
+    Order,
+    /// From 6.18: `{ u32 order; u32 magic = "KHOP" }`.
+    Magic,
+}
+
+/// KHO_PAGE_MAGIC, "KHOP".
+pub const PAGE_MAGIC: u32 = 0x4b48_4f50;
+
+impl Marker {
+    /// The value of `private` for a folio of `order`.
+    pub fn value(self, order: Order) -> u64 {
+        match self {
+            Marker::Order => order.get().into(),
+            Marker::Magic => u64::from(PAGE_MAGIC) << 32 | u64::from(order.get()),
+        }
+    }
+}
+
+/// The preserved folios of a handover. A folio that is in `preserved` and not in `restored` has its marker;
+/// putting it into `restored` *is* taking the marker, so two claims of one folio cannot both succeed.
+#[derive(Debug)]
+pub struct Claims {
+    preserved: Tracker,
+    restored: Mutex<Tracker>,
+    marker: Marker,
+}
+
+impl Claims {
+    pub fn new(preserved: Tracker, marker: Marker) -> Self {
+        let restored = Mutex::new(Tracker::new(preserved.geometry()));
+        Claims { preserved, restored, marker }
+    }
+
+    /// Everything that was handed over, restored or not.
+    pub fn preserved(&self) -> &Tracker {
+        &self.preserved
+    }
+
+    fn restored(&self) -> MutexGuard<'_, Tracker> {
+        self.restored.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn page(&self) -> PageSize {
+        self.preserved.geometry().page()
+    }
+
+    /// Claims the folio at `phys` (`kho_restore_folio`).
+    ///
+    /// # Errors
+    /// [`Error::NotRestorable`]: no head page of a preserved folio, restored before, or of an order beyond `max`.
+    pub fn restore_folio(&self, phys: Phys, max: Option<u32>) -> Result<(Pfn, Order)> {
+        let (pfn, order) = self.find(phys)?;
+        if let Some(max) = max.filter(|max| order.get() > *max) {
+            return Err(not_restorable(phys, NotRestorable::OrderTooLarge { order: order.get(), max }));
+        }
+        if !self.restored().preserve(pfn, order)? {
+            return Err(not_restorable(phys, NotRestorable::AlreadyRestored));
+        }
+        Ok((pfn, order))
+    }
+
+    /// Claims `nr_pages` pages that were preserved as a range (`kho_restore_pages`): every block of the split, or none.
+    ///
+    /// # Errors
+    /// [`Error::NotRestorable`] naming the first block that is not there; [`Error::OutOfRange`].
+    pub fn restore_pages(&self, phys: Phys, nr_pages: u64) -> Result<Pfn> {
+        let pfn = self.head_page(phys)?;
+        let end = self.page().end_of(pfn, nr_pages)?;
+        let mut restored = self.restored();
+        for (at, order) in aligned_blocks(pfn, end) {
+            let refuse = |why| Err(not_restorable(self.page().phys(at), why));
+            if !self.preserved.contains(at, order) {
+                return refuse(NotRestorable::NeverPreserved);
+            }
+            if restored.contains(at, order) {
+                return refuse(NotRestorable::AlreadyRestored);
+            }
+        }
+        restored.preserve_pages(pfn, nr_pages)?;
+        Ok(pfn)
+    }
+
+    fn head_page(&self, phys: Phys) -> Result<Pfn> {
+        let unaligned = NotRestorable::Unaligned { page: self.page().bytes() };
+        self.page().pfn_exact("phys", phys).map_err(|_| not_restorable(phys, unaligned))
+    }
+
+    /// The folio whose head page is at `phys`.
+    fn find(&self, phys: Phys) -> Result<(Pfn, Order)> {
+        let pfn = self.head_page(phys)?;
+        if let Some(order) = self.preserved.head_order(pfn) {
+            return Ok((pfn, order));
+        }
+        Err(not_restorable(
+            phys,
+            match self.preserved.covering(pfn) {
+                None => NotRestorable::NeverPreserved,
+                Some((head, order)) => NotRestorable::Interior { head: self.page().phys(head).0, order: order.get() },
+            },
+        ))
+    }
+
+    /// `page->private` of a page: the marker, if it is the head of a folio nobody restored yet, else 0.
+    pub fn private(&self, pfn: Pfn) -> u64 {
+        match self.preserved.head_order(pfn) {
+            Some(order) if !self.restored().contains(pfn, order) => self.marker.value(order),
+            _ => 0,
+        }
+    }
+
+    /// What nobody restored yet.
+    pub fn unrestored(&self) -> Result<Tracker> {
+        let mut left = self.preserved.clone();
+        left.subtract(&self.restored())?;
+        Ok(left)
+    }
+
+    /// How many folios were restored.
+    pub fn nr_restored(&self) -> u64 {
+        self.restored().len()
+    }
+}
+
+fn not_restorable(phys: Phys, why: NotRestorable) -> Error {
+    Error::NotRestorable { phys: phys.0, why }
+}

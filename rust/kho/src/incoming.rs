@@ -1,0 +1,326 @@
+//! Taking over (`kho_in`): a memory image's handover, validated and walked, each folio to be restored once.
+
+use crate::abi::evidence::{self, Certainty, Hints, Known, Reading};
+use crate::abi::layout::BitmapSize;
+use crate::abi::{Abi, chunk};
+use crate::arena::{Arena, ScratchArea};
+use crate::claims::{Claims, Marker};
+use crate::error::{Error, Result, RootProblem};
+use crate::find::{self, Found};
+use crate::memory::PhysMemory;
+use crate::root::{self, Root, Subtree};
+use crate::tracker::Tracker;
+use crate::units::{Order, PageSize, Pfn, Phys};
+use std::sync::Arc;
+
+/// What the caller knows, or insists on.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Where the FDT is; searched for otherwise.
+    pub fdt_phys: Option<u64>,
+    pub page_size: Option<PageSize>,
+    /// Why `page_size` is known, for the explanation.
+    pub page_why: Option<&'static str>,
+    pub bitmap_bytes: Option<u64>,
+    /// The scratch areas; searched for otherwise.
+    pub scratch: Option<Vec<ScratchArea>>,
+    /// MAX_PAGE_ORDER of the next kernel, where Linux before 7.x refuses to restore larger folios; none otherwise.
+    pub max_page_order: Option<u32>,
+}
+
+/// How the parts of a handover's format were decided.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    pub page: PageSize,
+    pub page_why: String,
+    pub bitmap_bytes: u64,
+    pub bitmap_why: String,
+    pub certainty: Certainty,
+}
+
+/// A handover that was read, and what of it was restored.
+pub struct Incoming {
+    memory: Arc<dyn PhysMemory>,
+    arena: Option<(Arc<Arena>, u64)>,
+    root: Root,
+    layout: Layout,
+    metadata_pages: u64,
+    claims: Arc<Claims>,
+    scratch: Option<Vec<ScratchArea>>,
+    others: Vec<Phys>,
+    max_page_order: Option<u32>,
+}
+
+impl Incoming {
+    /// Reads the handover in `memory`, at `options.fdt_phys` or wherever it is found. Nothing is changed.
+    ///
+    /// # Errors
+    /// [`Error::NoHandover`] if none is found; what is wrong with the one given or found: [`Error::Root`],
+    /// [`Error::UnsupportedAbi`], [`Error::Map`], [`Error::NoLayout`], [`Error::OutsideMemory`].
+    pub fn open(memory: Arc<dyn PhysMemory>, options: &Options, progress: impl FnMut(u64)) -> Result<Self> {
+        let found = match (options.fdt_phys, &options.scratch) {
+            (Some(_), Some(_)) => Found::default(),
+            _ => find::find(&*memory, progress)?,
+        };
+        let (reads, others) = match options.fdt_phys {
+            Some(phys) => (read(&*memory, Phys(phys), &found, options)?, Vec::new()),
+            None => best(&*memory, &found, options)?,
+        };
+        Self::new(memory, None, reads, others, options)
+    }
+
+    /// Takes over an arena: what was preserved stays reserved until it is restored, everything else is free, and
+    /// whatever was allocated before is gone, as after a kexec.
+    ///
+    /// # Errors
+    /// As [`Incoming::open`], and then nothing has changed; [`Error::OutsideMemory`] for a preserved folio that the
+    /// arena does not have.
+    pub fn take_over(arena: &Arc<Arena>, fdt_phys: Option<u64>, options: &Options) -> Result<Self> {
+        let fdt_phys = match fdt_phys {
+            Some(phys) => phys,
+            None if arena.fdt_phys() != 0 => arena.fdt_phys(),
+            None => return Err(Error::NoHandover { why: "nothing was finalized in this arena".into() }),
+        };
+        let options = Options {
+            page_size: Some(arena.page()),
+            page_why: Some("the arena's"),
+            scratch: Some(arena.scratch().to_vec()),
+            ..options.clone()
+        };
+        let memory: Arc<dyn PhysMemory> = arena.clone();
+        let reads = read(&*memory, Phys(fdt_phys), &Found::default(), &options)?;
+        for (start, end) in reads.1.tracker.extents() {
+            let (phys, len) = (arena.page().phys(start), (end.0 - start.0) << arena.page().shift());
+            if !arena.contains(phys, len) {
+                return Err(Error::OutsideMemory { what: "preserved range", phys: phys.0, len });
+            }
+        }
+        let mut incoming = Self::new(memory, None, reads, Vec::new(), &options)?;
+        arena.take_over(Arc::clone(&incoming.claims))?;
+        arena.record_fdt(0)?;
+        incoming.arena = Some((Arc::clone(arena), arena.generation()));
+        Ok(incoming)
+    }
+
+    fn new(
+        memory: Arc<dyn PhysMemory>,
+        arena: Option<(Arc<Arena>, u64)>,
+        (root, reading, scratch): Reads,
+        others: Vec<Phys>,
+        options: &Options,
+    ) -> Result<Self> {
+        let marker = match reading.bitmap {
+            BitmapSize::Small => Marker::Order,
+            BitmapSize::Page => Marker::Magic,
+        };
+        Ok(Incoming {
+            memory,
+            arena,
+            root,
+            metadata_pages: chunk::metadata_pages(reading.page, &reading.chunks),
+            layout: Layout {
+                page: reading.page,
+                page_why: reading.page_why,
+                bitmap_bytes: reading.bitmap.bytes(reading.page),
+                bitmap_why: reading.bitmap_why,
+                certainty: reading.certainty,
+            },
+            claims: Arc::new(Claims::new(reading.tracker, marker)),
+            scratch,
+            others,
+            max_page_order: options.max_page_order,
+        })
+    }
+
+    pub fn abi(&self) -> &'static Abi {
+        self.root.abi
+    }
+
+    pub fn root(&self) -> &Root {
+        &self.root
+    }
+
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    pub fn memory(&self) -> &Arc<dyn PhysMemory> {
+        &self.memory
+    }
+
+    /// The arena that was taken over; `None` for an image.
+    pub fn arena(&self) -> Option<&Arc<Arena>> {
+        self.arena.as_ref().map(|(arena, _)| arena)
+    }
+
+    /// Every preserved folio, restored or not.
+    pub fn preserved(&self) -> &Tracker {
+        self.claims.preserved()
+    }
+
+    /// Preserved folios that nobody restored.
+    ///
+    /// # Errors
+    /// None in practice: both trackers have one geometry.
+    pub fn unrestored(&self) -> Result<Tracker> {
+        self.claims.unrestored()
+    }
+
+    pub fn nr_restored(&self) -> u64 {
+        self.claims.nr_restored()
+    }
+
+    /// Pages the map itself takes: chunks and bitmaps.
+    pub fn metadata_pages(&self) -> u64 {
+        self.metadata_pages
+    }
+
+    /// The scratch areas, when known.
+    pub fn scratch(&self) -> Option<&[ScratchArea]> {
+        self.scratch.as_deref()
+    }
+
+    /// Root FDTs that were found beside the one read.
+    pub fn others(&self) -> &[Phys] {
+        &self.others
+    }
+
+    /// Pages preserved that this memory does not have.
+    pub fn pages_outside(&self) -> u128 {
+        evidence::pages_outside(&*self.memory, self.preserved())
+    }
+
+    fn check_current(&self, what: &'static str) -> Result<()> {
+        match &self.arena {
+            Some((arena, generation)) => arena.check_generation(what, *generation),
+            None => Ok(()),
+        }
+    }
+
+    /// Restores the folio whose head is at `phys`, once (`kho_restore_folio`). In an arena it is allocated then.
+    ///
+    /// # Errors
+    /// [`Error::NotRestorable`]; [`Error::Stale`] if the arena has another owner by now.
+    pub fn restore_folio(&self, phys: Phys) -> Result<(Pfn, Order)> {
+        self.check_current("restore_folio")?;
+        let (pfn, order) = self.claims.restore_folio(phys, self.max_page_order)?;
+        if let Some((arena, _)) = &self.arena {
+            arena.adopt(pfn, order)?;
+        }
+        Ok((pfn, order))
+    }
+
+    /// Restores `nr_pages` pages that were preserved as a range, all or none; in an arena each becomes an allocated
+    /// page of its own (`kho_restore_pages`).
+    ///
+    /// # Errors
+    /// As [`Incoming::restore_folio`].
+    pub fn restore_pages(&self, phys: Phys, nr_pages: u64) -> Result<Pfn> {
+        self.check_current("restore_pages")?;
+        let pfn = self.claims.restore_pages(phys, nr_pages)?;
+        if let Some((arena, _)) = &self.arena {
+            arena.adopt_pages(pfn, nr_pages)?;
+        }
+        Ok(pfn)
+    }
+
+    /// A producer's blob (`kho_retrieve_subtree`).
+    ///
+    /// # Errors
+    /// [`Error::NoSubtree`] (ENOENT); [`Error::Root`] for a malformed node (EINVAL).
+    pub fn retrieve_subtree(&self, name: &str) -> Result<&Subtree> {
+        if let Some(subtree) = self.root.subtrees.iter().find(|s| s.name == name) {
+            return Ok(subtree);
+        }
+        match self.root.malformed.iter().find(|(n, _)| n == name) {
+            Some((name, why)) => {
+                let problem = RootProblem::Subtree { name: name.clone(), why: why.clone() };
+                Err(Error::Root { phys: self.root.phys.0, problem })
+            }
+            None => Err(Error::NoSubtree { name: name.into() }),
+        }
+    }
+}
+
+type Reads = (Root, Reading, Option<Vec<ScratchArea>>);
+
+/// Reads one handover.
+fn read(memory: &dyn PhysMemory, fdt: Phys, found: &Found, options: &Options) -> Result<Reads> {
+    let root = root::read_root(memory, fdt)?;
+    let told = scratch_told(memory, fdt, found, options);
+    let known = Known {
+        fdt,
+        subtrees: root.subtrees.iter().map(|s| s.phys).collect(),
+        scratch: told.clone().unwrap_or_default(),
+    };
+    let page = options.page_size.map(|page| (page, options.page_why.unwrap_or("given by the caller")));
+    let hints = Hints { page, bitmap_bytes: options.bitmap_bytes };
+    let reading = evidence::decide(memory, root.map, &known, hints)?;
+    let scratch = told.or_else(|| scratch_guessed(found, &reading));
+    Ok((root, reading, scratch))
+}
+
+/// Of several handovers the one that is most of one: readable, its FDT and subtrees preserved by its own map.
+fn best(memory: &dyn PhysMemory, found: &Found, options: &Options) -> Result<(Reads, Vec<Phys>)> {
+    /// Handovers that are read to find the best; a machine's memory holds a few.
+    const MOST: usize = 64;
+    let mut best: Option<(Reads, (bool, bool, usize))> = None;
+    let mut first_error = None;
+    for &fdt in found.fdts.iter().take(MOST) {
+        match read(memory, fdt, found, options) {
+            Ok(reads) => {
+                let (root, reading, _) = &reads;
+                let preserved = |phys: &Phys| reading.tracker.covering(reading.page.pfn(*phys)).is_some();
+                let told = found.pointers.iter().any(|p| p.fdt == fdt);
+                let subtrees = root.subtrees.iter().filter(|s| preserved(&s.phys)).count();
+                let rank = (told, preserved(&fdt), subtrees);
+                if best.as_ref().is_none_or(|(_, other)| rank > *other) {
+                    best = Some((reads, rank));
+                }
+            }
+            Err(e) => {
+                first_error.get_or_insert(e);
+            }
+        }
+    }
+    match best {
+        Some((reads, _)) => {
+            let others = found.fdts.iter().copied().filter(|phys| *phys != reads.0.phys).collect();
+            Ok((reads, others))
+        }
+        None => Err(first_error.unwrap_or_else(|| Error::NoHandover {
+            why: format!(
+                "no page of the {:#x} bytes here begins with an FDT whose compatible is kho-v...; if the image is \
+                 only a part of memory, say where its FDT is",
+                memory.nbytes()
+            ),
+        })),
+    }
+}
+
+/// The scratch areas the caller gave, or that a kernel was told of together with this FDT.
+fn scratch_told(memory: &dyn PhysMemory, fdt: Phys, found: &Found, options: &Options) -> Option<Vec<ScratchArea>> {
+    if options.scratch.is_some() {
+        return options.scratch.clone();
+    }
+    let pointer = found.pointers.iter().find(|p| p.fdt == fdt)?;
+    find::read_scratch(memory, pointer.scratch, pointer.scratch_len).ok()
+}
+
+/// The only page that can be the scratch array: its areas overlap nothing that was handed over.
+fn scratch_guessed(found: &Found, reading: &Reading) -> Option<Vec<ScratchArea>> {
+    let page = reading.page;
+    let clean = |areas: &[ScratchArea]| {
+        let handed_over = |area: &ScratchArea| {
+            let (start, end) = (page.pfn(Phys(area.addr)), page.pfn(Phys(area.addr + (area.size - 1))));
+            reading.tracker.overlapping(start, Pfn(end.0 + 1)).is_some()
+                || reading.chunks.iter().any(|c| area.overlaps(c.phys, page.bytes()))
+        };
+        !areas.iter().any(handed_over)
+    };
+    let mut fitting = found.scratch_arrays.iter().filter(|(phys, areas)| {
+        phys.0 % page.bytes() == 0 && reading.tracker.covering(page.pfn(*phys)).is_none() && clean(areas)
+    });
+    let (_, areas) = fitting.next()?;
+    fitting.all(|(_, others)| others == areas).then(|| areas.clone())
+}

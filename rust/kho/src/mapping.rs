@@ -1,0 +1,150 @@
+//! Memory mappings: reserved address space that commits a page when it is first touched.
+//!
+//! With `tracker/block.rs` the only `unsafe` of the crate. Mapped bytes are shared with whoever holds a view (a
+//! Python memoryview, another process), so they are never borrowed as slices here: they are copied in and out.
+
+use crate::error::{Error, Result};
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
+
+/// A readable and writable mapping, unmapped when dropped.
+#[derive(Debug)]
+pub struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the mapping is owned and its address does not depend on the thread.
+unsafe impl Send for Mapping {}
+// SAFETY: access goes through raw copies; racing writers are the callers' business, as they are for any shared memory.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// `len` zeroed bytes that take no memory until touched (MAP_NORESERVE).
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the address space is not to be had.
+    pub fn anonymous(len: u64) -> Result<Self> {
+        let len = size(len)?;
+        // SAFETY: a fresh private mapping at an address the kernel chooses aliases nothing.
+        let base = unsafe {
+            let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+            mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, flags)
+        };
+        Self::checked(base, len)
+    }
+
+    /// `len` bytes of a file from `offset`, shared with everyone who maps it. The file must stay at least that
+    /// long: touching a page behind its end is fatal (SIGBUS), so memfds are sealed against shrinking.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be mapped.
+    pub fn shared(file: impl AsFd, offset: u64, len: u64) -> Result<Self> {
+        let len = size(len)?;
+        // SAFETY: a fresh mapping at an address the kernel chooses aliases no Rust object.
+        let base = unsafe {
+            let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+            mmap(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, flags, file, offset)
+        };
+        Self::checked(base, len)
+    }
+
+    fn checked(base: rustix::io::Result<*mut core::ffi::c_void>, len: usize) -> Result<Self> {
+        let base = base.map_err(|e| Error::io(format!("map {len:#x} bytes"), e))?;
+        match NonNull::new(base.cast()) {
+            Some(base) => Ok(Mapping { base, len }),
+            None => Err(Error::io("map", std::io::Error::other("mapped at address 0"))),
+        }
+    }
+
+    pub fn len(&self) -> u64 {
+        self.len as u64
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Where `len` bytes at `offset` are in this process; `None` if they are not in the mapping.
+    pub fn ptr(&self, offset: u64, len: u64) -> Option<NonNull<u8>> {
+        if offset.checked_add(len)? > self.len() {
+            return None;
+        }
+        // SAFETY: the offset was just bounded by the mapping's length.
+        Some(unsafe { self.base.add(usize::try_from(offset).ok()?) })
+    }
+
+    /// The offset of an address that [`Mapping::ptr`] gave out.
+    pub fn offset_of(&self, ptr: NonNull<u8>) -> Option<u64> {
+        let offset = ptr.addr().get().checked_sub(self.base.addr().get())?;
+        (offset < self.len).then_some(offset as u64)
+    }
+
+    /// Copies out of the mapping; `false` if the bytes are not in it.
+    #[must_use]
+    pub fn read(&self, offset: u64, buf: &mut [u8]) -> bool {
+        let Some(from) = self.ptr(offset, buf.len() as u64) else { return false };
+        // SAFETY: `from` is valid for the whole of `buf`, which is ours alone and so overlaps no mapping.
+        unsafe { buf.as_mut_ptr().copy_from_nonoverlapping(from.as_ptr(), buf.len()) };
+        true
+    }
+
+    /// Copies into the mapping; `false` if the place is not in it.
+    #[must_use]
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> bool {
+        let Some(to) = self.ptr(offset, bytes.len() as u64) else { return false };
+        // SAFETY: `to` is valid for all of `bytes`; `copy` allows the two to overlap (a view written onto itself).
+        unsafe { to.as_ptr().copy_from(bytes.as_ptr(), bytes.len()) };
+        true
+    }
+
+    /// Zeroes a part of the mapping; `false` if it is not in it.
+    #[must_use]
+    pub fn zero(&self, offset: u64, len: u64) -> bool {
+        let (Some(to), Ok(len)) = (self.ptr(offset, len), usize::try_from(len)) else { return false };
+        // SAFETY: `to` is valid for `len` bytes.
+        unsafe { to.write_bytes(0, len) };
+        true
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours and nothing that borrows it outlives it. Failure leaves it mapped, harmlessly.
+        let _ = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}
+
+fn size(len: u64) -> Result<usize> {
+    match usize::try_from(len) {
+        Ok(len) if len > 0 => Ok(len),
+        _ => Err(Error::Invalid { what: "mapping", why: format!("{len} bytes cannot be mapped") }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mapping_is_bounded_on_every_side() {
+        let m = Mapping::anonymous(8192).unwrap();
+        assert!(m.write(8190, b"ab"));
+        assert!(!m.write(8191, b"ab"));
+        assert!(!m.write(u64::MAX, b"a"));
+        let mut buf = [0; 2];
+        assert!(m.read(8190, &mut buf));
+        assert_eq!(&buf, b"ab");
+        assert!(m.zero(8190, 2) && m.read(8190, &mut buf));
+        assert_eq!(&buf, b"\0\0");
+        assert_eq!(m.offset_of(m.ptr(4096, 1).unwrap()), Some(4096));
+        assert!(Mapping::anonymous(0).is_err());
+    }
+
+    #[test]
+    fn sixteen_tebibytes_are_reserved_not_committed() {
+        let m = Mapping::anonymous(1 << 44).unwrap();
+        assert!(m.write((1 << 44) - 1, b"x"));
+    }
+}

@@ -1,0 +1,399 @@
+//! Handing over (`kho_out`): what of an arena the next owner gets, written the way a kernel writes it.
+
+use crate::abi::layout::BitmapSize;
+use crate::abi::{Abi, COMPATIBLE_PROPERTY, MAP_PROPERTY, chunk};
+use crate::arena::{Arena, ArenaBlocks, check_no_overlap};
+use crate::error::{Error, Result};
+use crate::fdt::FdtWriter;
+use crate::memory::PhysMemory;
+use crate::tracker::Tracker;
+use crate::units::{Order, PageSize, Pfn, Phys};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A subtree of a handover in the making.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OutSubtree {
+    pub name: String,
+    pub phys: Phys,
+    pub size: u64,
+    /// The folio made for the blob; `None` for a blob that was in the arena already.
+    folio: Option<(Pfn, Order)>,
+}
+
+/// Where the caller wants things, to write an image again address for address; `None` leaves it to the allocator.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Placement {
+    pub fdt: Option<Phys>,
+    /// The first node of the map.
+    pub map: Option<Phys>,
+}
+
+/// A handover in the making: a tracker over an arena, and subtrees. One at a time per arena.
+#[derive(Debug)]
+pub struct Outgoing {
+    arena: Arc<Arena>,
+    generation: u64,
+    abi: &'static Abi,
+    tracker: Arc<Mutex<Tracker>>,
+    fdt: Pfn,
+    map: Option<Pfn>,
+    subtrees: Vec<OutSubtree>,
+    /// The pages of the map as last serialized.
+    chunks: Vec<Pfn>,
+    finalized: bool,
+}
+
+fn lock(tracker: &Mutex<Tracker>) -> MutexGuard<'_, Tracker> {
+    tracker.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Outgoing {
+    /// Begins a handover. The FDT's page is allocated and preserved at once.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedAbi`]; [`Error::BitmapBytes`]; [`Error::NoMemory`]; [`Error::PageState`] for a placement
+    /// that is in use; [`Error::Invalid`] while another `Outgoing` of the arena lives.
+    pub fn new(arena: &Arc<Arena>, abi: &str, bitmap_bytes: Option<u64>, place: Placement) -> Result<Self> {
+        let page = arena.page();
+        let abi = Abi::named(abi).filter(|abi| abi.decoded).ok_or_else(|| Error::UnsupportedAbi {
+            phys: 0,
+            compatible: abi.into(),
+            known: Abi::decoded(),
+        })?;
+        let bitmap = BitmapSize::new(bitmap_bytes.unwrap_or(page.bytes()), page)?;
+        let source = Box::new(ArenaBlocks::new(arena));
+        let tracker = Arc::new(Mutex::new(Tracker::with_source(chunk::geometry(page, bitmap)?, source)));
+        let at = |phys: Option<Phys>| phys.map(|phys| page.pfn_exact("placement", phys)).transpose();
+        let map = at(place.map)?.map(|pfn| arena.alloc_at(pfn, Order::ZERO)).transpose()?;
+        let (fdt, _) = arena.alloc_bytes(page.bytes(), at(place.fdt)?)?;
+        let mut out = Outgoing {
+            generation: arena.generation(),
+            arena: Arc::clone(arena),
+            abi,
+            tracker,
+            fdt,
+            map,
+            subtrees: Vec::new(),
+            chunks: Vec::new(),
+            finalized: false,
+        };
+        arena.attach(&out.tracker)?;
+        out.preserve_folio(fdt, Order::ZERO)?;
+        Ok(out)
+    }
+
+    pub fn arena(&self) -> &Arc<Arena> {
+        &self.arena
+    }
+
+    pub fn abi(&self) -> &'static Abi {
+        self.abi
+    }
+
+    pub fn fdt_phys(&self) -> Phys {
+        self.page().phys(self.fdt)
+    }
+
+    pub fn subtrees(&self) -> &[OutSubtree] {
+        &self.subtrees
+    }
+
+    pub fn is_finalized(&self) -> bool {
+        self.finalized
+    }
+
+    /// What is preserved, the FDT and the subtrees included.
+    pub fn tracker(&self) -> MutexGuard<'_, Tracker> {
+        lock(&self.tracker)
+    }
+
+    fn page(&self) -> PageSize {
+        self.arena.page()
+    }
+
+    fn check_open(&self, what: &'static str) -> Result<()> {
+        self.arena.check_generation(what, self.generation)?;
+        if self.finalized { Err(Error::Finalized { what }) } else { Ok(()) }
+    }
+
+    /// Refuses memory that cannot be preserved: in scratch, or not allocated (nothing would keep the allocator from
+    /// giving it to somebody else, the map itself included).
+    fn check_range(&self, what: &'static str, start: Pfn, end: Pfn) -> Result<()> {
+        let phys = self.page().phys(start);
+        let len = (end.0 - start.0) << self.page().shift();
+        check_no_overlap(self.arena.scratch(), what, phys, len)?;
+        self.arena.check_allocated(start, end)
+    }
+
+    /// Preserves a folio (`kho_preserve_folio`); `true` if it was not preserved before.
+    ///
+    /// # Errors
+    /// [`Error::ScratchOverlap`]; [`Error::PageState`] unless it is allocated; [`Error::OutsideMemory`];
+    /// [`Error::Misaligned`]; [`Error::Finalized`]; [`Error::NoMemory`] for the bitmap.
+    pub fn preserve_folio(&mut self, pfn: Pfn, order: Order) -> Result<bool> {
+        self.check_open("preserve_folio")?;
+        self.page().check_folio(pfn, order)?;
+        let end = self.page().end_of(pfn, order.nr_pages())?;
+        self.check_range("folio", pfn, end)?;
+        lock(&self.tracker).preserve(pfn, order)
+    }
+
+    /// Takes a folio back (`kho_unpreserve_folio`); `true` if it was preserved.
+    ///
+    /// # Errors
+    /// [`Error::Misaligned`], [`Error::Finalized`]; [`Error::Invalid`] for the FDT's own page.
+    pub fn unpreserve_folio(&mut self, pfn: Pfn, order: Order) -> Result<bool> {
+        self.check_open("unpreserve_folio")?;
+        self.page().check_folio(pfn, order)?;
+        self.check_not_own("unpreserve_folio", pfn, Pfn(pfn.0 + order.nr_pages()))?;
+        lock(&self.tracker).unpreserve(pfn, order)
+    }
+
+    /// Preserves a page range as the kernel splits it (`kho_preserve_pages`), all or nothing; the number of folios
+    /// that were not preserved before.
+    ///
+    /// # Errors
+    /// As [`Outgoing::preserve_folio`].
+    pub fn preserve_pages(&mut self, pfn: Pfn, nr_pages: u64) -> Result<u64> {
+        self.check_open("preserve_pages")?;
+        let end = self.page().end_of(pfn, nr_pages)?;
+        if nr_pages > 0 {
+            self.check_range("page range", pfn, end)?;
+        }
+        lock(&self.tracker).preserve_pages(pfn, nr_pages)
+    }
+
+    /// Takes a page range back, split the same way; the number of folios that were preserved.
+    ///
+    /// # Errors
+    /// As [`Outgoing::unpreserve_folio`].
+    pub fn unpreserve_pages(&mut self, pfn: Pfn, nr_pages: u64) -> Result<u64> {
+        self.check_open("unpreserve_pages")?;
+        let end = self.page().end_of(pfn, nr_pages)?;
+        self.check_not_own("unpreserve_pages", pfn, end)?;
+        lock(&self.tracker).unpreserve_pages(pfn, nr_pages)
+    }
+
+    /// Preserves everything another tracker of the same page size holds, empty bitmaps included when the bitmaps are of
+    /// the same size; the number of folios that were not preserved before.
+    ///
+    /// # Errors
+    /// As [`Outgoing::preserve_folio`]; nothing has changed then.
+    pub fn preserve_all(&mut self, other: &Tracker) -> Result<u64> {
+        self.check_open("preserve_all")?;
+        if other.geometry().page() != self.page() {
+            return Err(Error::Invalid { what: "preserve_all", why: "the tracker has another page size".into() });
+        }
+        for (start, end) in other.extents() {
+            self.check_range("folio", start, end)?;
+        }
+        let mut tracker = lock(&self.tracker);
+        if other.geometry() == tracker.geometry() {
+            let empty = vec![0; usize::try_from(other.geometry().block_bytes()).unwrap_or(0)];
+            for order in other.orders() {
+                for block in other.blocks(order).filter(|block| block.is_empty()) {
+                    tracker.adopt_block(order, block.index(), &empty)?;
+                }
+            }
+        }
+        tracker.union_with(other)
+    }
+
+    /// The FDT and the subtrees' blobs stay preserved: without them there is no handover.
+    fn check_not_own(&self, what: &'static str, start: Pfn, end: Pfn) -> Result<()> {
+        let folios = self.subtrees.iter().filter_map(|s| s.folio);
+        for (pfn, order) in folios.chain([(self.fdt, Order::ZERO)]) {
+            if pfn < end && start.0 < pfn.0 + order.nr_pages() {
+                let why = format!("{} holds the FDT or a subtree of this handover", self.page().phys(pfn));
+                return Err(Error::Invalid { what, why });
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a subtree (`kho_add_subtree`): copies `blob` into pages of its own and preserves them. Returns its address.
+    ///
+    /// # Errors
+    /// [`Error::Exists`]; [`Error::Fdt`] for a name that no node can have, or when the FDT's page is full;
+    /// [`Error::NoMemory`]; [`Error::Finalized`].
+    pub fn add_subtree(&mut self, name: &str, blob: &[u8], at: Option<Phys>) -> Result<Phys> {
+        let at = at.map(|phys| self.page().pfn_exact("subtree address", phys)).transpose()?;
+        self.check_new("add_subtree", name)?;
+        let (pfn, order) = self.arena.alloc_bytes(blob.len() as u64, at)?;
+        let phys = self.page().phys(pfn);
+        let folio = Some((pfn, order));
+        self.subtrees.push(OutSubtree { name: name.into(), phys, size: blob.len() as u64, folio });
+        let added = self.arena.write(phys, blob).and_then(|()| self.fdt_bytes(1).map(drop));
+        let added = added.and_then(|()| self.preserve_folio(pfn, order).map(drop));
+        if let Err(e) = added {
+            self.subtrees.pop();
+            self.arena.put(pfn)?;
+            return Err(e);
+        }
+        Ok(phys)
+    }
+
+    /// Adds a subtree whose blob of `size` bytes lies at `phys` already. Preserving it is the caller's business, as it
+    /// is in the kernel.
+    ///
+    /// # Errors
+    /// As [`Outgoing::add_subtree`]; [`Error::OutsideMemory`]; [`Error::ScratchOverlap`].
+    pub fn link_subtree(&mut self, name: &str, phys: Phys, size: u64) -> Result<()> {
+        self.check_new("link_subtree", name)?;
+        if !self.arena.contains(phys, size.max(1)) {
+            return Err(Error::OutsideMemory { what: "subtree", phys: phys.0, len: size });
+        }
+        check_no_overlap(self.arena.scratch(), "subtree", phys, size.max(1))?;
+        self.subtrees.push(OutSubtree { name: name.into(), phys, size, folio: None });
+        self.fdt_bytes(1).map(drop).inspect_err(|_| {
+            self.subtrees.pop();
+        })
+    }
+
+    fn check_new(&self, what: &'static str, name: &str) -> Result<()> {
+        self.check_open(what)?;
+        match self.subtrees.iter().any(|s| s.name == name) {
+            true => Err(Error::Exists { name: name.into() }),
+            false => Ok(()),
+        }
+    }
+
+    /// Removes a subtree (`kho_remove_subtree`); the pages made for its blob are freed.
+    ///
+    /// # Errors
+    /// [`Error::NoSubtree`]; [`Error::Finalized`].
+    pub fn remove_subtree(&mut self, name: &str) -> Result<()> {
+        self.check_open("remove_subtree")?;
+        let at = self.subtrees.iter().position(|s| s.name == name);
+        let subtree = self.subtrees.remove(at.ok_or_else(|| Error::NoSubtree { name: name.into() })?);
+        if let Some((pfn, order)) = subtree.folio {
+            lock(&self.tracker).unpreserve(pfn, order)?;
+            self.arena.put(pfn)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the map and the FDT into the arena and returns the FDT's bytes. Bitmaps stay where they are; the chunks
+    /// of an earlier call are freed. The FDT in memory is the last thing to change.
+    ///
+    /// # Errors
+    /// [`Error::NoMemory`] for the chunks, [`Error::Stale`]; an earlier serialization is then still in place.
+    pub fn serialize(&mut self) -> Result<Vec<u8>> {
+        self.arena.check_generation("serialize", self.generation)?;
+        if !self.finalized {
+            let old = std::mem::take(&mut self.chunks);
+            if let Err(e) = self.write_chunks() {
+                self.free_chunks();
+                self.chunks = old;
+                return Err(e);
+            }
+            let bytes = self.fdt_bytes(self.map_phys())?;
+            self.write_fdt(&bytes)?;
+            let new = std::mem::replace(&mut self.chunks, old);
+            self.chunks.retain(|pfn| !new.contains(pfn));
+            self.free_chunks();
+            self.chunks = new;
+        }
+        self.fdt_bytes(self.map_phys())
+    }
+
+    fn map_phys(&self) -> u64 {
+        self.chunks.first().map_or(0, |pfn| self.page().phys(*pfn).0)
+    }
+
+    fn write_chunks(&mut self) -> Result<()> {
+        let page = self.page();
+        let placed = self.map;
+        let tracker = Arc::clone(&self.tracker);
+        let chunks = chunk::serialize(&lock(&tracker), || {
+            let pfn = match placed.filter(|_| self.chunks.is_empty()) {
+                Some(pfn) => pfn,
+                None => self.arena.alloc(Order::ZERO, None, false)?,
+            };
+            self.chunks.push(pfn);
+            Ok(page.phys(pfn))
+        })?;
+        chunks.iter().try_for_each(|(phys, bytes)| self.arena.write(*phys, bytes))
+    }
+
+    fn free_chunks(&mut self) {
+        for pfn in std::mem::take(&mut self.chunks) {
+            if Some(pfn) != self.map {
+                // Allocated by `write_chunks` and never preserved, so that nothing can refuse it.
+                let _ = self.arena.put(pfn);
+            }
+        }
+    }
+
+    fn write_fdt(&self, bytes: &[u8]) -> Result<()> {
+        let mut page = bytes.to_vec();
+        page.resize(usize::try_from(self.page().bytes()).unwrap_or(0), 0);
+        self.arena.write(self.fdt_phys(), &page)
+    }
+
+    /// The root FDT, as libfdt's sequential writer makes it in one page.
+    fn fdt_bytes(&self, map: u64) -> Result<Vec<u8>> {
+        let mut w = FdtWriter::new(usize::try_from(self.page().bytes()).unwrap_or(0));
+        w.begin_node("")?;
+        w.property_str(COMPATIBLE_PROPERTY, self.abi.compatible)?;
+        w.property_u64(MAP_PROPERTY, map)?;
+        for subtree in &self.subtrees {
+            w.begin_node(&subtree.name)?;
+            w.property_u64(self.abi.subtree_property, subtree.phys.0)?;
+            if let Some(property) = self.abi.size_property {
+                w.property_u64(property, subtree.size)?;
+            }
+            w.end_node()?;
+        }
+        w.end_node()?;
+        w.finish()
+    }
+
+    /// Serializes and closes the handover: from here on changes are refused (EBUSY) until [`Outgoing::abort`].
+    /// The FDT's address is recorded in the arena's file for the next owner.
+    ///
+    /// # Errors
+    /// [`Error::Finalized`] the second time; as [`Outgoing::serialize`].
+    pub fn finalize(&mut self) -> Result<Phys> {
+        self.check_open("finalize")?;
+        self.serialize()?;
+        self.arena.record_fdt(self.fdt_phys().0)?;
+        self.finalized = true;
+        Ok(self.fdt_phys())
+    }
+
+    /// Undoes [`Outgoing::finalize`]: the map's chunks are freed and changes are possible again.
+    ///
+    /// # Errors
+    /// [`Error::NotFinalized`]; [`Error::Stale`].
+    pub fn abort(&mut self) -> Result<()> {
+        self.arena.check_generation("abort", self.generation)?;
+        if !self.finalized {
+            return Err(Error::NotFinalized);
+        }
+        self.arena.record_fdt(0)?;
+        self.write_fdt(&[])?;
+        self.free_chunks();
+        self.finalized = false;
+        Ok(())
+    }
+}
+
+impl Drop for Outgoing {
+    /// A handover that was finalized stays in the arena for the next owner; any other leaves nothing behind.
+    fn drop(&mut self) {
+        if self.arena.generation() != self.generation {
+            return;
+        }
+        if self.finalized {
+            return self.arena.keep(Arc::clone(&self.tracker));
+        }
+        self.free_chunks();
+        lock(&self.tracker).clear();
+        let blobs = self.subtrees.drain(..).filter_map(|s| s.folio.map(|(pfn, _)| pfn));
+        for pfn in blobs.chain([self.fdt]).chain(self.map) {
+            // Allocated by this handover; the tracker that held them was just cleared.
+            let _ = self.arena.put(pfn);
+        }
+    }
+}
