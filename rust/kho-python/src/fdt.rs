@@ -5,21 +5,30 @@ use kho::error::{Error, FdtProblem};
 use kho::fdt::{Fdt, FdtWriter, Node, Placeholder, totalsize};
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyList};
+use pyo3::types::{PyBytes, PyDict, PyList, PyMemoryView, PySlice};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+/// Bytes in a header.
+const HEADER: u32 = 40;
+
 /// A buffer's bytes, but no more of them than the header asks for: the buffer may be all of a machine's memory.
-fn copy_blob(py: Python<'_>, buffer: &PyBuffer<u8>) -> PyResult<Vec<u8>> {
-    let Some(cells) = buffer.as_slice(py) else {
+fn copy_blob(blob: &Bound<'_, PyAny>) -> PyResult<Vec<u8>> {
+    let py = blob.py();
+    let buffer = PyBuffer::<u8>::get(blob)?;
+    if buffer.dimensions() != 1 {
         return buffer.to_vec(py);
+    }
+    let view = PyMemoryView::from(blob)?;
+    let head = |n: u32| -> PyResult<Vec<u8>> {
+        let slice = view.get_item(PySlice::new(py, 0, n as isize, 1))?;
+        PyBuffer::get(&slice)?.to_vec(py)
     };
-    let copy = |n: usize| -> Vec<u8> { cells.iter().take(n).map(|cell| cell.get()).collect() };
-    let header = copy(40);
-    Ok(match totalsize(&header) {
-        Some(total) if total as usize > header.len() => copy(total as usize),
-        _ => header,
-    })
+    let header = head(HEADER)?;
+    match totalsize(&header) {
+        Some(total) if total > HEADER => head(total),
+        _ => Ok(header),
+    }
 }
 
 /// A flattened devicetree.
@@ -29,15 +38,15 @@ pub(crate) struct PyFdt(Arc<Fdt>);
 #[pymethods]
 impl PyFdt {
     #[new]
-    fn new(py: Python<'_>, blob: PyBuffer<u8>) -> PyResult<Self> {
-        let bytes = copy_blob(py, &blob)?;
+    fn new(py: Python<'_>, blob: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let bytes = copy_blob(blob)?;
         let fdt = py.detach(|| Fdt::parse(&bytes)).or_raise()?;
         Ok(PyFdt(Arc::new(fdt)))
     }
 
     #[staticmethod]
-    fn partial(py: Python<'_>, blob: PyBuffer<u8>) -> PyResult<(Self, Option<Py<PyAny>>)> {
-        let bytes = copy_blob(py, &blob)?;
+    fn partial(py: Python<'_>, blob: &Bound<'_, PyAny>) -> PyResult<(Self, Option<Py<PyAny>>)> {
+        let bytes = copy_blob(blob)?;
         let (fdt, problem) = py.detach(|| Fdt::parse_partial(&bytes)).or_raise()?;
         let problem = problem.map(|problem| to_py(problem).into_value(py).into_any());
         Ok((PyFdt(Arc::new(fdt)), problem))
@@ -246,11 +255,12 @@ impl PyFdtWriter {
     }
 
     fn with<T>(&self, call: impl FnOnce(&mut FdtWriter) -> kho::Result<T>) -> PyResult<T> {
-        match self.lock().as_mut() {
+        // The lock ends with this statement: nothing of Python runs under it.
+        let result = match self.lock().as_mut() {
             Some(writer) => call(writer),
             None => Err(bad_state("the writer is finished")),
-        }
-        .or_raise()
+        };
+        result.or_raise()
     }
 }
 
@@ -313,14 +323,18 @@ impl PyFdtWriter {
     }
 
     fn finish<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        let mut state = self.lock();
-        let blob = match state.as_ref() {
-            Some(writer) => writer.to_blob(),
-            None => Err(bad_state("the writer is finished")),
-        }
-        .or_raise()?;
-        *state = None;
-        Ok(PyBytes::new(py, &blob))
+        let blob = {
+            let mut state = self.lock();
+            let blob = match state.as_ref() {
+                Some(writer) => writer.to_blob(),
+                None => Err(bad_state("the writer is finished")),
+            };
+            if blob.is_ok() {
+                *state = None;
+            }
+            blob
+        };
+        Ok(PyBytes::new(py, &blob.or_raise()?))
     }
 }
 

@@ -11,7 +11,7 @@ mod _kho {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use crate::fdt::{PyFdt, PyFdtNode, PyFdtPlaceholder, PyFdtWriter};
+    use crate::fdt::{NodeBlock, PyFdt, PyFdtNode, PyFdtPlaceholder, PyFdtWriter};
 
     #[pymodule_init]
     fn init(m: &Bound<'_, PyModule>) -> PyResult<()> {
