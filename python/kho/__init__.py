@@ -1,1 +1,101 @@
-"""Linux Kexec HandOver (KHO) in userspace."""
+"""Linux Kexec HandOver (KHO) in userspace: read, write, check and explain what one kernel hands to the next.
+
+Reading what a kernel handed over:
+
+>>> inc = kho.open("handover.elf")
+>>> inc.compatible, inc.nr_folios
+('kho-v1', 16)
+
+Handing memory over, and taking it over:
+
+>>> arena = kho.Arena("1G", scratch="16M,32M,16M")
+>>> folio = arena.alloc(order=2)
+>>> memoryview(folio)[:5] = b"hello"
+>>> out = kho.Outgoing(arena)
+>>> out.preserve_folio(folio)
+True
+>>> inc = kho.Incoming(arena, out.finalize())
+>>> bytes(inc.restore_folio(folio.phys))[:5]
+b'hello'
+"""
+
+from __future__ import annotations
+
+from . import fdt
+from ._kho import (
+    Arena,
+    Folio,
+    FolioArray,
+    Incoming,
+    Memory,
+    Outgoing,
+    Pages,
+    ScratchSpec,
+    Subtree,
+    Tracker,
+    __version__,
+    kho_is_enabled,
+    parse_kho_scratch,
+)
+from ._types import FolioInfo, PageInfo
+from .errors import (
+    ExistsError,
+    FdtError,
+    FinalizedError,
+    FormatError,
+    KhoError,
+    MisalignedError,
+    NoHandoverError,
+    NotFoundError,
+    NotRestorableError,
+    OrderError,
+    OutOfMemoryError,
+    OutOfRangeError,
+    OutsideMemoryError,
+    PageStateError,
+    ParameterError,
+    ScratchOverlapError,
+    SourceError,
+    StaleError,
+    UnsupportedAbiError,
+)
+from .sources import open
+
+__all__ = [
+    "Arena",
+    "ExistsError",
+    "FdtError",
+    "FinalizedError",
+    "Folio",
+    "FolioArray",
+    "FolioInfo",
+    "FormatError",
+    "Incoming",
+    "KhoError",
+    "Memory",
+    "MisalignedError",
+    "NoHandoverError",
+    "NotFoundError",
+    "NotRestorableError",
+    "OrderError",
+    "OutOfMemoryError",
+    "OutOfRangeError",
+    "Outgoing",
+    "OutsideMemoryError",
+    "PageInfo",
+    "PageStateError",
+    "Pages",
+    "ParameterError",
+    "ScratchOverlapError",
+    "ScratchSpec",
+    "SourceError",
+    "StaleError",
+    "Subtree",
+    "Tracker",
+    "UnsupportedAbiError",
+    "__version__",
+    "fdt",
+    "kho_is_enabled",
+    "open",
+    "parse_kho_scratch",
+]

@@ -1,0 +1,5 @@
+"""`python -m kho` is `kho`."""
+
+from .cli import main
+
+main()

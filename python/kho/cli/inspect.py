@@ -1,0 +1,162 @@
+"""`kho inspect`: what does this memory hand over?"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import click
+from rich.text import Text
+
+from .._kho import Incoming
+from ..sources import open as open_source
+from . import output
+
+
+class Number(click.ParamType):
+    """A 64-bit number or address, decimal or with a 0x prefix."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read the number; click reports what is none."""
+        try:
+            number = int(value, 0) if isinstance(value, str) else int(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number (write 4096 or 0x6c4000)", param, ctx)
+        if not 0 <= number < 1 << 64:
+            self.fail(f"{value} is not a 64-bit number", param, ctx)
+        return number
+
+
+@click.command("inspect")
+@click.argument("source", nargs=-1, required=True)
+@click.option("--fdt-phys", type=Number(), metavar="A", help="Physical address of the root FDT; else searched for.")
+@click.option("--bitmap-bytes", type=Number(), metavar="N", help="512 (Linux 6.16) or the page size; else decided.")
+@click.option("--page-size", type=Number(), metavar="N", help="4096, 16384 or 65536; else decided from evidence.")
+@click.option("--folios", is_flag=True, help="List every folio.")
+@click.option("--json", "as_json", is_flag=True, help="Print data instead of text; addresses are integers.")
+@click.option("--python", "as_python", is_flag=True, help="Print the Python calls that read the same, and stop.")
+def command(
+    source: tuple[str, ...],
+    fdt_phys: int | None,
+    bitmap_bytes: int | None,
+    page_size: int | None,
+    folios: bool,
+    as_json: bool,
+    as_python: bool,
+) -> None:
+    """Show what the memory in SOURCE hands over.
+
+    Its format and how that was decided, the scratch areas, the preserved-memory map, folios by order, and the subtrees
+    of its producers. SOURCE is an ELF core or FILE@ADDRESS[,offset=N][,size=N]; several make up one memory.
+
+    \b
+    Exit codes: 0 read, 2 no handover or not readable.
+    """
+    if as_python:
+        click.echo(as_calls(source, fdt_phys=fdt_phys, bitmap_bytes=bitmap_bytes, page_size=page_size))
+        return
+    with output.progress("searching") as told:
+        inc = open_source(source, fdt_phys=fdt_phys, bitmap_bytes=bitmap_bytes, page_size=page_size, progress=told)
+    report = describe(inc, folios=folios)
+    if as_json:
+        output.print_json(report)
+    else:
+        show(inc, report, ", ".join(source))
+    for other in inc.others:
+        click.echo(f"note: another handover's FDT is at {other:#x}; read it with --fdt-phys {other:#x}", err=True)
+
+
+def as_calls(source: tuple[str, ...], **given: int | None) -> str:
+    """Write the Python calls that read the same."""
+    named = [f"{name}={value:#x}" for name, value in given.items() if value is not None]
+    call = ", ".join([repr(source[0]) if len(source) == 1 else repr(list(source)), *named])
+    return f"import kho\n\ninc = kho.open({call})\nprint(inc.compatible, inc.folios_by_order, inc.subtrees, inc.scratch)"
+
+
+def describe(inc: Incoming, *, folios: bool = False) -> dict[str, Any]:
+    """Give the report as data; `folios` adds every folio, and a digest over all of them."""
+    report: dict[str, Any] = {
+        "compatible": inc.compatible,
+        "kernels": inc.kernels,
+        "page_size": inc.page_size,
+        "page_size_why": inc.page_size_why,
+        "bitmap_bytes": inc.bitmap_bytes,
+        "bitmap_bytes_why": inc.bitmap_bytes_why,
+        "certainty": inc.certainty,
+        "fdt_phys": inc.fdt_phys,
+        "other_fdts": inc.others,
+        "preserved_memory_map": inc.preserved_memory_map,
+        "metadata_pages": inc.metadata_pages,
+        "nr_folios": inc.nr_folios,
+        "preserved_bytes": inc.preserved_bytes,
+        "folios_by_order": {str(order): count for order, count in inc.folios_by_order.items()},
+        "pages_outside": inc.pages_outside,
+        "subtrees": {name: {"phys": sub.phys, "size": sub.size} for name, sub in inc.subtrees.items()},
+        "malformed_subtrees": inc.malformed_subtrees,
+    }
+    if inc.scratch is not None:
+        report["scratch"] = [list(area) for area in inc.scratch]
+    if folios:
+        array = inc.folios
+        report["folios"] = [list(folio) for folio in array]
+        report["folios_sha256"] = folios_digest(memoryview(array).cast("B"))
+    return report
+
+
+def folios_digest(records: memoryview) -> str:
+    """Digest folios as `<QI` (phys, order): the first 12 bytes of each 16-byte record."""
+    digest = hashlib.sha256()
+    for at in range(0, len(records), 16):
+        digest.update(records[at : at + 12])
+    return digest.hexdigest()
+
+
+def show(inc: Incoming, report: dict[str, Any], source: str) -> None:
+    """Print the report as text."""
+    out = output.console()
+    out.print(f"[bold]{inc.compatible}[/bold] handover ({inc.kernels})", end=" ")
+    out.print(f"in {source}\n", markup=False, soft_wrap=True)
+    facts = output.table("", "", "")
+    facts.show_header = False
+    facts.columns[2].no_wrap = False
+    facts.add_row("root FDT", f"{inc.fdt_phys:#x}", f"{inc.fdt.totalsize} bytes")
+    facts.add_row("preserved-memory-map", f"{inc.preserved_memory_map:#x}", f"{inc.metadata_pages} pages of metadata")
+    facts.add_row("page size", str(inc.page_size), inc.page_size_why)
+    facts.add_row("bitmaps", f"{inc.bitmap_bytes} bytes", f"{inc.certainty}: {inc.bitmap_bytes_why}")
+    out.print(facts)
+
+    out.print(f"\n[bold]Preserved[/bold]: {inc.nr_folios} folios, {output.size(inc.preserved_bytes)}")
+    orders = output.table(">order", ">folio", ">folios", ">bytes")
+    for order, count in sorted(inc.folios_by_order.items()):
+        each = inc.page_size << order
+        orders.add_row(str(order), output.size(each), str(count), output.size(count * each))
+    out.print(orders)
+    if inc.pages_outside:
+        out.print(f"{inc.pages_outside} preserved pages are not in this memory")
+
+    if inc.scratch is None:
+        out.print("\n[bold]Scratch[/bold]: not found in this memory (the next kernel is told of it elsewhere)")
+    else:
+        total = output.size(sum(nbytes for _, nbytes in inc.scratch))
+        out.print(f"\n[bold]Scratch[/bold]: {len(inc.scratch)} areas, {total}, where the next kernel boots")
+        areas = output.table("for", "address", ">size")
+        for i, (addr, nbytes) in enumerate(inc.scratch):
+            areas.add_row(("low memory", "global")[i] if i < 2 else f"node {i - 2}", f"{addr:#x}", output.size(nbytes))
+        out.print(areas)
+
+    out.print(f"\n[bold]Subtrees[/bold]: {len(inc.subtrees)}")
+    subtrees = output.table("name", "address", ">size")
+    for name, sub in inc.subtrees.items():
+        subtrees.add_row(Text(name), f"{sub.phys:#x}", "unknown" if sub.size is None else f"{sub.size} bytes")
+    if inc.subtrees:
+        out.print(subtrees)
+    for name, why in inc.malformed_subtrees.items():
+        out.print(f"{name}: {why}", markup=False)
+    if "folios" in report:
+        out.print()
+        listed = output.table("address", ">order")
+        for phys, order in report["folios"]:
+            listed.add_row(f"{phys:#x}", str(order))
+        out.print(listed)

@@ -1,0 +1,75 @@
+"""How the commands print: the same text with and without a terminal, colour only on one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .. import errors
+
+
+def console() -> Console:
+    """Give a console for stdout: as wide as the terminal, wide enough for addresses without one."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+def table(*columns: str) -> Table:
+    """Give a table without lines; numbers (columns named with a leading `>`) stand to the right."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", no_wrap=True)
+    return made
+
+
+def size(nbytes: int) -> str:
+    """Write a number of bytes with the unit that leaves at most four digits before the point."""
+    value = float(nbytes)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
+        if value < 1024 or unit == "PiB":
+            break
+        value /= 1024
+    return f"{nbytes} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def print_json(data: dict[str, Any]) -> None:
+    """Print data as JSON; addresses are integers."""
+    json.dump(data, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+@contextmanager
+def progress(doing: str) -> Iterator[Callable[[int], None] | None]:
+    """Show on stderr how many bytes have been seen, if it is a terminal and the work takes longer than a moment."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    began = monotonic()
+    with Console(stderr=True).status(doing) as status:
+
+        def told(nbytes: int) -> None:
+            if monotonic() - began > 0.5:
+                status.update(f"{doing}: {size(nbytes)}")
+
+        yield told
+
+
+def hint(error: errors.KhoError) -> str | None:
+    """Say what to try after an error."""
+    match error:
+        case errors.NoHandoverError():
+            return "was this memory taken after the handover was finalized? A raw image needs its address: FILE@0x40000000"
+        case errors.UnsupportedAbiError():
+            return "a newer kho may read it"
+        case errors.OutsideMemoryError():
+            return "is the image complete? Give all parts of the memory, each with its address"
+        case errors.FormatError():
+            return "--page-size, --bitmap-bytes and --fdt-phys override what was decided"
+        case _:
+            return None

@@ -1,0 +1,60 @@
+"""What a user may name as memory to read, and how it is opened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+
+from ._kho import Arena, Incoming, Memory, open_memory
+
+__all__ = ["Source", "open"]
+
+Source = str | os.PathLike[str] | Memory | Arena
+"""One source: a path, a path with an address, or memory at hand."""
+
+
+def open(  # noqa: A001 - kho.open reads like open()
+    source: Source | Iterable[str | os.PathLike[str]],
+    *,
+    fdt_phys: int | None = None,
+    page_size: int | None = None,
+    bitmap_bytes: int | None = None,
+    scratch: list[tuple[int, int]] | None = None,
+    max_page_order: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Incoming:
+    """Read the handover in memory that a kernel, or an `Arena`, left behind. Nothing is changed.
+
+    Args:
+        source: an ELF core (`"core.elf"`, by p_paddr), a raw image with the address of its first byte
+            (`"ram.bin@0x40000000"`, optionally `",offset=0x1000,size=2G"` for a part of the file), an arena's own file,
+            several of these together as one memory, or a `Memory` or `Arena`.
+        fdt_phys: physical address of the root FDT; searched for when not given.
+        page_size: 4096, 16384 or 65536; decided from evidence when not given.
+        bitmap_bytes: 512 (Linux 6.16) or the page size (6.18 and later); kho-v1 says it nowhere, so it is decided
+            from evidence when not given.
+        scratch: `(addr, size)` of the scratch areas; searched for when not given.
+        max_page_order: refuse to restore folios of a larger order, as Linux before 7.x does with MAX_PAGE_ORDER.
+        progress: called with the number of bytes searched so far.
+
+    Raises:
+        SourceError: a file that is missing, empty, a directory, or no usable ELF core.
+        NoHandoverError: no root FDT was found.
+        UnsupportedAbiError: an ABI that this version does not decode.
+        FormatError: memory that no kernel would have written; the message names the place and the value.
+    """
+    if isinstance(source, Memory | Arena):
+        memory: Memory | Arena = source
+    elif isinstance(source, str | os.PathLike):
+        memory = Memory.open(source)
+    else:
+        memory = Memory.open(*source)
+    return open_memory(
+        memory,
+        fdt_phys=fdt_phys,
+        page_size=page_size,
+        bitmap_bytes=bitmap_bytes,
+        scratch=scratch,
+        max_page_order=max_page_order,
+        progress=progress,
+    )

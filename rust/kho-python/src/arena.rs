@@ -1,0 +1,264 @@
+//! `kho.Arena`: physical memory one can write.
+
+use crate::errors::{OrRaise, to_py};
+use crate::folio::{Folio, phys_of};
+use kho::arena::{ArenaConfig, Backing, PageKind, Region, ScratchArea};
+use kho::cmdline::{ScratchSpec, Trailing, cma_alignment, parse_kho_scratch};
+use kho::memory::PhysMemory;
+use kho::units::{Order, PageSize, Phys};
+use kho::{Error, Result};
+use pyo3::buffer::PyBuffer;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyString};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Sparse, page-granular physical memory with a page allocator.
+#[pyclass(frozen, module = "kho", name = "Arena", weakref)]
+pub(crate) struct PyArena {
+    pub(crate) inner: Arc<kho::arena::Arena>,
+}
+
+#[derive(FromPyObject)]
+enum RegionsArg<'py> {
+    Size(u64),
+    Text(Bound<'py, PyString>),
+    Nodes(Vec<(u64, u64, u32)>),
+    Runs(Vec<(u64, u64)>),
+}
+
+#[derive(FromPyObject)]
+pub(crate) enum ScratchArg<'py> {
+    Text(Bound<'py, PyString>),
+    Spec(PyRef<'py, crate::cmdline::PyScratchSpec>),
+    Areas(Vec<(u64, u64)>),
+}
+
+fn regions(arg: &RegionsArg<'_>) -> PyResult<Vec<Region>> {
+    let region = |start, len, node| Region { start: Phys(start), len, node };
+    Ok(match arg {
+        RegionsArg::Size(len) => vec![region(0, *len, 0)],
+        RegionsArg::Text(text) => vec![region(0, kho::memory::parse_size(text.to_str()?).or_raise()?, 0)],
+        RegionsArg::Nodes(list) => list.iter().map(|&(start, len, node)| region(start, len, node)).collect(),
+        RegionsArg::Runs(list) => list.iter().map(|&(start, len)| region(start, len, 0)).collect(),
+    })
+}
+
+/// Areas from what the caller gave; `reserved` is what a percentage is of.
+fn scratch(
+    arg: Option<&ScratchArg<'_>>,
+    regions: &[Region],
+    page: PageSize,
+    reserved: u64,
+) -> PyResult<Vec<ScratchArea>> {
+    let spec = match arg {
+        None => return Ok(Vec::new()),
+        Some(ScratchArg::Areas(areas)) => {
+            return Ok(areas.iter().map(|&(addr, size)| ScratchArea { addr, size }).collect());
+        }
+        Some(ScratchArg::Text(text)) => parse_kho_scratch(text.to_str()?, Trailing::Reject).or_raise()?,
+        Some(ScratchArg::Spec(spec)) => spec.inner,
+    };
+    place(&spec, regions, page, reserved).or_raise()
+}
+
+fn place(spec: &ScratchSpec, regions: &[Region], page: PageSize, reserved: u64) -> Result<Vec<ScratchArea>> {
+    let nodes = kho::arena::nodes(regions);
+    let align = cma_alignment(page);
+    let mut per_node = vec![0; nodes.len()];
+    if let Some(first) = per_node.first_mut() {
+        *first = reserved;
+    }
+    let sizes = spec.sizes(reserved, reserved, &per_node, align);
+    kho::arena::place(regions, &sizes, align)
+}
+
+#[pymethods]
+impl PyArena {
+    #[new]
+    #[pyo3(signature = (regions, *, page_size=4096, max_page_order=None, backing=None, scratch=None, reserved=0))]
+    fn new(
+        py: Python<'_>,
+        regions: RegionsArg<'_>,
+        page_size: u64,
+        max_page_order: Option<u64>,
+        backing: Option<PathBuf>,
+        scratch: Option<ScratchArg<'_>>,
+        reserved: u64,
+    ) -> PyResult<Self> {
+        let page = PageSize::new(page_size).or_raise()?;
+        let mut regions = self::regions(&regions)?;
+        regions.sort_by_key(|r| r.start);
+        let scratch = self::scratch(scratch.as_ref(), &regions, page, reserved)?;
+        let max_order = Order::new(max_page_order.unwrap_or(default_max_order(page))).or_raise()?;
+        let backing = match backing {
+            None => Backing::Anonymous,
+            Some(text) if text.as_os_str() == "memfd" => Backing::Memfd,
+            Some(path) => Backing::File(path),
+        };
+        let config = ArenaConfig { page, max_order, regions, scratch, backing };
+        Ok(PyArena { inner: py.detach(|| kho::arena::Arena::new(config)).or_raise()? })
+    }
+
+    /// The arena in a file or behind a file descriptor.
+    #[staticmethod]
+    fn open(py: Python<'_>, source: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let inner = if let Ok(fd) = source.extract::<i32>() {
+            // SAFETY: the descriptor is only borrowed for the call that duplicates it; a bad one fails there with EBADF
+            // (-1, which BorrowedFd must not hold, is refused first).
+            let fd = if fd >= 0 { unsafe { BorrowedFd::borrow_raw(fd) } } else { return Err(bad_fd(fd)) };
+            kho::arena::Arena::open_fd(fd)
+        } else {
+            let path: PathBuf = source.extract()?;
+            py.detach(|| kho::arena::Arena::open(&path))
+        };
+        Ok(PyArena { inner: inner.or_raise()? })
+    }
+
+    #[pyo3(signature = (order=0, *, node=None, gigantic=false))]
+    fn alloc(&self, order: u64, node: Option<u32>, gigantic: bool) -> PyResult<Folio> {
+        let order = Order::new(order).or_raise()?;
+        let pfn = self.inner.alloc(order, node, gigantic).or_raise()?;
+        Ok(Folio::in_arena(&self.inner, pfn, order))
+    }
+
+    #[pyo3(signature = (phys, order=0))]
+    fn alloc_at(&self, phys: u64, order: u64) -> PyResult<Folio> {
+        let order = Order::new(order).or_raise()?;
+        let pfn = self.inner.page().pfn_exact("phys", Phys(phys)).or_raise()?;
+        let pfn = self.inner.alloc_at(pfn, order).or_raise()?;
+        Ok(Folio::in_arena(&self.inner, pfn, order))
+    }
+
+    /// The folio allocated at an address.
+    fn folio(&self, phys: u64) -> PyResult<Folio> {
+        let pfn = self.inner.page().pfn_exact("phys", Phys(phys)).or_raise()?;
+        let order = self.inner.order_of(pfn).or_raise()?;
+        Ok(Folio::in_arena(&self.inner, pfn, order))
+    }
+
+    fn free(&self, folio: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let phys = phys_of(folio)?;
+        let pfn = self.inner.page().pfn_exact("phys", phys).or_raise()?;
+        self.inner.put(pfn).or_raise()
+    }
+
+    /// What the kernel would say of a page: a `kho.PageInfo`.
+    fn page<'py>(&self, py: Python<'py>, phys: u64) -> PyResult<Bound<'py, PyAny>> {
+        let page = self.inner.page();
+        let pfn = page.pfn(Phys(phys));
+        let state = self.inner.page_state(pfn).ok_or_else(|| {
+            to_py(Error::OutsideMemory { what: "page", phys: page.phys(pfn).0, len: page.bytes() })
+        })?;
+        let (name, head, order) = match state.kind {
+            PageKind::Free { order } => ("free", None, Some(order)),
+            PageKind::Head { order } => ("head", Some(pfn), Some(order)),
+            PageKind::Tail { head, order } => ("tail", Some(head), Some(order)),
+            PageKind::Reserved => ("reserved", None, None),
+        };
+        let head = head.map(|head| page.phys(head).0);
+        let fields = (name, order.map(Order::get), state.refcount, state.private, state.node, head);
+        py.import("kho._types")?.getattr("PageInfo")?.call1(fields)
+    }
+
+    fn read<'py>(&self, py: Python<'py>, phys: u64, n: u64) -> PyResult<Bound<'py, PyBytes>> {
+        crate::folio::read(py, &*self.inner, Phys(phys), n)
+    }
+
+    fn write(&self, py: Python<'_>, phys: u64, data: PyBuffer<u8>) -> PyResult<()> {
+        let bytes = data.to_vec(py)?;
+        self.inner.write(Phys(phys), &bytes).or_raise()
+    }
+
+    fn fileno(&self) -> PyResult<i32> {
+        match self.inner.fd() {
+            Some(fd) => Ok(fd.as_raw_fd()),
+            None => Err(to_py(Error::Invalid { what: "fileno", why: "an anonymous arena has no file".into() })),
+        }
+    }
+
+    #[getter]
+    fn page_size(&self) -> u64 {
+        self.inner.page().bytes()
+    }
+
+    #[getter]
+    fn max_page_order(&self) -> u32 {
+        self.inner.config().max_order.get()
+    }
+
+    #[getter]
+    fn regions(&self) -> Vec<(u64, u64, u32)> {
+        self.inner.config().regions.iter().map(|r| (r.start.0, r.len, r.node)).collect()
+    }
+
+    #[getter]
+    fn nodes(&self) -> Vec<u32> {
+        kho::arena::nodes(&self.inner.config().regions)
+    }
+
+    #[getter]
+    fn scratch(&self) -> Vec<(u64, u64)> {
+        self.inner.scratch().iter().map(|s| (s.addr, s.size)).collect()
+    }
+
+    #[getter]
+    fn scratch_phys(&self) -> Option<u64> {
+        Some(self.inner.scratch_phys()).filter(|phys| *phys != 0)
+    }
+
+    #[getter]
+    fn fdt_phys(&self) -> Option<u64> {
+        Some(self.inner.fdt_phys()).filter(|phys| *phys != 0)
+    }
+
+    #[getter]
+    fn nbytes(&self) -> u128 {
+        self.inner.nbytes()
+    }
+
+    #[getter]
+    fn free_pages(&self) -> u128 {
+        self.inner.usage().0
+    }
+
+    #[getter]
+    fn allocated_pages(&self) -> u128 {
+        self.inner.usage().1
+    }
+
+    #[getter]
+    fn reserved_pages(&self) -> u128 {
+        let (free, allocated) = self.inner.usage();
+        (self.inner.nbytes() >> self.inner.page().shift()) - free - allocated
+    }
+
+    #[getter]
+    fn metadata_bytes(&self) -> u64 {
+        self.inner.metadata_bytes()
+    }
+
+    fn __repr__(&self) -> String {
+        let config = self.inner.config();
+        let backing = match &config.backing {
+            Backing::Anonymous => "anonymous memory".into(),
+            Backing::Memfd => "a memfd".into(),
+            Backing::File(path) => path.display().to_string(),
+        };
+        format!("<kho.Arena of {:#x} bytes, {} pages, in {backing}>", self.inner.nbytes(), config.page)
+    }
+}
+
+/// MAX_PAGE_ORDER as kernels of that page size are built (mm/Kconfig, arch/arm64/Kconfig).
+fn default_max_order(page: PageSize) -> u64 {
+    match page {
+        PageSize::Size4K => 10,
+        PageSize::Size16K => 11,
+        PageSize::Size64K => 13,
+    }
+}
+
+fn bad_fd(fd: i32) -> PyErr {
+    to_py(Error::Invalid { what: "file descriptor", why: format!("{fd} is none") })
+}

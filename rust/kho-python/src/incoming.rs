@@ -1,0 +1,322 @@
+//! `kho.Incoming`: a handover that was read, or taken over.
+
+use crate::arena::PyArena;
+use crate::errors::{OrRaise, to_py};
+use crate::fdt::PyFdt;
+use crate::folio::{Folio, Pages, Place, phys_of, read};
+use crate::folios::FolioArray;
+use crate::memory::Memory;
+use crate::tracker::PyTracker;
+use kho::Error;
+use kho::arena::ScratchArea;
+use kho::incoming::{Incoming, Options};
+use kho::memory::PhysMemory;
+use kho::units::{PageSize, Phys};
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+use std::sync::Arc;
+
+/// A handover.
+#[pyclass(frozen, module = "kho", name = "Incoming", weakref)]
+pub(crate) struct PyIncoming {
+    inner: Incoming,
+}
+
+/// A producer's blob.
+#[pyclass(frozen, module = "kho")]
+pub(crate) struct Subtree {
+    inner: kho::root::Subtree,
+    memory: Arc<dyn PhysMemory>,
+}
+
+fn options(
+    fdt_phys: Option<u64>,
+    page_size: Option<u64>,
+    bitmap_bytes: Option<u64>,
+    scratch: Option<Vec<(u64, u64)>>,
+    max_page_order: Option<u32>,
+) -> PyResult<Options> {
+    let area = |&(addr, size): &(u64, u64)| ScratchArea { addr, size };
+    Ok(Options {
+        fdt_phys,
+        page_size: page_size.map(PageSize::new).transpose().or_raise()?,
+        page_why: None,
+        bitmap_bytes,
+        scratch: scratch.map(|areas| areas.iter().map(area).collect()),
+        max_page_order,
+    })
+}
+
+/// Reads the handover in a memory or, without taking it over, in an arena. `progress`, if given, is called with the
+/// number of bytes searched so far.
+#[pyfunction]
+#[pyo3(signature = (memory, *, fdt_phys=None, page_size=None, bitmap_bytes=None, scratch=None, max_page_order=None,
+                    progress=None))]
+#[expect(clippy::too_many_arguments, reason = "keyword arguments of a Python function")]
+pub(crate) fn open_memory(
+    py: Python<'_>,
+    memory: &Bound<'_, PyAny>,
+    fdt_phys: Option<u64>,
+    page_size: Option<u64>,
+    bitmap_bytes: Option<u64>,
+    scratch: Option<Vec<(u64, u64)>>,
+    max_page_order: Option<u32>,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<PyIncoming> {
+    let mut options = options(fdt_phys, page_size, bitmap_bytes, scratch, max_page_order)?;
+    let memory: Arc<dyn PhysMemory> = if let Ok(arena) = memory.cast::<PyArena>() {
+        options.know_arena(&arena.get().inner);
+        arena.get().inner.clone()
+    } else if let Ok(memory) = memory.cast::<Memory>() {
+        if let Some(files) = &memory.get().files {
+            options.know_files(files);
+        }
+        memory.get().inner.clone()
+    } else {
+        return Err(PyTypeError::new_err("a kho.Memory or a kho.Arena is needed"));
+    };
+    let mut raised = None;
+    let told = |bytes: u64| {
+        if let (Some(progress), None) = (&progress, &raised) {
+            raised = Python::attach(|py| progress.call1(py, (bytes,)).err());
+        }
+    };
+    let inner = py.detach(|| Incoming::open(memory, &options, told));
+    match raised {
+        Some(error) => Err(error),
+        None => Ok(PyIncoming { inner: inner.or_raise()? }),
+    }
+}
+
+#[pymethods]
+impl PyIncoming {
+    #[new]
+    #[pyo3(signature = (memory, fdt_phys=None, *, page_size=None, bitmap_bytes=None, scratch=None,
+                        max_page_order=None))]
+    fn new(
+        py: Python<'_>,
+        memory: &Bound<'_, PyAny>,
+        fdt_phys: Option<u64>,
+        page_size: Option<u64>,
+        bitmap_bytes: Option<u64>,
+        scratch: Option<Vec<(u64, u64)>>,
+        max_page_order: Option<u32>,
+    ) -> PyResult<Self> {
+        let Ok(arena) = memory.cast::<PyArena>() else {
+            return open_memory(py, memory, fdt_phys, page_size, bitmap_bytes, scratch, max_page_order, None);
+        };
+        let arena = arena.get().inner.clone();
+        if page_size.is_some_and(|page| page != arena.page().bytes()) {
+            let why = format!("the arena's pages have {} bytes", arena.page().bytes());
+            return Err(to_py(Error::Invalid { what: "page_size", why }));
+        }
+        let options = options(None, None, bitmap_bytes, scratch, max_page_order)?;
+        Ok(PyIncoming { inner: py.detach(|| Incoming::take_over(&arena, fdt_phys, &options)).or_raise()? })
+    }
+
+    fn restore_folio(&self, phys: &Bound<'_, PyAny>) -> PyResult<Folio> {
+        let (pfn, order) = self.inner.restore_folio(phys_of(phys)?).or_raise()?;
+        Ok(Folio::new(self.place(), self.inner.layout().page, pfn, order))
+    }
+
+    fn restore_pages(&self, phys: &Bound<'_, PyAny>, n: u64) -> PyResult<Pages> {
+        let pfn = self.inner.restore_pages(phys_of(phys)?, n).or_raise()?;
+        Ok(Pages::new(self.place(), self.inner.layout().page, pfn, n))
+    }
+
+    fn retrieve_subtree(&self, name: &str) -> PyResult<Subtree> {
+        Ok(self.subtree(self.inner.retrieve_subtree(name).or_raise()?))
+    }
+
+    /// `n` bytes of the memory, whatever they are.
+    fn read<'py>(&self, py: Python<'py>, phys: u64, n: u64) -> PyResult<Bound<'py, PyBytes>> {
+        read(py, &**self.inner.memory(), Phys(phys), n)
+    }
+
+    fn unrestored(&self, py: Python<'_>) -> PyResult<FolioArray> {
+        let left = py.detach(|| self.inner.unrestored().map(|left| left.folios()));
+        Ok(FolioArray::new(left.or_raise()?))
+    }
+
+    /// A copy of what was preserved, as a `Tracker`.
+    fn tracker(&self, py: Python<'_>) -> PyTracker {
+        PyTracker::from_tracker(py.detach(|| self.inner.preserved().clone()))
+    }
+
+    #[getter]
+    fn folios(&self, py: Python<'_>) -> FolioArray {
+        FolioArray::new(py.detach(|| self.inner.preserved().folios()))
+    }
+
+    #[getter]
+    fn compatible(&self) -> &'static str {
+        self.inner.abi().compatible
+    }
+
+    #[getter]
+    fn kernels(&self) -> &'static str {
+        self.inner.abi().kernels
+    }
+
+    #[getter]
+    fn page_size(&self) -> u64 {
+        self.inner.layout().page.bytes()
+    }
+
+    #[getter]
+    fn page_size_why(&self) -> &str {
+        &self.inner.layout().page_why
+    }
+
+    #[getter]
+    fn bitmap_bytes(&self) -> u64 {
+        self.inner.layout().bitmap_bytes
+    }
+
+    #[getter]
+    fn bitmap_bytes_why(&self) -> &str {
+        &self.inner.layout().bitmap_why
+    }
+
+    #[getter]
+    fn certainty(&self) -> String {
+        self.inner.layout().certainty.to_string()
+    }
+
+    #[getter]
+    fn fdt(&self) -> PyResult<PyFdt> {
+        PyFdt::parse_bytes(self.inner.root().fdt.as_bytes())
+    }
+
+    #[getter]
+    fn fdt_phys(&self) -> u64 {
+        self.inner.root().phys.0
+    }
+
+    #[getter]
+    fn preserved_memory_map(&self) -> u64 {
+        self.inner.root().map.0
+    }
+
+    #[getter]
+    fn nr_folios(&self) -> u64 {
+        self.inner.preserved().len()
+    }
+
+    #[getter]
+    fn nr_restored(&self) -> u64 {
+        self.inner.nr_restored()
+    }
+
+    #[getter]
+    fn preserved_bytes(&self) -> u128 {
+        self.inner.preserved().nr_pages() << self.inner.layout().page.shift()
+    }
+
+    /// Order to number of folios, for orders that have any.
+    #[getter]
+    fn folios_by_order<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let dict = PyDict::new(py);
+        let preserved = self.inner.preserved();
+        for order in preserved.orders().filter(|order| preserved.len_of(*order) > 0) {
+            dict.set_item(order.get(), preserved.len_of(order))?;
+        }
+        Ok(dict)
+    }
+
+    #[getter]
+    fn metadata_pages(&self) -> u64 {
+        self.inner.metadata_pages()
+    }
+
+    #[getter]
+    fn pages_outside(&self) -> u128 {
+        self.inner.pages_outside()
+    }
+
+    #[getter]
+    fn scratch(&self) -> Option<Vec<(u64, u64)>> {
+        self.inner.scratch().map(|areas| areas.iter().map(|a| (a.addr, a.size)).collect())
+    }
+
+    /// Addresses of other handovers in the same memory.
+    #[getter]
+    fn others(&self) -> Vec<u64> {
+        self.inner.others().iter().map(|phys| phys.0).collect()
+    }
+
+    #[getter]
+    fn subtrees<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let dict = PyDict::new(py);
+        for subtree in &self.inner.root().subtrees {
+            dict.set_item(&subtree.name, self.subtree(subtree))?;
+        }
+        Ok(dict)
+    }
+
+    /// Names of nodes that are no subtree, with the reason.
+    #[getter]
+    fn malformed_subtrees<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let dict = PyDict::new(py);
+        for (name, why) in &self.inner.root().malformed {
+            dict.set_item(name, why)?;
+        }
+        Ok(dict)
+    }
+
+    fn __repr__(&self) -> String {
+        let root = self.inner.root();
+        format!("<kho.Incoming {} at {}: {} folios>", root.abi.compatible, root.phys, self.inner.preserved().len())
+    }
+}
+
+impl PyIncoming {
+    fn place(&self) -> Place {
+        match self.inner.arena() {
+            Some(arena) => Place::arena(arena),
+            None => Place::Image(Arc::clone(self.inner.memory())),
+        }
+    }
+
+    fn subtree(&self, subtree: &kho::root::Subtree) -> Subtree {
+        Subtree { inner: subtree.clone(), memory: Arc::clone(self.inner.memory()) }
+    }
+}
+
+#[pymethods]
+impl Subtree {
+    #[getter]
+    fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    #[getter]
+    fn phys(&self) -> u64 {
+        self.inner.phys.0
+    }
+
+    #[getter]
+    fn size(&self) -> Option<u64> {
+        self.inner.size
+    }
+
+    /// The blob's bytes.
+    fn read<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let Some(size) = self.inner.size else {
+            let why = format!("{:?} at {}: its size is not known; read the memory there instead", self.inner.name, self.inner.phys);
+            return Err(to_py(Error::Invalid { what: "subtree", why }));
+        };
+        read(py, &*self.memory, self.inner.phys, size)
+    }
+
+    /// The blob as a devicetree.
+    fn fdt(&self, py: Python<'_>) -> PyResult<PyFdt> {
+        PyFdt::parse_bytes(self.read(py)?.as_bytes())
+    }
+
+    fn __repr__(&self) -> String {
+        let size = self.inner.size.map_or("unknown size".into(), |size| format!("{size} bytes"));
+        format!("<kho.Subtree {:?} at {}, {size}>", self.inner.name, self.inner.phys)
+    }
+}
