@@ -93,13 +93,13 @@ pub(crate) fn is_elf(file: &Backing) -> bool {
 /// [`SourceProblem::Segment`] for a segment that cannot be.
 pub(crate) fn parse(file: &Backing) -> Result<Core> {
     let elf = |why: String| file.error(SourceProblem::Elf { why });
-    let header: FileHeader64<LE> = read_struct(file, 0, "the ELF header")?;
-    let ident = &header.e_ident;
-    if ident.magic != ELFMAG {
+    if !is_elf(file) {
         return Err(elf(
             "it does not start with 7f 45 4c 46 (give its address to read it raw: FILE@0x0)".into(),
         ));
     }
+    let header: FileHeader64<LE> = read_struct(file, 0, "ELF header")?;
+    let ident = &header.e_ident;
     if ident.class != ELFCLASS64 {
         return Err(elf(format!(
             "class {}, where 2 (64-bit) is needed: KHO exists on 64-bit machines only",
@@ -208,7 +208,7 @@ fn header_count(file: &Backing, header: &FileHeader64<LE>) -> Result<u64> {
             let section: SectionHeader64<LE> = read_struct(
                 file,
                 offset,
-                "section header 0, which has the number of program headers,",
+                "section header 0 (the number of program headers)",
             )?;
             section.sh_info.get(LE).into()
         }
@@ -255,7 +255,7 @@ fn load(file: &Backing, header: &ProgramHeader64<LE>, index: u64) -> Result<Opti
 fn read(file: &Backing, offset: u64, len: u64, what: &str) -> Result<Vec<u8>> {
     let short = || {
         let why = format!(
-            "{what} at {offset:#x} (+{len:#x}) reach past the file's end at {:#x}",
+            "{what} at {offset:#x} (+{len:#x}), but the file ends at {:#x}",
             file.size
         );
         file.error(SourceProblem::Elf { why })
