@@ -1,7 +1,16 @@
 //! The Python bindings of kho: convert, call, convert back. One file per class; errors in `errors.rs`.
 
+mod arena;
+mod args;
+mod cmdline;
 mod errors;
 mod fdt;
+mod folio;
+mod folios;
+mod incoming;
+mod memory;
+mod outgoing;
+mod tracker;
 
 use pyo3::prelude::*;
 
@@ -11,7 +20,23 @@ mod _kho {
     use pyo3::prelude::*;
 
     #[pymodule_export]
+    use crate::arena::PyArena;
+    #[pymodule_export]
+    use crate::cmdline::{ScratchSpec, kho_is_enabled, kho_scratch_of, parse_kho_scratch};
+    #[pymodule_export]
     use crate::fdt::{NodeBlock, PyFdt, PyFdtNode, PyFdtPlaceholder, PyFdtWriter};
+    #[pymodule_export]
+    use crate::folio::{Folio, Pages};
+    #[pymodule_export]
+    use crate::folios::FolioArray;
+    #[pymodule_export]
+    use crate::incoming::{PyIncoming, Subtree, open_memory};
+    #[pymodule_export]
+    use crate::memory::Memory;
+    #[pymodule_export]
+    use crate::outgoing::PyOutgoing;
+    #[pymodule_export]
+    use crate::tracker::PyTracker;
 
     #[pymodule_init]
     fn init(m: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -316,10 +316,24 @@ pub enum SourceProblem {
     Empty,
     Directory,
     NotAFile,
-    Elf { why: String },
-    Segment { index: u64, why: String },
-    Address { text: String },
-    Overlap { first: Phys, second: Phys },
+    Elf {
+        why: String,
+    },
+    Segment {
+        index: u64,
+        why: String,
+    },
+    Address {
+        text: String,
+    },
+    /// The part of a raw file that was asked for is not there, or has no address.
+    Raw {
+        why: String,
+    },
+    Overlap {
+        first: Phys,
+        second: Phys,
+    },
     Io(std::io::Error),
 }
 
@@ -334,6 +348,7 @@ impl fmt::Display for SourceProblem {
             Self::Address { text } => {
                 write!(f, "{text:?} is not an address (write FILE@0x40000000)")
             }
+            Self::Raw { why } => f.write_str(why),
             Self::Overlap { first, second } => write!(f, "memory at {second} overlaps memory that starts at {first}"),
             Self::Io(e) => e.fmt(f),
         }

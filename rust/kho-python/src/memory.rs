@@ -1,0 +1,131 @@
+//! Physical memory to read from.
+
+use crate::errors::{OrRaise, to_py};
+use kho::memory::{FileMemory, PhysMemory, SliceMemory, Source, open_sources};
+use kho::units::Phys;
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::{PyBytes, PyString, PyTuple};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Physical memory that can be read: ELF cores, raw images, bytes.
+#[pyclass(frozen, module = "kho")]
+pub(crate) struct Memory {
+    /// What other bindings read.
+    pub(crate) inner: Arc<dyn PhysMemory>,
+    /// The same, where files are what is read.
+    files: Option<Arc<FileMemory>>,
+}
+
+#[pymethods]
+impl Memory {
+    /// Open files as one memory.
+    #[staticmethod]
+    #[pyo3(signature = (*sources))]
+    fn open(py: Python<'_>, sources: &Bound<'_, PyTuple>) -> PyResult<Self> {
+        let sources: PyResult<Vec<_>> = sources
+            .iter()
+            .map(|source| {
+                // A str may carry an address; a Path is a path.
+                if source.is_instance_of::<PyString>() {
+                    Source::parse(source.extract::<PathBuf>()?).or_raise()
+                } else {
+                    Ok(Source::file(source.extract::<PathBuf>()?))
+                }
+            })
+            .collect();
+        let sources = sources?;
+        let files = Arc::new(py.detach(|| open_sources(&sources)).or_raise()?);
+        Ok(Memory {
+            inner: files.clone(),
+            files: Some(files),
+        })
+    }
+
+    /// Memory of byte strings at physical addresses.
+    #[staticmethod]
+    fn from_segments(segments: Vec<(u64, PyBackedBytes)>) -> PyResult<Self> {
+        let segments = segments
+            .into_iter()
+            .map(|(phys, bytes)| (Phys(phys), bytes));
+        Ok(Memory {
+            inner: Arc::new(SliceMemory::new(segments).or_raise()?),
+            files: None,
+        })
+    }
+
+    /// What is here: (phys, size) of each run, ascending.
+    #[getter]
+    fn ranges(&self) -> Vec<(u64, u64)> {
+        self.inner
+            .ranges()
+            .iter()
+            .map(|r| (r.start.0, r.len))
+            .collect()
+    }
+
+    #[getter]
+    fn nbytes(&self) -> u128 {
+        self.inner.nbytes()
+    }
+
+    /// `n` bytes at `phys`.
+    fn read<'py>(&self, py: Python<'py>, phys: u64, n: u64) -> PyResult<Bound<'py, PyBytes>> {
+        let phys = Phys(phys);
+        let outside = || {
+            to_py(kho::Error::OutsideMemory {
+                what: "read",
+                phys: phys.0,
+                len: n,
+            })
+        };
+        // Bounded before anything is allocated.
+        if !self.inner.contains(phys, n) {
+            return Err(outside());
+        }
+        let len = usize::try_from(n).map_err(|_| outside())?;
+        PyBytes::new_with(py, len, |buf| {
+            py.detach(|| self.inner.read(phys, buf)).or_raise()
+        })
+    }
+
+    /// The machine an ELF core names: "x86_64", "aarch64" or "machine N".
+    #[getter]
+    fn machine(&self) -> Option<String> {
+        Some(self.files.as_ref()?.machine()?.to_string())
+    }
+
+    /// What was opened, in the order given.
+    #[getter]
+    fn sources(&self) -> Vec<String> {
+        let sources = self.files.as_ref().map_or(&[][..], |f| f.sources());
+        sources.iter().map(Source::to_string).collect()
+    }
+
+    /// (path, phys, size) of what a core that is cut short claims and does not have.
+    #[getter]
+    fn truncated(&self) -> Vec<(OsString, u64, u64)> {
+        let cuts = self.files.as_ref().map_or(&[][..], |f| f.truncated());
+        cuts.iter()
+            .map(|cut| {
+                (
+                    cut.path.clone().into_os_string(),
+                    cut.missing.start.0,
+                    cut.missing.len,
+                )
+            })
+            .collect()
+    }
+
+    fn __repr__(&self) -> String {
+        let runs = self.inner.ranges();
+        format!(
+            "<kho.Memory of {:#x} bytes in {} run{}>",
+            self.inner.nbytes(),
+            runs.len(),
+            if runs.len() == 1 { "" } else { "s" }
+        )
+    }
+}

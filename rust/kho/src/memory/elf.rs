@@ -1,0 +1,282 @@
+//! ELF cores: where their segments are, by physical address, and their notes. Only headers and notes are read here,
+//! and no more of them than the file has.
+
+use super::Coverage;
+use super::file::{Backing, Segment};
+use crate::error::{Result, SourceProblem};
+use object::LittleEndian as LE;
+use object::elf::{
+    self, ELFCLASS64, ELFDATA2LSB, ELFMAG, FileHeader64, ProgramHeader64, SectionHeader64,
+};
+use object::pod::{Pod, from_bytes, slice_from_all_bytes};
+use object::read::elf::NoteIterator;
+use std::fmt;
+
+/// The most program headers that are read: far more than any core has, and no reason to run out of memory.
+const MAX_HEADERS: u64 = 1 << 20;
+/// The most bytes of notes that are kept of a file.
+const MAX_NOTES: u64 = 16 << 20;
+/// Program headers read at a time.
+const HEADERS_AT_ONCE: u64 = 1024;
+
+const HEADER_SIZE: u64 = size_of::<FileHeader64<LE>>() as u64;
+const PROGRAM_HEADER_SIZE: u64 = size_of::<ProgramHeader64<LE>>() as u64;
+const _: () = assert!(HEADER_SIZE == 64 && PROGRAM_HEADER_SIZE == 56);
+
+/// The machine a core is of (`e_machine`).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Machine {
+    X86_64,
+    Aarch64,
+    Other(u16),
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Machine::X86_64 => f.write_str("x86_64"),
+            Machine::Aarch64 => f.write_str("aarch64"),
+            Machine::Other(number) => write!(f, "machine {number}"),
+        }
+    }
+}
+
+/// A note: `name` without its terminating NULs, `kind` (n_type) and `desc` as they stand in the file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Note<'a> {
+    pub name: &'a [u8],
+    pub kind: u32,
+    pub desc: &'a [u8],
+}
+
+/// A PT_NOTE segment.
+pub(crate) struct NoteBytes {
+    align: u64,
+    bytes: Vec<u8>,
+}
+
+impl NoteBytes {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Note<'_>> {
+        NoteIterator::<FileHeader64<LE>>::new(LE, self.align, &self.bytes)
+            .into_iter()
+            .flatten()
+            .map_while(|note| {
+                let note = note.ok()?;
+                Some(Note {
+                    name: note.name(),
+                    kind: note.n_type(LE).0,
+                    desc: note.desc(),
+                })
+            })
+    }
+}
+
+/// What the headers of a core say.
+pub(crate) struct Core {
+    pub(crate) machine: Machine,
+    /// Disjoint: of memory that several headers name (QEMU writes the same memory under several virtual addresses), the
+    /// first one's is taken.
+    pub(crate) segments: Vec<Segment>,
+    pub(crate) notes: Vec<NoteBytes>,
+}
+
+/// Whether a file starts like an ELF file.
+pub(crate) fn is_elf(file: &Backing) -> bool {
+    let mut magic = [0; ELFMAG.len()];
+    file.store.read_exact_at(0, &mut magic).is_ok() && magic == ELFMAG
+}
+
+/// Reads the headers and notes of a core. Contents may be missing: that is for who reads them.
+///
+/// # Errors
+/// [`SourceProblem::Elf`] for anything but a little-endian 64-bit core with memory in it,
+/// [`SourceProblem::Segment`] for a segment that cannot be.
+pub(crate) fn parse(file: &Backing) -> Result<Core> {
+    let elf = |why: String| file.error(SourceProblem::Elf { why });
+    if !is_elf(file) {
+        return Err(elf(
+            "it does not start with 7f 45 4c 46 (give its address to read it raw: FILE@0x0)".into(),
+        ));
+    }
+    let header: FileHeader64<LE> = read_struct(file, 0, "ELF header")?;
+    let ident = &header.e_ident;
+    if ident.class != ELFCLASS64 {
+        return Err(elf(format!(
+            "class {}, where 2 (64-bit) is needed: KHO exists on 64-bit machines only",
+            ident.class.0
+        )));
+    }
+    if ident.data != ELFDATA2LSB {
+        return Err(elf(format!(
+            "data encoding {}, where 1 (little-endian) is needed",
+            ident.data.0
+        )));
+    }
+    let e_type = header.e_type.get(LE);
+    if e_type != elf::ET_CORE {
+        return Err(elf(format!(
+            "type {}, where 4 (ET_CORE) is needed: this is a program or library, no image of memory",
+            e_type.0
+        )));
+    }
+    let count = header_count(file, &header)?;
+    if count > 0 && u64::from(header.e_phentsize.get(LE)) != PROGRAM_HEADER_SIZE {
+        return Err(elf(format!(
+            "program headers of {} bytes, where they have {PROGRAM_HEADER_SIZE}",
+            header.e_phentsize.get(LE)
+        )));
+    }
+    let start = header.e_phoff.get(LE);
+    // At most 2^20 * 56 bytes.
+    let table = count * PROGRAM_HEADER_SIZE;
+    if start
+        .checked_add(table)
+        .is_none_or(|end| count > 0 && end > file.size)
+    {
+        return Err(elf(format!(
+            "{count} program headers at {start:#x} (+{table:#x}), but the file ends at {:#x}",
+            file.size
+        )));
+    }
+    let mut core = Core {
+        machine: match header.e_machine.get(LE) {
+            elf::EM_X86_64 => Machine::X86_64,
+            elf::EM_AARCH64 => Machine::Aarch64,
+            other => Machine::Other(other.0),
+        },
+        segments: Vec::new(),
+        notes: Vec::new(),
+    };
+    let mut taken = Coverage::default();
+    let mut notes_left = MAX_NOTES;
+    for first in (0..count).step_by(HEADERS_AT_ONCE as usize) {
+        let n = HEADERS_AT_ONCE.min(count - first);
+        let bytes = read(
+            file,
+            start + first * PROGRAM_HEADER_SIZE,
+            n * PROGRAM_HEADER_SIZE,
+            "program headers",
+        )?;
+        let headers: &[ProgramHeader64<LE>] = slice_from_all_bytes(&bytes)
+            .map_err(|()| elf("program headers are not readable".into()))?;
+        for (index, header) in (first..).zip(headers) {
+            match header.p_type.get(LE) {
+                elf::PT_LOAD => {
+                    let Some(segment) = load(file, header, index)? else {
+                        continue;
+                    };
+                    let free = taken.take(segment.first, segment.last());
+                    core.segments
+                        .extend(free.into_iter().map(|(a, b)| segment.part(a, b)));
+                }
+                elf::PT_NOTE => {
+                    let offset = header.p_offset.get(LE);
+                    let len = header
+                        .p_filesz
+                        .get(LE)
+                        .min(file.size.saturating_sub(offset))
+                        .min(notes_left);
+                    if len > 0 {
+                        notes_left -= len;
+                        core.notes.push(NoteBytes {
+                            align: header.p_align.get(LE),
+                            bytes: read(file, offset, len, "notes")?,
+                        });
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    if core.segments.is_empty() {
+        return Err(elf(format!(
+            "none of its {count} program headers is memory (PT_LOAD)"
+        )));
+    }
+    Ok(core)
+}
+
+/// How many program headers there are: beyond 65534, section header 0 has the number.
+fn header_count(file: &Backing, header: &FileHeader64<LE>) -> Result<u64> {
+    let count = match header.e_phnum.get(LE) {
+        elf::PN_XNUM => {
+            let offset = header.e_shoff.get(LE);
+            if offset == 0 {
+                let why = "more than 65534 program headers, but there is no section header 0 to say how many".into();
+                return Err(file.error(SourceProblem::Elf { why }));
+            }
+            let section: SectionHeader64<LE> = read_struct(
+                file,
+                offset,
+                "section header 0 (the number of program headers)",
+            )?;
+            section.sh_info.get(LE).into()
+        }
+        count => count.into(),
+    };
+    if count > MAX_HEADERS {
+        let why = format!("{count} program headers exceed {MAX_HEADERS}");
+        return Err(file.error(SourceProblem::Elf { why }));
+    }
+    Ok(count)
+}
+
+/// The segment of a PT_LOAD header; none if it is empty or says that its physical address is unknown.
+fn load(file: &Backing, header: &ProgramHeader64<LE>, index: u64) -> Result<Option<Segment>> {
+    /// /proc/kcore writes this for what is not linearly mapped.
+    const UNKNOWN: u64 = u64::MAX;
+    let (first, len) = (header.p_paddr.get(LE), header.p_memsz.get(LE));
+    let filled = header.p_filesz.get(LE);
+    if len == 0 || first == UNKNOWN {
+        return Ok(None);
+    }
+    let wrong = |why| file.error(SourceProblem::Segment { index, why });
+    if filled > len {
+        return Err(wrong(format!(
+            "{filled:#x} bytes in the file are more than its {len:#x} in memory"
+        )));
+    }
+    if first.checked_add(len - 1).is_none() {
+        return Err(wrong(format!(
+            "memory at {first:#x} (+{len:#x}) runs past the address space"
+        )));
+    }
+    Ok(Some(Segment {
+        first,
+        len,
+        offset: header.p_offset.get(LE),
+        filled,
+        index: Some(index),
+        backing: 0,
+    }))
+}
+
+/// `len` bytes at `offset`, which the file had when it was opened.
+fn read(file: &Backing, offset: u64, len: u64, what: &str) -> Result<Vec<u8>> {
+    let short = || {
+        let why = format!(
+            "{what} at {offset:#x} (+{len:#x}), but the file ends at {:#x}",
+            file.size
+        );
+        file.error(SourceProblem::Elf { why })
+    };
+    if offset.checked_add(len).is_none_or(|end| end > file.size) {
+        return Err(short());
+    }
+    let mut bytes = vec![0; usize::try_from(len).map_err(|_| short())?];
+    file.store
+        .read_exact_at(offset, &mut bytes)
+        .map_err(|e| match e.kind() {
+            std::io::ErrorKind::UnexpectedEof => short(),
+            _ => file.error(SourceProblem::Io(e)),
+        })?;
+    Ok(bytes)
+}
+
+fn read_struct<T: Pod>(file: &Backing, offset: u64, what: &str) -> Result<T> {
+    let bytes = read(file, offset, size_of::<T>() as u64, what)?;
+    from_bytes::<T>(&bytes).map(|(t, _)| *t).map_err(|()| {
+        let why = format!("{what} is not readable");
+        file.error(SourceProblem::Elf { why })
+    })
+}

@@ -1,0 +1,383 @@
+//! Memory in files: segments that say which bytes of which file are at which address.
+//!
+//! Files are read with positioned reads, not mapped: one that is cut short while it is read gives an error, no SIGBUS.
+
+use super::elf::{Machine, Note, NoteBytes};
+use super::source::Source;
+use super::{Coverage, PhysMemory, PhysRange};
+use crate::error::{Error, Result, SourceProblem};
+use crate::units::Phys;
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// Bytes that can be read by offset: a file, or its content.
+pub(crate) trait Store: Send + Sync {
+    /// Fills `buf`; `UnexpectedEof` if the bytes end before.
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
+
+    /// The first run in `within`, which is not empty, that may be other than zeros.
+    fn data_in(&self, within: Range<u64>) -> Option<Range<u64>> {
+        Some(within)
+    }
+}
+
+impl Store for Vec<u8> {
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let bytes = usize::try_from(offset)
+            .ok()
+            .and_then(|at| self.get(at..)?.get(..buf.len()))
+            .ok_or(io::ErrorKind::UnexpectedEof)?;
+        buf.copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
+impl Store for File {
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        FileExt::read_exact_at(self, buf, offset)
+    }
+
+    /// By SEEK_DATA and SEEK_HOLE; where there is no such thing, all may be data.
+    fn data_in(&self, within: Range<u64>) -> Option<Range<u64>> {
+        use rustix::fs::{SeekFrom, seek};
+        match seek(self, SeekFrom::Data(within.start)) {
+            Ok(data) if data >= within.end => None,
+            Ok(data) => {
+                let data = data.max(within.start);
+                let hole = seek(self, SeekFrom::Hole(data)).unwrap_or(within.end);
+                // A hole before the data is a file that changes under us.
+                Some(
+                    data..if hole > data {
+                        hole.min(within.end)
+                    } else {
+                        within.end
+                    },
+                )
+            }
+            Err(rustix::io::Errno::NXIO) => None,
+            Err(_) => Some(within),
+        }
+    }
+}
+
+/// An open file.
+pub(crate) struct Backing {
+    pub(crate) path: PathBuf,
+    pub(crate) store: Box<dyn Store>,
+    /// Bytes in it when it was opened.
+    pub(crate) size: u64,
+}
+
+impl Backing {
+    /// Opens a file; never blocks.
+    ///
+    /// # Errors
+    /// [`Error::Source`] for what is neither a file nor a block device, is empty, or may not be read.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let (file, size) = open(path)?;
+        Ok(Backing {
+            path: path.to_path_buf(),
+            store: Box::new(file),
+            size,
+        })
+    }
+
+    pub(crate) fn error(&self, problem: SourceProblem) -> Error {
+        Error::Source {
+            path: self.path.clone(),
+            problem,
+        }
+    }
+}
+
+/// A run of memory whose first `filled` bytes are in a file and whose rest reads as zeros.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Segment {
+    pub(crate) first: u64,
+    /// Not 0, and `first + len` is at most 2^64.
+    pub(crate) len: u64,
+    pub(crate) offset: u64,
+    pub(crate) filled: u64,
+    /// The program header's number, in an ELF core.
+    pub(crate) index: Option<u64>,
+    /// Which of the files.
+    pub(crate) backing: usize,
+}
+
+impl Segment {
+    /// The last address, inclusive.
+    pub(crate) const fn last(&self) -> u64 {
+        self.first + (self.len - 1)
+    }
+
+    /// The part `first..=last`, which lies inside.
+    pub(crate) fn part(&self, first: u64, last: u64) -> Segment {
+        let skipped = first - self.first;
+        let len = last - first + 1;
+        Segment {
+            first,
+            len,
+            offset: self.offset.saturating_add(skipped),
+            filled: self.filled.saturating_sub(skipped).min(len),
+            ..*self
+        }
+    }
+
+    /// How many of the `filled` bytes a file of `size` bytes has.
+    fn present(&self, size: u64) -> u64 {
+        self.filled.min(size.saturating_sub(self.offset))
+    }
+}
+
+/// Memory that a segment claims and its file, cut short, does not have.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Cut {
+    pub path: PathBuf,
+    /// The number of the ELF program header.
+    pub segment: u64,
+    pub missing: PhysRange,
+}
+
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}: ELF segment {}: memory at {} (+{:#x}) is missing, the file is cut short",
+            self.path.display(),
+            self.segment,
+            self.missing.start,
+            self.missing.len
+        )
+    }
+}
+
+/// One file as it goes into a [`FileMemory`]: its segments are disjoint.
+pub(crate) struct Part {
+    pub(crate) source: Source,
+    pub(crate) backing: Backing,
+    pub(crate) segments: Vec<Segment>,
+    pub(crate) machine: Option<Machine>,
+    pub(crate) notes: Vec<NoteBytes>,
+}
+
+/// Memory in one or several open files: ELF cores and raw images.
+pub struct FileMemory {
+    sources: Vec<Source>,
+    backings: Vec<Backing>,
+    /// By address; disjoint, none empty.
+    segments: Vec<Segment>,
+    ranges: Vec<PhysRange>,
+    machine: Option<Machine>,
+    notes: Vec<NoteBytes>,
+    truncated: Vec<Cut>,
+}
+
+impl fmt::Debug for FileMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileMemory")
+            .field("sources", &self.sources)
+            .field("ranges", &self.ranges)
+            .finish_non_exhaustive()
+    }
+}
+
+impl FileMemory {
+    /// # Errors
+    /// [`SourceProblem::Overlap`] if two parts have the same memory.
+    pub(crate) fn new(parts: Vec<Part>) -> Result<Self> {
+        let mut memory = FileMemory {
+            sources: Vec::new(),
+            backings: Vec::new(),
+            segments: Vec::new(),
+            ranges: Vec::new(),
+            machine: None,
+            notes: Vec::new(),
+            truncated: Vec::new(),
+        };
+        for (backing, part) in parts.into_iter().enumerate() {
+            memory.sources.push(part.source);
+            memory.backings.push(part.backing);
+            memory.machine = memory.machine.or(part.machine);
+            memory.notes.extend(part.notes);
+            memory.segments.extend(
+                part.segments
+                    .into_iter()
+                    .map(|segment| Segment { backing, ..segment }),
+            );
+        }
+        memory.segments.sort_unstable_by_key(|s| s.first);
+        let mut taken = Coverage::default();
+        let mut before: Option<&Segment> = None;
+        for segment in &memory.segments {
+            if let Some(before) = before.filter(|before| before.last() >= segment.first) {
+                let later = &memory.backings[before.backing.max(segment.backing)];
+                return Err(later.error(SourceProblem::Overlap {
+                    first: Phys(before.first),
+                    second: Phys(segment.first),
+                }));
+            }
+            before = Some(segment);
+            taken.take(segment.first, segment.last());
+            let backing = &memory.backings[segment.backing];
+            let present = segment.present(backing.size);
+            if let Some(index) = segment.index.filter(|_| present < segment.filled) {
+                memory.truncated.push(Cut {
+                    path: backing.path.clone(),
+                    segment: index,
+                    missing: PhysRange {
+                        start: Phys(segment.first + present),
+                        len: segment.filled - present,
+                    },
+                });
+            }
+        }
+        memory.ranges = taken.ranges();
+        Ok(memory)
+    }
+
+    /// What this was opened from.
+    pub fn sources(&self) -> &[Source] {
+        &self.sources
+    }
+
+    /// The machine the first ELF core among the sources names.
+    pub fn machine(&self) -> Option<Machine> {
+        self.machine
+    }
+
+    /// The notes of the ELF cores, in order; of each file at most the first 16 MiB. A malformed note ends its segment.
+    pub fn notes(&self) -> impl Iterator<Item = Note<'_>> {
+        self.notes.iter().flat_map(NoteBytes::iter)
+    }
+
+    /// What the files should have had and do not: reading there fails, [`PhysMemory::next_data`] skips it.
+    pub fn truncated(&self) -> &[Cut] {
+        &self.truncated
+    }
+
+    /// Fills `out` from `skip` bytes into the segment, where it has that many.
+    fn fill(&self, segment: &Segment, skip: u64, out: &mut [u8]) -> Result<()> {
+        let backing = &self.backings[segment.backing];
+        let filled = segment.filled.saturating_sub(skip);
+        let n = usize::try_from(filled).map_or(out.len(), |filled| filled.min(out.len()));
+        let (file, zeros) = out.split_at_mut(n);
+        zeros.fill(0);
+        if file.is_empty() {
+            return Ok(());
+        }
+        let missing = || {
+            let why = format!(
+                "memory at {:#x} (+{n:#x}) would be at file offset {:#x}, but the file ends before that",
+                segment.first + skip,
+                segment.offset.saturating_add(skip)
+            );
+            backing.error(match segment.index {
+                Some(index) => SourceProblem::Segment { index, why },
+                None => SourceProblem::Raw { why },
+            })
+        };
+        // Known to be cut: no need to ask the file, whose offsets end at 2^63.
+        if skip + n as u64 > segment.present(backing.size) {
+            return Err(missing());
+        }
+        backing
+            .store
+            .read_exact_at(segment.offset + skip, file)
+            .map_err(|e| match e.kind() {
+                io::ErrorKind::UnexpectedEof => missing(),
+                _ => backing.error(SourceProblem::Io(e)),
+            })
+    }
+
+    /// The index of the first segment that ends at or behind `phys`.
+    fn at_or_behind(&self, phys: Phys) -> usize {
+        self.segments.partition_point(|s| s.last() < phys.0)
+    }
+}
+
+impl PhysMemory for FileMemory {
+    fn ranges(&self) -> &[PhysRange] {
+        &self.ranges
+    }
+
+    fn read(&self, phys: Phys, buf: &mut [u8]) -> Result<()> {
+        let outside = Error::OutsideMemory {
+            what: "read",
+            phys: phys.0,
+            len: buf.len() as u64,
+        };
+        let mut at = Some(phys.0);
+        let mut rest = buf;
+        for segment in &self.segments[self.at_or_behind(phys)..] {
+            let Some(here) = at.filter(|&at| !rest.is_empty() && segment.first <= at) else {
+                break;
+            };
+            let skip = here - segment.first;
+            let n = usize::try_from(segment.len - skip).map_or(rest.len(), |n| n.min(rest.len()));
+            let (now, later) = rest.split_at_mut(n);
+            self.fill(segment, skip, now)?;
+            rest = later;
+            at = here.checked_add(n as u64);
+        }
+        if rest.is_empty() {
+            Ok(())
+        } else {
+            Err(outside)
+        }
+    }
+
+    fn next_data(&self, phys: Phys) -> Result<Option<PhysRange>> {
+        for segment in &self.segments[self.at_or_behind(phys)..] {
+            let backing = &self.backings[segment.backing];
+            let skip = phys.0.saturating_sub(segment.first);
+            let present = segment.present(backing.size);
+            if skip >= present {
+                continue;
+            }
+            let within = segment.offset + skip..segment.offset + present;
+            if let Some(run) = backing.store.data_in(within) {
+                return Ok(Some(PhysRange {
+                    start: Phys(segment.first + (run.start - segment.offset)),
+                    len: run.end - run.start,
+                }));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn open(path: &Path) -> Result<(File, u64)> {
+    use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+    let fail = |problem| Error::Source {
+        path: path.to_path_buf(),
+        problem,
+    };
+    let io = |e: io::Error| fail(SourceProblem::Io(e));
+    let check = |kind: std::fs::FileType| match () {
+        () if kind.is_file() || kind.is_block_device() => Ok(()),
+        () if kind.is_dir() => Err(fail(SourceProblem::Directory)),
+        () => Err(fail(SourceProblem::NotAFile)),
+    };
+    // Asked before, since opening some devices does something; and again, since it may be another one by now.
+    check(std::fs::metadata(path).map_err(io)?.file_type())?;
+    let file = File::options()
+        .read(true)
+        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
+        .open(path)
+        .map_err(io)?;
+    let metadata = file.metadata().map_err(io)?;
+    check(metadata.file_type())?;
+    let size = if metadata.is_file() {
+        metadata.len()
+    } else {
+        rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).map_err(|e| io(e.into()))?
+    };
+    if size == 0 {
+        return Err(fail(SourceProblem::Empty));
+    }
+    Ok((file, size))
+}
