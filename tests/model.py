@@ -225,7 +225,7 @@ def read_v1(memory: Memory, head: int, page_size: int, bitmap_bytes: int) -> tup
 
 
 def radix_shape(page_size: int, version: int) -> tuple[int, int, int]:
-    """(levels, bits an inner level decides, bits a leaf decides) of kho-v2..v4 (include/linux/kho/abi/kexec_handover.h)."""
+    """(levels, bits an inner level decides, bits a leaf decides) of kho-v2..v4 (linux/kho/abi/kexec_handover.h)."""
     shift = page_size.bit_length() - 1
     inner, leaf = shift - 3, shift + 3
     width = 64 - shift + (1 if version >= 4 else 0)
@@ -259,8 +259,7 @@ def read_radix(memory: Memory, root: int, page_size: int, version: int) -> tuple
         metadata.add(node)
         page = memory.read(node, page_size)
         if level == 0:
-            for bit in set_bits(page):
-                folios.append(radix_folio(prefix << leaf | bit, page_size))
+            folios.extend(radix_folio(prefix << leaf | bit, page_size) for bit in set_bits(page))
             return
         for index, child in enumerate(struct.unpack(f"<{page_size // 8}Q", page)):
             if child:

@@ -8,11 +8,11 @@ from collections import Counter
 from itertools import count
 
 import pytest
-from captures import NAMES, V1_NAMES, debugfs, elf, expected
 from hypothesis import given
 from hypothesis import strategies as st
 
 import model
+from captures import NAMES, V1_NAMES, debugfs, elf, expected
 
 
 @pytest.fixture(scope="module", params=NAMES)
