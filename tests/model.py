@@ -252,7 +252,7 @@ def radix_folio(key: int, page_size: int) -> Folio:
 def read_radix(memory: Memory, root: int, page_size: int, version: int) -> tuple[list[Folio], set[int]]:
     """kho-v2..v4: the radix tree at `root`. Returns the folios by address, and the addresses of the tree's pages."""
     levels, inner, leaf = radix_shape(page_size, version)
-    folios = []
+    folios: list[Folio] = []
     metadata = set()
 
     def walk(node: int, level: int, prefix: int) -> None:

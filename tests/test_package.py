@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import kho
+from kho import _kho
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 def test_the_version_is_the_workspaces() -> None:
     workspace = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["package"]["version"]
     assert metadata.version("kho") == workspace
-    assert kho._kho.__version__ == workspace
+    assert _kho.__version__ == workspace
 
 
 @pytest.mark.smoke
