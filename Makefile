@@ -51,7 +51,7 @@ $(VENV)/.stamp-dev: $(VENV)/.stamp-base
 	@touch $@
 
 $(VENV)/.stamp-kho: $(VENV)/.stamp-base $(RUST_SOURCES)
-	$(PY) -m maturin develop --release --locked --quiet
+	$(PY) -m pip install -q --no-build-isolation -e .
 	@touch $@
 
 run: need $(VENV)/.stamp-kho

@@ -50,6 +50,9 @@ class Memory:
             raise ModelError("not a little-endian ELF64 file")
         (phoff,) = struct.unpack_from("<Q", raw, 0x20)
         phentsize, phnum = struct.unpack_from("<HH", raw, 0x36)
+        if phnum == 0xFFFF:  # PN_XNUM: too many for 16 bits, sh_info of section 0 has the number
+            (shoff,) = struct.unpack_from("<Q", raw, 0x28)
+            (phnum,) = struct.unpack_from("<I", raw, shoff + 44)
         segments = []
         for i in range(phnum):
             p_type, _flags, offset, _vaddr, paddr, filesz, memsz, _align = struct.unpack_from(
