@@ -1,0 +1,134 @@
+# Everything happens in a private venv (.venv) and cargo's target directory; nothing is installed elsewhere.
+# Stamps in .venv make a second run quick.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+CAPTURE := tests/data/linux-6.18.15-x86_64/handover.elf
+FUZZ_SECONDS ?= 60
+# What the installed wheel must pass; empty for every test.
+WHEEL_TESTS ?= -m smoke
+
+unexport PYTHONPATH PYTHONHOME CONDA_PREFIX
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+export PYO3_PYTHON := $(CURDIR)/$(PY)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -path rust/fuzz -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print)
+PYTHON_SOURCES := $(shell find python -name '*.py' -o -name '*.pyi' -o -name py.typed)
+
+.NOTPARALLEL:
+.PHONY: help run test check fmt clippy ruff mypy stubtest test-rust test-python wheel wheel-check bench fuzz format clean need need-test
+
+help:
+	@echo 'make run     build kho, show what a real Linux kernel handed over, then hand memory over and take it back'
+	@echo 'make test    every check and test: linters, types, Rust, Python, the wheel'
+	@echo 'make check   the linters and type checkers only'
+	@echo 'make format  reformat the sources'
+	@echo 'make bench   speed, as a table of ratios'
+	@echo 'make fuzz    hostile input for FUZZ_SECONDS=$(FUZZ_SECONDS) a target'
+	@echo 'make wheel   dist/: the source distribution, and a wheel built from it'
+	@echo 'make clean   remove everything that was built'
+	@echo
+	@echo 'After `make run`, $(VENV)/bin/kho is the command and $(PY) a Python that has kho.'
+
+need:
+	@scripts/need.sh build
+
+need-test:
+	@scripts/need.sh test
+
+# The venv with the build backend; then what tests need; then kho itself, editable, in release profile.
+
+$(VENV)/.stamp-base: pyproject.toml | need
+	@[ -x $(PY) ] && $(PY) -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV); $$(scripts/need.sh python) -m venv $(VENV); }
+	$(PY) -m pip install -q --upgrade 'pip>=25.1'
+	$(PY) -m pip install -q $$($(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])')
+	@touch $@
+
+$(VENV)/.stamp-dev: $(VENV)/.stamp-base
+	$(PY) -m pip install -q --group dev
+	@touch $@
+
+$(VENV)/.stamp-kho: $(VENV)/.stamp-base $(RUST_SOURCES)
+	$(PY) -m pip install -q --no-build-isolation -e .
+	@touch $@
+
+run: need $(VENV)/.stamp-kho
+	@echo; echo '$$ kho inspect $(CAPTURE)'
+	@$(VENV)/bin/kho inspect $(CAPTURE)
+	@echo; echo '$$ python examples/round_trip.py'
+	@$(PY) examples/round_trip.py
+
+# Each check in the order in which they fail fastest.
+
+fmt:
+	cargo fmt --all --check
+
+clippy: $(VENV)/.stamp-base
+	cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
+
+ruff: $(VENV)/.stamp-dev
+	$(PY) -m ruff check --quiet
+	$(PY) -m ruff format --quiet --check
+
+mypy: $(VENV)/.stamp-dev
+	$(PY) -m mypy
+
+stubtest: $(VENV)/.stamp-dev $(VENV)/.stamp-kho
+	$(PY) -m mypy.stubtest kho._kho
+
+test-rust: $(VENV)/.stamp-base
+	cargo test --quiet --locked -p kho
+
+test-python: $(VENV)/.stamp-dev $(VENV)/.stamp-kho
+	$(PY) -m pytest --benchmark-skip
+
+check: need-test fmt clippy ruff mypy stubtest
+
+test: check test-rust test-python wheel-check
+	@echo 'make test: all passed'
+
+# The wheel is built from the source distribution, so that one build proves both.
+
+dist/.stamp: $(VENV)/.stamp-base $(RUST_SOURCES) $(PYTHON_SOURCES) pyproject.toml README.md LICENSE
+	rm -rf dist
+	$(PY) -m maturin build --sdist --release --locked --quiet --out dist
+	@touch $@
+
+wheel: need dist/.stamp
+	@ls -l dist
+
+wheel-check: dist/.stamp
+	rm -rf .venv-wheel
+	$(PY) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install -q dist/*.whl
+	cd / && $(CURDIR)/.venv-wheel/bin/python -I -c 'import kho, sys; assert sys.prefix in kho.__file__, kho.__file__'
+	.venv-wheel/bin/python -m pip install -q pytest hypothesis
+	.venv-wheel/bin/python -m pytest $(WHEEL_TESTS)
+
+bench: need $(VENV)/.stamp-dev $(VENV)/.stamp-kho
+	cargo bench --locked -p kho
+	$(PY) benches/report.py
+
+# cargo-fuzz wants a nightly toolchain; without it the property tests run many more cases instead.
+fuzz: need $(VENV)/.stamp-dev $(VENV)/.stamp-kho
+	@if cargo +nightly fuzz --version >/dev/null 2>&1; then \
+	    cd rust/fuzz && for target in $$(cargo +nightly fuzz list --fuzz-dir .); do \
+	        echo "fuzz $$target"; cargo +nightly fuzz run --fuzz-dir . $$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
+	    done; \
+	else \
+	    echo 'cargo +nightly fuzz is not here (rustup toolchain install nightly; cargo install cargo-fuzz): property tests instead'; \
+	    PROPTEST_CASES=20000 cargo test --quiet --locked --release -p kho && \
+	    HYPOTHESIS_PROFILE=thorough $(PY) -m pytest --benchmark-skip; \
+	fi
+
+format: $(VENV)/.stamp-dev
+	cargo fmt --all
+	$(PY) -m ruff check --quiet --fix-only
+	$(PY) -m ruff format --quiet
+
+clean:
+	-cargo clean --quiet
+	rm -rf $(VENV) .venv-wheel dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	find python tests -name __pycache__ -prune -exec rm -rf {} + -o -name '_kho*.so' -exec rm -f {} +

@@ -1,0 +1,81 @@
+#!/bin/sh
+# What kho needs to be built, checked before anything is done.
+#   need.sh build    Python, Rust, a linker; exits 1 and says what is missing and how to get it
+#   need.sh test     the same with rustfmt and clippy; gets dtc if it can
+#   need.sh python   prints the Python to use
+set -u
+cd "$(dirname "$0")/.." || exit 1
+
+missing=0
+lack() {
+    missing=1
+    printf 'missing: %s\n    %s\n' "$1" "$2" >&2
+}
+
+python_min=$(sed -n 's/^requires-python *= *">=\(.*\)"/\1/p' pyproject.toml)
+rust_min=$(sed -n 's/^rust-version *= *"\(.*\)"/\1/p' Cargo.toml)
+
+# The first of these that is new enough.
+find_python() {
+    for python in ${PYTHON:-} python3 python3.14 python3.13 python3.12 python3.11; do
+        "$python" -c "import sys; sys.exit(sys.version_info < tuple(map(int, '$python_min'.split('.'))))" 2>/dev/null &&
+            echo "$python" && return
+    done
+    return 1
+}
+
+# at_least A B: whether version A is B or later.
+at_least() {
+    [ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" = "$2" ]
+}
+
+build() {
+    if ! python=$(find_python); then
+        lack "Python $python_min or later (python3 is $(python3 --version 2>/dev/null || echo 'not there'))" \
+            "Debian, Ubuntu: apt-get install python3 python3-venv; elsewhere: https://www.python.org/downloads/"
+    elif ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+        lack "Python's venv module (for $python)" "Debian, Ubuntu: apt-get install python3-venv"
+    fi
+    if ! command -v cargo >/dev/null; then
+        lack "Rust $rust_min or later (no cargo on PATH)" \
+            "https://rustup.rs, or apt-get install rustup && rustup default stable"
+    else
+        rust=$(cargo --version | cut -d' ' -f2)
+        at_least "${rust%%-*}" "$rust_min" || lack "Rust $rust_min or later (cargo is $rust)" \
+            "rustup update stable; without rustup: https://rustup.rs (distributions' cargo is often too old)"
+    fi
+    command -v cc >/dev/null || lack "a linker (no cc on PATH), which Rust uses" "Debian, Ubuntu: apt-get install gcc libc6-dev"
+    command -v make >/dev/null || lack "make" "Debian, Ubuntu: apt-get install make"
+}
+
+lint_tools() {
+    command -v cargo >/dev/null || return
+    cargo fmt --version >/dev/null 2>&1 || lack "rustfmt" "rustup component add rustfmt"
+    cargo clippy --version >/dev/null 2>&1 || lack "clippy" "rustup component add clippy"
+}
+
+# The devicetree compiler is a second opinion on FDTs: worth having, not worth stopping for.
+get_dtc() {
+    command -v dtc >/dev/null && return
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        echo "installing device-tree-compiler (dtc), which some tests compare with"
+        apt-get install -qq -y device-tree-compiler >/dev/null 2>&1 ||
+            { apt-get update -qq && apt-get install -qq -y device-tree-compiler >/dev/null; } && return
+    fi
+    echo "note: dtc is not installed, tests that compare with it are skipped; Debian, Ubuntu: apt-get install device-tree-compiler" >&2
+}
+
+case "${1:-build}" in
+build) build ;;
+test)
+    build
+    lint_tools
+    [ $missing = 0 ] && get_dtc
+    ;;
+python) find_python || exit 1 ;;
+*)
+    echo "usage: need.sh build|test|python" >&2
+    exit 2
+    ;;
+esac
+exit $missing

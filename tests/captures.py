@@ -1,0 +1,29 @@
+"""The bundled captures: real handovers, and what a reference reader found in them."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+DATA = Path(__file__).parent / "data"
+NAMES = sorted(path.parent.name for path in DATA.glob("*/expected.json"))
+V1_NAMES = ["linux-6.16-layout-x86_64", "linux-6.18.15-x86_64"]
+
+
+def elf(name: str) -> Path:
+    """The ELF core of a capture."""
+    return DATA / name / "handover.elf"
+
+
+@cache
+def expected(name: str) -> dict[str, Any]:
+    """What stands in its `expected.json`."""
+    found: dict[str, Any] = json.loads((DATA / name / "expected.json").read_text())
+    return found
+
+
+def debugfs(name: str, stage: int, path: str) -> bytes:
+    """A file of /sys/kernel/debug/kho before (1) or after (2) the kexec."""
+    return (DATA / name / f"host/stage{stage}/sys/kernel/debug/kho" / path).read_bytes()
