@@ -6,6 +6,8 @@ from typing_extensions import Buffer
 
 from kho.errors import FdtError
 
+__all__ = ["Fdt", "FdtNode", "FdtNodeBlock", "FdtPlaceholder", "FdtWriter", "__version__"]
+
 __version__: str
 
 @final

@@ -52,3 +52,6 @@ fn printable(name: &[u8]) -> Option<&str> {
         .ok()
         .filter(|s| !s.is_empty() && s.len() <= MAX_NAME && !s.contains(char::is_control))
 }
+
+#[cfg(test)]
+mod tests;
