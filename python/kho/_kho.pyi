@@ -11,6 +11,8 @@ from typing_extensions import Buffer
 from ._types import FolioInfo, PageInfo
 from .errors import FdtError
 
+__all__ = ["Fdt", "FdtNode", "FdtNodeBlock", "FdtPlaceholder", "FdtWriter", "__version__"]
+
 __version__: str
 
 def kho_is_enabled(cmdline: str, default: bool = False) -> bool:

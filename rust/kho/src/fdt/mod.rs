@@ -47,3 +47,6 @@ fn align4(n: usize) -> Option<usize> {
 fn printable(name: &[u8]) -> Option<&str> {
     std::str::from_utf8(name).ok().filter(|s| !s.is_empty() && s.len() <= MAX_NAME && !s.contains(char::is_control))
 }
+
+#[cfg(test)]
+mod tests;
