@@ -1,6 +1,9 @@
 //! The Python bindings of kho: convert, call, convert back. One file per class; errors in `errors.rs`.
 
+mod args;
 mod errors;
+mod folios;
+mod tracker;
 
 use pyo3::prelude::*;
 
@@ -8,6 +11,11 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _kho {
     use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use crate::folios::FolioArray;
+    #[pymodule_export]
+    use crate::tracker::PyTracker;
 
     #[pymodule_init]
     fn init(m: &Bound<'_, PyModule>) -> PyResult<()> {
