@@ -1,9 +1,10 @@
 //! `kho.Arena`: physical memory one can write.
 
+use crate::args::Number;
 use crate::errors::{OrRaise, to_py};
 use crate::folio::{Folio, phys_of};
 use kho::arena::{ArenaConfig, Backing, PageKind, Region, ScratchArea};
-use kho::cmdline::{ScratchSpec, Trailing, cma_alignment, parse_kho_scratch};
+use kho::cmdline::{self, Trailing, cma_alignment, parse_kho_scratch};
 use kho::memory::PhysMemory;
 use kho::units::{Order, PageSize, Phys};
 use kho::{Error, Result};
@@ -22,7 +23,7 @@ pub(crate) struct PyArena {
 
 #[derive(FromPyObject)]
 enum RegionsArg<'py> {
-    Size(u64),
+    Size(Number),
     Text(Bound<'py, PyString>),
     Nodes(Vec<(u64, u64, u32)>),
     Runs(Vec<(u64, u64)>),
@@ -31,18 +32,24 @@ enum RegionsArg<'py> {
 #[derive(FromPyObject)]
 pub(crate) enum ScratchArg<'py> {
     Text(Bound<'py, PyString>),
-    Spec(PyRef<'py, crate::cmdline::PyScratchSpec>),
+    Spec(PyRef<'py, crate::cmdline::ScratchSpec>),
     Areas(Vec<(u64, u64)>),
 }
 
 fn regions(arg: &RegionsArg<'_>) -> PyResult<Vec<Region>> {
     let region = |start, len, node| Region { start: Phys(start), len, node };
     Ok(match arg {
-        RegionsArg::Size(len) => vec![region(0, *len, 0)],
-        RegionsArg::Text(text) => vec![region(0, kho::memory::parse_size(text.to_str()?).or_raise()?, 0)],
+        RegionsArg::Size(len) => vec![region(0, len.0, 0)],
+        RegionsArg::Text(text) => vec![region(0, size(text.to_str()?)?, 0)],
         RegionsArg::Nodes(list) => list.iter().map(|&(start, len, node)| region(start, len, node)).collect(),
         RegionsArg::Runs(list) => list.iter().map(|&(start, len)| region(start, len, 0)).collect(),
     })
+}
+
+/// A size as people write it: 4096, 0x1000, 16T.
+fn size(text: &str) -> PyResult<u64> {
+    let why = || format!("{text:?} is not a size (write 4096, 0x1000 or 16T)");
+    kho::memory::parse_number(text).ok_or_else(|| to_py(Error::Invalid { what: "regions", why: why() }))
 }
 
 /// Areas from what the caller gave; `reserved` is what a percentage is of.
@@ -58,40 +65,41 @@ fn scratch(
             return Ok(areas.iter().map(|&(addr, size)| ScratchArea { addr, size }).collect());
         }
         Some(ScratchArg::Text(text)) => parse_kho_scratch(text.to_str()?, Trailing::Reject).or_raise()?,
-        Some(ScratchArg::Spec(spec)) => spec.inner,
+        Some(ScratchArg::Spec(spec)) => spec.0,
     };
     place(&spec, regions, page, reserved).or_raise()
 }
 
-fn place(spec: &ScratchSpec, regions: &[Region], page: PageSize, reserved: u64) -> Result<Vec<ScratchArea>> {
+fn place(spec: &cmdline::ScratchSpec, regions: &[Region], page: PageSize, reserved: u64) -> Result<Vec<ScratchArea>> {
     let nodes = kho::arena::nodes(regions);
     let align = cma_alignment(page);
     let mut per_node = vec![0; nodes.len()];
     if let Some(first) = per_node.first_mut() {
         *first = reserved;
     }
-    let sizes = spec.sizes(reserved, reserved, &per_node, align);
+    let sizes = spec.sizes(reserved, reserved, &per_node, align)?;
     kho::arena::place(regions, &sizes, align)
 }
 
 #[pymethods]
 impl PyArena {
     #[new]
-    #[pyo3(signature = (regions, *, page_size=4096, max_page_order=None, backing=None, scratch=None, reserved=0))]
+    #[pyo3(signature = (regions, *, page_size=Number(4096), max_page_order=None, backing=None, scratch=None,
+                        reserved=Number(0)))]
     fn new(
         py: Python<'_>,
         regions: RegionsArg<'_>,
-        page_size: u64,
-        max_page_order: Option<u64>,
+        page_size: Number,
+        max_page_order: Option<Number>,
         backing: Option<PathBuf>,
         scratch: Option<ScratchArg<'_>>,
-        reserved: u64,
+        reserved: Number,
     ) -> PyResult<Self> {
-        let page = PageSize::new(page_size).or_raise()?;
+        let page = PageSize::new(page_size.0).or_raise()?;
         let mut regions = self::regions(&regions)?;
         regions.sort_by_key(|r| r.start);
-        let scratch = self::scratch(scratch.as_ref(), &regions, page, reserved)?;
-        let max_order = Order::new(max_page_order.unwrap_or(default_max_order(page))).or_raise()?;
+        let scratch = self::scratch(scratch.as_ref(), &regions, page, reserved.0)?;
+        let max_order = Order::new(max_page_order.map_or(default_max_order(page), |n| n.0)).or_raise()?;
         let backing = match backing {
             None => Backing::Anonymous,
             Some(text) if text.as_os_str() == "memfd" => Backing::Memfd,
@@ -116,24 +124,24 @@ impl PyArena {
         Ok(PyArena { inner: inner.or_raise()? })
     }
 
-    #[pyo3(signature = (order=0, *, node=None, gigantic=false))]
-    fn alloc(&self, order: u64, node: Option<u32>, gigantic: bool) -> PyResult<Folio> {
-        let order = Order::new(order).or_raise()?;
+    #[pyo3(signature = (order=Number(0), *, node=None, gigantic=false))]
+    fn alloc(&self, order: Number, node: Option<u32>, gigantic: bool) -> PyResult<Folio> {
+        let order = Order::new(order.0).or_raise()?;
         let pfn = self.inner.alloc(order, node, gigantic).or_raise()?;
         Ok(Folio::in_arena(&self.inner, pfn, order))
     }
 
-    #[pyo3(signature = (phys, order=0))]
-    fn alloc_at(&self, phys: u64, order: u64) -> PyResult<Folio> {
-        let order = Order::new(order).or_raise()?;
-        let pfn = self.inner.page().pfn_exact("phys", Phys(phys)).or_raise()?;
+    #[pyo3(signature = (phys, order=Number(0)))]
+    fn alloc_at(&self, phys: Number, order: Number) -> PyResult<Folio> {
+        let order = Order::new(order.0).or_raise()?;
+        let pfn = self.inner.page().pfn_exact("phys", Phys(phys.0)).or_raise()?;
         let pfn = self.inner.alloc_at(pfn, order).or_raise()?;
         Ok(Folio::in_arena(&self.inner, pfn, order))
     }
 
     /// The folio allocated at an address.
-    fn folio(&self, phys: u64) -> PyResult<Folio> {
-        let pfn = self.inner.page().pfn_exact("phys", Phys(phys)).or_raise()?;
+    fn folio(&self, phys: Number) -> PyResult<Folio> {
+        let pfn = self.inner.page().pfn_exact("phys", Phys(phys.0)).or_raise()?;
         let order = self.inner.order_of(pfn).or_raise()?;
         Ok(Folio::in_arena(&self.inner, pfn, order))
     }
@@ -145,12 +153,13 @@ impl PyArena {
     }
 
     /// What the kernel would say of a page: a `kho.PageInfo`.
-    fn page<'py>(&self, py: Python<'py>, phys: u64) -> PyResult<Bound<'py, PyAny>> {
+    fn page<'py>(&self, py: Python<'py>, phys: Number) -> PyResult<Bound<'py, PyAny>> {
         let page = self.inner.page();
-        let pfn = page.pfn(Phys(phys));
-        let state = self.inner.page_state(pfn).ok_or_else(|| {
-            to_py(Error::OutsideMemory { what: "page", phys: page.phys(pfn).0, len: page.bytes() })
-        })?;
+        let pfn = page.pfn(Phys(phys.0));
+        let state = self
+            .inner
+            .page_state(pfn)
+            .ok_or_else(|| to_py(Error::OutsideMemory { what: "page", phys: page.phys(pfn).0, len: page.bytes() }))?;
         let (name, head, order) = match state.kind {
             PageKind::Free { order } => ("free", None, Some(order)),
             PageKind::Head { order } => ("head", Some(pfn), Some(order)),
@@ -162,13 +171,13 @@ impl PyArena {
         py.import("kho._types")?.getattr("PageInfo")?.call1(fields)
     }
 
-    fn read<'py>(&self, py: Python<'py>, phys: u64, n: u64) -> PyResult<Bound<'py, PyBytes>> {
-        crate::folio::read(py, &*self.inner, Phys(phys), n)
+    fn read<'py>(&self, py: Python<'py>, phys: Number, n: Number) -> PyResult<Bound<'py, PyBytes>> {
+        crate::folio::read(py, &*self.inner, Phys(phys.0), n.0)
     }
 
-    fn write(&self, py: Python<'_>, phys: u64, data: PyBuffer<u8>) -> PyResult<()> {
+    fn write(&self, py: Python<'_>, phys: Number, data: PyBuffer<u8>) -> PyResult<()> {
         let bytes = data.to_vec(py)?;
-        self.inner.write(Phys(phys), &bytes).or_raise()
+        self.inner.write(Phys(phys.0), &bytes).or_raise()
     }
 
     fn fileno(&self) -> PyResult<i32> {

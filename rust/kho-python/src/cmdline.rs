@@ -15,14 +15,8 @@ pub(crate) fn kho_is_enabled(cmdline: &str, default: bool) -> bool {
 #[pyfunction]
 #[pyo3(signature = (value, *, trailing_garbage=false))]
 pub(crate) fn parse_kho_scratch(value: &str, trailing_garbage: bool) -> PyResult<ScratchSpec> {
-    let trailing = if trailing_garbage {
-        Trailing::Ignore
-    } else {
-        Trailing::Reject
-    };
-    cmdline::parse_kho_scratch(value, trailing)
-        .map(ScratchSpec)
-        .or_raise()
+    let trailing = if trailing_garbage { Trailing::Ignore } else { Trailing::Reject };
+    cmdline::parse_kho_scratch(value, trailing).map(ScratchSpec).or_raise()
 }
 
 /// The value of the last `kho_scratch=` on a command line; None if there is none.
@@ -86,19 +80,13 @@ impl ScratchSpec {
         reserved_per_node: Vec<u64>,
         align: u64,
     ) -> PyResult<Vec<u64>> {
-        self.0
-            .sizes(reserved_low, reserved_all, &reserved_per_node, align)
-            .or_raise()
+        self.0.sizes(reserved_low, reserved_all, &reserved_per_node, align).or_raise()
     }
 
     fn __repr__(&self) -> String {
         match self.0 {
             cmdline::ScratchSpec::Percent(percent) => format!("ScratchSpec(percent={percent})"),
-            cmdline::ScratchSpec::Sizes {
-                low,
-                global,
-                pernode,
-            } => {
+            cmdline::ScratchSpec::Sizes { low, global, pernode } => {
                 format!("ScratchSpec(low={low:#x}, global_={global:#x}, pernode={pernode:#x})")
             }
         }

@@ -35,6 +35,13 @@ fn copy_blob(blob: &Bound<'_, PyAny>) -> PyResult<Vec<u8>> {
 #[pyclass(frozen, module = "kho.fdt", name = "Fdt")]
 pub(crate) struct PyFdt(Arc<Fdt>);
 
+impl PyFdt {
+    /// Reads a blob that is at hand already.
+    pub(crate) fn of(blob: &[u8]) -> PyResult<Self> {
+        Ok(PyFdt(Arc::new(Fdt::parse(blob).or_raise()?)))
+    }
+}
+
 #[pymethods]
 impl PyFdt {
     #[new]

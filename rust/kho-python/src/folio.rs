@@ -48,12 +48,7 @@ impl Place {
 }
 
 /// `n` bytes of physical memory as `bytes`, bounded before they are allocated.
-pub(crate) fn read<'py>(
-    py: Python<'py>,
-    memory: &dyn PhysMemory,
-    phys: Phys,
-    n: u64,
-) -> PyResult<Bound<'py, PyBytes>> {
+pub(crate) fn read<'py>(py: Python<'py>, memory: &dyn PhysMemory, phys: Phys, n: u64) -> PyResult<Bound<'py, PyBytes>> {
     let outside = || to_py(Error::OutsideMemory { what: "read", phys: phys.0, len: n });
     if !memory.contains(phys, n) {
         return Err(outside());

@@ -1,6 +1,7 @@
 //! `kho.Incoming`: a handover that was read, or taken over.
 
 use crate::arena::PyArena;
+use crate::args::Number;
 use crate::errors::{OrRaise, to_py};
 use crate::fdt::PyFdt;
 use crate::folio::{Folio, Pages, Place, phys_of, read};
@@ -31,18 +32,18 @@ pub(crate) struct Subtree {
 }
 
 fn options(
-    fdt_phys: Option<u64>,
-    page_size: Option<u64>,
-    bitmap_bytes: Option<u64>,
+    fdt_phys: Option<Number>,
+    page_size: Option<Number>,
+    bitmap_bytes: Option<Number>,
     scratch: Option<Vec<(u64, u64)>>,
     max_page_order: Option<u32>,
 ) -> PyResult<Options> {
     let area = |&(addr, size): &(u64, u64)| ScratchArea { addr, size };
     Ok(Options {
-        fdt_phys,
-        page_size: page_size.map(PageSize::new).transpose().or_raise()?,
+        fdt_phys: fdt_phys.map(|n| n.0),
+        page_size: page_size.map(|n| PageSize::new(n.0)).transpose().or_raise()?,
         page_why: None,
-        bitmap_bytes,
+        bitmap_bytes: bitmap_bytes.map(|n| n.0),
         scratch: scratch.map(|areas| areas.iter().map(area).collect()),
         max_page_order,
     })
@@ -57,9 +58,9 @@ fn options(
 pub(crate) fn open_memory(
     py: Python<'_>,
     memory: &Bound<'_, PyAny>,
-    fdt_phys: Option<u64>,
-    page_size: Option<u64>,
-    bitmap_bytes: Option<u64>,
+    fdt_phys: Option<Number>,
+    page_size: Option<Number>,
+    bitmap_bytes: Option<Number>,
     scratch: Option<Vec<(u64, u64)>>,
     max_page_order: Option<u32>,
     progress: Option<Py<PyAny>>,
@@ -97,9 +98,9 @@ impl PyIncoming {
     fn new(
         py: Python<'_>,
         memory: &Bound<'_, PyAny>,
-        fdt_phys: Option<u64>,
-        page_size: Option<u64>,
-        bitmap_bytes: Option<u64>,
+        fdt_phys: Option<Number>,
+        page_size: Option<Number>,
+        bitmap_bytes: Option<Number>,
         scratch: Option<Vec<(u64, u64)>>,
         max_page_order: Option<u32>,
     ) -> PyResult<Self> {
@@ -107,12 +108,12 @@ impl PyIncoming {
             return open_memory(py, memory, fdt_phys, page_size, bitmap_bytes, scratch, max_page_order, None);
         };
         let arena = arena.get().inner.clone();
-        if page_size.is_some_and(|page| page != arena.page().bytes()) {
+        if page_size.is_some_and(|page| page.0 != arena.page().bytes()) {
             let why = format!("the arena's pages have {} bytes", arena.page().bytes());
             return Err(to_py(Error::Invalid { what: "page_size", why }));
         }
         let options = options(None, None, bitmap_bytes, scratch, max_page_order)?;
-        Ok(PyIncoming { inner: py.detach(|| Incoming::take_over(&arena, fdt_phys, &options)).or_raise()? })
+        Ok(PyIncoming { inner: py.detach(|| Incoming::take_over(&arena, fdt_phys.map(|n| n.0), &options)).or_raise()? })
     }
 
     fn restore_folio(&self, phys: &Bound<'_, PyAny>) -> PyResult<Folio> {
@@ -120,9 +121,9 @@ impl PyIncoming {
         Ok(Folio::new(self.place(), self.inner.layout().page, pfn, order))
     }
 
-    fn restore_pages(&self, phys: &Bound<'_, PyAny>, n: u64) -> PyResult<Pages> {
-        let pfn = self.inner.restore_pages(phys_of(phys)?, n).or_raise()?;
-        Ok(Pages::new(self.place(), self.inner.layout().page, pfn, n))
+    fn restore_pages(&self, phys: &Bound<'_, PyAny>, n: Number) -> PyResult<Pages> {
+        let pfn = self.inner.restore_pages(phys_of(phys)?, n.0).or_raise()?;
+        Ok(Pages::new(self.place(), self.inner.layout().page, pfn, n.0))
     }
 
     fn retrieve_subtree(&self, name: &str) -> PyResult<Subtree> {
@@ -130,8 +131,8 @@ impl PyIncoming {
     }
 
     /// `n` bytes of the memory, whatever they are.
-    fn read<'py>(&self, py: Python<'py>, phys: u64, n: u64) -> PyResult<Bound<'py, PyBytes>> {
-        read(py, &**self.inner.memory(), Phys(phys), n)
+    fn read<'py>(&self, py: Python<'py>, phys: Number, n: Number) -> PyResult<Bound<'py, PyBytes>> {
+        read(py, &**self.inner.memory(), Phys(phys.0), n.0)
     }
 
     fn unrestored(&self, py: Python<'_>) -> PyResult<FolioArray> {
@@ -186,7 +187,7 @@ impl PyIncoming {
 
     #[getter]
     fn fdt(&self) -> PyResult<PyFdt> {
-        PyFdt::parse_bytes(self.inner.root().fdt.as_bytes())
+        PyFdt::of(self.inner.root().fdt.as_bytes())
     }
 
     #[getter]
@@ -304,7 +305,10 @@ impl Subtree {
     /// The blob's bytes.
     fn read<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         let Some(size) = self.inner.size else {
-            let why = format!("{:?} at {}: its size is not known; read the memory there instead", self.inner.name, self.inner.phys);
+            let why = format!(
+                "{:?} at {}: its size is not known; read the memory there instead",
+                self.inner.name, self.inner.phys
+            );
             return Err(to_py(Error::Invalid { what: "subtree", why }));
         };
         read(py, &*self.memory, self.inner.phys, size)
@@ -312,7 +316,7 @@ impl Subtree {
 
     /// The blob as a devicetree.
     fn fdt(&self, py: Python<'_>) -> PyResult<PyFdt> {
-        PyFdt::parse_bytes(self.read(py)?.as_bytes())
+        PyFdt::of(self.read(py)?.as_bytes())
     }
 
     fn __repr__(&self) -> String {

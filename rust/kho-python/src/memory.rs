@@ -1,6 +1,7 @@
 //! Physical memory to read from.
 
-use crate::errors::{OrRaise, to_py};
+use crate::args::Number;
+use crate::errors::OrRaise;
 use kho::memory::{FileMemory, PhysMemory, SliceMemory, Source, open_sources};
 use kho::units::Phys;
 use pyo3::prelude::*;
@@ -16,7 +17,7 @@ pub(crate) struct Memory {
     /// What other bindings read.
     pub(crate) inner: Arc<dyn PhysMemory>,
     /// The same, where files are what is read.
-    files: Option<Arc<FileMemory>>,
+    pub(crate) files: Option<Arc<FileMemory>>,
 }
 
 #[pymethods]
@@ -38,32 +39,20 @@ impl Memory {
             .collect();
         let sources = sources?;
         let files = Arc::new(py.detach(|| open_sources(&sources)).or_raise()?);
-        Ok(Memory {
-            inner: files.clone(),
-            files: Some(files),
-        })
+        Ok(Memory { inner: files.clone(), files: Some(files) })
     }
 
     /// Memory of byte strings at physical addresses.
     #[staticmethod]
     fn from_segments(segments: Vec<(u64, PyBackedBytes)>) -> PyResult<Self> {
-        let segments = segments
-            .into_iter()
-            .map(|(phys, bytes)| (Phys(phys), bytes));
-        Ok(Memory {
-            inner: Arc::new(SliceMemory::new(segments).or_raise()?),
-            files: None,
-        })
+        let segments = segments.into_iter().map(|(phys, bytes)| (Phys(phys), bytes));
+        Ok(Memory { inner: Arc::new(SliceMemory::new(segments).or_raise()?), files: None })
     }
 
     /// What is here: (phys, size) of each run, ascending.
     #[getter]
     fn ranges(&self) -> Vec<(u64, u64)> {
-        self.inner
-            .ranges()
-            .iter()
-            .map(|r| (r.start.0, r.len))
-            .collect()
+        self.inner.ranges().iter().map(|r| (r.start.0, r.len)).collect()
     }
 
     #[getter]
@@ -72,23 +61,8 @@ impl Memory {
     }
 
     /// `n` bytes at `phys`.
-    fn read<'py>(&self, py: Python<'py>, phys: u64, n: u64) -> PyResult<Bound<'py, PyBytes>> {
-        let phys = Phys(phys);
-        let outside = || {
-            to_py(kho::Error::OutsideMemory {
-                what: "read",
-                phys: phys.0,
-                len: n,
-            })
-        };
-        // Bounded before anything is allocated.
-        if !self.inner.contains(phys, n) {
-            return Err(outside());
-        }
-        let len = usize::try_from(n).map_err(|_| outside())?;
-        PyBytes::new_with(py, len, |buf| {
-            py.detach(|| self.inner.read(phys, buf)).or_raise()
-        })
+    fn read<'py>(&self, py: Python<'py>, phys: Number, n: Number) -> PyResult<Bound<'py, PyBytes>> {
+        crate::folio::read(py, &*self.inner, Phys(phys.0), n.0)
     }
 
     /// The machine an ELF core names: "x86_64", "aarch64" or "machine N".
@@ -108,15 +82,7 @@ impl Memory {
     #[getter]
     fn truncated(&self) -> Vec<(OsString, u64, u64)> {
         let cuts = self.files.as_ref().map_or(&[][..], |f| f.truncated());
-        cuts.iter()
-            .map(|cut| {
-                (
-                    cut.path.clone().into_os_string(),
-                    cut.missing.start.0,
-                    cut.missing.len,
-                )
-            })
-            .collect()
+        cuts.iter().map(|cut| (cut.path.clone().into_os_string(), cut.missing.start.0, cut.missing.len)).collect()
     }
 
     fn __repr__(&self) -> String {

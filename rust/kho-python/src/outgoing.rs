@@ -1,6 +1,7 @@
 //! `kho.Outgoing`: handing an arena over.
 
 use crate::arena::PyArena;
+use crate::args::Number;
 use crate::errors::OrRaise;
 use crate::folio::{Folio, phys_of};
 use crate::folios::FolioArray;
@@ -26,11 +27,11 @@ impl PyOutgoing {
 
     /// The pfn and order of a folio argument: a `Folio`, or an address with an order (by default the order of the
     /// folio allocated there).
-    fn folio(&self, folio: &Bound<'_, PyAny>, order: Option<u64>) -> PyResult<(Pfn, Order)> {
+    fn folio(&self, folio: &Bound<'_, PyAny>, order: Option<Number>) -> PyResult<(Pfn, Order)> {
         let arena = &self.arena.get().inner;
         let pfn = arena.page().pfn_exact("phys", phys_of(folio)?).or_raise()?;
         let order = match (order, folio.cast::<Folio>()) {
-            (Some(order), _) => Order::new(order).or_raise()?,
+            (Some(order), _) => Order::new(order.0).or_raise()?,
             (None, Ok(folio)) => folio.get().order_of(),
             (None, Err(_)) => arena.order_of(pfn).or_raise()?,
         };
@@ -50,55 +51,51 @@ impl PyOutgoing {
         py: Python<'_>,
         arena: Py<PyArena>,
         abi: &str,
-        bitmap_bytes: Option<u64>,
-        fdt_phys: Option<u64>,
-        map_phys: Option<u64>,
+        bitmap_bytes: Option<Number>,
+        fdt_phys: Option<Number>,
+        map_phys: Option<Number>,
     ) -> PyResult<Self> {
-        let place = Placement { fdt: fdt_phys.map(Phys), map: map_phys.map(Phys) };
+        let place = Placement { fdt: fdt_phys.map(|phys| Phys(phys.0)), map: map_phys.map(|phys| Phys(phys.0)) };
         let memory = arena.get().inner.clone();
-        let inner = py.detach(|| kho::outgoing::Outgoing::new(&memory, abi, bitmap_bytes, place)).or_raise()?;
+        let inner =
+            py.detach(|| kho::outgoing::Outgoing::new(&memory, abi, bitmap_bytes.map(|n| n.0), place)).or_raise()?;
         Ok(PyOutgoing { inner: Mutex::new(inner), arena })
     }
 
     #[pyo3(signature = (folio, order=None))]
-    fn preserve_folio(&self, folio: &Bound<'_, PyAny>, order: Option<u64>) -> PyResult<bool> {
+    fn preserve_folio(&self, folio: &Bound<'_, PyAny>, order: Option<Number>) -> PyResult<bool> {
         let (pfn, order) = self.folio(folio, order)?;
         self.lock().preserve_folio(pfn, order).or_raise()
     }
 
     #[pyo3(signature = (folio, order=None))]
-    fn unpreserve_folio(&self, folio: &Bound<'_, PyAny>, order: Option<u64>) -> PyResult<bool> {
+    fn unpreserve_folio(&self, folio: &Bound<'_, PyAny>, order: Option<Number>) -> PyResult<bool> {
         let (pfn, order) = self.folio(folio, order)?;
         self.lock().unpreserve_folio(pfn, order).or_raise()
     }
 
-    fn preserve_pages(&self, phys: &Bound<'_, PyAny>, n: u64) -> PyResult<u64> {
+    fn preserve_pages(&self, phys: &Bound<'_, PyAny>, n: Number) -> PyResult<u64> {
         let pfn = self.pfn(phys)?;
-        self.lock().preserve_pages(pfn, n).or_raise()
+        self.lock().preserve_pages(pfn, n.0).or_raise()
     }
 
-    fn unpreserve_pages(&self, phys: &Bound<'_, PyAny>, n: u64) -> PyResult<u64> {
+    fn unpreserve_pages(&self, phys: &Bound<'_, PyAny>, n: Number) -> PyResult<u64> {
         let pfn = self.pfn(phys)?;
-        self.lock().unpreserve_pages(pfn, n).or_raise()
+        self.lock().unpreserve_pages(pfn, n.0).or_raise()
     }
 
     fn preserve_all(&self, py: Python<'_>, tracker: &PyTracker) -> PyResult<u64> {
-        let other = tracker.shared();
-        py.detach(|| {
-            let other = other.lock().unwrap_or_else(PoisonError::into_inner);
-            self.lock().preserve_all(&other)
-        })
-        .or_raise()
+        tracker.read(py, |tracker| self.lock().preserve_all(tracker)).or_raise()
     }
 
     #[pyo3(signature = (name, blob, *, phys=None))]
-    fn add_subtree(&self, py: Python<'_>, name: &str, blob: PyBuffer<u8>, phys: Option<u64>) -> PyResult<u64> {
+    fn add_subtree(&self, py: Python<'_>, name: &str, blob: PyBuffer<u8>, phys: Option<Number>) -> PyResult<u64> {
         let bytes = blob.to_vec(py)?;
-        Ok(self.lock().add_subtree(name, &bytes, phys.map(Phys)).or_raise()?.0)
+        Ok(self.lock().add_subtree(name, &bytes, phys.map(|phys| Phys(phys.0))).or_raise()?.0)
     }
 
-    fn link_subtree(&self, name: &str, phys: u64, size: u64) -> PyResult<()> {
-        self.lock().link_subtree(name, Phys(phys), size).or_raise()
+    fn link_subtree(&self, name: &str, phys: Number, size: Number) -> PyResult<()> {
+        self.lock().link_subtree(name, Phys(phys.0), size.0).or_raise()
     }
 
     fn remove_subtree(&self, name: &str) -> PyResult<()> {

@@ -26,14 +26,12 @@ pub fn kho_scratch_of(cmdline: &str) -> Option<&str> {
 }
 
 fn scratch_values(cmdline: &str) -> impl Iterator<Item = &str> {
-    args(cmdline)
-        .filter(|arg| arg.is("kho_scratch"))
-        .filter_map(|arg| {
-            let value = arg.value?;
-            // It starts behind '=' or '"', but a byte 0xa0 may have ended it inside a character: show all of that one.
-            let end = (value.end..=cmdline.len()).find(|&end| cmdline.is_char_boundary(end))?;
-            cmdline.get(value.start..end)
-        })
+    args(cmdline).filter(|arg| arg.is("kho_scratch")).filter_map(|arg| {
+        let value = arg.value?;
+        // It starts behind '=' or '"', but a byte 0xa0 may have ended it inside a character: show all of that one.
+        let end = (value.end..=cmdline.len()).find(|&end| cmdline.is_char_boundary(end))?;
+        cmdline.get(value.start..end)
+    })
 }
 
 /// Whether something may stand behind the third size of `kho_scratch=`.
@@ -65,10 +63,7 @@ impl Default for ScratchSpec {
 impl ScratchSpec {
     /// What a kernel booted with this command line uses: its last well-formed `kho_scratch=`, else the default.
     pub fn from_cmdline(cmdline: &str, trailing: Trailing) -> Self {
-        scratch_values(cmdline)
-            .filter_map(|value| parse_kho_scratch(value, trailing).ok())
-            .last()
-            .unwrap_or_default()
+        scratch_values(cmdline).filter_map(|value| parse_kho_scratch(value, trailing).ok()).last().unwrap_or_default()
     }
 
     /// The sizes of the scratch areas in bytes, in the kernel's order: low memory, global, one per node.
@@ -89,10 +84,7 @@ impl ScratchSpec {
         align: u64,
     ) -> Result<Vec<u64>> {
         if !align.is_power_of_two() {
-            return Err(Error::Invalid {
-                what: "scratch alignment",
-                why: format!("{align:#x} is not a power of two"),
-            });
+            return Err(Error::Invalid { what: "scratch alignment", why: format!("{align:#x} is not a power of two") });
         }
         let up = |size: u128| -> Result<u64> {
             let rounded = size.next_multiple_of(u128::from(align));
@@ -113,11 +105,7 @@ impl ScratchSpec {
                     sizes.push(up(scaled(reserved))?);
                 }
             }
-            ScratchSpec::Sizes {
-                low,
-                global,
-                pernode,
-            } => {
+            ScratchSpec::Sizes { low, global, pernode } => {
                 sizes.push(up(u128::from(low))?);
                 sizes.push(up(u128::from(global))?);
                 sizes.resize(sizes.capacity(), up(u128::from(pernode))?);
@@ -153,14 +141,9 @@ pub const fn max_order_alignment(page: PageSize) -> u64 {
 /// # Errors
 /// [`Error::Invalid`] for what the kernel calls malformed, saying what is missing.
 pub fn parse_kho_scratch(value: &str, trailing: Trailing) -> Result<ScratchSpec> {
-    let invalid = |why: String| Error::Invalid {
-        what: "kho_scratch",
-        why,
-    };
+    let invalid = |why: String| Error::Invalid { what: "kho_scratch", why };
     if value.is_empty() {
-        return Err(invalid(
-            "empty: give N% or three sizes LOW,GLOBAL,PERNODE".into(),
-        ));
+        return Err(invalid("empty: give N% or three sizes LOW,GLOBAL,PERNODE".into()));
     }
     if let Some(number) = value.strip_suffix('%') {
         return percent(number).map(ScratchSpec::Percent).map_err(invalid);
@@ -172,9 +155,7 @@ pub fn parse_kho_scratch(value: &str, trailing: Trailing) -> Result<ScratchSpec>
             rest = match rest.split_first() {
                 Some((b',', behind)) => behind,
                 None => {
-                    return Err(invalid(format!(
-                        "needs three sizes LOW,GLOBAL,PERNODE; only {given} given"
-                    )));
+                    return Err(invalid(format!("needs three sizes LOW,GLOBAL,PERNODE; only {given} given")));
                 }
                 Some(_) => {
                     return Err(invalid(format!(
@@ -187,15 +168,9 @@ pub fn parse_kho_scratch(value: &str, trailing: Trailing) -> Result<ScratchSpec>
         let (number, behind) = memparse(rest);
         if behind.len() == rest.len() {
             return Err(invalid(if rest.is_empty() {
-                format!(
-                    "needs three sizes LOW,GLOBAL,PERNODE; size {} is empty",
-                    given + 1
-                )
+                format!("needs three sizes LOW,GLOBAL,PERNODE; size {} is empty", given + 1)
             } else {
-                format!(
-                    "{:?} is not a size (digits, then K, M, G, T, P or E), and no percentage either",
-                    shown(rest)
-                )
+                format!("{:?} is not a size (digits, then K, M, G, T, P or E), and no percentage either", shown(rest))
             }));
         }
         (*size, rest) = (number, behind);
@@ -210,32 +185,21 @@ pub fn parse_kho_scratch(value: &str, trailing: Trailing) -> Result<ScratchSpec>
     if low.wrapping_add(global).wrapping_add(pernode) == 0 {
         return Err(invalid("all three sizes together are 0 bytes".into()));
     }
-    Ok(ScratchSpec::Sizes {
-        low,
-        global,
-        pernode,
-    })
+    Ok(ScratchSpec::Sizes { low, global, pernode })
 }
 
 /// `kstrtouint(number, 10)` on at most ten characters: a plus sign before and a newline behind are fine.
 fn percent(number: &str) -> Result<u32, String> {
     const MAX_CHARS: usize = 10;
     if number.len() > MAX_CHARS {
-        return Err(format!(
-            "a percentage has at most {MAX_CHARS} digits, not {}",
-            number.len()
-        ));
+        return Err(format!("a percentage has at most {MAX_CHARS} digits, not {}", number.len()));
     }
     let digits = number.strip_prefix('+').unwrap_or(number);
     let digits = digits.strip_suffix('\n').unwrap_or(digits);
     if digits.is_empty() || !digits.bytes().all(|c| c.is_ascii_digit()) {
-        return Err(format!(
-            "{number:?} is not a number before %: decimal digits only"
-        ));
+        return Err(format!("{number:?} is not a number before %: decimal digits only"));
     }
-    digits
-        .parse()
-        .map_err(|_| format!("{digits} % exceeds {} %", u32::MAX))
+    digits.parse().map_err(|_| format!("{digits} % exceeds {} %", u32::MAX))
 }
 
 /// `memparse`: a number and what stands behind it. Wraps at 64 bits.
@@ -330,18 +294,12 @@ fn args(cmdline: &str) -> impl Iterator<Item = Arg<'_>> {
         at = end;
         let ends_in_quote = end > start && line[end - 1] == b'"';
         Some(match equals {
-            None => Arg {
-                name: &line[start..end - usize::from(quoted && ends_in_quote)],
-                value: None,
-            },
+            None => Arg { name: &line[start..end - usize::from(quoted && ends_in_quote)], value: None },
             Some(equals) => {
                 let value_quoted = line.get(equals + 1) == Some(&b'"') && equals + 1 < end;
                 let first = equals + 1 + usize::from(value_quoted);
                 let last = end - usize::from((quoted || value_quoted) && ends_in_quote);
-                Arg {
-                    name: &line[start..equals],
-                    value: Some(first..last.max(first)),
-                }
+                Arg { name: &line[start..equals], value: Some(first..last.max(first)) }
             }
         })
     })
@@ -363,42 +321,19 @@ mod tests {
     }
 
     fn refusal(value: &str) -> String {
-        parse_kho_scratch(value, Trailing::Reject)
-            .unwrap_err()
-            .to_string()
+        parse_kho_scratch(value, Trailing::Reject).unwrap_err().to_string()
     }
 
     const fn sizes(low: u64, global: u64, pernode: u64) -> ScratchSpec {
-        ScratchSpec::Sizes {
-            low,
-            global,
-            pernode,
-        }
+        ScratchSpec::Sizes { low, global, pernode }
     }
 
     #[test]
     fn kho_is_read_as_kstrtobool_reads_it() {
-        for on in [
-            "kho=on",
-            "kho=1",
-            "kho=y",
-            "kho=Yes",
-            "kho=TRUE",
-            "kho=oN",
-            "kho=enabled",
-            "kho=onwards",
-        ] {
+        for on in ["kho=on", "kho=1", "kho=y", "kho=Yes", "kho=TRUE", "kho=oN", "kho=enabled", "kho=onwards"] {
             assert!(kho_is_enabled(on, false), "{on}");
         }
-        for off in [
-            "kho=off",
-            "kho=0",
-            "kho=n",
-            "kho=No",
-            "kho=false",
-            "kho=oF",
-            "kho=Disabled",
-        ] {
+        for off in ["kho=off", "kho=0", "kho=n", "kho=No", "kho=false", "kho=oF", "kho=Disabled"] {
             assert!(!kho_is_enabled(off, true), "{off}");
         }
     }
@@ -406,8 +341,8 @@ mod tests {
     #[test]
     fn a_malformed_kho_leaves_the_state_as_it_was() {
         for nothing in [
-            "", " ", "kho", "kho=", "kho=o", "kho=2", "kho=ja", "kho= on", "kho =on", "KHO=on",
-            "khoo=on", "x.kho=on", "=kho=on", "kho=\"", "\"", "kho=\"\"", "kho=ön",
+            "", " ", "kho", "kho=", "kho=o", "kho=2", "kho=ja", "kho= on", "kho =on", "KHO=on", "khoo=on", "x.kho=on",
+            "=kho=on", "kho=\"", "\"", "kho=\"\"", "kho=ön",
         ] {
             assert!(!kho_is_enabled(nothing, false), "{nothing}");
             assert!(kho_is_enabled(nothing, true), "{nothing}");
@@ -454,34 +389,19 @@ mod tests {
     #[test]
     fn dashes_and_underscores_are_equal_in_names() {
         assert_eq!(kho_scratch_of("kho-scratch=10%"), Some("10%"));
-        assert_eq!(
-            kho_scratch_of("kho_scratch=1%  kho-scratch=\"2 %\" x"),
-            Some("2 %")
-        );
+        assert_eq!(kho_scratch_of("kho_scratch=1%  kho-scratch=\"2 %\" x"), Some("2 %"));
         assert_eq!(kho_scratch_of("kho_scratch"), None);
         assert_eq!(kho_scratch_of("kho_scratch= -- kho_scratch=1%"), Some(""));
-        assert_eq!(
-            kho_scratch_of("kho_scratch=1M,1M,1M\u{e0}kho=1"),
-            Some("1M,1M,1M\u{e0}")
-        );
+        assert_eq!(kho_scratch_of("kho_scratch=1M,1M,1M\u{e0}kho=1"), Some("1M,1M,1M\u{e0}"));
     }
 
     #[test]
     fn the_command_lines_scratch_is_the_last_that_parses() {
         let spec = |line| ScratchSpec::from_cmdline(line, Trailing::Reject);
         assert_eq!(spec("quiet"), ScratchSpec::Percent(200));
-        assert_eq!(
-            spec("kho_scratch=16M,32M,16M"),
-            sizes(16 << 20, 32 << 20, 16 << 20)
-        );
-        assert_eq!(
-            spec("kho_scratch=50% kho_scratch=1M"),
-            ScratchSpec::Percent(50)
-        );
-        assert_eq!(
-            ScratchSpec::from_cmdline("kho_scratch=1K,0,0x", Trailing::Ignore),
-            sizes(1024, 0, 0)
-        );
+        assert_eq!(spec("kho_scratch=16M,32M,16M"), sizes(16 << 20, 32 << 20, 16 << 20));
+        assert_eq!(spec("kho_scratch=50% kho_scratch=1M"), ScratchSpec::Percent(50));
+        assert_eq!(ScratchSpec::from_cmdline("kho_scratch=1K,0,0x", Trailing::Ignore), sizes(1024, 0, 0));
     }
 
     #[test]
@@ -492,27 +412,9 @@ mod tests {
         assert_eq!(scratch("7\n%"), ScratchSpec::Percent(7));
         assert_eq!(scratch("4294967295%"), ScratchSpec::Percent(u32::MAX));
         assert_eq!(scratch("0000000010%"), ScratchSpec::Percent(10));
-        assert_eq!(
-            refusal("4294967296%"),
-            "kho_scratch: 4294967296 % exceeds 4294967295 %"
-        );
-        assert_eq!(
-            refusal("00000000010%"),
-            "kho_scratch: a percentage has at most 10 digits, not 11"
-        );
-        for bad in [
-            "%",
-            "+%",
-            "-1%",
-            "++1%",
-            "1.5%",
-            "0x10%",
-            " 5%",
-            "5 %",
-            "5%%",
-            "١%",
-            "1M,1M,1M%",
-        ] {
+        assert_eq!(refusal("4294967296%"), "kho_scratch: 4294967296 % exceeds 4294967295 %");
+        assert_eq!(refusal("00000000010%"), "kho_scratch: a percentage has at most 10 digits, not 11");
+        for bad in ["%", "+%", "-1%", "++1%", "1.5%", "0x10%", " 5%", "5 %", "5%%", "١%", "1M,1M,1M%"] {
             assert!(parse_kho_scratch(bad, Trailing::Ignore).is_err(), "{bad}");
         }
     }
@@ -531,14 +433,8 @@ mod tests {
 
     #[test]
     fn a_refused_size_says_what_is_missing() {
-        assert_eq!(
-            refusal("64M,64M"),
-            "kho_scratch: needs three sizes LOW,GLOBAL,PERNODE; only 2 given"
-        );
-        assert_eq!(
-            refusal("64M,64M,"),
-            "kho_scratch: needs three sizes LOW,GLOBAL,PERNODE; size 3 is empty"
-        );
+        assert_eq!(refusal("64M,64M"), "kho_scratch: needs three sizes LOW,GLOBAL,PERNODE; only 2 given");
+        assert_eq!(refusal("64M,64M,"), "kho_scratch: needs three sizes LOW,GLOBAL,PERNODE; size 3 is empty");
         assert_eq!(
             refusal("64Mi,64M,64M"),
             "kho_scratch: \"i,64M,64M\" stands where a comma was expected, after size 1 of LOW,GLOBAL,PERNODE"
@@ -547,38 +443,20 @@ mod tests {
             refusal("ü"),
             "kho_scratch: \"ü\" is not a size (digits, then K, M, G, T, P or E), and no percentage either"
         );
-        assert_eq!(
-            refusal("0,0x0,0K"),
-            "kho_scratch: all three sizes together are 0 bytes"
-        );
-        assert_eq!(
-            refusal("8E,8E,0"),
-            "kho_scratch: all three sizes together are 0 bytes"
-        );
+        assert_eq!(refusal("0,0x0,0K"), "kho_scratch: all three sizes together are 0 bytes");
+        assert_eq!(refusal("8E,8E,0"), "kho_scratch: all three sizes together are 0 bytes");
         assert_eq!(
             refusal("1M,1M,1M,1M"),
             "kho_scratch: \",1M\" follows the third size, where nothing may (older kernels ignored it)"
         );
-        for bad in [
-            "",
-            "-1M,1M,1M",
-            " 1M,1M,1M",
-            "1M, 1M,1M",
-            "08,1,1",
-            "1MM,1,1",
-            "0x,1,1",
-            "1M;1M;1M",
-        ] {
+        for bad in ["", "-1M,1M,1M", " 1M,1M,1M", "1M, 1M,1M", "08,1,1", "1MM,1,1", "0x,1,1", "1M;1M;1M"] {
             assert!(parse_kho_scratch(bad, Trailing::Ignore).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn older_kernels_ignore_what_follows() {
-        assert_eq!(
-            parse_kho_scratch("1,2,3 and more", Trailing::Ignore).unwrap(),
-            sizes(1, 2, 3)
-        );
+        assert_eq!(parse_kho_scratch("1,2,3 and more", Trailing::Ignore).unwrap(), sizes(1, 2, 3));
         assert!(parse_kho_scratch("1,2", Trailing::Ignore).is_err());
     }
 
@@ -598,24 +476,14 @@ mod tests {
         let align = cma_alignment(PageSize::Size4K);
         let percent = ScratchSpec::Percent(200);
         assert_eq!(
-            percent
-                .sizes(10 * MIB + 1, 100 * MIB, &[60 * MIB, 40 * MIB], align)
-                .unwrap(),
+            percent.sizes(10 * MIB + 1, 100 * MIB, &[60 * MIB, 40 * MIB], align).unwrap(),
             [22 * MIB, 178 * MIB, 120 * MIB, 80 * MIB]
         );
         // All of it is low: rounding the low area leaves less than nothing for the global one.
+        assert_eq!(percent.sizes(3, 3, &[3], align).unwrap(), [2 * MIB, 0, 2 * MIB]);
+        assert_eq!(ScratchSpec::Percent(0).sizes(1, 1, &[1], align).unwrap(), [0, 0, 0]);
         assert_eq!(
-            percent.sizes(3, 3, &[3], align).unwrap(),
-            [2 * MIB, 0, 2 * MIB]
-        );
-        assert_eq!(
-            ScratchSpec::Percent(0).sizes(1, 1, &[1], align).unwrap(),
-            [0, 0, 0]
-        );
-        assert_eq!(
-            sizes(1, 0, 33 * MIB)
-                .sizes(0, 0, &[7, 8, 9], 32 * MIB)
-                .unwrap(),
+            sizes(1, 0, 33 * MIB).sizes(0, 0, &[7, 8, 9], 32 * MIB).unwrap(),
             [32 * MIB, 0, 64 * MIB, 64 * MIB, 64 * MIB]
         );
     }
@@ -629,11 +497,7 @@ mod tests {
     #[test]
     fn sizes_beyond_64_bits_are_refused() {
         assert!(sizes(u64::MAX, 0, 0).sizes(0, 0, &[], 4096).is_err());
-        assert!(
-            ScratchSpec::Percent(u32::MAX)
-                .sizes(u64::MAX, 0, &[], 4096)
-                .is_err()
-        );
+        assert!(ScratchSpec::Percent(u32::MAX).sizes(u64::MAX, 0, &[], 4096).is_err());
         assert_eq!(
             sizes(1, 1, 1).sizes(0, 0, &[], 3).unwrap_err().to_string(),
             "scratch alignment: 0x3 is not a power of two"
@@ -643,14 +507,8 @@ mod tests {
 
     #[test]
     fn alignments_are_a_pageblock() {
-        assert_eq!(
-            PageSize::ALL.map(cma_alignment),
-            [2 << 20, 32 << 20, 512 << 20]
-        );
-        assert_eq!(
-            PageSize::ALL.map(max_order_alignment),
-            [4 << 20, 32 << 20, 512 << 20]
-        );
+        assert_eq!(PageSize::ALL.map(cma_alignment), [2 << 20, 32 << 20, 512 << 20]);
+        assert_eq!(PageSize::ALL.map(max_order_alignment), [4 << 20, 32 << 20, 512 << 20]);
     }
 
     proptest! {

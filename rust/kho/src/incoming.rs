@@ -3,11 +3,11 @@
 use crate::abi::evidence::{self, Certainty, Hints, Known, Reading};
 use crate::abi::layout::BitmapSize;
 use crate::abi::{Abi, chunk};
-use crate::arena::{Arena, ScratchArea};
+use crate::arena::{Arena, ArenaNote, NOTE_NAME, NOTE_TYPE, ScratchArea};
 use crate::claims::{Claims, Marker};
 use crate::error::{Error, Result, RootProblem};
 use crate::find::{self, Found};
-use crate::memory::PhysMemory;
+use crate::memory::{FileMemory, Machine, PhysMemory};
 use crate::root::{self, Root, Subtree};
 use crate::tracker::Tracker;
 use crate::units::{Order, PageSize, Pfn, Phys};
@@ -26,6 +26,33 @@ pub struct Options {
     pub scratch: Option<Vec<ScratchArea>>,
     /// MAX_PAGE_ORDER of the next kernel, where Linux before 7.x refuses to restore larger folios; none otherwise.
     pub max_page_order: Option<u32>,
+}
+
+impl Options {
+    /// What an arena says of itself, where the caller said nothing.
+    pub fn know_arena(&mut self, arena: &Arena) {
+        self.page_size = Some(arena.page());
+        self.page_why = Some("the arena's");
+        self.fdt_phys = self.fdt_phys.or(Some(arena.fdt_phys()).filter(|phys| *phys != 0));
+        self.scratch.get_or_insert_with(|| arena.scratch().to_vec());
+    }
+
+    /// What files say of themselves, where the caller said nothing: the note of an arena's file, the machine of an ELF
+    /// core. A note that cannot be read says nothing.
+    pub fn know_files(&mut self, files: &FileMemory) {
+        let mut notes = files.notes().filter(|note| note.name == NOTE_NAME && note.kind == NOTE_TYPE);
+        if let Some(Ok(note)) = notes.next().map(|note| ArenaNote::decode(note.desc)) {
+            if self.page_size.is_none() {
+                self.page_size = Some(note.page);
+                self.page_why = Some("the arena's");
+            }
+            self.fdt_phys = self.fdt_phys.or(Some(note.fdt_phys).filter(|phys| *phys != 0));
+            self.scratch.get_or_insert(note.scratch);
+        } else if files.machine() == Some(Machine::X86_64) && self.page_size.is_none() {
+            self.page_size = Some(PageSize::Size4K);
+            self.page_why = Some("x86_64 has no other");
+        }
+    }
 }
 
 /// How the parts of a handover's format were decided.
@@ -81,12 +108,8 @@ impl Incoming {
             None if arena.fdt_phys() != 0 => arena.fdt_phys(),
             None => return Err(Error::NoHandover { why: "nothing was finalized in this arena".into() }),
         };
-        let options = Options {
-            page_size: Some(arena.page()),
-            page_why: Some("the arena's"),
-            scratch: Some(arena.scratch().to_vec()),
-            ..options.clone()
-        };
+        let mut options = options.clone();
+        options.know_arena(arena);
         let memory: Arc<dyn PhysMemory> = arena.clone();
         let reads = read(&*memory, Phys(fdt_phys), &Found::default(), &options)?;
         for (start, end) in reads.1.tracker.extents() {

@@ -6,10 +6,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 fn data(name: &str) -> Vec<u8> {
-    let path = format!(
-        "{}/../../tests/data/fdt/{name}.dtb",
-        env!("CARGO_MANIFEST_DIR")
-    );
+    let path = format!("{}/../../tests/data/fdt/{name}.dtb", env!("CARGO_MANIFEST_DIR"));
     std::fs::read(&path).unwrap_or_else(|e| panic!("{path}: {e}"))
 }
 
@@ -36,10 +33,7 @@ impl Tree {
     fn of(node: Node<'_>) -> Tree {
         Tree {
             name: node.name().to_owned(),
-            props: node
-                .properties()
-                .map(|p| (p.name.unwrap().to_owned(), p.value.to_owned()))
-                .collect(),
+            props: node.properties().map(|p| (p.name.unwrap().to_owned(), p.value.to_owned())).collect(),
             children: node.children().map(Tree::of).collect(),
         }
     }
@@ -65,17 +59,9 @@ impl Tree {
 fn trees() -> impl Strategy<Value = Tree> {
     // Few letters, so that names are often tails of one another.
     let props = || vec(("[ab,]{1,5}", vec(any::<u8>(), 0..10)), 0..5);
-    let leaf = ("[a-d/é ]{1,6}", props()).prop_map(|(name, props)| Tree {
-        name,
-        props,
-        children: Vec::new(),
-    });
+    let leaf = ("[a-d/é ]{1,6}", props()).prop_map(|(name, props)| Tree { name, props, children: Vec::new() });
     let node = leaf.prop_recursive(4, 20, 4, move |inner| {
-        ("[a-d]{1,6}", props(), vec(inner, 0..4)).prop_map(|(name, props, children)| Tree {
-            name,
-            props,
-            children,
-        })
+        ("[a-d]{1,6}", props(), vec(inner, 0..4)).prop_map(|(name, props, children)| Tree { name, props, children })
     });
     node.prop_map(|mut root| {
         root.name.clear();
@@ -98,33 +84,15 @@ fn with_word(blob: &[u8], at: usize, word: u32) -> Vec<u8> {
 fn assemble(structure: &[u32], strings: &[u8]) -> Vec<u8> {
     let len = structure.len() as u32 * 4;
     let total = 56 + len + strings.len() as u32;
-    let header = [
-        MAGIC,
-        total,
-        56,
-        56 + len,
-        40,
-        17,
-        16,
-        0,
-        strings.len() as u32,
-        len,
-    ];
-    let words = header
-        .iter()
-        .chain(&[0; 4])
-        .chain(structure)
-        .flat_map(|w| w.to_be_bytes());
+    let header = [MAGIC, total, 56, 56 + len, 40, 17, 16, 0, strings.len() as u32, len];
+    let words = header.iter().chain(&[0; 4]).chain(structure).flat_map(|w| w.to_be_bytes());
     words.chain(strings.iter().copied()).collect()
 }
 
 /// Every node and property that was read, in order, and comparable between blobs.
 fn contents(fdt: &Fdt) -> (Vec<String>, Vec<(u32, u32, Vec<u8>)>) {
     let paths = fdt.nodes().map(Node::path).collect();
-    let props = fdt.nodes().flat_map(|n| {
-        n.properties()
-            .map(move |p| (n.index(), p.name_offset, p.value.to_vec()))
-    });
+    let props = fdt.nodes().flat_map(|n| n.properties().map(move |p| (n.index(), p.name_offset, p.value.to_vec())));
     (paths, props.collect())
 }
 
@@ -136,10 +104,7 @@ fn the_root_of_a_v1_handover_reads_as_the_kernel_wrote_it() {
     assert_eq!(root.u64("preserved-memory-map").unwrap(), 0x6d_4000);
     let paths: Vec<_> = fdt.nodes().map(Node::path).collect();
     assert_eq!(paths, ["/", "/kho_test", "/memblock"]);
-    assert_eq!(
-        fdt.node("/kho_test").unwrap().u64("fdt").unwrap(),
-        0x50_a000
-    );
+    assert_eq!(fdt.node("/kho_test").unwrap().u64("fdt").unwrap(), 0x50_a000);
     assert_eq!(fdt.totalsize(), 236);
     assert_eq!((fdt.version(), fdt.boot_cpuid()), (17, 0));
     assert!(fdt.reservations().is_empty());
@@ -168,11 +133,7 @@ fn blobs_of_the_kernels_sequential_writer_come_out_byte_for_byte() {
 #[test]
 fn a_placeholder_filled_late_gives_the_same_blob() {
     let blob = data("linux-6.18.15-out-fdt");
-    let map = Fdt::parse(&blob)
-        .unwrap()
-        .root()
-        .unwrap()
-        .u64("preserved-memory-map");
+    let map = Fdt::parse(&blob).unwrap().root().unwrap().u64("preserved-memory-map");
     let mut w = FdtWriter::new(4096);
     w.begin_node("").unwrap();
     w.property_str("compatible", "kho-v1").unwrap();
@@ -224,28 +185,14 @@ fn a_property_is_read_as_what_its_length_allows() {
     let root = fdt.root().unwrap();
     assert_eq!(root.prop("word").unwrap(), [4, 3, 2, 1]);
     assert_eq!(root.u32("word").unwrap(), 0x0102_0304);
-    assert_eq!(
-        root.u64("word").unwrap_err().to_string(),
-        "FDT at offset 0x48: property \"word\" has 4 bytes, not 8"
-    );
+    assert_eq!(root.u64("word").unwrap_err().to_string(), "FDT at offset 0x48: property \"word\" has 4 bytes, not 8");
     assert_eq!(root.strings("strings").unwrap(), ["a", "", "bc"]);
     assert!(root.strings("empty").unwrap().is_empty());
-    for (name, what) in [
-        ("strings", "several"),
-        ("open", "no NUL"),
-        ("empty", "nothing"),
-        ("latin", "no UTF-8"),
-    ] {
+    for (name, what) in [("strings", "several"), ("open", "no NUL"), ("empty", "nothing"), ("latin", "no UTF-8")] {
         let error = root.str(name).unwrap_err().to_string();
-        assert!(
-            error.ends_with("is not one NUL-terminated string"),
-            "{what}: {error}"
-        );
+        assert!(error.ends_with("is not one NUL-terminated string"), "{what}: {error}");
     }
-    assert_eq!(
-        root.u32("none").unwrap_err().to_string(),
-        "FDT at offset 0x40: no property \"none\""
-    );
+    assert_eq!(root.u32("none").unwrap_err().to_string(), "FDT at offset 0x40: no property \"none\"");
     for path in ["/none", "none", "", "//word"] {
         let error = fdt.node(path).unwrap_err().to_string();
         assert!(error.ends_with(&format!("no node {path:?}")), "{error}");
@@ -259,70 +206,23 @@ fn a_bad_header_is_named_with_its_field() {
     for (at, word, message) in [
         (0, 0xfeed_d00d, "0x0: magic 0xfeedd00d, not 0xd00dfeed"),
         (4, 0x1000, "0xd2: cut short: 210 bytes of 4096"),
-        (
-            20,
-            15,
-            "0x14: version 15 (last compatible 16); 16 and 17 are readable",
-        ),
-        (
-            24,
-            18,
-            "0x14: version 17 (last compatible 18); 16 and 17 are readable",
-        ),
-        (
-            8,
-            0xd4,
-            "0x8: structure block at 0xd4 (+0x7c) does not fit a blob of 0xd2 bytes",
-        ),
-        (
-            8,
-            0x41,
-            "0x8: structure block at 0x41 is not a multiple of 4",
-        ),
-        (
-            8,
-            0x20,
-            "0x8: structure block at 0x20 (+0x7c) does not fit a blob of 0xd2 bytes",
-        ),
-        (
-            12,
-            0xffff_ffff,
-            "0xc: strings block at 0xffffffff (+0x16) does not fit a blob of 0xd2 bytes",
-        ),
-        (
-            12,
-            0xb8,
-            "0xc: strings block at 0xb8 (+0x16) does not fit a blob of 0xd2 bytes",
-        ),
-        (
-            16,
-            0x34,
-            "0x10: reservation map at 0x34 is not a multiple of 8",
-        ),
-        (
-            16,
-            0x48,
-            "0x10: reservation map at 0x48 (+0x0) does not fit a blob of 0xd2 bytes",
-        ),
-        (
-            36,
-            0xffff_fff0,
-            "0x8: structure block at 0x40 (+0xfffffff0) does not fit a blob of 0xd2 bytes",
-        ),
+        (20, 15, "0x14: version 15 (last compatible 16); 16 and 17 are readable"),
+        (24, 18, "0x14: version 17 (last compatible 18); 16 and 17 are readable"),
+        (8, 0xd4, "0x8: structure block at 0xd4 (+0x7c) does not fit a blob of 0xd2 bytes"),
+        (8, 0x41, "0x8: structure block at 0x41 is not a multiple of 4"),
+        (8, 0x20, "0x8: structure block at 0x20 (+0x7c) does not fit a blob of 0xd2 bytes"),
+        (12, 0xffff_ffff, "0xc: strings block at 0xffffffff (+0x16) does not fit a blob of 0xd2 bytes"),
+        (12, 0xb8, "0xc: strings block at 0xb8 (+0x16) does not fit a blob of 0xd2 bytes"),
+        (16, 0x34, "0x10: reservation map at 0x34 is not a multiple of 8"),
+        (16, 0x48, "0x10: reservation map at 0x48 (+0x0) does not fit a blob of 0xd2 bytes"),
+        (36, 0xffff_fff0, "0x8: structure block at 0x40 (+0xfffffff0) does not fit a blob of 0xd2 bytes"),
         (36, 0x70, "0xb0: cut short: 0 bytes of 4"),
-        (
-            0x30,
-            1,
-            "0x10: reservation map at 0x30 (+0x20) does not fit a blob of 0x40 bytes",
-        ),
+        (0x30, 1, "0x10: reservation map at 0x30 (+0x20) does not fit a blob of 0x40 bytes"),
     ] {
         let blob = with_word(&good, at, word);
         assert_eq!(error(&blob), format!("FDT at offset {message}"));
     }
-    assert_eq!(
-        error(&good[..39]),
-        "FDT at offset 0x0: cut short: 39 bytes of 40"
-    );
+    assert_eq!(error(&good[..39]), "FDT at offset 0x0: cut short: 39 bytes of 40");
     assert!(Fdt::parse_partial(&good[..39]).is_err());
     assert!(Fdt::parse_partial(&good[..40]).is_ok());
 }
@@ -340,42 +240,18 @@ fn a_bad_structure_is_named_with_its_offset() {
         (&[1, 0, 2], "0x44: cut short: 0 bytes of 4"),
         (&[1, 0, 2, 1, 0, 2, 9], "0x44: a second root node"),
         (&[3, 0, 0, 9], "0x38: a property outside of any node"),
-        (
-            &[1, 0, 2, 3, 0, 0, 9],
-            "0x44: a property outside of any node",
-        ),
-        (
-            &[1, 0, 1, 0x6100_0000, 2, 3, 0, 0, 2, 9],
-            "0x4c: a property behind a subnode, where libfdt does not look",
-        ),
+        (&[1, 0, 2, 3, 0, 0, 9], "0x44: a property outside of any node"),
+        (&[1, 0, 1, 0x6100_0000, 2, 3, 0, 0, 2, 9], "0x4c: a property behind a subnode, where libfdt does not look"),
         (&[1, 0, 7], "0x40: unknown token 0x7"),
-        (
-            &[1, 0x6161_6161],
-            "0x3c: name is unterminated, empty, not printable or over 255 bytes",
-        ),
+        (&[1, 0x6161_6161], "0x3c: name is unterminated, empty, not printable or over 255 bytes"),
         (&[1, 0x6100_0000, 2, 9], "0x3c: the root node has a name"),
-        (
-            &[1, 0, 1, 0, 2, 2, 9],
-            "0x44: name is unterminated, empty, not printable or over 255 bytes",
-        ),
-        (
-            &[1, 0, 1, 0x611b_0000, 2, 2, 9],
-            "0x44: name is unterminated, empty, not printable or over 255 bytes",
-        ),
+        (&[1, 0, 1, 0, 2, 2, 9], "0x44: name is unterminated, empty, not printable or over 255 bytes"),
+        (&[1, 0, 1, 0x611b_0000, 2, 2, 9], "0x44: name is unterminated, empty, not printable or over 255 bytes"),
         (&[1, 0, 3, 5, 0, 0], "0x4c: cut short: 4 bytes of 5"),
-        (
-            &[1, 0, 3, u32::MAX, 0, 0],
-            "0x4c: cut short: 4 bytes of 4294967295",
-        ),
+        (&[1, 0, 3, u32::MAX, 0, 0], "0x4c: cut short: 4 bytes of 4294967295"),
         (&[1, 0, 3], "0x44: cut short: 0 bytes of 4"),
-        (
-            &[1, 0, 3, 0, 2, 2, 9],
-            "0x48: property name at string offset 0x2 is not there",
-        ),
-        (
-            &[1, 0, 3, 0, u32::MAX, 2, 9],
-            "0x48: property name at string offset 0xffffffff is not there",
-        ),
+        (&[1, 0, 3, 0, 2, 2, 9], "0x48: property name at string offset 0x2 is not there"),
+        (&[1, 0, 3, 0, u32::MAX, 2, 9], "0x48: property name at string offset 0xffffffff is not there"),
         (
             // The empty name at the NUL of "r".
             &[1, 0, 3, 0, 1, 2, 9],
@@ -383,31 +259,19 @@ fn a_bad_structure_is_named_with_its_offset() {
         ),
         (&deep, "0x238: nodes nest deeper than 64"),
     ] {
-        assert_eq!(
-            error(&assemble(structure, b"r\0")),
-            format!("FDT at offset {message}")
-        );
+        assert_eq!(error(&assemble(structure, b"r\0")), format!("FDT at offset {message}"));
     }
     let unterminated = assemble(&[1, 0, 3, 0, 0, 2, 9], b"reg");
     assert!(error(&unterminated).contains("0x54: name is unterminated"));
-    let long = assemble(
-        &[1, 0, 3, 0, 0, 2, 9],
-        &[[b'a'; 256].as_slice(), b"\0"].concat(),
-    );
+    let long = assemble(&[1, 0, 3, 0, 0, 2, 9], &[[b'a'; 256].as_slice(), b"\0"].concat());
     assert!(error(&long).contains("0x54: name is unterminated"));
-    let longest = assemble(
-        &[1, 0, 3, 0, 1, 2, 9],
-        &[[b'a'; 256].as_slice(), b"\0"].concat(),
-    );
+    let longest = assemble(&[1, 0, 3, 0, 1, 2, 9], &[[b'a'; 256].as_slice(), b"\0"].concat());
     assert!(Fdt::parse(&longest).is_ok());
 }
 
 #[test]
 fn nops_are_skipped_wherever_they_stand() {
-    let blob = assemble(
-        &[4, 1, 0, 4, 3, 0, 0, 4, 1, 0x6100_0000, 4, 2, 4, 2, 4, 9],
-        b"r\0",
-    );
+    let blob = assemble(&[4, 1, 0, 4, 3, 0, 0, 4, 1, 0x6100_0000, 4, 2, 4, 2, 4, 9], b"r\0");
     let fdt = Fdt::parse(&blob).unwrap();
     assert_eq!(fdt.node("/a").unwrap().parent(), fdt.root().ok());
     assert_eq!(fdt.root().unwrap().prop("r"), Some(&[][..]));
@@ -416,9 +280,7 @@ fn nops_are_skipped_wherever_they_stand() {
 #[test]
 fn a_blob_of_version_16_has_a_header_of_36_bytes() {
     // The structure block's length is not said: it ends where the strings begin.
-    let words: [u32; 20] = [
-        MAGIC, 86, 56, 84, 40, 16, 16, 3, 2, 0, 0, 0, 0, 0, 1, 0, 3, 0, 0, 2,
-    ];
+    let words: [u32; 20] = [MAGIC, 86, 56, 84, 40, 16, 16, 3, 2, 0, 0, 0, 0, 0, 1, 0, 3, 0, 0, 2];
     let mut blob: Vec<u8> = words.iter().flat_map(|w| w.to_be_bytes()).collect();
     blob.extend_from_slice(&9u32.to_be_bytes());
     blob.extend_from_slice(b"r\0");
@@ -431,29 +293,7 @@ fn a_blob_of_version_16_has_a_header_of_36_bytes() {
 #[test]
 fn of_two_properties_or_children_with_one_name_the_first_counts() {
     let a = 0x6100_0000;
-    let structure = [
-        1,
-        0,
-        3,
-        1,
-        0,
-        7 << 24,
-        3,
-        1,
-        0,
-        8 << 24,
-        1,
-        a,
-        2,
-        1,
-        a,
-        3,
-        0,
-        0,
-        2,
-        2,
-        9,
-    ];
+    let structure = [1, 0, 3, 1, 0, 7 << 24, 3, 1, 0, 8 << 24, 1, a, 2, 1, a, 3, 0, 0, 2, 2, 9];
     let fdt = Fdt::parse(&assemble(&structure, b"r\0")).unwrap();
     let root = fdt.root().unwrap();
     assert_eq!(root.prop("r"), Some(&[7][..]));
@@ -485,12 +325,7 @@ fn a_name_is_found_inside_the_newest_name_that_ends_with_it() {
     let blob = w.finish().unwrap();
     assert!(blob.ends_with(b"x\0linux,reg\0reg\0"));
     let fdt = Fdt::parse(&blob).unwrap();
-    let offsets: Vec<_> = fdt
-        .root()
-        .unwrap()
-        .properties()
-        .map(|p| p.name_offset)
-        .collect();
+    let offsets: Vec<_> = fdt.root().unwrap().properties().map(|p| p.name_offset).collect();
     assert_eq!(offsets, [12, 2, 8, 9, 0]);
 }
 
@@ -519,11 +354,7 @@ fn calls_out_of_order_are_refused_and_change_nothing() {
     let tree = Tree {
         name: String::new(),
         props: Vec::new(),
-        children: vec![Tree {
-            name: "a".repeat(255),
-            props: Vec::new(),
-            children: Vec::new(),
-        }],
+        children: vec![Tree { name: "a".repeat(255), props: Vec::new(), children: Vec::new() }],
     };
     assert_eq!(w.finish().unwrap(), tree.blob(4096).unwrap());
 }

@@ -5,9 +5,7 @@ use super::Coverage;
 use super::file::{Backing, Segment};
 use crate::error::{Result, SourceProblem};
 use object::LittleEndian as LE;
-use object::elf::{
-    self, ELFCLASS64, ELFDATA2LSB, ELFMAG, FileHeader64, ProgramHeader64, SectionHeader64,
-};
+use object::elf::{self, ELFCLASS64, ELFDATA2LSB, ELFMAG, FileHeader64, ProgramHeader64, SectionHeader64};
 use object::pod::{Pod, from_bytes, slice_from_all_bytes};
 use object::read::elf::NoteIterator;
 use std::fmt;
@@ -57,17 +55,10 @@ pub(crate) struct NoteBytes {
 
 impl NoteBytes {
     pub(crate) fn iter(&self) -> impl Iterator<Item = Note<'_>> {
-        NoteIterator::<FileHeader64<LE>>::new(LE, self.align, &self.bytes)
-            .into_iter()
-            .flatten()
-            .map_while(|note| {
-                let note = note.ok()?;
-                Some(Note {
-                    name: note.name(),
-                    kind: note.n_type(LE).0,
-                    desc: note.desc(),
-                })
-            })
+        NoteIterator::<FileHeader64<LE>>::new(LE, self.align, &self.bytes).into_iter().flatten().map_while(|note| {
+            let note = note.ok()?;
+            Some(Note { name: note.name(), kind: note.n_type(LE).0, desc: note.desc() })
+        })
     }
 }
 
@@ -94,9 +85,7 @@ pub(crate) fn is_elf(file: &Backing) -> bool {
 pub(crate) fn parse(file: &Backing) -> Result<Core> {
     let elf = |why: String| file.error(SourceProblem::Elf { why });
     if !is_elf(file) {
-        return Err(elf(
-            "it does not start with 7f 45 4c 46 (give its address to read it raw: FILE@0x0)".into(),
-        ));
+        return Err(elf("it does not start with 7f 45 4c 46 (give its address to read it raw: FILE@0x0)".into()));
     }
     let header: FileHeader64<LE> = read_struct(file, 0, "ELF header")?;
     let ident = &header.e_ident;
@@ -107,10 +96,7 @@ pub(crate) fn parse(file: &Backing) -> Result<Core> {
         )));
     }
     if ident.data != ELFDATA2LSB {
-        return Err(elf(format!(
-            "data encoding {}, where 1 (little-endian) is needed",
-            ident.data.0
-        )));
+        return Err(elf(format!("data encoding {}, where 1 (little-endian) is needed", ident.data.0)));
     }
     let e_type = header.e_type.get(LE);
     if e_type != elf::ET_CORE {
@@ -129,10 +115,7 @@ pub(crate) fn parse(file: &Backing) -> Result<Core> {
     let start = header.e_phoff.get(LE);
     // At most 2^20 * 56 bytes.
     let table = count * PROGRAM_HEADER_SIZE;
-    if start
-        .checked_add(table)
-        .is_none_or(|end| count > 0 && end > file.size)
-    {
+    if start.checked_add(table).is_none_or(|end| count > 0 && end > file.size) {
         return Err(elf(format!(
             "{count} program headers at {start:#x} (+{table:#x}), but the file ends at {:#x}",
             file.size
@@ -151,14 +134,9 @@ pub(crate) fn parse(file: &Backing) -> Result<Core> {
     let mut notes_left = MAX_NOTES;
     for first in (0..count).step_by(HEADERS_AT_ONCE as usize) {
         let n = HEADERS_AT_ONCE.min(count - first);
-        let bytes = read(
-            file,
-            start + first * PROGRAM_HEADER_SIZE,
-            n * PROGRAM_HEADER_SIZE,
-            "program headers",
-        )?;
-        let headers: &[ProgramHeader64<LE>] = slice_from_all_bytes(&bytes)
-            .map_err(|()| elf("program headers are not readable".into()))?;
+        let bytes = read(file, start + first * PROGRAM_HEADER_SIZE, n * PROGRAM_HEADER_SIZE, "program headers")?;
+        let headers: &[ProgramHeader64<LE>] =
+            slice_from_all_bytes(&bytes).map_err(|()| elf("program headers are not readable".into()))?;
         for (index, header) in (first..).zip(headers) {
             match header.p_type.get(LE) {
                 elf::PT_LOAD => {
@@ -166,16 +144,11 @@ pub(crate) fn parse(file: &Backing) -> Result<Core> {
                         continue;
                     };
                     let free = taken.take(segment.first, segment.last());
-                    core.segments
-                        .extend(free.into_iter().map(|(a, b)| segment.part(a, b)));
+                    core.segments.extend(free.into_iter().map(|(a, b)| segment.part(a, b)));
                 }
                 elf::PT_NOTE => {
                     let offset = header.p_offset.get(LE);
-                    let len = header
-                        .p_filesz
-                        .get(LE)
-                        .min(file.size.saturating_sub(offset))
-                        .min(notes_left);
+                    let len = header.p_filesz.get(LE).min(file.size.saturating_sub(offset)).min(notes_left);
                     if len > 0 {
                         notes_left -= len;
                         core.notes.push(NoteBytes {
@@ -189,9 +162,7 @@ pub(crate) fn parse(file: &Backing) -> Result<Core> {
         }
     }
     if core.segments.is_empty() {
-        return Err(elf(format!(
-            "none of its {count} program headers is memory (PT_LOAD)"
-        )));
+        return Err(elf(format!("none of its {count} program headers is memory (PT_LOAD)")));
     }
     Ok(core)
 }
@@ -205,11 +176,8 @@ fn header_count(file: &Backing, header: &FileHeader64<LE>) -> Result<u64> {
                 let why = "more than 65534 program headers, but there is no section header 0 to say how many".into();
                 return Err(file.error(SourceProblem::Elf { why }));
             }
-            let section: SectionHeader64<LE> = read_struct(
-                file,
-                offset,
-                "section header 0 (the number of program headers)",
-            )?;
+            let section: SectionHeader64<LE> =
+                read_struct(file, offset, "section header 0 (the number of program headers)")?;
             section.sh_info.get(LE).into()
         }
         count => count.into(),
@@ -232,44 +200,28 @@ fn load(file: &Backing, header: &ProgramHeader64<LE>, index: u64) -> Result<Opti
     }
     let wrong = |why| file.error(SourceProblem::Segment { index, why });
     if filled > len {
-        return Err(wrong(format!(
-            "{filled:#x} bytes in the file are more than its {len:#x} in memory"
-        )));
+        return Err(wrong(format!("{filled:#x} bytes in the file are more than its {len:#x} in memory")));
     }
     if first.checked_add(len - 1).is_none() {
-        return Err(wrong(format!(
-            "memory at {first:#x} (+{len:#x}) runs past the address space"
-        )));
+        return Err(wrong(format!("memory at {first:#x} (+{len:#x}) runs past the address space")));
     }
-    Ok(Some(Segment {
-        first,
-        len,
-        offset: header.p_offset.get(LE),
-        filled,
-        index: Some(index),
-        backing: 0,
-    }))
+    Ok(Some(Segment { first, len, offset: header.p_offset.get(LE), filled, index: Some(index), backing: 0 }))
 }
 
 /// `len` bytes at `offset`, which the file had when it was opened.
 fn read(file: &Backing, offset: u64, len: u64, what: &str) -> Result<Vec<u8>> {
     let short = || {
-        let why = format!(
-            "{what} at {offset:#x} (+{len:#x}), but the file ends at {:#x}",
-            file.size
-        );
+        let why = format!("{what} at {offset:#x} (+{len:#x}), but the file ends at {:#x}", file.size);
         file.error(SourceProblem::Elf { why })
     };
     if offset.checked_add(len).is_none_or(|end| end > file.size) {
         return Err(short());
     }
     let mut bytes = vec![0; usize::try_from(len).map_err(|_| short())?];
-    file.store
-        .read_exact_at(offset, &mut bytes)
-        .map_err(|e| match e.kind() {
-            std::io::ErrorKind::UnexpectedEof => short(),
-            _ => file.error(SourceProblem::Io(e)),
-        })?;
+    file.store.read_exact_at(offset, &mut bytes).map_err(|e| match e.kind() {
+        std::io::ErrorKind::UnexpectedEof => short(),
+        _ => file.error(SourceProblem::Io(e)),
+    })?;
     Ok(bytes)
 }
 

@@ -50,13 +50,7 @@ impl Store for File {
                 let data = data.max(within.start);
                 let hole = seek(self, SeekFrom::Hole(data)).unwrap_or(within.end);
                 // A hole before the data is a file that changes under us.
-                Some(
-                    data..if hole > data {
-                        hole.min(within.end)
-                    } else {
-                        within.end
-                    },
-                )
+                Some(data..if hole > data { hole.min(within.end) } else { within.end })
             }
             Err(rustix::io::Errno::NXIO) => None,
             Err(_) => Some(within),
@@ -79,18 +73,11 @@ impl Backing {
     /// [`Error::Source`] for what is neither a file nor a block device, is empty, or may not be read.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let (file, size) = open(path)?;
-        Ok(Backing {
-            path: path.to_path_buf(),
-            store: Box::new(file),
-            size,
-        })
+        Ok(Backing { path: path.to_path_buf(), store: Box::new(file), size })
     }
 
     pub(crate) fn error(&self, problem: SourceProblem) -> Error {
-        Error::Source {
-            path: self.path.clone(),
-            problem,
-        }
+        Error::Source { path: self.path.clone(), problem }
     }
 }
 
@@ -203,11 +190,7 @@ impl FileMemory {
             memory.backings.push(part.backing);
             memory.machine = memory.machine.or(part.machine);
             memory.notes.extend(part.notes);
-            memory.segments.extend(
-                part.segments
-                    .into_iter()
-                    .map(|segment| Segment { backing, ..segment }),
-            );
+            memory.segments.extend(part.segments.into_iter().map(|segment| Segment { backing, ..segment }));
         }
         memory.segments.sort_unstable_by_key(|s| s.first);
         let mut taken = Coverage::default();
@@ -215,10 +198,9 @@ impl FileMemory {
         for segment in &memory.segments {
             if let Some(before) = before.filter(|before| before.last() >= segment.first) {
                 let later = &memory.backings[before.backing.max(segment.backing)];
-                return Err(later.error(SourceProblem::Overlap {
-                    first: Phys(before.first),
-                    second: Phys(segment.first),
-                }));
+                return Err(
+                    later.error(SourceProblem::Overlap { first: Phys(before.first), second: Phys(segment.first) })
+                );
             }
             before = Some(segment);
             taken.take(segment.first, segment.last());
@@ -228,10 +210,7 @@ impl FileMemory {
                 memory.truncated.push(Cut {
                     path: backing.path.clone(),
                     segment: index,
-                    missing: PhysRange {
-                        start: Phys(segment.first + present),
-                        len: segment.filled - present,
-                    },
+                    missing: PhysRange { start: Phys(segment.first + present), len: segment.filled - present },
                 });
             }
         }
@@ -284,13 +263,10 @@ impl FileMemory {
         if skip + n as u64 > segment.present(backing.size) {
             return Err(missing());
         }
-        backing
-            .store
-            .read_exact_at(segment.offset + skip, file)
-            .map_err(|e| match e.kind() {
-                io::ErrorKind::UnexpectedEof => missing(),
-                _ => backing.error(SourceProblem::Io(e)),
-            })
+        backing.store.read_exact_at(segment.offset + skip, file).map_err(|e| match e.kind() {
+            io::ErrorKind::UnexpectedEof => missing(),
+            _ => backing.error(SourceProblem::Io(e)),
+        })
     }
 
     /// The index of the first segment that ends at or behind `phys`.
@@ -305,11 +281,7 @@ impl PhysMemory for FileMemory {
     }
 
     fn read(&self, phys: Phys, buf: &mut [u8]) -> Result<()> {
-        let outside = Error::OutsideMemory {
-            what: "read",
-            phys: phys.0,
-            len: buf.len() as u64,
-        };
+        let outside = Error::OutsideMemory { what: "read", phys: phys.0, len: buf.len() as u64 };
         let mut at = Some(phys.0);
         let mut rest = buf;
         for segment in &self.segments[self.at_or_behind(phys)..] {
@@ -323,11 +295,7 @@ impl PhysMemory for FileMemory {
             rest = later;
             at = here.checked_add(n as u64);
         }
-        if rest.is_empty() {
-            Ok(())
-        } else {
-            Err(outside)
-        }
+        if rest.is_empty() { Ok(()) } else { Err(outside) }
     }
 
     fn next_data(&self, phys: Phys) -> Result<Option<PhysRange>> {
@@ -352,10 +320,7 @@ impl PhysMemory for FileMemory {
 
 fn open(path: &Path) -> Result<(File, u64)> {
     use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-    let fail = |problem| Error::Source {
-        path: path.to_path_buf(),
-        problem,
-    };
+    let fail = |problem| Error::Source { path: path.to_path_buf(), problem };
     let io = |e: io::Error| fail(SourceProblem::Io(e));
     let check = |kind: std::fs::FileType| match () {
         () if kind.is_file() || kind.is_block_device() => Ok(()),

@@ -8,7 +8,7 @@ mod source;
 pub use elf::{Machine, Note};
 pub use file::{Cut, FileMemory};
 pub use slices::SliceMemory;
-pub use source::{Source, open_elf, open_raw, open_sources};
+pub use source::{Source, open_elf, open_raw, open_sources, parse_number};
 
 use crate::error::{Error, Result};
 use crate::units::Phys;
@@ -24,9 +24,7 @@ pub struct PhysRange {
 impl PhysRange {
     /// Whether `len` bytes at `phys` lie inside.
     pub const fn contains(&self, phys: Phys, len: u64) -> bool {
-        phys.0 >= self.start.0
-            && phys.0 - self.start.0 <= self.len
-            && len <= self.len - (phys.0 - self.start.0)
+        phys.0 >= self.start.0 && phys.0 - self.start.0 <= self.len && len <= self.len - (phys.0 - self.start.0)
     }
 }
 
@@ -66,23 +64,15 @@ pub trait PhysMemory: Send + Sync {
     /// # Errors
     /// As [`PhysMemory::read`]; [`Error::Io`] when there is no room for that much.
     fn read_vec(&self, what: &'static str, phys: Phys, len: u64) -> Result<Vec<u8>> {
-        let outside = || Error::OutsideMemory {
-            what,
-            phys: phys.0,
-            len,
-        };
+        let outside = || Error::OutsideMemory { what, phys: phys.0, len };
         if !self.contains(phys, len) {
             return Err(outside());
         }
         let room = usize::try_from(len).map_err(|_| outside())?;
         let mut buf = Vec::new();
         // A zero-filled tail may claim more than this machine has.
-        buf.try_reserve_exact(room).map_err(|_| {
-            Error::io(
-                format!("{what} at {phys}: {len:#x} bytes"),
-                std::io::ErrorKind::OutOfMemory,
-            )
-        })?;
+        buf.try_reserve_exact(room)
+            .map_err(|_| Error::io(format!("{what} at {phys}: {len:#x} bytes"), std::io::ErrorKind::OutOfMemory))?;
         buf.resize(room, 0);
         self.read(phys, &mut buf)?;
         Ok(buf)
@@ -105,11 +95,8 @@ impl Coverage {
             Some((&start, &end)) if end >= first.saturating_sub(1) => start,
             _ => first,
         };
-        let touched: Vec<_> = self
-            .runs
-            .range(from..=last.saturating_add(1))
-            .map(|(&start, &end)| (start, end))
-            .collect();
+        let touched: Vec<_> =
+            self.runs.range(from..=last.saturating_add(1)).map(|(&start, &end)| (start, end)).collect();
         let mut free = Vec::new();
         let (mut run_first, mut run_last) = (first, last);
         // The first address not looked at; none once the top of the address space is.
@@ -136,16 +123,8 @@ impl Coverage {
         self.runs
             .iter()
             .flat_map(|(&first, &last)| match (last - first).checked_add(1) {
-                Some(len) => vec![PhysRange {
-                    start: Phys(first),
-                    len,
-                }],
-                None => [0, HALF]
-                    .map(|start| PhysRange {
-                        start: Phys(start),
-                        len: HALF,
-                    })
-                    .to_vec(),
+                Some(len) => vec![PhysRange { start: Phys(first), len }],
+                None => [0, HALF].map(|start| PhysRange { start: Phys(start), len: HALF }).to_vec(),
             })
             .collect()
     }
@@ -167,10 +146,7 @@ mod coverage_tests {
         assert_eq!(taken.take(12, 15), []);
         assert_eq!(taken.take(5, 50), [(5, 9), (20, 29), (40, 50)]);
         assert_eq!(taken.take(51, 60), [(51, 60)]);
-        let all = PhysRange {
-            start: Phys(5),
-            len: 56,
-        };
+        let all = PhysRange { start: Phys(5), len: 56 };
         assert_eq!(taken.ranges(), [all]);
     }
 

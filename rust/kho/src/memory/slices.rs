@@ -18,10 +18,7 @@ impl<B: AsRef<[u8]>> SliceMemory<B> {
     /// # Errors
     /// [`Error::Invalid`] if two overlap, [`Error::OutOfRange`] if one runs past the address space.
     pub fn new(segments: impl IntoIterator<Item = (Phys, B)>) -> Result<Self> {
-        let mut segments: Vec<_> = segments
-            .into_iter()
-            .filter(|(_, bytes)| !bytes.as_ref().is_empty())
-            .collect();
+        let mut segments: Vec<_> = segments.into_iter().filter(|(_, bytes)| !bytes.as_ref().is_empty()).collect();
         segments.sort_by_key(|(phys, _)| *phys);
         let mut taken = Coverage::default();
         for (phys, bytes) in &segments {
@@ -38,16 +35,12 @@ impl<B: AsRef<[u8]>> SliceMemory<B> {
                 });
             }
         }
-        Ok(SliceMemory {
-            ranges: taken.ranges(),
-            segments,
-        })
+        Ok(SliceMemory { ranges: taken.ranges(), segments })
     }
 
     /// The index of the first segment that ends behind `phys`.
     fn at_or_behind(&self, phys: Phys) -> usize {
-        self.segments
-            .partition_point(|(start, bytes)| start.0 + (bytes.as_ref().len() as u64 - 1) < phys.0)
+        self.segments.partition_point(|(start, bytes)| start.0 + (bytes.as_ref().len() as u64 - 1) < phys.0)
     }
 }
 
@@ -57,50 +50,30 @@ impl<B: AsRef<[u8]> + Send + Sync> PhysMemory for SliceMemory<B> {
     }
 
     fn read(&self, phys: Phys, buf: &mut [u8]) -> Result<()> {
-        let outside = Error::OutsideMemory {
-            what: "read",
-            phys: phys.0,
-            len: buf.len() as u64,
-        };
+        let outside = Error::OutsideMemory { what: "read", phys: phys.0, len: buf.len() as u64 };
         let mut done = 0;
         for (start, bytes) in &self.segments[self.at_or_behind(phys)..] {
             let rest = &mut buf[done..];
-            let Some(at) = phys
-                .0
-                .checked_add(done as u64)
-                .and_then(|at| at.checked_sub(start.0))
-                .filter(|_| !rest.is_empty())
+            let Some(at) =
+                phys.0.checked_add(done as u64).and_then(|at| at.checked_sub(start.0)).filter(|_| !rest.is_empty())
             else {
                 break;
             };
-            let Some(here) = usize::try_from(at)
-                .ok()
-                .and_then(|at| bytes.as_ref().get(at..))
-            else {
+            let Some(here) = usize::try_from(at).ok().and_then(|at| bytes.as_ref().get(at..)) else {
                 break;
             };
             let n = rest.len().min(here.len());
             rest[..n].copy_from_slice(&here[..n]);
             done += n;
         }
-        if done == buf.len() {
-            Ok(())
-        } else {
-            Err(outside)
-        }
+        if done == buf.len() { Ok(()) } else { Err(outside) }
     }
 
     fn next_data(&self, phys: Phys) -> Result<Option<PhysRange>> {
-        Ok(self
-            .segments
-            .get(self.at_or_behind(phys))
-            .map(|(start, bytes)| {
-                let from = phys.max(*start);
-                PhysRange {
-                    start: from,
-                    len: bytes.as_ref().len() as u64 - (from.0 - start.0),
-                }
-            }))
+        Ok(self.segments.get(self.at_or_behind(phys)).map(|(start, bytes)| {
+            let from = phys.max(*start);
+            PhysRange { start: from, len: bytes.as_ref().len() as u64 - (from.0 - start.0) }
+        }))
     }
 }
 
@@ -130,14 +103,7 @@ mod tests {
     #[test]
     fn a_read_outside_is_refused() {
         let m = memory();
-        for (phys, len) in [
-            (0xfff, 2),
-            (0x100a, 2),
-            (0x100b, 1),
-            (0x1fff, 3),
-            (0x2004, 2),
-            (u64::MAX, 1),
-        ] {
+        for (phys, len) in [(0xfff, 2), (0x100a, 2), (0x100b, 1), (0x1fff, 3), (0x2004, 2), (u64::MAX, 1)] {
             let mut buf = vec![0; len];
             assert!(m.read(Phys(phys), &mut buf).is_err(), "{phys:#x}");
         }
@@ -147,10 +113,7 @@ mod tests {
     #[test]
     fn overlaps_and_the_end_of_the_address_space_are_refused() {
         let overlap = SliceMemory::new([(Phys(0x10), vec![0; 4]), (Phys(0x13), vec![0; 4])]);
-        assert_eq!(
-            overlap.unwrap_err().to_string(),
-            "segments: 0x13 (+0x4) overlaps another"
-        );
+        assert_eq!(overlap.unwrap_err().to_string(), "segments: 0x13 (+0x4) overlaps another");
         assert!(SliceMemory::new([(Phys(u64::MAX), vec![0; 2])]).is_err());
         let top = SliceMemory::new([(Phys(u64::MAX - 1), vec![1, 2])]).unwrap();
         assert_eq!(top.read_vec("x", Phys(u64::MAX), 1).unwrap(), [2]);

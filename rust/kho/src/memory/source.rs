@@ -24,12 +24,7 @@ pub struct Source {
 impl Source {
     /// A file without an address.
     pub fn file(path: impl Into<PathBuf>) -> Self {
-        Source {
-            path: path.into(),
-            base: None,
-            offset: 0,
-            size: None,
-        }
+        Source { path: path.into(), base: None, offset: 0, size: None }
     }
 
     /// Reads `FILE`, `FILE@ADDRESS` or `FILE@ADDRESS,offset=N,size=N`; numbers are decimal or 0x, with a suffix
@@ -65,9 +60,7 @@ impl Source {
         if !understood {
             return Err(Error::Source {
                 path: PathBuf::from(text),
-                problem: SourceProblem::Address {
-                    text: place.into_owned(),
-                },
+                problem: SourceProblem::Address { text: place.into_owned() },
             });
         }
         Ok(source)
@@ -79,22 +72,12 @@ impl Source {
     }
 
     fn part(self, backing: Backing) -> Result<Part> {
-        if self.base.is_none() && elf::is_elf(&backing) {
-            self.elf_part(backing)
-        } else {
-            self.raw_part(backing)
-        }
+        if self.base.is_none() && elf::is_elf(&backing) { self.elf_part(backing) } else { self.raw_part(backing) }
     }
 
     fn elf_part(self, backing: Backing) -> Result<Part> {
         let core = elf::parse(&backing)?;
-        Ok(Part {
-            source: self,
-            segments: core.segments,
-            machine: Some(core.machine),
-            notes: core.notes,
-            backing,
-        })
+        Ok(Part { source: self, segments: core.segments, machine: Some(core.machine), notes: core.notes, backing })
     }
 
     fn raw_part(self, backing: Backing) -> Result<Part> {
@@ -103,12 +86,7 @@ impl Source {
         let left = have
             .checked_sub(self.offset)
             .filter(|&left| left > 0)
-            .ok_or_else(|| {
-                raw(format!(
-                    "offset {:#x} is not inside its {have:#x} bytes",
-                    self.offset
-                ))
-            })?;
+            .ok_or_else(|| raw(format!("offset {:#x} is not inside its {have:#x} bytes", self.offset)))?;
         let len = self.size.unwrap_or(left);
         if len == 0 || len > left {
             return Err(raw(format!(
@@ -118,19 +96,10 @@ impl Source {
         }
         let first = self.base.unwrap_or_default().0;
         if first.checked_add(len - 1).is_none() {
-            return Err(raw(format!(
-                "{len:#x} bytes at address {first:#x} run past the address space"
-            )));
+            return Err(raw(format!("{len:#x} bytes at address {first:#x} run past the address space")));
         }
         Ok(Part {
-            segments: vec![Segment {
-                first,
-                len,
-                offset: self.offset,
-                filled: len,
-                index: None,
-                backing: 0,
-            }],
+            segments: vec![Segment { first, len, offset: self.offset, filled: len, index: None, backing: 0 }],
             source: self,
             machine: None,
             notes: Vec::new(),
@@ -157,7 +126,7 @@ impl fmt::Display for Source {
 }
 
 /// A number, decimal or 0x, with one suffix K, M, G or T in either case; none if it is no such or beyond 64 bits.
-fn parse_number(text: &str) -> Option<u64> {
+pub fn parse_number(text: &str) -> Option<u64> {
     let (digits, shift) = match text.as_bytes().last()?.to_ascii_uppercase() {
         b'K' => (&text[..text.len() - 1], 10),
         b'M' => (&text[..text.len() - 1], 20),
@@ -165,10 +134,7 @@ fn parse_number(text: &str) -> Option<u64> {
         b'T' => (&text[..text.len() - 1], 40),
         _ => (text, 0),
     };
-    let (digits, base) = match digits
-        .strip_prefix("0x")
-        .or_else(|| digits.strip_prefix("0X"))
-    {
+    let (digits, base) = match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
         Some(hex) => (hex, 16),
         None => (digits, 10),
     };
@@ -176,9 +142,7 @@ fn parse_number(text: &str) -> Option<u64> {
     if !digits.starts_with(|c: char| c.is_ascii_hexdigit()) {
         return None;
     }
-    u64::from_str_radix(digits, base)
-        .ok()?
-        .checked_mul(1 << shift)
+    u64::from_str_radix(digits, base).ok()?.checked_mul(1 << shift)
 }
 
 /// Opens sources together, as one memory.
@@ -187,10 +151,7 @@ fn parse_number(text: &str) -> Option<u64> {
 /// [`Error::Source`] for one that cannot be used, or has memory another one has; [`Error::Invalid`] for none at all.
 pub fn open_sources(sources: &[Source]) -> Result<FileMemory> {
     if sources.is_empty() {
-        return Err(Error::Invalid {
-            what: "sources",
-            why: "none given".into(),
-        });
+        return Err(Error::Invalid { what: "sources", why: "none given".into() });
     }
     let parts: Result<Vec<_>> = sources.iter().cloned().map(Source::open).collect();
     FileMemory::new(parts?)
@@ -211,18 +172,8 @@ pub fn open_elf(path: impl AsRef<Path>) -> Result<FileMemory> {
 ///
 /// # Errors
 /// [`Error::Source`] with what is wrong with it.
-pub fn open_raw(
-    path: impl AsRef<Path>,
-    base: Phys,
-    offset: u64,
-    size: Option<u64>,
-) -> Result<FileMemory> {
-    open_sources(&[Source {
-        path: path.as_ref().to_path_buf(),
-        base: Some(base),
-        offset,
-        size,
-    }])
+pub fn open_raw(path: impl AsRef<Path>, base: Phys, offset: u64, size: Option<u64>) -> Result<FileMemory> {
+    open_sources(&[Source { path: path.as_ref().to_path_buf(), base: Some(base), offset, size }])
 }
 
 impl FileMemory {
@@ -232,11 +183,7 @@ impl FileMemory {
     /// [`Error::Source`] with what is wrong with it.
     pub fn from_bytes(name: impl Into<PathBuf>, bytes: Vec<u8>) -> Result<Self> {
         let source = Source::file(name);
-        let backing = Backing {
-            path: source.path.clone(),
-            size: bytes.len() as u64,
-            store: Box::new(bytes),
-        };
+        let backing = Backing { path: source.path.clone(), size: bytes.len() as u64, store: Box::new(bytes) };
         if backing.size == 0 {
             return Err(backing.error(SourceProblem::Empty));
         }

@@ -182,6 +182,9 @@ impl Tracker {
             for (index, block, _) in dir.blocks_from(0).filter(|b| b.2 > 0) {
                 for n in 0..self.shape.words() {
                     let word = block.load(self.shape, n);
+                    if word == 0 {
+                        continue;
+                    }
                     let first = (index << self.shape.log2_bits) + 64 * n as u64;
                     let (now, later) = rest.split_at_mut(word.count_ones() as usize);
                     for (folio, bit) in now.iter_mut().zip(Ones(word)) {

@@ -18,6 +18,7 @@ mod iter;
 mod ops;
 mod range;
 mod runs;
+mod state;
 
 #[cfg(test)]
 mod tests;
@@ -81,12 +82,13 @@ impl Tracker {
             if let Some(slot) = dir.near_mut(folio >> shape.log2_bits)
                 && let Some(block) = slot.block
             {
-                let (word, bit) = ((folio >> 6) as usize, 1 << (folio & 63));
+                let word = (folio >> 6) as usize;
                 let old = block.load(shape, word);
-                if old & bit != 0 {
+                let new = old | 1 << (folio & 63);
+                if new == old {
                     return Ok(false);
                 }
-                block.store(shape, word, old | bit);
+                block.store(shape, word, new);
                 slot.count += 1;
                 dir.len += 1;
                 return Ok(true);
@@ -97,6 +99,7 @@ impl Tracker {
 
     /// An error, a block to make, or a block far from the others.
     #[cold]
+    #[inline(never)]
     fn preserve_slow(&mut self, pfn: Pfn, order: Order) -> Result<bool> {
         self.geometry.page().check_folio(pfn, order)?;
         let folio = pfn.0 >> order.get();
@@ -118,12 +121,13 @@ impl Tracker {
             let Some((block, count)) = dir.get_mut(folio >> shape.log2_bits) else {
                 return Ok(false);
             };
-            let (word, bit) = ((folio >> 6) as usize, 1 << (folio & 63));
+            let word = (folio >> 6) as usize;
             let old = block.load(shape, word);
-            if old & bit == 0 {
+            let new = old & !(1 << (folio & 63));
+            if new == old {
                 return Ok(false);
             }
-            block.store(shape, word, old & !bit);
+            block.store(shape, word, new);
             *count -= 1;
             dir.len -= 1;
             return Ok(true);

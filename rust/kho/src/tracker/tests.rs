@@ -346,6 +346,22 @@ proptest! {
 }
 
 #[test]
+fn many_are_marked_whole_or_not_at_all() {
+    let all = [(0, 0), (1 << 30, 0), (512, 9), (1 << 30, 0)].map(|(p, o)| (Pfn(p), order(o)));
+    let mut t = Tracker::new(Geometry::paged(PageSize::Size4K));
+    assert_eq!(t.preserve_many(all.into_iter()).unwrap(), 3);
+    assert_eq!(t.preserve_many(all.into_iter()).unwrap(), 0);
+    for (bad, o) in [(513, 9), (1 << 52, 0)] {
+        let with_bad = [(Pfn(7), Order::ZERO), (Pfn(bad), order(o))];
+        assert!(t.preserve_many(with_bad.into_iter()).is_err());
+        assert_eq!(t.len(), 3);
+    }
+    let mut t = limited(t.geometry(), 2);
+    assert!(t.preserve_many(all.into_iter()).is_err());
+    assert!(t.is_empty());
+}
+
+#[test]
 fn what_is_no_folio_is_refused_and_never_contained() {
     for page in PageSize::ALL {
         let mut t = Tracker::new(Geometry::paged(page));

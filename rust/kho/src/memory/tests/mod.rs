@@ -22,13 +22,7 @@ struct Header {
 }
 
 const fn load(offset: u64, paddr: u64, filesz: u64, memsz: u64) -> Header {
-    Header {
-        kind: LOAD,
-        offset,
-        paddr,
-        filesz,
-        memsz,
-    }
+    Header { kind: LOAD, offset, paddr, filesz, memsz }
 }
 
 /// A core: ELF header, program headers behind it, then `content`.
@@ -48,14 +42,7 @@ fn core(headers: &[Header], content: &[u8]) -> Vec<u8> {
     for h in headers {
         elf.extend(h.kind.to_le_bytes());
         elf.extend(7u32.to_le_bytes());
-        for word in [
-            h.offset,
-            0xffff_8000_0000_0000,
-            h.paddr,
-            h.filesz,
-            h.memsz,
-            0,
-        ] {
+        for word in [h.offset, 0xffff_8000_0000_0000, h.paddr, h.filesz, h.memsz, 0] {
             elf.extend(word.to_le_bytes());
         }
     }
@@ -87,59 +74,32 @@ fn real() -> Vec<u8> {
 }
 
 fn real_path() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("../../tests/data/linux-6.18.15-x86_64/handover.elf")
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/linux-6.18.15-x86_64/handover.elf")
 }
 
 fn range(start: u64, len: u64) -> PhysRange {
-    PhysRange {
-        start: Phys(start),
-        len,
-    }
+    PhysRange { start: Phys(start), len }
 }
 
 #[test]
 fn segments_are_read_by_physical_address_with_zeros_behind() {
     let at = behind(3);
-    let m = memory(core(
-        &[
-            load(at + 4, 0x2000, 4, 8),
-            load(at, 0x1ffc, 4, 4),
-            load(at, 0x9000, 0, 0x10),
-        ],
-        b"leftmost",
-    ))
-    .unwrap();
+    let m = memory(core(&[load(at + 4, 0x2000, 4, 8), load(at, 0x1ffc, 4, 4), load(at, 0x9000, 0, 0x10)], b"leftmost"))
+        .unwrap();
     assert_eq!(m.ranges(), [range(0x1ffc, 12), range(0x9000, 16)]);
-    assert_eq!(
-        m.read_vec("x", Phys(0x1ffc), 12).unwrap(),
-        b"leftmost\0\0\0\0"
-    );
+    assert_eq!(m.read_vec("x", Phys(0x1ffc), 12).unwrap(), b"leftmost\0\0\0\0");
     assert_eq!(m.read_vec("x", Phys(0x9000), 16).unwrap(), [0; 16]);
     assert_eq!(m.machine(), Some(Machine::X86_64));
     assert!(m.truncated().is_empty());
-    for (phys, len) in [
-        (0x1ffb, 2),
-        (0x2004, 5),
-        (0x2008, 1),
-        (0x9000, 17),
-        (u64::MAX, 1),
-    ] {
-        assert!(matches!(
-            m.read(Phys(phys), &mut vec![1; len]),
-            Err(Error::OutsideMemory { .. })
-        ));
+    for (phys, len) in [(0x1ffb, 2), (0x2004, 5), (0x2008, 1), (0x9000, 17), (u64::MAX, 1)] {
+        assert!(matches!(m.read(Phys(phys), &mut vec![1; len]), Err(Error::OutsideMemory { .. })));
     }
 }
 
 #[test]
 fn data_runs_skip_zero_tails() {
     let at = behind(2);
-    let m = memory(core(
-        &[load(at, 0x1000, 4, 0x1000), load(at, 0x3000, 4, 4)],
-        b"data",
-    ))
-    .unwrap();
+    let m = memory(core(&[load(at, 0x1000, 4, 0x1000), load(at, 0x3000, 4, 4)], b"data")).unwrap();
     assert_eq!(m.next_data(Phys(0)).unwrap(), Some(range(0x1000, 4)));
     assert_eq!(m.next_data(Phys(0x1003)).unwrap(), Some(range(0x1003, 1)));
     assert_eq!(m.next_data(Phys(0x1004)).unwrap(), Some(range(0x3000, 4)));
@@ -150,11 +110,7 @@ fn data_runs_skip_zero_tails() {
 fn of_memory_named_twice_the_first_header_is_taken() {
     let at = behind(3);
     let m = memory(core(
-        &[
-            load(at, 0x1004, 4, 4),
-            load(at + 4, 0x1000, 12, 12),
-            load(at + 4, 0x1000, 12, 12),
-        ],
+        &[load(at, 0x1004, 4, 4), load(at + 4, 0x1000, 12, 12), load(at + 4, 0x1000, 12, 12)],
         b"1111abcdefghijkl",
     ))
     .unwrap();
@@ -165,17 +121,10 @@ fn of_memory_named_twice_the_first_header_is_taken() {
 #[test]
 fn the_top_of_the_address_space_can_be_memory() {
     let at = behind(2);
-    let m = memory(core(
-        &[load(at, u64::MAX - 3, 4, 4), load(at, 0, 0, 1 << 63)],
-        b"last",
-    ))
-    .unwrap();
+    let m = memory(core(&[load(at, u64::MAX - 3, 4, 4), load(at, 0, 0, 1 << 63)], b"last")).unwrap();
     assert_eq!(m.read_vec("x", Phys(u64::MAX - 1), 2).unwrap(), b"st");
     assert!(m.read(Phys(u64::MAX), &mut [0; 2]).is_err());
-    assert!(matches!(
-        m.read_vec("x", Phys(0), 1 << 62),
-        Err(Error::Io { .. })
-    ));
+    assert!(matches!(m.read_vec("x", Phys(0), 1 << 62), Err(Error::Io { .. })));
     assert_eq!(
         refusal(core(&[load(at, u64::MAX - 3, 4, 5)], b"last")),
         "test.elf: ELF segment 0: memory at 0xfffffffffffffffc (+0x5) runs past the address space"
@@ -184,15 +133,8 @@ fn the_top_of_the_address_space_can_be_memory() {
 
 #[test]
 fn headers_that_say_nothing_are_passed_over() {
-    let m = memory(core(
-        &[
-            load(1, 2, 3, 0),
-            load(0, u64::MAX, 0, 0x1000),
-            load(behind(3), 0x1000, 1, 1),
-        ],
-        b"x",
-    ))
-    .unwrap();
+    let m =
+        memory(core(&[load(1, 2, 3, 0), load(0, u64::MAX, 0, 0x1000), load(behind(3), 0x1000, 1, 1)], b"x")).unwrap();
     assert_eq!(m.ranges(), [range(0x1000, 1)]);
     assert_eq!(
         refusal(core(&[load(1, 2, 3, 0)], b"")),
@@ -218,14 +160,10 @@ fn what_is_no_core_is_told_why() {
     assert!(with(16, &[2, 0]).contains("type 2, where 4 (ET_CORE)"));
     assert!(with(54, &[32, 0]).contains("program headers of 32 bytes"));
     assert!(with(56, &[0, 0]).contains("none of its 0 program headers"));
-    assert!(
-        with(56, &[3, 0]).contains("3 program headers at 0x40 (+0xa8), but the file ends at 0x79")
-    );
+    assert!(with(56, &[3, 0]).contains("3 program headers at 0x40 (+0xa8), but the file ends at 0x79"));
     assert!(with(32, &[0xff; 8]).contains("program headers at 0xffffffffffffffff"));
     assert!(with(56, &[0xff, 0xff]).contains("there is no section header 0"));
-    let err = open_elf(file(b"not an elf").path())
-        .unwrap_err()
-        .to_string();
+    let err = open_elf(file(b"not an elf").path()).unwrap_err().to_string();
     assert!(err.contains("does not start with 7f 45 4c 46"), "{err}");
 }
 
@@ -242,10 +180,7 @@ fn more_headers_than_16_bits_count_are_found_through_section_0() {
     elf[info..info + 4].copy_from_slice(&(count as u32).to_le_bytes());
     let m = memory(elf.clone()).unwrap();
     assert_eq!(m.ranges().len(), 70_000);
-    assert_eq!(
-        m.read_vec("x", Phys(69_999 * 0x2000), 4).unwrap(),
-        b"\x7fELF"
-    );
+    assert_eq!(m.read_vec("x", Phys(69_999 * 0x2000), 4).unwrap(), b"\x7fELF");
     elf[info..info + 4].copy_from_slice(&[0xff; 4]);
     assert!(refusal(elf.clone()).contains("4294967295 program headers exceed 1048576"));
     elf.truncate(section as usize + 10);
@@ -256,39 +191,20 @@ fn more_headers_than_16_bits_count_are_found_through_section_0() {
 fn headers_that_overlap_in_every_way_are_read_in_no_time() {
     let started = Instant::now();
     let headers: Vec<Header> = (0..65_000u64)
-        .map(|i| {
-            if i % 2 == 0 {
-                load(0, i << 12, 0x10, 0x10)
-            } else {
-                load(0, 0, 0x100, 1 << 40)
-            }
-        })
+        .map(|i| if i % 2 == 0 { load(0, i << 12, 0x10, 0x10) } else { load(0, 0, 0x100, 1 << 40) })
         .collect();
     let m = memory(core(&headers, b"")).unwrap();
     assert_eq!(m.ranges(), [range(0, 1 << 40)]);
-    let comb: Vec<Header> = (0..65_000u64)
-        .map(|i| {
-            if i < 32_500 {
-                load(0, i << 13, 1, 1)
-            } else {
-                load(0, 0, 1, 1 << 40)
-            }
-        })
-        .collect();
-    assert_eq!(
-        memory(core(&comb, b"")).unwrap().ranges(),
-        [range(0, 1 << 40)]
-    );
+    let comb: Vec<Header> =
+        (0..65_000u64).map(|i| if i < 32_500 { load(0, i << 13, 1, 1) } else { load(0, 0, 1, 1 << 40) }).collect();
+    assert_eq!(memory(core(&comb, b"")).unwrap().ranges(), [range(0, 1 << 40)]);
     assert!(started.elapsed() < Duration::from_secs(10));
 }
 
 #[test]
 fn notes_are_handed_out_as_they_stand() {
     let mut notes = Vec::new();
-    for (name, kind, desc) in [
-        (&b"CORE\0"[..], 1u32, &b"abc"[..]),
-        (b"VMCOREINFO\0", 0, b"OSRELEASE=6.18\n"),
-    ] {
+    for (name, kind, desc) in [(&b"CORE\0"[..], 1u32, &b"abc"[..]), (b"VMCOREINFO\0", 0, b"OSRELEASE=6.18\n")] {
         notes.extend((name.len() as u32).to_le_bytes());
         notes.extend((desc.len() as u32).to_le_bytes());
         notes.extend(kind.to_le_bytes());
@@ -298,21 +214,12 @@ fn notes_are_handed_out_as_they_stand() {
         }
     }
     let len = notes.len() as u64;
-    let note = |len| Header {
-        kind: NOTE,
-        ..load(behind(2), 0, len, 0)
-    };
+    let note = |len| Header { kind: NOTE, ..load(behind(2), 0, len, 0) };
     let m = memory(core(&[note(len), load(0, 0, 0, 1)], &notes)).unwrap();
     let found: Vec<_> = m.notes().collect();
     assert_eq!(found.len(), 2);
-    assert_eq!(
-        (found[0].name, found[0].kind, found[0].desc),
-        (&b"CORE"[..], 1, &b"abc"[..])
-    );
-    assert_eq!(
-        (found[1].name, found[1].desc),
-        (&b"VMCOREINFO"[..], &b"OSRELEASE=6.18\n"[..])
-    );
+    assert_eq!((found[0].name, found[0].kind, found[0].desc), (&b"CORE"[..], 1, &b"abc"[..]));
+    assert_eq!((found[1].name, found[1].desc), (&b"VMCOREINFO"[..], &b"OSRELEASE=6.18\n"[..]));
     // Claimed longer than the file, and cut inside the second note.
     let m = memory(core(&[note(u64::MAX), load(0, 0, 0, 1)], &notes[..30])).unwrap();
     assert_eq!(m.notes().count(), 1);
@@ -320,10 +227,7 @@ fn notes_are_handed_out_as_they_stand() {
 
 #[test]
 fn notes_are_read_up_to_a_limit() {
-    let note = Header {
-        kind: NOTE,
-        ..load(0, 0, 1 << 20, 0)
-    };
+    let note = Header { kind: NOTE, ..load(0, 0, 1 << 20, 0) };
     let mut headers = vec![note; 2000];
     headers.push(load(0, 0, 0, 1));
     let started = Instant::now();
@@ -335,42 +239,22 @@ fn notes_are_read_up_to_a_limit() {
 #[test]
 fn a_core_that_is_cut_short_opens_and_says_what_is_missing() {
     let at = behind(3);
-    let mut bytes = core(
-        &[
-            load(at, 0x1000, 8, 8),
-            load(at + 8, 0x2000, 8, 0x10),
-            load(1 << 60, 0x3000, 1, 1),
-        ],
-        b"complete",
-    );
+    let mut bytes =
+        core(&[load(at, 0x1000, 8, 8), load(at + 8, 0x2000, 8, 0x10), load(1 << 60, 0x3000, 1, 1)], b"complete");
     bytes.extend(b"cut");
     let f = file(&bytes);
     let m = open_elf(f.path()).unwrap();
-    let missing: Vec<_> = m
-        .truncated()
-        .iter()
-        .map(|cut| (cut.segment, cut.missing))
-        .collect();
+    let missing: Vec<_> = m.truncated().iter().map(|cut| (cut.segment, cut.missing)).collect();
     assert_eq!(missing, [(1, range(0x2003, 5)), (2, range(0x3000, 1))]);
     assert_eq!(m.read_vec("x", Phys(0x1000), 8).unwrap(), b"complete");
     assert_eq!(m.read_vec("x", Phys(0x2000), 3).unwrap(), b"cut");
     assert_eq!(m.read_vec("x", Phys(0x2008), 8).unwrap(), [0; 8]);
     let error = m.read_vec("x", Phys(0x2002), 2).unwrap_err().to_string();
-    assert!(
-        error.starts_with(&f.path().display().to_string()),
-        "{error}"
-    );
-    assert!(
-        error.contains("ELF segment 1: memory at 0x2002 (+0x2)"),
-        "{error}"
-    );
+    assert!(error.starts_with(&f.path().display().to_string()), "{error}");
+    assert!(error.contains("ELF segment 1: memory at 0x2002 (+0x2)"), "{error}");
     assert_eq!(m.next_data(Phys(0x2000)).unwrap(), Some(range(0x2000, 3)));
     assert_eq!(m.next_data(Phys(0x2003)).unwrap(), None);
-    assert!(
-        m.truncated()[0]
-            .to_string()
-            .contains("memory at 0x2003 (+0x5) is missing")
-    );
+    assert!(m.truncated()[0].to_string().contains("memory at 0x2003 (+0x5) is missing"));
 }
 
 #[test]
@@ -381,14 +265,8 @@ fn a_real_core_reads_as_its_headers_say() {
     assert_eq!(m.ranges()[0], range(0x43_8000, 0x4000));
     assert_eq!(m.nbytes(), 0x4_2000);
     let bytes = real();
-    assert_eq!(
-        m.read_vec("x", Phys(0x6e_7000), 0x2000).unwrap(),
-        &bytes[0x3_0000..0x3_2000]
-    );
-    assert_eq!(
-        m.read_vec("x", Phys(0xfb2_d000), 0x1_0000).unwrap(),
-        vec![0; 0x1_0000]
-    );
+    assert_eq!(m.read_vec("x", Phys(0x6e_7000), 0x2000).unwrap(), &bytes[0x3_0000..0x3_2000]);
+    assert_eq!(m.read_vec("x", Phys(0xfb2_d000), 0x1_0000).unwrap(), vec![0; 0x1_0000]);
     assert_eq!(m.next_data(Phys(0xf3f_1000)).unwrap(), None);
 }
 
@@ -397,10 +275,7 @@ fn exercise(bytes: Vec<u8>) -> bool {
     let Ok(m) = memory(bytes) else { return false };
     let mut page = [0; 4096];
     let (mut at, mut steps) = (Some(Phys(0)), 0);
-    while let Some(run) = at
-        .and_then(|at| m.next_data(at).unwrap())
-        .filter(|_| steps < 1000)
-    {
+    while let Some(run) = at.and_then(|at| m.next_data(at).unwrap()).filter(|_| steps < 1000) {
         assert!(run.len > 0 && m.contains(run.start, run.len));
         let n = page.len().min(run.len as usize);
         m.read(run.start, &mut page[..n]).unwrap();
@@ -421,10 +296,7 @@ fn every_prefix_of_a_real_core_opens_or_is_refused() {
     let bytes = real();
     let headers = 64 + 56 * 12;
     let mut opened = 0;
-    for len in (0..headers + 64)
-        .step_by(3)
-        .chain((headers..bytes.len()).step_by(4999))
-    {
+    for len in (0..headers + 64).step_by(3).chain((headers..bytes.len()).step_by(4999)) {
         let opens = exercise(bytes[..len].to_vec());
         // Shorter than its magic, it is a raw image like any other.
         assert_eq!(opens, len >= headers || (1..4).contains(&len), "{len}");
@@ -494,11 +366,5 @@ proptest! {
 
 /// Numbers near what breaks arithmetic.
 fn edge() -> impl Strategy<Value = u64> {
-    prop_oneof![
-        0u64..1024,
-        Just(u64::MAX),
-        (u64::MAX - 4096)..=u64::MAX,
-        Just(1 << 63),
-        any::<u64>()
-    ]
+    prop_oneof![0u64..1024, Just(u64::MAX), (u64::MAX - 4096)..=u64::MAX, Just(1 << 63), any::<u64>()]
 }

@@ -12,19 +12,13 @@ fn several_files_make_one_memory() {
     std::fs::write(&low, b"..low").unwrap();
     std::fs::write(&high, b"high").unwrap();
     let low_spec = format!("{}@0x1000,offset=2,size=0x3", low.display());
-    let sources = [
-        Source::parse(format!("{}@4099", high.display())).unwrap(),
-        Source::parse(&low_spec).unwrap(),
-    ];
+    let sources = [Source::parse(format!("{}@4099", high.display())).unwrap(), Source::parse(&low_spec).unwrap()];
     assert_eq!(sources[1].to_string(), low_spec.replace("=2", "=0x2"));
     let m = open_sources(&sources).unwrap();
     assert_eq!(m.ranges(), [range(0x1000, 7)]);
     assert_eq!(m.read_vec("x", Phys(0x1000), 7).unwrap(), b"lowhigh");
     assert_eq!(m.sources(), sources);
-    let twice = open_sources(&[
-        sources[0].clone(),
-        Source::parse(format!("{}@0x1000", low.display())).unwrap(),
-    ]);
+    let twice = open_sources(&[sources[0].clone(), Source::parse(format!("{}@0x1000", low.display())).unwrap()]);
     assert!(matches!(
         twice,
         Err(Error::Source { path, problem: SourceProblem::Overlap { first: Phys(0x1000), second: Phys(0x1003) } }) if path == low
@@ -34,24 +28,13 @@ fn several_files_make_one_memory() {
 
 #[test]
 fn a_source_is_read_from_text() {
-    let raw = |path: &str, base, offset, size| Source {
-        path: path.into(),
-        base: Some(Phys(base)),
-        offset,
-        size,
-    };
+    let raw = |path: &str, base, offset, size| Source { path: path.into(), base: Some(Phys(base)), offset, size };
     for (text, expected) in [
         ("nowhere.elf", Source::file("nowhere.elf")),
         ("a@0x40000000", raw("a", 0x4000_0000, 0, None)),
         ("a@1G", raw("a", 1 << 30, 0, None)),
-        (
-            "a@b@0x1k,size=2m,offset=0x3T",
-            raw("a@b", 1024, 3 << 40, Some(2 << 20)),
-        ),
-        (
-            "a@0,size=18446744073709551615",
-            raw("a", 0, 0, Some(u64::MAX)),
-        ),
+        ("a@b@0x1k,size=2m,offset=0x3T", raw("a@b", 1024, 3 << 40, Some(2 << 20))),
+        ("a@0,size=18446744073709551615", raw("a", 0, 0, Some(u64::MAX))),
     ] {
         assert_eq!(Source::parse(text).unwrap(), expected, "{text}");
     }
@@ -79,16 +62,7 @@ fn a_source_is_read_from_text() {
         "a@1 ",
     ] {
         let error = Source::parse(text).unwrap_err();
-        assert!(
-            matches!(
-                error,
-                Error::Source {
-                    problem: SourceProblem::Address { .. },
-                    ..
-                }
-            ),
-            "{text}"
-        );
+        assert!(matches!(error, Error::Source { problem: SourceProblem::Address { .. }, .. }), "{text}");
     }
     assert_eq!(
         Source::parse("ram@home").unwrap_err().to_string(),
@@ -124,22 +98,12 @@ fn a_file_without_magic_is_raw_and_a_core_with_an_address_too() {
 #[test]
 fn a_part_that_a_raw_file_has_not_is_refused() {
     let f = file(&[0; 8]);
-    for (base, offset, size) in [
-        (0, 8, None),
-        (0, u64::MAX, None),
-        (0, 4, Some(5)),
-        (0, 0, Some(0)),
-        (u64::MAX, 0, None),
-    ] {
+    for (base, offset, size) in
+        [(0, 8, None), (0, u64::MAX, None), (0, 4, Some(5)), (0, 0, Some(0)), (u64::MAX, 0, None)]
+    {
         let refused = open_raw(f.path(), Phys(base), offset, size);
         assert!(
-            matches!(
-                refused,
-                Err(Error::Source {
-                    problem: SourceProblem::Raw { .. },
-                    ..
-                })
-            ),
+            matches!(refused, Err(Error::Source { problem: SourceProblem::Raw { .. }, .. })),
             "{base:#x} {offset:#x} {size:?}"
         );
     }
@@ -150,10 +114,7 @@ fn a_part_that_a_raw_file_has_not_is_refused() {
 fn what_is_no_file_is_refused_without_waiting() {
     let dir = tempdir().unwrap();
     let problem = |path: &std::path::Path| match open_sources(&[Source::file(path)]).unwrap_err() {
-        Error::Source {
-            path: named,
-            problem,
-        } => {
+        Error::Source { path: named, problem } => {
             assert_eq!(named, path);
             problem
         }
@@ -164,21 +125,12 @@ fn what_is_no_file_is_refused_without_waiting() {
         matches!(problem(&dir.path().join("gone")), SourceProblem::Io(e) if e.kind() == std::io::ErrorKind::NotFound)
     );
     assert!(matches!(problem(file(b"").path()), SourceProblem::Empty));
-    assert!(matches!(
-        problem("/dev/null".as_ref()),
-        SourceProblem::NotAFile
-    ));
+    assert!(matches!(problem("/dev/null".as_ref()), SourceProblem::NotAFile));
     let socket = dir.path().join("socket");
     let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     assert!(matches!(problem(&socket), SourceProblem::NotAFile));
     let fifo = dir.path().join("fifo");
-    assert!(
-        std::process::Command::new("mkfifo")
-            .arg(&fifo)
-            .status()
-            .unwrap()
-            .success()
-    );
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     assert!(matches!(problem(&fifo), SourceProblem::NotAFile));
     assert!(matches!(problem("".as_ref()), SourceProblem::Io(_)));
 }
@@ -190,10 +142,7 @@ fn a_file_cut_short_while_it_is_read_is_an_error() {
     f.as_file().set_len(0x1000).unwrap();
     assert_eq!(m.read_vec("x", Phys(0x1fff), 1).unwrap(), [7]);
     let error = m.read_vec("x", Phys(0x2000), 1).unwrap_err().to_string();
-    assert!(
-        error.contains("memory at 0x2000 (+0x1) would be at file offset 0x1000"),
-        "{error}"
-    );
+    assert!(error.contains("memory at 0x2000 (+0x1) would be at file offset 0x1000"), "{error}");
 }
 
 #[test]
@@ -211,10 +160,7 @@ fn holes_of_sparse_files_are_skipped() {
         at = Phys(run.start.0 + run.len);
     }
     for data in [0x4000_0000 + (16 << 20), 0x4000_0000 + (48u64 << 20)] {
-        assert!(
-            runs.iter().any(|run| run.contains(Phys(data), 1)),
-            "{runs:?}"
-        );
+        assert!(runs.iter().any(|run| run.contains(Phys(data), 1)), "{runs:?}");
     }
     // On a file system that knows holes; one run of everything is right where none does.
     assert!(runs.len() == 2 && runs[0].len < 16 << 20 || runs == [range(0x4000_0000, size)]);
