@@ -305,6 +305,11 @@ fn a_bad_header_is_named_with_its_field() {
             "0x10: reservation map at 0x48 (+0x0) does not fit a blob of 0xd2 bytes",
         ),
         (
+            16,
+            0xc0,
+            "0x10: reservation map at 0xc0 (+0x0) does not fit a blob of 0xd2 bytes",
+        ),
+        (
             36,
             0xffff_fff0,
             "0x8: structure block at 0x40 (+0xfffffff0) does not fit a blob of 0xd2 bytes",
@@ -526,6 +531,22 @@ fn calls_out_of_order_are_refused_and_change_nothing() {
         }],
     };
     assert_eq!(w.finish().unwrap(), tree.blob(4096).unwrap());
+}
+
+#[test]
+fn a_property_that_does_not_fit_with_its_name_leaves_room_for_the_end() {
+    // Map and root node to 0x48, PROP of 12 bytes, a new name of 2; END_NODE and END of 4 each.
+    let mut w = FdtWriter::new(0x48 + 12 + 1);
+    w.begin_node("").unwrap();
+    let error = w.property("a", b"").unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "FDT at offset 0x48: does not fit its buffer of 85 bytes"
+    );
+    w.end_node().unwrap();
+    let blob = w.finish().unwrap();
+    assert_eq!(blob.len(), 0x48 + 8);
+    assert_eq!(Fdt::parse(&blob).unwrap().nodes().len(), 1);
 }
 
 #[test]
