@@ -89,8 +89,10 @@ fn assemble(structure: &[u32], strings: &[u8]) -> Vec<u8> {
     words.chain(strings.iter().copied()).collect()
 }
 
-/// Every node and property that was read, in order, and comparable between blobs.
-fn contents(fdt: &Fdt) -> (Vec<String>, Vec<(u32, u32, Vec<u8>)>) {
+/// Of each node its path, of each property its node, name offset and value: comparable between blobs.
+type Contents = (Vec<String>, Vec<(u32, u32, Vec<u8>)>);
+
+fn contents(fdt: &Fdt) -> Contents {
     let paths = fdt.nodes().map(Node::path).collect();
     let props = fdt.nodes().flat_map(|n| n.properties().map(move |p| (n.index(), p.name_offset, p.value.to_vec())));
     (paths, props.collect())
@@ -215,6 +217,7 @@ fn a_bad_header_is_named_with_its_field() {
         (12, 0xb8, "0xc: strings block at 0xb8 (+0x16) does not fit a blob of 0xd2 bytes"),
         (16, 0x34, "0x10: reservation map at 0x34 is not a multiple of 8"),
         (16, 0x48, "0x10: reservation map at 0x48 (+0x0) does not fit a blob of 0xd2 bytes"),
+        (16, 0xc0, "0x10: reservation map at 0xc0 (+0x0) does not fit a blob of 0xd2 bytes"),
         (36, 0xffff_fff0, "0x8: structure block at 0x40 (+0xfffffff0) does not fit a blob of 0xd2 bytes"),
         (36, 0x70, "0xb0: cut short: 0 bytes of 4"),
         (0x30, 1, "0x10: reservation map at 0x30 (+0x20) does not fit a blob of 0x40 bytes"),
@@ -351,12 +354,23 @@ fn calls_out_of_order_are_refused_and_change_nothing() {
     assert!(why(w.begin_node("")).ends_with("a second root node"));
     assert!(why(w.property("a", b"")).ends_with("a property outside of any node"));
 
-    let tree = Tree {
-        name: String::new(),
-        props: Vec::new(),
-        children: vec![Tree { name: "a".repeat(255), props: Vec::new(), children: Vec::new() }],
-    };
-    assert_eq!(w.finish().unwrap(), tree.blob(4096).unwrap());
+    let fdt = Fdt::parse(&w.finish().unwrap()).unwrap();
+    let names: Vec<_> = fdt.nodes().map(Node::name).collect();
+    assert_eq!(names, ["", &"a".repeat(255)]);
+    assert_eq!(fdt.totalsize(), 0x48 + 4 + 256 + 4 + 4 + 4);
+}
+
+#[test]
+fn a_property_that_does_not_fit_with_its_name_leaves_room_for_the_end() {
+    // Map and root node to 0x48, PROP of 12 bytes, a new name of 2; END_NODE and END of 4 each.
+    let mut w = FdtWriter::new(0x48 + 12 + 1);
+    w.begin_node("").unwrap();
+    let error = w.property("a", b"").unwrap_err().to_string();
+    assert_eq!(error, "FDT at offset 0x48: does not fit its buffer of 85 bytes");
+    w.end_node().unwrap();
+    let blob = w.finish().unwrap();
+    assert_eq!(blob.len(), 0x48 + 8);
+    assert_eq!(Fdt::parse(&blob).unwrap().nodes().len(), 1);
 }
 
 #[test]
