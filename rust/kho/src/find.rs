@@ -99,20 +99,20 @@ fn look(
                 found.boot_fdts += 1;
                 found.pointers.extend(chosen(memory, phys));
             }
-        } else if found.scratch_arrays.len() < MOST {
-            if let Some(areas) = scratch_array(page, phys) {
-                if found.scratch_arrays.last().is_none_or(|(p, _)| *p < phys) {
-                    found.scratch_arrays.push((phys, areas));
-                }
-            }
+        } else if found.scratch_arrays.len() < MOST
+            && let Some(areas) = scratch_array(page)
+            && found.scratch_arrays.last().is_none_or(|(p, _)| *p < phys)
+        {
+            found.scratch_arrays.push((phys, areas));
         }
     }
     for hit in setup.find_iter(bytes).take(MOST) {
         let data = bytes.get(hit + SETUP_KEXEC_KHO.len()..).and_then(|b| b.first_chunk::<32>());
-        if let Some(pointer) = data.and_then(kho_data) {
-            if found.pointers.len() < MOST && !found.pointers.contains(&pointer) {
-                found.pointers.push(pointer);
-            }
+        if let Some(pointer) = data.and_then(kho_data)
+            && found.pointers.len() < MOST
+            && !found.pointers.contains(&pointer)
+        {
+            found.pointers.push(pointer);
         }
     }
 }
@@ -151,7 +151,7 @@ fn chosen(memory: &dyn PhysMemory, phys: Phys) -> Option<Pointer> {
 
 /// The areas of a page that begins with what a scratch array looks like: low, global and at least one node's, each
 /// with an address and a size in whole MiB, disjoint, then zeros.
-fn scratch_array(page: &[u8], phys: Phys) -> Option<Vec<ScratchArea>> {
+fn scratch_array(page: &[u8]) -> Option<Vec<ScratchArea>> {
     const MIB: u64 = 1 << 20;
     let mut areas: Vec<ScratchArea> = Vec::new();
     for i in 0..page.len() / 16 {
@@ -160,12 +160,11 @@ fn scratch_array(page: &[u8], phys: Phys) -> Option<Vec<ScratchArea>> {
             break;
         }
         let whole = addr % MIB == 0 && size % MIB == 0 && addr != 0 && size != 0;
-        let area = ScratchArea { addr, size };
-        let clash = || areas.iter().any(|a| a.overlaps(addr, size)) || area.overlaps(phys.0, STEP as u64);
+        let clash = || areas.iter().any(|a| a.overlaps(addr, size));
         if !whole || addr.checked_add(size).is_none() || clash() {
             return None;
         }
-        areas.push(area);
+        areas.push(ScratchArea { addr, size });
     }
     (areas.len() >= 3).then_some(areas)
 }

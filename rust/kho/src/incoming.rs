@@ -330,20 +330,22 @@ fn scratch_told(memory: &dyn PhysMemory, fdt: Phys, found: &Found, options: &Opt
     find::read_scratch(memory, pointer.scratch, pointer.scratch_len).ok()
 }
 
-/// The only page that can be the scratch array: its areas overlap nothing that was handed over.
+/// The page that must be the scratch array: page-aligned, not preserved, its areas overlapping nothing that was handed
+/// over. Where several qualify, one inside its own areas counts more: kexec puts the array into scratch.
 fn scratch_guessed(found: &Found, reading: &Reading) -> Option<Vec<ScratchArea>> {
     let page = reading.page;
-    let clean = |areas: &[ScratchArea]| {
-        let handed_over = |area: &ScratchArea| {
-            let (start, end) = (page.pfn(Phys(area.addr)), page.pfn(Phys(area.addr + (area.size - 1))));
-            reading.tracker.overlapping(start, Pfn(end.0 + 1)).is_some()
-                || reading.chunks.iter().any(|c| area.overlaps(c.phys, page.bytes()))
-        };
-        !areas.iter().any(handed_over)
+    let handed_over = |area: &ScratchArea| {
+        let (start, end) = (page.pfn(Phys(area.addr)), page.pfn(Phys(area.addr + (area.size - 1))));
+        reading.tracker.overlapping(start, Pfn(end.0 + 1)).is_some()
+            || reading.chunks.iter().any(|c| area.overlaps(c.phys, page.bytes()))
     };
-    let mut fitting = found.scratch_arrays.iter().filter(|(phys, areas)| {
-        phys.0 % page.bytes() == 0 && reading.tracker.covering(page.pfn(*phys)).is_none() && clean(areas)
-    });
-    let (_, areas) = fitting.next()?;
-    fitting.all(|(_, others)| others == areas).then(|| areas.clone())
+    let possible =
+        |(phys, areas): &&(Phys, Vec<ScratchArea>)| phys.0 % page.bytes() == 0 && !areas.iter().any(handed_over);
+    let fitting: Vec<_> = found.scratch_arrays.iter().filter(possible).collect();
+    let only = |fitting: Vec<&(Phys, Vec<ScratchArea>)>| {
+        let (_, areas) = fitting.first()?;
+        fitting.iter().all(|(_, others)| others == areas).then(|| areas.clone())
+    };
+    let own = |(phys, areas): &&&(Phys, Vec<ScratchArea>)| areas.iter().any(|a| a.overlaps(phys.0, 1));
+    only(fitting.iter().filter(own).copied().collect()).or_else(|| only(fitting))
 }

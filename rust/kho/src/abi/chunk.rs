@@ -40,7 +40,7 @@ pub fn walk(memory: &dyn PhysMemory, page: PageSize, map: Phys) -> Result<Vec<Ch
     let mut chunks = Vec::new();
     let mut at = map.0;
     while at != 0 {
-        if at % page.bytes() != 0 {
+        if !at.is_multiple_of(page.bytes()) {
             return Err(bad(at, MapProblem::Unaligned { page: page.bytes() }));
         }
         if !memory.contains(Phys(at), page.bytes()) {

@@ -140,12 +140,19 @@ pub fn decide(memory: &dyn PhysMemory, map: Phys, known: &Known, hints: Hints) -
                 beaten.push((page, bitmap, doubts.worse_because(old_doubts)));
                 equal = false;
             }
-            Some((_, old, _)) => {
+            Some((best, old, _)) => {
                 let (page, bitmap) = name(&candidate);
-                let same = *old == tracker;
-                equal &= same;
-                let why = if same { "it reads the same" } else { "nothing tells it apart; the newer layout is taken" };
-                beaten.push((page, bitmap, why.into()));
+                let lost = old.len() - old.intersection_len(&tracker);
+                let why = if *old == tracker {
+                    "it is the same".into()
+                } else if best.page == page && tracker.is_subset(old) {
+                    equal = false;
+                    format!("{lost} folios would be lost that lie in memory, each once")
+                } else {
+                    equal = false;
+                    UNDECIDED.into()
+                };
+                beaten.push((page, bitmap, why));
             }
         }
     }
@@ -154,6 +161,9 @@ pub fn decide(memory: &dyn PhysMemory, map: Phys, known: &Known, hints: Hints) -
     let Some((candidate, tracker, _)) = best else { return Err(no_reading(map, refused)) };
     Ok(explain(candidate, tracker, &beaten, &refused, hints, given, equal))
 }
+
+/// The reason that is none.
+const UNDECIDED: &str = "nothing tells it apart";
 
 const NO_DOUBTS: Doubts = Doubts {
     fdt_not_preserved: false,
@@ -228,7 +238,7 @@ fn doubts(memory: &dyn PhysMemory, tracker: &Tracker, candidate: &Candidate, kno
     d.pages_outside = pages_outside(memory, tracker);
     d.fdt_not_preserved = !tracker.contains(page.pfn(known.fdt), Order::ZERO);
     d.subtrees_not_preserved = known.subtrees.iter().filter(|s| tracker.covering(page.pfn(**s)).is_none()).count();
-    let ragged = |r: &&PhysRange| (r.start.0 | r.len) % page.bytes() != 0;
+    let ragged = |r: &&PhysRange| !(r.start.0 | r.len).is_multiple_of(page.bytes());
     d.ragged_ranges = memory.ranges().iter().filter(ragged).count();
     d
 }
@@ -304,7 +314,7 @@ fn explain(
     let certainty = match (given, beaten.is_empty(), equal) {
         (true, ..) => Certainty::Given,
         (_, true, _) | (_, _, true) => Certainty::Certain,
-        _ if beaten.iter().any(|b| b.2.starts_with("nothing tells")) => Certainty::Guess,
+        _ if beaten.iter().any(|b| b.2 == UNDECIDED) => Certainty::Guess,
         _ => Certainty::Likely,
     };
     let kernels = match bitmap {

@@ -106,8 +106,8 @@ impl Arena {
         config.regions.sort_by_key(|r| r.start);
         check_regions(&config.regions, config.page)?;
         check_areas(&config.regions, &config.scratch)?;
-        let mut pages = pages_of(&config)?;
-        let scratch_phys = place_scratch_array(&mut pages, &config)?;
+        let pages = pages_of(&config)?;
+        let scratch_phys = scratch_array_phys(&config);
         let note = ArenaNote {
             page: config.page,
             max_order: config.max_order,
@@ -158,8 +158,7 @@ impl Arena {
             scratch: note.scratch,
             backing,
         };
-        let mut pages = pages_of(&config)?;
-        reserve_page(&mut pages, config.page, note.scratch_phys)?;
+        let pages = pages_of(&config)?;
         let handover = Handover { fdt_phys: note.fdt_phys, ..Handover::default() };
         Ok(Arc::new(Arena {
             config,
@@ -254,11 +253,12 @@ impl Arena {
         let tracker = preserved.as_ref().map(|t| lock(t));
         let mut pages = lock(&self.pages);
         let order = pages.allocated_at(pfn)?;
-        if let Some(tracker) = tracker {
-            if tracker.overlapping(pfn, Pfn(pfn.0 + order.nr_pages())).is_some() && pages.refcount(pfn) == 1 {
-                let phys = self.page().phys(pfn).0;
-                return Err(Error::PageState { phys, state: "preserved", wanted: "free to go (unpreserve it first)" });
-            }
+        if let Some(tracker) = tracker
+            && tracker.overlapping(pfn, Pfn(pfn.0 + order.nr_pages())).is_some()
+            && pages.refcount(pfn) == 1
+        {
+            let phys = self.page().phys(pfn).0;
+            return Err(Error::PageState { phys, state: "preserved", wanted: "free to go (unpreserve it first)" });
         }
         pages.put(pfn)
     }
@@ -334,7 +334,7 @@ impl Arena {
     /// A new owner takes over: what was preserved and is not restored stays reserved, the rest is free.
     pub(crate) fn take_over(&self, claims: Arc<Claims>) -> Result<()> {
         let mut handover = lock(&self.handover);
-        lock(&self.pages).take_over(&reserved(&self.config, self.scratch_phys), claims)?;
+        lock(&self.pages).take_over(&reserved(&self.config), claims)?;
         handover.preserved = Weak::new();
         handover.kept = None;
         Ok(())
@@ -370,46 +370,29 @@ impl PhysMemory for Arena {
     }
 }
 
-/// The page ranges nobody may allocate: page 0 (an address of 0 means "none" in every KHO structure), scratch, and
-/// the page of the scratch array.
-fn reserved(config: &ArenaConfig, scratch_phys: u64) -> Vec<(Pfn, Pfn)> {
+/// The page ranges nobody may allocate: page 0 (an address of 0 means "none" in every KHO structure), and scratch.
+fn reserved(config: &ArenaConfig) -> Vec<(Pfn, Pfn)> {
     let page = config.page;
     let mut ranges = vec![(Pfn(0), Pfn(1))];
     for area in &config.scratch {
         let last = area.addr + area.size.max(1) - 1;
         ranges.push((page.pfn(Phys(area.addr)), Pfn(page.pfn(Phys(last)).0 + 1)));
     }
-    if scratch_phys != 0 {
-        let pfn = page.pfn(Phys(scratch_phys));
-        ranges.push((pfn, Pfn(pfn.0 + 1)));
-    }
     ranges
 }
 
 fn pages_of(config: &ArenaConfig) -> Result<Pages> {
     let mut pages = Pages::new(config.page, config.max_order, &config.regions)?;
-    for (start, end) in reserved(config, 0) {
+    for (start, end) in reserved(config) {
         pages.reserve(start, end)?;
     }
     Ok(pages)
 }
 
-fn reserve_page(pages: &mut Pages, page: PageSize, phys: u64) -> Result<()> {
-    let pfn = page.pfn(Phys(phys));
-    pages.reserve(pfn, Pfn(pfn.0 + u64::from(phys != 0)))
-}
-
-/// Reserves a page for the scratch array, which the next kernel is given the address of: the highest that is free,
-/// as memblock would.
-fn place_scratch_array(pages: &mut Pages, config: &ArenaConfig) -> Result<u64> {
-    if config.scratch.is_empty() {
-        return Ok(0);
-    }
+/// Where the scratch array goes: the last page of the first area, as kexec puts it into scratch.
+fn scratch_array_phys(config: &ArenaConfig) -> u64 {
     let page = config.page.bytes();
-    let phys = scratch::highest(&config.regions, page, page, &config.scratch);
-    let phys = phys.ok_or(Error::NoMemory { order: 0, node: None })?;
-    reserve_page(pages, config.page, phys)?;
-    Ok(phys)
+    config.scratch.first().map_or(0, |low| (low.addr + (low.size - 1)) / page * page)
 }
 
 /// Regions that can be an arena's: some, page-aligned, not empty, sorted, disjoint, inside the address space.

@@ -69,11 +69,6 @@ pub fn nodes(regions: &[Region]) -> Vec<u32> {
     nodes
 }
 
-/// The highest place for `size` bytes that overlaps none of `taken`.
-pub(super) fn highest(regions: &[Region], size: u64, align: u64, taken: &[ScratchArea]) -> Option<u64> {
-    regions.iter().filter_map(|region| highest_fit(region, size, align, u64::MAX, taken)).max()
-}
-
 fn highest_fit(region: &Region, size: u64, align: u64, limit: u64, taken: &[ScratchArea]) -> Option<u64> {
     let mut end = region.last().saturating_add(1).min(limit);
     loop {

@@ -28,8 +28,10 @@ pub(super) struct Spans {
 }
 
 /// `(phys, len, file offset)` of each span.
-fn layout(regions: &[Region], first: u64) -> Vec<(u64, u64, u64)> {
-    let mut spans: Vec<(u64, u64, u64)> = Vec::new();
+type Layout = Vec<(u64, u64, u64)>;
+
+fn layout(regions: &[Region], first: u64) -> Layout {
+    let mut spans = Layout::new();
     for r in regions {
         match spans.last_mut() {
             Some(last) if last.0 + last.1 == r.start.0 => last.1 += r.len,
@@ -45,7 +47,7 @@ fn layout(regions: &[Region], first: u64) -> Vec<(u64, u64, u64)> {
 }
 
 /// The head with offsets as they will be: its size decides where the spans begin.
-fn head_of(note: &ArenaNote) -> Result<(Vec<u8>, Vec<(u64, u64, u64)>)> {
+fn head_of(note: &ArenaNote) -> Result<(Vec<u8>, Layout)> {
     let head = note.to_elf(&layout(&note.regions, 0))?;
     let spans = layout(&note.regions, (head.len() as u64).next_multiple_of(SPAN_ALIGN));
     Ok((note.to_elf(&spans)?, spans))
