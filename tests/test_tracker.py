@@ -8,6 +8,7 @@ import gc
 import io
 import pickle
 import threading
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
@@ -172,7 +173,7 @@ def test_membership_takes_a_pfn_or_a_pair(tracker: Tracker) -> None:
     assert 6 not in tracker
     assert (5, 1) not in tracker
     with pytest.raises(TypeError):
-        _ = (1, 2, 3) in tracker
+        _ = (1, 2, 3) in tracker  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(
@@ -191,7 +192,7 @@ def test_trackers_of_other_page_sizes_neither_equal_nor_combine(tracker: Tracker
     with pytest.raises(errors.ParameterError):
         _ = tracker | other
     with pytest.raises(TypeError):
-        _ = tracker | {5}
+        _ = tracker | {5}  # type: ignore[operator]
     with pytest.raises(TypeError):
         hash(tracker)
 
@@ -230,7 +231,7 @@ def test_iteration_crosses_batches() -> None:
 
 
 def test_many_are_preserved_whole_or_not_at_all(tracker: Tracker) -> None:
-    for pfns, order, error in [
+    bad: list[tuple[Any, Any, Any]] = [
         (array.array("Q", [8, 2**52]), 0, errors.OutOfRangeError),
         (array.array("q", [8, -1]), 0, errors.OutOfRangeError),
         (array.array("Q", [8, 9]), 1, errors.MisalignedError),
@@ -239,9 +240,10 @@ def test_many_are_preserved_whole_or_not_at_all(tracker: Tracker) -> None:
         (array.array("I", [8]), 0, TypeError),
         (array.array("Q", [8]), array.array("I", [0]), TypeError),
         ([8], 0, (TypeError, BufferError)),
-    ]:
+    ]
+    for pfns, order, error in bad:
         with pytest.raises(error):
-            tracker.preserve_many(pfns, order)  # type: ignore[arg-type]
+            tracker.preserve_many(pfns, order)
     assert len(tracker) == 3
     assert tracker.preserve_many(array.array("q", [16, 8, 8]), 3) == 2
     assert tracker.preserve_many(memoryview(array.array("Q", range(9)))[::4], order=bytes(3)) == 3
@@ -288,10 +290,10 @@ def test_folios_are_a_sequence(tracker: Tracker) -> None:
             folios[at]
     with pytest.raises(TypeError):
         folios["0"]  # type: ignore[call-overload]
-    for at in (slice(None), slice(1, None), slice(-2, 9), slice(2, 1), slice(None, None, -1), slice(None, None, 2)):
-        assert isinstance(folios[at], FolioArray)
-        assert folios[at] == pairs[at]
-        assert folios[at][:1] == pairs[at][:1]
+    for part in (slice(None), slice(1, None), slice(-2, 9), slice(2, 1), slice(None, None, -1), slice(None, None, 2)):
+        assert isinstance(folios[part], FolioArray)
+        assert folios[part] == pairs[part]
+        assert folios[part][:1] == pairs[part][:1]
 
 
 def test_folios_are_a_read_only_buffer(tracker: Tracker) -> None:
@@ -300,7 +302,7 @@ def test_folios_are_a_read_only_buffer(tracker: Tracker) -> None:
     assert (view.format, view.itemsize, view.shape, view.readonly) == ("T{Q:phys:B:order:7x}", 16, (3,), True)
     assert bytes(folios[1:2]) == (0x200000).to_bytes(8, "little") + bytes(8)
     with pytest.raises(TypeError, match="read-write"):
-        io.BytesIO(bytes(48)).readinto(folios)  # type: ignore[arg-type]
+        io.BytesIO(bytes(48)).readinto(folios)
 
 
 def test_no_prefix_of_a_pickles_state_makes_another_tracker(tracker: Tracker) -> None:
