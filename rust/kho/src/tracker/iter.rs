@@ -211,11 +211,9 @@ impl Tracker {
             let shift = order.get() + self.geometry.page().shift();
             for block in self.blocks(order).filter(|block| !block.is_empty()) {
                 let first = block.index << self.shape.log2_bits;
-                for (n, word) in (0..).zip(block.words()) {
-                    let bits = Ones(word);
-                    folios.extend(
-                        bits.map(|bit| Folio::new(Phys((first + 64 * n + bit) << shift), order)),
-                    );
+                for (n, word) in (0..).zip(block.words()).filter(|&(_, word)| word != 0) {
+                    let folio = |bit| Folio::new(Phys((first + 64 * n + bit) << shift), order);
+                    folios.extend(Ones(word).map(folio));
                 }
             }
             runs += 1;
@@ -232,7 +230,7 @@ impl Tracker {
         let mut pfns = Vec::with_capacity(self.len_of(order) as usize);
         for block in self.blocks(order).filter(|block| !block.is_empty()) {
             let first = block.index << self.shape.log2_bits;
-            for (n, word) in (0..).zip(block.words()) {
+            for (n, word) in (0..).zip(block.words()).filter(|&(_, word)| word != 0) {
                 pfns.extend(Ones(word).map(|bit| (first + 64 * n + bit) << order.get()));
             }
         }
