@@ -14,6 +14,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
 from kho import FolioArray, FolioInfo, Tracker, errors
 
 Folio = tuple[int, int]

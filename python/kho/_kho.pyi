@@ -49,7 +49,7 @@ def kho_is_enabled(cmdline: str, default: bool = False) -> bool:
     """
 
 def kho_scratch_of(cmdline: str) -> str | None:
-    """The value of the last `kho_scratch=` on a command line, well-formed or not, without its quotes; None if there is none."""
+    """The value of the last `kho_scratch=` on a command line, well-formed or not, without quotes; None if none."""
 
 def parse_kho_scratch(value: str, *, trailing_garbage: bool = False) -> ScratchSpec:
     """Read a value of `kho_scratch=`: `N%` or `LOW,GLOBAL,PERNODE` (kho_parse_scratch_size).
@@ -161,6 +161,7 @@ class Arena:
             reserved: bytes the kernel reserved while booting, which a percentage in `scratch` is of.
 
         Raises: ParameterError for what cannot be; SourceError if the backing cannot be made.
+
         """
 
     @staticmethod
@@ -315,7 +316,7 @@ class Tracker:
     def __new__(cls, page_size: int = 4096, bitmap_bytes: int | None = None) -> Tracker:
         """Make an empty tracker.
 
-        Args: page_size: 4096, 16384 or 65536. bitmap_bytes: 512 (Linux 6.16) or the page size (6.18 and later, default).
+        Args: page_size: 4096, 16384 or 65536. bitmap_bytes: 512 (Linux 6.16) or the page size (6.18 on, default).
         Raises: ParameterError.
         """
 
@@ -355,6 +356,7 @@ class Tracker:
             order: one order for all, or a buffer of bytes with one for each.
 
         Returns: how many were not yet marked.  Raises: as `preserve`.
+
         """
 
     def folios(self) -> FolioArray:
@@ -421,6 +423,7 @@ class Outgoing:
                 address for address.
 
         Raises: UnsupportedAbiError, ParameterError, OutOfMemoryError, PageStateError.
+
         """
 
     def preserve_folio(self, folio: Folio | int, order: int | None = None) -> bool:
@@ -463,10 +466,17 @@ class Outgoing:
         """
 
     def remove_subtree(self, name: str) -> None:
-        """Remove a subtree, and free the pages made for it (kho_remove_subtree). Raises: NotFoundError, FinalizedError."""
+        """Remove a subtree and free the pages made for it (kho_remove_subtree).
+
+        Raises: NotFoundError, FinalizedError.
+        """
 
     def serialize(self) -> bytes:
-        """Write the map and the FDT into the arena; the FDT's bytes. Chunks are one page each, with 255 entries at 4 KiB."""
+        """Write the map and the FDT into the arena; the FDT's bytes.
+
+        Bitmaps stay where they are; a chunk is exactly one page, with 255 entries at 4 KiB (ABI section 3).
+        Raises: OutOfMemoryError; an earlier serialization is still in place then.
+        """
 
     def finalize(self) -> int:
         """Serialize and close the handover; the FDT's address, also recorded in the arena (EBUSY for changes from now).
@@ -524,6 +534,7 @@ class Incoming:
             max_page_order: refuse to restore folios of a larger order, as Linux before 7.x does.
 
         Raises: NoHandoverError, UnsupportedAbiError, FormatError, OutsideMemoryError.
+
         """
 
     def restore_folio(self, phys: Folio | int) -> Folio:
