@@ -1,19 +1,44 @@
-"""The compiled half of kho; import `kho`, not this."""
+"""The compiled half of kho; import `kho`, not this.
+
+Sizes are in bytes and addresses physical unless a name says otherwise; pfn is an address divided by the page size;
+a folio of order `o` is `1 << o` pages. Whole numbers beyond 64 bits raise ParameterError.
+"""
 
 import builtins
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from types import TracebackType
-from typing import Any, Self, final, overload
+from typing import Final, Self, SupportsIndex, final, overload
 
 from typing_extensions import Buffer
 
 from ._types import FolioInfo, PageInfo
 from .errors import FdtError
 
-__all__ = ["Fdt", "FdtNode", "FdtNodeBlock", "FdtPlaceholder", "FdtWriter", "__version__"]
+__all__ = [
+    "Arena",
+    "Fdt",
+    "FdtNode",
+    "FdtNodeBlock",
+    "FdtPlaceholder",
+    "FdtWriter",
+    "Folio",
+    "FolioArray",
+    "Incoming",
+    "Memory",
+    "Outgoing",
+    "Pages",
+    "ScratchSpec",
+    "Subtree",
+    "Tracker",
+    "__version__",
+    "kho_is_enabled",
+    "kho_scratch_of",
+    "open_memory",
+    "parse_kho_scratch",
+]
 
-__version__: str
+__version__: Final[str]
 
 def kho_is_enabled(cmdline: str, default: bool = False) -> bool:
     """Whether the kernel has KHO on after this command line (`kho=`, read with kstrtobool).
@@ -24,7 +49,7 @@ def kho_is_enabled(cmdline: str, default: bool = False) -> bool:
     """
 
 def kho_scratch_of(cmdline: str) -> str | None:
-    """The value of the last `kho_scratch=` on a command line, well-formed or not, without its quotes; None if there is none."""
+    """The value of the last `kho_scratch=` on a command line, well-formed or not, without quotes; None if none."""
 
 def parse_kho_scratch(value: str, *, trailing_garbage: bool = False) -> ScratchSpec:
     """Read a value of `kho_scratch=`: `N%` or `LOW,GLOBAL,PERNODE` (kho_parse_scratch_size).
@@ -104,6 +129,524 @@ class Memory:
     @property
     def truncated(self) -> list[tuple[str, int, int]]:
         """(path, phys, size) of what an ELF core that is cut short claims and does not have: reading it fails."""
+
+@final
+class Arena:
+    """Physical memory one can write: RAM at chosen addresses, a page allocator, scratch areas.
+
+    Address space is reserved, memory committed when touched: 16 TiB cost next to nothing. A `memfd` or file backing is
+    an ELF core that `kho inspect` and any ELF tool reads, and that another process opens with `Arena.open`.
+    """
+
+    def __new__(
+        cls,
+        regions: int | str | Sequence[tuple[int, int]] | Sequence[tuple[int, int, int]],
+        *,
+        page_size: int = 4096,
+        max_page_order: int | None = None,
+        backing: str | PathLike[str] | None = None,
+        scratch: str | ScratchSpec | Sequence[tuple[int, int]] | None = None,
+        reserved: int = 0,
+    ) -> Arena:
+        """Make zeroed memory.
+
+        Args:
+            regions: RAM, page-aligned: `(start, size)` or `(start, size, numa_node)` each, or the size (`1 << 30`,
+                `"1G"`) of one region at 0.
+            page_size: 4096, 16384 or 65536.
+            max_page_order: MAX_PAGE_ORDER, the largest order `alloc` gives unless asked for gigantic folios; 10, 11 or
+                13 by page size.
+            backing: None for memory of this process, "memfd", or the path of a new file.
+            scratch: a value of `kho_scratch=` (ABI section 5), placed as the kernel does, or `(addr, size)` each.
+            reserved: bytes the kernel reserved while booting, which a percentage in `scratch` is of.
+
+        Raises: ParameterError for what cannot be; SourceError if the backing cannot be made.
+
+        """
+
+    @staticmethod
+    def open(source: str | PathLike[str] | int) -> Arena:
+        """Map the arena in a file, or behind a file descriptor (which is duplicated). Nobody may shrink the file.
+
+        Raises: ParameterError for a file no arena made; SourceError.
+        """
+
+    def alloc(self, order: int = 0, *, node: int | None = None, gigantic: bool = False) -> Folio:
+        """Allocate `1 << order` pages, lowest first, never from scratch or what is preserved (alloc_pages).
+
+        The bytes are what their last owner left; zeros at first.
+        Raises: OutOfMemoryError; OrderError beyond max_page_order unless `gigantic`.
+        """
+
+    def alloc_at(self, phys: int, order: int = 0) -> Folio:
+        """Allocate one particular block. Raises: PageStateError if a page of it is in use; OutsideMemoryError."""
+
+    def folio(self, phys: int) -> Folio:
+        """Give the folio allocated at `phys`, its head. Raises: PageStateError."""
+
+    def free(self, folio: Folio | int) -> bool:
+        """Drop a reference on an allocated folio; True if it was the last, which frees it (folio_put).
+
+        Raises: PageStateError unless it is an allocated folio's head, or while it is preserved.
+        """
+
+    def page(self, phys: int) -> PageInfo:
+        """Say what the page is that holds `phys`. Raises: OutsideMemoryError."""
+
+    def read(self, phys: int, n: int) -> bytes:
+        """Copy `n` bytes. Raises: OutsideMemoryError unless all are in RAM."""
+
+    def write(self, phys: int, data: Buffer) -> None:
+        """Copy bytes into memory, whoever owns it. Raises: OutsideMemoryError."""
+
+    def fileno(self) -> int:
+        """Give the memfd's or file's descriptor, to pass on. Raises: ParameterError without one."""
+
+    @property
+    def page_size(self) -> int: ...
+    @property
+    def max_page_order(self) -> int: ...
+    @property
+    def regions(self) -> list[tuple[int, int, int]]:
+        """`(start, size, node)`, ascending."""
+
+    @property
+    def nodes(self) -> list[int]:
+        """NUMA nodes with memory."""
+
+    @property
+    def scratch(self) -> list[tuple[int, int]]:
+        """`(addr, size)`: low memory, global, then per node."""
+
+    @property
+    def scratch_phys(self) -> int | None:
+        """Where the scratch array lies, in scratch itself."""
+
+    @property
+    def fdt_phys(self) -> int | None:
+        """Where the FDT of a finalized handover lies."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of RAM."""
+
+    @property
+    def free_pages(self) -> int: ...
+    @property
+    def allocated_pages(self) -> int: ...
+    @property
+    def reserved_pages(self) -> int:
+        """Pages nobody can allocate: page 0, scratch, inherited and not restored."""
+
+    @property
+    def metadata_bytes(self) -> int:
+        """Bytes of bookkeeping outside the arena."""
+
+@final
+class Folio:
+    """A folio as a buffer of bytes.
+
+    In an arena `memoryview(folio)` is the memory itself, writable, and keeps it mapped; in an image it is a copy,
+    read-only. Raises on access: StaleError after a take-over, PageStateError once freed.
+    """
+
+    @property
+    def phys(self) -> int: ...
+    @property
+    def pfn(self) -> int: ...
+    @property
+    def order(self) -> int: ...
+    @property
+    def nr_pages(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def refcount(self) -> int: ...
+    def get(self) -> int:
+        """Take a reference (folio_get); the new count."""
+
+    def free(self) -> bool:
+        """Drop a reference, as `Arena.free`."""
+
+    def __len__(self) -> int: ...
+    def __bytes__(self) -> bytes: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+@final
+class Pages:
+    """A range of restored pages as one buffer of bytes, like `Folio`; each page is an order-0 page of its own."""
+
+    @property
+    def phys(self) -> int: ...
+    @property
+    def pfn(self) -> int: ...
+    @property
+    def nr_pages(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def __len__(self) -> int: ...
+    def __bytes__(self) -> bytes: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+@final
+class FolioArray:
+    """Folios as a sequence of `FolioInfo(phys, order)`, and as a read-only buffer of 16-byte records.
+
+    `numpy.asarray(folios)` is a structured array with the fields `phys` (u8) and `order` (u1), without a copy.
+    """
+
+    def __len__(self) -> int: ...
+    @overload
+    def __getitem__(self, key: SupportsIndex, /) -> FolioInfo: ...
+    @overload
+    def __getitem__(self, key: slice, /) -> FolioArray: ...
+    def __iter__(self) -> Iterator[FolioInfo]: ...
+    def __eq__(self, value: object, /) -> bool: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    __hash__: None  # type: ignore[assignment]
+
+@final
+class Tracker:
+    """Which folios are preserved: a set of (pfn, order) in sparse bitmaps per order (struct kho_mem_track).
+
+    One bit is one pair; folios of different orders may overlap, as nothing in the format forbids it. Operations say
+    what changed. Bitmaps that have become empty stay until `clear`, as the kernel keeps them.
+    """
+
+    def __new__(cls, page_size: int = 4096, bitmap_bytes: int | None = None) -> Tracker:
+        """Make an empty tracker.
+
+        Args: page_size: 4096, 16384 or 65536. bitmap_bytes: 512 (Linux 6.16) or the page size (6.18 on, default).
+        Raises: ParameterError.
+        """
+
+    @property
+    def page_size(self) -> int: ...
+    @property
+    def bitmap_bytes(self) -> int: ...
+    @property
+    def nbytes(self) -> int:
+        """Bytes of metadata: bitmaps and the directories that lead to them."""
+
+    def preserve(self, pfn: int, order: int = 0) -> bool:
+        """Mark the folio at `pfn` for the next kernel (__kho_preserve_order).
+
+        Args: pfn: page frame number, a multiple of `1 << order`. order: log2 pages, 0..36.
+        Returns: True if it was not yet marked.
+        Raises: MisalignedError, OrderError, OutOfRangeError.
+        """
+
+    def unpreserve(self, pfn: int, order: int = 0) -> bool:
+        """Unmark a folio (__kho_unpreserve_order); True if it was marked. Raises: as `preserve`."""
+
+    def preserve_pages(self, pfn: int, n: int) -> int:
+        """Mark `n` pages in naturally aligned blocks, greedily, all or nothing (kho_preserve_pages).
+
+        Returns: how many blocks were not yet marked.  Raises: OutOfRangeError.
+        """
+
+    def unpreserve_pages(self, pfn: int, n: int) -> int:
+        """Unmark the blocks that `preserve_pages` marks; how many were marked (kho_unpreserve_pages)."""
+
+    def preserve_many(self, pfns: Buffer, order: int | Buffer = 0) -> int:
+        """Mark many folios at once, all or nothing.
+
+        Args:
+            pfns: a buffer of 64-bit integers (numpy array, array.array, memoryview).
+            order: one order for all, or a buffer of bytes with one for each.
+
+        Returns: how many were not yet marked.  Raises: as `preserve`.
+
+        """
+
+    def folios(self) -> FolioArray:
+        """List every folio, by address, then order."""
+
+    def clear(self) -> None:
+        """Unmark everything and give the bitmaps back."""
+
+    def copy(self) -> Tracker: ...
+    def stats(self) -> dict[int, dict[str, int]]:
+        """Per order: folios, blocks, empty_blocks, bytes."""
+
+    def isdisjoint(self, other: Tracker) -> bool: ...
+    def issubset(self, other: Tracker) -> bool: ...
+    def __contains__(self, key: int | tuple[int, int], /) -> bool:
+        """Say whether `(pfn, order)`, or the order-0 folio `pfn`, is marked."""
+
+    def __len__(self) -> int: ...
+    def __bool__(self) -> bool: ...
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Yield (pfn, order) in the order of serialization: by order, then pfn."""
+
+    def __eq__(self, value: object, /) -> bool: ...
+    def __or__(self, value: Tracker, /) -> Tracker: ...
+    def __and__(self, value: Tracker, /) -> Tracker: ...
+    def __sub__(self, value: Tracker, /) -> Tracker: ...
+    def __xor__(self, value: Tracker, /) -> Tracker: ...
+    def __ror__(self, value: Tracker, /) -> Tracker: ...
+    def __rand__(self, value: Tracker, /) -> Tracker: ...
+    def __rsub__(self, value: Tracker, /) -> Tracker: ...
+    def __rxor__(self, value: Tracker, /) -> Tracker: ...
+    def __ior__(self, value: Tracker, /) -> Self: ...
+    def __iand__(self, value: Tracker, /) -> Self: ...
+    def __isub__(self, value: Tracker, /) -> Self: ...
+    def __ixor__(self, value: Tracker, /) -> Self: ...
+    def __copy__(self) -> Tracker: ...
+    def __deepcopy__(self, memo: object, /) -> Tracker: ...
+    def __reduce__(self) -> tuple[type[Tracker], tuple[int, int], bytes]: ...
+    def __setstate__(self, state: bytes, /) -> None: ...
+    __hash__: None  # type: ignore[assignment]
+
+@final
+class Outgoing:
+    """A handover in the making (kho_out): what of an arena the next owner gets. One at a time per arena.
+
+    Bitmaps live in the arena's pages and are never copied. Dropped before `finalize`, it leaves nothing behind.
+    """
+
+    def __new__(
+        cls,
+        arena: Arena,
+        abi: str = "kho-v1",
+        *,
+        bitmap_bytes: int | None = None,
+        fdt_phys: int | None = None,
+        map_phys: int | None = None,
+    ) -> Outgoing:
+        """Begin a handover; the FDT's page is allocated and preserved at once.
+
+        Args:
+            abi: the `compatible` to write.
+            bitmap_bytes: kho-v1: 512 (Linux 6.16) or the page size (6.18 and later, default).
+            fdt_phys, map_phys: free pages for the FDT and for the first node of the map, to write an image again
+                address for address.
+
+        Raises: UnsupportedAbiError, ParameterError, OutOfMemoryError, PageStateError.
+
+        """
+
+    def preserve_folio(self, folio: Folio | int, order: int | None = None) -> bool:
+        """Preserve an allocated folio (kho_preserve_folio); True if it was not preserved before.
+
+        Args: folio: a Folio, or its address. order: by default that of the folio allocated there.
+        Raises: FinalizedError, ScratchOverlapError, PageStateError unless allocated, OutsideMemoryError,
+            MisalignedError, OutOfMemoryError.
+        """
+
+    def unpreserve_folio(self, folio: Folio | int, order: int | None = None) -> bool:
+        """Take a folio back (kho_unpreserve_folio); True if it was preserved.
+
+        Raises: FinalizedError, MisalignedError; ParameterError for the pages of the FDT and the subtrees.
+        """
+
+    def preserve_pages(self, phys: Folio | Pages | int, n: int) -> int:
+        """Preserve `n` allocated pages in the kernel's greedy split, all or nothing (kho_preserve_pages).
+
+        Returns: how many blocks were not preserved before.  Raises: as `preserve_folio`.
+        """
+
+    def unpreserve_pages(self, phys: Folio | Pages | int, n: int) -> int:
+        """Take pages back in the same split; how many blocks were preserved (kho_unpreserve_pages)."""
+
+    def preserve_all(self, tracker: Tracker) -> int:
+        """Preserve what a tracker of the same page size holds, all or nothing; how many folios that added."""
+
+    def add_subtree(self, name: str, blob: Buffer, *, phys: int | None = None) -> int:
+        """Copy a producer's blob into preserved pages of its own, at `phys` if given; its address (kho_add_subtree).
+
+        Raises: ExistsError; FdtError for a name no node can have or when the root FDT's page is full; FinalizedError;
+            OutOfMemoryError; PageStateError.
+        """
+
+    def link_subtree(self, name: str, phys: int, size: int) -> None:
+        """Add a subtree whose blob lies in the arena already; preserving it is the caller's business.
+
+        Raises: as `add_subtree`; OutsideMemoryError, ScratchOverlapError.
+        """
+
+    def remove_subtree(self, name: str) -> None:
+        """Remove a subtree and free the pages made for it (kho_remove_subtree).
+
+        Raises: NotFoundError, FinalizedError.
+        """
+
+    def serialize(self) -> bytes:
+        """Write the map and the FDT into the arena; the FDT's bytes.
+
+        Bitmaps stay where they are; a chunk is exactly one page, with 255 entries at 4 KiB (ABI section 3).
+        Raises: OutOfMemoryError; an earlier serialization is still in place then.
+        """
+
+    def finalize(self) -> int:
+        """Serialize and close the handover; the FDT's address, also recorded in the arena (EBUSY for changes from now).
+
+        Raises: FinalizedError the second time; OutOfMemoryError.
+        """
+
+    def abort(self) -> None:
+        """Undo `finalize`. Raises: FinalizedError if there is nothing to undo."""
+
+    def tracker(self) -> Tracker:
+        """Copy what is preserved, the FDT and the subtrees included."""
+
+    def folios(self) -> FolioArray: ...
+    @property
+    def arena(self) -> Arena: ...
+    @property
+    def abi(self) -> str: ...
+    @property
+    def bitmap_bytes(self) -> int: ...
+    @property
+    def fdt_phys(self) -> int: ...
+    @property
+    def finalized(self) -> bool: ...
+    @property
+    def nr_folios(self) -> int: ...
+    @property
+    def preserved_bytes(self) -> int: ...
+    @property
+    def subtrees(self) -> dict[str, tuple[int, int]]:
+        """Name to (phys, size)."""
+
+@final
+class Incoming:
+    """A handover that was read or taken over (kho_in): each folio is restored once."""
+
+    def __new__(
+        cls,
+        memory: Arena | Memory,
+        fdt_phys: int | None = None,
+        *,
+        page_size: int | None = None,
+        bitmap_bytes: int | None = None,
+        scratch: Sequence[tuple[int, int]] | None = None,
+        max_page_order: int | None = None,
+    ) -> Incoming:
+        """Take over an arena, or read a memory.
+
+        Taking over an arena is a kexec: what was allocated is gone, what was preserved stays reserved until it is
+        restored, everything else outside scratch is free. An arena can also be read only, with `kho.open`.
+
+        Args:
+            fdt_phys: where the root FDT is; by default what the arena recorded, or where it is found.
+            page_size, bitmap_bytes, scratch: override what is decided from evidence (ABI section 1).
+            max_page_order: refuse to restore folios of a larger order, as Linux before 7.x does.
+
+        Raises: NoHandoverError, UnsupportedAbiError, FormatError, OutsideMemoryError.
+
+        """
+
+    def restore_folio(self, phys: Folio | int) -> Folio:
+        """Restore the folio whose head is at `phys`, once (kho_restore_folio).
+
+        Raises: NotRestorableError for what is no preserved folio's head or was restored; StaleError.
+        """
+
+    def restore_pages(self, phys: Folio | Pages | int, n: int) -> Pages:
+        """Restore `n` pages that were preserved as a range, all or none (kho_restore_pages). Raises: as above."""
+
+    def retrieve_subtree(self, name: str) -> Subtree:
+        """Find a producer's blob (kho_retrieve_subtree). Raises: NotFoundError; FormatError for a malformed node."""
+
+    def read(self, phys: int, n: int) -> bytes:
+        """Copy `n` bytes of the memory. Raises: OutsideMemoryError."""
+
+    def unrestored(self) -> FolioArray:
+        """List the folios nobody restored."""
+
+    def tracker(self) -> Tracker:
+        """Copy what was preserved."""
+
+    @property
+    def folios(self) -> FolioArray:
+        """Every preserved folio, sorted by address."""
+
+    @property
+    def compatible(self) -> str: ...
+    @property
+    def kernels(self) -> str:
+        """Which kernels write that ABI."""
+
+    @property
+    def page_size(self) -> int: ...
+    @property
+    def page_size_why(self) -> str: ...
+    @property
+    def bitmap_bytes(self) -> int: ...
+    @property
+    def bitmap_bytes_why(self) -> str: ...
+    @property
+    def certainty(self) -> str:
+        """How sure the layout is: given, certain, likely, guess."""
+
+    @property
+    def fdt(self) -> Fdt: ...
+    @property
+    def fdt_phys(self) -> int: ...
+    @property
+    def preserved_memory_map(self) -> int:
+        """Address of the map's first node."""
+
+    @property
+    def nr_folios(self) -> int: ...
+    @property
+    def nr_restored(self) -> int: ...
+    @property
+    def preserved_bytes(self) -> int: ...
+    @property
+    def folios_by_order(self) -> dict[int, int]: ...
+    @property
+    def metadata_pages(self) -> int:
+        """Pages that hold the map."""
+
+    @property
+    def pages_outside(self) -> int:
+        """Preserved pages that this memory does not have."""
+
+    @property
+    def scratch(self) -> list[tuple[int, int]] | None:
+        """`(addr, size)` of the scratch areas; None if not known."""
+
+    @property
+    def others(self) -> list[int]:
+        """Addresses of other handovers' FDTs in the same memory."""
+
+    @property
+    def subtrees(self) -> dict[str, Subtree]: ...
+    @property
+    def malformed_subtrees(self) -> dict[str, str]:
+        """Names of nodes that are no valid subtree, with the reason."""
+
+@final
+class Subtree:
+    """A producer's blob."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def phys(self) -> int: ...
+    @property
+    def size(self) -> int | None:
+        """Bytes; None if neither the root nor the blob says."""
+
+    def read(self) -> bytes:
+        """Copy the blob. Raises: ParameterError without a size; OutsideMemoryError."""
+
+    def fdt(self) -> Fdt:
+        """Read the blob as a devicetree. Raises: FdtError."""
+
+def open_memory(
+    memory: Memory | Arena,
+    *,
+    fdt_phys: int | None = None,
+    page_size: int | None = None,
+    bitmap_bytes: int | None = None,
+    scratch: Sequence[tuple[int, int]] | None = None,
+    max_page_order: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Incoming:
+    """Read the handover in a memory or arena without changing anything; see `kho.open`."""
 
 @final
 class Fdt:

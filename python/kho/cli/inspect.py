@@ -13,7 +13,7 @@ from ..sources import open as open_source
 from . import output
 
 
-class Number(click.ParamType):
+class Number(click.ParamType[int]):
     """A 64-bit number or address, decimal or with a 0x prefix."""
 
     name = "number"
@@ -72,7 +72,9 @@ def as_calls(source: tuple[str, ...], **given: int | None) -> str:
     """Write the Python calls that read the same."""
     named = [f"{name}={value:#x}" for name, value in given.items() if value is not None]
     call = ", ".join([repr(source[0]) if len(source) == 1 else repr(list(source)), *named])
-    return f"import kho\n\ninc = kho.open({call})\nprint(inc.compatible, inc.folios_by_order, inc.subtrees, inc.scratch)"
+    return (
+        f"import kho\n\ninc = kho.open({call})\nprint(inc.compatible, inc.folios_by_order, inc.subtrees, inc.scratch)"
+    )
 
 
 def describe(inc: Incoming, *, folios: bool = False) -> dict[str, Any]:

@@ -84,8 +84,11 @@ fn place(spec: &cmdline::ScratchSpec, regions: &[Region], page: PageSize, reserv
 #[pymethods]
 impl PyArena {
     #[new]
-    #[pyo3(signature = (regions, *, page_size=Number(4096), max_page_order=None, backing=None, scratch=None,
-                        reserved=Number(0)))]
+    #[pyo3(
+        signature = (regions, *, page_size = Number(4096), max_page_order = None, backing = None, scratch = None,
+                     reserved = Number(0)),
+        text_signature = "(regions, *, page_size=4096, max_page_order=None, backing=None, scratch=None, reserved=0)"
+    )]
     fn new(
         py: Python<'_>,
         regions: RegionsArg<'_>,
@@ -124,14 +127,17 @@ impl PyArena {
         Ok(PyArena { inner: inner.or_raise()? })
     }
 
-    #[pyo3(signature = (order=Number(0), *, node=None, gigantic=false))]
+    #[pyo3(
+        signature = (order = Number(0), *, node = None, gigantic = false),
+        text_signature = "($self, order=0, *, node=None, gigantic=False)"
+    )]
     fn alloc(&self, order: Number, node: Option<u32>, gigantic: bool) -> PyResult<Folio> {
         let order = Order::new(order.0).or_raise()?;
         let pfn = self.inner.alloc(order, node, gigantic).or_raise()?;
         Ok(Folio::in_arena(&self.inner, pfn, order))
     }
 
-    #[pyo3(signature = (phys, order=Number(0)))]
+    #[pyo3(signature = (phys, order = Number(0)), text_signature = "($self, phys, order=0)")]
     fn alloc_at(&self, phys: Number, order: Number) -> PyResult<Folio> {
         let order = Order::new(order.0).or_raise()?;
         let pfn = self.inner.page().pfn_exact("phys", Phys(phys.0)).or_raise()?;

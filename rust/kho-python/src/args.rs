@@ -28,12 +28,16 @@ pub(crate) fn words(what: &str, obj: &Bound<'_, PyAny>) -> PyResult<Vec<u64>> {
     let py = obj.py();
     let buffer = PyUntypedBuffer::get(obj)?;
     check_flat(what, &buffer)?;
+    if buffer.item_count() == 0 && buffer.item_size() == size_of::<u64>() {
+        // What is empty may lie anywhere, and typed buffers must be aligned.
+        return Ok(Vec::new());
+    }
     if let Ok(unsigned) = buffer.as_typed::<u64>() {
         return unsigned.to_vec(py);
     }
     let signed = buffer.as_typed::<i64>().map_err(|_| {
         PyTypeError::new_err(format!(
-            "{what}: a buffer of 64-bit integers is wanted, not of format {:?}",
+            "{what}: a buffer of 64-bit integers, aligned, is wanted, not of format {:?}",
             buffer.format().to_string_lossy()
         ))
     })?;
@@ -41,13 +45,16 @@ pub(crate) fn words(what: &str, obj: &Bound<'_, PyAny>) -> PyResult<Vec<u64>> {
     Ok(words.into_iter().map(i64::cast_unsigned).collect())
 }
 
-/// A copy of a one-dimensional buffer of bytes.
-pub(crate) fn bytes(what: &str, obj: &Bound<'_, PyAny>) -> PyResult<Vec<u8>> {
-    let buffer = PyUntypedBuffer::get(obj)?;
+/// A copy of a one-dimensional buffer of bytes; `None` of what is no array, as a number is none.
+pub(crate) fn bytes(what: &str, obj: &Bound<'_, PyAny>) -> PyResult<Option<Vec<u8>>> {
+    let buffer = match PyUntypedBuffer::get(obj) {
+        Ok(buffer) if buffer.dimensions() > 0 => buffer,
+        _ => return Ok(None),
+    };
     check_flat(what, &buffer)?;
     let bytes: PyBuffer<u8> =
         buffer.into_typed().map_err(|_| PyTypeError::new_err(format!("{what}: a buffer of uint8 is wanted")))?;
-    bytes.to_vec(obj.py())
+    bytes.to_vec(obj.py()).map(Some)
 }
 
 fn check_flat(what: &str, buffer: &PyUntypedBuffer) -> PyResult<()> {

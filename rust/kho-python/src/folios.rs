@@ -1,7 +1,7 @@
 //! `kho.FolioArray`: folios by address, as a sequence and as a buffer.
 
 use kho::tracker::Folio;
-use pyo3::exceptions::{PyBufferError, PyIndexError};
+use pyo3::exceptions::{PyBufferError, PyIndexError, PyOverflowError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -75,11 +75,17 @@ impl FolioArray {
             };
             return Ok(Bound::new(py, part)?.into_any());
         }
-        let index: isize = at.extract()?;
-        let from_start = if index < 0 { index + self.shape } else { index };
-        match usize::try_from(from_start).map(|i| self.as_slice().get(i)) {
-            Ok(Some(&folio)) => info(py, folio),
-            _ => Err(PyIndexError::new_err(format!("index {index} is out of range for {} folios", self.shape))),
+        let folio = match at.extract::<isize>() {
+            Ok(index) => {
+                let index = if index < 0 { index + self.shape } else { index };
+                usize::try_from(index).map_or(None, |i| self.as_slice().get(i))
+            }
+            Err(e) if e.is_instance_of::<PyOverflowError>(py) => None,
+            Err(e) => return Err(e),
+        };
+        match folio {
+            Some(&folio) => info(py, folio),
+            None => Err(PyIndexError::new_err(format!("index {at} is out of range for {} folios", self.shape))),
         }
     }
 

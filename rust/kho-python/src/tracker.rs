@@ -165,18 +165,10 @@ impl PyTracker {
     ) -> PyResult<u64> {
         let pfns = words("pfns", pfns)?;
         let pfns = || pfns.iter().map(|&pfn| Pfn(pfn));
-        let one = match order {
-            None => Some(Number(0)),
-            Some(order) if order.hasattr("__index__")? => Some(order.extract()?),
-            Some(_) => None,
-        };
-        if let Some(Number(order)) = one {
-            let order = Order::new(order).or_raise()?;
+        let Some(orders) = order.map(|o| bytes("order", o)).transpose()?.flatten() else {
+            let order = order.map_or(Ok(Number(0)), |order| order.extract())?;
+            let order = Order::new(order.0).or_raise()?;
             return self.long(py, |t| t.preserve_many(pfns().map(|pfn| (pfn, order)))).or_raise();
-        }
-        let orders = match order {
-            Some(order) => bytes("order", order)?,
-            None => Vec::new(),
         };
         if orders.len() != pfns().len() {
             return Err(to_py(Error::Invalid {
@@ -191,10 +183,9 @@ impl PyTracker {
 
     fn __contains__(&self, item: &Bound<'_, PyAny>) -> PyResult<bool> {
         let (pfn, order) = match item.cast::<PyTuple>() {
-            Ok(pair) => pair.extract()?,
-            Err(_) => (item.clone(), None),
+            Ok(pair) if pair.len() == 2 => (pair.get_item(0)?, pair.get_item(1)?.extract()),
+            _ => (item.clone(), Ok(Number(0))),
         };
-        let order = order.map_or(Ok(Number(0)), |o: Bound<'_, PyAny>| o.extract());
         // A number that no folio can have is in no tracker; what is no number is a mistake.
         let (pfn, order) = match (pfn.extract::<Number>(), order) {
             (Ok(pfn), Ok(order)) => (pfn.0, order.0),

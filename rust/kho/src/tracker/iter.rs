@@ -37,6 +37,11 @@ impl Iterator for Ones {
         self.0 &= self.0 - 1;
         Some(bit)
     }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let left = self.0.count_ones() as usize;
+        (left, Some(left))
+    }
 }
 
 /// One block of a tracker.
@@ -174,23 +179,15 @@ impl Tracker {
 
     /// Every folio by address, then order.
     pub fn folios(&self) -> Vec<Folio> {
-        let mut folios = vec![Folio::default(); self.len() as usize];
-        let mut rest = &mut folios[..];
+        let mut folios = Vec::with_capacity(self.len() as usize);
         let mut runs = 0;
-        for (order, dir) in Order::all().zip(&self.dirs).filter(|(_, dir)| dir.len > 0) {
+        for order in self.used() {
             let shift = order.get() + self.geometry.page().shift();
-            for (index, block, _) in dir.blocks_from(0).filter(|b| b.2 > 0) {
-                for n in 0..self.shape.words() {
-                    let word = block.load(self.shape, n);
-                    if word == 0 {
-                        continue;
-                    }
-                    let first = (index << self.shape.log2_bits) + 64 * n as u64;
-                    let (now, later) = rest.split_at_mut(word.count_ones() as usize);
-                    for (folio, bit) in now.iter_mut().zip(Ones(word)) {
-                        *folio = Folio::new(Phys((first + bit) << shift), order);
-                    }
-                    rest = later;
+            for block in self.blocks(order).filter(|block| !block.is_empty()) {
+                let first = block.index << self.shape.log2_bits;
+                for (n, word) in (0..).zip(block.words()).filter(|&(_, word)| word != 0) {
+                    let folio = |bit| Folio::new(Phys((first + 64 * n + bit) << shift), order);
+                    folios.extend(Ones(word).map(folio));
                 }
             }
             runs += 1;
@@ -207,7 +204,7 @@ impl Tracker {
         let mut pfns = Vec::with_capacity(self.len_of(order) as usize);
         for block in self.blocks(order).filter(|block| !block.is_empty()) {
             let first = block.index << self.shape.log2_bits;
-            for (n, word) in (0..).zip(block.words()) {
+            for (n, word) in (0..).zip(block.words()).filter(|&(_, word)| word != 0) {
                 pfns.extend(Ones(word).map(|bit| (first + 64 * n + bit) << order.get()));
             }
         }
