@@ -64,8 +64,12 @@ impl Outgoing {
         let source = Box::new(ArenaBlocks::new(arena));
         let tracker = Arc::new(Mutex::new(Tracker::with_source(chunk::geometry(page, bitmap)?, source)));
         let at = |phys: Option<Phys>| phys.map(|phys| page.pfn_exact("placement", phys)).transpose();
-        let map = at(place.map)?.map(|pfn| arena.alloc_at(pfn, Order::ZERO)).transpose()?;
-        let (fdt, _) = arena.alloc_bytes(page.bytes(), at(place.fdt)?)?;
+        let (map, fdt) = (at(place.map)?, at(place.fdt)?);
+        let map = map.map(|pfn| arena.alloc_at(pfn, Order::ZERO)).transpose()?;
+        let (fdt, _) = arena.alloc_bytes(page.bytes(), fdt).inspect_err(|_| {
+            // Allocated just now for nobody else.
+            let _ = map.map(|pfn| arena.put(pfn));
+        })?;
         let mut out = Outgoing {
             generation: arena.generation(),
             arena: Arc::clone(arena),
