@@ -72,8 +72,8 @@ def long_ring(layout: Layout) -> None:
     next_is(places[0])(layout)
 
 
-def bitmap_bits_beyond_the_top(layout: Layout) -> None:
-    """The last folio of the bitmap would start at 2^64."""
+def folios_up_to_the_top(layout: Layout) -> None:
+    """4096 folios outside memory, the last one ending at 2^64; a page-sized bitmap cannot start there."""
     layout.put(layout.bitmaps(layout.chunks[1])[0][1], b"\xff" * layout.page_size)
     phys_start_is(TOP - (8 * 512 << 21))(layout)
 
@@ -202,7 +202,6 @@ REFUSED: dict[str, Damage] = {
     "bitmap 0": bitmap_is(0),
     "phys_start misaligned": phys_start_is(0x1000),
     "phys_start 2^64-1": phys_start_is(TOP - 1),
-    "bits beyond the top": bitmap_bits_beyond_the_top,
     "map 0": map_is(0),
     "map of 4 bytes": map_is(bytes(4)),
     "map of no bytes": map_is(b""),
@@ -235,6 +234,7 @@ REFUSED: dict[str, Damage] = {
 }
 
 ODD: dict[str, Damage] = {
+    "folios up to the top": folios_up_to_the_top,
     "no bitmaps in a chunk": num_elms_is(0),
     "bitmap is its chunk": bitmap_is_its_chunk,
     "bitmap twice": bitmap_twice,

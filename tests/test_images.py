@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import hostile
-
 import images
 import model
 from images import EM_AARCH64, GIB, MIB, TIB, Image

@@ -111,56 +111,48 @@ impl Doubts {
 pub fn decide(memory: &dyn PhysMemory, map: Phys, known: &Known, hints: Hints) -> Result<Reading> {
     let (candidates, refused) = candidates(memory, map, known, hints)?;
     let given = hints.bitmap_bytes.is_some();
-    let mut best: Option<(Candidate, Tracker, Doubts)> = None;
-    let mut beaten: Vec<(PageSize, BitmapSize, String)> = Vec::new();
-    let mut equal = true;
     let alone = candidates.len() == 1;
+    let mut readings: Vec<(Candidate, Tracker, Doubts)> = Vec::new();
     let mut read_errors = Vec::new();
     for candidate in candidates {
         let geometry = chunk::geometry(candidate.page, candidate.bitmap)?;
-        let tracker = match chunk::read(memory, geometry, &candidate.chunks) {
-            Ok(tracker) => tracker,
-            Err(e) => {
-                read_errors.push((candidate.page, candidate.bitmap, e));
-                continue;
+        match chunk::read(memory, geometry, &candidate.chunks) {
+            Ok(tracker) => {
+                let doubts = if alone { NO_DOUBTS } else { doubts(memory, &tracker, &candidate, known) };
+                readings.push((candidate, tracker, doubts));
             }
-        };
-        let doubts = if alone { NO_DOUBTS } else { doubts(memory, &tracker, &candidate, known) };
-        let name = |c: &Candidate| (c.page, c.bitmap);
-        match &best {
-            None => best = Some((candidate, tracker, doubts)),
-            Some((old, _, old_doubts)) if doubts < *old_doubts => {
-                let (page, bitmap) = name(old);
-                beaten.push((page, bitmap, old_doubts.worse_because(&doubts)));
-                equal = false;
-                best = Some((candidate, tracker, doubts));
-            }
-            Some((_, _, old_doubts)) if doubts > *old_doubts => {
-                let (page, bitmap) = name(&candidate);
-                beaten.push((page, bitmap, doubts.worse_because(old_doubts)));
-                equal = false;
-            }
-            Some((best, old, _)) => {
-                let (page, bitmap) = name(&candidate);
-                let lost = old.len() - old.intersection_len(&tracker);
-                let why = if *old == tracker {
-                    "it is the same".into()
-                } else if best.page == page && tracker.is_subset(old) {
-                    equal = false;
-                    format!("{lost} folios would be lost that lie in memory, each once")
-                } else {
-                    equal = false;
-                    UNDECIDED.into()
-                };
-                beaten.push((page, bitmap, why));
-            }
+            Err(e) => read_errors.push((candidate.page, candidate.bitmap, e)),
         }
     }
     let mut refused: Vec<(PageSize, Option<BitmapSize>, Error)> = refused;
     refused.extend(read_errors.into_iter().map(|(p, b, e)| (p, Some(b), e)));
-    let Some((candidate, tracker, _)) = best else { return Err(no_reading(map, refused)) };
-    Ok(explain(candidate, tracker, &beaten, &refused, hints, given, equal))
+    let first_of_the_least = (0..readings.len()).min_by_key(|&i| readings[i].2);
+    let Some(least) = first_of_the_least else { return Err(no_reading(map, refused)) };
+    let best = readings.remove(least);
+    let beaten: Vec<_> = readings.iter().map(|r| (r.0.page, r.0.bitmap, why_not(r, &best))).collect();
+    let (candidate, tracker, _) = best;
+    Ok(explain(candidate, tracker, &beaten, &refused, hints, given))
 }
+
+/// Why another reading is not the one chosen.
+fn why_not(
+    (candidate, tracker, doubts): &(Candidate, Tracker, Doubts),
+    (best, chosen, least): &(Candidate, Tracker, Doubts),
+) -> String {
+    if doubts != least {
+        doubts.worse_because(least)
+    } else if chosen == tracker {
+        SAME.into()
+    } else if best.page == candidate.page && tracker.is_subset(chosen) {
+        let lost = chosen.len() - tracker.len();
+        format!("{lost} folios would be lost that lie in memory, each once")
+    } else {
+        UNDECIDED.into()
+    }
+}
+
+/// The reason that needs none.
+const SAME: &str = "it is the same";
 
 /// The reason that is none.
 const UNDECIDED: &str = "nothing tells it apart";
@@ -291,7 +283,6 @@ fn explain(
     refused: &Refused,
     hints: Hints,
     given: bool,
-    equal: bool,
 ) -> Reading {
     let Candidate { page, bitmap, chunks } = candidate;
     let mut of_bitmap: Vec<String> = Vec::new();
@@ -311,9 +302,9 @@ fn explain(
         }
     }
     of_page.dedup();
-    let certainty = match (given, beaten.is_empty(), equal) {
-        (true, ..) => Certainty::Given,
-        (_, true, _) | (_, _, true) => Certainty::Certain,
+    let certainty = match given {
+        true => Certainty::Given,
+        _ if beaten.iter().all(|b| b.2 == SAME) => Certainty::Certain,
         _ if beaten.iter().any(|b| b.2 == UNDECIDED) => Certainty::Guess,
         _ => Certainty::Likely,
     };
