@@ -1,8 +1,8 @@
 //! Taking over (`kho_in`): a memory image's handover, validated and walked, each folio to be restored once.
 
+use crate::abi::Abi;
 use crate::abi::evidence::{self, Certainty, Hints, Known, Reading};
 use crate::abi::layout::BitmapSize;
-use crate::abi::Abi;
 use crate::arena::{Arena, ArenaNote, NOTE_NAME, NOTE_TYPE, ScratchArea};
 use crate::claims::{Claims, Marker};
 use crate::error::{Error, Result, RootProblem};
@@ -143,12 +143,7 @@ impl Incoming {
             arena,
             root,
             metadata_pages: reading.metadata_pages,
-            layout: Layout {
-                page: reading.page,
-                page_why: reading.page_why,
-                bitmap,
-                certainty: reading.certainty,
-            },
+            layout: Layout { page: reading.page, page_why: reading.page_why, bitmap, certainty: reading.certainty },
             claims: Arc::new(Claims::new(reading.tracker, marker)),
             scratch,
             others,

@@ -253,7 +253,9 @@ fn read_leaf(shape: Shape, tracker: &mut Tracker, phys: u64, prefix: u64, bitmap
 
 /// The numbers of the bits set, ascending; bit `i` is byte `i / 8`, bit `i % 8`.
 fn set_bits(bitmap: &[u8]) -> impl Iterator<Item = u64> + '_ {
-    (0u64..).zip(bitmap).flat_map(|(n, &byte)| (0..8).filter(move |bit| byte >> bit & 1 != 0).map(move |bit| 8 * n + bit))
+    (0u64..)
+        .zip(bitmap)
+        .flat_map(|(n, &byte)| (0..8).filter(move |bit| byte >> bit & 1 != 0).map(move |bit| 8 * n + bit))
 }
 
 /// Lays out a tracker's tree from the leaves up, each level by ascending key; the root comes last. `alloc` gives the
