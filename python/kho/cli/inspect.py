@@ -79,13 +79,15 @@ def as_calls(source: tuple[str, ...], **given: int | None) -> str:
 
 def describe(inc: Incoming, *, folios: bool = False) -> dict[str, Any]:
     """Give the report as data; `folios` adds every folio, and a digest over all of them."""
+    bitmaps: dict[str, Any] = {}
+    if inc.bitmap_bytes is not None:
+        bitmaps = {"bitmap_bytes": inc.bitmap_bytes, "bitmap_bytes_why": inc.bitmap_bytes_why}
     report: dict[str, Any] = {
         "compatible": inc.compatible,
         "kernels": inc.kernels,
         "page_size": inc.page_size,
         "page_size_why": inc.page_size_why,
-        "bitmap_bytes": inc.bitmap_bytes,
-        "bitmap_bytes_why": inc.bitmap_bytes_why,
+        **bitmaps,
         "certainty": inc.certainty,
         "fdt_phys": inc.fdt_phys,
         "other_fdts": inc.others,
@@ -125,8 +127,11 @@ def show(inc: Incoming, report: dict[str, Any], source: str) -> None:
     facts.columns[2].no_wrap = False
     facts.add_row("root FDT", f"{inc.fdt_phys:#x}", f"{inc.fdt.totalsize} bytes")
     facts.add_row("preserved-memory-map", f"{inc.preserved_memory_map:#x}", f"{inc.metadata_pages} pages of metadata")
-    facts.add_row("page size", str(inc.page_size), inc.page_size_why)
-    facts.add_row("bitmaps", f"{inc.bitmap_bytes} bytes", f"{inc.certainty}: {inc.bitmap_bytes_why}")
+    if inc.bitmap_bytes is None:
+        facts.add_row("page size", str(inc.page_size), f"{inc.certainty}: {inc.page_size_why}")
+    else:
+        facts.add_row("page size", str(inc.page_size), inc.page_size_why)
+        facts.add_row("bitmaps", f"{inc.bitmap_bytes} bytes", f"{inc.certainty}: {inc.bitmap_bytes_why}")
     out.print(facts)
 
     out.print(f"\n[bold]Preserved[/bold]: {inc.nr_folios} folios, {output.size(inc.preserved_bytes)}")

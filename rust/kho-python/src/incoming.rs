@@ -180,13 +180,13 @@ impl PyIncoming {
     }
 
     #[getter]
-    fn bitmap_bytes(&self) -> u64 {
-        self.inner.layout().bitmap_bytes
+    fn bitmap_bytes(&self) -> Option<u64> {
+        self.inner.layout().bitmap.as_ref().map(|(bytes, _)| *bytes)
     }
 
     #[getter]
-    fn bitmap_bytes_why(&self) -> &str {
-        &self.inner.layout().bitmap_why
+    fn bitmap_bytes_why(&self) -> Option<&str> {
+        self.inner.layout().bitmap.as_ref().map(|(_, why)| why.as_str())
     }
 
     #[getter]
