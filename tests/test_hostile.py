@@ -9,14 +9,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import captures
-import hostile
-import kho
 import pytest
-from command import kho as run
-from command import process
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import kho
+
+import captures
+import hostile
+from command import kho as run
+from command import process
 from images import MIB
 
 LIMIT = 1.0

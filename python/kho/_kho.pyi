@@ -12,8 +12,9 @@ from typing import Final, Self, SupportsIndex, final, overload
 
 from typing_extensions import Buffer
 
-from ._types import FolioInfo, PageInfo
+from ._types import FolioInfo, MemfdFolio, PageInfo
 from .errors import FdtError
+from .payload import Luo, Metadata, Payload, Region
 
 __all__ = [
     "Arena",
@@ -25,12 +26,14 @@ __all__ = [
     "Folio",
     "FolioArray",
     "Incoming",
+    "Memfd",
     "Memory",
     "Outgoing",
     "Pages",
     "ScratchSpec",
     "Subtree",
     "Tracker",
+    "Vmalloc",
     "__version__",
     "kho_is_enabled",
     "kho_scratch_of",
@@ -615,6 +618,25 @@ class Incoming:
     @property
     def subtrees(self) -> dict[str, Subtree]: ...
     @property
+    def payloads(self) -> dict[str, Payload]:
+        """Every subtree's payload, decoded anew: what nobody has a decoder for is `Raw`, what is refused `Broken`."""
+
+    @property
+    def luo(self) -> Luo:
+        """The live update orchestrator: `inc.luo.sessions["vm-1"].files[0x10].read()`.
+
+        Raises: NotFoundError without it; FormatError if it cannot be decoded.
+        """
+
+    @property
+    def metadata(self) -> Metadata:
+        """The chain of kexecs: `inc.metadata.previous_release`. Raises: as `luo`."""
+
+    @property
+    def reserve_mem(self) -> dict[str, Region]:
+        """`reserve_mem=` regions by name. Raises: FormatError if their subtree cannot be decoded."""
+
+    @property
     def malformed_subtrees(self) -> dict[str, str]:
         """Names of nodes that are no valid subtree, with the reason."""
 
@@ -635,6 +657,85 @@ class Subtree:
 
     def fdt(self) -> Fdt:
         """Read the blob as a devicetree. Raises: FdtError."""
+
+@final
+class Vmalloc:
+    """A preserved vmalloc area: a list of blocks of pages (`struct kho_vmalloc`, ABI section 6)."""
+
+    def __new__(cls, inc: Incoming, descriptor: bytes, owner: int | None = None) -> Vmalloc:
+        """Follow the list that a `struct kho_vmalloc` describes.
+
+        Args: descriptor: the 16 bytes of the struct. owner: an address that tells lists apart; a chunk that was read
+            for another owner is refused, since no two lists share one.
+        Raises: FormatError for a chunk that is unaligned, outside memory, cyclic or shared; ParameterError.
+        """
+
+    @property
+    def first(self) -> int: ...
+    @property
+    def total_pages(self) -> int:
+        """Pages the descriptor says there are; `nr_pages` is what the list names."""
+
+    @property
+    def flags(self) -> int:
+        """1 = VM_ALLOC, 2 = huge mappings."""
+
+    @property
+    def order(self) -> int:
+        """Each block is `1 << order` pages."""
+
+    @property
+    def nr_pages(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def chunks(self) -> list[int]:
+        """Addresses of the pages that hold the list."""
+
+    @property
+    def blocks(self) -> list[int]:
+        """Addresses of the area's blocks, in its order."""
+
+    def read(self, n: int, offset: int = 0) -> bytes:
+        """Copy `n` bytes of the area. Raises: OutOfRangeError behind its end; OutsideMemoryError."""
+
+    def records(self, size: int, most: int) -> bytes:
+        """Copy records of `size` bytes, at most `most`, up to the first that is all zeros."""
+
+@final
+class Memfd:
+    """A preserved memfd as it lies in memory (`struct memfd_luo_ser`, ABI section 6)."""
+
+    def __new__(cls, inc: Incoming, phys: int, version: int) -> Memfd:
+        """Read the structure at `phys` and its folio list; `version` is 1 or 2.
+
+        Raises: OutsideMemoryError; FormatError for a list that cannot be followed; ParameterError.
+        """
+
+    @property
+    def phys(self) -> int: ...
+    @property
+    def pos(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def seals(self) -> int: ...
+    @property
+    def flags(self) -> int: ...
+    @property
+    def nr_folios(self) -> int:
+        """Folios the structure says there are; `len(folios)` is what the list holds."""
+
+    @property
+    def folios(self) -> builtins.list[MemfdFolio]: ...
+    @property
+    def list(self) -> Vmalloc: ...
+    @property
+    def extents(self) -> builtins.list[tuple[int, int, int]]:
+        """`(offset, phys, nbytes)` of what is data, by offset; the rest of the file is zeros."""
+
+    def read(self, n: int | None = None, offset: int = 0) -> bytes:
+        """Copy `n` bytes from `offset`, fewer at the end; all that follow without `n`. Raises: OutsideMemoryError."""
 
 def open_memory(
     memory: Memory | Arena,

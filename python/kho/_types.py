@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-__all__ = ["FolioInfo", "PageInfo"]
+__all__ = ["FolioInfo", "MemfdFolio", "PageInfo"]
 
 
 class FolioInfo(NamedTuple):
@@ -12,6 +12,18 @@ class FolioInfo(NamedTuple):
 
     phys: int
     order: int
+
+
+class MemfdFolio(NamedTuple):
+    """A folio of a preserved memfd (`struct memfd_luo_folio_ser`)."""
+
+    phys: int
+    order: int
+    """The order it was preserved with."""
+    index: int
+    """Where in the file it lies, in pages."""
+    flags: int
+    """1 dirty, 2 up to date; a folio that is not up to date reads as zeros."""
 
 
 class PageInfo(NamedTuple):

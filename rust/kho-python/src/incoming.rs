@@ -12,6 +12,7 @@ use kho::Error;
 use kho::arena::ScratchArea;
 use kho::incoming::{Incoming, Options};
 use kho::memory::PhysMemory;
+use kho::payload::ChunkOwners;
 use kho::units::{PageSize, Phys};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
@@ -21,7 +22,15 @@ use std::sync::Arc;
 /// A handover.
 #[pyclass(frozen, module = "kho", name = "Incoming", weakref)]
 pub(crate) struct PyIncoming {
-    inner: Incoming,
+    pub(crate) inner: Incoming,
+    /// Whose the chunks of page lists are that were read so far.
+    pub(crate) chunk_owners: ChunkOwners,
+}
+
+impl From<Incoming> for PyIncoming {
+    fn from(inner: Incoming) -> Self {
+        PyIncoming { inner, chunk_owners: ChunkOwners::default() }
+    }
 }
 
 /// A producer's blob.
@@ -86,7 +95,7 @@ pub(crate) fn open_memory(
     let inner = py.detach(|| Incoming::open(memory, &options, told));
     match raised {
         Some(error) => Err(error),
-        None => Ok(PyIncoming { inner: inner.or_raise()? }),
+        None => Ok(inner.or_raise()?.into()),
     }
 }
 
@@ -113,7 +122,7 @@ impl PyIncoming {
             return Err(to_py(Error::Invalid { what: "page_size", why }));
         }
         let options = options(None, None, bitmap_bytes, scratch, max_page_order)?;
-        Ok(PyIncoming { inner: py.detach(|| Incoming::take_over(&arena, fdt_phys.map(|n| n.0), &options)).or_raise()? })
+        Ok(py.detach(|| Incoming::take_over(&arena, fdt_phys.map(|n| n.0), &options)).or_raise()?.into())
     }
 
     fn restore_folio(&self, phys: &Bound<'_, PyAny>) -> PyResult<Folio> {
@@ -171,13 +180,13 @@ impl PyIncoming {
     }
 
     #[getter]
-    fn bitmap_bytes(&self) -> u64 {
-        self.inner.layout().bitmap_bytes
+    fn bitmap_bytes(&self) -> Option<u64> {
+        self.inner.layout().bitmap.as_ref().map(|(bytes, _)| *bytes)
     }
 
     #[getter]
-    fn bitmap_bytes_why(&self) -> &str {
-        &self.inner.layout().bitmap_why
+    fn bitmap_bytes_why(&self) -> Option<&str> {
+        self.inner.layout().bitmap.as_ref().map(|(_, why)| why.as_str())
     }
 
     #[getter]
@@ -254,6 +263,30 @@ impl PyIncoming {
             dict.set_item(&subtree.name, self.subtree(subtree))?;
         }
         Ok(dict)
+    }
+
+    /// Every subtree's payload, decoded: name to `kho.payload.Payload`.
+    #[getter]
+    fn payloads<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        slf.py().import("kho.payload")?.getattr("payloads")?.call1((slf,))
+    }
+
+    /// The live update orchestrator's sessions.
+    #[getter]
+    fn luo<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        slf.py().import("kho.payload")?.getattr("luo_of")?.call1((slf,))
+    }
+
+    /// The chain of kexecs.
+    #[getter]
+    fn metadata<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        slf.py().import("kho.payload")?.getattr("metadata_of")?.call1((slf,))
+    }
+
+    /// `reserve_mem=` regions by name.
+    #[getter]
+    fn reserve_mem<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        slf.py().import("kho.payload")?.getattr("reserve_mem_of")?.call1((slf,))
     }
 
     /// Names of nodes that are no subtree, with the reason.

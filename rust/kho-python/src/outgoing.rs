@@ -134,8 +134,8 @@ impl PyOutgoing {
     }
 
     #[getter]
-    fn bitmap_bytes(&self) -> u64 {
-        self.lock().tracker().geometry().block_bytes()
+    fn bitmap_bytes(&self) -> Option<u64> {
+        self.lock().bitmap_bytes()
     }
 
     #[getter]

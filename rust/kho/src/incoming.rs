@@ -1,8 +1,8 @@
 //! Taking over (`kho_in`): a memory image's handover, validated and walked, each folio to be restored once.
 
+use crate::abi::Abi;
 use crate::abi::evidence::{self, Certainty, Hints, Known, Reading};
 use crate::abi::layout::BitmapSize;
-use crate::abi::{Abi, chunk};
 use crate::arena::{Arena, ArenaNote, NOTE_NAME, NOTE_TYPE, ScratchArea};
 use crate::claims::{Claims, Marker};
 use crate::error::{Error, Result, RootProblem};
@@ -60,8 +60,9 @@ impl Options {
 pub struct Layout {
     pub page: PageSize,
     pub page_why: String,
-    pub bitmap_bytes: u64,
-    pub bitmap_why: String,
+    /// The bitmap size in bytes and why it is that; `None` from kho-v2 on.
+    pub bitmap: Option<(u64, String)>,
+    /// Of the bitmap size where there is one, else of the page size.
     pub certainty: Certainty,
 }
 
@@ -133,21 +134,16 @@ impl Incoming {
         options: &Options,
     ) -> Result<Self> {
         let marker = match reading.bitmap {
-            BitmapSize::Small => Marker::Order,
-            BitmapSize::Page => Marker::Magic,
+            Some((BitmapSize::Small, _)) => Marker::Order,
+            _ => Marker::Magic,
         };
+        let bitmap = reading.bitmap.map(|(bitmap, why)| (bitmap.bytes(reading.page), why));
         Ok(Incoming {
             memory,
             arena,
             root,
-            metadata_pages: chunk::metadata_pages(reading.page, &reading.chunks),
-            layout: Layout {
-                page: reading.page,
-                page_why: reading.page_why,
-                bitmap_bytes: reading.bitmap.bytes(reading.page),
-                bitmap_why: reading.bitmap_why,
-                certainty: reading.certainty,
-            },
+            metadata_pages: reading.metadata_pages,
+            layout: Layout { page: reading.page, page_why: reading.page_why, bitmap, certainty: reading.certainty },
             claims: Arc::new(Claims::new(reading.tracker, marker)),
             scratch,
             others,
@@ -193,7 +189,7 @@ impl Incoming {
         self.claims.nr_restored()
     }
 
-    /// Pages the map itself takes: chunks and bitmaps.
+    /// Pages the map itself takes: chunks and bitmaps, or the nodes of the tree.
     pub fn metadata_pages(&self) -> u64 {
         self.metadata_pages
     }
@@ -276,9 +272,9 @@ fn read(memory: &dyn PhysMemory, fdt: Phys, found: &Found, options: &Options) ->
         subtrees: root.subtrees.iter().map(|s| s.phys).collect(),
         scratch: told.clone().unwrap_or_default(),
     };
-    let page = options.page_size.map(|page| (page, options.page_why.unwrap_or("given by the caller")));
+    let page = options.page_size.map(|page| (page, options.page_why.unwrap_or(evidence::GIVEN)));
     let hints = Hints { page, bitmap_bytes: options.bitmap_bytes };
-    let reading = evidence::decide(memory, root.map, &known, hints)?;
+    let reading = evidence::decide(memory, root.abi, root.map, &known, hints)?;
     let scratch = told.or_else(|| scratch_guessed(found, &reading));
     Ok((root, reading, scratch))
 }
@@ -337,7 +333,7 @@ fn scratch_guessed(found: &Found, reading: &Reading) -> Option<Vec<ScratchArea>>
     let handed_over = |area: &ScratchArea| {
         let (start, end) = (page.pfn(Phys(area.addr)), page.pfn(Phys(area.addr + (area.size - 1))));
         reading.tracker.overlapping(start, Pfn(end.0 + 1)).is_some()
-            || reading.chunks.iter().any(|c| area.overlaps(c.phys, page.bytes()))
+            || reading.nodes.iter().any(|node| area.overlaps(*node, page.bytes()))
     };
     let possible =
         |(phys, areas): &&(Phys, Vec<ScratchArea>)| phys.0 % page.bytes() == 0 && !areas.iter().any(handed_over);

@@ -23,6 +23,8 @@ pub mod root;
 
 pub mod find;
 
+pub mod payload;
+
 pub mod incoming;
 pub mod outgoing;
 

@@ -1,13 +1,16 @@
-//! Which kho-v1 is this? The page size and the bitmap size stand nowhere in it (ABI section 1), so they are decided
-//! from evidence: readings that contradict themselves fall away, and of those left the one wins in which the FDT and
-//! the subtrees are preserved, and no page is preserved twice, outside memory, in scratch, or under the map itself.
+//! How is this map to be read? The page size stands nowhere in it, nor in kho-v1 the bitmap size (ABI section 1), so they
+//! are decided from evidence: readings that contradict themselves fall away, and of those left the one wins in which the
+//! FDT and the subtrees are preserved, and no page is preserved twice, outside memory, in scratch, or under the map
+//! itself.
 
 use super::chunk::{self, Chunk};
 use super::layout::BitmapSize;
+use super::radix::{self, Shape};
+use super::{Abi, MapFormat};
 use crate::arena::ScratchArea;
 use crate::error::{Error, Result};
 use crate::memory::{PhysMemory, PhysRange};
-use crate::tracker::Tracker;
+use crate::tracker::{Geometry, Tracker};
 use crate::units::{Order, PageSize, Pfn, Phys};
 use std::fmt;
 
@@ -50,22 +53,51 @@ pub struct Hints {
     pub bitmap_bytes: Option<u64>,
 }
 
+/// Why a page size is known that the caller insisted on.
+pub const GIVEN: &str = "given by the caller";
+
 /// A decided reading of a map.
 #[derive(Debug)]
 pub struct Reading {
     pub page: PageSize,
-    pub bitmap: BitmapSize,
     pub page_why: String,
-    pub bitmap_why: String,
+    /// The bitmap size and why it is that; `None` for a tree, which has but one.
+    pub bitmap: Option<(BitmapSize, String)>,
+    /// Of the bitmap size where there is one, else of the page size.
     pub certainty: Certainty,
-    pub chunks: Vec<Chunk>,
+    /// The pages of the chunks, or of the tree's nodes.
+    pub nodes: Vec<u64>,
+    /// Pages that hold the map: chunks and bitmaps, or nodes.
+    pub metadata_pages: u64,
     pub tracker: Tracker,
 }
 
 struct Candidate {
     page: PageSize,
-    bitmap: BitmapSize,
-    chunks: Vec<Chunk>,
+    bitmap: Option<BitmapSize>,
+    map: Map,
+}
+
+enum Map {
+    Chunks(Vec<Chunk>),
+    /// The addresses of the nodes.
+    Tree(Vec<u64>),
+}
+
+impl Map {
+    fn nodes(self) -> Vec<u64> {
+        match self {
+            Map::Chunks(chunks) => chunks.iter().map(|c| c.phys).collect(),
+            Map::Tree(nodes) => nodes,
+        }
+    }
+
+    fn metadata_pages(&self, page: PageSize) -> u64 {
+        match self {
+            Map::Chunks(chunks) => chunk::metadata_pages(page, chunks),
+            Map::Tree(nodes) => nodes.len() as u64,
+        }
+    }
 }
 
 /// What speaks against a reading; less is better, the first difference decides.
@@ -104,19 +136,22 @@ impl Doubts {
     }
 }
 
-/// Reads the map at `map` in the most plausible way.
+/// Reads the map of an ABI at `map` in the most plausible way.
 ///
 /// # Errors
-/// [`Error::Map`] when every reading fails alike, [`Error::NoLayout`] when each fails in its own way.
-pub fn decide(memory: &dyn PhysMemory, map: Phys, known: &Known, hints: Hints) -> Result<Reading> {
-    let (candidates, refused) = candidates(memory, map, known, hints)?;
-    let given = hints.bitmap_bytes.is_some();
+/// [`Error::Map`] when every reading fails alike, [`Error::NoLayout`] when each fails in its own way; [`Error::Invalid`]
+/// for a bitmap size where maps have none.
+pub fn decide(memory: &dyn PhysMemory, abi: &Abi, map: Phys, known: &Known, hints: Hints) -> Result<Reading> {
+    let (candidates, refused) = candidates(memory, abi, map, known, hints)?;
+    let given = match abi.map {
+        MapFormat::Chunks => hints.bitmap_bytes.is_some(),
+        MapFormat::Radix { .. } => hints.page.is_some_and(|(_, why)| why == GIVEN),
+    };
     let alone = candidates.len() == 1;
     let mut readings: Vec<(Candidate, Tracker, Doubts)> = Vec::new();
     let mut read_errors = Vec::new();
-    for candidate in candidates {
-        let geometry = chunk::geometry(candidate.page, candidate.bitmap)?;
-        match chunk::read(memory, geometry, &candidate.chunks) {
+    for (candidate, tracker) in candidates {
+        match tracker_of(memory, &candidate, tracker) {
             Ok(tracker) => {
                 let doubts = if alone { NO_DOUBTS } else { doubts(memory, &tracker, &candidate, known) };
                 readings.push((candidate, tracker, doubts));
@@ -124,8 +159,8 @@ pub fn decide(memory: &dyn PhysMemory, map: Phys, known: &Known, hints: Hints) -
             Err(e) => read_errors.push((candidate.page, candidate.bitmap, e)),
         }
     }
-    let mut refused: Vec<(PageSize, Option<BitmapSize>, Error)> = refused;
-    refused.extend(read_errors.into_iter().map(|(p, b, e)| (p, Some(b), e)));
+    let mut refused: Refused = refused;
+    refused.extend(read_errors);
     let first_of_the_least = (0..readings.len()).min_by_key(|&i| readings[i].2);
     let Some(least) = first_of_the_least else { return Err(no_reading(map, refused)) };
     let best = readings.remove(least);
@@ -169,8 +204,35 @@ const NO_DOUBTS: Doubts = Doubts {
 
 type Refused = Vec<(PageSize, Option<BitmapSize>, Error)>;
 
+/// A map that can be read; what reading a tree gave already.
+type Candidates = Vec<(Candidate, Option<Tracker>)>;
+
+/// Why a bitmap size cannot be asked for.
+pub fn no_bitmap_size(abi: &Abi) -> String {
+    format!("{} keeps a tree of pages; only kho-v1 comes with bitmaps of two sizes", abi.compatible)
+}
+
+/// What a candidate preserves.
+fn tracker_of(memory: &dyn PhysMemory, candidate: &Candidate, read: Option<Tracker>) -> Result<Tracker> {
+    match (read, candidate.bitmap, &candidate.map) {
+        (None, Some(bitmap), Map::Chunks(chunks)) => {
+            chunk::read(memory, chunk::geometry(candidate.page, bitmap)?, chunks)
+        }
+        (read, ..) => Ok(read.unwrap_or_else(|| Tracker::new(Geometry::paged(candidate.page)))),
+    }
+}
+
 /// The readings that do not contradict themselves, and why the others do.
-fn candidates(memory: &dyn PhysMemory, map: Phys, known: &Known, hints: Hints) -> Result<(Vec<Candidate>, Refused)> {
+fn candidates(
+    memory: &dyn PhysMemory,
+    abi: &Abi,
+    map: Phys,
+    known: &Known,
+    hints: Hints,
+) -> Result<(Candidates, Refused)> {
+    if abi.map != MapFormat::Chunks && hints.bitmap_bytes.is_some() {
+        return Err(Error::Invalid { what: "bitmap_bytes", why: no_bitmap_size(abi) });
+    }
     let mut candidates = Vec::new();
     let mut refused = Vec::new();
     for page in PageSize::ALL {
@@ -179,6 +241,16 @@ fn candidates(memory: &dyn PhysMemory, map: Phys, known: &Known, hints: Hints) -
         }
         if let Err(e) = page.pfn_exact("FDT address", known.fdt) {
             refused.push((page, None, e));
+            continue;
+        }
+        if let Some(shape) = Shape::of(abi, page) {
+            match radix::read(memory, shape, map) {
+                Ok(tree) => {
+                    let candidate = Candidate { page, bitmap: None, map: Map::Tree(tree.nodes) };
+                    candidates.push((candidate, Some(tree.tracker)));
+                }
+                Err(e) => refused.push((page, None, e)),
+            }
             continue;
         }
         let chunks = match chunk::walk(memory, page, map) {
@@ -193,7 +265,10 @@ fn candidates(memory: &dyn PhysMemory, map: Phys, known: &Known, hints: Hints) -
                 continue;
             }
             match chunk::check(memory, chunk::geometry(page, bitmap)?, &chunks) {
-                Ok(()) => candidates.push(Candidate { page, bitmap, chunks: chunks.clone() }),
+                Ok(()) => {
+                    let map = Map::Chunks(chunks.clone());
+                    candidates.push((Candidate { page, bitmap: Some(bitmap), map }, None));
+                }
                 Err(e) => refused.push((page, Some(bitmap), e)),
             }
         }
@@ -207,11 +282,17 @@ fn candidates(memory: &dyn PhysMemory, map: Phys, known: &Known, hints: Hints) -
 
 fn doubts(memory: &dyn PhysMemory, tracker: &Tracker, candidate: &Candidate, known: &Known) -> Doubts {
     let page = candidate.page;
+    let whole = |&phys: &u64| PhysRange { start: Phys(phys), len: page.bytes() };
     let mut nodes: Vec<PhysRange> = Vec::new();
-    for c in &candidate.chunks {
-        nodes.push(PhysRange { start: Phys(c.phys), len: page.bytes() });
-        let len = candidate.bitmap.bytes(page);
-        nodes.extend(c.entries.iter().map(|e| PhysRange { start: Phys(e.bitmap.get()), len }));
+    match &candidate.map {
+        Map::Tree(pages) => nodes.extend(pages.iter().map(whole)),
+        Map::Chunks(chunks) => {
+            let len = candidate.bitmap.map_or(0, |bitmap| bitmap.bytes(page));
+            for c in chunks {
+                nodes.push(whole(&c.phys));
+                nodes.extend(c.entries.iter().map(|e| PhysRange { start: Phys(e.bitmap.get()), len }));
+            }
+        }
     }
     nodes.sort_unstable_by_key(|n| n.start);
     let scratch: Vec<PhysRange> =
@@ -279,19 +360,18 @@ fn no_reading(map: Phys, refused: Refused) -> Error {
 fn explain(
     candidate: Candidate,
     tracker: Tracker,
-    beaten: &[(PageSize, BitmapSize, String)],
+    beaten: &[(PageSize, Option<BitmapSize>, String)],
     refused: &Refused,
     hints: Hints,
     given: bool,
 ) -> Reading {
-    let Candidate { page, bitmap, chunks } = candidate;
+    let Candidate { page, bitmap, map } = candidate;
     let mut of_bitmap: Vec<String> = Vec::new();
     let mut of_page: Vec<String> = Vec::new();
     for (p, b, why) in beaten {
-        if *p == page {
-            of_bitmap.push(format!("read as {} bytes, {why}", b.bytes(page)));
-        } else {
-            of_page.push(format!("read as {p} pages, {why}"));
+        match b {
+            Some(b) if *p == page => of_bitmap.push(format!("read as {} bytes, {why}", b.bytes(page))),
+            _ => of_page.push(format!("read as {p} pages, {why}")),
         }
     }
     for (p, b, e) in refused {
@@ -308,19 +388,23 @@ fn explain(
         _ if beaten.iter().any(|b| b.2 == UNDECIDED) => Certainty::Guess,
         _ => Certainty::Likely,
     };
-    let kernels = match bitmap {
-        BitmapSize::Small => "as Linux 6.16 wrote",
-        BitmapSize::Page => "a page, as Linux 6.18 and later write",
-    };
-    let bitmap_why = match (given, of_bitmap.is_empty()) {
-        (true, _) => "given by the caller".into(),
-        (_, true) => kernels.to_string(),
-        _ => format!("{kernels}: {}", of_bitmap.join("; ")),
-    };
+    let bitmap = bitmap.map(|bitmap| {
+        let kernels = match bitmap {
+            BitmapSize::Small => "as Linux 6.16 wrote",
+            BitmapSize::Page => "a page, as Linux 6.18 and later write",
+        };
+        let why = match (given, of_bitmap.is_empty()) {
+            (true, _) => GIVEN.into(),
+            (_, true) => kernels.to_string(),
+            _ => format!("{kernels}: {}", of_bitmap.join("; ")),
+        };
+        (bitmap, why)
+    });
     let page_why = match hints.page {
         Some((_, why)) => why.into(),
         None if of_page.is_empty() => "no other fits".into(),
         None => of_page.join("; "),
     };
-    Reading { page, bitmap, page_why, bitmap_why, certainty, chunks, tracker }
+    let metadata_pages = map.metadata_pages(page);
+    Reading { page, page_why, bitmap, certainty, nodes: map.nodes(), metadata_pages, tracker }
 }

@@ -3,14 +3,20 @@
 pub mod chunk;
 pub mod evidence;
 pub mod layout;
+pub mod live;
+pub mod radix;
+
+#[cfg(test)]
+mod radix_tests;
 
 /// How the preserved-memory map is written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MapFormat {
     /// A list of chunks of bitmaps (ABI section 3).
     Chunks,
-    /// A radix tree of pages (ABI section 4).
-    Radix,
+    /// A radix tree of pages (ABI section 4). `order_bit`: whether its depth allows for the bit of a key that tells
+    /// order 0, which counts at 16 KiB.
+    Radix { order_bit: bool },
 }
 
 /// What a `compatible` string stands for (ABI section 1).
@@ -18,6 +24,9 @@ pub enum MapFormat {
 pub struct Abi {
     pub compatible: &'static str,
     pub map: MapFormat,
+    /// Whether map and root FDT are in force from the start and edited as things come and go; otherwise they are written
+    /// when the handover is finalized (ABI section 2).
+    pub live: bool,
     /// The subtree property that holds the blob's physical address.
     pub subtree_property: &'static str,
     /// The subtree property that holds the blob's size in bytes.
@@ -32,6 +41,7 @@ pub static ABIS: [Abi; 4] = [
     Abi {
         compatible: "kho-v1",
         map: MapFormat::Chunks,
+        live: false,
         subtree_property: "fdt",
         size_property: None,
         decoded: true,
@@ -39,26 +49,29 @@ pub static ABIS: [Abi; 4] = [
     },
     Abi {
         compatible: "kho-v2",
-        map: MapFormat::Radix,
+        map: MapFormat::Radix { order_bit: false },
+        live: true,
         subtree_property: "preserved-data",
         size_property: None,
-        decoded: false,
+        decoded: true,
         kernels: "development trees between Linux 7.0 and 7.1",
     },
     Abi {
         compatible: "kho-v3",
-        map: MapFormat::Radix,
+        map: MapFormat::Radix { order_bit: false },
+        live: true,
         subtree_property: "preserved-data",
         size_property: Some("blob-size"),
-        decoded: false,
+        decoded: true,
         kernels: "Linux 7.1",
     },
     Abi {
         compatible: "kho-v4",
-        map: MapFormat::Radix,
+        map: MapFormat::Radix { order_bit: true },
+        live: true,
         subtree_property: "preserved-data",
         size_property: Some("blob-size"),
-        decoded: false,
+        decoded: true,
         kernels: "Linux 7.2 and 7.3",
     },
 ];

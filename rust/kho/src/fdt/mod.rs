@@ -1,4 +1,4 @@
-//! Flattened devicetrees: a hostile-safe reader and libfdt's sequential writer.
+//! Flattened devicetrees: a hostile-safe reader and libfdt's sequential writer and editor.
 //!
 //! ```text
 //! header 40 | reservation map 16 n | structure block        | strings block
@@ -8,9 +8,11 @@
 //! Header, tokens and lengths are big-endian (Devicetree Specification 0.4, chapter 5). KHO takes the format for a
 //! container only: property values are in native byte order, which is little-endian wherever KHO exists.
 
+mod edit;
 mod reader;
 mod writer;
 
+pub use edit::{FdtEditor, NodeOffset};
 pub use reader::{Fdt, Node, Property, totalsize};
 pub use writer::{FdtWriter, Placeholder};
 

@@ -1,13 +1,16 @@
 //! Handing over (`kho_out`): what of an arena the next owner gets, written the way a kernel writes it.
 
+mod form;
+
 use crate::abi::layout::BitmapSize;
-use crate::abi::{Abi, COMPATIBLE_PROPERTY, MAP_PROPERTY, chunk};
+use crate::abi::{Abi, MapFormat, chunk, evidence};
 use crate::arena::{Arena, ArenaBlocks, check_no_overlap};
 use crate::error::{Error, Result};
-use crate::fdt::FdtWriter;
 use crate::memory::PhysMemory;
 use crate::tracker::Tracker;
-use crate::units::{Order, PageSize, Pfn, Phys};
+use crate::units::{Order, PageSize, Pfn, Phys, aligned_blocks};
+use form::Map;
+use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A subtree of a handover in the making.
@@ -36,10 +39,10 @@ pub struct Outgoing {
     abi: &'static Abi,
     tracker: Arc<Mutex<Tracker>>,
     fdt: Pfn,
-    map: Option<Pfn>,
+    map: Map,
     subtrees: Vec<OutSubtree>,
-    /// The pages of the map as last serialized.
-    chunks: Vec<Pfn>,
+    /// The root FDT of an ABI in which it is always in force.
+    root: Option<Vec<u8>>,
     finalized: bool,
 }
 
@@ -52,7 +55,8 @@ impl Outgoing {
     ///
     /// # Errors
     /// [`Error::UnsupportedAbi`]; [`Error::BitmapBytes`]; [`Error::NoMemory`]; [`Error::PageState`] for a placement
-    /// that is in use; [`Error::Invalid`] while another `Outgoing` of the arena lives.
+    /// that is in use; [`Error::Invalid`] while another `Outgoing` of the arena lives, for a bitmap size where the ABI
+    /// has none, and for kho-v2 and v3 with 16 KiB pages, whose trees cannot hold the FDT's own page.
     pub fn new(arena: &Arc<Arena>, abi: &str, bitmap_bytes: Option<u64>, place: Placement) -> Result<Self> {
         let page = arena.page();
         let abi = Abi::named(abi).filter(|abi| abi.decoded).ok_or_else(|| Error::UnsupportedAbi {
@@ -60,16 +64,22 @@ impl Outgoing {
             compatible: abi.into(),
             known: Abi::decoded(),
         })?;
+        if abi.map != MapFormat::Chunks && bitmap_bytes.is_some() {
+            return Err(Error::Invalid { what: "bitmap_bytes", why: evidence::no_bitmap_size(abi) });
+        }
         let bitmap = BitmapSize::new(bitmap_bytes.unwrap_or(page.bytes()), page)?;
         let source = Box::new(ArenaBlocks::new(arena));
         let tracker = Arc::new(Mutex::new(Tracker::with_source(chunk::geometry(page, bitmap)?, source)));
         let at = |phys: Option<Phys>| phys.map(|phys| page.pfn_exact("placement", phys)).transpose();
-        let (map, fdt) = (at(place.map)?, at(place.fdt)?);
-        let map = map.map(|pfn| arena.alloc_at(pfn, Order::ZERO)).transpose()?;
-        let (fdt, _) = arena.alloc_bytes(page.bytes(), fdt).inspect_err(|_| {
-            // Allocated just now for nobody else.
-            let _ = map.map(|pfn| arena.put(pfn));
-        })?;
+        let (fdt_at, map_at) = (at(place.fdt)?, at(place.map)?);
+        let mut map = Map::new(arena, abi, map_at)?;
+        let fdt = match arena.alloc_bytes(page.bytes(), fdt_at) {
+            Ok((fdt, _)) => fdt,
+            Err(e) => {
+                map.free(arena);
+                return Err(e);
+            }
+        };
         let mut out = Outgoing {
             generation: arena.generation(),
             arena: Arc::clone(arena),
@@ -78,11 +88,15 @@ impl Outgoing {
             fdt,
             map,
             subtrees: Vec::new(),
-            chunks: Vec::new(),
+            root: None,
             finalized: false,
         };
         arena.attach(&out.tracker)?;
         out.preserve_folio(fdt, Order::ZERO)?;
+        if abi.live {
+            let root = form::write_root(out.fdt_capacity(), abi, out.map.phys(arena), &[])?;
+            out.edit_root(Some(root))?;
+        }
         Ok(out)
     }
 
@@ -107,12 +121,21 @@ impl Outgoing {
     }
 
     /// What is preserved, the FDT and the subtrees included.
-    pub fn tracker(&self) -> MutexGuard<'_, Tracker> {
+    pub fn tracker(&self) -> impl Deref<Target = Tracker> + '_ {
         lock(&self.tracker)
+    }
+
+    /// The size of the bitmaps in bytes; `None` in an ABI that has but one.
+    pub fn bitmap_bytes(&self) -> Option<u64> {
+        (self.abi.map == MapFormat::Chunks).then(|| self.tracker().geometry().block_bytes())
     }
 
     fn page(&self) -> PageSize {
         self.arena.page()
+    }
+
+    fn fdt_capacity(&self) -> usize {
+        usize::try_from(self.page().bytes()).unwrap_or(0)
     }
 
     fn check_open(&self, what: &'static str) -> Result<()> {
@@ -139,7 +162,11 @@ impl Outgoing {
         self.page().check_folio(pfn, order)?;
         let end = self.page().end_of(pfn, order.nr_pages())?;
         self.check_range("folio", pfn, end)?;
-        lock(&self.tracker).preserve(pfn, order)
+        let tracker = &mut *lock(&self.tracker);
+        self.map.prepare(tracker, [(pfn, order)].into_iter())?;
+        let new = tracker.preserve(pfn, order)?;
+        self.map.settle(tracker)?;
+        Ok(new)
     }
 
     /// Takes a folio back (`kho_unpreserve_folio`); `true` if it was preserved.
@@ -150,7 +177,10 @@ impl Outgoing {
         self.check_open("unpreserve_folio")?;
         self.page().check_folio(pfn, order)?;
         self.check_not_own("unpreserve_folio", pfn, Pfn(pfn.0 + order.nr_pages()))?;
-        lock(&self.tracker).unpreserve(pfn, order)
+        let tracker = &mut *lock(&self.tracker);
+        let gone = tracker.unpreserve(pfn, order)?;
+        self.map.settle(tracker)?;
+        Ok(gone)
     }
 
     /// Preserves a page range as the kernel splits it (`kho_preserve_pages`), all or nothing; the number of folios
@@ -164,7 +194,11 @@ impl Outgoing {
         if nr_pages > 0 {
             self.check_range("page range", pfn, end)?;
         }
-        lock(&self.tracker).preserve_pages(pfn, nr_pages)
+        let tracker = &mut *lock(&self.tracker);
+        self.map.prepare(tracker, aligned_blocks(pfn, end))?;
+        let new = tracker.preserve_pages(pfn, nr_pages)?;
+        self.map.settle(tracker)?;
+        Ok(new)
     }
 
     /// Takes a page range back, split the same way; the number of folios that were preserved.
@@ -175,7 +209,10 @@ impl Outgoing {
         self.check_open("unpreserve_pages")?;
         let end = self.page().end_of(pfn, nr_pages)?;
         self.check_not_own("unpreserve_pages", pfn, end)?;
-        lock(&self.tracker).unpreserve_pages(pfn, nr_pages)
+        let tracker = &mut *lock(&self.tracker);
+        let gone = tracker.unpreserve_pages(pfn, nr_pages)?;
+        self.map.settle(tracker)?;
+        Ok(gone)
     }
 
     /// Preserves everything another tracker of the same page size holds, empty bitmaps included when the bitmaps are of
@@ -191,16 +228,11 @@ impl Outgoing {
         for (start, end) in other.extents() {
             self.check_range("folio", start, end)?;
         }
-        let mut tracker = lock(&self.tracker);
-        if other.geometry() == tracker.geometry() {
-            let empty = vec![0; usize::try_from(other.geometry().block_bytes()).unwrap_or(0)];
-            for order in other.orders() {
-                for block in other.blocks(order).filter(|block| block.is_empty()) {
-                    tracker.adopt_block(order, block.index(), &empty)?;
-                }
-            }
-        }
-        tracker.union_with(other)
+        let tracker = &mut *lock(&self.tracker);
+        self.map.prepare_all(tracker, other)?;
+        let new = tracker.union_with(other)?;
+        self.map.settle(tracker)?;
+        Ok(new)
     }
 
     /// The FDT and the subtrees' blobs stay preserved: without them there is no handover.
@@ -225,16 +257,32 @@ impl Outgoing {
         self.check_new("add_subtree", name)?;
         let (pfn, order) = self.arena.alloc_bytes(blob.len() as u64, at)?;
         let phys = self.page().phys(pfn);
-        let folio = Some((pfn, order));
-        self.subtrees.push(OutSubtree { name: name.into(), phys, size: blob.len() as u64, folio });
-        let added = self.arena.write(phys, blob).and_then(|()| self.fdt_bytes(1).map(drop));
-        let added = added.and_then(|()| self.preserve_folio(pfn, order).map(drop));
+        let subtree = OutSubtree { name: name.into(), phys, size: blob.len() as u64, folio: Some((pfn, order)) };
+        let added = self.arena.write(phys, blob).and_then(|()| self.root_with(&subtree)).and_then(|root| {
+            self.preserve_folio(pfn, order)?;
+            self.link(subtree, root)
+        });
         if let Err(e) = added {
-            self.subtrees.pop();
+            lock(&self.tracker).unpreserve(pfn, order)?;
             self.arena.put(pfn)?;
             return Err(e);
         }
         Ok(phys)
+    }
+
+    /// The root FDT with a subtree more, if it is kept up to date; one that is written later must have room for it, too.
+    fn root_with(&self, subtree: &OutSubtree) -> Result<Option<Vec<u8>>> {
+        if let Some(root) = &self.root {
+            return form::add_to_root(root, self.fdt_capacity(), self.abi, subtree).map(Some);
+        }
+        let all = self.subtrees.iter().chain([subtree]);
+        form::write_root(self.fdt_capacity(), self.abi, Phys(1), all).map(|_| None)
+    }
+
+    fn link(&mut self, subtree: OutSubtree, root: Option<Vec<u8>>) -> Result<()> {
+        self.edit_root(root)?;
+        self.subtrees.push(subtree);
+        Ok(())
     }
 
     /// Adds a subtree whose blob of `size` bytes lies at `phys` already. Preserving it is the caller's business, as it
@@ -248,10 +296,9 @@ impl Outgoing {
             return Err(Error::OutsideMemory { what: "subtree", phys: phys.0, len: size });
         }
         check_no_overlap(self.arena.scratch(), "subtree", phys, size.max(1))?;
-        self.subtrees.push(OutSubtree { name: name.into(), phys, size, folio: None });
-        self.fdt_bytes(1).map(drop).inspect_err(|_| {
-            self.subtrees.pop();
-        })
+        let subtree = OutSubtree { name: name.into(), phys, size, folio: None };
+        let root = self.root_with(&subtree)?;
+        self.link(subtree, root)
     }
 
     fn check_new(&self, what: &'static str, name: &str) -> Result<()> {
@@ -269,88 +316,53 @@ impl Outgoing {
     pub fn remove_subtree(&mut self, name: &str) -> Result<()> {
         self.check_open("remove_subtree")?;
         let at = self.subtrees.iter().position(|s| s.name == name);
-        let subtree = self.subtrees.remove(at.ok_or_else(|| Error::NoSubtree { name: name.into() })?);
+        let at = at.ok_or_else(|| Error::NoSubtree { name: name.into() })?;
+        let root = self.root.as_ref().map(|root| form::remove_from_root(root, self.fdt_capacity(), name));
+        self.edit_root(root.transpose()?)?;
+        let subtree = self.subtrees.remove(at);
         if let Some((pfn, order)) = subtree.folio {
-            lock(&self.tracker).unpreserve(pfn, order)?;
+            self.unpreserve_folio(pfn, order)?;
             self.arena.put(pfn)?;
         }
         Ok(())
     }
 
-    /// Writes the map and the FDT into the arena and returns the FDT's bytes. Bitmaps stay where they are; the chunks
-    /// of an earlier call are freed. The FDT in memory is the last thing to change.
+    /// The FDT's bytes, once map and FDT are in the arena. Where they always are, that is all. Else they are written:
+    /// bitmaps stay where they are, the chunks of an earlier call are freed, and the FDT in memory is the last thing to
+    /// change.
     ///
     /// # Errors
     /// [`Error::NoMemory`] for the chunks, [`Error::Stale`]; an earlier serialization is then still in place.
     pub fn serialize(&mut self) -> Result<Vec<u8>> {
         self.arena.check_generation("serialize", self.generation)?;
+        if let Some(root) = &self.root {
+            return Ok(root.clone());
+        }
         if !self.finalized {
-            let old = std::mem::take(&mut self.chunks);
-            if let Err(e) = self.write_chunks() {
-                self.free_chunks();
-                self.chunks = old;
-                return Err(e);
-            }
-            let bytes = self.fdt_bytes(self.map_phys())?;
-            self.write_fdt(&bytes)?;
-            let new = std::mem::replace(&mut self.chunks, old);
-            self.chunks.retain(|pfn| !new.contains(pfn));
-            self.free_chunks();
-            self.chunks = new;
+            let old = self.map.write(&self.arena, &self.tracker)?;
+            self.write_fdt(&self.fdt_bytes()?)?;
+            self.map.free_old(&self.arena, old);
         }
-        self.fdt_bytes(self.map_phys())
+        self.fdt_bytes()
     }
 
-    fn map_phys(&self) -> u64 {
-        self.chunks.first().map_or(0, |pfn| self.page().phys(*pfn).0)
+    fn fdt_bytes(&self) -> Result<Vec<u8>> {
+        form::write_root(self.fdt_capacity(), self.abi, self.map.phys(&self.arena), &self.subtrees)
     }
 
-    fn write_chunks(&mut self) -> Result<()> {
-        let page = self.page();
-        let placed = self.map;
-        let tracker = Arc::clone(&self.tracker);
-        let chunks = chunk::serialize(&lock(&tracker), || {
-            let pfn = match placed.filter(|_| self.chunks.is_empty()) {
-                Some(pfn) => pfn,
-                None => self.arena.alloc(Order::ZERO, None, false)?,
-            };
-            self.chunks.push(pfn);
-            Ok(page.phys(pfn))
-        })?;
-        chunks.iter().try_for_each(|(phys, bytes)| self.arena.write(*phys, bytes))
-    }
-
-    fn free_chunks(&mut self) {
-        for pfn in std::mem::take(&mut self.chunks) {
-            if Some(pfn) != self.map {
-                // Allocated by `write_chunks` and never preserved, so that nothing can refuse it.
-                let _ = self.arena.put(pfn);
-            }
+    /// Puts an edited root FDT in force, if there is one.
+    fn edit_root(&mut self, root: Option<Vec<u8>>) -> Result<()> {
+        if let Some(root) = root {
+            self.write_fdt(&root)?;
+            self.root = Some(root);
         }
+        Ok(())
     }
 
     fn write_fdt(&self, bytes: &[u8]) -> Result<()> {
         let mut page = bytes.to_vec();
-        page.resize(usize::try_from(self.page().bytes()).unwrap_or(0), 0);
+        page.resize(self.fdt_capacity(), 0);
         self.arena.write(self.fdt_phys(), &page)
-    }
-
-    /// The root FDT, as libfdt's sequential writer makes it in one page.
-    fn fdt_bytes(&self, map: u64) -> Result<Vec<u8>> {
-        let mut w = FdtWriter::new(usize::try_from(self.page().bytes()).unwrap_or(0));
-        w.begin_node("")?;
-        w.property_str(COMPATIBLE_PROPERTY, self.abi.compatible)?;
-        w.property_u64(MAP_PROPERTY, map)?;
-        for subtree in &self.subtrees {
-            w.begin_node(&subtree.name)?;
-            w.property_u64(self.abi.subtree_property, subtree.phys.0)?;
-            if let Some(property) = self.abi.size_property {
-                w.property_u64(property, subtree.size)?;
-            }
-            w.end_node()?;
-        }
-        w.end_node()?;
-        w.finish()
     }
 
     /// Serializes and closes the handover: from here on changes are refused (EBUSY) until [`Outgoing::abort`].
@@ -366,7 +378,7 @@ impl Outgoing {
         Ok(self.fdt_phys())
     }
 
-    /// Undoes [`Outgoing::finalize`]: the map's chunks are freed and changes are possible again.
+    /// Undoes [`Outgoing::finalize`]: changes are possible again, and what was written for it is freed.
     ///
     /// # Errors
     /// [`Error::NotFinalized`]; [`Error::Stale`].
@@ -376,8 +388,10 @@ impl Outgoing {
             return Err(Error::NotFinalized);
         }
         self.arena.record_fdt(0)?;
-        self.write_fdt(&[])?;
-        self.free_chunks();
+        if !self.abi.live {
+            self.write_fdt(&[])?;
+            self.map.take_back(&self.arena);
+        }
         self.finalized = false;
         Ok(())
     }
@@ -392,10 +406,12 @@ impl Drop for Outgoing {
         if self.finalized {
             return self.arena.keep(Arc::clone(&self.tracker));
         }
-        self.free_chunks();
+        // In its own arena nothing keeps the FDT from being wiped.
+        let _ = self.write_fdt(&[]);
+        self.map.free(&self.arena);
         lock(&self.tracker).clear();
         let blobs = self.subtrees.drain(..).filter_map(|s| s.folio.map(|(pfn, _)| pfn));
-        for pfn in blobs.chain([self.fdt]).chain(self.map) {
+        for pfn in blobs.chain([self.fdt]) {
             // Allocated by this handover; the tracker that held them was just cleared.
             let _ = self.arena.put(pfn);
         }

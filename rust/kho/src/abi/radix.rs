@@ -1,0 +1,310 @@
+//! The map of kho-v2, v3 and v4: a radix tree, every node a page (ABI section 4, kernel/liveupdate/kexec_handover.c).
+//!
+//! ```text
+//! key   1 | folio number             the place of the 1 tells the order: bit 64 - PAGE_SHIFT - order
+//!       [ index | ... | index | bit ]
+//!         root    inner    inner  leaf
+//! ```
+//! A leaf holds as many bits as a tracker's block of one page. The keys it covers are one order's, and the leaf is that
+//! very block, as soon as the order's bit stands above them; only the leaf of the lowest keys mixes orders, those of
+//! 64 TiB a folio and more.
+
+use super::{Abi, MapFormat};
+use crate::error::{Error, MapProblem, Result};
+use crate::memory::{PhysMemory, PhysRange};
+use crate::tracker::{Geometry, Tracker};
+use crate::units::{Order, PageSize, Pfn, Phys};
+use std::collections::{BTreeMap, HashSet};
+
+const NODE: &str = "tree node";
+
+fn bad(phys: u64, problem: MapProblem) -> Error {
+    Error::Map { node: NODE, phys, problem }
+}
+
+/// The measures of a tree (`enum kho_radix_consts`, include/linux/kho/abi/kexec_handover.h).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Shape {
+    page: PageSize,
+    order_bit: bool,
+}
+
+impl Shape {
+    /// The shape of an ABI's trees; `None` if its map is no tree.
+    pub const fn of(abi: &Abi, page: PageSize) -> Option<Shape> {
+        match abi.map {
+            MapFormat::Radix { order_bit } => Some(Shape { page, order_bit }),
+            MapFormat::Chunks => None,
+        }
+    }
+
+    pub const fn page(self) -> PageSize {
+        self.page
+    }
+
+    /// The bit that tells order 0 (KHO_ORDER_0_LOG2): 52, 50 or 48.
+    pub const fn order_0_bit(self) -> u32 {
+        64 - self.page.shift()
+    }
+
+    /// Bits of a key that an inner node decides (KHO_TABLE_SIZE_LOG2): 9, 11 or 13.
+    pub const fn table_bits(self) -> u32 {
+        self.page.shift() - 3
+    }
+
+    /// Bits of a key that a leaf decides (KHO_BITMAP_SIZE_LOG2): 15, 17 or 19.
+    pub const fn leaf_bits(self) -> u32 {
+        self.page.shift() + 3
+    }
+
+    /// Levels, the leaves included (KHO_TREE_MAX_DEPTH): 6 at 4 KiB, 4 at 64 KiB; at 16 KiB 4 in kho-v2 and v3, 5 in v4.
+    pub const fn depth(self) -> u32 {
+        let width = self.order_0_bit() + self.order_bit as u32;
+        (width - self.leaf_bits()).div_ceil(self.table_bits()) + 1
+    }
+
+    /// Bits of a key that the tree can tell apart: 60 at 4 KiB, 58 at 64 KiB; at 16 KiB 50 or 61.
+    pub const fn key_bits(self) -> u32 {
+        (self.depth() - 1) * self.table_bits() + self.leaf_bits()
+    }
+
+    /// Where in a key a level's index stands; level 1 is the one above the leaves.
+    const fn level_shift(self, level: u32) -> u32 {
+        (level - 1) * self.table_bits() + self.leaf_bits()
+    }
+
+    /// The index of the entry that leads from an inner node of `level` towards a key (kho_radix_get_table_index).
+    pub const fn index(self, key: u64, level: u32) -> u64 {
+        (key >> self.level_shift(level)) & ((1 << self.table_bits()) - 1)
+    }
+
+    /// The bit that tells an order.
+    const fn order_bit_of(self, order: Order) -> u32 {
+        self.order_0_bit() - order.get()
+    }
+
+    /// A folio's key (kho_radix_encode_key). `pfn` is a multiple of the folio's size, inside the address space.
+    pub const fn key(self, pfn: Pfn, order: Order) -> u64 {
+        1 << self.order_bit_of(order) | pfn.0 >> order.get()
+    }
+
+    /// The folio a key names (kho_radix_decode_key).
+    ///
+    /// # Errors
+    /// What is wrong with a key that names none.
+    pub fn folio(self, key: u64) -> Result<(Pfn, Order), &'static str> {
+        if key == 0 {
+            return Err("is a key without a bit for the order");
+        }
+        let top = key.ilog2();
+        let Some(order) = self.order_0_bit().checked_sub(top) else {
+            return Err("is a key with the order's bit above that of order 0");
+        };
+        match Order::new(order as u64) {
+            Ok(order) => Ok((Pfn((key ^ 1 << top) << order.get()), order)),
+            Err(_) => Err("is the key of an order beyond 36"),
+        }
+    }
+
+    /// Refuses an order whose keys lose their topmost bit, as those of single pages do in kho-v2 and v3 at 16 KiB: the
+    /// kernel takes indices modulo the size of a table, and whoever reads the tree finds a folio of another order.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`].
+    pub fn check_writable(self, order: Order) -> Result<()> {
+        if self.order_bit_of(order) < self.key_bits() {
+            return Ok(());
+        }
+        let why = format!(
+            "with {} pages a tree of {} levels loses the top bit of order {order}'s keys, so that such a folio cannot be \
+             read back; kho-v4 has a level more",
+            self.page,
+            self.depth()
+        );
+        Err(Error::Invalid { what: "preserved-memory map", why })
+    }
+
+    /// Whether an order's keys share the leaf of the lowest keys with other orders'.
+    pub(super) const fn is_low(self, order: Order) -> bool {
+        self.order_bit_of(order) < self.leaf_bits()
+    }
+
+    /// The bits of a key above a leaf's own, for the leaf that holds block `index` of an order that is not low.
+    pub(super) const fn leaf_of(self, order: Order, index: u64) -> u64 {
+        1 << (self.order_bit_of(order) - self.leaf_bits()) | index
+    }
+}
+
+/// A tree that was read.
+#[derive(Debug)]
+pub struct Tree {
+    pub tracker: Tracker,
+    /// The address of every node's page, inner nodes before what they lead to.
+    pub nodes: Vec<u64>,
+}
+
+/// An inner node on the way down.
+struct Open {
+    level: u32,
+    /// The key's bits that led here, in place.
+    prefix: u64,
+    table: Vec<u64>,
+    next: usize,
+}
+
+/// Reads the tree at `root`. Every node is a whole page of `memory` and is read once; of a page that the memory only
+/// claims (a zero-filled tail, a hole) nothing is read or kept, so that time and space go with what is there.
+///
+/// An order-0 key of a kernel that could not write it (kho-v2 and v3 at 16 KiB) reads as whatever folio is left of it, as
+/// it does for the next kernel.
+///
+/// # Errors
+/// [`Error::Map`] at the first node that is unaligned, outside, or reached twice, and at a leaf with the key of no folio;
+/// what reading memory returns.
+pub fn read(memory: &dyn PhysMemory, shape: Shape, root: Phys) -> Result<Tree> {
+    let mut tree = Tree { tracker: Tracker::new(Geometry::paged(shape.page)), nodes: Vec::new() };
+    let mut seen = HashSet::new();
+    let data = data_runs(memory)?;
+    let mut open: Vec<Open> = Vec::new();
+    let mut visit = Some((root.0, shape.depth() - 1, 0));
+    loop {
+        if let Some((phys, level, prefix)) = visit.take() {
+            enter(memory, shape, phys, &mut seen)?;
+            tree.nodes.push(phys);
+            match read_node(memory, &data, shape, phys)? {
+                None => {}
+                Some(bitmap) if level == 0 => read_leaf(shape, &mut tree.tracker, phys, prefix, &bitmap)?,
+                Some(page) => {
+                    let (words, _) = page.as_chunks::<8>();
+                    let table = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+                    open.push(Open { level, prefix, table, next: 0 });
+                }
+            }
+        }
+        let Some(node) = open.last_mut() else { return Ok(tree) };
+        let found = node.table.iter().enumerate().skip(node.next).find(|(_, child)| **child != 0);
+        let Some((index, &child)) = found else {
+            open.pop();
+            continue;
+        };
+        node.next = index + 1;
+        visit = Some((child, node.level - 1, node.prefix | (index as u64) << shape.level_shift(node.level)));
+    }
+}
+
+/// Bounds a node before it is read.
+fn enter(memory: &dyn PhysMemory, shape: Shape, phys: u64, seen: &mut HashSet<u64>) -> Result<()> {
+    let page = shape.page.bytes();
+    if !phys.is_multiple_of(page) {
+        return Err(bad(phys, MapProblem::Unaligned { page }));
+    }
+    if !memory.contains(Phys(phys), page) {
+        return Err(bad(phys, MapProblem::Outside { len: page }));
+    }
+    if seen.insert(phys) { Ok(()) } else { Err(bad(phys, MapProblem::Shared)) }
+}
+
+/// Where the memory has more to give than zeros, ascending: collected once, for asking it at every node could cost a walk
+/// over all of an image's empty segments each time.
+fn data_runs(memory: &dyn PhysMemory) -> Result<Vec<PhysRange>> {
+    let mut runs = Vec::new();
+    let mut next = memory.next_data(Phys(0))?;
+    while let Some(run) = next {
+        runs.push(run);
+        let behind = run.start.0.checked_add(run.len);
+        next = behind.map_or(Ok(None), |behind| memory.next_data(Phys(behind)))?;
+    }
+    Ok(runs)
+}
+
+/// A node's page; `None` if there are but zeros.
+fn read_node(memory: &dyn PhysMemory, data: &[PhysRange], shape: Shape, phys: u64) -> Result<Option<Vec<u8>>> {
+    let page = shape.page.bytes();
+    let run = data.get(data.partition_point(|run| run.start.0 + (run.len - 1) < phys));
+    match run {
+        Some(run) if run.start.0 <= phys | (page - 1) => memory.read_vec(NODE, Phys(phys), page).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// Marks what a leaf's bitmap says about the keys from `prefix` on. An empty leaf becomes an empty block.
+fn read_leaf(shape: Shape, tracker: &mut Tracker, phys: u64, prefix: u64, bitmap: &[u8]) -> Result<()> {
+    let refuse = |index, value, why| Err(bad(phys, MapProblem::Entry { index, value, why }));
+    if prefix == 0 {
+        for key in set_bits(bitmap) {
+            match shape.folio(key) {
+                Ok((pfn, order)) => tracker.preserve(pfn, order)?,
+                Err(why) => return refuse(key, key, why),
+            };
+        }
+        return Ok(());
+    }
+    match shape.folio(prefix) {
+        Ok((pfn, order)) => {
+            let block = pfn.0 >> order.get() >> shape.leaf_bits();
+            tracker.adopt_block(order, block, bitmap).map(drop)
+        }
+        Err(why) => match set_bits(bitmap).next() {
+            Some(bit) => refuse(bit, prefix | bit, why),
+            None => Ok(()),
+        },
+    }
+}
+
+/// The numbers of the bits set, ascending; bit `i` is byte `i / 8`, bit `i % 8`.
+fn set_bits(bitmap: &[u8]) -> impl Iterator<Item = u64> + '_ {
+    (0u64..)
+        .zip(bitmap)
+        .flat_map(|(n, &byte)| (0..8).filter(move |bit| byte >> bit & 1 != 0).map(move |bit| 8 * n + bit))
+}
+
+/// Lays out a tracker's tree from the leaves up, each level by ascending key; the root comes last. `alloc` gives the
+/// pages; their bytes come back with their addresses, to be written there. An empty block becomes an empty leaf, as the
+/// kernel leaves one behind.
+///
+/// # Errors
+/// Whatever `alloc` returns; [`Error::Invalid`] for an order that this shape cannot hold ([`Shape::check_writable`]) and
+/// for a tracker of another page size.
+pub fn serialize(
+    tracker: &Tracker,
+    shape: Shape,
+    mut alloc: impl FnMut() -> Result<Phys>,
+) -> Result<Vec<(Phys, Vec<u8>)>> {
+    let geometry = tracker.geometry();
+    if geometry.page() != shape.page {
+        let why = format!("pages of {} are not {}", geometry.page(), shape.page);
+        return Err(Error::Invalid { what: "tracker", why });
+    }
+    let blank = || vec![0; usize::try_from(shape.page.bytes()).unwrap_or(0)];
+    let mut leaves: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
+    for order in tracker.orders() {
+        match shape.check_writable(order) {
+            Err(_) if tracker.len_of(order) == 0 => continue,
+            checked => checked?,
+        }
+        let len = usize::try_from(geometry.bits().min(1 << shape.order_bit_of(order)) / 8).unwrap_or(0);
+        for block in tracker.blocks(order) {
+            let key = 1 << shape.order_bit_of(order) | block.index() * geometry.bits();
+            let leaf = leaves.entry(key >> shape.leaf_bits()).or_insert_with(blank);
+            let at = usize::try_from((key & ((1 << shape.leaf_bits()) - 1)) / 8).unwrap_or(0);
+            block.copy_to(&mut leaf[at..at + len]);
+        }
+    }
+    let mut pages = Vec::new();
+    let mut level = leaves;
+    for _ in 1..shape.depth() {
+        let mut above: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
+        for (key, bytes) in level {
+            let phys = alloc()?;
+            let index = usize::try_from(key & ((1 << shape.table_bits()) - 1)).unwrap_or(0);
+            let table = above.entry(key >> shape.table_bits()).or_insert_with(blank);
+            table[8 * index..8 * index + 8].copy_from_slice(&phys.0.to_le_bytes());
+            pages.push((phys, bytes));
+        }
+        level = above;
+    }
+    // check_writable leaves every key a path from one root.
+    let root = level.into_values().next().unwrap_or_else(blank);
+    pages.push((alloc()?, root));
+    Ok(pages)
+}
