@@ -122,17 +122,23 @@ impl Directory {
 
     /// Blocks from index `from` on, ascending: index, block, count.
     pub(super) fn blocks_from(&self, from: u64) -> impl Iterator<Item = (u64, Block, u64)> + '_ {
+        self.blocks_between(from, u64::MAX)
+    }
+
+    /// The same below index `to`: what lies behind it is not looked at.
+    pub(super) fn blocks_between(&self, from: u64, to: u64) -> impl Iterator<Item = (u64, Block, u64)> + '_ {
         let (base, end) = (self.base, self.base + self.slots.len() as u64);
         let skip = (from.clamp(base, end) - base) as usize;
-        let near = self.slots[skip..].iter().zip(base + skip as u64..).map(|(slot, index)| (index, *slot));
+        let stop = ((to.clamp(base, end) - base) as usize).max(skip);
+        let near = self.slots[skip..stop].iter().zip(base + skip as u64..).map(|(slot, index)| (index, *slot));
         let far = |range: core::ops::Range<u64>| {
             // An empty range stands for one that begins behind its end, which a map's range() would not take.
             let range = range.start.min(range.end)..range.end;
             self.far.range(range).map(|(&index, slot)| (index, *slot))
         };
-        far(from..base)
+        far(from..base.min(to))
             .chain(near)
-            .chain(far(from.max(end)..u64::MAX))
+            .chain(far(from.max(end)..to))
             .filter_map(|(index, slot)| Some((index, slot.block?, slot.count)))
     }
 
