@@ -272,7 +272,10 @@ impl Arena {
     }
 
     /// Refuses a range of pages that is not all allocated.
-    pub(crate) fn check_allocated(&self, start: Pfn, end: Pfn) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`Error::PageState`] or [`Error::OutsideMemory`] for the first page that is not.
+    pub fn check_allocated(&self, start: Pfn, end: Pfn) -> Result<()> {
         lock(&self.pages).check_allocated(start, end)
     }
 
