@@ -112,9 +112,10 @@ impl Pages {
             self.hints[order.index()] = pfn;
             return Some(pfn);
         };
-        self.regions.iter().filter(|r| r.2 == node).find_map(|&(start, end, _)| {
-            self.free.next(order, Pfn(from.max(start))).map(|p| p.0).filter(|&pfn| pfn < end)
-        })
+        self.regions
+            .iter()
+            .filter(|r| r.2 == node)
+            .find_map(|&(start, end, _)| self.free.next_before(order, Pfn(from.max(start)), Pfn(end)).map(|p| p.0))
     }
 
     /// Takes a free block of `order`: the smallest that does, the lowest of those.

@@ -100,19 +100,12 @@ impl<'a> BlockRef<'a> {
     }
 }
 
-/// The folios (by number) from `from` on, and in the word of `to` at the furthest, in blocks given as (index, block),
-/// ascending.
-fn folios_in(
-    shape: Shape,
-    from: u64,
-    to: u64,
-    blocks: impl Iterator<Item = (u64, Block, u64)>,
-) -> impl Iterator<Item = u64> {
+/// The folios (by number) from `from` on in blocks given as (index, block), ascending.
+fn folios_in(shape: Shape, from: u64, blocks: impl Iterator<Item = (u64, Block, u64)>) -> impl Iterator<Item = u64> {
     blocks.filter(|&(.., count)| count > 0).flat_map(move |(index, block, _)| {
         let first = index << shape.log2_bits;
         let skip = (from.max(first) - first) >> 6;
-        let stop = (to.saturating_sub(first)).div_ceil(64).min(shape.words() as u64);
-        (skip..stop).flat_map(move |n| {
+        (skip..shape.words() as u64).flat_map(move |n| {
             let base = first + 64 * n;
             let mut word = block.load(shape, n as usize);
             if base < from {
@@ -135,7 +128,7 @@ impl Tracker {
         dirs.flat_map(move |(o, dir)| {
             let first = if o == order { from.0.div_ceil(o.nr_pages()) } else { 0 };
             let blocks = dir.blocks_from(first >> self.shape.log2_bits);
-            folios_in(self.shape, first, u64::MAX, blocks).map(move |folio| (Pfn(folio << o.get()), o))
+            folios_in(self.shape, first, blocks).map(move |folio| (Pfn(folio << o.get()), o))
         })
     }
 
@@ -149,14 +142,13 @@ impl Tracker {
         self.next_before(order, from, Pfn(u64::MAX))
     }
 
-    /// The first folio of an order at or behind a pfn and before `end`. Nothing behind `end` is looked at.
-    fn next_before(&self, order: Order, from: Pfn, end: Pfn) -> Option<Pfn> {
+    /// The first folio of an order in `[from, end)`, without looking at what lies behind.
+    pub fn next_before(&self, order: Order, from: Pfn, end: Pfn) -> Option<Pfn> {
         let dir = self.dirs.get(order.index()).filter(|dir| dir.len > 0)?;
-        let bits = self.shape.log2_bits;
-        let (first, stop) = (from.0.div_ceil(order.nr_pages()), end.0.div_ceil(order.nr_pages()));
-        let blocks = dir.blocks_between(first >> bits, stop.div_ceil(1 << bits));
-        let folio = folios_in(self.shape, first, stop, blocks).next()?;
-        Some(Pfn(folio << order.get())).filter(|&folio| folio < end)
+        let (first, last) = (from.0.div_ceil(order.nr_pages()), end.0.div_ceil(order.nr_pages()));
+        let blocks = dir.blocks_in(first >> self.shape.log2_bits..(last >> self.shape.log2_bits) + 1);
+        let folio = folios_in(self.shape, first, blocks).next().filter(|&folio| folio < last)?;
+        Some(Pfn(folio << order.get()))
     }
 
     /// The order of a folio that starts at `pfn`, the largest if there are several.
