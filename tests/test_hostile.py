@@ -180,9 +180,9 @@ def marks(name: str) -> dict[str, int]:
     loads = [struct.unpack_from("<IIQQQQQQ", content, phoff + 56 * i) for i in range(phnum)]
 
     def offset(phys: int) -> int:
-        return next(
-            at + phys - start for kind, _, at, _, start, size, *_ in loads if kind == 1 and 0 <= phys - start < size
-        )
+        inside = (load for load in loads if load[0] == 1 and 0 <= phys - load[4] < load[5])
+        _, _, at, _, start, *_ = next(inside)
+        return int(at) + phys - int(start)
 
     found = {"elf": 0, "program headers": phoff, "end of headers": phoff + 56 * phnum}
     found["fdt"] = offset(expected["fdt_phys"])
