@@ -238,7 +238,8 @@ def test_the_root_is_edited_as_libfdt_edits_it() -> None:
 def leaf_of(layout: Layout) -> tuple[int, int]:
     """The inner node above a leaf, and the index there."""
     levels, _, _ = model.radix_shape(layout.page_size, 4)
-    at, index = layout.map_phys, 0
+    above = at = layout.map_phys
+    index = 0
     for _ in range(levels - 1):
         above = at
         index = next(i for i in range(layout.page_size // 8) if layout.u64(above + 8 * i))

@@ -100,7 +100,7 @@ impl Shape {
         let Some(order) = self.order_0_bit().checked_sub(top) else {
             return Err("is a key with the order's bit above that of order 0");
         };
-        match Order::new(order as u64) {
+        match Order::new(order.into()) {
             Ok(order) => Ok((Pfn((key ^ 1 << top) << order.get()), order)),
             Err(_) => Err("is the key of an order beyond 36"),
         }
@@ -284,7 +284,7 @@ pub fn serialize(
         }
         let len = usize::try_from(geometry.bits().min(1 << shape.order_bit_of(order)) / 8).unwrap_or(0);
         for block in tracker.blocks(order) {
-            let key = 1 << shape.order_bit_of(order) | block.index() * geometry.bits();
+            let key = (1 << shape.order_bit_of(order)) | (block.index() * geometry.bits());
             let leaf = leaves.entry(key >> shape.leaf_bits()).or_insert_with(blank);
             let at = usize::try_from((key & ((1 << shape.leaf_bits()) - 1)) / 8).unwrap_or(0);
             block.copy_to(&mut leaf[at..at + len]);
