@@ -100,7 +100,7 @@ impl Shape {
         let Some(order) = self.order_0_bit().checked_sub(top) else {
             return Err("is a key with the order's bit above that of order 0");
         };
-        match Order::new(u64::from(order)) {
+        match Order::new(order.into()) {
             Ok(order) => Ok((Pfn((key ^ 1 << top) << order.get()), order)),
             Err(_) => Err("is the key of an order beyond 36"),
         }

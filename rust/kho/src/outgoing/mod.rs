@@ -417,3 +417,6 @@ impl Drop for Outgoing {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
