@@ -306,7 +306,7 @@ impl fmt::Display for MapProblem {
                 write!(f, "num_elms {num} exceeds the {max} entries of a page")
             }
             Self::Cycle => f.write_str("the list comes back to it: a cycle"),
-            Self::Shared => f.write_str("something else leads to it already: a shared node or a cycle"),
+            Self::Shared => f.write_str("a second entry leads to it: a shared node or a cycle"),
             Self::TooLong { max } => write!(f, "the walk is longer than the {max} nodes this memory could hold"),
             Self::Entry { index, value, why } => write!(f, "entry {index}: {value:#x} {why}"),
         }
