@@ -1,4 +1,4 @@
-"""Handovers of every shape, built by the model, read by kho: page size, bitmap size and scratch decided from evidence."""
+"""Handovers of every shape, built by the model, read by kho: page size, bitmap size and scratch from evidence."""
 
 from __future__ import annotations
 

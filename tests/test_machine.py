@@ -1,16 +1,18 @@
-"""Arena, outgoing and incoming against a plain-Python model, over many handovers, in one process and through a memfd."""
+"""Arena, outgoing and incoming against a plain-Python model, over many handovers, also through a memfd."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import kho
-import model
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+import kho
+
+import model
 from images import overlap
 
 Range = tuple[int, int]
@@ -349,7 +351,7 @@ class Handovers(RuleBasedStateMachine):
             assert (pages.pfn, pages.nr_pages) == (start, length)
             self.check_stamps(start, length)
             self.restored |= blocks
-            self.held |= {pfn: (0, 1) for pfn in range(start, start + length)}
+            self.held |= dict.fromkeys(range(start, start + length), (0, 1))
 
     @precondition(lambda self: self.incoming)
     @rule(pfn=pfns)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import struct
 
-import kho
-import model
 import pytest
+
+import kho
+
+import model
 from images import GIB, KIB, MIB
 
 BASE = GIB
@@ -263,14 +265,14 @@ def test_a_placement_that_fails_leaves_nothing_behind() -> None:
     arena = small()
     taken = arena.alloc()
     free = arena.free_pages
-    for place in (
-        {"fdt_phys": taken.phys, "map_phys": BASE + MIB},
-        {"fdt_phys": BASE + MIB, "map_phys": taken.phys},
-        {"fdt_phys": BASE + MIB + 1, "map_phys": BASE + 2 * MIB},
-        {"fdt_phys": BASE + MIB, "map_phys": BASE + MIB},
+    for fdt_phys, map_phys in (
+        (taken.phys, BASE + MIB),
+        (BASE + MIB, taken.phys),
+        (BASE + MIB + 1, BASE + 2 * MIB),
+        (BASE + MIB, BASE + MIB),
     ):
         with pytest.raises(kho.KhoError):
-            kho.Outgoing(arena, **place)
+            kho.Outgoing(arena, fdt_phys=fdt_phys, map_phys=map_phys)
         assert arena.free_pages == free
     for wrong in (0, 511, 1024, 8192):
         with pytest.raises(kho.ParameterError):
@@ -363,8 +365,8 @@ def test_after_finalize_nothing_changes_until_abort() -> None:
     out.preserve_folio(folio)
     out.add_subtree("producer", BLOB)
     assert (out.finalized, arena.fdt_phys) == (False, None)
-    assert out.finalize() == out.fdt_phys == arena.fdt_phys
-    assert out.finalized
+    fdt = out.finalize()
+    assert (out.finalized, out.fdt_phys, arena.fdt_phys) == (True, fdt, fdt)
     changes = (
         lambda: out.preserve_folio(folio),
         lambda: out.unpreserve_folio(folio),

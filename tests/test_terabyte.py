@@ -9,9 +9,11 @@ import sys
 import time
 from pathlib import Path
 
-import kho
 import numpy as np
 import pytest
+
+import kho
+
 from images import GIB, MIB, TIB
 
 P = 4096
@@ -47,7 +49,7 @@ print(f"take over {took_over:.2f} s, restore and check {time.monotonic() - began
 
 
 def places(seed: int, count: int) -> list[tuple[int, int]]:
-    """Folios of orders 0 to 4 in random order: 16 in each of many 2 MiB blocks anywhere, so that page tables stay small."""
+    """Folios of orders 0 to 4 in random order, 16 in each of many 2 MiB blocks: page tables stay small."""
     chosen = random.Random(seed)
     blocks = chosen.sample(range(1, (TIB - 64 * GIB) // (2 * MIB)), count // 16)
     slots = [block * 2 * MIB + slot * 16 * P for block in blocks for slot in chosen.sample(range(32), 16)]
