@@ -25,5 +25,6 @@ pub mod find;
 
 pub mod incoming;
 pub mod outgoing;
+pub mod snapshot;
 
 pub use error::{Error, Result};
