@@ -10,6 +10,7 @@ mod folios;
 mod incoming;
 mod memory;
 mod outgoing;
+mod snapshot;
 mod tracker;
 
 use pyo3::prelude::*;
@@ -35,6 +36,8 @@ mod _kho {
     use crate::memory::Memory;
     #[pymodule_export]
     use crate::outgoing::PyOutgoing;
+    #[pymodule_export]
+    use crate::snapshot::{PySnapshot, SnapshotSide};
     #[pymodule_export]
     use crate::tracker::PyTracker;
 
