@@ -1,14 +1,13 @@
 """The compiled half of kho; import `kho`, not this."""
 
 import builtins
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from types import TracebackType
-from typing import Any, Self, final, overload
+from typing import final
 
 from typing_extensions import Buffer
 
-from ._types import FolioInfo, PageInfo
 from .errors import FdtError
 
 __all__ = ["Fdt", "FdtNode", "FdtNodeBlock", "FdtPlaceholder", "FdtWriter", "__version__"]

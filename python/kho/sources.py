@@ -44,6 +44,7 @@ def open(  # noqa: A001 - kho.open reads like open()
         NoHandoverError: no root FDT was found.
         UnsupportedAbiError: an ABI that this version does not decode.
         FormatError: memory that no kernel would have written; the message names the place and the value.
+
     """
     if isinstance(source, Memory | Arena):
         memory: Memory | Arena = source

@@ -80,7 +80,9 @@ def as_calls(source: tuple[str, ...], **given: int | None) -> str:
         return snapshot.as_calls(source[0])
     named = [f"{name}={value:#x}" for name, value in given.items() if value is not None]
     call = ", ".join([repr(source[0]) if len(source) == 1 else repr(list(source)), *named])
-    return f"import kho\n\ninc = kho.open({call})\nprint(inc.compatible, inc.folios_by_order, inc.subtrees, inc.scratch)"
+    return (
+        f"import kho\n\ninc = kho.open({call})\nprint(inc.compatible, inc.folios_by_order, inc.subtrees, inc.scratch)"
+    )
 
 
 def describe(inc: Incoming, *, folios: bool = False) -> dict[str, Any]:

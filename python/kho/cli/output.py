@@ -64,7 +64,9 @@ def hint(error: errors.KhoError) -> str | None:
     """Say what to try after an error."""
     match error:
         case errors.NoHandoverError():
-            return "was this memory taken after the handover was finalized? A raw image needs its address: FILE@0x40000000"
+            return (
+                "was this memory taken after the handover was finalized? A raw image needs its address: FILE@0x40000000"
+            )
         case errors.UnsupportedAbiError():
             return "a newer kho may read it"
         case errors.OutsideMemoryError():

@@ -1,5 +1,6 @@
 //! ELF cores: built here byte by byte, a real one, and what is wrong with either.
 
+mod dumps;
 mod sources;
 
 use super::*;
