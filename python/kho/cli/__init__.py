@@ -8,7 +8,7 @@ import click
 
 from .. import __version__
 from ..errors import KhoError
-from . import inspect
+from . import extract, inspect
 from .output import hint
 
 HELP = """Linux Kexec HandOver (KHO) in userspace.
@@ -33,6 +33,7 @@ def cli() -> None:
 
 
 cli.add_command(inspect.command)
+cli.add_command(extract.command)
 
 
 def main() -> None:
