@@ -94,7 +94,8 @@ class Allowance:
     """How much a handover can be worth reading.
 
     Nothing a kernel preserved is in two files, so the contents come to what is preserved; an image made to harm lists
-    one folio in many files, or files of 2^63 zeros. One allowance serves one run over a handover.
+    one folio in many files, or files of 2^63 zeros. One allowance serves one run over a handover, which may read each
+    content up to four times.
     """
 
     SLACK = 64 << 20
@@ -102,7 +103,7 @@ class Allowance:
 
     def __init__(self, inc: Incoming | None = None) -> None:
         here = 0 if inc is None else max(inc.preserved_bytes - inc.pages_outside * inc.page_size, 0)
-        self.data = None if inc is None else 2 * here + self.SLACK
+        self.data = None if inc is None else 4 * here + self.SLACK
         self.zeros = 4 * here + self.ZEROS
 
     def take_data(self, content: Content) -> None:

@@ -8,7 +8,7 @@ import click
 
 from .. import __version__
 from ..errors import KhoError
-from . import extract, inspect
+from . import diff, extract, inspect
 from .output import hint
 
 HELP = """Linux Kexec HandOver (KHO) in userspace.
@@ -34,6 +34,7 @@ def cli() -> None:
 
 cli.add_command(inspect.command)
 cli.add_command(extract.command)
+cli.add_command(diff.command)
 
 
 def main() -> None:
