@@ -8,7 +8,7 @@ import click
 
 from .. import __version__
 from ..errors import KhoError
-from . import diff, extract, inspect
+from . import diff, extract, fdt, inspect
 from .output import hint
 
 HELP = """Linux Kexec HandOver (KHO) in userspace.
@@ -35,6 +35,7 @@ def cli() -> None:
 cli.add_command(inspect.command)
 cli.add_command(extract.command)
 cli.add_command(diff.command)
+cli.add_command(fdt.command)
 
 
 def main() -> None:
