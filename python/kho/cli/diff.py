@@ -11,8 +11,8 @@ import click
 from .. import errors
 from ..diff import Change, Diff, Extent, diff
 from ..sources import open as open_source
+from ..text import printable
 from . import output
-from .text import printable
 
 SHOWN = 8
 """Extents listed per order and side without --all."""

@@ -8,10 +8,10 @@ from typing import Any
 import click
 
 from .. import extract
+from ..text import printable
 from . import output
 from .inspect import Number
 from .source import read, source_options
-from .text import printable
 
 
 @click.command("extract")

@@ -11,9 +11,9 @@ import click
 from .. import errors
 from .. import fdt as fdts
 from .._kho import Fdt, Incoming
+from ..text import printable
 from . import output
 from .source import read, source_options
-from .text import printable
 
 
 @click.command("fdt")
