@@ -94,11 +94,11 @@ def draw(found: MemoryMap, title: str) -> Drawing:
 def words(gap: Gap) -> str:
     """Say what lies between two rows."""
     if gap.kind is not None:
-        return f"\u22ee {size(gap.nbytes)} more of {printable(gap.owner)}"
+        return f"\u2026 {size(gap.nbytes)} more of {printable(gap.owner)}"
     if gap.ram is None:
-        return f"\u22ee {size(gap.nbytes)}, nothing preserved"
+        return f"\u2026 {size(gap.nbytes)}, nothing preserved"
     there = f"{size(gap.ram)} of it in this memory" if gap.ram else "not in this memory"
-    return f"\u22ee {size(gap.nbytes)}, nothing preserved, {there}"
+    return f"\u2026 {size(gap.nbytes)}, nothing preserved, {there}"
 
 
 def _row(out: Drawing, row: Row, cell_bytes: int, y: int) -> None:

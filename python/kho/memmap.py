@@ -7,7 +7,6 @@ Where nothing begins or ends there is nothing to see, so that a map of 16 TiB is
 
 from __future__ import annotations
 
-import struct
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import errors
-from ._kho import Incoming, Memfd, Vmalloc
+from ._kho import Incoming, Memfd, Tracker, Vmalloc
+from .diff import runs_of
 from .payload import Owned
 
 __all__ = ["KINDS", "Cell", "Gap", "MemoryMap", "Row", "Span", "build", "spans_of"]
@@ -156,8 +156,8 @@ def without(intervals: Iterable[Interval], others: Sequence[Interval]) -> list[I
 def spans_of(inc: Incoming) -> list[Span]:
     """Say whose all memory is that a handover speaks of, ascending by first address.
 
-    What payloads account for, the root FDT and the blobs of subtrees (in whole pages), scratch, and what is preserved
-    and nobody accounts for. Payloads that cannot be decoded account for nothing.
+    What payloads account for, the root FDT and the blobs of subtrees (with all of the folio they begin), scratch, and
+    what is preserved and nobody accounts for. Payloads that cannot be decoded account for nothing.
     """
     page = inc.page_size
     found: dict[tuple[str, str], list[Interval]] = defaultdict(list)
@@ -167,8 +167,9 @@ def spans_of(inc: Incoming) -> list[Span]:
             found[kind, owner].append((phys - phys % page, min(-(-(phys + nbytes) // page) * page, TOP)))
 
     add("metadata", "root FDT", inc.fdt_phys, page)
+    tracker = inc.tracker()
     for name, blob in inc.subtrees.items():
-        add("metadata", f"subtree {name}", blob.phys, blob.size or page)
+        add("metadata", f"subtree {name}", blob.phys, max(blob.size or page, _folio_bytes(tracker, blob.phys)))
     for payload in inc.payloads.values():
         try:
             for owned in payload.owned():
@@ -180,12 +181,19 @@ def spans_of(inc: Incoming) -> list[Span]:
         add("scratch", "scratch, " + (("low memory", "global")[i] if i < 2 else f"node {i - 2}"), phys, nbytes)
     spans = [Span(kind, owner, merged(intervals)) for (kind, owner), intervals in found.items()]
 
-    preserved = merged((phys, phys + (page << order)) for phys, order in struct.iter_unpack("<QB7x", inc.folios))
+    preserved = merged(run for _, runs in runs_of(inc.folios, page) for run in runs)
     claimed = merged(interval for span in spans if span.kind != "scratch" for interval in span.intervals)
     rest = without(preserved, claimed)
     if rest:
         spans.append(Span("unclaimed", "nobody", rest))
     return sorted((span for span in spans if span.intervals), key=lambda span: span.intervals[0])
+
+
+def _folio_bytes(tracker: Tracker, phys: int) -> int:
+    """Give the size of the largest folio preserved at `phys`; 0 without one."""
+    page = tracker.page_size
+    pfn = phys // page
+    return max((page << order for order in range(37) if pfn % (1 << order) == 0 and (pfn, order) in tracker), default=0)
 
 
 def _memory(owned: Owned, page: int) -> Iterator[tuple[int, int]]:
@@ -235,9 +243,8 @@ def build(
         if value < least or value & (value - 1):
             raise errors.ParameterError(f"{what} {value}: not a power of two of at least {least}")
     spans = spans_of(inc)
-    edges = {edge for span in spans for start, end in span.intervals for edge in (start, end - 1)}
     size = row_bytes or smallest
-    indices = sorted({edge // size for edge in edges})
+    indices = sorted({edge // size for span in spans for start, end in span.intervals for edge in (start, end - 1)})
     while row_bytes is None and len(indices) > max(rows, 1) and size < TOP:
         size *= 2
         indices = sorted({index >> 1 for index in indices})

@@ -71,8 +71,12 @@ def show(found: MemoryMap, title: str, console: Console) -> None:
     legend = Text()
     for kind, nbytes in found.totals.items():
         mark = SCRATCH[charset] if kind == "scratch" else SHADES[charset][-1]
-        legend.append(mark, STYLES[kind]).append(f" {KINDS[kind]} {size(nbytes)}  ".replace(" ", "\u00a0")).append(" ")
-    console.print(legend)
+        name = f" {KINDS[kind]} {size(nbytes)}   "
+        if len(legend.plain.rsplit("\n")[-1]) + len(name) > console.width:
+            legend.append("\n")
+        legend.append(mark, STYLES[kind]).append(name)
+    legend.rstrip()
+    console.print(legend, no_wrap=True)
     console.print()
     digits = max((len(f"{line.phys:#x}") for line in found.lines), default=0)
     for line in found.lines:
@@ -84,7 +88,7 @@ def show(found: MemoryMap, title: str, console: Console) -> None:
             text.append("  ").append(owners)
         else:
             words = mapdraw.words(line)
-            text = Text(" " * (digits + 2) + (words if charset == "utf" else words.replace("\u22ee", ":")), style="dim")
+            text = Text(" " * (digits + 2) + (words if charset == "utf" else words.replace("\u2026", ":")), style="dim")
         text.truncate(console.width, overflow="ellipsis" if charset == "utf" else "crop")
         console.print(text, no_wrap=True)
 
