@@ -8,10 +8,10 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from .._kho import Incoming
+from .._kho import Incoming, Snapshot
 from ..report import describe
 from ..sources import open as open_source
-from . import output
+from . import output, snapshot
 
 
 class Number(click.ParamType[int]):
@@ -50,13 +50,19 @@ def command(
     """Show what the memory in SOURCE hands over.
 
     Its format and how that was decided, the scratch areas, the preserved-memory map, folios by order, and the subtrees
-    of its producers. SOURCE is an ELF core or FILE@ADDRESS[,offset=N][,size=N]; several make up one memory.
+    of its producers. SOURCE is an ELF core, a kdump or LiME dump, FILE@ADDRESS[,offset=N][,size=N] or, for the memory
+    backend of a running QEMU, FILE,machine=q35|pc|virt; several make up one memory.
+
+    Of a debugfs directory, a directory with proc and sys in it, "live" or a single FDT it shows what is there: no memory.
 
     \b
     Exit codes: 0 read, 2 no handover or not readable.
     """
     if as_python:
         click.echo(as_calls(source, fdt_phys=fdt_phys, bitmap_bytes=bitmap_bytes, page_size=page_size))
+        return
+    if len(source) == 1 and Snapshot.recognizes(source[0]):
+        snapshot.run(source[0], as_json=as_json)
         return
     with output.progress("searching") as told:
         inc = open_source(source, fdt_phys=fdt_phys, bitmap_bytes=bitmap_bytes, page_size=page_size, progress=told)
@@ -71,6 +77,8 @@ def command(
 
 def as_calls(source: tuple[str, ...], **given: int | None) -> str:
     """Write the Python calls that read the same."""
+    if len(source) == 1 and Snapshot.recognizes(source[0]):
+        return snapshot.as_calls(source[0])
     named = [f"{name}={value:#x}" for name, value in given.items() if value is not None]
     call = ", ".join([repr(source[0]) if len(source) == 1 else repr(list(source)), *named])
     return (
