@@ -20,7 +20,7 @@ from images import GIB, MIB, TIB
 P = 4096
 STAMP = struct.Struct("<QQ")
 LIMIT = 60.0
-"""Seconds of processor time outside the kernel, which mostly gives and clears pages, on machines that others use too."""
+"""Seconds of processor time outside the kernel, which is busy giving and clearing pages."""
 
 
 def user_time() -> float:
@@ -96,9 +96,9 @@ def test_the_folios_of_a_terabyte_reach_another_process(
     assert done.stdout == f"{count + 1} {bitmap_bytes} 0\n"
     with capsys.disabled():
         print(
-            f" {backing}: computed {computed:.1f} s; preserve {preserved:.2f} s, finalize {finalized:.3f} s, {done.stderr.strip()}",
-            end="",
+            f" {backing}: computed {computed:.1f} s; preserve {preserved:.2f} s, finalize {finalized:.3f} s, ", end=""
         )
+        print(done.stderr.strip(), end="")
     assert computed < LIMIT
     expected = np.array(sorted([*folios, (out.fdt_phys, 0)]), dtype=np.uint64)
     found = np.asarray(out.folios())
