@@ -505,7 +505,7 @@ class Outgoing:
     @property
     def abi(self) -> str: ...
     @property
-    def bitmap_bytes(self) -> int: ...
+    def bitmap_bytes(self) -> int | None: ...
     @property
     def fdt_phys(self) -> int: ...
     @property
@@ -582,9 +582,9 @@ class Incoming:
     @property
     def page_size_why(self) -> str: ...
     @property
-    def bitmap_bytes(self) -> int: ...
+    def bitmap_bytes(self) -> int | None: ...
     @property
-    def bitmap_bytes_why(self) -> str: ...
+    def bitmap_bytes_why(self) -> str | None: ...
     @property
     def certainty(self) -> str:
         """How sure the layout is: given, certain, likely, guess."""
@@ -914,7 +914,7 @@ class FdtWriter:
 
 @final
 class Snapshot:
-    """What a kernel shows of its handover in debugfs: the FDTs and the scratch areas, no memory (kexec_handover_debugfs.c)."""
+    """What a kernel shows of its handover in debugfs: FDTs and scratch areas, no memory (kexec_handover_debugfs.c)."""
 
     @staticmethod
     def open(source: str | PathLike[str]) -> Snapshot:
@@ -927,7 +927,7 @@ class Snapshot:
         """
     @staticmethod
     def recognizes(source: str | PathLike[str]) -> bool:
-        """Whether this is for `open` rather than an image of memory: "live", a directory, or a file that starts as an FDT."""
+        """Whether this is for `open`, not an image of memory: "live", a directory, a file that starts as an FDT."""
     @property
     def path(self) -> str: ...
     @property
