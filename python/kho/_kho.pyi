@@ -267,7 +267,7 @@ class FdtWriter:
 
 @final
 class Snapshot:
-    """What a kernel shows of its handover in debugfs: the FDTs and the scratch areas, no memory (kexec_handover_debugfs.c)."""
+    """What a kernel shows of its handover in debugfs (kexec_handover_debugfs.c): FDTs and scratch areas, no memory."""
 
     @staticmethod
     def open(source: str | PathLike[str]) -> Snapshot:
@@ -280,7 +280,7 @@ class Snapshot:
         """
     @staticmethod
     def recognizes(source: str | PathLike[str]) -> bool:
-        """Whether this is for `open` rather than an image of memory: "live", a directory, or a file that starts as an FDT."""
+        """Whether this is for `open` and no image of memory: "live", a directory, or a file that starts as an FDT."""
     @property
     def path(self) -> str: ...
     @property
