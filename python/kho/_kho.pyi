@@ -31,6 +31,8 @@ __all__ = [
     "Outgoing",
     "Pages",
     "ScratchSpec",
+    "Snapshot",
+    "SnapshotSide",
     "Subtree",
     "Tracker",
     "Vmalloc",
@@ -101,9 +103,10 @@ class Memory:
     def open(*sources: str | PathLike[str]) -> Memory:
         """Open files as one memory.
 
-        Args: sources: a str is `FILE`, `FILE@ADDRESS` or `FILE@ADDRESS,offset=N,size=N` (numbers decimal or 0x, with a
-        suffix K, M, G or T), or the name of an existing file whatever is in it; a Path is a path. Without an address
-        an ELF core is read by its physical addresses, any other file as the memory at 0.
+        Args: sources: a str is `FILE`, `FILE@ADDRESS`, `FILE@ADDRESS,offset=N,size=N` (numbers decimal or 0x, with a
+        suffix K, M, G or T) or `FILE,machine=q35|pc|virt` (QEMU's memory backend), or the name of an existing file
+        whatever is in it; a Path is a path. A file without an address is what its content says: an ELF core, a kdump
+        file, flattened or not, LiME, or else the memory at 0.
         Raises: SourceError for a file that cannot be used, or that has memory another one has; ParameterError for none.
         """
     @staticmethod
@@ -128,13 +131,16 @@ class Memory:
 
     @property
     def machine(self) -> str | None:
-        """The machine the first ELF core names: "x86_64", "aarch64" or "machine N"; None without a core."""
+        """The machine the first ELF core or kdump file names: "x86_64", "aarch64" or "machine N"; None if none does."""
     @property
     def sources(self) -> list[str]:
         """What was opened, in the order given; empty for byte strings."""
     @property
     def truncated(self) -> list[tuple[str, int, int]]:
-        """(path, phys, size) of what an ELF core that is cut short claims and does not have: reading it fails."""
+        """(path, phys, size) of what a file that is cut short claims and does not have: reading it fails.
+
+        Of a kdump file these are the pages that have lost their descriptors, from the first to the last.
+        """
 
 @final
 class Arena:
@@ -935,3 +941,68 @@ class FdtWriter:
 
     def finish(self) -> bytes:
         """The blob; the writer takes nothing more. Raises: FdtError while a node is open or before the root."""
+
+@final
+class Snapshot:
+    """What a kernel shows of its handover in debugfs: the FDTs and the scratch areas, no memory (kexec_handover_debugfs.c)."""
+
+    @staticmethod
+    def open(source: str | PathLike[str]) -> Snapshot:
+        """Read a directory, an FDT, or the running machine.
+
+        Args: source: debugfs' `kho` directory, a directory that has it at `sys/kernel/debug/kho` (and `proc/iomem`,
+        `proc/cmdline`, `proc/version`, which may be missing), the file of one root FDT, or the string "live".
+        Raises: SourceError with the path of what is missing, unreadable, no regular file, over 1 MiB, or a link out of
+        the directory; FdtError, FormatError for a file that is no handover's FDT.
+        """
+    @staticmethod
+    def recognizes(source: str | PathLike[str]) -> bool:
+        """Whether this is for `open` rather than an image of memory: "live", a directory, or a file that starts as an FDT."""
+    @property
+    def path(self) -> str: ...
+    @property
+    def kind(self) -> str:
+        """What it was: "live", "root", "debugfs" or "fdt"."""
+    @property
+    def incoming(self) -> SnapshotSide | None:
+        """What this kernel was handed; None if nothing."""
+    @property
+    def outgoing(self) -> SnapshotSide | None:
+        """What it will hand over, so far; of a single FDT, whichever it was."""
+    @property
+    def scratch(self) -> list[tuple[int, int]] | None:
+        """(addr, size) in bytes: low memory, global, one per NUMA node."""
+    @property
+    def finalized(self) -> bool | None:
+        """`out/finalize`, which Linux 6.16 to 6.18 have."""
+    @property
+    def ram(self) -> list[tuple[int, int]] | None:
+        """(phys, size) of System RAM; None if /proc/iomem is not there or hides its addresses from who is not root."""
+    @property
+    def cmdline(self) -> str | None: ...
+    @property
+    def version(self) -> str | None:
+        """/proc/version."""
+
+@final
+class SnapshotSide:
+    """One direction of a handover, as debugfs shows it."""
+
+    @property
+    def fdt(self) -> bytes | None:
+        """The root FDT; None before one is finalized (Linux 6.16 to 6.18)."""
+    @property
+    def compatible(self) -> str | None:
+        """As "kho-v4"; known even where Linux 7.x cut the FDT short."""
+    @property
+    def preserved_memory_map(self) -> int | None:
+        """Physical address of the map; known even where Linux 7.x cut the FDT short."""
+    @property
+    def truncated(self) -> tuple[int, int] | None:
+        """(bytes according to the header, bytes there are) of an FDT that is cut short; None if it is whole."""
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with the FDT."""
+    @property
+    def sub_fdts(self) -> dict[str, bytes]:
+        """The blobs of the producers, by name."""

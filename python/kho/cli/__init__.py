@@ -8,7 +8,7 @@ import click
 
 from .. import __version__
 from ..errors import KhoError
-from . import convert, inspect
+from . import convert, diff, extract, fdt, inspect, memmap
 from .output import hint
 
 HELP = """Linux Kexec HandOver (KHO) in userspace.
@@ -34,6 +34,10 @@ def cli() -> None:
 
 
 cli.add_command(inspect.command)
+cli.add_command(extract.command)
+cli.add_command(diff.command)
+cli.add_command(fdt.command)
+cli.add_command(memmap.command)
 cli.add_command(convert.command)
 
 

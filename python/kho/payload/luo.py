@@ -60,7 +60,7 @@ class Session:
 
     @property
     def fd_store(self) -> Any:
-        """systemd's map of its fd store (v261 and later): the JSON in token 0 of the session `systemd`.
+        """Systemd's map of its fd store (v261 and later): the JSON in token 0 of the session `systemd`.
 
         Raises: NotFoundError without it; FormatError if it is no JSON.
         """

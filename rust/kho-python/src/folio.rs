@@ -39,6 +39,7 @@ impl Place {
             Place::Arena { arena, generation } => {
                 arena.check_generation("folio", *generation)?;
                 arena.order_of(head)?;
+                arena.check_allocated(head, Pfn(head.0 + (len >> arena.page().shift())))?;
                 let outside = Error::OutsideMemory { what: "folio", phys: phys.0, len };
                 arena.ptr(phys, len).map(Some).ok_or(outside)
             }
@@ -264,6 +265,7 @@ impl Pages {
     }
 
     fn __bytes__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        self.place.mapped(self.pfn, self.phys_addr(), self.len()).or_raise()?;
         read(py, self.place.memory(), self.phys_addr(), self.len())
     }
 

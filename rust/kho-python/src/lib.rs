@@ -11,6 +11,7 @@ mod incoming;
 mod memory;
 mod outgoing;
 mod payload;
+mod snapshot;
 mod tracker;
 
 use pyo3::prelude::*;
@@ -38,6 +39,8 @@ mod _kho {
     use crate::outgoing::PyOutgoing;
     #[pymodule_export]
     use crate::payload::{PyMemfd, PyVmalloc};
+    #[pymodule_export]
+    use crate::snapshot::{PySnapshot, SnapshotSide};
     #[pymodule_export]
     use crate::tracker::PyTracker;
 

@@ -27,5 +27,6 @@ pub mod payload;
 
 pub mod incoming;
 pub mod outgoing;
+pub mod snapshot;
 
 pub use error::{Error, Result};

@@ -272,7 +272,10 @@ impl Arena {
     }
 
     /// Refuses a range of pages that is not all allocated.
-    pub(crate) fn check_allocated(&self, start: Pfn, end: Pfn) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`Error::PageState`] or [`Error::OutsideMemory`] for the first page that is not.
+    pub fn check_allocated(&self, start: Pfn, end: Pfn) -> Result<()> {
         lock(&self.pages).check_allocated(start, end)
     }
 
@@ -370,7 +373,7 @@ impl PhysMemory for Arena {
     }
 }
 
-/// The page ranges nobody may allocate: page 0 (an address of 0 means "none" in every KHO structure), and scratch.
+/// The page ranges nobody may allocate, ascending: page 0 (an address of 0 means "none" in every KHO structure), and scratch.
 fn reserved(config: &ArenaConfig) -> Vec<(Pfn, Pfn)> {
     let page = config.page;
     let mut ranges = vec![(Pfn(0), Pfn(1))];
@@ -378,15 +381,12 @@ fn reserved(config: &ArenaConfig) -> Vec<(Pfn, Pfn)> {
         let last = area.addr + area.size.max(1) - 1;
         ranges.push((page.pfn(Phys(area.addr)), Pfn(page.pfn(Phys(last)).0 + 1)));
     }
+    ranges.sort_unstable();
     ranges
 }
 
 fn pages_of(config: &ArenaConfig) -> Result<Pages> {
-    let mut pages = Pages::new(config.page, config.max_order, &config.regions)?;
-    for (start, end) in reserved(config) {
-        pages.reserve(start, end)?;
-    }
-    Ok(pages)
+    Pages::new(config.page, config.max_order, &config.regions, &reserved(config))
 }
 
 /// Where the scratch array goes: the last page of the first area, as kexec puts it into scratch.

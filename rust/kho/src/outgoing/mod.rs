@@ -56,7 +56,7 @@ impl Outgoing {
     /// # Errors
     /// [`Error::UnsupportedAbi`]; [`Error::BitmapBytes`]; [`Error::NoMemory`]; [`Error::PageState`] for a placement
     /// that is in use; [`Error::Invalid`] while another `Outgoing` of the arena lives, for a bitmap size where the ABI
-    /// has none, and for kho-v2 and v3 with 16 KiB pages, whose trees cannot hold the FDT's own page.
+    /// has none.
     pub fn new(arena: &Arc<Arena>, abi: &str, bitmap_bytes: Option<u64>, place: Placement) -> Result<Self> {
         let page = arena.page();
         let abi = Abi::named(abi).filter(|abi| abi.decoded).ok_or_else(|| Error::UnsupportedAbi {
@@ -417,3 +417,6 @@ impl Drop for Outgoing {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
