@@ -126,6 +126,9 @@ class Memory:
 
         Raises: OutsideMemoryError if any of them is not here; SourceError if a file is cut short or says no.
         """
+    def next_data(self, phys: int) -> tuple[int, int] | None:
+        """Find the first run at or behind `phys` that may hold something other than zeros: (phys, size)."""
+
     @property
     def machine(self) -> str | None:
         """The machine the first ELF core or kdump file names: "x86_64", "aarch64" or "machine N"; None if none does."""
@@ -207,6 +210,9 @@ class Arena:
 
     def write(self, phys: int, data: Buffer) -> None:
         """Copy bytes into memory, whoever owns it. Raises: OutsideMemoryError."""
+
+    def next_data(self, phys: int) -> tuple[int, int] | None:
+        """Find the first run at or behind `phys` that may hold something other than zeros: (phys, size)."""
 
     def fileno(self) -> int:
         """Give the memfd's or file's descriptor, to pass on. Raises: ParameterError without one."""
@@ -368,6 +374,9 @@ class Tracker:
 
         """
 
+    def extents(self) -> list[tuple[int, int]]:
+        """List the runs of pages that folios of any order cover: (pfn, pages), ascending, disjoint."""
+
     def folios(self) -> FolioArray:
         """List every folio, by address, then order."""
 
@@ -407,9 +416,8 @@ class Tracker:
     def __setstate__(self, state: bytes, /) -> None: ...
     __hash__: None  # type: ignore[assignment]
 
-@final
 class Outgoing:
-    """A handover in the making (kho_out): what of an arena the next owner gets. One at a time per arena.
+    """What `kho.Outgoing` is built upon.
 
     Bitmaps live in the arena's pages and are never copied. Dropped before `finalize`, it leaves nothing behind.
     """
@@ -610,12 +618,34 @@ class Incoming:
         """Pages that hold the map."""
 
     @property
+    def map_pages(self) -> list[int]:
+        """Addresses of these pages, ascending."""
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """`(phys, size)` of each run of the memory, ascending."""
+
+    def next_data(self, phys: int) -> tuple[int, int] | None:
+        """Find the first run at or behind `phys` that may hold something other than zeros: (phys, size)."""
+
+    @property
+    def machine(self) -> str | None:
+        """The machine of an ELF core, as `Memory.machine`."""
+
+    def save(self, path: str | PathLike[str], *, everything: bool = False) -> None:
+        """Write the handover as an ELF core; see `kho.Image.save`. Raises: SourceError."""
+
+    @property
     def pages_outside(self) -> int:
         """Preserved pages that this memory does not have."""
 
     @property
     def scratch(self) -> list[tuple[int, int]] | None:
         """`(addr, size)` of the scratch areas; None if not known."""
+
+    @property
+    def scratch_phys(self) -> int | None:
+        """Where the array of these areas lies; None if not known."""
 
     @property
     def others(self) -> list[int]:

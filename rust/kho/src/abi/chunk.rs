@@ -134,11 +134,13 @@ pub fn read(memory: &dyn PhysMemory, geometry: Geometry, chunks: &[Chunk]) -> Re
     Ok(tracker)
 }
 
-/// Pages that hold the map: chunks, and bitmaps (which share pages when they are smaller).
-pub fn metadata_pages(page: PageSize, chunks: &[Chunk]) -> u64 {
-    let entries = chunks.iter().flat_map(|c| &c.entries);
-    let pages: HashSet<u64> = entries.map(|e| e.bitmap.get() / page.bytes()).collect();
-    (chunks.len() + pages.len()) as u64
+/// The pages that hold the map, sorted: chunks, and bitmaps (which share pages when they are smaller).
+pub fn metadata_pages(page: PageSize, chunks: &[Chunk]) -> Vec<u64> {
+    let bitmaps = chunks.iter().flat_map(|c| &c.entries).map(|e| e.bitmap.get() & !(page.bytes() - 1));
+    let mut pages: Vec<u64> = bitmaps.chain(chunks.iter().map(|c| c.phys)).collect();
+    pages.sort_unstable();
+    pages.dedup();
+    pages
 }
 
 /// Lays out a tracker's chunks: orders ascending, in each the bitmaps ascending, each order in chunks of its own.

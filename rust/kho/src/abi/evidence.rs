@@ -67,8 +67,8 @@ pub struct Reading {
     pub certainty: Certainty,
     /// The pages of the chunks, or of the tree's nodes.
     pub nodes: Vec<u64>,
-    /// Pages that hold the map: chunks and bitmaps, or nodes.
-    pub metadata_pages: u64,
+    /// Every page that holds the map: chunks and bitmaps, or nodes; sorted.
+    pub map_pages: Vec<u64>,
     pub tracker: Tracker,
 }
 
@@ -92,10 +92,14 @@ impl Map {
         }
     }
 
-    fn metadata_pages(&self, page: PageSize) -> u64 {
+    fn pages(&self, page: PageSize) -> Vec<u64> {
         match self {
             Map::Chunks(chunks) => chunk::metadata_pages(page, chunks),
-            Map::Tree(nodes) => nodes.len() as u64,
+            Map::Tree(nodes) => {
+                let mut pages = nodes.clone();
+                pages.sort_unstable();
+                pages
+            }
         }
     }
 }
@@ -405,6 +409,6 @@ fn explain(
         None if of_page.is_empty() => "no other fits".into(),
         None => of_page.join("; "),
     };
-    let metadata_pages = map.metadata_pages(page);
-    Reading { page, page_why, bitmap, certainty, nodes: map.nodes(), metadata_pages, tracker }
+    let map_pages = map.pages(page);
+    Reading { page, page_why, bitmap, certainty, nodes: map.nodes(), map_pages, tracker }
 }
