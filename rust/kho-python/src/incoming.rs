@@ -240,6 +240,12 @@ impl PyIncoming {
         self.inner.metadata_pages()
     }
 
+    /// (phys, nbytes) of the map's chunks and bitmaps, or of its tree's nodes.
+    #[getter]
+    fn map_nodes(&self) -> Vec<(u64, u64)> {
+        self.inner.map_nodes().iter().map(|node| (node.start.0, node.len)).collect()
+    }
+
     #[getter]
     fn pages_outside(&self) -> u128 {
         self.inner.pages_outside()

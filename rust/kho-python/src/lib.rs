@@ -12,6 +12,7 @@ mod memory;
 mod outgoing;
 mod payload;
 mod tracker;
+mod verify;
 
 use pyo3::prelude::*;
 
@@ -40,6 +41,8 @@ mod _kho {
     use crate::payload::{PyMemfd, PyVmalloc};
     #[pymodule_export]
     use crate::tracker::PyTracker;
+    #[pymodule_export]
+    use crate::verify::{OwnerRows, check_map, check_memfd_folios, find_memory, join_owners};
 
     #[pymodule_init]
     fn init(m: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -7,7 +7,7 @@ use crate::arena::{Arena, ArenaNote, NOTE_NAME, NOTE_TYPE, ScratchArea};
 use crate::claims::{Claims, Marker};
 use crate::error::{Error, Result, RootProblem};
 use crate::find::{self, Found};
-use crate::memory::{FileMemory, Machine, PhysMemory};
+use crate::memory::{FileMemory, Machine, PhysMemory, PhysRange};
 use crate::root::{self, Root, Subtree};
 use crate::tracker::Tracker;
 use crate::units::{Order, PageSize, Pfn, Phys};
@@ -73,6 +73,7 @@ pub struct Incoming {
     root: Root,
     layout: Layout,
     metadata_pages: u64,
+    map_nodes: Vec<PhysRange>,
     claims: Arc<Claims>,
     scratch: Option<Vec<ScratchArea>>,
     others: Vec<Phys>,
@@ -143,6 +144,7 @@ impl Incoming {
             arena,
             root,
             metadata_pages: reading.metadata_pages,
+            map_nodes: reading.nodes,
             layout: Layout { page: reading.page, page_why: reading.page_why, bitmap, certainty: reading.certainty },
             claims: Arc::new(Claims::new(reading.tracker, marker)),
             scratch,
@@ -192,6 +194,11 @@ impl Incoming {
     /// Pages the map itself takes: chunks and bitmaps, or the nodes of the tree.
     pub fn metadata_pages(&self) -> u64 {
         self.metadata_pages
+    }
+
+    /// Where the map itself lies, ascending: chunks and bitmaps, or the nodes of the tree.
+    pub fn map_nodes(&self) -> &[PhysRange] {
+        &self.map_nodes
     }
 
     /// The scratch areas, when known.
@@ -333,7 +340,7 @@ fn scratch_guessed(found: &Found, reading: &Reading) -> Option<Vec<ScratchArea>>
     let handed_over = |area: &ScratchArea| {
         let (start, end) = (page.pfn(Phys(area.addr)), page.pfn(Phys(area.addr + (area.size - 1))));
         reading.tracker.overlapping(start, Pfn(end.0 + 1)).is_some()
-            || reading.nodes.iter().any(|node| area.overlaps(*node, page.bytes()))
+            || reading.nodes.iter().any(|node| area.overlaps(node.start.0, node.len))
     };
     let possible =
         |(phys, areas): &&(Phys, Vec<ScratchArea>)| phys.0 % page.bytes() == 0 && !areas.iter().any(handed_over);
