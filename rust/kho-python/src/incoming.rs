@@ -244,7 +244,7 @@ impl PyIncoming {
     /// Addresses of the pages that hold the map.
     #[getter]
     fn map_pages(&self) -> Vec<u64> {
-        self.inner.map_pages().to_vec()
+        self.inner.map_pages()
     }
 
     #[getter]
@@ -275,6 +275,12 @@ impl PyIncoming {
         given.set_item("everything", everything)?;
         image.call_method("save", (path,), Some(&given))?;
         Ok(())
+    }
+
+    /// (phys, nbytes) of the map's chunks and bitmaps, or of its tree's nodes.
+    #[getter]
+    fn map_nodes(&self) -> Vec<(u64, u64)> {
+        self.inner.map_nodes().iter().map(|node| (node.start.0, node.len)).collect()
     }
 
     #[getter]

@@ -7,7 +7,7 @@ use crate::arena::{Arena, ArenaNote, NOTE_NAME, NOTE_TYPE, ScratchArea};
 use crate::claims::{Claims, Marker};
 use crate::error::{Error, Result, RootProblem};
 use crate::find::{self, Found};
-use crate::memory::{FileMemory, Machine, PhysMemory};
+use crate::memory::{FileMemory, Machine, PhysMemory, PhysRange};
 use crate::root::{self, Root, Subtree};
 use crate::tracker::Tracker;
 use crate::units::{Order, PageSize, Pfn, Phys};
@@ -84,7 +84,7 @@ pub struct Incoming {
     arena: Option<(Arc<Arena>, u64)>,
     root: Root,
     layout: Layout,
-    map_pages: Vec<u64>,
+    map_nodes: Vec<PhysRange>,
     claims: Arc<Claims>,
     scratch: Option<Scratch>,
     machine: Option<Machine>,
@@ -155,7 +155,7 @@ impl Incoming {
             memory,
             arena,
             root,
-            map_pages: reading.map_pages,
+            map_nodes: reading.nodes,
             layout: Layout { page: reading.page, page_why: reading.page_why, bitmap, certainty: reading.certainty },
             claims: Arc::new(Claims::new(reading.tracker, marker)),
             scratch,
@@ -204,8 +204,11 @@ impl Incoming {
     }
 
     /// The pages the map itself takes, by address: chunks and bitmaps, or the nodes of the tree.
-    pub fn map_pages(&self) -> &[u64] {
-        &self.map_pages
+    pub fn map_pages(&self) -> Vec<u64> {
+        let page = self.layout.page.bytes();
+        let mut pages: Vec<u64> = self.map_nodes.iter().map(|node| node.start.0 / page * page).collect();
+        pages.dedup();
+        pages
     }
 
     /// Where the scratch array lies, when it was found.
@@ -216,6 +219,11 @@ impl Incoming {
     /// The machine, when the source names one.
     pub fn machine(&self) -> Option<Machine> {
         self.machine
+    }
+
+    /// Where the map itself lies, ascending: chunks and bitmaps, or the nodes of the tree.
+    pub fn map_nodes(&self) -> &[PhysRange] {
+        &self.map_nodes
     }
 
     /// The scratch areas, when known.
@@ -365,7 +373,7 @@ fn scratch_guessed(found: &Found, reading: &Reading) -> Option<Scratch> {
     let handed_over = |area: &ScratchArea| {
         let (start, end) = (page.pfn(Phys(area.addr)), page.pfn(Phys(area.addr + (area.size - 1))));
         reading.tracker.overlapping(start, Pfn(end.0 + 1)).is_some()
-            || reading.nodes.iter().any(|node| area.overlaps(*node, page.bytes()))
+            || reading.nodes.iter().any(|node| area.overlaps(node.start.0, node.len))
     };
     let possible =
         |(phys, areas): &&(Phys, Vec<ScratchArea>)| phys.0 % page.bytes() == 0 && !areas.iter().any(handed_over);
