@@ -50,7 +50,8 @@ def test_a_dump_that_qemu_compressed_is_the_memory_it_wrote_as_elf(tmp_path: Pat
     elf = Memory.open(unpacked(tmp_path, f"qemu-{machine}.elf.xz"))
     dump = Memory.open(unpacked(tmp_path, f"qemu-{machine}-{form}.kdump.xz"))
     assert contents(dump) == contents(elf)
-    assert dump.machine == elf.machine == {"q35": "x86_64", "virt": "aarch64"}[machine]
+    # Of a CPU that is still in real mode QEMU writes an i386 core.
+    assert (dump.machine, elf.machine) == {"q35": ("x86_64", "machine 3"), "virt": ("aarch64", "aarch64")}[machine]
     base = QEMU[machine]
     inc = kho.open(unpacked(tmp_path, f"qemu-{machine}-{form}.kdump.xz"))
     assert (inc.fdt_phys, inc.page_size) == (base + 3 * MIB, 4096)

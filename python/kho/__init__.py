@@ -28,7 +28,6 @@ from ._kho import (
     FolioArray,
     Incoming,
     Memory,
-    Outgoing,
     Pages,
     ScratchSpec,
     Snapshot,
@@ -61,6 +60,9 @@ from .errors import (
     StaleError,
     UnsupportedAbiError,
 )
+from .convert import convert
+from .image import Image, save_elf
+from .outgoing import Outgoing
 from .sources import open
 
 __all__ = [
@@ -72,6 +74,7 @@ __all__ = [
     "FolioArray",
     "FolioInfo",
     "FormatError",
+    "Image",
     "Incoming",
     "KhoError",
     "Memory",
@@ -98,8 +101,10 @@ __all__ = [
     "Tracker",
     "UnsupportedAbiError",
     "__version__",
+    "convert",
     "fdt",
     "kho_is_enabled",
     "open",
     "parse_kho_scratch",
+    "save_elf",
 ]

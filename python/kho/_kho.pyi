@@ -8,11 +8,11 @@ import builtins
 from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from types import TracebackType
-from typing import Final, Self, SupportsIndex, final, overload
+from typing import Any, Final, Self, SupportsIndex, final, overload
 
 from typing_extensions import Buffer
 
-from ._types import FolioInfo, MemfdFolio, PageInfo
+from ._types import FolioInfo, MemfdFolio, OwnedRange, PageInfo
 from .errors import FdtError
 from .payload import Luo, Metadata, Payload, Region
 
@@ -29,6 +29,7 @@ __all__ = [
     "Memfd",
     "Memory",
     "Outgoing",
+    "OwnerRows",
     "Pages",
     "ScratchSpec",
     "Snapshot",
@@ -37,6 +38,10 @@ __all__ = [
     "Tracker",
     "Vmalloc",
     "__version__",
+    "check_map",
+    "check_memfd_folios",
+    "find_memory",
+    "join_owners",
     "kho_is_enabled",
     "kho_scratch_of",
     "open_memory",
@@ -126,6 +131,9 @@ class Memory:
 
         Raises: OutsideMemoryError if any of them is not here; SourceError if a file is cut short or says no.
         """
+    def next_data(self, phys: int) -> tuple[int, int] | None:
+        """Find the first run at or behind `phys` that may hold something other than zeros: (phys, size)."""
+
     @property
     def machine(self) -> str | None:
         """The machine the first ELF core or kdump file names: "x86_64", "aarch64" or "machine N"; None if none does."""
@@ -207,6 +215,9 @@ class Arena:
 
     def write(self, phys: int, data: Buffer) -> None:
         """Copy bytes into memory, whoever owns it. Raises: OutsideMemoryError."""
+
+    def next_data(self, phys: int) -> tuple[int, int] | None:
+        """Find the first run at or behind `phys` that may hold something other than zeros: (phys, size)."""
 
     def fileno(self) -> int:
         """Give the memfd's or file's descriptor, to pass on. Raises: ParameterError without one."""
@@ -368,6 +379,9 @@ class Tracker:
 
         """
 
+    def extents(self) -> list[tuple[int, int]]:
+        """List the runs of pages that folios of any order cover: (pfn, pages), ascending, disjoint."""
+
     def folios(self) -> FolioArray:
         """List every folio, by address, then order."""
 
@@ -407,9 +421,8 @@ class Tracker:
     def __setstate__(self, state: bytes, /) -> None: ...
     __hash__: None  # type: ignore[assignment]
 
-@final
 class Outgoing:
-    """A handover in the making (kho_out): what of an arena the next owner gets. One at a time per arena.
+    """What `kho.Outgoing` is built upon.
 
     Bitmaps live in the arena's pages and are never copied. Dropped before `finalize`, it leaves nothing behind.
     """
@@ -505,7 +518,7 @@ class Outgoing:
     @property
     def abi(self) -> str: ...
     @property
-    def bitmap_bytes(self) -> int: ...
+    def bitmap_bytes(self) -> int | None: ...
     @property
     def fdt_phys(self) -> int: ...
     @property
@@ -582,9 +595,9 @@ class Incoming:
     @property
     def page_size_why(self) -> str: ...
     @property
-    def bitmap_bytes(self) -> int: ...
+    def bitmap_bytes(self) -> int | None: ...
     @property
-    def bitmap_bytes_why(self) -> str: ...
+    def bitmap_bytes_why(self) -> str | None: ...
     @property
     def certainty(self) -> str:
         """How sure the layout is: given, certain, likely, guess."""
@@ -610,12 +623,36 @@ class Incoming:
         """Pages that hold the map."""
 
     @property
+    def map_pages(self) -> list[int]:
+        """Addresses of these pages, ascending."""
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """`(phys, size)` of each run of the memory, ascending."""
+
+    def next_data(self, phys: int) -> tuple[int, int] | None:
+        """Find the first run at or behind `phys` that may hold something other than zeros: (phys, size)."""
+
+    @property
+    def machine(self) -> str | None:
+        """The machine of an ELF core, as `Memory.machine`."""
+
+    def save(self, path: str | PathLike[str], *, everything: bool = False) -> None:
+        """Write the handover as an ELF core; see `kho.Image.save`. Raises: SourceError."""
+    def map_nodes(self) -> list[tuple[int, int]]:
+        """`(phys, nbytes)` of the map itself, ascending: chunks and bitmaps, or the tree's nodes."""
+
+    @property
     def pages_outside(self) -> int:
         """Preserved pages that this memory does not have."""
 
     @property
     def scratch(self) -> list[tuple[int, int]] | None:
         """`(addr, size)` of the scratch areas; None if not known."""
+
+    @property
+    def scratch_phys(self) -> int | None:
+        """Where the array of these areas lies; None if not known."""
 
     @property
     def others(self) -> list[int]:
@@ -914,7 +951,7 @@ class FdtWriter:
 
 @final
 class Snapshot:
-    """What a kernel shows of its handover in debugfs: the FDTs and the scratch areas, no memory (kexec_handover_debugfs.c)."""
+    """What a kernel shows of its handover in debugfs: FDTs and scratch areas, no memory (kexec_handover_debugfs.c)."""
 
     @staticmethod
     def open(source: str | PathLike[str]) -> Snapshot:
@@ -927,7 +964,7 @@ class Snapshot:
         """
     @staticmethod
     def recognizes(source: str | PathLike[str]) -> bool:
-        """Whether this is for `open` rather than an image of memory: "live", a directory, or a file that starts as an FDT."""
+        """Whether this is for `open`, not an image of memory: "live", a directory, a file that starts as an FDT."""
     @property
     def path(self) -> str: ...
     @property
@@ -976,3 +1013,47 @@ class SnapshotSide:
     @property
     def sub_fdts(self) -> dict[str, bytes]:
         """The blobs of the producers, by name."""
+
+@final
+class OwnerRows:
+    """Ranges of pages with their owners, by address; made as they are asked for."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, at: int, /) -> OwnedRange: ...
+
+def find_memory(
+    memory: Memory | Arena, progress: Callable[[int], object] | None = None
+) -> tuple[list[int], list[tuple[int, int, int]], list[tuple[int, list[tuple[int, int]]]]]:
+    """Where handovers are in a memory, whether or not they can be read.
+
+    Returns: addresses of root FDTs; (FDT, scratch array, its bytes) that a kernel was told of; pages that can be scratch
+        arrays, with the (address, size) they would hold.
+    """
+
+def check_map(inc: Incoming, nodes: Sequence[tuple[int, int, int]] = ..., most: int = 16) -> dict[str, Any]:
+    """Check a map by runs: against itself, its memory, scratch, and NUMA nodes given as (start, size, node).
+
+    Returns: `overlapping`, `in_scratch`, `outside`, `nodes_in_scratch`, `nodes_preserved`, `spanning`: (how many places,
+        [(phys, pages, order, other)] of the first `most`); `empty`: [(order, empty bitmaps, bitmaps)].
+    """
+
+def check_memfd_folios(
+    inc: Incoming, memfd: Memfd, most: int = 16
+) -> dict[str, tuple[int, builtins.list[tuple[int, int]]]]:
+    """Check a memfd's list of folios.
+
+    Returns: `duplicated`, `beyond`, `interior`, `nowhere`: (how many, [(place in the file in pages, phys)] of the first);
+        `listed`: how many folios the list holds.
+    """
+
+def join_owners(
+    inc: Incoming,
+    names: Sequence[tuple[str, str]],
+    claims: Sequence[tuple[int, int, tuple[int, int] | Vmalloc | Memfd]],
+) -> dict[str, Any]:
+    """Join what is claimed with what is preserved; see `kho.owners`.
+
+    Args: names: (owner, what). claims: (index of a name, index of the name for an area's own list, memory).
+    Returns: `rows`, `unowned`, `unpreserved` (OwnerRows); `shared`: [(phys, nbytes, name, name)]; `totals`: bytes by
+        name; `unowned_bytes`.
+    """

@@ -8,7 +8,7 @@ import click
 
 from .. import __version__
 from ..errors import KhoError
-from . import diff, extract, fdt, inspect, memmap
+from . import convert, diff, extract, fdt, inspect, memmap
 from .output import hint
 
 HELP = """Linux Kexec HandOver (KHO) in userspace.
@@ -20,6 +20,7 @@ physical memory, and hands one small FDT to the next kernel, which restores ever
   kho inspect core.elf                 what does this memory hand over?
   kho inspect ram.bin@0x40000000       the same for a raw image that begins at 1 GiB
   kho inspect --json core.elf | jq .   as data
+  kho convert core.elf --abi kho-v4 -o new.elf   the same folios as another kernel writes them
 
 A SOURCE is an ELF core, a raw image with the physical address of its first byte after an @, or several of them that
 make up one memory. No vmlinux and no symbols are needed.
@@ -37,6 +38,7 @@ cli.add_command(extract.command)
 cli.add_command(diff.command)
 cli.add_command(fdt.command)
 cli.add_command(memmap.command)
+cli.add_command(convert.command)
 
 
 def main() -> None:

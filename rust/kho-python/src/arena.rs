@@ -181,6 +181,11 @@ impl PyArena {
         crate::folio::read(py, &*self.inner, Phys(phys.0), n.0)
     }
 
+    /// The first run at or behind `phys` that may hold something other than zeros.
+    fn next_data(&self, py: Python<'_>, phys: Number) -> PyResult<Option<(u64, u64)>> {
+        crate::folio::next_data(py, &*self.inner, Phys(phys.0))
+    }
+
     fn write(&self, py: Python<'_>, phys: Number, data: PyBuffer<u8>) -> PyResult<()> {
         let bytes = data.to_vec(py)?;
         self.inner.write(Phys(phys.0), &bytes).or_raise()

@@ -58,6 +58,12 @@ pub(crate) fn read<'py>(py: Python<'py>, memory: &dyn PhysMemory, phys: Phys, n:
     PyBytes::new_with(py, len, |buf| py.detach(|| memory.read(phys, buf)).or_raise())
 }
 
+/// The first run at or behind `phys` that may hold something other than zeros, as (phys, size).
+pub(crate) fn next_data(py: Python<'_>, memory: &dyn PhysMemory, phys: Phys) -> PyResult<Option<(u64, u64)>> {
+    let run = py.detach(|| memory.next_data(phys)).or_raise()?;
+    Ok(run.map(|run| (run.start.0, run.len)))
+}
+
 /// The address a folio argument names: a `Folio`, `Pages`, or an int.
 pub(crate) fn phys_of(object: &Bound<'_, PyAny>) -> PyResult<Phys> {
     if let Ok(folio) = object.cast::<Folio>() {

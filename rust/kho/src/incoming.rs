@@ -7,7 +7,7 @@ use crate::arena::{Arena, ArenaNote, NOTE_NAME, NOTE_TYPE, ScratchArea};
 use crate::claims::{Claims, Marker};
 use crate::error::{Error, Result, RootProblem};
 use crate::find::{self, Found};
-use crate::memory::{FileMemory, Machine, PhysMemory};
+use crate::memory::{FileMemory, Machine, PhysMemory, PhysRange};
 use crate::root::{self, Root, Subtree};
 use crate::tracker::Tracker;
 use crate::units::{Order, PageSize, Pfn, Phys};
@@ -24,6 +24,10 @@ pub struct Options {
     pub bitmap_bytes: Option<u64>,
     /// The scratch areas; searched for otherwise.
     pub scratch: Option<Vec<ScratchArea>>,
+    /// Where the array of these areas lies, if anywhere.
+    pub scratch_phys: Option<u64>,
+    /// What an ELF core says it is of.
+    pub machine: Option<Machine>,
     /// MAX_PAGE_ORDER of the next kernel, where Linux before 7.x refuses to restore larger folios; none otherwise.
     pub max_page_order: Option<u32>,
 }
@@ -34,12 +38,20 @@ impl Options {
         self.page_size = Some(arena.page());
         self.page_why = Some("the arena's");
         self.fdt_phys = self.fdt_phys.or(Some(arena.fdt_phys()).filter(|phys| *phys != 0));
-        self.scratch.get_or_insert_with(|| arena.scratch().to_vec());
+        self.know_scratch(arena.scratch().to_vec(), arena.scratch_phys());
+    }
+
+    fn know_scratch(&mut self, areas: Vec<ScratchArea>, phys: u64) {
+        if self.scratch.is_none() {
+            self.scratch = Some(areas);
+            self.scratch_phys = Some(phys).filter(|phys| *phys != 0);
+        }
     }
 
     /// What files say of themselves, where the caller said nothing: the note of an arena's file, the machine of an ELF
     /// core. A note that cannot be read says nothing.
     pub fn know_files(&mut self, files: &FileMemory) {
+        self.machine = files.machine();
         let mut notes = files.notes().filter(|note| note.name == NOTE_NAME && note.kind == NOTE_TYPE);
         if let Some(Ok(note)) = notes.next().map(|note| ArenaNote::decode(note.desc)) {
             if self.page_size.is_none() {
@@ -47,7 +59,7 @@ impl Options {
                 self.page_why = Some("the arena's");
             }
             self.fdt_phys = self.fdt_phys.or(Some(note.fdt_phys).filter(|phys| *phys != 0));
-            self.scratch.get_or_insert(note.scratch);
+            self.know_scratch(note.scratch, note.scratch_phys);
         } else if files.machine() == Some(Machine::X86_64) && self.page_size.is_none() {
             self.page_size = Some(PageSize::Size4K);
             self.page_why = Some("x86_64 has no other");
@@ -72,9 +84,10 @@ pub struct Incoming {
     arena: Option<(Arc<Arena>, u64)>,
     root: Root,
     layout: Layout,
-    metadata_pages: u64,
+    map_nodes: Vec<PhysRange>,
     claims: Arc<Claims>,
-    scratch: Option<Vec<ScratchArea>>,
+    scratch: Option<Scratch>,
+    machine: Option<Machine>,
     others: Vec<Phys>,
     max_page_order: Option<u32>,
 }
@@ -142,10 +155,11 @@ impl Incoming {
             memory,
             arena,
             root,
-            metadata_pages: reading.metadata_pages,
+            map_nodes: reading.nodes,
             layout: Layout { page: reading.page, page_why: reading.page_why, bitmap, certainty: reading.certainty },
             claims: Arc::new(Claims::new(reading.tracker, marker)),
             scratch,
+            machine: options.machine,
             others,
             max_page_order: options.max_page_order,
         })
@@ -189,14 +203,32 @@ impl Incoming {
         self.claims.nr_restored()
     }
 
-    /// Pages the map itself takes: chunks and bitmaps, or the nodes of the tree.
-    pub fn metadata_pages(&self) -> u64 {
-        self.metadata_pages
+    /// The pages the map itself takes, by address: chunks and bitmaps, or the nodes of the tree.
+    pub fn map_pages(&self) -> Vec<u64> {
+        let page = self.layout.page.bytes();
+        let mut pages: Vec<u64> = self.map_nodes.iter().map(|node| node.start.0 / page * page).collect();
+        pages.dedup();
+        pages
+    }
+
+    /// Where the scratch array lies, when it was found.
+    pub fn scratch_phys(&self) -> Option<Phys> {
+        self.scratch.as_ref().and_then(|scratch| scratch.phys)
+    }
+
+    /// The machine, when the source names one.
+    pub fn machine(&self) -> Option<Machine> {
+        self.machine
+    }
+
+    /// Where the map itself lies, ascending: chunks and bitmaps, or the nodes of the tree.
+    pub fn map_nodes(&self) -> &[PhysRange] {
+        &self.map_nodes
     }
 
     /// The scratch areas, when known.
     pub fn scratch(&self) -> Option<&[ScratchArea]> {
-        self.scratch.as_deref()
+        self.scratch.as_ref().map(|scratch| &*scratch.areas)
     }
 
     /// Root FDTs that were found beside the one read.
@@ -261,7 +293,14 @@ impl Incoming {
     }
 }
 
-type Reads = (Root, Reading, Option<Vec<ScratchArea>>);
+type Reads = (Root, Reading, Option<Scratch>);
+
+/// The scratch areas, and where their array lies.
+#[derive(Clone)]
+struct Scratch {
+    areas: Vec<ScratchArea>,
+    phys: Option<Phys>,
+}
 
 /// Reads one handover.
 fn read(memory: &dyn PhysMemory, fdt: Phys, found: &Found, options: &Options) -> Result<Reads> {
@@ -270,7 +309,7 @@ fn read(memory: &dyn PhysMemory, fdt: Phys, found: &Found, options: &Options) ->
     let known = Known {
         fdt,
         subtrees: root.subtrees.iter().map(|s| s.phys).collect(),
-        scratch: told.clone().unwrap_or_default(),
+        scratch: told.as_ref().map(|scratch| scratch.areas.clone()).unwrap_or_default(),
     };
     let page = options.page_size.map(|page| (page, options.page_why.unwrap_or(evidence::GIVEN)));
     let hints = Hints { page, bitmap_bytes: options.bitmap_bytes };
@@ -318,29 +357,31 @@ fn best(memory: &dyn PhysMemory, found: &Found, options: &Options) -> Result<(Re
 }
 
 /// The scratch areas the caller gave, or that a kernel was told of together with this FDT.
-fn scratch_told(memory: &dyn PhysMemory, fdt: Phys, found: &Found, options: &Options) -> Option<Vec<ScratchArea>> {
-    if options.scratch.is_some() {
-        return options.scratch.clone();
+fn scratch_told(memory: &dyn PhysMemory, fdt: Phys, found: &Found, options: &Options) -> Option<Scratch> {
+    if let Some(areas) = options.scratch.clone() {
+        return Some(Scratch { areas, phys: options.scratch_phys.map(Phys) });
     }
     let pointer = found.pointers.iter().find(|p| p.fdt == fdt)?;
-    find::read_scratch(memory, pointer.scratch, pointer.scratch_len).ok()
+    let areas = find::read_scratch(memory, pointer.scratch, pointer.scratch_len).ok()?;
+    Some(Scratch { areas, phys: Some(pointer.scratch) })
 }
 
 /// The page that must be the scratch array: page-aligned, not preserved, its areas overlapping nothing that was handed
 /// over. Where several qualify, one inside its own areas counts more: kexec puts the array into scratch.
-fn scratch_guessed(found: &Found, reading: &Reading) -> Option<Vec<ScratchArea>> {
+fn scratch_guessed(found: &Found, reading: &Reading) -> Option<Scratch> {
     let page = reading.page;
     let handed_over = |area: &ScratchArea| {
         let (start, end) = (page.pfn(Phys(area.addr)), page.pfn(Phys(area.addr + (area.size - 1))));
         reading.tracker.overlapping(start, Pfn(end.0 + 1)).is_some()
-            || reading.nodes.iter().any(|node| area.overlaps(*node, page.bytes()))
+            || reading.nodes.iter().any(|node| area.overlaps(node.start.0, node.len))
     };
     let possible =
         |(phys, areas): &&(Phys, Vec<ScratchArea>)| phys.0 % page.bytes() == 0 && !areas.iter().any(handed_over);
     let fitting: Vec<_> = found.scratch_arrays.iter().filter(possible).collect();
     let only = |fitting: Vec<&(Phys, Vec<ScratchArea>)>| {
-        let (_, areas) = fitting.first()?;
-        fitting.iter().all(|(_, others)| others == areas).then(|| areas.clone())
+        let (phys, areas) = fitting.first()?;
+        let scratch = || Scratch { areas: areas.clone(), phys: Some(*phys) };
+        fitting.iter().all(|(_, others)| others == areas).then(scratch)
     };
     let own = |(phys, areas): &&&(Phys, Vec<ScratchArea>)| areas.iter().any(|a| a.overlaps(phys.0, 1));
     only(fitting.iter().filter(own).copied().collect()).or_else(|| only(fitting))

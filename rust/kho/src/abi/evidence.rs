@@ -65,10 +65,8 @@ pub struct Reading {
     pub bitmap: Option<(BitmapSize, String)>,
     /// Of the bitmap size where there is one, else of the page size.
     pub certainty: Certainty,
-    /// The pages of the chunks, or of the tree's nodes.
-    pub nodes: Vec<u64>,
-    /// Pages that hold the map: chunks and bitmaps, or nodes.
-    pub metadata_pages: u64,
+    /// Where the map itself lies, ascending: its chunks and bitmaps, or the tree's nodes.
+    pub nodes: Vec<PhysRange>,
     pub tracker: Tracker,
 }
 
@@ -85,18 +83,22 @@ enum Map {
 }
 
 impl Map {
-    fn nodes(self) -> Vec<u64> {
+    /// Where the map itself lies, ascending.
+    fn nodes(&self, page: PageSize, bitmap: Option<BitmapSize>) -> Vec<PhysRange> {
+        let whole = |phys: u64| PhysRange { start: Phys(phys), len: page.bytes() };
+        let mut nodes: Vec<PhysRange> = Vec::new();
         match self {
-            Map::Chunks(chunks) => chunks.iter().map(|c| c.phys).collect(),
-            Map::Tree(nodes) => nodes,
+            Map::Tree(pages) => nodes.extend(pages.iter().map(|phys| whole(*phys))),
+            Map::Chunks(chunks) => {
+                let len = bitmap.map_or(0, |bitmap| bitmap.bytes(page));
+                for c in chunks {
+                    nodes.push(whole(c.phys));
+                    nodes.extend(c.entries.iter().map(|e| PhysRange { start: Phys(e.bitmap.get()), len }));
+                }
+            }
         }
-    }
-
-    fn metadata_pages(&self, page: PageSize) -> u64 {
-        match self {
-            Map::Chunks(chunks) => chunk::metadata_pages(page, chunks),
-            Map::Tree(nodes) => nodes.len() as u64,
-        }
+        nodes.sort_unstable_by_key(|n| n.start);
+        nodes
     }
 }
 
@@ -282,19 +284,7 @@ fn candidates(
 
 fn doubts(memory: &dyn PhysMemory, tracker: &Tracker, candidate: &Candidate, known: &Known) -> Doubts {
     let page = candidate.page;
-    let whole = |&phys: &u64| PhysRange { start: Phys(phys), len: page.bytes() };
-    let mut nodes: Vec<PhysRange> = Vec::new();
-    match &candidate.map {
-        Map::Tree(pages) => nodes.extend(pages.iter().map(whole)),
-        Map::Chunks(chunks) => {
-            let len = candidate.bitmap.map_or(0, |bitmap| bitmap.bytes(page));
-            for c in chunks {
-                nodes.push(whole(&c.phys));
-                nodes.extend(c.entries.iter().map(|e| PhysRange { start: Phys(e.bitmap.get()), len }));
-            }
-        }
-    }
-    nodes.sort_unstable_by_key(|n| n.start);
+    let nodes = candidate.map.nodes(page, candidate.bitmap);
     let scratch: Vec<PhysRange> =
         known.scratch.iter().map(|s| PhysRange { start: Phys(s.addr), len: s.size }).collect();
     let mut d = NO_DOUBTS;
@@ -405,6 +395,6 @@ fn explain(
         None if of_page.is_empty() => "no other fits".into(),
         None => of_page.join("; "),
     };
-    let metadata_pages = map.metadata_pages(page);
-    Reading { page, page_why, bitmap, certainty, nodes: map.nodes(), metadata_pages, tracker }
+    let nodes = map.nodes(page, bitmap.as_ref().map(|(bitmap, _)| *bitmap));
+    Reading { page, page_why, bitmap, certainty, nodes, tracker }
 }
