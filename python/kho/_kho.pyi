@@ -10,7 +10,7 @@ from os import PathLike
 from types import TracebackType
 from typing import Any, Final, Self, SupportsIndex, final, overload
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
 from ._types import FolioInfo, MemfdFolio, OwnedRange, PageInfo
 from .errors import FdtError
@@ -421,6 +421,7 @@ class Tracker:
     def __setstate__(self, state: bytes, /) -> None: ...
     __hash__: None  # type: ignore[assignment]
 
+@disjoint_base
 class Outgoing:
     """What `kho.Outgoing` is built upon.
 
@@ -639,6 +640,8 @@ class Incoming:
 
     def save(self, path: str | PathLike[str], *, everything: bool = False) -> None:
         """Write the handover as an ELF core; see `kho.Image.save`. Raises: SourceError."""
+
+    @property
     def map_nodes(self) -> list[tuple[int, int]]:
         """`(phys, nbytes)` of the map itself, ascending: chunks and bitmaps, or the tree's nodes."""
 

@@ -3,7 +3,7 @@
 use crate::abi::Abi;
 use crate::abi::evidence::{self, Certainty, Hints, Known, Reading};
 use crate::abi::layout::BitmapSize;
-use crate::arena::{Arena, ArenaNote, NOTE_NAME, NOTE_TYPE, ScratchArea};
+use crate::arena::{Arena, ArenaNote, NOTE_NAME, NOTE_TYPE, Recorded, ScratchArea};
 use crate::claims::{Claims, Marker};
 use crate::error::{Error, Result, RootProblem};
 use crate::find::{self, Found};
@@ -37,7 +37,7 @@ impl Options {
     pub fn know_arena(&mut self, arena: &Arena) {
         self.page_size = Some(arena.page());
         self.page_why = Some("the arena's");
-        self.fdt_phys = self.fdt_phys.or(Some(arena.fdt_phys()).filter(|phys| *phys != 0));
+        self.know_recorded(arena.recorded());
         self.know_scratch(arena.scratch().to_vec(), arena.scratch_phys());
     }
 
@@ -45,6 +45,14 @@ impl Options {
         if self.scratch.is_none() {
             self.scratch = Some(areas);
             self.scratch_phys = Some(phys).filter(|phys| *phys != 0);
+        }
+    }
+
+    fn know_recorded(&mut self, handover: Recorded) {
+        if handover.fdt_phys != 0 && self.fdt_phys.is_none_or(|phys| phys == handover.fdt_phys) {
+            self.fdt_phys = Some(handover.fdt_phys);
+            let said = Some(handover.bitmap_bytes.into()).filter(|bytes| *bytes != 0);
+            self.bitmap_bytes = self.bitmap_bytes.or(said);
         }
     }
 
@@ -58,7 +66,7 @@ impl Options {
                 self.page_size = Some(note.page);
                 self.page_why = Some("the arena's");
             }
-            self.fdt_phys = self.fdt_phys.or(Some(note.fdt_phys).filter(|phys| *phys != 0));
+            self.know_recorded(note.handover);
             self.know_scratch(note.scratch, note.scratch_phys);
         } else if files.machine() == Some(Machine::X86_64) && self.page_size.is_none() {
             self.page_size = Some(PageSize::Size4K);
@@ -117,13 +125,10 @@ impl Incoming {
     /// As [`Incoming::open`], and then nothing has changed; [`Error::OutsideMemory`] for a preserved folio that the
     /// arena does not have.
     pub fn take_over(arena: &Arc<Arena>, fdt_phys: Option<u64>, options: &Options) -> Result<Self> {
-        let fdt_phys = match fdt_phys {
-            Some(phys) => phys,
-            None if arena.fdt_phys() != 0 => arena.fdt_phys(),
-            None => return Err(Error::NoHandover { why: "nothing was finalized in this arena".into() }),
-        };
-        let mut options = options.clone();
+        let mut options = Options { fdt_phys, ..options.clone() };
         options.know_arena(arena);
+        let nothing = || Error::NoHandover { why: "nothing was finalized in this arena".into() };
+        let fdt_phys = options.fdt_phys.ok_or_else(nothing)?;
         let memory: Arc<dyn PhysMemory> = arena.clone();
         let reads = read(&*memory, Phys(fdt_phys), &Found::default(), &options)?;
         for (start, end) in reads.1.tracker.extents() {
@@ -134,7 +139,7 @@ impl Incoming {
         }
         let mut incoming = Self::new(memory, None, reads, Vec::new(), &options)?;
         arena.take_over(Arc::clone(&incoming.claims))?;
-        arena.record_fdt(0)?;
+        arena.record(Recorded::default())?;
         incoming.arena = Some((Arc::clone(arena), arena.generation()));
         Ok(incoming)
     }
