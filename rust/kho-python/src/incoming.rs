@@ -53,6 +53,7 @@ fn options(
         page_size: page_size.map(|n| PageSize::new(n.0)).transpose().or_raise()?,
         page_why: None,
         bitmap_bytes: bitmap_bytes.map(|n| n.0),
+        bitmap_why: None,
         scratch: scratch.map(|areas| areas.iter().map(area).collect()),
         max_page_order,
         ..Options::default()

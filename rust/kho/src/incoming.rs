@@ -22,6 +22,8 @@ pub struct Options {
     /// Why `page_size` is known, for the explanation.
     pub page_why: Option<&'static str>,
     pub bitmap_bytes: Option<u64>,
+    /// Why `bitmap_bytes` is known, for the explanation.
+    pub bitmap_why: Option<&'static str>,
     /// The scratch areas; searched for otherwise.
     pub scratch: Option<Vec<ScratchArea>>,
     /// Where the array of these areas lies, if anywhere.
@@ -52,7 +54,10 @@ impl Options {
         if handover.fdt_phys != 0 && self.fdt_phys.is_none_or(|phys| phys == handover.fdt_phys) {
             self.fdt_phys = Some(handover.fdt_phys);
             let said = Some(handover.bitmap_bytes.into()).filter(|bytes| *bytes != 0);
-            self.bitmap_bytes = self.bitmap_bytes.or(said);
+            if let (None, Some(_)) = (self.bitmap_bytes, said) {
+                self.bitmap_bytes = said;
+                self.bitmap_why = Some("the arena's");
+            }
         }
     }
 
@@ -317,7 +322,7 @@ fn read(memory: &dyn PhysMemory, fdt: Phys, found: &Found, options: &Options) ->
         scratch: told.as_ref().map(|scratch| scratch.areas.clone()).unwrap_or_default(),
     };
     let page = options.page_size.map(|page| (page, options.page_why.unwrap_or(evidence::GIVEN)));
-    let hints = Hints { page, bitmap_bytes: options.bitmap_bytes };
+    let hints = Hints { page, bitmap_bytes: options.bitmap_bytes, bitmap_why: options.bitmap_why };
     let reading = evidence::decide(memory, root.abi, root.map, &known, hints)?;
     let scratch = told.or_else(|| scratch_guessed(found, &reading));
     Ok((root, reading, scratch))

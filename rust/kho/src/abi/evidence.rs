@@ -51,6 +51,8 @@ pub struct Known {
 pub struct Hints {
     pub page: Option<(PageSize, &'static str)>,
     pub bitmap_bytes: Option<u64>,
+    /// Why `bitmap_bytes` is known, if not because the caller said so.
+    pub bitmap_why: Option<&'static str>,
 }
 
 /// Why a page size is known that the caller insisted on.
