@@ -8,7 +8,7 @@ import click
 
 from .. import __version__
 from ..errors import KhoError
-from . import inspect
+from . import inspect, owners, verify
 from .output import hint
 
 HELP = """Linux Kexec HandOver (KHO) in userspace.
@@ -20,6 +20,8 @@ physical memory, and hands one small FDT to the next kernel, which restores ever
   kho inspect core.elf                 what does this memory hand over?
   kho inspect ram.bin@0x40000000       the same for a raw image that begins at 1 GiB
   kho inspect --json core.elf | jq .   as data
+  kho verify core.elf                  is anything wrong with it?
+  kho owners core.elf                  whose is each preserved page?
 
 A SOURCE is an ELF core, a raw image with the physical address of its first byte after an @, or several of them that
 make up one memory. No vmlinux and no symbols are needed.
@@ -33,6 +35,8 @@ def cli() -> None:
 
 
 cli.add_command(inspect.command)
+cli.add_command(verify.command)
+cli.add_command(owners.command)
 
 
 def main() -> None:

@@ -107,7 +107,7 @@ pub(crate) fn check_memfd_folios<'py>(
 
 /// What is claimed: bytes, an area, a file.
 #[derive(FromPyObject)]
-enum Claimed<'py> {
+pub(crate) enum Claimed<'py> {
     Range((u64, u64)),
     Area(Bound<'py, PyVmalloc>),
     File(Bound<'py, PyMemfd>),
