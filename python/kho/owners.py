@@ -108,7 +108,9 @@ def _handles(inc: Incoming, luo: Luo) -> Iterator[Owned]:
                 found.append((f"session {session.name}, file {entry.token:#x}", entry.data))
     for owner, phys in found:
         pfn, inside = divmod(phys, inc.page_size)
-        order = next((o for o in inc.folios_by_order if not inside and not pfn % (1 << o) and (pfn, o) in tracker), None)
+        order = next(
+            (o for o in inc.folios_by_order if not inside and not pfn % (1 << o) and (pfn, o) in tracker), None
+        )
         if order is not None:
             yield Owned(owner, HANDLE, (phys, inc.page_size << order))
 

@@ -280,7 +280,9 @@ def _root(fdt: Fdt, place: str, read: Read | None, fdt_phys: int | None = None) 
     names = Counter(node.name for node in root.children)
     for node in root.children:
         if names[node.name] > 1:
-            yield Finding("KHO019", f"subtree {node.name}", f"the root has {names[node.name]} nodes of this name", fdt_phys)
+            yield Finding(
+                "KHO019", f"subtree {node.name}", f"the root has {names[node.name]} nodes of this name", fdt_phys
+            )
         yield from _subtree(node, compatible, read, fdt_phys)
 
 
@@ -353,8 +355,8 @@ def _map(inc: Incoming, nodes: Sequence[tuple[int, int, int]], most: int) -> Ite
             "KHO012",
             "overlapping",
             lambda phys, pages, order, other: (
-                f"folio of order {order} at {phys:#x}",
-                f"{pages} pages from there are in a folio of order {other} as well",
+                f"page at {phys:#x}",
+                f"in a folio of order {order} and in one of order {other}, as are {pages - 1} pages behind it",
             ),
         ),
         (
@@ -368,7 +370,10 @@ def _map(inc: Incoming, nodes: Sequence[tuple[int, int, int]], most: int) -> Ite
         (
             "KHO014",
             "outside",
-            lambda phys, pages, order, other: (f"folio of order {order} around {phys:#x}", f"{pages} pages are not here"),
+            lambda phys, pages, order, other: (
+                f"folio of order {order} around {phys:#x}",
+                f"{pages} pages are not here",
+            ),
         ),
         (
             "KHO010",
@@ -397,10 +402,14 @@ def _map(inc: Incoming, nodes: Sequence[tuple[int, int, int]], most: int) -> Ite
         yield from _more([Finding(rule, *say(*spot), spot[0]) for spot in spots], count)
     pointer = inc.preserved_memory_map
     for order, empty, blocks in checks["empty"]:
-        yield Finding("KHO009", f"map at {pointer:#x}, order {order}", f"{empty} of {blocks} bitmaps are empty", pointer)
+        yield Finding(
+            "KHO009", f"map at {pointer:#x}, order {order}", f"{empty} of {blocks} bitmaps are empty", pointer
+        )
     if inc.certainty == "guess":
         why = inc.bitmap_bytes_why if inc.compatible == "kho-v1" else inc.page_size_why
-        read_as = f"pages of {inc.page_size}" + (f", bitmaps of {inc.bitmap_bytes}" if inc.compatible == "kho-v1" else "")
+        read_as = f"pages of {inc.page_size}" + (
+            f", bitmaps of {inc.bitmap_bytes}" if inc.compatible == "kho-v1" else ""
+        )
         yield Finding("KHO008", f"map at {pointer:#x}", f"read with {read_as} bytes: {why}", pointer)
     if inc.compatible in LEVELS:
         depth = _other_depth(inc.read, inc.compatible, inc.page_size, pointer, inc.fdt_phys)
@@ -437,9 +446,7 @@ def _payload(payload: Payload, place: str, most: int) -> Iterator[Finding]:
 
 def _areas(payload: Payload) -> Iterator[tuple[str, Vmalloc]]:
     """Give the vmalloc areas of a payload, with what they are for."""
-    if isinstance(payload, MemfdFile):
-        yield "folio list", payload.list
-    elif isinstance(payload, KhoTest) and payload.list is not None:
+    if isinstance(payload, MemfdFile) or (isinstance(payload, KhoTest) and payload.list is not None):
         yield "folio list", payload.list
 
 

@@ -33,8 +33,8 @@ def command(
     """Say whose each preserved page in SOURCE is.
 
     The root FDT's, a subtree's blob, a block of LUO, a file's of a session with its offset, a list's, a reserve_mem
-    region's, kho_test's, or unknown: preserved by nobody's account. Then what is referred to and not preserved, and what
-    has two owners. SOURCE is what `kho inspect` takes.
+    region's, kho_test's, or unknown: preserved by nobody's account. Then what is referred to and not preserved, and
+    what has two owners. SOURCE is what `kho inspect` takes.
 
     \b
     Exit codes: 0 all that is referred to is preserved, 1 some is not or has two owners, 2 no handover or not readable.

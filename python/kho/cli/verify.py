@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import click
 from rich.text import Text
 
 from .. import __version__
-from ..findings import RULES, SEVERITIES, Finding, markdown
+from ..findings import RULES, SEVERITIES, Finding, Severity, markdown
 from ..verify import verify
 from . import output
 from .options import Range, read_options
@@ -46,8 +47,8 @@ def command(
 ) -> None:
     """Check what the memory in SOURCE hands over, and say what is wrong with it.
 
-    The root, the preserved-memory map, scratch, every subtree and file, and whether all that is referred to is preserved.
-    SOURCE is what `kho inspect` takes, or a bare root FDT (debugfs out/fdt).
+    The root, the preserved-memory map, scratch, every subtree and file, and whether all that is referred to is
+    preserved. SOURCE is what `kho inspect` takes, or a bare root FDT (debugfs out/fdt).
 
     \b
       kho verify handover.elf
@@ -107,7 +108,7 @@ def rule_as_dict(rule_id: str) -> dict[str, str]:
     return {"id": rule_id, **vars(RULES[rule_id])}
 
 
-def show(found: list[Finding], counts: dict[str, int]) -> None:
+def show(found: list[Finding], counts: Mapping[Severity, int]) -> None:
     """Print findings as text, the worst first."""
     out = output.console()
     for finding in found:
@@ -127,7 +128,7 @@ def sarif(found: list[Finding], source: tuple[str, ...]) -> dict[str, Any]:
     rules = [
         {
             "id": rule_id,
-            "name": "".join(word.capitalize() for word in rule.title.replace("'", "").replace("-", " ").split()),
+            "name": "".join(filter(str.isalnum, rule.title.title())),
             "shortDescription": {"text": rule.title},
             "fullDescription": {"text": f"{rule.means} {rule.matters}"},
             "help": {"text": rule.advice},
