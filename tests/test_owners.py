@@ -12,7 +12,7 @@ import pytest
 
 import kho
 from kho.owners import HANDLE, Owners, owners
-from kho.payload import Blob, Owned, Payload, base, decoder
+from kho.payload import Blob, Owned, Payload, base, decode, decoder
 from test_verify import Edit, capture, file, files, folio, subtree
 
 import captures
@@ -37,7 +37,7 @@ def test_every_preserved_page_is_in_one_range_of_an_owner(name: str) -> None:
     pages = [phys for row in found.rows for phys in range(row.phys, row.phys + row.nbytes, inc.page_size)]
     preserved = [p for phys, order in inc.folios for p in range(phys, phys + (inc.page_size << order), inc.page_size)]
     assert pages == sorted(preserved)
-    assert list(found.unowned) == list(found.unpreserved) == found.shared == found.undecoded == []
+    assert not any((found.unowned[:], found.unpreserved[:], found.shared, found.undecoded))
     assert sum(found.totals.values()) == inc.preserved_bytes
     assert "unknown" not in found.totals
 
@@ -85,9 +85,8 @@ def test_a_page_nobody_refers_to_is_listed_with_the_reason() -> None:
     edit = capture()
     edit.preserve(0x51C000, 2)
     found = edited(edit)
-    assert [(row.phys, row.nbytes, row.orders, row.owner) for row in found.unowned] == [
-        (0x51C000, 16384, (2,), "unknown")
-    ]
+    (row,) = found.unowned
+    assert (row.phys, row.nbytes, row.orders, row.owner) == (0x51C000, 16384, (2,), "unknown")
     assert found.totals["unknown"] == 16384
     assert found.why_unowned == "no payload refers to them"
 
@@ -135,9 +134,8 @@ def test_a_decoder_of_others_accounts_for_memory(monkeypatch: pytest.MonkeyPatch
     out.preserve_folio(ring)
     out.add_subtree("ring", struct.pack("<Q", ring.phys))
     inc = kho.open(arena, fdt_phys=out.finalize())
-    blob = Blob(inc, "vendor,ring-v1", inc.folios[0].phys, 8, "ring")
     where = next(phys for phys, _ in inc.folios if inc.read(phys, 8) == struct.pack("<Q", ring.phys))
-    payload = Vendor(Blob(inc, blob.compatible, where, 8, "subtree ring"))
+    payload = decode(Blob(inc, "vendor,ring-v1", where, 8, "subtree ring"))
     found = owners(inc, {"ring": payload})
     assert found.totals == {"subtree ring": 8192 + 4096, "root FDT": 4096}
 
