@@ -1029,15 +1029,15 @@ def find_memory(
 ) -> tuple[list[int], list[tuple[int, int, int]], list[tuple[int, list[tuple[int, int]]]]]:
     """Where handovers are in a memory, whether or not they can be read.
 
-    Returns: addresses of root FDTs; (FDT, scratch array, its bytes) that a kernel was told of; pages that can be scratch
-        arrays, with the (address, size) they would hold.
+    Returns: addresses of root FDTs; (FDT, scratch array, its bytes) that a kernel was told of; pages that can be
+        scratch arrays, with the (address, size) they would hold.
     """
 
 def check_map(inc: Incoming, nodes: Sequence[tuple[int, int, int]] = ..., most: int = 16) -> dict[str, Any]:
     """Check a map by runs: against itself, its memory, scratch, and NUMA nodes given as (start, size, node).
 
-    Returns: `overlapping`, `in_scratch`, `outside`, `nodes_in_scratch`, `nodes_preserved`, `spanning`: (how many places,
-        [(phys, pages, order, other)] of the first `most`); `empty`: [(order, empty bitmaps, bitmaps)].
+    Returns: `overlapping`, `in_scratch`, `outside`, `nodes_in_scratch`, `nodes_preserved`, `spanning`: (how many
+        places, [(phys, pages, order, other)] of the first `most`); `empty`: [(order, empty bitmaps, bitmaps)].
     """
 
 def check_memfd_folios(
@@ -1045,8 +1045,8 @@ def check_memfd_folios(
 ) -> dict[str, tuple[int, builtins.list[tuple[int, int]]]]:
     """Check a memfd's list of folios.
 
-    Returns: `duplicated`, `beyond`, `interior`, `nowhere`: (how many, [(place in the file in pages, phys)] of the first);
-        `listed`: how many folios the list holds.
+    Returns: `duplicated`, `beyond`, `interior`, `nowhere`: (how many, [(place in the file in pages, phys)] of the
+        first); `listed`: how many folios the list holds.
     """
 
 def join_owners(

@@ -1,4 +1,4 @@
-"""What can be wrong with a handover: the rules, by ids that stay, and findings, which are places where one does not hold.
+"""What can be wrong with a handover: the rules, by ids that stay, and findings: places where one does not hold.
 
 >>> Finding("KHO015", "folio of order 9 at 0xc000000", "in the scratch area at 0xb400000", 0xC000000).severity
 'error'
@@ -52,8 +52,8 @@ RULES: dict[str, Rule] = {
         "root FDT unreadable",
         "The root FDT is no valid devicetree, or has no preserved-memory-map, or a map of 0.",
         "The next kernel validates this before anything else; it warns and boots cold: everything is lost.",
-        "Check that the address is the FDT's and the image complete. On kho-v1 a map of 0 says that the handover was not "
-        "finalized.",
+        "Check that the address is the FDT's and the image complete. On kho-v1 a map of 0 says that the handover was "
+        "not finalized.",
         f"{CORE}, kho_populate",
     ),
     "KHO002": Rule(
@@ -68,8 +68,8 @@ RULES: dict[str, Rule] = {
     "KHO003": Rule(
         "warning",
         "FDT cut short",
-        "The FDT has fewer bytes than its header says. Linux 7.x shows out/fdt in debugfs with the size it had at boot, so "
-        "that the names of properties are missing once a subtree was added.",
+        "The FDT has fewer bytes than its header says. Linux 7.x shows out/fdt in debugfs with the size it had at "
+        "boot, so that the names of properties are missing once a subtree was added.",
         "The kernel's own copy is whole; this copy lacks what is behind the cut.",
         "Read the FDT from memory (in/fdt after the kexec, /proc/vmcore, an image) if what is cut off is needed.",
         "kernel/liveupdate/kexec_handover_debugfs.c",
@@ -77,8 +77,8 @@ RULES: dict[str, Rule] = {
     "KHO004": Rule(
         "error",
         "map unreadable",
-        "The preserved-memory map cannot be followed: a node outside memory, an impossible order, count or entry, or no page "
-        "size and bitmap size under which it makes sense.",
+        "The preserved-memory map cannot be followed: a node outside memory, an impossible order, count or entry, or "
+        "no page size and bitmap size under which it makes sense.",
         "The next kernel follows it unchecked before it hands out memory: it reserves the wrong pages, or faults.",
         f"Check that the image is complete; {GUESS}.",
         f"{CORE}, kho_mem_retrieve; {ABI_H}",
@@ -86,17 +86,18 @@ RULES: dict[str, Rule] = {
     "KHO005": Rule(
         "error",
         "map cycle or shared node",
-        "A node of the map is reached twice: a chunk list comes back to a chunk, or two entries of a tree lead to one page.",
-        "The next kernel walks a chunk list until it ends, so a cycle hangs it at boot; a shared node preserves the same "
-        "bits at two places.",
+        "A node of the map is reached twice: a chunk list comes back to a chunk, or two entries of a tree lead to one "
+        "page.",
+        "The next kernel walks a chunk list until it ends, so a cycle hangs it at boot; a shared node preserves the "
+        "same bits at two places.",
         "A map is written whole, so memory was overwritten, or its writer is wrong. Do not boot into it.",
         f"{CORE}, kho_mem_deserialize, kho_radix_walk_tree",
     ),
     "KHO006": Rule(
         "error",
         "tree of the wrong depth",
-        "Read with the number of levels its compatible has, the tree does not preserve the FDT's page; with another number it "
-        "does. At 16 KiB pages kho-v2 and v3 have 4 levels and kho-v4 has 5.",
+        "Read with the number of levels its compatible has, the tree does not preserve the FDT's page; with another "
+        "number it does. At 16 KiB pages kho-v2 and v3 have 4 levels and kho-v4 has 5.",
         "The next kernel takes tables for bitmaps or bitmaps for tables, and preserves the wrong pages.",
         "Write the tree with the depth its compatible asks for (`kho convert --abi`), or boot a kernel that agrees.",
         f"{ABI_H}, KHO_TREE_MAX_DEPTH",
@@ -112,8 +113,8 @@ RULES: dict[str, Rule] = {
     "KHO008": Rule(
         "warning",
         "page size or bitmap size ambiguous",
-        "The map makes as much sense under another page size or, in kho-v1, another bitmap size (512 bytes in Linux 6.16, a "
-        "page from 6.18 on), which its compatible does not tell.",
+        "The map makes as much sense under another page size or, in kho-v1, another bitmap size (512 bytes in Linux "
+        "6.16, a page from 6.18 on), which its compatible does not tell.",
         "Under the wrong one folios appear all over the address space, or those beyond bit 4095 are dropped.",
         "Say which kernel wrote it: --bitmap-bytes 512 or --bitmap-bytes 4096, --page-size.",
         "ABI section 1; kernel/kexec_handover.c, PRESERVE_BITS",
@@ -164,8 +165,8 @@ RULES: dict[str, Rule] = {
         "error",
         "preserved memory outside RAM",
         "The map preserves pages that this memory does not have.",
-        "The next kernel cannot reserve or restore them. If the image is only a part of memory, nothing is wrong with the "
-        "handover.",
+        "The next kernel cannot reserve or restore them. If the image is only a part of memory, nothing is wrong with "
+        "the handover.",
         f"Give all parts of the memory; compare with /proc/iomem of the machine; {GUESS}.",
         f"{CORE}, kho_restore_page: pfn_to_online_page",
     ),
@@ -181,18 +182,20 @@ RULES: dict[str, Rule] = {
         "warning",
         "folio spans NUMA nodes",
         "One folio has memory of two NUMA nodes.",
-        "A page names its node; a restored folio that spans two is accounted to the first. Linux from 7.3 splits ranges "
-        "at the boundary, earlier ones did not.",
+        "A page names its node; a restored folio that spans two is accounted to the first. Linux from 7.3 splits "
+        "ranges at the boundary, earlier ones did not.",
         "Preserve the two sides as ranges of their own.",
         f"{CORE}, kho_preserve_pages (7.3)",
     ),
     "KHO017": Rule(
         "warning",
         "scratch misaligned",
-        "A scratch area does not begin and end at a multiple of a pageblock: by default 2 MiB at 4 KiB pages, 32 MiB at "
-        "16 KiB, 512 MiB at 64 KiB.",
-        "The next kernel makes the area's pageblocks CMA, whole: memory around the area goes with it, preserved or not.",
-        "Round sizes and addresses as the kernel does. A kernel built with smaller pageblocks is fine with smaller steps.",
+        "A scratch area does not begin and end at a multiple of a pageblock: by default 2 MiB at 4 KiB pages, 32 MiB "
+        "at 16 KiB, 512 MiB at 64 KiB.",
+        "The next kernel makes the area's pageblocks CMA, whole: memory around the area goes with it, preserved or "
+        "not.",
+        "Round sizes and addresses as the kernel does. A kernel built with smaller pageblocks is fine with smaller "
+        "steps.",
         f"{CORE}, kho_reserve_scratch: CMA_MIN_ALIGNMENT_BYTES",
     ),
     "KHO018": Rule(
@@ -200,13 +203,15 @@ RULES: dict[str, Rule] = {
         "scratch areas not known",
         "The scratch array was not found in this memory, so nothing was checked against scratch.",
         "Overlap with scratch is what destroys a handover most surely.",
-        "Give the areas (debugfs out/scratch_phys and out/scratch_len, or the array's address from boot_params or /chosen).",
+        "Give the areas (debugfs out/scratch_phys and out/scratch_len, or the array's address from boot_params or "
+        "/chosen).",
         "ABI section 2",
     ),
     "KHO019": Rule(
         "error",
         "subtree malformed",
-        "A node of the root does not have the property with its blob's address, 8 bytes long, or has the name of another.",
+        "A node of the root does not have the property with its blob's address, 8 bytes long, or has the name of "
+        "another.",
         "The next kernel answers EINVAL (or finds the first of two) when its producer asks for it: that part is lost.",
         "Write subtrees with kho_add_subtree; the property is `fdt` in kho-v1 and `preserved-data` from v2 on.",
         f"{CORE}, kho_retrieve_subtree",
@@ -214,17 +219,18 @@ RULES: dict[str, Rule] = {
     "KHO020": Rule(
         "error",
         "blob-size missing or too small",
-        "From kho-v3 on each subtree says its blob's size in bytes. It is missing, or smaller than the structure that is "
-        "there.",
-        "Without it the next kernel answers EINVAL; with too small a one its producer reads less than it wrote, or refuses.",
+        "From kho-v3 on each subtree says its blob's size in bytes. It is missing, or smaller than the structure that "
+        "is there.",
+        "Without it the next kernel answers EINVAL; with too small a one its producer reads less than it wrote, or "
+        "refuses.",
         "Pass the blob's real size to kho_add_subtree.",
         f"{ABI_H}, KHO_SUB_TREE_SIZE_PROP_NAME",
     ),
     "KHO021": Rule(
         "error",
         "metadata not preserved",
-        "Pages that lead to preserved data are not preserved themselves: the root FDT, a subtree's blob, a LUO block, a "
-        "memfd's header, a list's chunk.",
+        "Pages that lead to preserved data are not preserved themselves: the root FDT, a subtree's blob, a LUO block, "
+        "a memfd's header, a list's chunk.",
         "The next kernel hands the page out before its producer has read it: tomorrow's corruption.",
         "Allocate such structures with kho_alloc_preserve. If it is the FDT, the map may have been misread.",
         f"{CORE}, kho_alloc_preserve",
@@ -240,8 +246,8 @@ RULES: dict[str, Rule] = {
     "KHO023": Rule(
         "error",
         "payload malformed",
-        "The decoder of a payload's compatible refused it: a magic or version, a count or list that cannot be, memory that "
-        "is not there.",
+        "The decoder of a payload's compatible refused it: a magic or version, a count or list that cannot be, memory "
+        "that is not there.",
         "Its producer in the next kernel refuses it as well, or follows it into other memory.",
         "Compare the raw bytes with the format; look for overwritten memory (KHO021, KHO033).",
         "ABI section 6",
@@ -257,7 +263,8 @@ RULES: dict[str, Rule] = {
     "KHO025": Rule(
         "note",
         "unknown compatible",
-        "Nobody here has a decoder for this payload's compatible. It is shown raw, and what it refers to is not checked.",
+        "Nobody here has a decoder for this payload's compatible. It is shown raw, and what it refers to is not "
+        "checked.",
         "Pages that it accounts for are listed as nobody's.",
         "Install a package with a decoder (entry point group kho.decoders), or register one.",
         "kho.payload.decoder",
@@ -330,8 +337,8 @@ RULES: dict[str, Rule] = {
         "note",
         "preserved by nobody's account",
         "Preserved pages that no payload refers to, as far as payloads can be decoded here.",
-        "What nobody restores stays reserved until the next boot: leaked. It may also belong to a payload that is unknown "
-        "(KHO025).",
+        "What nobody restores stays reserved until the next boot: leaked. It may also belong to a payload that is "
+        "unknown (KHO025).",
         "List them with `kho owners`; look for a preserve without a matching reference.",
         "ABI section 5",
     ),

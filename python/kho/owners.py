@@ -99,8 +99,8 @@ def claims(inc: Incoming, payloads: Mapping[str, Payload]) -> Iterator[Owned]:
 
 
 def _handles(inc: Incoming, luo: Luo) -> Iterator[Owned]:
-    """Claim what undecoded references point at, if that is the head of a preserved folio: else they are no addresses."""
-    tracker = inc.tracker()
+    """Claim what undecoded references point at, if that is a preserved folio's head: else they are no addresses."""
+    tracker, orders = inc.tracker(), list(inc.folios_by_order)
     found = [(f"FLB {flb.name}", flb.data) for flb in luo.flbs]
     for session in luo.all_sessions:
         for entry in session.entries:
@@ -108,9 +108,7 @@ def _handles(inc: Incoming, luo: Luo) -> Iterator[Owned]:
                 found.append((f"session {session.name}, file {entry.token:#x}", entry.data))
     for owner, phys in found:
         pfn, inside = divmod(phys, inc.page_size)
-        order = next(
-            (o for o in inc.folios_by_order if not inside and not pfn % (1 << o) and (pfn, o) in tracker), None
-        )
+        order = next((o for o in orders if not inside and not pfn % (1 << o) and (pfn, o) in tracker), None)
         if order is not None:
             yield Owned(owner, HANDLE, (phys, inc.page_size << order))
 

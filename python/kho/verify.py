@@ -56,6 +56,30 @@ BY_KIND = {
 """Which finding an error about a map is, by its `kind`; KHO004 otherwise."""
 LATE = ("cycle", "shared", "start", "entry", "count", "order", "length", "outside", "unaligned", None)
 """Of the errors that the readings of a map end in, the one that came furthest says most."""
+MAP_MESSAGES = (
+    (
+        "KHO012",
+        "overlapping",
+        "page at {phys:#x}",
+        "the {pages} pages from there are in a folio of order {order} and in one of order {other}",
+    ),
+    (
+        "KHO015",
+        "in_scratch",
+        "folio of order {order} at {phys:#x}",
+        "{pages} pages from there on are in the scratch area at {other:#x}",
+    ),
+    ("KHO014", "outside", "folio of order {order} around {phys:#x}", "{pages} pages are not in this memory"),
+    ("KHO010", "nodes_in_scratch", "map node at {phys:#x}", "in the scratch area at {other:#x}"),
+    ("KHO011", "nodes_preserved", "map node at {phys:#x}", "in the preserved folio of order {order} at {other:#x}"),
+    (
+        "KHO016",
+        "spanning",
+        "folio of order {order} at {phys:#x}",
+        "another node's memory begins in it, at {other:#x}",
+    ),
+)
+"""Which finding a check of the map is: id, name of the check, place, value."""
 DATA = {"data", "folio", "region", HANDLE}
 """What of a payload is content; everything else leads to it."""
 MEMFD_FOLIO = 16
@@ -350,67 +374,22 @@ def _more(found: list[Finding], count: int) -> Iterator[Finding]:
 def _map(inc: Incoming, nodes: Sequence[tuple[int, int, int]], most: int) -> Iterator[Finding]:
     """Check the map by runs (Rust): time goes with its bitmaps, not with folios."""
     checks = check_map(inc, nodes, most)
-    messages: list[tuple[str, str, Callable[[int, int, int, int], tuple[str, str]]]] = [
-        (
-            "KHO012",
-            "overlapping",
-            lambda phys, pages, order, other: (
-                f"folio of order {order} at {phys:#x}",
-                f"{pages} pages from there are in a folio of order {other} as well",
-            ),
-        ),
-        (
-            "KHO015",
-            "in_scratch",
-            lambda phys, pages, order, other: (
-                f"folio of order {order} at {phys:#x}",
-                f"{pages} pages from there on are in the scratch area at {other:#x}",
-            ),
-        ),
-        (
-            "KHO014",
-            "outside",
-            lambda phys, pages, order, other: (
-                f"folio of order {order} around {phys:#x}",
-                f"{pages} pages are not here",
-            ),
-        ),
-        (
-            "KHO010",
-            "nodes_in_scratch",
-            lambda phys, pages, order, other: (f"map node at {phys:#x}", f"in the scratch area at {other:#x}"),
-        ),
-        (
-            "KHO011",
-            "nodes_preserved",
-            lambda phys, pages, order, other: (
-                f"map node at {phys:#x}",
-                f"in the preserved folio of order {order} at {other:#x}",
-            ),
-        ),
-        (
-            "KHO016",
-            "spanning",
-            lambda phys, pages, order, other: (
-                f"folio of order {order} at {phys:#x}",
-                f"another node's memory begins in it at {other:#x}",
-            ),
-        ),
-    ]
-    for rule, name, say in messages:
+    for rule, name, place, value in MAP_MESSAGES:
         count, spots = checks[name]
-        yield from _more([Finding(rule, *say(*spot), spot[0]) for spot in spots], count)
+        found = []
+        for phys, pages, order, other in spots:
+            values = {"phys": phys, "pages": pages, "order": order, "other": other}
+            found.append(Finding(rule, place.format(**values), value.format(**values), phys))
+        yield from _more(found, count)
     pointer = inc.preserved_memory_map
     for order, empty, blocks in checks["empty"]:
-        yield Finding(
-            "KHO009", f"map at {pointer:#x}, order {order}", f"{empty} of {blocks} bitmaps are empty", pointer
-        )
+        value = f"{empty} of {blocks} bitmaps are empty"
+        yield Finding("KHO009", f"map at {pointer:#x}, order {order}", value, pointer)
     if inc.certainty == "guess":
-        why = inc.bitmap_bytes_why if inc.compatible == "kho-v1" else inc.page_size_why
-        read_as = f"pages of {inc.page_size}" + (
-            f", bitmaps of {inc.bitmap_bytes}" if inc.compatible == "kho-v1" else ""
-        )
-        yield Finding("KHO008", f"map at {pointer:#x}", f"read with {read_as} bytes: {why}", pointer)
+        value = f"read with pages of {inc.page_size} bytes: {inc.page_size_why}"
+        if inc.compatible == "kho-v1":
+            value += f"; with bitmaps of {inc.bitmap_bytes} bytes: {inc.bitmap_bytes_why}"
+        yield Finding("KHO008", f"map at {pointer:#x}", value, pointer)
     if inc.compatible in LEVELS:
         depth = _other_depth(inc.read, inc.compatible, inc.page_size, pointer, inc.fdt_phys)
         if depth is not None:
@@ -446,8 +425,9 @@ def _payload(payload: Payload, place: str, most: int) -> Iterator[Finding]:
 
 def _areas(payload: Payload) -> Iterator[tuple[str, Vmalloc]]:
     """Give the vmalloc areas of a payload, with what they are for."""
-    if isinstance(payload, MemfdFile) or (isinstance(payload, KhoTest) and payload.list is not None):
-        yield "folio list", payload.list
+    area = payload.list if isinstance(payload, MemfdFile | KhoTest) else None
+    if area is not None:
+        yield "folio list", area
 
 
 def _broken(payload: Broken, place: str) -> Iterator[Finding]:
@@ -534,8 +514,8 @@ def _owners(inc: Incoming, payloads: Mapping[str, Payload], most: int) -> Iterat
         offset = "" if row.offset is None else f", offset {row.offset:#x}"
         place = f"{row.owner}, {row.what} at {row.phys:#x}{offset}"
         lost[rule].append(Finding(rule, place, f"{row.nbytes:#x} bytes are not preserved", row.phys))
-    for rows in lost.values():
-        yield from _more(rows[:most], len(rows))
+    for listed in lost.values():
+        yield from _more(listed[:most], len(listed))
     shared = [
         Finding("KHO033", f"{s.nbytes:#x} bytes at {s.phys:#x}", f"{', '.join(s.first)}; {', '.join(s.second)}", s.phys)
         for s in found.shared[:most]

@@ -8,7 +8,7 @@ import click
 
 from .. import __version__
 from ..errors import KhoError
-from . import convert, diff, extract, fdt, inspect, memmap
+from . import convert, diff, extract, fdt, inspect, memmap, owners, verify
 from .output import hint
 
 HELP = """Linux Kexec HandOver (KHO) in userspace.
@@ -21,6 +21,8 @@ physical memory, and hands one small FDT to the next kernel, which restores ever
   kho inspect ram.bin@0x40000000       the same for a raw image that begins at 1 GiB
   kho inspect --json core.elf | jq .   as data
   kho convert core.elf --abi kho-v4 -o new.elf   the same folios as another kernel writes them
+  kho verify core.elf                  is anything wrong with it?
+  kho owners core.elf                  whose is each preserved page?
 
 A SOURCE is an ELF core, a raw image with the physical address of its first byte after an @, or several of them that
 make up one memory. No vmlinux and no symbols are needed.
@@ -39,6 +41,8 @@ cli.add_command(diff.command)
 cli.add_command(fdt.command)
 cli.add_command(memmap.command)
 cli.add_command(convert.command)
+cli.add_command(verify.command)
+cli.add_command(owners.command)
 
 
 def main() -> None:

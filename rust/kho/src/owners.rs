@@ -94,7 +94,7 @@ pub fn join(preserved: &Tracker, claims: Claims) -> Owners {
         let mut at = start;
         while at < end {
             while let Some(early) = claimed.next_if(|s| s.end <= at) {
-                owners.lost(page, early.cut(at, early.end, page));
+                owners.lost(page, early);
             }
             match claimed.peek_mut() {
                 Some(segment) if segment.start < end => {
