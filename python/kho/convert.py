@@ -53,8 +53,8 @@ def convert(inc: _kho.Incoming, abi: str, *, bitmap_bytes: int | None = None) ->
     the gaps between its runs, smallest first. What the subtrees hold is not touched: it is for who wrote it.
 
     Args: abi: the `compatible` to write. bitmap_bytes: of kho-v1; the source's by default, else a page.
-    Raises: UnsupportedAbiError; ParameterError for kho-v2 and v3 with 16 KiB pages, whose trees cannot hold every
-        folio; OutsideMemoryError if preserved pages are missing; PageStateError for what no kernel writes.
+    Raises: UnsupportedAbiError; OutsideMemoryError if preserved pages are missing; PageStateError for preserved memory
+        where no kernel has any, in scratch or on page 0; ParameterError.
     """
     if inc.pages_outside:
         raise OutsideMemoryError(f"{inc.pages_outside} preserved pages are not in this memory")

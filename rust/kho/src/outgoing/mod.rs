@@ -50,6 +50,14 @@ fn lock(tracker: &Mutex<Tracker>) -> MutexGuard<'_, Tracker> {
     tracker.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Frees a page that was just allocated.
+fn free(arena: &Arena, page: Option<Pfn>) {
+    if let Some(pfn) = page {
+        // Nobody else knows of it, so that nothing can refuse it.
+        let _ = arena.put(pfn);
+    }
+}
+
 impl Outgoing {
     /// Begins a handover. The FDT's page is allocated and preserved at once.
     ///
@@ -72,9 +80,12 @@ impl Outgoing {
         let tracker = Arc::new(Mutex::new(Tracker::with_source(chunk::geometry(page, bitmap)?, source)));
         let at = |phys: Option<Phys>| phys.map(|phys| page.pfn_exact("placement", phys)).transpose();
         let (fdt_at, map_at) = (at(place.fdt)?, at(place.map)?);
-        let mut map = Map::new(arena, abi, map_at)?;
-        let fdt = match arena.alloc_bytes(page.bytes(), fdt_at) {
-            Ok((fdt, _)) => fdt,
+        // The FDT first if it has a place: the map must not go there.
+        let fdt = fdt_at.map(|at| arena.alloc_bytes(page.bytes(), Some(at))).transpose()?;
+        let placed = fdt.map(|(fdt, _)| fdt);
+        let mut map = Map::new(arena, abi, map_at).inspect_err(|_| free(arena, placed))?;
+        let fdt = match placed.map_or_else(|| arena.alloc_bytes(page.bytes(), None).map(|(fdt, _)| fdt), Ok) {
+            Ok(fdt) => fdt,
             Err(e) => {
                 map.free(arena);
                 return Err(e);
