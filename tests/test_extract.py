@@ -1,4 +1,4 @@
-"""What is taken out of a handover: the bytes that are there, under names that are safe, and never more than there is."""
+"""What is taken out of a handover: the bytes that are there, under names that are safe, no more than there is."""
 
 from __future__ import annotations
 
