@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
 
 from . import errors
 from ._kho import Incoming, Memfd
-from .payload import MemfdFile, Payload
+from .payload import MemfdFile, Payload, Raw
 from .payload.luo import FileEntry, Session
 
 __all__ = [
@@ -382,14 +382,15 @@ def file(inc: Incoming, session: str, token: int) -> Item:
 def _file(session: Session, entry: FileEntry) -> Item:
     payload = session.files.decode(entry)
     shown = payload.describe()
-    error = shown.pop("error", None)
+    why = shown.pop("error", None)
     size = shown.pop("size", None)
     facts = {"session": session.name, "token": entry.token, "compatible": entry.compatible, **shown}
     name = f"{session.name}/{entry.token:#x}"
     if isinstance(payload, Readable):
         return Item("file", name, entry.data, size, content_of(payload, payload.blob.owner), facts=facts)
-    error = error or f"{entry.compatible!r} has no contents that kho knows of"
-    return Item("file", name, entry.data, size, None, error, facts)
+    if why is None or isinstance(payload, Raw):
+        why = f"{entry.compatible!r} has no contents that kho knows of"
+    return Item("file", name, entry.data, size, None, why, facts)
 
 
 def _listed(names: Iterable[str]) -> str:
