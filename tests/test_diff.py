@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,8 @@ def test_one_byte_of_one_file_is_found(name: str) -> None:
     offset, phys, _ = inc.luo.sessions["vm-1"].files[0x10].memfd.extents[-1]
     at = phys + 123
     found = diff(inc, patched(name, {at: bytes([inc.read(at, 1)[0] ^ 0x40])}))
-    assert not (found.facts or found.scratch or found.folios or found.subtrees or found.sessions or found.reserve_mem)
+    others = (found.facts, found.scratch, found.folios, found.subtrees, found.sessions, found.reserve_mem)
+    assert not any(others)
     (change,) = found.files
     assert (change.name, change.side, change.facts) == ("vm-1/0x10", "changed", {})
     assert change.content is not None
@@ -150,7 +152,7 @@ def test_extents_are_runs_of_neighbours(chosen: set[tuple[int, int]]) -> None:
     assert spread == chosen
     for order, extents in found.items():
         assert all(extent.nbytes == extent.folios * 4096 << order for extent in extents)
-        assert all(a.phys + a.nbytes < b.phys for a, b in zip(extents, extents[1:], strict=False))
+        assert all(a.phys + a.nbytes < b.phys for a, b in pairwise(extents))
 
 
 @pytest.mark.parametrize("swap", [False, True])

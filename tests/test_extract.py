@@ -96,7 +96,7 @@ def test_regions_subtrees_and_folios_come_out_as_they_lie_in_memory(name: str, t
 
 
 def test_stdout_gets_the_bytes_alone() -> None:
-    command = [sys.executable, "-m", "kho", "extract", captures.elf(V4), "--subtree", "memblock", "-o", "-"]
+    command = [sys.executable, "-m", "kho", "extract", str(captures.elf(V4)), "--subtree", "memblock", "-o", "-"]
     done = subprocess.run(command, capture_output=True, check=True, timeout=60)
     assert done.stderr == b"subtree memblock: 210 bytes\n"
     assert hashlib.sha256(done.stdout).hexdigest() == captures.expected(V4)["subtrees"]["memblock"]["sha256"]
