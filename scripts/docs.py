@@ -4,9 +4,9 @@
     scripts/docs.py            rewrite docs/*.md, docs/man/*.1 and docs/map.svg
     scripts/docs.py --check    exit 1 and say which are not up to date
 
-A page is prose with blocks that begin with ```console; in these, a line `$ COMMAND` is run by sh in an empty directory
-that has tests/data as `captures` and examples, and what follows up to the next such line or the end of the block is replaced by what
-it printed. Lines `...` are kept as they are: what is between the output's beginning and its end there is left out.
+A page is prose with blocks that begin with ```console; in these, a line `$ COMMAND` is run by sh in a directory that has
+tests/data as `captures`, and examples, and what follows up to the next such line or the end of the block is replaced by
+what it printed. Lines `...` are kept as they are: what is between the output's beginning and its end there is left out.
 """
 
 from __future__ import annotations
@@ -22,15 +22,14 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CAPTURE = "linux-7.3.4-x86_64"
-LONGEST = 130
-"""Characters of a line of output that are shown."""
 
 
 def main() -> int:
     """Rewrite, or check, every page and manual page."""
     check = sys.argv[1:] == ["--check"]
-    import kho
     import man
+
+    import kho
     from kho import mapdraw, memmap
 
     source = ROOT / "tests" / "data" / CAPTURE / "handover.elf"
@@ -84,7 +83,7 @@ def output(command: str, here: Path) -> str:
             check=False,
         )
     code = f"(exit {done.returncode})\n" if done.returncode else ""
-    lines = [line.rstrip()[:LONGEST] + "\n" for line in done.stdout.splitlines()]
+    lines = [line.rstrip() + "\n" for line in done.stdout.splitlines()]
     return "".join(lines) + code
 
 

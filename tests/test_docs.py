@@ -1,4 +1,4 @@
-"""The pages show what the commands print, the help names commands that are there, and every command is written about."""
+"""Pages show what the commands print, the help names commands that are there, and every command is written about."""
 
 from __future__ import annotations
 
