@@ -9,14 +9,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import captures
-import hostile
-import kho
 import pytest
-from command import kho as run
-from command import process
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import kho
+from kho.report import describe
+
+import captures
+import hostile
+from command import kho as run
+from command import process
 from images import MIB
 
 LIMIT = 1.0
@@ -44,7 +47,8 @@ def use(inc: kho.Incoming) -> None:
     assert len(inc.folios) == inc.nr_folios
     assert sum(inc.folios_by_order.values()) == inc.nr_folios
     assert inc.certainty
-    assert inc.bitmap_bytes_why
+    assert inc.page_size_why
+    assert describe(inc)["nr_folios"] == inc.nr_folios
     assert inc.pages_outside >= 0
     for subtree in inc.subtrees.values():
         try:
@@ -149,8 +153,12 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
     empty, fifo = tmp_path / "empty", tmp_path / "fifo"
     empty.touch()
     os.mkfifo(fifo)
+    done = run("inspect", tmp_path)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"kho: {tmp_path}: ")
+    directory = attempt(tmp_path)
     for path in (empty, tmp_path, tmp_path / "missing", fifo):
-        error = refused(path)
+        error = directory if path == tmp_path else refused(path)
         assert isinstance(error, kho.SourceError)
         assert str(error).startswith(str(path))
 
@@ -178,9 +186,9 @@ def marks(name: str) -> dict[str, int]:
     loads = [struct.unpack_from("<IIQQQQQQ", content, phoff + 56 * i) for i in range(phnum)]
 
     def offset(phys: int) -> int:
-        return next(
-            at + phys - start for kind, _, at, _, start, size, *_ in loads if kind == 1 and 0 <= phys - start < size
-        )
+        inside = (load for load in loads if load[0] == 1 and 0 <= phys - load[4] < load[5])
+        _, _, at, _, start, *_ = next(inside)
+        return int(at) + phys - int(start)
 
     found = {"elf": 0, "program headers": phoff, "end of headers": phoff + 56 * phnum}
     found["fdt"] = offset(expected["fdt_phys"])
@@ -258,6 +266,38 @@ def test_a_flipped_bit_never_crashes(name: str, tmp_path: Path) -> None:
             outcomes["refused" if isinstance(result, kho.KhoError) else "read"] += 1
             os.pwrite(file.fileno(), bytes([content[offset]]), offset)
     assert min(outcomes.values()) > 100, outcomes
+    assert isinstance(attempt(path), kho.Incoming)
+
+
+RADIX = pytest.mark.parametrize("name", sorted(set(captures.NAMES) - set(captures.V1_NAMES)))
+
+
+@RADIX
+def test_every_prefix_of_a_capture_with_a_tree_ends_well(name: str, tmp_path: Path) -> None:
+    content, path = captures.elf(name).read_bytes(), tmp_path / "prefix.elf"
+    path.write_bytes(content)
+    steps = [*range(0, 2048, 29), *range(2048, len(content), len(content) // 40)]
+    outcomes = set()
+    for length in reversed(steps):
+        os.truncate(path, length)
+        result = attempt(path)
+        outcomes.add(type(result).__name__)
+        if isinstance(result, kho.Incoming):
+            assert list(result.folios) == [tuple(folio) for folio in captures.expected(name)["folios"]]
+    assert len(outcomes) > 2, outcomes
+
+
+@RADIX
+def test_a_flipped_bit_in_a_tree_never_crashes(name: str, tmp_path: Path) -> None:
+    path, chosen = tmp_path / "flipped.elf", random.Random(name)
+    content = captures.elf(name).read_bytes()
+    path.write_bytes(content)
+    used = [at for at in range(len(content)) if content[at]]
+    with path.open("r+b") as file:
+        for offset in [*range(200), *chosen.sample(used, 300)]:
+            os.pwrite(file.fileno(), bytes([content[offset] ^ 1 << chosen.randrange(8)]), offset)
+            attempt(path)
+            os.pwrite(file.fileno(), content[offset : offset + 1], offset)
     assert isinstance(attempt(path), kho.Incoming)
 
 

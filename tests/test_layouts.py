@@ -1,13 +1,14 @@
-"""Handovers of every shape, built by the model, read by kho: page size, bitmap size and scratch decided from evidence."""
+"""Handovers of every shape, built by the model, read by kho: page size, bitmap size and scratch from evidence."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import kho
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import kho
 
 import images
 from images import EM_AARCH64, EM_X86_64, GIB, KIB, MIB, TIB, Image, Layout

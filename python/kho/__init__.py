@@ -28,9 +28,10 @@ from ._kho import (
     FolioArray,
     Incoming,
     Memory,
-    Outgoing,
     Pages,
     ScratchSpec,
+    Snapshot,
+    SnapshotSide,
     Subtree,
     Tracker,
     __version__,
@@ -38,6 +39,7 @@ from ._kho import (
     parse_kho_scratch,
 )
 from ._types import FolioInfo, PageInfo
+from .convert import convert
 from .errors import (
     ExistsError,
     FdtError,
@@ -59,6 +61,8 @@ from .errors import (
     StaleError,
     UnsupportedAbiError,
 )
+from .image import Image, save_elf
+from .outgoing import Outgoing
 from .sources import open
 
 __all__ = [
@@ -70,6 +74,7 @@ __all__ = [
     "FolioArray",
     "FolioInfo",
     "FormatError",
+    "Image",
     "Incoming",
     "KhoError",
     "Memory",
@@ -88,14 +93,18 @@ __all__ = [
     "ParameterError",
     "ScratchOverlapError",
     "ScratchSpec",
+    "Snapshot",
+    "SnapshotSide",
     "SourceError",
     "StaleError",
     "Subtree",
     "Tracker",
     "UnsupportedAbiError",
     "__version__",
+    "convert",
     "fdt",
     "kho_is_enabled",
     "open",
     "parse_kho_scratch",
+    "save_elf",
 ]

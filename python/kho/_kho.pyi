@@ -10,7 +10,7 @@ from os import PathLike
 from types import TracebackType
 from typing import Any, Final, Self, SupportsIndex, final, overload
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
 from ._types import FolioInfo, MemfdFolio, OwnedRange, PageInfo
 from .errors import FdtError
@@ -32,6 +32,8 @@ __all__ = [
     "OwnerRows",
     "Pages",
     "ScratchSpec",
+    "Snapshot",
+    "SnapshotSide",
     "Subtree",
     "Tracker",
     "Vmalloc",
@@ -106,9 +108,10 @@ class Memory:
     def open(*sources: str | PathLike[str]) -> Memory:
         """Open files as one memory.
 
-        Args: sources: a str is `FILE`, `FILE@ADDRESS` or `FILE@ADDRESS,offset=N,size=N` (numbers decimal or 0x, with a
-        suffix K, M, G or T), or the name of an existing file whatever is in it; a Path is a path. Without an address
-        an ELF core is read by its physical addresses, any other file as the memory at 0.
+        Args: sources: a str is `FILE`, `FILE@ADDRESS`, `FILE@ADDRESS,offset=N,size=N` (numbers decimal or 0x, with a
+        suffix K, M, G or T) or `FILE,machine=q35|pc|virt` (QEMU's memory backend), or the name of an existing file
+        whatever is in it; a Path is a path. A file without an address is what its content says: an ELF core, a kdump
+        file, flattened or not, LiME, or else the memory at 0.
         Raises: SourceError for a file that cannot be used, or that has memory another one has; ParameterError for none.
         """
     @staticmethod
@@ -128,15 +131,21 @@ class Memory:
 
         Raises: OutsideMemoryError if any of them is not here; SourceError if a file is cut short or says no.
         """
+    def next_data(self, phys: int) -> tuple[int, int] | None:
+        """Find the first run at or behind `phys` that may hold something other than zeros: (phys, size)."""
+
     @property
     def machine(self) -> str | None:
-        """The machine the first ELF core names: "x86_64", "aarch64" or "machine N"; None without a core."""
+        """The machine the first ELF core or kdump file names: "x86_64", "aarch64" or "machine N"; None if none does."""
     @property
     def sources(self) -> list[str]:
         """What was opened, in the order given; empty for byte strings."""
     @property
     def truncated(self) -> list[tuple[str, int, int]]:
-        """(path, phys, size) of what an ELF core that is cut short claims and does not have: reading it fails."""
+        """(path, phys, size) of what a file that is cut short claims and does not have: reading it fails.
+
+        Of a kdump file these are the pages that have lost their descriptors, from the first to the last.
+        """
 
 @final
 class Arena:
@@ -206,6 +215,9 @@ class Arena:
 
     def write(self, phys: int, data: Buffer) -> None:
         """Copy bytes into memory, whoever owns it. Raises: OutsideMemoryError."""
+
+    def next_data(self, phys: int) -> tuple[int, int] | None:
+        """Find the first run at or behind `phys` that may hold something other than zeros: (phys, size)."""
 
     def fileno(self) -> int:
         """Give the memfd's or file's descriptor, to pass on. Raises: ParameterError without one."""
@@ -367,6 +379,9 @@ class Tracker:
 
         """
 
+    def extents(self) -> list[tuple[int, int]]:
+        """List the runs of pages that folios of any order cover: (pfn, pages), ascending, disjoint."""
+
     def folios(self) -> FolioArray:
         """List every folio, by address, then order."""
 
@@ -406,9 +421,9 @@ class Tracker:
     def __setstate__(self, state: bytes, /) -> None: ...
     __hash__: None  # type: ignore[assignment]
 
-@final
+@disjoint_base
 class Outgoing:
-    """A handover in the making (kho_out): what of an arena the next owner gets. One at a time per arena.
+    """What `kho.Outgoing` is built upon.
 
     Bitmaps live in the arena's pages and are never copied. Dropped before `finalize`, it leaves nothing behind.
     """
@@ -504,7 +519,7 @@ class Outgoing:
     @property
     def abi(self) -> str: ...
     @property
-    def bitmap_bytes(self) -> int: ...
+    def bitmap_bytes(self) -> int | None: ...
     @property
     def fdt_phys(self) -> int: ...
     @property
@@ -581,9 +596,9 @@ class Incoming:
     @property
     def page_size_why(self) -> str: ...
     @property
-    def bitmap_bytes(self) -> int: ...
+    def bitmap_bytes(self) -> int | None: ...
     @property
-    def bitmap_bytes_why(self) -> str: ...
+    def bitmap_bytes_why(self) -> str | None: ...
     @property
     def certainty(self) -> str:
         """How sure the layout is: given, certain, likely, guess."""
@@ -609,6 +624,24 @@ class Incoming:
         """Pages that hold the map."""
 
     @property
+    def map_pages(self) -> list[int]:
+        """Addresses of these pages, ascending."""
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """`(phys, size)` of each run of the memory, ascending."""
+
+    def next_data(self, phys: int) -> tuple[int, int] | None:
+        """Find the first run at or behind `phys` that may hold something other than zeros: (phys, size)."""
+
+    @property
+    def machine(self) -> str | None:
+        """The machine of an ELF core, as `Memory.machine`."""
+
+    def save(self, path: str | PathLike[str], *, everything: bool = False) -> None:
+        """Write the handover as an ELF core; see `kho.Image.save`. Raises: SourceError."""
+
+    @property
     def map_nodes(self) -> list[tuple[int, int]]:
         """`(phys, nbytes)` of the map itself, ascending: chunks and bitmaps, or the tree's nodes."""
 
@@ -619,6 +652,10 @@ class Incoming:
     @property
     def scratch(self) -> list[tuple[int, int]] | None:
         """`(addr, size)` of the scratch areas; None if not known."""
+
+    @property
+    def scratch_phys(self) -> int | None:
+        """Where the array of these areas lies; None if not known."""
 
     @property
     def others(self) -> list[int]:
@@ -914,6 +951,71 @@ class FdtWriter:
 
     def finish(self) -> bytes:
         """The blob; the writer takes nothing more. Raises: FdtError while a node is open or before the root."""
+
+@final
+class Snapshot:
+    """What a kernel shows of its handover in debugfs: FDTs and scratch areas, no memory (kexec_handover_debugfs.c)."""
+
+    @staticmethod
+    def open(source: str | PathLike[str]) -> Snapshot:
+        """Read a directory, an FDT, or the running machine.
+
+        Args: source: debugfs' `kho` directory, a directory that has it at `sys/kernel/debug/kho` (and `proc/iomem`,
+        `proc/cmdline`, `proc/version`, which may be missing), the file of one root FDT, or the string "live".
+        Raises: SourceError with the path of what is missing, unreadable, no regular file, over 1 MiB, or a link out of
+        the directory; FdtError, FormatError for a file that is no handover's FDT.
+        """
+    @staticmethod
+    def recognizes(source: str | PathLike[str]) -> bool:
+        """Whether this is for `open`, not an image of memory: "live", a directory, a file that starts as an FDT."""
+    @property
+    def path(self) -> str: ...
+    @property
+    def kind(self) -> str:
+        """What it was: "live", "root", "debugfs" or "fdt"."""
+    @property
+    def incoming(self) -> SnapshotSide | None:
+        """What this kernel was handed; None if nothing."""
+    @property
+    def outgoing(self) -> SnapshotSide | None:
+        """What it will hand over, so far; of a single FDT, whichever it was."""
+    @property
+    def scratch(self) -> list[tuple[int, int]] | None:
+        """(addr, size) in bytes: low memory, global, one per NUMA node."""
+    @property
+    def finalized(self) -> bool | None:
+        """`out/finalize`, which Linux 6.16 to 6.18 have."""
+    @property
+    def ram(self) -> list[tuple[int, int]] | None:
+        """(phys, size) of System RAM; None if /proc/iomem is not there or hides its addresses from who is not root."""
+    @property
+    def cmdline(self) -> str | None: ...
+    @property
+    def version(self) -> str | None:
+        """/proc/version."""
+
+@final
+class SnapshotSide:
+    """One direction of a handover, as debugfs shows it."""
+
+    @property
+    def fdt(self) -> bytes | None:
+        """The root FDT; None before one is finalized (Linux 6.16 to 6.18)."""
+    @property
+    def compatible(self) -> str | None:
+        """As "kho-v4"; known even where Linux 7.x cut the FDT short."""
+    @property
+    def preserved_memory_map(self) -> int | None:
+        """Physical address of the map; known even where Linux 7.x cut the FDT short."""
+    @property
+    def truncated(self) -> tuple[int, int] | None:
+        """(bytes according to the header, bytes there are) of an FDT that is cut short; None if it is whole."""
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with the FDT."""
+    @property
+    def sub_fdts(self) -> dict[str, bytes]:
+        """The blobs of the producers, by name."""
 
 @final
 class OwnerRows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 __all__ = ["FolioInfo", "MemfdFolio", "OwnedRange", "PageInfo"]
@@ -14,7 +15,8 @@ class FolioInfo(NamedTuple):
     order: int
 
 
-class MemfdFolio(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class MemfdFolio:
     """A folio of a preserved memfd (`struct memfd_luo_folio_ser`)."""
 
     phys: int

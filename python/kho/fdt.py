@@ -6,17 +6,26 @@ native byte order, as KHO writes them, while the format's own words are big-endi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from kho._kho import Fdt
 from kho._kho import FdtNode as Node
 from kho._kho import FdtPlaceholder as Placeholder
 from kho._kho import FdtWriter as Writer
 
+from .errors import FdtError, SourceError
+
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["Fdt", "Node", "Placeholder", "Writer", "parse"]
+__all__ = ["Fdt", "Node", "Placeholder", "Writer", "likely_names", "load", "parse", "to_dts", "to_json", "value_of"]
+
+MAGIC = b"\xd0\x0d\xfe\xed"
 
 
 def parse(blob: Buffer) -> Fdt:
@@ -25,3 +34,184 @@ def parse(blob: Buffer) -> Fdt:
     Raises: FdtError with the offset of the first thing that is wrong.
     """
     return Fdt(blob)
+
+
+NOTES = {
+    "blob-size": "bytes",
+    "csum": "csum_partial over the folios",
+    "fdt": "physical address of the producer's FDT",
+    "folios_info": "struct kho_vmalloc",
+    "liveupdate-number": "live updates so far",
+    "luo-file-header": "physical address",
+    "luo-session-header": "physical address",
+    "magic": "",
+    "nr_folios": "",
+    "preserved-data": "physical address of the producer's blob",
+    "preserved-memory-map": "physical address of the map's first node",
+    "size": "bytes",
+    "start": "physical address",
+}
+"""What the properties of KHO's own trees are; they are numbers even where they look like text."""
+
+ROOT_NAMES = ("compatible", "preserved-memory-map", "fdt", "preserved-data", "blob-size")
+"""The properties a root FDT has (ABI section 2)."""
+
+DTS_HEAD = """\
+/dts-v1/;
+// Numbers are in native byte order, as KHO stores them; dtc shows them byte-swapped.
+"""
+_VMALLOC = struct.Struct("<QIHH")
+
+
+def load(path: str | os.PathLike[str]) -> tuple[Fdt, FdtError | None] | None:
+    """Read a file that is a bare FDT: as `Fdt.partial`; None for a file that is something else.
+
+    Raises: FdtError for a header that cannot be used; SourceError.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            if file.read(4) != MAGIC:
+                return None
+            size = int.from_bytes(file.read(4), "big")
+            file.seek(0)
+            return Fdt.partial(file.read(size))
+    except OSError as error:
+        raise SourceError(f"{os.fspath(path)}: {error.strerror or error}") from error
+
+
+def value_of(name: str | None, raw: bytes) -> dict[str, Any]:
+    """Say what a property's value is: `type` (empty, u32, u64, strings, bytes), `value`, and a `note` if it is known.
+
+    Numbers are little-endian, as on every machine that has KHO. A value that could be text is text, unless the
+    property is one of KHO's numbers.
+    """
+    note = NOTES.get(name or "")
+    found: dict[str, Any]
+    if not raw:
+        found = {"type": "empty", "value": None}
+    elif note is None and (strings := _strings(raw)) is not None:
+        found = {"type": "strings", "value": strings}
+    elif len(raw) in (4, 8):
+        found = {"type": f"u{8 * len(raw)}", "value": int.from_bytes(raw, "little")}
+    else:
+        found = {"type": "bytes", "value": raw.hex()}
+    if name == "folios_info" and len(raw) == _VMALLOC.size:
+        first, pages, flags, order = _VMALLOC.unpack(raw)
+        note = f"struct kho_vmalloc: first {first:#x}, {pages} pages, flags {flags:#x}, order {order}"
+    return found | ({"note": note} if note else {})
+
+
+def likely_names(fdt: Fdt) -> dict[int, str]:
+    """Tell names that are cut off by their lengths, which the offsets of their neighbours give.
+
+    Linux 7.x shows its `out/fdt` in debugfs without the strings; KHO's names differ in length.
+    Returns: offset in the strings to name, for names of the root's format alone.
+    """
+    raw = bytes(fdt)
+    (end,) = struct.unpack_from(">I", raw, 32)  # size_dt_strings
+    offsets = {offset for node in fdt.walk() for name, offset, _ in node.raw_properties if name is None}
+    lengths = {len(name) + 1: name for name in ROOT_NAMES}
+    ordered = sorted(offsets)
+    gaps = zip(ordered, [*ordered[1:], end], strict=True)
+    return {at: lengths[following - at] for at, following in gaps if following - at in lengths}
+
+
+def _strings(raw: bytes) -> list[str] | None:
+    """Read NUL-terminated printable strings, none of them empty; None if it is something else."""
+    if not raw.endswith(b"\0"):
+        return None
+    parts = raw[:-1].split(b"\0")
+    if not all(part and all(0x20 <= byte < 0x7F for byte in part) for part in parts):
+        return None
+    return [part.decode("ascii") for part in parts]
+
+
+def to_json(fdt: Fdt) -> dict[str, Any]:
+    """Give a tree as data.
+
+    Properties are a list, in order: name (None if it is cut off, with a likely_name, see `likely_names`), type, value
+    and note as `value_of`, raw in hex.
+    """
+
+    def node(it: Node) -> dict[str, Any]:
+        properties = [prop(name, offset, raw) for name, offset, raw in it.raw_properties]
+        return {"name": it.name, "properties": properties, "children": [node(child) for child in it.children]}
+
+    def prop(name: str | None, offset: int, raw: bytes) -> dict[str, Any]:
+        guess = {} if name is not None else {"likely_name": likely.get(offset)}
+        return {"name": name, **guess, **value_of(name or likely.get(offset), raw), "raw": raw.hex()}
+
+    likely = likely_names(fdt)
+
+    return {
+        "totalsize": fdt.totalsize,
+        "version": fdt.version,
+        "boot_cpuid": fdt.boot_cpuid,
+        "reservations": [list(entry) for entry in fdt.reservations],
+        "root": node(fdt.root),
+    }
+
+
+def to_dts(fdt: Fdt, *, comment: str | None = None) -> str:
+    """Write a tree as devicetree source, numbers shown as what they are.
+
+    8 bytes are `/bits/ 64 <...>`, 4 bytes `<...>`, text is text, the rest bytes in hex. dtc takes the result and stores
+    numbers big-endian, so that they come out byte-swapped.
+
+    Args: comment: a line to stand at the top.
+    Raises: NotFoundError if a partial read did not come as far as the root.
+    """
+    lines = [DTS_HEAD.rstrip()]
+    if comment:
+        lines.append(f"// {_one_line(comment)}")
+    lines += [f"/memreserve/ {address:#018x} {size:#018x};" for address, size in fdt.reservations]
+    lines.append("")
+    lines.extend(_node_lines(fdt.root, 0, likely_names(fdt)))
+    return "\n".join(lines) + "\n"
+
+
+def _node_lines(node: Node, depth: int, likely: dict[int, str]) -> Iterator[str]:
+    indent = "\t" * depth
+    yield f"{indent}{_name(node.name) if depth else '/'} {{{_was(node.name)}"
+    for name, offset, raw in node.raw_properties:
+        yield f"{indent}\t{_property(name, likely.get(offset), offset, raw)}"
+    for child in node.children:
+        yield ""
+        yield from _node_lines(child, depth + 1, likely)
+    yield f"{indent}}};"
+
+
+def _property(name: str | None, likely: str | None, offset: int, raw: bytes) -> str:
+    found = value_of(name or likely, raw)
+    shown = (likely or f"name-at-{offset:#x}") if name is None else _name(name)
+    match found["type"]:
+        case "empty":
+            text = f"{shown};"
+        case "strings":
+            escaped = (string.replace("\\", "\\\\").replace('"', '\\"') for string in found["value"])
+            text = f"{shown} = " + ", ".join(f'"{string}"' for string in escaped) + ";"
+        case "u64":
+            text = f"{shown} = /bits/ 64 <{found['value']:#018x}>;"
+        case "u32":
+            text = f"{shown} = <{found['value']:#010x}>;"
+        case _:
+            text = f"{shown} = [{raw.hex(' ')}];"
+    note = found.get("note") or ""
+    if name is None:
+        note = "its name is cut off" + (", this one fits" if likely else "") + (f"; {note}" if note else "")
+    return f"{text}{_was(name or '')}" + (f"  // {note}" if note else "")
+
+
+def _name(name: str) -> str:
+    """Make a name one that devicetree source can have."""
+    return re.sub(r"[^A-Za-z0-9,._+*#?@-]", "?", name) or "?"
+
+
+def _was(name: str) -> str:
+    """Say what a name was before `_name`."""
+    return f"  /* {_one_line(ascii(name))} */" if name and _name(name) != name else ""
+
+
+def _one_line(text: str) -> str:
+    """Keep text within a comment."""
+    return "".join(char if char.isprintable() else "?" for char in text).replace("*/", "*?")

@@ -26,9 +26,11 @@ def open(  # noqa: A001 - kho.open reads like open()
     """Read the handover in memory that a kernel, or an `Arena`, left behind. Nothing is changed.
 
     Args:
-        source: an ELF core (`"core.elf"`, by p_paddr), a raw image with the address of its first byte
-            (`"ram.bin@0x40000000"`, optionally `",offset=0x1000,size=2G"` for a part of the file), an arena's own file,
-            several of these together as one memory, or a `Memory` or `Arena`.
+        source: an ELF core (`"core.elf"`, by p_paddr), a kdump file of makedumpfile's or QEMU's, flattened or not, a
+            LiME dump, a raw image with the address of its first byte (`"ram.bin@0x40000000"`, optionally
+            `",offset=0x1000,size=2G"` for a part of the file), the memory backend of a running QEMU
+            (`"/dev/shm/ram,machine=q35"`, or `pc`, `virt`), an arena's own file, several of these together as one
+            memory, or a `Memory` or `Arena`.
         fdt_phys: physical address of the root FDT; searched for when not given.
         page_size: 4096, 16384 or 65536; decided from evidence when not given.
         bitmap_bytes: 512 (Linux 6.16) or the page size (6.18 and later); kho-v1 says it nowhere, so it is decided
@@ -38,7 +40,7 @@ def open(  # noqa: A001 - kho.open reads like open()
         progress: called with the number of bytes searched so far.
 
     Raises:
-        SourceError: a file that is missing, empty, a directory, or no usable ELF core.
+        SourceError: a file that is missing, empty, a directory, or no usable ELF core or dump.
         NoHandoverError: no root FDT was found.
         UnsupportedAbiError: an ABI that this version does not decode.
         FormatError: memory that no kernel would have written; the message names the place and the value.

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import click
+from rich.console import Console
 from rich.text import Text
 
-from .._kho import Incoming
+from .._kho import Incoming, Snapshot
+from ..report import describe
 from ..sources import open as open_source
-from . import output
+from . import output, snapshot
 
 
 class Number(click.ParamType[int]):
@@ -34,7 +35,7 @@ class Number(click.ParamType[int]):
 @click.option("--fdt-phys", type=Number(), metavar="A", help="Physical address of the root FDT; else searched for.")
 @click.option("--bitmap-bytes", type=Number(), metavar="N", help="512 (Linux 6.16) or the page size; else decided.")
 @click.option("--page-size", type=Number(), metavar="N", help="4096, 16384 or 65536; else decided from evidence.")
-@click.option("--folios", is_flag=True, help="List every folio.")
+@click.option("--full", is_flag=True, help="List every folio and digest every file, however many and large.")
 @click.option("--json", "as_json", is_flag=True, help="Print data instead of text; addresses are integers.")
 @click.option("--python", "as_python", is_flag=True, help="Print the Python calls that read the same, and stop.")
 def command(
@@ -42,14 +43,17 @@ def command(
     fdt_phys: int | None,
     bitmap_bytes: int | None,
     page_size: int | None,
-    folios: bool,
+    full: bool,
     as_json: bool,
     as_python: bool,
 ) -> None:
     """Show what the memory in SOURCE hands over.
 
     Its format and how that was decided, the scratch areas, the preserved-memory map, folios by order, and the subtrees
-    of its producers. SOURCE is an ELF core or FILE@ADDRESS[,offset=N][,size=N]; several make up one memory.
+    of its producers. SOURCE is an ELF core, a kdump or LiME dump, FILE@ADDRESS[,offset=N][,size=N] or, for the memory
+    backend of a running QEMU, FILE,machine=q35|pc|virt; several make up one memory.
+
+    Of a debugfs directory, one with proc and sys in it, "live" or a single FDT it shows what is there: no memory.
 
     \b
     Exit codes: 0 read, 2 no handover or not readable.
@@ -57,19 +61,24 @@ def command(
     if as_python:
         click.echo(as_calls(source, fdt_phys=fdt_phys, bitmap_bytes=bitmap_bytes, page_size=page_size))
         return
+    if len(source) == 1 and Snapshot.recognizes(source[0]):
+        snapshot.run(source[0], as_json=as_json)
+        return
     with output.progress("searching") as told:
         inc = open_source(source, fdt_phys=fdt_phys, bitmap_bytes=bitmap_bytes, page_size=page_size, progress=told)
-    report = describe(inc, folios=folios)
+    report = describe(inc, full=full)
     if as_json:
         output.print_json(report)
     else:
-        show(inc, report, ", ".join(source))
+        show(inc, report, ", ".join(source), full=full)
     for other in inc.others:
         click.echo(f"note: another handover's FDT is at {other:#x}; read it with --fdt-phys {other:#x}", err=True)
 
 
 def as_calls(source: tuple[str, ...], **given: int | None) -> str:
     """Write the Python calls that read the same."""
+    if len(source) == 1 and Snapshot.recognizes(source[0]):
+        return snapshot.as_calls(source[0])
     named = [f"{name}={value:#x}" for name, value in given.items() if value is not None]
     call = ", ".join([repr(source[0]) if len(source) == 1 else repr(list(source)), *named])
     return (
@@ -77,47 +86,7 @@ def as_calls(source: tuple[str, ...], **given: int | None) -> str:
     )
 
 
-def describe(inc: Incoming, *, folios: bool = False) -> dict[str, Any]:
-    """Give the report as data; `folios` adds every folio, and a digest over all of them."""
-    bitmaps: dict[str, Any] = {}
-    if inc.bitmap_bytes is not None:
-        bitmaps = {"bitmap_bytes": inc.bitmap_bytes, "bitmap_bytes_why": inc.bitmap_bytes_why}
-    report: dict[str, Any] = {
-        "compatible": inc.compatible,
-        "kernels": inc.kernels,
-        "page_size": inc.page_size,
-        "page_size_why": inc.page_size_why,
-        **bitmaps,
-        "certainty": inc.certainty,
-        "fdt_phys": inc.fdt_phys,
-        "other_fdts": inc.others,
-        "preserved_memory_map": inc.preserved_memory_map,
-        "metadata_pages": inc.metadata_pages,
-        "nr_folios": inc.nr_folios,
-        "preserved_bytes": inc.preserved_bytes,
-        "folios_by_order": {str(order): count for order, count in inc.folios_by_order.items()},
-        "pages_outside": inc.pages_outside,
-        "subtrees": {name: {"phys": sub.phys, "size": sub.size} for name, sub in inc.subtrees.items()},
-        "malformed_subtrees": inc.malformed_subtrees,
-    }
-    if inc.scratch is not None:
-        report["scratch"] = [list(area) for area in inc.scratch]
-    if folios:
-        array = inc.folios
-        report["folios"] = [list(folio) for folio in array]
-        report["folios_sha256"] = folios_digest(memoryview(array).cast("B"))
-    return report
-
-
-def folios_digest(records: memoryview) -> str:
-    """Digest folios as `<QI` (phys, order): the first 12 bytes of each 16-byte record."""
-    digest = hashlib.sha256()
-    for at in range(0, len(records), 16):
-        digest.update(records[at : at + 12])
-    return digest.hexdigest()
-
-
-def show(inc: Incoming, report: dict[str, Any], source: str) -> None:
+def show(inc: Incoming, report: dict[str, Any], source: str, *, full: bool) -> None:
     """Print the report as text."""
     out = output.console()
     out.print(f"[bold]{inc.compatible}[/bold] handover ({inc.kernels})", end=" ")
@@ -161,9 +130,58 @@ def show(inc: Incoming, report: dict[str, Any], source: str) -> None:
         out.print(subtrees)
     for name, why in inc.malformed_subtrees.items():
         out.print(f"{name}: {why}", markup=False)
-    if "folios" in report:
+    show_payloads(out, report)
+    if full:
         out.print()
         listed = output.table("address", ">order")
         for phys, order in report["folios"]:
             listed.add_row(f"{phys:#x}", str(order))
         out.print(listed)
+
+
+def show_payloads(out: Console, report: dict[str, Any]) -> None:
+    """Print what the subtrees hold."""
+    for name, row in report["subtrees"].items():
+        if "error" in row:
+            out.print(f"{name}: {row['error']}", markup=False)
+        elif "raw" in row:
+            out.print(f"{name}: no decoder; begins with {row['raw']}", markup=False, soft_wrap=True)
+    if "kexec_metadata" in report:
+        chain = report["kexec_metadata"]
+        out.print(f"\n[bold]Chain[/bold]: kexec {chain['kexec_count']}, previous kernel", end=" ")
+        out.print(chain["previous_release"], markup=False)
+    if report.get("reserve_mem"):
+        out.print("\n[bold]reserve_mem[/bold]")
+        regions = output.table("name", "address", ">size")
+        for name, (start, nbytes) in report["reserve_mem"].items():
+            regions.add_row(Text(name), f"{start:#x}", output.size(nbytes))
+        out.print(regions)
+    if "kho_test" in report:
+        test = report["kho_test"]
+        verdict = "holds" if test["csum_holds"] is True else f"does not hold ({test['csum_holds']})"
+        out.print(f"\n[bold]kho_test[/bold]: {test['nr_folios']} folios; checksum {test['csum']:#010x} {verdict}")
+    if "luo" in report:
+        show_luo(out, report["luo"])
+
+
+def show_luo(out: Console, luo: dict[str, Any]) -> None:
+    """Print sessions, files and FLBs."""
+    out.print(f"\n[bold]LUO[/bold]: {luo['compatible']}, live update {luo['liveupdate_num']}")
+    files = output.table("session", ">token", "kind", ">size", ">folios", "sha256")
+    for session in luo["sessions"]:
+        for row in session["files"]:
+            size = output.size(row["size"]) if "size" in row else ""
+            digest = row.get("sha256", row.get("error", ""))
+            kind = Text(row["compatible"])
+            files.add_row(
+                Text(session["name"]), f"{row['token']:#x}", kind, size, str(row.get("folios", "")), Text(digest[:16])
+            )
+        if not session["files"]:
+            files.add_row(Text(session["name"]), "", "no files")
+    if luo["sessions"]:
+        out.print(files)
+    if luo["flbs"]:
+        flbs = output.table("FLB", "data", ">files")
+        for name, data, count in luo["flbs"]:
+            flbs.add_row(Text(name), f"{data:#x}", str(count))
+        out.print(flbs)

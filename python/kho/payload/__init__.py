@@ -8,8 +8,8 @@
 ...         super().__init__(blob)
 ...         self.serial = int.from_bytes(blob.read(8), "little")
 
-A package installs its decoders with the entry point group `kho.decoders`; each entry names a module that registers them,
-or a `Payload` class whose name is the compatible.
+A package installs its decoders with the entry point group `kho.decoders`; each entry names a module that registers
+them, or a `Payload` class, the entry's name being the compatible.
 """
 
 from __future__ import annotations

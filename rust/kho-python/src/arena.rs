@@ -9,6 +9,7 @@ use kho::memory::PhysMemory;
 use kho::units::{Order, PageSize, Phys};
 use kho::{Error, Result};
 use pyo3::buffer::PyBuffer;
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -21,29 +22,24 @@ pub(crate) struct PyArena {
     pub(crate) inner: Arc<kho::arena::Arena>,
 }
 
-#[derive(FromPyObject)]
-enum RegionsArg<'py> {
-    Size(Number),
-    Text(Bound<'py, PyString>),
-    Nodes(Vec<(u64, u64, u32)>),
-    Runs(Vec<(u64, u64)>),
-}
-
-#[derive(FromPyObject)]
-pub(crate) enum ScratchArg<'py> {
-    Text(Bound<'py, PyString>),
-    Spec(PyRef<'py, crate::cmdline::ScratchSpec>),
-    Areas(Vec<(u64, u64)>),
-}
-
-fn regions(arg: &RegionsArg<'_>) -> PyResult<Vec<Region>> {
+/// A size, or `(start, size)` or `(start, size, node)` each.
+fn regions(arg: &Bound<'_, PyAny>) -> PyResult<Vec<Region>> {
     let region = |start, len, node| Region { start: Phys(start), len, node };
-    Ok(match arg {
-        RegionsArg::Size(len) => vec![region(0, len.0, 0)],
-        RegionsArg::Text(text) => vec![region(0, size(text.to_str()?)?, 0)],
-        RegionsArg::Nodes(list) => list.iter().map(|&(start, len, node)| region(start, len, node)).collect(),
-        RegionsArg::Runs(list) => list.iter().map(|&(start, len)| region(start, len, 0)).collect(),
-    })
+    if let Ok(text) = arg.cast::<PyString>() {
+        return Ok(vec![region(0, size(text.to_str()?)?, 0)]);
+    }
+    if arg.hasattr("__index__")? {
+        return Ok(vec![region(0, arg.extract::<Number>()?.0, 0)]);
+    }
+    let of = |item: PyResult<Bound<'_, PyAny>>| match item?.extract::<Vec<Number>>()?[..] {
+        [start, len] => Ok(region(start.0, len.0, 0)),
+        [start, len, node] => match u32::try_from(node.0) {
+            Ok(node) => Ok(region(start.0, len.0, node)),
+            Err(_) => Err(to_py(Error::OutOfRange { what: "node", value: node.0, limit: u32::MAX.into() })),
+        },
+        _ => Err(PyTypeError::new_err("a region is (start, size) or (start, size, node)")),
+    };
+    arg.try_iter()?.map(of).collect()
 }
 
 /// A size as people write it: 4096, 0x1000, 16T.
@@ -54,18 +50,22 @@ fn size(text: &str) -> PyResult<u64> {
 
 /// Areas from what the caller gave; `reserved` is what a percentage is of.
 fn scratch(
-    arg: Option<&ScratchArg<'_>>,
+    arg: Option<&Bound<'_, PyAny>>,
     regions: &[Region],
     page: PageSize,
     reserved: u64,
 ) -> PyResult<Vec<ScratchArea>> {
-    let spec = match arg {
-        None => return Ok(Vec::new()),
-        Some(ScratchArg::Areas(areas)) => {
-            return Ok(areas.iter().map(|&(addr, size)| ScratchArea { addr, size }).collect());
-        }
-        Some(ScratchArg::Text(text)) => parse_kho_scratch(text.to_str()?, Trailing::Reject).or_raise()?,
-        Some(ScratchArg::Spec(spec)) => spec.0,
+    let Some(arg) = arg else { return Ok(Vec::new()) };
+    let spec = if let Ok(text) = arg.cast::<PyString>() {
+        parse_kho_scratch(text.to_str()?, Trailing::Reject).or_raise()?
+    } else if let Ok(spec) = arg.cast::<crate::cmdline::ScratchSpec>() {
+        spec.get().0
+    } else {
+        let area = |item: PyResult<Bound<'_, PyAny>>| match item?.extract::<Vec<Number>>()?[..] {
+            [addr, size] => Ok(ScratchArea { addr: addr.0, size: size.0 }),
+            _ => Err(PyTypeError::new_err("a scratch area is (addr, size)")),
+        };
+        return arg.try_iter()?.map(area).collect();
     };
     place(&spec, regions, page, reserved).or_raise()
 }
@@ -91,17 +91,17 @@ impl PyArena {
     )]
     fn new(
         py: Python<'_>,
-        regions: RegionsArg<'_>,
+        regions: &Bound<'_, PyAny>,
         page_size: Number,
         max_page_order: Option<Number>,
         backing: Option<PathBuf>,
-        scratch: Option<ScratchArg<'_>>,
+        scratch: Option<&Bound<'_, PyAny>>,
         reserved: Number,
     ) -> PyResult<Self> {
         let page = PageSize::new(page_size.0).or_raise()?;
-        let mut regions = self::regions(&regions)?;
+        let mut regions = self::regions(regions)?;
         regions.sort_by_key(|r| r.start);
-        let scratch = self::scratch(scratch.as_ref(), &regions, page, reserved.0)?;
+        let scratch = self::scratch(scratch, &regions, page, reserved.0)?;
         let max_order = Order::new(max_page_order.map_or(default_max_order(page), |n| n.0)).or_raise()?;
         let backing = match backing {
             None => Backing::Anonymous,
@@ -181,6 +181,11 @@ impl PyArena {
         crate::folio::read(py, &*self.inner, Phys(phys.0), n.0)
     }
 
+    /// The first run at or behind `phys` that may hold something other than zeros.
+    fn next_data(&self, py: Python<'_>, phys: Number) -> PyResult<Option<(u64, u64)>> {
+        crate::folio::next_data(py, &*self.inner, Phys(phys.0))
+    }
+
     fn write(&self, py: Python<'_>, phys: Number, data: PyBuffer<u8>) -> PyResult<()> {
         let bytes = data.to_vec(py)?;
         self.inner.write(Phys(phys.0), &bytes).or_raise()
@@ -225,7 +230,7 @@ impl PyArena {
 
     #[getter]
     fn fdt_phys(&self) -> Option<u64> {
-        Some(self.inner.fdt_phys()).filter(|phys| *phys != 0)
+        Some(self.inner.recorded().fdt_phys).filter(|phys| *phys != 0)
     }
 
     #[getter]

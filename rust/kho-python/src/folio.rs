@@ -39,6 +39,7 @@ impl Place {
             Place::Arena { arena, generation } => {
                 arena.check_generation("folio", *generation)?;
                 arena.order_of(head)?;
+                arena.check_allocated(head, Pfn(head.0 + (len >> arena.page().shift())))?;
                 let outside = Error::OutsideMemory { what: "folio", phys: phys.0, len };
                 arena.ptr(phys, len).map(Some).ok_or(outside)
             }
@@ -55,6 +56,12 @@ pub(crate) fn read<'py>(py: Python<'py>, memory: &dyn PhysMemory, phys: Phys, n:
     }
     let len = usize::try_from(n).map_err(|_| outside())?;
     PyBytes::new_with(py, len, |buf| py.detach(|| memory.read(phys, buf)).or_raise())
+}
+
+/// The first run at or behind `phys` that may hold something other than zeros, as (phys, size).
+pub(crate) fn next_data(py: Python<'_>, memory: &dyn PhysMemory, phys: Phys) -> PyResult<Option<(u64, u64)>> {
+    let run = py.detach(|| memory.next_data(phys)).or_raise()?;
+    Ok(run.map(|run| (run.start.0, run.len)))
 }
 
 /// The address a folio argument names: a `Folio`, `Pages`, or an int.
@@ -258,6 +265,7 @@ impl Pages {
     }
 
     fn __bytes__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        self.place.mapped(self.pfn, self.phys_addr(), self.len()).or_raise()?;
         read(py, self.place.memory(), self.phys_addr(), self.len())
     }
 

@@ -4,7 +4,7 @@ use crate::arena::PyArena;
 use crate::args::Number;
 use crate::errors::{OrRaise, to_py};
 use crate::fdt::PyFdt;
-use crate::folio::{Folio, Pages, Place, phys_of, read};
+use crate::folio::{Folio, Pages, Place, next_data, phys_of, read};
 use crate::folios::FolioArray;
 use crate::memory::Memory;
 use crate::tracker::PyTracker;
@@ -53,8 +53,10 @@ fn options(
         page_size: page_size.map(|n| PageSize::new(n.0)).transpose().or_raise()?,
         page_why: None,
         bitmap_bytes: bitmap_bytes.map(|n| n.0),
+        bitmap_why: None,
         scratch: scratch.map(|areas| areas.iter().map(area).collect()),
         max_page_order,
+        ..Options::default()
     })
 }
 
@@ -236,8 +238,44 @@ impl PyIncoming {
     }
 
     #[getter]
-    fn metadata_pages(&self) -> u64 {
-        self.inner.metadata_pages()
+    fn metadata_pages(&self) -> usize {
+        self.inner.map_pages().len()
+    }
+
+    /// Addresses of the pages that hold the map.
+    #[getter]
+    fn map_pages(&self) -> Vec<u64> {
+        self.inner.map_pages()
+    }
+
+    #[getter]
+    fn ranges(&self) -> Vec<(u64, u64)> {
+        self.inner.memory().ranges().iter().map(|r| (r.start.0, r.len)).collect()
+    }
+
+    /// The first run at or behind `phys` that may hold something other than zeros.
+    fn next_data(&self, py: Python<'_>, phys: Number) -> PyResult<Option<(u64, u64)>> {
+        next_data(py, &**self.inner.memory(), Phys(phys.0))
+    }
+
+    #[getter]
+    fn scratch_phys(&self) -> Option<u64> {
+        self.inner.scratch_phys().map(|phys| phys.0)
+    }
+
+    #[getter]
+    fn machine(&self) -> Option<String> {
+        self.inner.machine().map(|machine| machine.to_string())
+    }
+
+    /// Write an ELF core of the handover, or of all memory.
+    #[pyo3(signature = (path, *, everything=false))]
+    fn save(slf: &Bound<'_, Self>, path: &Bound<'_, PyAny>, everything: bool) -> PyResult<()> {
+        let image = slf.py().import("kho.image")?.getattr("Image")?.call1((slf,))?;
+        let given = PyDict::new(slf.py());
+        given.set_item("everything", everything)?;
+        image.call_method("save", (path,), Some(&given))?;
+        Ok(())
     }
 
     /// (phys, nbytes) of the map's chunks and bitmaps, or of its tree's nodes.

@@ -11,6 +11,7 @@ mod incoming;
 mod memory;
 mod outgoing;
 mod payload;
+mod snapshot;
 mod tracker;
 mod verify;
 
@@ -39,6 +40,8 @@ mod _kho {
     use crate::outgoing::PyOutgoing;
     #[pymodule_export]
     use crate::payload::{PyMemfd, PyVmalloc};
+    #[pymodule_export]
+    use crate::snapshot::{PySnapshot, SnapshotSide};
     #[pymodule_export]
     use crate::tracker::PyTracker;
     #[pymodule_export]

@@ -65,6 +65,11 @@ impl Memory {
         crate::folio::read(py, &*self.inner, Phys(phys.0), n.0)
     }
 
+    /// The first run at or behind `phys` that may hold something other than zeros.
+    fn next_data(&self, py: Python<'_>, phys: Number) -> PyResult<Option<(u64, u64)>> {
+        crate::folio::next_data(py, &*self.inner, Phys(phys.0))
+    }
+
     /// The machine an ELF core names: "x86_64", "aarch64" or "machine N".
     #[getter]
     fn machine(&self) -> Option<String> {

@@ -14,7 +14,7 @@ use pyo3::types::{PyBytes, PyDict};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A handover in the making.
-#[pyclass(frozen, module = "kho", name = "Outgoing", weakref)]
+#[pyclass(frozen, subclass, module = "kho", name = "Outgoing", weakref)]
 pub(crate) struct PyOutgoing {
     inner: Mutex<kho::outgoing::Outgoing>,
     arena: Py<PyArena>,

@@ -217,6 +217,11 @@ impl PyTracker {
     }
 
     /// Every folio by address, then order, as a `FolioArray`.
+    /// Runs of pages that some folio covers, as (pfn, pages), ascending.
+    fn extents(&self, py: Python<'_>) -> Vec<(u64, u64)> {
+        self.read(py, |tracker| tracker.extents().map(|(start, end)| (start.0, end.0 - start.0)).collect())
+    }
+
     fn folios(&self, py: Python<'_>) -> FolioArray {
         FolioArray::new(self.long(py, |t| t.folios()))
     }

@@ -332,7 +332,7 @@ impl fmt::Display for MapProblem {
                 write!(f, "num_elms {num} exceeds the {max} entries of a page")
             }
             Self::Cycle => f.write_str("the list comes back to it: a cycle"),
-            Self::Shared => f.write_str("something else leads to it already: a shared node or a cycle"),
+            Self::Shared => f.write_str("a second entry leads to it: a shared node or a cycle"),
             Self::TooLong { max } => write!(f, "the walk is longer than the {max} nodes this memory could hold"),
             Self::Entry { index, value, why } => write!(f, "entry {index}: {value:#x} {why}"),
         }
@@ -348,12 +348,27 @@ pub enum SourceProblem {
     Elf {
         why: String,
     },
+    /// A numbered part of a file: "ELF segment", "LiME range".
     Segment {
+        kind: &'static str,
         index: u64,
+        why: String,
+    },
+    /// A kdump file, flattened or not, that cannot be one.
+    Dump {
+        why: String,
+    },
+    /// Pages of a dump that are not there, or not what they were packed from.
+    Page {
+        phys: Phys,
+        len: u64,
         why: String,
     },
     Address {
         text: String,
+    },
+    Machine {
+        name: String,
     },
     /// The part of a raw file that was asked for is not there, or has no address.
     Raw {
@@ -373,10 +388,13 @@ impl fmt::Display for SourceProblem {
             Self::Directory => f.write_str("is a directory, not a memory image"),
             Self::NotAFile => f.write_str("is neither a file nor a block device"),
             Self::Elf { why } => write!(f, "not a usable ELF core: {why}"),
-            Self::Segment { index, why } => write!(f, "ELF segment {index}: {why}"),
+            Self::Segment { kind, index, why } => write!(f, "{kind} {index}: {why}"),
+            Self::Dump { why } => write!(f, "not a usable kdump file: {why}"),
+            Self::Page { phys, len, why } => write!(f, "memory at {phys} (+{len:#x}): {why}"),
             Self::Address { text } => {
                 write!(f, "{text:?} is not an address (write FILE@0x40000000)")
             }
+            Self::Machine { name } => write!(f, "{name:?} is no machine (write FILE,machine=q35, pc or virt)"),
             Self::Raw { why } => f.write_str(why),
             Self::Overlap { first, second } => write!(f, "memory at {second} overlaps memory that starts at {first}"),
             Self::Io(e) => e.fmt(f),

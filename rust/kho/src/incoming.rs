@@ -3,7 +3,7 @@
 use crate::abi::Abi;
 use crate::abi::evidence::{self, Certainty, Hints, Known, Reading};
 use crate::abi::layout::BitmapSize;
-use crate::arena::{Arena, ArenaNote, NOTE_NAME, NOTE_TYPE, ScratchArea};
+use crate::arena::{Arena, ArenaNote, NOTE_NAME, NOTE_TYPE, Recorded, ScratchArea};
 use crate::claims::{Claims, Marker};
 use crate::error::{Error, Result, RootProblem};
 use crate::find::{self, Found};
@@ -22,8 +22,14 @@ pub struct Options {
     /// Why `page_size` is known, for the explanation.
     pub page_why: Option<&'static str>,
     pub bitmap_bytes: Option<u64>,
+    /// Why `bitmap_bytes` is known, for the explanation.
+    pub bitmap_why: Option<&'static str>,
     /// The scratch areas; searched for otherwise.
     pub scratch: Option<Vec<ScratchArea>>,
+    /// Where the array of these areas lies, if anywhere.
+    pub scratch_phys: Option<u64>,
+    /// What an ELF core says it is of.
+    pub machine: Option<Machine>,
     /// MAX_PAGE_ORDER of the next kernel, where Linux before 7.x refuses to restore larger folios; none otherwise.
     pub max_page_order: Option<u32>,
 }
@@ -33,21 +39,40 @@ impl Options {
     pub fn know_arena(&mut self, arena: &Arena) {
         self.page_size = Some(arena.page());
         self.page_why = Some("the arena's");
-        self.fdt_phys = self.fdt_phys.or(Some(arena.fdt_phys()).filter(|phys| *phys != 0));
-        self.scratch.get_or_insert_with(|| arena.scratch().to_vec());
+        self.know_recorded(arena.recorded());
+        self.know_scratch(arena.scratch().to_vec(), arena.scratch_phys());
+    }
+
+    fn know_scratch(&mut self, areas: Vec<ScratchArea>, phys: u64) {
+        if self.scratch.is_none() {
+            self.scratch = Some(areas);
+            self.scratch_phys = Some(phys).filter(|phys| *phys != 0);
+        }
+    }
+
+    fn know_recorded(&mut self, handover: Recorded) {
+        if handover.fdt_phys != 0 && self.fdt_phys.is_none_or(|phys| phys == handover.fdt_phys) {
+            self.fdt_phys = Some(handover.fdt_phys);
+            let said = Some(handover.bitmap_bytes.into()).filter(|bytes| *bytes != 0);
+            if let (None, Some(_)) = (self.bitmap_bytes, said) {
+                self.bitmap_bytes = said;
+                self.bitmap_why = Some("the arena's");
+            }
+        }
     }
 
     /// What files say of themselves, where the caller said nothing: the note of an arena's file, the machine of an ELF
     /// core. A note that cannot be read says nothing.
     pub fn know_files(&mut self, files: &FileMemory) {
+        self.machine = files.machine();
         let mut notes = files.notes().filter(|note| note.name == NOTE_NAME && note.kind == NOTE_TYPE);
         if let Some(Ok(note)) = notes.next().map(|note| ArenaNote::decode(note.desc)) {
             if self.page_size.is_none() {
                 self.page_size = Some(note.page);
                 self.page_why = Some("the arena's");
             }
-            self.fdt_phys = self.fdt_phys.or(Some(note.fdt_phys).filter(|phys| *phys != 0));
-            self.scratch.get_or_insert(note.scratch);
+            self.know_recorded(note.handover);
+            self.know_scratch(note.scratch, note.scratch_phys);
         } else if files.machine() == Some(Machine::X86_64) && self.page_size.is_none() {
             self.page_size = Some(PageSize::Size4K);
             self.page_why = Some("x86_64 has no other");
@@ -72,10 +97,10 @@ pub struct Incoming {
     arena: Option<(Arc<Arena>, u64)>,
     root: Root,
     layout: Layout,
-    metadata_pages: u64,
     map_nodes: Vec<PhysRange>,
     claims: Arc<Claims>,
-    scratch: Option<Vec<ScratchArea>>,
+    scratch: Option<Scratch>,
+    machine: Option<Machine>,
     others: Vec<Phys>,
     max_page_order: Option<u32>,
 }
@@ -105,13 +130,10 @@ impl Incoming {
     /// As [`Incoming::open`], and then nothing has changed; [`Error::OutsideMemory`] for a preserved folio that the
     /// arena does not have.
     pub fn take_over(arena: &Arc<Arena>, fdt_phys: Option<u64>, options: &Options) -> Result<Self> {
-        let fdt_phys = match fdt_phys {
-            Some(phys) => phys,
-            None if arena.fdt_phys() != 0 => arena.fdt_phys(),
-            None => return Err(Error::NoHandover { why: "nothing was finalized in this arena".into() }),
-        };
-        let mut options = options.clone();
+        let mut options = Options { fdt_phys, ..options.clone() };
         options.know_arena(arena);
+        let nothing = || Error::NoHandover { why: "nothing was finalized in this arena".into() };
+        let fdt_phys = options.fdt_phys.ok_or_else(nothing)?;
         let memory: Arc<dyn PhysMemory> = arena.clone();
         let reads = read(&*memory, Phys(fdt_phys), &Found::default(), &options)?;
         for (start, end) in reads.1.tracker.extents() {
@@ -122,7 +144,7 @@ impl Incoming {
         }
         let mut incoming = Self::new(memory, None, reads, Vec::new(), &options)?;
         arena.take_over(Arc::clone(&incoming.claims))?;
-        arena.record_fdt(0)?;
+        arena.record(Recorded::default())?;
         incoming.arena = Some((Arc::clone(arena), arena.generation()));
         Ok(incoming)
     }
@@ -143,11 +165,11 @@ impl Incoming {
             memory,
             arena,
             root,
-            metadata_pages: reading.metadata_pages,
             map_nodes: reading.nodes,
             layout: Layout { page: reading.page, page_why: reading.page_why, bitmap, certainty: reading.certainty },
             claims: Arc::new(Claims::new(reading.tracker, marker)),
             scratch,
+            machine: options.machine,
             others,
             max_page_order: options.max_page_order,
         })
@@ -191,9 +213,22 @@ impl Incoming {
         self.claims.nr_restored()
     }
 
-    /// Pages the map itself takes: chunks and bitmaps, or the nodes of the tree.
-    pub fn metadata_pages(&self) -> u64 {
-        self.metadata_pages
+    /// The pages the map itself takes, by address: chunks and bitmaps, or the nodes of the tree.
+    pub fn map_pages(&self) -> Vec<u64> {
+        let page = self.layout.page.bytes();
+        let mut pages: Vec<u64> = self.map_nodes.iter().map(|node| node.start.0 / page * page).collect();
+        pages.dedup();
+        pages
+    }
+
+    /// Where the scratch array lies, when it was found.
+    pub fn scratch_phys(&self) -> Option<Phys> {
+        self.scratch.as_ref().and_then(|scratch| scratch.phys)
+    }
+
+    /// The machine, when the source names one.
+    pub fn machine(&self) -> Option<Machine> {
+        self.machine
     }
 
     /// Where the map itself lies, ascending: chunks and bitmaps, or the nodes of the tree.
@@ -203,7 +238,7 @@ impl Incoming {
 
     /// The scratch areas, when known.
     pub fn scratch(&self) -> Option<&[ScratchArea]> {
-        self.scratch.as_deref()
+        self.scratch.as_ref().map(|scratch| &*scratch.areas)
     }
 
     /// Root FDTs that were found beside the one read.
@@ -268,7 +303,14 @@ impl Incoming {
     }
 }
 
-type Reads = (Root, Reading, Option<Vec<ScratchArea>>);
+type Reads = (Root, Reading, Option<Scratch>);
+
+/// The scratch areas, and where their array lies.
+#[derive(Clone)]
+struct Scratch {
+    areas: Vec<ScratchArea>,
+    phys: Option<Phys>,
+}
 
 /// Reads one handover.
 fn read(memory: &dyn PhysMemory, fdt: Phys, found: &Found, options: &Options) -> Result<Reads> {
@@ -277,10 +319,10 @@ fn read(memory: &dyn PhysMemory, fdt: Phys, found: &Found, options: &Options) ->
     let known = Known {
         fdt,
         subtrees: root.subtrees.iter().map(|s| s.phys).collect(),
-        scratch: told.clone().unwrap_or_default(),
+        scratch: told.as_ref().map(|scratch| scratch.areas.clone()).unwrap_or_default(),
     };
     let page = options.page_size.map(|page| (page, options.page_why.unwrap_or(evidence::GIVEN)));
-    let hints = Hints { page, bitmap_bytes: options.bitmap_bytes };
+    let hints = Hints { page, bitmap_bytes: options.bitmap_bytes, bitmap_why: options.bitmap_why };
     let reading = evidence::decide(memory, root.abi, root.map, &known, hints)?;
     let scratch = told.or_else(|| scratch_guessed(found, &reading));
     Ok((root, reading, scratch))
@@ -325,17 +367,18 @@ fn best(memory: &dyn PhysMemory, found: &Found, options: &Options) -> Result<(Re
 }
 
 /// The scratch areas the caller gave, or that a kernel was told of together with this FDT.
-fn scratch_told(memory: &dyn PhysMemory, fdt: Phys, found: &Found, options: &Options) -> Option<Vec<ScratchArea>> {
-    if options.scratch.is_some() {
-        return options.scratch.clone();
+fn scratch_told(memory: &dyn PhysMemory, fdt: Phys, found: &Found, options: &Options) -> Option<Scratch> {
+    if let Some(areas) = options.scratch.clone() {
+        return Some(Scratch { areas, phys: options.scratch_phys.map(Phys) });
     }
     let pointer = found.pointers.iter().find(|p| p.fdt == fdt)?;
-    find::read_scratch(memory, pointer.scratch, pointer.scratch_len).ok()
+    let areas = find::read_scratch(memory, pointer.scratch, pointer.scratch_len).ok()?;
+    Some(Scratch { areas, phys: Some(pointer.scratch) })
 }
 
 /// The page that must be the scratch array: page-aligned, not preserved, its areas overlapping nothing that was handed
 /// over. Where several qualify, one inside its own areas counts more: kexec puts the array into scratch.
-fn scratch_guessed(found: &Found, reading: &Reading) -> Option<Vec<ScratchArea>> {
+fn scratch_guessed(found: &Found, reading: &Reading) -> Option<Scratch> {
     let page = reading.page;
     let handed_over = |area: &ScratchArea| {
         let (start, end) = (page.pfn(Phys(area.addr)), page.pfn(Phys(area.addr + (area.size - 1))));
@@ -346,8 +389,9 @@ fn scratch_guessed(found: &Found, reading: &Reading) -> Option<Vec<ScratchArea>>
         |(phys, areas): &&(Phys, Vec<ScratchArea>)| phys.0 % page.bytes() == 0 && !areas.iter().any(handed_over);
     let fitting: Vec<_> = found.scratch_arrays.iter().filter(possible).collect();
     let only = |fitting: Vec<&(Phys, Vec<ScratchArea>)>| {
-        let (_, areas) = fitting.first()?;
-        fitting.iter().all(|(_, others)| others == areas).then(|| areas.clone())
+        let (phys, areas) = fitting.first()?;
+        let scratch = || Scratch { areas: areas.clone(), phys: Some(*phys) };
+        fitting.iter().all(|(_, others)| others == areas).then(scratch)
     };
     let own = |(phys, areas): &&&(Phys, Vec<ScratchArea>)| areas.iter().any(|a| a.overlaps(phys.0, 1));
     only(fitting.iter().filter(own).copied().collect()).or_else(|| only(fitting))

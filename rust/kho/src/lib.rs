@@ -31,5 +31,6 @@ pub mod owners;
 pub mod verify;
 
 pub mod outgoing;
+pub mod snapshot;
 
 pub use error::{Error, Result};

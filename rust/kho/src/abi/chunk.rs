@@ -134,13 +134,6 @@ pub fn read(memory: &dyn PhysMemory, geometry: Geometry, chunks: &[Chunk]) -> Re
     Ok(tracker)
 }
 
-/// Pages that hold the map: chunks, and bitmaps (which share pages when they are smaller).
-pub fn metadata_pages(page: PageSize, chunks: &[Chunk]) -> u64 {
-    let entries = chunks.iter().flat_map(|c| &c.entries);
-    let pages: HashSet<u64> = entries.map(|e| e.bitmap.get() / page.bytes()).collect();
-    (chunks.len() + pages.len()) as u64
-}
-
 /// Lays out a tracker's chunks: orders ascending, in each the bitmaps ascending, each order in chunks of its own.
 /// `alloc` gives the pages; the chunk bytes come back with their addresses, to be written there. Bitmaps stay where
 /// they are.

@@ -51,6 +51,8 @@ pub struct Known {
 pub struct Hints {
     pub page: Option<(PageSize, &'static str)>,
     pub bitmap_bytes: Option<u64>,
+    /// Why `bitmap_bytes` is known, if not because the caller said so.
+    pub bitmap_why: Option<&'static str>,
 }
 
 /// Why a page size is known that the caller insisted on.
@@ -67,8 +69,6 @@ pub struct Reading {
     pub certainty: Certainty,
     /// Where the map itself lies, ascending: its chunks and bitmaps, or the tree's nodes.
     pub nodes: Vec<PhysRange>,
-    /// Pages that hold the map: chunks and bitmaps, or nodes.
-    pub metadata_pages: u64,
     pub tracker: Tracker,
 }
 
@@ -101,13 +101,6 @@ impl Map {
         }
         nodes.sort_unstable_by_key(|n| n.start);
         nodes
-    }
-
-    fn metadata_pages(&self, page: PageSize) -> u64 {
-        match self {
-            Map::Chunks(chunks) => chunk::metadata_pages(page, chunks),
-            Map::Tree(nodes) => nodes.len() as u64,
-        }
     }
 }
 
@@ -404,7 +397,6 @@ fn explain(
         None if of_page.is_empty() => "no other fits".into(),
         None => of_page.join("; "),
     };
-    let metadata_pages = map.metadata_pages(page);
     let nodes = map.nodes(page, bitmap.as_ref().map(|(bitmap, _)| *bitmap));
-    Reading { page, page_why, bitmap, certainty, nodes, metadata_pages, tracker }
+    Reading { page, page_why, bitmap, certainty, nodes, tracker }
 }

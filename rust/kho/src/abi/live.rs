@@ -59,7 +59,7 @@ impl LiveTree {
         if tracker.block(order, index).is_some() {
             return Ok(());
         }
-        self.shape.check_writable(order)?;
+        self.shape.check_writable(order, index)?;
         if self.shape.is_low(order) {
             if self.low.is_none() {
                 let entry = self.entry_of_leaf(0)?;

@@ -93,6 +93,9 @@ impl Shape {
     /// # Errors
     /// What is wrong with a key that names none.
     pub fn folio(self, key: u64) -> Result<(Pfn, Order), &'static str> {
+        if self.loses_order_0() && key >> Self::LOST_KEY_BITS == 0 {
+            return Ok((Pfn(key), Order::ZERO));
+        }
         if key == 0 {
             return Err("is a key without a bit for the order");
         }
@@ -100,29 +103,43 @@ impl Shape {
         let Some(order) = self.order_0_bit().checked_sub(top) else {
             return Err("is a key with the order's bit above that of order 0");
         };
-        match Order::new(order as u64) {
+        match Order::new(order.into()) {
             Ok(order) => Ok((Pfn((key ^ 1 << top) << order.get()), order)),
             Err(_) => Err("is the key of an order beyond 36"),
         }
     }
 
-    /// Refuses an order whose keys lose their topmost bit, as those of single pages do in kho-v2 and v3 at 16 KiB: the
-    /// kernel takes indices modulo the size of a table, and whoever reads the tree finds a folio of another order.
+    /// Whether the keys of single pages lose the bit that tells their order, as in kho-v2 and v3 at 16 KiB: the kernel
+    /// takes indices modulo the size of a table (which is why v4 has a level more).
+    const fn loses_order_0(self) -> bool {
+        self.order_0_bit() >= self.key_bits()
+    }
+
+    /// Refuses a block whose keys could not be read back: in trees that lose the bit of order 0, what is left of a single
+    /// page's key is its pfn, and keys below 2^34 are taken for that. It leaves pages below 256 TiB and folios of up to
+    /// 1 GiB, which is every folio of a kernel with 16 KiB pages.
     ///
     /// # Errors
     /// [`Error::Invalid`].
-    pub fn check_writable(self, order: Order) -> Result<()> {
-        if self.order_bit_of(order) < self.key_bits() {
+    pub fn check_writable(self, order: Order, index: u64) -> Result<()> {
+        let fits = match order {
+            Order::ZERO => index >> (Self::LOST_KEY_BITS - self.leaf_bits()) == 0,
+            _ => self.order_bit_of(order) >= Self::LOST_KEY_BITS,
+        };
+        if !self.loses_order_0() || fits {
             return Ok(());
         }
         let why = format!(
-            "with {} pages a tree of {} levels loses the top bit of order {order}'s keys, so that such a folio cannot be \
-             read back; kho-v4 has a level more",
+            "with {} pages a tree of {} levels cannot tell this folio of order {order} from a single page; kho-v4 has a \
+             level more",
             self.page,
             self.depth()
         );
         Err(Error::Invalid { what: "preserved-memory map", why })
     }
+
+    /// Bits of a single page's key where the topmost one is lost.
+    const LOST_KEY_BITS: u32 = 34;
 
     /// Whether an order's keys share the leaf of the lowest keys with other orders'.
     pub(super) const fn is_low(self, order: Order) -> bool {
@@ -131,7 +148,8 @@ impl Shape {
 
     /// The bits of a key above a leaf's own, for the leaf that holds block `index` of an order that is not low.
     pub(super) const fn leaf_of(self, order: Order, index: u64) -> u64 {
-        1 << (self.order_bit_of(order) - self.leaf_bits()) | index
+        let leaf = 1 << (self.order_bit_of(order) - self.leaf_bits()) | index;
+        leaf & ((1 << (self.key_bits() - self.leaf_bits())) - 1)
     }
 }
 
@@ -155,8 +173,8 @@ struct Open {
 /// Reads the tree at `root`. Every node is a whole page of `memory` and is read once; of a page that the memory only
 /// claims (a zero-filled tail, a hole) nothing is read or kept, so that time and space go with what is there.
 ///
-/// An order-0 key of a kernel that could not write it (kho-v2 and v3 at 16 KiB) reads as whatever folio is left of it, as
-/// it does for the next kernel.
+/// A single page's key that lost its topmost bit (kho-v2 and v3 at 16 KiB) is read as what it was meant to be; the next
+/// kernel itself finds a folio of another order.
 ///
 /// # Errors
 /// [`Error::Map`] at the first node that is unaligned, outside, or reached twice, and at a leaf with the key of no folio;
@@ -278,13 +296,14 @@ pub fn serialize(
     let blank = || vec![0; usize::try_from(shape.page.bytes()).unwrap_or(0)];
     let mut leaves: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
     for order in tracker.orders() {
-        match shape.check_writable(order) {
-            Err(_) if tracker.len_of(order) == 0 => continue,
-            checked => checked?,
-        }
         let len = usize::try_from(geometry.bits().min(1 << shape.order_bit_of(order)) / 8).unwrap_or(0);
         for block in tracker.blocks(order) {
-            let key = 1 << shape.order_bit_of(order) | block.index() * geometry.bits();
+            let first = block.index() * geometry.bits();
+            match shape.check_writable(order, first >> shape.leaf_bits()) {
+                Err(_) if block.is_empty() => continue,
+                checked => checked?,
+            }
+            let key = ((1 << shape.order_bit_of(order)) | first) & ((1 << shape.key_bits()) - 1);
             let leaf = leaves.entry(key >> shape.leaf_bits()).or_insert_with(blank);
             let at = usize::try_from((key & ((1 << shape.leaf_bits()) - 1)) / 8).unwrap_or(0);
             block.copy_to(&mut leaf[at..at + len]);

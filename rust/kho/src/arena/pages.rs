@@ -52,7 +52,7 @@ pub(super) struct Pages {
 }
 
 impl Pages {
-    pub(super) fn new(page: PageSize, max_order: Order, regions: &[Region]) -> Result<Self> {
+    pub(super) fn new(page: PageSize, max_order: Order, regions: &[Region], reserved: &[(Pfn, Pfn)]) -> Result<Self> {
         let geometry = Geometry::new(page, 512)?;
         let mut pages = Pages {
             page,
@@ -69,16 +69,23 @@ impl Pages {
             let start = page.pfn(r.start).0;
             pages.regions.push((start, start + r.len / page.bytes(), r.node));
         }
-        pages.free_everything()?;
+        pages.free_all_but(reserved.iter().copied())?;
         Ok(pages)
     }
 
-    fn free_everything(&mut self) -> Result<()> {
+    /// Frees every page that no range of `busy` (ascending by start, possibly overlapping) covers.
+    fn free_all_but(&mut self, busy: impl Iterator<Item = (Pfn, Pfn)>) -> Result<()> {
         self.free.clear();
         self.hints = [u64::MAX; Order::COUNT];
-        for (start, end, _) in self.regions.clone() {
-            for (pfn, order) in aligned_blocks(Pfn(start), Pfn(end)) {
-                self.insert_free(pfn.0, order)?;
+        let mut busy = busy.peekable();
+        for (mut start, end, _) in self.regions.clone() {
+            while start < end {
+                while busy.next_if(|range| range.1.0 <= start).is_some() {}
+                let (from, to) = busy.peek().map_or((end, end), |range| (range.0.0.clamp(start, end), range.1.0));
+                for (pfn, order) in aligned_blocks(Pfn(start), Pfn(from)) {
+                    self.insert_free(pfn.0, order)?;
+                }
+                start = from.max(to);
             }
         }
         Ok(())
@@ -112,9 +119,10 @@ impl Pages {
             self.hints[order.index()] = pfn;
             return Some(pfn);
         };
-        self.regions.iter().filter(|r| r.2 == node).find_map(|&(start, end, _)| {
-            self.free.next(order, Pfn(from.max(start))).map(|p| p.0).filter(|&pfn| pfn < end)
-        })
+        self.regions
+            .iter()
+            .filter(|r| r.2 == node)
+            .find_map(|&(start, end, _)| self.free.next_before(order, Pfn(from.max(start)), Pfn(end)).map(|p| p.0))
     }
 
     /// Takes a free block of `order`: the smallest that does, the lowest of those.
@@ -136,17 +144,12 @@ impl Pages {
 
     /// Takes one particular block.
     pub(super) fn alloc_at(&mut self, pfn: Pfn, order: Order) -> Result<Pfn> {
-        self.take_at(pfn, order)?;
-        self.mark_allocated(pfn, order)
-    }
-
-    /// Takes a block out of the free sets and leaves it reserved.
-    pub(super) fn take_at(&mut self, pfn: Pfn, order: Order) -> Result<()> {
         self.page.check_folio(pfn, order)?;
         match self.free.covering(pfn) {
-            Some((block, from)) if from >= order => self.split(block.0, from, pfn.0, order),
-            _ => Err(self.wrong_state(self.first_not_free(pfn, order), "free")),
+            Some((block, from)) if from >= order => self.split(block.0, from, pfn.0, order)?,
+            _ => return Err(self.wrong_state(self.first_not_free(pfn, order), "free")),
         }
+        self.mark_allocated(pfn, order)
     }
 
     fn first_not_free(&self, pfn: Pfn, order: Order) -> Pfn {
@@ -158,20 +161,6 @@ impl Pages {
             }
         }
         pfn
-    }
-
-    /// Reserves `[start, end)`, whatever of it is free.
-    pub(super) fn reserve(&mut self, start: Pfn, end: Pfn) -> Result<()> {
-        while let Some((block, order)) = self.free.overlapping(start, end) {
-            self.free.unpreserve(block, order)?;
-            let block_end = block.0 + order.nr_pages();
-            for (from, to) in [(block.0, start.0), (end.0, block_end)] {
-                for (pfn, order) in aligned_blocks(Pfn(from.max(block.0)), Pfn(to.min(block_end))) {
-                    self.insert_free(pfn.0, order)?;
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Carves `[pfn, order]` out of the free block `[block, from]`; the rest stays free.
@@ -302,22 +291,28 @@ impl Pages {
         self.free.nbytes() + self.allocated.nbytes()
     }
 
-    /// A new kernel takes over: every page is free but what `reserved` lists (page ranges) and what was preserved.
+    /// A new kernel takes over: every page is free but what `reserved` lists (page ranges, ascending) and what was
+    /// preserved.
     pub(super) fn take_over(&mut self, reserved: &[(Pfn, Pfn)], claims: Arc<Claims>) -> Result<()> {
         self.generation += 1;
         self.allocated.clear();
         self.refs.clear();
-        self.free_everything()?;
-        for &(start, end) in reserved {
-            self.reserve(start, end)?;
-        }
-        let preserved = claims.preserved();
-        for order in preserved.orders() {
-            for (start, count) in preserved.runs(order) {
-                self.reserve(start, Pfn(start.0 + (count << order.get())))?;
-            }
-        }
+        let preserved = claims.preserved().extents();
+        self.free_all_but(merged(reserved.iter().copied(), preserved))?;
         self.inherited = Some(claims);
         Ok(())
     }
+}
+
+/// Two ascending sequences of page ranges as one.
+fn merged(
+    a: impl Iterator<Item = (Pfn, Pfn)>,
+    b: impl Iterator<Item = (Pfn, Pfn)>,
+) -> impl Iterator<Item = (Pfn, Pfn)> {
+    let (mut a, mut b) = (a.peekable(), b.peekable());
+    core::iter::from_fn(move || match (a.peek(), b.peek()) {
+        (Some(x), Some(y)) if y < x => b.next(),
+        (Some(_), _) => a.next(),
+        (None, _) => b.next(),
+    })
 }

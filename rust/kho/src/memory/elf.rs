@@ -12,8 +12,10 @@ use std::fmt;
 
 /// The most program headers that are read: far more than any core has, and no reason to run out of memory.
 const MAX_HEADERS: u64 = 1 << 20;
+/// How messages name a program header.
+pub(crate) const SEGMENT: &str = "ELF segment";
 /// The most bytes of notes that are kept of a file.
-const MAX_NOTES: u64 = 16 << 20;
+pub(crate) const MAX_NOTES: u64 = 16 << 20;
 /// Program headers read at a time.
 const HEADERS_AT_ONCE: u64 = 1024;
 
@@ -49,8 +51,8 @@ pub struct Note<'a> {
 
 /// A PT_NOTE segment.
 pub(crate) struct NoteBytes {
-    align: u64,
-    bytes: Vec<u8>,
+    pub(crate) align: u64,
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl NoteBytes {
@@ -198,7 +200,7 @@ fn load(file: &Backing, header: &ProgramHeader64<LE>, index: u64) -> Result<Opti
     if len == 0 || first == UNKNOWN {
         return Ok(None);
     }
-    let wrong = |why| file.error(SourceProblem::Segment { index, why });
+    let wrong = |why| file.error(SourceProblem::Segment { kind: SEGMENT, index, why });
     if filled > len {
         return Err(wrong(format!("{filled:#x} bytes in the file are more than its {len:#x} in memory")));
     }

@@ -4,7 +4,7 @@
 
 use super::elf::{Machine, Note, NoteBytes};
 use super::source::Source;
-use super::{Coverage, PhysMemory, PhysRange};
+use super::{PhysMemory, PhysRange};
 use crate::error::{Error, Result, SourceProblem};
 use crate::units::Phys;
 use std::fmt;
@@ -64,6 +64,8 @@ pub(crate) struct Backing {
     pub(crate) store: Box<dyn Store>,
     /// Bytes in it when it was opened.
     pub(crate) size: u64,
+    /// Bytes of the file on disk that it is made of: what is kept of it is a fixed multiple of this at most.
+    pub(crate) held: u64,
 }
 
 impl Backing {
@@ -73,7 +75,7 @@ impl Backing {
     /// [`Error::Source`] for what is neither a file nor a block device, is empty, or may not be read.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let (file, size) = open(path)?;
-        Ok(Backing { path: path.to_path_buf(), store: Box::new(file), size })
+        Ok(Backing { path: path.to_path_buf(), store: Box::new(file), size, held: size })
     }
 
     pub(crate) fn error(&self, problem: SourceProblem) -> Error {
@@ -89,7 +91,7 @@ pub(crate) struct Segment {
     pub(crate) len: u64,
     pub(crate) offset: u64,
     pub(crate) filled: u64,
-    /// The program header's number, in an ELF core.
+    /// Its number, in a format that numbers them: the program header's in an ELF core.
     pub(crate) index: Option<u64>,
     /// Which of the files.
     pub(crate) backing: usize,
@@ -120,12 +122,12 @@ impl Segment {
     }
 }
 
-/// Memory that a segment claims and its file, cut short, does not have.
+/// Memory that a file claims and, cut short, does not have.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Cut {
     pub path: PathBuf,
-    /// The number of the ELF program header.
-    pub segment: u64,
+    /// What claims it: "ELF segment 3".
+    pub claim: String,
     pub missing: PhysRange,
 }
 
@@ -133,9 +135,9 @@ impl fmt::Display for Cut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{}: ELF segment {}: memory at {} (+{:#x}) is missing, the file is cut short",
+            "{}: {}: memory at {} (+{:#x}) is missing, the file is cut short",
             self.path.display(),
-            self.segment,
+            self.claim,
             self.missing.start,
             self.missing.len
         )
@@ -147,14 +149,27 @@ pub(crate) struct Part {
     pub(crate) source: Source,
     pub(crate) backing: Backing,
     pub(crate) segments: Vec<Segment>,
+    /// How messages name a segment with an index.
+    pub(crate) kind: &'static str,
     pub(crate) machine: Option<Machine>,
     pub(crate) notes: Vec<NoteBytes>,
+    /// What its segments leave out because the file is cut short.
+    pub(crate) cuts: Vec<Cut>,
 }
 
-/// Memory in one or several open files: ELF cores and raw images.
+impl Part {
+    pub(crate) fn new(source: Source, backing: Backing, segments: Vec<Segment>) -> Self {
+        let (kind, machine) = ("segment", None);
+        Part { source, backing, segments, kind, machine, notes: Vec::new(), cuts: Vec::new() }
+    }
+}
+
+/// Memory in one or several open files: ELF cores, dumps and raw images.
 pub struct FileMemory {
     sources: Vec<Source>,
     backings: Vec<Backing>,
+    /// How messages name a segment of each.
+    kinds: Vec<&'static str>,
     /// By address; disjoint, none empty.
     segments: Vec<Segment>,
     ranges: Vec<PhysRange>,
@@ -179,6 +194,7 @@ impl FileMemory {
         let mut memory = FileMemory {
             sources: Vec::new(),
             backings: Vec::new(),
+            kinds: Vec::new(),
             segments: Vec::new(),
             ranges: Vec::new(),
             machine: None,
@@ -188,12 +204,14 @@ impl FileMemory {
         for (backing, part) in parts.into_iter().enumerate() {
             memory.sources.push(part.source);
             memory.backings.push(part.backing);
+            memory.kinds.push(part.kind);
             memory.machine = memory.machine.or(part.machine);
+            memory.truncated.extend(part.cuts);
             memory.notes.extend(part.notes);
             memory.segments.extend(part.segments.into_iter().map(|segment| Segment { backing, ..segment }));
         }
         memory.segments.sort_unstable_by_key(|s| s.first);
-        let mut taken = Coverage::default();
+        let mut ranges = Vec::new();
         let mut before: Option<&Segment> = None;
         for segment in &memory.segments {
             if let Some(before) = before.filter(|before| before.last() >= segment.first) {
@@ -203,18 +221,18 @@ impl FileMemory {
                 );
             }
             before = Some(segment);
-            taken.take(segment.first, segment.last());
+            append(&mut ranges, segment);
             let backing = &memory.backings[segment.backing];
             let present = segment.present(backing.size);
             if let Some(index) = segment.index.filter(|_| present < segment.filled) {
                 memory.truncated.push(Cut {
                     path: backing.path.clone(),
-                    segment: index,
+                    claim: format!("{} {index}", memory.kinds[segment.backing]),
                     missing: PhysRange { start: Phys(segment.first + present), len: segment.filled - present },
                 });
             }
         }
-        memory.ranges = taken.ranges();
+        memory.ranges = ranges;
         Ok(memory)
     }
 
@@ -223,17 +241,18 @@ impl FileMemory {
         &self.sources
     }
 
-    /// The machine the first ELF core among the sources names.
+    /// The machine that the first of the sources to name one does: an ELF core, or a kdump file.
     pub fn machine(&self) -> Option<Machine> {
         self.machine
     }
 
-    /// The notes of the ELF cores, in order; of each file at most the first 16 MiB. A malformed note ends its segment.
+    /// The notes of ELF cores and kdump files, in order; of each file at most the first 16 MiB. A malformed note ends its segment.
     pub fn notes(&self) -> impl Iterator<Item = Note<'_>> {
         self.notes.iter().flat_map(NoteBytes::iter)
     }
 
-    /// What the files should have had and do not: reading there fails, [`PhysMemory::next_data`] skips it.
+    /// What the files should have had and do not: reading there fails, [`PhysMemory::next_data`] skips it. Of a kdump
+    /// file these are the pages whose descriptors are gone, as one range; what else is gone shows when it is read.
     pub fn truncated(&self) -> &[Cut] {
         &self.truncated
     }
@@ -255,7 +274,7 @@ impl FileMemory {
                 segment.offset.saturating_add(skip)
             );
             backing.error(match segment.index {
-                Some(index) => SourceProblem::Segment { index, why },
+                Some(index) => SourceProblem::Segment { kind: self.kinds[segment.backing], index, why },
                 None => SourceProblem::Raw { why },
             })
         };
@@ -265,6 +284,10 @@ impl FileMemory {
         }
         backing.store.read_exact_at(segment.offset + skip, file).map_err(|e| match e.kind() {
             io::ErrorKind::UnexpectedEof => missing(),
+            io::ErrorKind::InvalidData => {
+                let phys = Phys(segment.first + skip);
+                backing.error(SourceProblem::Page { phys, len: n as u64, why: e.to_string() })
+            }
             _ => backing.error(SourceProblem::Io(e)),
         })
     }
@@ -315,6 +338,19 @@ impl PhysMemory for FileMemory {
             }
         }
         Ok(None)
+    }
+}
+
+/// Adds a segment behind the ranges, which end where it begins or before. All 2^64 bytes have no length in 64 bits, so
+/// that what would be as long stays two.
+fn append(ranges: &mut Vec<PhysRange>, segment: &Segment) {
+    if let Some(last) = ranges.last_mut()
+        && last.start.0.checked_add(last.len) == Some(segment.first)
+        && let Some(len) = last.len.checked_add(segment.len)
+    {
+        last.len = len;
+    } else {
+        ranges.push(PhysRange { start: Phys(segment.first), len: segment.len });
     }
 }
 

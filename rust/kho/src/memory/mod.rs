@@ -1,14 +1,18 @@
 //! Physical memory to read from: a trait of bounded reads, and the files that implement it.
 
+mod codec;
 mod elf;
 mod file;
+mod flat;
+mod kdump;
+mod lime;
 mod slices;
 mod source;
 
 pub use elf::{Machine, Note};
 pub use file::{Cut, FileMemory};
 pub use slices::SliceMemory;
-pub use source::{Source, open_elf, open_raw, open_sources, parse_number};
+pub use source::{Board, Source, open_elf, open_raw, open_sources, parse_number};
 
 use crate::error::{Error, Result};
 use crate::units::Phys;

@@ -1,7 +1,7 @@
-//! What a user may name as a source of memory: an ELF core, a raw image with an address, several of them together.
+//! What a user may name as a source of memory: an ELF core, a dump, a raw image with an address, several of them together.
 
-use super::elf;
 use super::file::{Backing, FileMemory, Part, Segment};
+use super::{elf, flat, kdump, lime};
 use crate::error::{Error, Result, SourceProblem};
 use crate::units::Phys;
 use std::ffi::OsStr;
@@ -9,8 +9,53 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// A file to read memory from. With an address it is a raw image of the memory there; without one it is an ELF core if
-/// it starts as one, and a raw image of the memory at 0 if not.
+/// A machine of QEMU's, by where its memory backend (`-object memory-backend-file,share=on`) has which memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Board {
+    /// x86, `-machine q35`.
+    Q35,
+    /// x86, `-machine pc` (i440fx).
+    Pc,
+    /// arm64, `-machine virt`.
+    Virt,
+}
+
+impl Board {
+    const ALL: [Board; 3] = [Board::Q35, Board::Pc, Board::Virt];
+
+    /// As QEMU's `-machine` names it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Board::Q35 => "q35",
+            Board::Pc => "pc",
+            Board::Virt => "virt",
+        }
+    }
+
+    /// Where `size` bytes of RAM are: (address, offset in the backend, bytes), by offset.
+    ///
+    /// On x86 what does not fit below the PCI hole starts at 4 GiB. q35 (hw/i386/pc_q35.c) has everything below up to
+    /// 2.75 GiB and 2 GiB if there is more; i440fx (hw/i386/pc_piix.c) up to 3.5 GiB and 3 GiB if there is more. That
+    /// is without `max-ram-below-4g`, and with less than the 1 TiB or so that moves it all up on AMD.
+    fn runs(self, size: u64) -> Vec<(u64, u64, u64)> {
+        const ABOVE: u64 = 1 << 32;
+        let (from, low) = match self {
+            Board::Q35 if size >= 0xb000_0000 => (0, 0x8000_0000),
+            Board::Pc if size >= 0xe000_0000 => (0, 0xc000_0000),
+            Board::Q35 | Board::Pc => (0, size),
+            Board::Virt => (0x4000_0000, size),
+        };
+        let mut runs = vec![(from, 0, low)];
+        if size > low {
+            runs.push((ABOVE, low, size - low));
+        }
+        runs
+    }
+}
+
+/// A file to read memory from. With an address it is a raw image of the memory there, with a machine the memory backend
+/// of that machine. With neither its content says what it is: an ELF core, a kdump file, flattened or not, LiME, and
+/// anything else a raw image of the memory at 0.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Source {
     pub path: PathBuf,
@@ -19,28 +64,40 @@ pub struct Source {
     pub offset: u64,
     /// How many bytes of a raw image; all behind `offset` if not given.
     pub size: Option<u64>,
+    /// Whose memory backend this is; then there is no `base`, `offset` or `size`.
+    pub board: Option<Board>,
 }
 
 impl Source {
     /// A file without an address.
     pub fn file(path: impl Into<PathBuf>) -> Self {
-        Source { path: path.into(), base: None, offset: 0, size: None }
+        Source { path: path.into(), base: None, offset: 0, size: None, board: None }
     }
 
-    /// Reads `FILE`, `FILE@ADDRESS` or `FILE@ADDRESS,offset=N,size=N`; numbers are decimal or 0x, with a suffix
-    /// K, M, G or T. A text that is an existing path is that path, so that names with an @ work.
+    /// Reads `FILE`, `FILE@ADDRESS`, `FILE@ADDRESS,offset=N,size=N` or `FILE,machine=q35|pc|virt`; numbers are decimal
+    /// or 0x, with a suffix K, M, G or T. A text that is an existing path is that path, so that names with an @ work.
     ///
     /// # Errors
-    /// [`SourceProblem::Address`] when what follows the last @ is none.
+    /// [`SourceProblem::Address`] when what follows the last @ is none, [`SourceProblem::Machine`] for another machine.
     pub fn parse(text: impl AsRef<OsStr>) -> Result<Self> {
         let text = text.as_ref();
+        const MACHINE: &[u8] = b",machine=";
         let bytes = text.as_bytes();
-        let Some(at) = bytes.iter().rposition(|&c| c == b'@') else {
-            return Ok(Source::file(text));
-        };
-        if Path::new(text).symlink_metadata().is_ok() {
+        let at = bytes.iter().rposition(|&c| c == b'@');
+        let machine = memchr::memmem::rfind(bytes, MACHINE).filter(|&m| at.is_none_or(|at| at < m));
+        if at.is_none() && machine.is_none() || Path::new(text).symlink_metadata().is_ok() {
             return Ok(Source::file(text));
         }
+        if let Some(end) = machine {
+            let (path, name) = (&bytes[..end], &bytes[end + MACHINE.len()..]);
+            let board = Board::ALL.into_iter().find(|board| board.name().as_bytes() == name && end > 0);
+            let Some(board) = board else {
+                let problem = SourceProblem::Machine { name: String::from_utf8_lossy(name).into_owned() };
+                return Err(Error::Source { path: PathBuf::from(text), problem });
+            };
+            return Ok(Source { board: Some(board), ..Source::file(OsStr::from_bytes(path)) });
+        }
+        let at = at.unwrap_or(0);
         let (path, place) = (&bytes[..at], &bytes[at + 1..]);
         let place = String::from_utf8_lossy(place);
         let mut source = Source::file(OsStr::from_bytes(path));
@@ -71,13 +128,33 @@ impl Source {
         self.part(backing)
     }
 
-    fn part(self, backing: Backing) -> Result<Part> {
-        if self.base.is_none() && elf::is_elf(&backing) { self.elf_part(backing) } else { self.raw_part(backing) }
+    fn part(self, mut backing: Backing) -> Result<Part> {
+        if self.board.is_some() || self.base.is_some() {
+            return self.raw_part(backing);
+        }
+        if flat::is_flat(&backing) {
+            backing = flat::unflatten(backing)?;
+            if !kdump::is_kdump(&backing) && !elf::is_elf(&backing) {
+                let why = "the flattened file is neither kdump nor ELF".into();
+                return Err(backing.error(SourceProblem::Dump { why }));
+            }
+        }
+        if elf::is_elf(&backing) {
+            self.elf_part(backing)
+        } else if kdump::is_kdump(&backing) {
+            kdump::open(self, backing)
+        } else if lime::is_lime(&backing) {
+            let segments = lime::parse(&backing)?;
+            Ok(Part { kind: lime::RANGE, ..Part::new(self, backing, segments) })
+        } else {
+            self.raw_part(backing)
+        }
     }
 
     fn elf_part(self, backing: Backing) -> Result<Part> {
         let core = elf::parse(&backing)?;
-        Ok(Part { source: self, segments: core.segments, machine: Some(core.machine), notes: core.notes, backing })
+        let part = Part::new(self, backing, core.segments);
+        Ok(Part { kind: elf::SEGMENT, machine: Some(core.machine), notes: core.notes, ..part })
     }
 
     fn raw_part(self, backing: Backing) -> Result<Part> {
@@ -94,17 +171,18 @@ impl Source {
                 self.offset
             )));
         }
-        let first = self.base.unwrap_or_default().0;
-        if first.checked_add(len - 1).is_none() {
-            return Err(raw(format!("{len:#x} bytes at address {first:#x} run past the address space")));
+        let runs = match self.board {
+            Some(board) => board.runs(len),
+            None => vec![(self.base.unwrap_or_default().0, 0, len)],
+        };
+        let mut segments = Vec::new();
+        for (first, skip, len) in runs {
+            if first.checked_add(len - 1).is_none() {
+                return Err(raw(format!("{len:#x} bytes at address {first:#x} run past the address space")));
+            }
+            segments.push(Segment { first, len, offset: self.offset + skip, filled: len, index: None, backing: 0 });
         }
-        Ok(Part {
-            segments: vec![Segment { first, len, offset: self.offset, filled: len, index: None, backing: 0 }],
-            source: self,
-            machine: None,
-            notes: Vec::new(),
-            backing,
-        })
+        Ok(Part::new(self, backing, segments))
     }
 }
 
@@ -112,6 +190,9 @@ impl fmt::Display for Source {
     /// As [`Source::parse`] reads it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.path.display())?;
+        if let Some(board) = self.board {
+            write!(f, ",machine={}", board.name())?;
+        }
         if let Some(base) = self.base {
             write!(f, "@{base}")?;
             if self.offset > 0 {
@@ -173,7 +254,7 @@ pub fn open_elf(path: impl AsRef<Path>) -> Result<FileMemory> {
 /// # Errors
 /// [`Error::Source`] with what is wrong with it.
 pub fn open_raw(path: impl AsRef<Path>, base: Phys, offset: u64, size: Option<u64>) -> Result<FileMemory> {
-    open_sources(&[Source { path: path.as_ref().to_path_buf(), base: Some(base), offset, size }])
+    open_sources(&[Source { path: path.as_ref().to_path_buf(), base: Some(base), offset, size, board: None }])
 }
 
 impl FileMemory {
@@ -183,7 +264,8 @@ impl FileMemory {
     /// [`Error::Source`] with what is wrong with it.
     pub fn from_bytes(name: impl Into<PathBuf>, bytes: Vec<u8>) -> Result<Self> {
         let source = Source::file(name);
-        let backing = Backing { path: source.path.clone(), size: bytes.len() as u64, store: Box::new(bytes) };
+        let size = bytes.len() as u64;
+        let backing = Backing { path: source.path.clone(), size, held: size, store: Box::new(bytes) };
         if backing.size == 0 {
             return Err(backing.error(SourceProblem::Empty));
         }

@@ -4,7 +4,7 @@ mod form;
 
 use crate::abi::layout::BitmapSize;
 use crate::abi::{Abi, MapFormat, chunk, evidence};
-use crate::arena::{Arena, ArenaBlocks, check_no_overlap};
+use crate::arena::{Arena, ArenaBlocks, Recorded, check_no_overlap};
 use crate::error::{Error, Result};
 use crate::memory::PhysMemory;
 use crate::tracker::Tracker;
@@ -50,13 +50,21 @@ fn lock(tracker: &Mutex<Tracker>) -> MutexGuard<'_, Tracker> {
     tracker.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Frees a page that was just allocated.
+fn free(arena: &Arena, page: Option<Pfn>) {
+    if let Some(pfn) = page {
+        // Nobody else knows of it, so that nothing can refuse it.
+        let _ = arena.put(pfn);
+    }
+}
+
 impl Outgoing {
     /// Begins a handover. The FDT's page is allocated and preserved at once.
     ///
     /// # Errors
     /// [`Error::UnsupportedAbi`]; [`Error::BitmapBytes`]; [`Error::NoMemory`]; [`Error::PageState`] for a placement
     /// that is in use; [`Error::Invalid`] while another `Outgoing` of the arena lives, for a bitmap size where the ABI
-    /// has none, and for kho-v2 and v3 with 16 KiB pages, whose trees cannot hold the FDT's own page.
+    /// has none.
     pub fn new(arena: &Arc<Arena>, abi: &str, bitmap_bytes: Option<u64>, place: Placement) -> Result<Self> {
         let page = arena.page();
         let abi = Abi::named(abi).filter(|abi| abi.decoded).ok_or_else(|| Error::UnsupportedAbi {
@@ -72,9 +80,12 @@ impl Outgoing {
         let tracker = Arc::new(Mutex::new(Tracker::with_source(chunk::geometry(page, bitmap)?, source)));
         let at = |phys: Option<Phys>| phys.map(|phys| page.pfn_exact("placement", phys)).transpose();
         let (fdt_at, map_at) = (at(place.fdt)?, at(place.map)?);
-        let mut map = Map::new(arena, abi, map_at)?;
-        let fdt = match arena.alloc_bytes(page.bytes(), fdt_at) {
-            Ok((fdt, _)) => fdt,
+        // The FDT first if it has a place: the map must not go there.
+        let fdt = fdt_at.map(|at| arena.alloc_bytes(page.bytes(), Some(at))).transpose()?;
+        let placed = fdt.map(|(fdt, _)| fdt);
+        let mut map = Map::new(arena, abi, map_at).inspect_err(|_| free(arena, placed))?;
+        let fdt = match placed.map_or_else(|| arena.alloc_bytes(page.bytes(), None).map(|(fdt, _)| fdt), Ok) {
+            Ok(fdt) => fdt,
             Err(e) => {
                 map.free(arena);
                 return Err(e);
@@ -373,7 +384,8 @@ impl Outgoing {
     pub fn finalize(&mut self) -> Result<Phys> {
         self.check_open("finalize")?;
         self.serialize()?;
-        self.arena.record_fdt(self.fdt_phys().0)?;
+        let bitmap_bytes = self.bitmap_bytes().and_then(|bytes| u32::try_from(bytes).ok()).unwrap_or(0);
+        self.arena.record(Recorded { fdt_phys: self.fdt_phys().0, bitmap_bytes })?;
         self.finalized = true;
         Ok(self.fdt_phys())
     }
@@ -387,7 +399,7 @@ impl Outgoing {
         if !self.finalized {
             return Err(Error::NotFinalized);
         }
-        self.arena.record_fdt(0)?;
+        self.arena.record(Recorded::default())?;
         if !self.abi.live {
             self.write_fdt(&[])?;
             self.map.take_back(&self.arena);
@@ -417,3 +429,6 @@ impl Drop for Outgoing {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

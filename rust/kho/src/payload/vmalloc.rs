@@ -82,7 +82,7 @@ impl Vmalloc {
         let mut area = Vmalloc { descriptor, page, order, chunks: Vec::new(), blocks: Vec::new() };
         let mut at = first;
         while at != 0 {
-            if at % page.bytes() != 0 {
+            if !at.is_multiple_of(page.bytes()) {
                 return Err(bad(at, MapProblem::Unaligned { page: page.bytes() }));
             }
             if !seen.insert(at) {

@@ -122,17 +122,24 @@ impl Directory {
 
     /// Blocks from index `from` on, ascending: index, block, count.
     pub(super) fn blocks_from(&self, from: u64) -> impl Iterator<Item = (u64, Block, u64)> + '_ {
+        self.blocks_in(from..u64::MAX)
+    }
+
+    /// Blocks with an index in a range, ascending: index, block, count.
+    pub(super) fn blocks_in(&self, range: core::ops::Range<u64>) -> impl Iterator<Item = (u64, Block, u64)> + '_ {
+        let (from, to) = (range.start, range.end.max(range.start));
         let (base, end) = (self.base, self.base + self.slots.len() as u64);
-        let skip = (from.clamp(base, end) - base) as usize;
-        let near = self.slots[skip..].iter().zip(base + skip as u64..).map(|(slot, index)| (index, *slot));
+        let at = |index: u64| (index.clamp(base, end) - base) as usize;
+        let near = self.slots[at(from)..at(to)].iter().zip(from.clamp(base, end)..);
+        let near = near.map(|(slot, index)| (index, *slot));
         let far = |range: core::ops::Range<u64>| {
             // An empty range stands for one that begins behind its end, which a map's range() would not take.
             let range = range.start.min(range.end)..range.end;
             self.far.range(range).map(|(&index, slot)| (index, *slot))
         };
-        far(from..base)
+        far(from..base.min(to))
             .chain(near)
-            .chain(far(from.max(end)..u64::MAX))
+            .chain(far(from.max(end)..to))
             .filter_map(|(index, slot)| Some((index, slot.block?, slot.count)))
     }
 

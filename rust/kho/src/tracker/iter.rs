@@ -139,10 +139,15 @@ impl Tracker {
 
     /// The first folio of an order at or behind a pfn. Empty blocks are passed over by their counts.
     pub fn next(&self, order: Order, from: Pfn) -> Option<Pfn> {
+        self.next_before(order, from, Pfn(u64::MAX))
+    }
+
+    /// The first folio of an order in `[from, end)`, without looking at what lies behind.
+    pub fn next_before(&self, order: Order, from: Pfn, end: Pfn) -> Option<Pfn> {
         let dir = self.dirs.get(order.index()).filter(|dir| dir.len > 0)?;
-        let first = from.0.div_ceil(order.nr_pages());
-        let blocks = dir.blocks_from(first >> self.shape.log2_bits);
-        let folio = folios_in(self.shape, first, blocks).next()?;
+        let (first, last) = (from.0.div_ceil(order.nr_pages()), end.0.div_ceil(order.nr_pages()));
+        let blocks = dir.blocks_in(first >> self.shape.log2_bits..(last >> self.shape.log2_bits) + 1);
+        let folio = folios_in(self.shape, first, blocks).next().filter(|&folio| folio < last)?;
         Some(Pfn(folio << order.get()))
     }
 
@@ -166,8 +171,7 @@ impl Tracker {
         }
         self.used().find_map(|order| {
             let head = Pfn(start.0 & !(order.nr_pages() - 1));
-            let folio = self.next(order, head).filter(|&folio| folio < end)?;
-            Some((folio, order))
+            Some((self.next_before(order, head, end)?, order))
         })
     }
 

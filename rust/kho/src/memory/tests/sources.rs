@@ -28,7 +28,13 @@ fn several_files_make_one_memory() {
 
 #[test]
 fn a_source_is_read_from_text() {
-    let raw = |path: &str, base, offset, size| Source { path: path.into(), base: Some(Phys(base)), offset, size };
+    let raw = |path: &str, base, offset, size| Source {
+        path: path.into(),
+        base: Some(Phys(base)),
+        offset,
+        size,
+        board: None,
+    };
     for (text, expected) in [
         ("nowhere.elf", Source::file("nowhere.elf")),
         ("a@0x40000000", raw("a", 0x4000_0000, 0, None)),

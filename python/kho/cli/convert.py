@@ -1,0 +1,78 @@
+"""`kho convert`: a handover in another ABI."""
+
+from __future__ import annotations
+
+import click
+
+from ..convert import convert
+from ..sources import open as open_source
+from . import output
+from .inspect import Number
+
+
+@click.command("convert")
+@click.argument("source", nargs=-1, required=True)
+@click.option("--abi", required=True, metavar="ABI", help="What to write: kho-v1, kho-v2, kho-v3 or kho-v4.")
+@click.option("-o", "--output", "path", required=True, type=click.Path(dir_okay=False), help="The ELF core to write.")
+@click.option("--bitmap-bytes", type=Number(), metavar="N", help="To write kho-v1: 512 (Linux 6.16) or the page size.")
+@click.option("--fdt-phys", type=Number(), metavar="A", help="Physical address of the source's root FDT.")
+@click.option("--page-size", type=Number(), metavar="N", help="The source's: 4096, 16384 or 65536.")
+@click.option("--json", "as_json", is_flag=True, help="Print data instead of text; addresses are integers.")
+@click.option("--python", "as_python", is_flag=True, help="Print the Python calls that do the same, and stop.")
+def command(
+    source: tuple[str, ...],
+    abi: str,
+    path: str,
+    bitmap_bytes: int | None,
+    fdt_phys: int | None,
+    page_size: int | None,
+    as_json: bool,
+    as_python: bool,
+) -> None:
+    """Re-express the handover in SOURCE in another ABI, as an ELF core.
+
+    Folios, orders, contents and subtrees stay what and where they are, and so does the root FDT; the new map goes to
+    pages that are in use for nothing. What a subtree holds is not translated: a kernel reads its own LUO only.
+
+    \b
+      kho convert old.elf --abi kho-v4 -o new.elf                        for Linux 7.2 and later
+      kho convert new.elf --abi kho-v1 --bitmap-bytes 512 -o old.elf     for Linux 6.16
+
+    \b
+    Exit codes: 0 written, 2 no handover, or not to be had in that ABI.
+    """
+    if as_python:
+        click.echo(as_calls(source, abi, path, bitmap_bytes=bitmap_bytes, fdt_phys=fdt_phys, page_size=page_size))
+        return
+    with output.progress("searching") as told:
+        inc = open_source(source, fdt_phys=fdt_phys, page_size=page_size, progress=told)
+    made = convert(inc, abi, bitmap_bytes=bitmap_bytes)
+    with output.progress("writing") as told:
+        segments = made.save(path, progress=told)
+    nbytes = sum(segment.filesz for segment in segments)
+    if as_json:
+        output.print_json(
+            {
+                "path": path,
+                "compatible": made.out.abi,
+                "bitmap_bytes": made.out.bitmap_bytes,
+                "fdt_phys": made.out.fdt_phys,
+                "nr_folios": made.out.nr_folios,
+                "preserved_bytes": made.out.preserved_bytes,
+                "segments": [segment._asdict() for segment in segments],
+            }
+        )
+        return
+    folios = f"{made.out.nr_folios} folios, {output.size(made.out.preserved_bytes)}"
+    click.echo(f"{inc.compatible} to {made.out.abi}: {folios}")
+    click.echo(
+        f"{path}: {len(segments)} segments, {output.size(nbytes)} of contents, root FDT at {made.out.fdt_phys:#x}"
+    )
+
+
+def as_calls(source: tuple[str, ...], abi: str, path: str, *, bitmap_bytes: int | None, **given: int | None) -> str:
+    """Write the Python calls that do the same."""
+    named = [f"{name}={value:#x}" for name, value in given.items() if value is not None]
+    opened = ", ".join([repr(source[0]) if len(source) == 1 else repr(list(source)), *named])
+    bitmaps = "" if bitmap_bytes is None else f", bitmap_bytes={bitmap_bytes}"
+    return f"import kho\n\ninc = kho.open({opened})\nkho.convert(inc, {abi!r}{bitmaps}).save({path!r})"

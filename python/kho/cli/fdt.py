@@ -1,0 +1,85 @@
+"""`kho fdt`: the devicetrees of a handover, as source."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import errors
+from .. import fdt as fdts
+from .._kho import Fdt, Incoming
+from ..text import printable
+from . import output
+from .source import read, source_options
+
+
+@click.command("fdt")
+@source_options
+@click.option("--subtree", metavar="NAME", help="Print this subtree instead of the root.")
+@click.option("--all", "everything", is_flag=True, help="Print the root and every subtree that is an FDT.")
+@click.option("--json", "as_json", is_flag=True, help="Print data instead of devicetree source.")
+def command(
+    source: tuple[str, ...], options: dict[str, int | None], subtree: str | None, everything: bool, as_json: bool
+) -> None:
+    """Print the root FDT of the handover in SOURCE as devicetree source.
+
+    KHO stores numbers in native byte order; they are shown as what they are, where dtc would swap their bytes. SOURCE
+    may also be a bare FDT, as the files of /sys/kernel/debug/kho are: of one that is cut short, as Linux 7.x shows
+    out/fdt, what is there is printed, with a warning.
+
+    \b
+    Exit codes: 0 printed, also if cut short, 2 not readable, or malformed: then what could be read is printed.
+    """
+    if subtree is not None and everything:
+        raise click.UsageError("--subtree and --all do not go together")
+    bare = fdts.load(source[0]) if len(source) == 1 and Path(source[0]).is_file() else None
+    if bare is None:
+        inc = read(source, options)
+        show({title: (fdt, None) for title, fdt in trees(inc, subtree, everything=everything).items()}, as_json=as_json)
+        return
+    if subtree is not None:
+        raise errors.NotFoundError(
+            f"subtree {subtree!r}: {source[0]} is a bare FDT, which has addresses of subtrees only"
+        )
+    fdt, error = bare
+    short = Path(source[0]).stat().st_size < fdt.totalsize
+    show({f"{source[0]}, {fdt.totalsize} bytes": (fdt, error)}, as_json=as_json)
+    if error is not None:
+        click.echo(f"{'warning' if short else 'kho'}: {source[0]}: {printable(error)}", err=True)
+        sys.exit(0 if short else 2)
+
+
+def trees(inc: Incoming, subtree: str | None = None, *, everything: bool = False) -> dict[str, Fdt]:
+    """Give the root FDT, a subtree, or all of them, by what they are.
+
+    Raises: NotFoundError for a subtree that is not there, or no FDT.
+    """
+    found = {} if subtree is not None else {f"root FDT at {inc.fdt_phys:#x}, {inc.fdt.totalsize} bytes": inc.fdt}
+    names = [subtree] if subtree is not None else list(inc.subtrees) if everything else []
+    for name in names:
+        blob = inc.retrieve_subtree(name)
+        try:
+            fdt = blob.fdt()
+        except errors.KhoError as error:
+            if subtree is None:
+                continue
+            raise errors.NotFoundError(
+                f"subtree {name}: no FDT (kho extract --subtree takes it raw): {error}"
+            ) from error
+        found[f"subtree {name} at {blob.phys:#x}, {fdt.totalsize} bytes"] = fdt
+    return found
+
+
+def show(found: dict[str, tuple[Fdt, errors.FdtError | None]], *, as_json: bool) -> None:
+    """Print trees by what they are."""
+    if as_json:
+        data: dict[str, Any] = {}
+        for title, (fdt, error) in found.items():
+            data[title] = fdts.to_json(fdt) | ({"error": str(error)} if error else {})
+        output.print_json(data if len(data) > 1 else next(iter(data.values())))
+        return
+    for title, (fdt, error) in found.items():
+        click.echo(fdts.to_dts(fdt, comment=title + (f"; incomplete: {error}" if error else "")), nl=False)

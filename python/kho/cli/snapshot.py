@@ -1,0 +1,109 @@
+"""`kho inspect` of what debugfs shows: a directory, the running machine, or one FDT."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from rich.text import Text
+
+from .._kho import Snapshot, SnapshotSide
+from . import output
+
+WAYS = {"in": "Handed to this kernel", "out": "To be handed to the next kernel"}
+
+
+def run(source: str, *, as_json: bool) -> None:
+    """Print what the snapshot has, as text or as data."""
+    taken = Snapshot.open(source)
+    report = describe(taken)
+    if as_json:
+        output.print_json(report)
+    else:
+        show(taken, report)
+
+
+def as_calls(source: str) -> str:
+    """Write the Python calls that read the same."""
+    return f"import kho\n\nsnap = kho.Snapshot.open({source!r})\nprint(snap.incoming, snap.outgoing, snap.scratch)"
+
+
+def describe(snap: Snapshot) -> dict[str, Any]:
+    """Give the report as data; what is not there is left out, or null where it could have been."""
+    report: dict[str, Any] = {"kind": snap.kind, "path": str(snap.path)}
+    facts = {"version": snap.version, "cmdline": snap.cmdline, "finalized": snap.finalized}
+    report.update({name: fact for name, fact in facts.items() if fact is not None})
+    for name, areas in (("scratch", snap.scratch), ("ram", snap.ram)):
+        if areas is not None:
+            report[name] = [list(area) for area in areas]
+    for name, side in (("in", snap.incoming), ("out", snap.outgoing)):
+        report[name] = None if side is None else describe_side(side)
+    return report
+
+
+def describe_side(side: SnapshotSide) -> dict[str, Any]:
+    """Give one direction as data."""
+    report: dict[str, Any] = {
+        "fdt_bytes": None if side.fdt is None else len(side.fdt),
+        "compatible": side.compatible,
+        "preserved_memory_map": side.preserved_memory_map,
+        "sub_fdts": {
+            name: {"size": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
+            for name, blob in side.sub_fdts.items()
+        },
+    }
+    if side.truncated is not None:
+        report["truncated"] = {"totalsize": side.truncated[0], "size": side.truncated[1]}
+    if side.problem is not None:
+        report["problem"] = side.problem
+    return report
+
+
+def show(snap: Snapshot, report: dict[str, Any]) -> None:
+    """Print the report as text."""
+    out = output.console()
+    what = {"live": "the running machine", "fdt": f"the FDT {snap.path}"}.get(snap.kind, str(snap.path))
+    out.print(f"Handover as shown by {what}: no memory, so no folios", markup=False, soft_wrap=True)
+    if snap.version is not None:
+        out.print(snap.version, markup=False, soft_wrap=True)
+    if snap.cmdline is not None:
+        out.print(f"command line: {snap.cmdline}", markup=False, soft_wrap=True)
+    if snap.finalized is not None:
+        out.print("finalized: the map is fixed" if snap.finalized else "not finalized: there is no map yet")
+    for way, side in (("in", snap.incoming), ("out", snap.outgoing)):
+        if side is not None:
+            show_side("Root FDT" if snap.kind == "fdt" else WAYS[way], side)
+    if snap.scratch is not None:
+        out.print(f"\n[bold]Scratch[/bold]: {len(snap.scratch)} areas, where the next kernel boots")
+        areas = output.table("for", "address", ">size")
+        for i, (addr, nbytes) in enumerate(snap.scratch):
+            areas.add_row(("low memory", "global")[i] if i < 2 else f"node {i - 2}", f"{addr:#x}", output.size(nbytes))
+        out.print(areas)
+    if snap.ram is not None:
+        total = output.size(sum(nbytes for _, nbytes in snap.ram))
+        out.print(f"\n[bold]RAM[/bold]: {total} in {len(report['ram'])} ranges")
+
+
+def show_side(title: str, side: SnapshotSide) -> None:
+    """Print one direction as text."""
+    out = output.console()
+    out.print(f"\n[bold]{title}[/bold]: ", end="")
+    if side.fdt is None:
+        out.print("no root FDT")
+    else:
+        out.print(side.compatible or "no compatible", markup=False)
+        where = "unknown" if side.preserved_memory_map is None else f"{side.preserved_memory_map:#x}"
+        out.print(f"preserved-memory-map {where}, FDT of {len(side.fdt)} bytes", markup=False)
+    if side.truncated is not None:
+        total, there = side.truncated
+        out.print(
+            f"the FDT is cut short: {there} bytes of {total}. Linux 7.x shows it with the size it had at boot; "
+            "property names are lost, compatible and map are known by value and place"
+        )
+    elif side.problem is not None:
+        out.print(f"the FDT is damaged: {side.problem}", markup=False)
+    if side.sub_fdts:
+        blobs = output.table("subtree", ">size")
+        for name, blob in side.sub_fdts.items():
+            blobs.add_row(Text(name), f"{len(blob)} bytes")
+        out.print(blobs)

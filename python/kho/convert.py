@@ -1,0 +1,135 @@
+"""A handover in another ABI: the same folios, orders, contents and subtrees under another kernel's map and root FDT."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from . import _kho
+from .errors import OutOfMemoryError, OutsideMemoryError, ParameterError
+from .image import Image, Part, clipped, merged
+from .outgoing import Outgoing
+from .writers import aligned_blocks
+
+__all__ = ["Converted", "convert"]
+
+
+class Converted(Image):
+    """A converted handover: its map, root FDT and scratch array lie in an arena, its contents where they were."""
+
+    def __init__(self, source: _kho.Incoming, out: Outgoing, machine: str) -> None:
+        super().__init__(_kho.open_memory(out.arena, bitmap_bytes=out.bitmap_bytes), machine=machine)
+        self.out = out
+        """The handover as it was written anew; its arena holds no contents."""
+        self._source = source
+
+    def parts(self, *, everything: bool = False) -> list[Part]:
+        """List the memory that is saved. Raises: ParameterError for everything."""
+        if everything:
+            raise ParameterError("a conversion has nothing but the handover: the old map would lie beside the new one")
+        inc = self._inc
+        own = [*inc.map_pages, inc.fdt_phys, *([] if inc.scratch_phys is None else [inc.scratch_phys])]
+        runs = [(part.phys, part.nbytes) for part in super().parts()]
+        parts = []
+        inside = sorted(own)
+        at = 0
+        for start, size in merged(runs):
+            end = start + size
+            while at < len(inside) and inside[at] < end:
+                if inside[at] > start:
+                    parts.append(Part(start, inside[at] - start, self._source))
+                parts.append(Part(inside[at], self.page_size, inc))
+                start = inside[at] + self.page_size
+                at += 1
+            if start < end:
+                parts.append(Part(start, end - start, self._source))
+        return parts
+
+
+def convert(inc: _kho.Incoming, abi: str, *, bitmap_bytes: int | None = None) -> Converted:
+    """Re-express a handover in another ABI; nothing is copied before it is saved.
+
+    Folios, orders, contents and subtrees stay what and where they are, and so does the root FDT. The new map goes to
+    pages that are in use for nothing: of the source's memory, then, since a core of what was handed over has few, of
+    the gaps between its runs, smallest first. What the subtrees hold is not touched: it is for who wrote it.
+
+    Args: abi: the `compatible` to write. bitmap_bytes: of kho-v1; the source's by default, else a page.
+    Raises: UnsupportedAbiError; OutsideMemoryError if preserved pages are missing; PageStateError for preserved memory
+        where no kernel has any, in scratch or on page 0; ParameterError.
+    """
+    if inc.pages_outside:
+        raise OutsideMemoryError(f"{inc.pages_outside} preserved pages are not in this memory")
+    if abi == "kho-v1" and bitmap_bytes is None:
+        bitmap_bytes = inc.bitmap_bytes
+    page = inc.page_size
+    known = merged([*(_pages(start, size, page) for start, size in inc.ranges), *(inc.scratch or [])])
+    spare = 0
+    while True:
+        gaps = _gaps(known, spare * page)
+        try:
+            out = _write(inc, merged(known + gaps), abi, bitmap_bytes)
+        except OutOfMemoryError:
+            if sum(size for _, size in gaps) < spare * page:
+                raise
+            spare = max(16, spare * 4)
+        else:
+            return Converted(inc, out, Image(inc).machine)
+
+
+def _gaps(known: list[tuple[int, int]], nbytes: int) -> list[tuple[int, int]]:
+    """Choose memory for the map where the source has none: the smallest gaps between its runs, then what follows."""
+    gaps = [(sum(a), b[0] - sum(a)) for a, b in pairwise(known)]
+    out = []
+    for start, size in [*sorted(gaps, key=lambda gap: gap[1]), (sum(known[-1]), (1 << 52) - sum(known[-1]))]:
+        take = min(size, nbytes)
+        if take > 0:
+            out.append((start, take))
+            nbytes -= take
+    return out
+
+
+def _write(inc: _kho.Incoming, regions: list[tuple[int, int]], abi: str, bitmap_bytes: int | None) -> Outgoing:
+    """Write map and root FDT into an arena in which what is preserved is taken."""
+    page = inc.page_size
+    arena = _kho.Arena(regions, page_size=page, scratch=inc.scratch)
+    kept = inc.tracker()
+    own_page = (inc.fdt_phys // page, 0) in kept
+    taken = [(pfn * page, n * page) for pfn, n in kept.extents()]
+    # Nobody may preserve a blob; the map must not go there all the same.
+    taken += clipped(merged((sub.phys // page * page, page) for sub in inc.subtrees.values()), regions)
+    for start, size in merged(taken):
+        end = start + size
+        if own_page and start <= inc.fdt_phys < end:
+            _take(arena, start, inc.fdt_phys)
+            start = inc.fdt_phys + page
+        _take(arena, start, end)
+    out = Outgoing(arena, abi, bitmap_bytes=bitmap_bytes, fdt_phys=inc.fdt_phys if own_page else None)
+    out.preserve_all(kept)
+    subtrees = list(inc.subtrees.values())
+    # From kho-v2 on a new node goes before those there are.
+    for sub in subtrees if abi == "kho-v1" else reversed(subtrees):
+        out.link_subtree(sub.name, sub.phys, _size(sub, kept, page))
+    out.finalize()
+    return out
+
+
+def _pages(start: int, size: int, page: int) -> tuple[int, int]:
+    """Round a run out to whole pages."""
+    first = start // page * page
+    return first, -(-(start + size) // page) * page - first
+
+
+def _take(arena: _kho.Arena, start: int, end: int) -> None:
+    """Allocate a range of pages, so that nothing else is put there."""
+    page = arena.page_size
+    for pfn, order in aligned_blocks(start // page, end // page):
+        arena.alloc_at(pfn * page, order)
+
+
+def _size(sub: _kho.Subtree, kept: _kho.Tracker, page: int) -> int:
+    """Give a subtree's size; where nothing says it, as much as is preserved in one piece from its address."""
+    if sub.size is not None:
+        return sub.size
+    for pfn, n in kept.extents():
+        if pfn <= sub.phys // page < pfn + n:
+            return (pfn + n) * page - sub.phys
+    return 0

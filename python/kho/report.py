@@ -1,0 +1,107 @@
+"""A handover as data: what `kho inspect` shows."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from . import errors
+from ._kho import Incoming
+from .payload import Broken, KhoTest, Luo, MemfdFile, Metadata, Payload, Raw, ReserveMem, payloads
+
+__all__ = ["describe"]
+
+MOST_FOLIOS = 1 << 16
+"""More folios than this are listed only in full reports."""
+MOST_BYTES = 1 << 30
+"""More bytes than this are digested only in full reports."""
+WINDOW = 1 << 20
+
+
+def describe(inc: Incoming, *, full: bool = False) -> dict[str, Any]:
+    """Describe a handover: format, map, folios, scratch, and every payload.
+
+    Addresses are integers. Lists of more than 65,536 folios and digests of more than 1 GiB are left out unless `full`.
+    What cannot be decoded is described by its error, not raised.
+    """
+    decoded = payloads(inc)
+    report: dict[str, Any] = {
+        "compatible": inc.compatible,
+        "kernels": inc.kernels,
+        "page_size": inc.page_size,
+        "page_size_why": inc.page_size_why,
+        "certainty": inc.certainty,
+        "fdt_phys": inc.fdt_phys,
+        "other_fdts": inc.others,
+        "preserved_memory_map": inc.preserved_memory_map,
+        "metadata_pages": inc.metadata_pages,
+        "nr_folios": inc.nr_folios,
+        "preserved_bytes": inc.preserved_bytes,
+        "folios_by_order": {str(order): count for order, count in inc.folios_by_order.items()},
+        "pages_outside": inc.pages_outside,
+        "subtrees": {name: _subtree(inc, name, decoded[name], full) for name in inc.subtrees},
+        "malformed_subtrees": inc.malformed_subtrees,
+    }
+    if inc.bitmap_bytes is not None:
+        report["bitmap_bytes"] = inc.bitmap_bytes
+        report["bitmap_bytes_why"] = inc.bitmap_bytes_why
+    if inc.scratch is not None:
+        report["scratch"] = [list(area) for area in inc.scratch]
+    if full or inc.nr_folios <= MOST_FOLIOS:
+        folios = inc.folios
+        report["folios"] = [list(folio) for folio in folios]
+        report["folios_sha256"] = _folios_digest(memoryview(folios).cast("B"))
+    for payload in decoded.values():
+        match payload:
+            case KhoTest():
+                report["kho_test"] = payload.describe()
+            case ReserveMem():
+                report |= payload.describe()
+            case Metadata():
+                report["kexec_metadata"] = payload.describe()
+            case Luo():
+                report["luo"] = payload.describe()
+                _add_digests(payload, report["luo"], full)
+    return report
+
+
+def _subtree(inc: Incoming, name: str, payload: Payload, full: bool) -> dict[str, Any]:
+    subtree = inc.subtrees[name]
+    row: dict[str, Any] = {"phys": subtree.phys, "size": subtree.size}
+    if subtree.size is not None and (full or subtree.size <= MOST_BYTES):
+        try:
+            row["sha256"] = hashlib.sha256(subtree.read()).hexdigest()
+        except errors.KhoError as error:
+            row["error"] = str(error)
+    if isinstance(payload, Raw | Broken):
+        row |= payload.describe()
+    return row
+
+
+def _add_digests(luo: Luo, described: dict[str, Any], full: bool) -> None:
+    """Add the digest of every file's contents to its row."""
+    left = MOST_BYTES
+    for session, rows in zip(luo.all_sessions, described["sessions"], strict=True):
+        for entry, row in zip(session.entries, rows["files"], strict=True):
+            file = session.files.decode(entry)
+            if isinstance(file, MemfdFile) and (full or file.size <= left):
+                left -= file.size
+                try:
+                    row["sha256"] = _file_digest(file)
+                except errors.KhoError as error:
+                    row["error"] = str(error)
+
+
+def _file_digest(file: MemfdFile) -> str:
+    digest = hashlib.sha256()
+    for offset in range(0, file.size, WINDOW):
+        digest.update(file.read(WINDOW, offset))
+    return digest.hexdigest()
+
+
+def _folios_digest(records: memoryview) -> str:
+    """Digest folios as `<QI` (phys, order): the first 12 bytes of each 16-byte record."""
+    digest = hashlib.sha256()
+    for at in range(0, len(records), 16):
+        digest.update(records[at : at + 12])
+    return digest.hexdigest()

@@ -1,0 +1,383 @@
+"""Taking over: what the next owner finds, each folio restored once, the rest left alone."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import kho
+
+import model
+from images import GIB, MIB
+
+BASE = GIB
+P = 4096
+BLOB = model.write_fdt(model.Node({"compatible": b"example-v1\0"}))
+KHOP = 0x4B484F50
+BACKINGS = pytest.mark.parametrize("backing", [None, "memfd"])
+
+
+class Given:
+    """An arena handed over: folios of orders 0, 2 and 4 with their address written in, a range of 30 pages, a blob."""
+
+    def __init__(self, backing: str | None = None, bitmap_bytes: int = 4096, page_size: int = P) -> None:
+        self.arena = kho.Arena([(BASE, 8 * GIB)], backing=backing, scratch="64M,64M,64M", page_size=page_size)
+        out = kho.Outgoing(self.arena, bitmap_bytes=bitmap_bytes)
+        self.folios = [self.arena.alloc(order) for order in (0, 2, 4)]
+        for folio in self.folios:
+            out.preserve_folio(folio)
+            self.arena.write(folio.phys, f"folio at {folio.phys:#x}".encode())
+        self.lost = self.arena.alloc(1)
+        self.range = self.arena.alloc_at(BASE + 64 * page_size * 64, 5).phys + page_size
+        out.preserve_pages(self.range, 30)
+        self.arena.write(self.range, bytes(range(256)) * (30 * page_size // 256))
+        self.blob = out.add_subtree("producer", BLOB)
+        self.fdt = out.finalize()
+        self.preserved = out.folios()
+
+
+# Taking over an arena
+
+
+@pytest.mark.smoke
+@BACKINGS
+def test_what_was_handed_over_is_there(backing: str | None) -> None:
+    given = Given(backing)
+    inc = kho.Incoming(given.arena, given.fdt)
+    assert inc.folios == given.preserved
+    assert (inc.compatible, inc.page_size, inc.bitmap_bytes) == ("kho-v1", P, 4096)
+    assert inc.nr_folios == 13
+    assert sum(n for n in inc.folios_by_order.values()) == 13
+    assert inc.preserved_bytes == (1 + 4 + 16 + 30 + 2) * P
+    assert (inc.fdt_phys, inc.scratch, inc.others, inc.pages_outside) == (given.fdt, given.arena.scratch, [], 0)
+    assert inc.page_size_why == "the arena's"
+    assert inc.tracker().folios() == inc.folios == inc.unrestored()
+    for given_folio in given.folios:
+        folio = inc.restore_folio(given_folio.phys)
+        assert (folio.phys, folio.order, folio.refcount) == (given_folio.phys, given_folio.order, 1)
+        assert bytes(folio).rstrip(b"\0") == f"folio at {folio.phys:#x}".encode()
+    pages = inc.restore_pages(given.range, 30)
+    assert (pages.phys, pages.pfn, pages.nr_pages, len(pages)) == (given.range, given.range // P, 30, 30 * P)
+    assert bytes(pages) == bytes(range(256)) * (30 * P // 256) == bytes(memoryview(pages))
+    assert inc.retrieve_subtree("producer").read() == BLOB
+    assert inc.retrieve_subtree("producer").phys == given.blob
+    assert list(inc.unrestored()) == sorted([(given.fdt, 0), (given.blob, 0)])
+    assert inc.nr_restored == 11
+
+
+@pytest.mark.parametrize(("page_size", "bitmap_bytes"), [(p, b) for p in (4096, 16384, 65536) for b in (512, p)])
+def test_every_shape_is_taken_over(page_size: int, bitmap_bytes: int) -> None:
+    arena = kho.Arena([(BASE, 64 * GIB)], page_size=page_size, scratch="512M,512M,512M")
+    out = kho.Outgoing(arena, bitmap_bytes=bitmap_bytes)
+    folios = [arena.alloc(order) for order in (0, 1, 5, arena.max_page_order)]
+    for i, folio in enumerate(folios):
+        out.preserve_folio(folio)
+        memoryview(folio)[-1] = i + 1
+    inc = kho.Incoming(arena, out.finalize())
+    assert (inc.page_size, inc.folios) == (page_size, out.folios())
+    assert [inc.restore_folio(f.phys).order for f in folios] == [f.order for f in folios]
+    for i, folio in enumerate(folios):
+        assert arena.read(folio.phys + folio.nbytes - 1, 1)[0] == i + 1
+
+
+def test_a_folio_is_restored_once() -> None:
+    given = Given()
+    inc = kho.Incoming(given.arena, given.fdt)
+    first, second, _ = given.folios
+    inc.restore_folio(first.phys)
+    cases = {
+        first.phys: "restored before",
+        second.phys + P: f"inside the folio of order 2 at {second.phys:#x}",
+        second.phys + 1: "not a multiple of the page size",
+        given.lost.phys: "was not preserved",
+        0: "was not preserved",
+        2**64 - P: "was not preserved",
+    }
+    for phys, why in cases.items():
+        with pytest.raises(kho.NotRestorableError, match=why) as caught:
+            inc.restore_folio(phys)
+        assert str(caught.value).startswith(f"folio at {phys:#x}: ")
+    assert inc.nr_restored == 1
+    assert inc.restore_folio(second).order == 2, "the folio object of the former owner is an address"
+
+
+def test_pages_are_restored_all_or_none() -> None:
+    given = Given()
+    inc = kho.Incoming(given.arena, given.fdt)
+    for phys, n in ((given.range, 31), (given.range + 2 * P, 28), (given.range - P, 2), (given.range + 1, 1)):
+        with pytest.raises(kho.NotRestorableError):
+            inc.restore_pages(phys, n)
+    with pytest.raises(kho.KhoError):
+        inc.restore_pages(given.range, 2**64 - 1)
+    assert inc.nr_restored == 0
+    first = model.greedy_split(given.range // P, 30)[2]
+    inc.restore_folio(first[0] * P)
+    with pytest.raises(kho.NotRestorableError, match="restored before"):
+        inc.restore_pages(given.range, 30)
+    assert inc.nr_restored == 1
+    for pfn, order in model.greedy_split(given.range // P, 30):
+        if pfn != first[0]:
+            pages = inc.restore_pages(pfn * P, 1 << order)
+            assert pages.nr_pages == 1 << order
+
+
+def test_each_restored_page_is_a_page_of_its_own() -> None:
+    given = Given()
+    inc = kho.Incoming(given.arena, given.fdt)
+    pages = inc.restore_pages(given.range, 30)
+    view = memoryview(pages)
+    for i in range(30):
+        info = given.arena.page(given.range + i * P)
+        assert (info.state, info.order, info.refcount) == ("head", 0, 1)
+    given.arena.free(given.range + 7 * P)
+    assert given.arena.page(given.range + 7 * P).state == "free"
+    assert given.arena.page(given.range + 8 * P).state == "head"
+    for use in (memoryview, bytes):
+        with pytest.raises(kho.PageStateError):
+            use(pages)
+    assert view.nbytes == 30 * P
+
+
+@pytest.mark.parametrize(("bitmap_bytes", "marker"), [(512, 2), (4096, KHOP << 32 | 2)])
+def test_the_marker_is_taken_by_restoring(bitmap_bytes: int, marker: int) -> None:
+    given = Given(bitmap_bytes=bitmap_bytes)
+    phys = given.folios[1].phys
+    assert given.arena.page(phys).private == 0
+    inc = kho.Incoming(given.arena, given.fdt)
+    info = given.arena.page(phys)
+    assert (info.state, info.private, info.refcount) == ("reserved", marker, 0)
+    assert given.arena.page(phys + P).private == 0
+    inc.restore_folio(phys)
+    info = given.arena.page(phys)
+    assert (info.state, info.order, info.private, info.refcount) == ("head", 2, 0, 1)
+    assert given.arena.page(phys + P).head == phys
+
+
+def test_alloc_never_returns_what_was_preserved() -> None:
+    arena = kho.Arena([(BASE, 4 * MIB)], scratch=[(BASE + MIB, MIB)])
+    out = kho.Outgoing(arena)
+    kept = [arena.alloc(order) for order in (0, 3, 5, 0)]
+    for folio in kept:
+        out.preserve_folio(folio)
+    inc = kho.Incoming(arena, out.finalize())
+    forbidden = {phys + i * P for phys, order in inc.folios for i in range(1 << order)}
+    forbidden |= set(range(BASE + MIB, BASE + 2 * MIB, P))
+    got = set()
+    while arena.free_pages:
+        got.add(arena.alloc().phys)
+    assert not got & forbidden
+    assert len(got) + len(forbidden) == 4 * MIB // P
+    with pytest.raises(kho.OutOfMemoryError):
+        arena.alloc()
+    with pytest.raises(kho.PageStateError, match="is reserved"):
+        arena.free(kept[1].phys)
+    restored = inc.restore_folio(kept[1].phys)
+    assert restored.free() is True, "what was restored can be freed"
+    assert arena.alloc(3).phys == kept[1].phys
+    assert len(inc.unrestored()) == 4
+
+
+def test_what_nobody_restores_is_free_after_the_next_kexec() -> None:
+    given = Given()
+    inc = kho.Incoming(given.arena, given.fdt)
+    folio = inc.restore_folio(given.folios[2].phys)
+    out = kho.Outgoing(given.arena)
+    out.preserve_folio(folio)
+    last = kho.Incoming(given.arena, out.finalize())
+    assert list(last.folios) == sorted([(folio.phys, 4), (out.fdt_phys, 0)])
+    assert given.arena.page(given.folios[1].phys).state == "free"
+    assert bytes(last.restore_folio(folio.phys)).rstrip(b"\0") == f"folio at {folio.phys:#x}".encode()
+
+
+def test_the_former_owner_has_nothing_left() -> None:
+    given = Given()
+    arena, old = given.arena, given.folios[0]
+    out_arena_view = memoryview(old)
+    out = kho.Incoming(arena, given.fdt)
+    uses = (lambda: memoryview(old), lambda: bytes(old), old.free, old.get, lambda: old.refcount)
+    for use in uses:
+        with pytest.raises(kho.StaleError, match="taken over"):
+            use()
+    assert bytes(out_arena_view[:5]) == b"folio", "memory that is mapped stays mapped"
+    again = kho.Outgoing(arena)
+    kho.Incoming(arena, again.finalize())
+    with pytest.raises(kho.StaleError):
+        again.serialize()
+    with pytest.raises(kho.StaleError):
+        again.abort()
+    with pytest.raises(kho.StaleError):
+        again.add_subtree("x", b"")
+    with pytest.raises(kho.StaleError):
+        out.restore_folio(given.folios[1].phys)
+    with pytest.raises(kho.StaleError):
+        out.restore_pages(given.range, 1)
+    assert out.nr_folios == 13, "what it read can still be asked"
+
+
+def test_without_a_handover_there_is_nothing_to_take_over() -> None:
+    arena = kho.Arena("64M")
+    with pytest.raises(kho.NoHandoverError):
+        kho.Incoming(arena)
+    with pytest.raises(kho.NoHandoverError):
+        kho.open(arena)
+    out = kho.Outgoing(arena)
+    folio = arena.alloc()
+    out.finalize()
+    out.abort()
+    with pytest.raises(kho.NoHandoverError):
+        kho.Incoming(arena)
+    with pytest.raises(kho.FormatError):
+        kho.Incoming(arena, folio.phys)
+    with pytest.raises(kho.OutsideMemoryError):
+        kho.Incoming(arena, 2**40)
+    assert folio.refcount == 1, "what failed changed nothing"
+    with pytest.raises(kho.ParameterError, match="the arena's pages have 4096 bytes"):
+        kho.Incoming(arena, page_size=16384)
+    with pytest.raises(TypeError):
+        kho.Incoming("arena.elf")  # type: ignore[arg-type]
+
+
+def test_a_map_that_names_other_memory_is_refused() -> None:
+    """The arena cannot reserve what it does not have: nothing is taken over then."""
+    arena = kho.Arena([(BASE, 8 * MIB)])
+    out = kho.Outgoing(arena)
+    out.preserve_folio(arena.alloc(1))
+    head = model.read_fdt(out.serialize()).int("preserved-memory-map")
+    bitmap = int.from_bytes(arena.read(head + 24, 8), "little")
+    page = bytearray(arena.read(bitmap, 4096))
+    page[400] |= 1
+    fdt = out.finalize()
+    arena.write(bitmap, bytes(page))
+    with pytest.raises(kho.OutsideMemoryError, match="preserved range"):
+        kho.Incoming(arena, fdt)
+    assert out.finalized
+    out.abort()
+
+
+def test_gigantic_folios_are_restored_unless_an_older_kernel_would_not() -> None:
+    arena = kho.Arena([(0, 8 * GIB)])
+    out = kho.Outgoing(arena)
+    folio = arena.alloc(18, gigantic=True)
+    memoryview(folio)[-1] = 9
+    out.preserve_folio(folio)
+    out.finalize()
+    with pytest.raises(kho.NotRestorableError, match="order 18 exceeds MAX_PAGE_ORDER 10"):
+        kho.open(arena, max_page_order=10).restore_folio(folio.phys)
+    inc = kho.Incoming(arena)
+    assert memoryview(inc.restore_folio(folio.phys))[-1] == 9
+
+
+# Views, threads, images
+
+
+def test_restored_memory_is_written_in_place() -> None:
+    given = Given()
+    inc = kho.Incoming(given.arena, given.fdt)
+    folio, pages = inc.restore_folio(given.folios[0].phys), inc.restore_pages(given.range, 30)
+    np.asarray(folio)[:] = 7
+    memoryview(pages)[P : P + 4] = b"here"
+    assert given.arena.read(folio.phys, P) == b"\7" * P
+    assert given.arena.read(given.range + P, 4) == b"here"
+    view = memoryview(pages)
+    del inc, folio, pages, given
+    gc.collect()
+    assert bytes(view[P : P + 4]) == b"here"
+
+
+def test_many_threads_restore_each_folio_once() -> None:
+    arena = kho.Arena("1G")
+    out = kho.Outgoing(arena)
+    folios = [arena.alloc().phys for _ in range(2000)]
+    for phys in folios:
+        out.preserve_folio(phys)
+    inc = kho.Incoming(arena, out.finalize())
+    won: list[int] = []
+
+    def restore() -> None:
+        for phys in folios:
+            try:
+                won.append(inc.restore_folio(phys).phys)
+            except kho.NotRestorableError:
+                continue
+
+    threads = [threading.Thread(target=restore) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(won) == sorted(folios)
+
+
+def test_an_image_is_read_and_not_changed(tmp_path: Path) -> None:
+    path = tmp_path / "arena.elf"
+    arena = kho.Arena([(BASE, 64 * MIB)], backing=path, scratch="4M,4M,4M")
+    out = kho.Outgoing(arena)
+    folio = arena.alloc(2)
+    memoryview(folio)[:4] = b"data"
+    out.preserve_folio(folio)
+    out.finalize()
+    del out
+    for inc in (kho.open(path), kho.open(arena), kho.open(str(path)), kho.open(kho.Memory.open(path))):
+        restored = inc.restore_folio(folio.phys)
+        view = memoryview(restored)
+        assert (bytes(view[:4]), view.readonly, view.nbytes) == (b"data", True, 4 * P)
+        with pytest.raises(kho.NotRestorableError):
+            inc.restore_folio(folio.phys)
+        assert inc.scratch == arena.scratch
+        assert inc.page_size_why == "the arena's"
+        with pytest.raises(kho.ParameterError, match="in an image"):
+            restored.free()
+    assert kho.Incoming(arena).nr_restored == 0
+
+
+TAKE_OVER = """
+import sys, kho
+arena = kho.Arena.open(sys.argv[1] if len(sys.argv) == 2 else int(sys.argv[2]))
+inc = kho.Incoming(arena)
+folio = inc.restore_folio({phys})
+print(bytes(folio)[:5].decode(), inc.nr_folios, arena.page({phys}).state, arena.fdt_phys)
+memoryview(folio)[:5] = b"reply"
+out = kho.Outgoing(arena)
+out.preserve_folio(folio)
+out.finalize()
+"""
+
+
+@pytest.mark.parametrize("backing", ["memfd", "file"])
+def test_another_process_takes_over_and_hands_back(backing: str, tmp_path: Path) -> None:
+    path = tmp_path / "arena.elf"
+    arena = kho.Arena([(BASE, 64 * MIB)], backing="memfd" if backing == "memfd" else path)
+    out = kho.Outgoing(arena)
+    folio = arena.alloc(3)
+    memoryview(folio)[:5] = b"hello"
+    out.preserve_folio(folio)
+    out.finalize()
+    args = [str(path)] if backing == "file" else ["fd", str(arena.fileno())]
+    done = subprocess.run(
+        [sys.executable, "-c", TAKE_OVER.format(phys=folio.phys), *args],
+        capture_output=True,
+        text=True,
+        pass_fds=[arena.fileno()],
+    )
+    assert (done.stdout, done.stderr) == ("hello 2 head None\n", "")
+    again = kho.Arena.open(path if backing == "file" else arena.fileno())
+    assert again.fdt_phys is not None
+    inc = kho.Incoming(again)
+    assert bytes(inc.restore_folio(folio.phys))[:5] == b"reply"
+
+
+def test_what_was_read_is_shown() -> None:
+    given = Given()
+    inc = kho.open(given.arena)
+    assert repr(inc) == f"<kho.Incoming kho-v1 at {given.fdt:#x}: 13 folios>"
+    assert repr(inc.subtrees["producer"]) == f'<kho.Subtree "producer" at {given.blob:#x}, {len(BLOB)} bytes>'
+    with pytest.raises(kho.NotFoundError, match='"nobody"'):
+        inc.retrieve_subtree("nobody")
+    assert inc.fdt["/producer"].u64("fdt") == given.blob
+    assert inc.read(given.blob, len(BLOB)) == BLOB
