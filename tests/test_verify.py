@@ -428,6 +428,49 @@ def test_findings_come_as_sarif(tmp_path: Path) -> None:
         assert physical["address"]["absoluteAddress"] >= 0
 
 
+SARIF = {
+    "log": {"$schema", "version", "runs"},
+    "runs": {"tool", "artifacts", "results"},
+    "tool": {"driver"},
+    "driver": {"name", "version", "rules"},
+    "rules": {"id", "name", "shortDescription", "fullDescription", "help", "defaultConfiguration"},
+    "shortDescription": {"text"},
+    "fullDescription": {"text"},
+    "help": {"text"},
+    "defaultConfiguration": {"level"},
+    "artifacts": {"location"},
+    "location": {"uri"},
+    "results": {"ruleId", "ruleIndex", "level", "message", "locations"},
+    "message": {"text"},
+    "locations": {"physicalLocation", "logicalLocations"},
+    "physicalLocation": {"artifactLocation", "address"},
+    "artifactLocation": {"uri", "index"},
+    "address": {"absoluteAddress", "kind"},
+    "logicalLocations": {"fullyQualifiedName"},
+}
+"""Of SARIF 2.1.0's objects the properties that are used: its schema allows no others than it knows."""
+
+
+def check_sarif(name: str, value: Any) -> None:
+    if isinstance(value, list):
+        for item in value:
+            check_sarif(name, item)
+    elif isinstance(value, dict):
+        assert set(value) <= SARIF[name], name
+        for key, item in value.items():
+            check_sarif(key, item)
+    else:
+        kind = int if name in ("index", "ruleIndex", "absoluteAddress") else str
+        assert type(value) is kind, name
+
+
+@pytest.mark.parametrize("rule", ["KHO001", "KHO012", "KHO022", "KHO034"])
+def test_sarif_has_only_what_its_schema_knows(rule: str, tmp_path: Path) -> None:
+    done = run("verify", "--sarif", f"{damaged(tmp_path, rule)}@0")
+    check_sarif("log", done.json)
+    assert rule in [result["ruleId"] for result in done.json["runs"][0]["results"]]
+
+
 def test_a_rule_is_explained() -> None:
     done = run("verify", "--explain", "kho015")
     assert done.code == 0
