@@ -4,7 +4,7 @@
     scripts/docs.py            rewrite docs/*.md, docs/man/*.1 and docs/map.svg
     scripts/docs.py --check    exit 1 and say which are not up to date
 
-A page is prose with blocks that begin with ```console; in these, a line `$ COMMAND` is run by sh in a directory that has
+A page is prose with blocks that begin with ```console; in these, a line `$ COMMAND` is run by sh in a directory with
 tests/data as `captures`, and examples, and what follows up to the next such line or the end of the block is replaced by
 what it printed. Lines `...` are kept as they are: what is between the output's beginning and its end there is left out.
 """
