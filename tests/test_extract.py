@@ -151,7 +151,7 @@ def test_more_zeros_than_they_are_worth_are_not_hashed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [(1 << 63) - 1, 1 << 63, (1 << 64) - 1])
 def test_a_size_no_file_can_have_is_refused(size: int, tmp_path: Path) -> None:
-    with pytest.raises(kho.SourceError, match=f"{size} bytes cannot be written"):
+    with pytest.raises(kho.FormatError, match=f"{size} bytes: no file"):
         extract.save(fake(size, {}), tmp_path / "f")
     assert list(tmp_path.iterdir()) == []
 
@@ -326,7 +326,13 @@ def test_one_folio_in_ten_thousand_files_is_not_written_ten_thousand_times(tmp_p
 def test_a_file_nobody_can_read_is_listed_and_the_rest_is_written(tmp_path: Path) -> None:
     place = 48 * MIB
     contents = memfd(5, [(40 * MIB, 0)], place) | {40 * MIB: b"hello"}
-    files = [(b"vfio-pci-v1", 0x1000, 1), (b"memfd-v2", 1 << 50, 2), (b"memfd-v2", place, 3)]
+    contents |= memfd((1 << 64) - 1, [], 50 * MIB)
+    files = [
+        (b"vfio-pci-v1", 0x1000, 1),
+        (b"memfd-v2", 1 << 50, 2),
+        (b"memfd-v2", place, 3),
+        (b"memfd-v2", 50 * MIB, 4),
+    ]
     image = tmp_path / "image.elf"
     image.write_bytes(luo_image([(b"vm", files)], contents))
     done = run("extract", image, "--all", tmp_path / "all")
@@ -334,8 +340,22 @@ def test_a_file_nobody_can_read_is_listed_and_the_rest_is_written(tmp_path: Path
     entries = {e["name"]: e for e in json.loads((tmp_path / "all/manifest.json").read_text())["entries"]}
     assert "'vfio-pci-v1' has no contents" in entries["vm/0x1"]["error"]
     assert "0x4000000000000" in entries["vm/0x2"]["error"]
+    assert "no file can be as large" in entries["vm/0x4"]["error"]
     assert (tmp_path / "all" / entries["vm/0x3"]["path"]).read_bytes() == b"hello"
     assert run("extract", image, "--session", "vm", "--token", 1, "-o", tmp_path / "x").code == 2
+
+
+def test_sessions_that_cannot_be_read_are_said_and_the_rest_is_written(tmp_path: Path) -> None:
+    image = tmp_path / "image.elf"
+    blob = struct.pack("<8sQQQ", b"luo-v5", 1, 1 << 50, 0)
+    subtrees = {"LUO": blob, "memblock": b"\xd0\x0d\xfe\xed"}
+    image.write_bytes(Image(folios=[(40 * MIB, 0)], compatible="kho-v4", subtrees=subtrees).to_bytes())
+    done = run("extract", image, "--all", tmp_path / "all")
+    assert done.code == 1
+    assert "sessions LUO: " in done.err
+    assert (tmp_path / "all/subtrees/LUO").read_bytes() == blob
+    assert run("diff", image, image).code == 0
+    assert run("map", image).code == 0
 
 
 @pytest.mark.parametrize("what", sorted([*hostile.REFUSED, *hostile.ODD]))
