@@ -2,7 +2,7 @@
 
 use crate::error::{Error, NotRestorable, Result};
 use crate::tracker::Tracker;
-use crate::units::{Order, PageSize, Pfn, Phys, aligned_blocks};
+use crate::units::{Order, PageSize, Pfn, Phys, aligned_blocks, cut_at};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How the next kernel marks the head page of a preserved folio, in `page->private`, until it is restored
@@ -72,14 +72,16 @@ impl Claims {
     }
 
     /// Claims `nr_pages` pages that were preserved as a range (`kho_restore_pages`): every block of the split, or none.
+    /// The range is cut at `cuts` first, as it was when it was preserved.
     ///
     /// # Errors
     /// [`Error::NotRestorable`] naming the first block that is not there; [`Error::OutOfRange`].
-    pub fn restore_pages(&self, phys: Phys, nr_pages: u64) -> Result<Pfn> {
+    pub fn restore_pages(&self, phys: Phys, nr_pages: u64, cuts: &[Pfn]) -> Result<Pfn> {
         let pfn = self.head_page(phys)?;
         let end = self.page().end_of(pfn, nr_pages)?;
         let mut restored = self.restored();
-        for (at, order) in aligned_blocks(pfn, end) {
+        let pieces = || cut_at(pfn, end, cuts);
+        for (at, order) in pieces().flat_map(|(start, end)| aligned_blocks(start, end)) {
             let refuse = |why| Err(not_restorable(self.page().phys(at), why));
             if !self.preserved.contains(at, order) {
                 return refuse(NotRestorable::NeverPreserved);
@@ -88,7 +90,9 @@ impl Claims {
                 return refuse(NotRestorable::AlreadyRestored);
             }
         }
-        restored.preserve_pages(pfn, nr_pages)?;
+        for (start, end) in pieces() {
+            restored.preserve_pages(start, end.0 - start.0)?;
+        }
         Ok(pfn)
     }
 

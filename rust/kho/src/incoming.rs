@@ -278,7 +278,11 @@ impl Incoming {
     /// As [`Incoming::restore_folio`].
     pub fn restore_pages(&self, phys: Phys, nr_pages: u64) -> Result<Pfn> {
         self.check_current("restore_pages")?;
-        let pfn = self.claims.restore_pages(phys, nr_pages)?;
+        let cuts = match &self.arena {
+            Some((arena, _)) if self.abi().cuts_at_nodes => arena.node_cuts(),
+            _ => Vec::new(),
+        };
+        let pfn = self.claims.restore_pages(phys, nr_pages, &cuts)?;
         if let Some((arena, _)) = &self.arena {
             arena.adopt_pages(pfn, nr_pages)?;
         }

@@ -208,6 +208,13 @@ pub fn aligned_blocks(start: Pfn, end: Pfn) -> impl Iterator<Item = (Pfn, Order)
     })
 }
 
+/// Cuts `[start, end)` at the pfns of `cuts` (ascending) that lie inside.
+pub fn cut_at(start: Pfn, end: Pfn, cuts: &[Pfn]) -> impl Iterator<Item = (Pfn, Pfn)> + '_ {
+    let inside = cuts.iter().copied().filter(move |cut| *cut > start && *cut < end);
+    let mut from = start;
+    inside.chain([end]).map(move |to| (std::mem::replace(&mut from, to), to))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -226,6 +233,16 @@ mod tests {
         assert_eq!(blocks, [(3, 0), (4, 2), (8, 3), (16, 0)]);
         assert_eq!(aligned_blocks(Pfn(5), Pfn(5)).count(), 0);
         assert_eq!(aligned_blocks(Pfn(6), Pfn(5)).count(), 0);
+    }
+
+    #[test]
+    fn a_range_is_cut_only_inside() {
+        let cut = |cuts: &[u64]| {
+            let cuts: Vec<Pfn> = cuts.iter().map(|c| Pfn(*c)).collect();
+            cut_at(Pfn(4), Pfn(10), &cuts).map(|(a, b)| (a.0, b.0)).collect::<Vec<_>>()
+        };
+        assert_eq!(cut(&[]), [(4, 10)]);
+        assert_eq!(cut(&[2, 4, 6, 9, 10, 12]), [(4, 6), (6, 9), (9, 10)]);
     }
 
     #[test]

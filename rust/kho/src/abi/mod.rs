@@ -33,6 +33,8 @@ pub struct Abi {
     pub size_property: Option<&'static str>,
     /// Whether this version of the library reads and writes it.
     pub decoded: bool,
+    /// Whether a page range is cut where the NUMA node changes before it is split (Linux 7.3).
+    pub cuts_at_nodes: bool,
     pub kernels: &'static str,
 }
 
@@ -45,6 +47,7 @@ pub static ABIS: [Abi; 4] = [
         subtree_property: "fdt",
         size_property: None,
         decoded: true,
+        cuts_at_nodes: false,
         kernels: "Linux 6.16 to 7.0",
     },
     Abi {
@@ -54,6 +57,7 @@ pub static ABIS: [Abi; 4] = [
         subtree_property: "preserved-data",
         size_property: None,
         decoded: true,
+        cuts_at_nodes: false,
         kernels: "development trees between Linux 7.0 and 7.1",
     },
     Abi {
@@ -63,6 +67,7 @@ pub static ABIS: [Abi; 4] = [
         subtree_property: "preserved-data",
         size_property: Some("blob-size"),
         decoded: true,
+        cuts_at_nodes: false,
         kernels: "Linux 7.1",
     },
     Abi {
@@ -72,6 +77,7 @@ pub static ABIS: [Abi; 4] = [
         subtree_property: "preserved-data",
         size_property: Some("blob-size"),
         decoded: true,
+        cuts_at_nodes: true,
         kernels: "Linux 7.2 and 7.3",
     },
 ];

@@ -186,6 +186,12 @@ impl Arena {
         self.scratch_phys
     }
 
+    /// Where one NUMA node's memory ends and another's begins, ascending.
+    pub fn node_cuts(&self) -> Vec<Pfn> {
+        let pairs = self.config.regions.windows(2).filter(|pair| pair[0].node != pair[1].node);
+        pairs.map(|pair| self.page().pfn(pair[1].start)).collect()
+    }
+
     /// What is recorded of the handover that lies here.
     pub fn recorded(&self) -> Recorded {
         lock(&self.handover).recorded

@@ -8,7 +8,7 @@ use crate::arena::{Arena, ArenaBlocks, Recorded, check_no_overlap};
 use crate::error::{Error, Result};
 use crate::memory::PhysMemory;
 use crate::tracker::Tracker;
-use crate::units::{Order, PageSize, Pfn, Phys, aligned_blocks};
+use crate::units::{Order, PageSize, Pfn, Phys, aligned_blocks, cut_at};
 use form::Map;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -205,11 +205,21 @@ impl Outgoing {
         if nr_pages > 0 {
             self.check_range("page range", pfn, end)?;
         }
+        let cuts = self.cuts();
         let tracker = &mut *lock(&self.tracker);
-        self.map.prepare(tracker, aligned_blocks(pfn, end))?;
-        let new = tracker.preserve_pages(pfn, nr_pages)?;
+        self.map.prepare(tracker, cut_at(pfn, end, &cuts).flat_map(|(start, end)| aligned_blocks(start, end)))?;
+        let mut new = 0;
+        // Every block is there by now, so that no piece can fail.
+        for (start, end) in cut_at(pfn, end, &cuts) {
+            new += tracker.preserve_pages(start, end.0 - start.0)?;
+        }
         self.map.settle(tracker)?;
         Ok(new)
+    }
+
+    /// Where page ranges are cut before they are split.
+    fn cuts(&self) -> Vec<Pfn> {
+        if self.abi.cuts_at_nodes { self.arena.node_cuts() } else { Vec::new() }
     }
 
     /// Takes a page range back, split the same way; the number of folios that were preserved.
@@ -220,8 +230,12 @@ impl Outgoing {
         self.check_open("unpreserve_pages")?;
         let end = self.page().end_of(pfn, nr_pages)?;
         self.check_not_own("unpreserve_pages", pfn, end)?;
+        let cuts = self.cuts();
         let tracker = &mut *lock(&self.tracker);
-        let gone = tracker.unpreserve_pages(pfn, nr_pages)?;
+        let mut gone = 0;
+        for (start, end) in cut_at(pfn, end, &cuts) {
+            gone += tracker.unpreserve_pages(start, end.0 - start.0)?;
+        }
         self.map.settle(tracker)?;
         Ok(gone)
     }

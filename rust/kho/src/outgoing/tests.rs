@@ -229,3 +229,27 @@ fn an_arena_tells_the_bitmap_size_that_its_map_does_not() {
     assert_eq!(*inc.preserved(), expected);
     assert_eq!(inc.layout().bitmap.as_ref().unwrap().0, 4096);
 }
+
+#[test]
+fn from_7_3_on_no_piece_of_a_range_spans_nodes() {
+    // An edge that is a multiple of 8 pages and not of 16, in the middle of a block of order 4.
+    for (abi, pieces) in [("kho-v3", 1), ("kho-v4", 2)] {
+        let edge = (16 << 20) + (8 << 12);
+        let regions =
+            vec![Region { start: Phys(0), len: edge, node: 0 }, Region { start: Phys(edge), len: 16 << 20, node: 1 }];
+        let config = ArenaConfig { regions, scratch: Vec::new(), ..arena(PageSize::Size4K).config().clone() };
+        let arena = Arena::new(config).unwrap();
+        let mut out = Outgoing::new(&arena, abi, None, Placement::default()).unwrap();
+        let middle = Pfn(edge >> 12);
+        let start = Pfn(middle.0 - 8);
+        for at in [start, middle] {
+            arena.alloc_at(at, Order::new(3).unwrap()).unwrap();
+        }
+        assert_eq!(out.preserve_pages(start, 16).unwrap(), pieces, "{abi}");
+        let fdt = out.finalize().unwrap();
+        drop(out);
+        let inc = Incoming::take_over(&arena, Some(fdt.0), &Options::default()).unwrap();
+        inc.restore_pages(arena.page().phys(start), 16).unwrap();
+        assert_eq!(inc.nr_restored(), pieces);
+    }
+}
