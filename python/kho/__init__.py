@@ -39,6 +39,7 @@ from ._kho import (
     parse_kho_scratch,
 )
 from ._types import FolioInfo, PageInfo
+from .convert import convert
 from .errors import (
     ExistsError,
     FdtError,
@@ -60,7 +61,6 @@ from .errors import (
     StaleError,
     UnsupportedAbiError,
 )
-from .convert import convert
 from .image import Image, save_elf
 from .outgoing import Outgoing
 from .sources import open
