@@ -18,13 +18,14 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -path rust/fuzz -prune -
 PYTHON_SOURCES := $(shell find python -name '*.py' -o -name '*.pyi' -o -name py.typed)
 
 .NOTPARALLEL:
-.PHONY: help run test check fmt clippy ruff mypy stubtest test-rust test-python wheel wheel-check bench fuzz format clean need need-test
+.PHONY: help run test check fmt clippy ruff mypy stubtest test-rust test-python wheel wheel-check bench fuzz docs format clean need need-test
 
 help:
 	@echo 'make run     build kho, show what a real Linux kernel handed over, then hand memory over and take it back'
 	@echo 'make test    every check and test: linters, types, Rust, Python, the wheel'
 	@echo 'make check   the linters and type checkers only'
 	@echo 'make format  reformat the sources'
+	@echo 'make docs    run the commands that docs/ shows, and put their output there; manual pages'
 	@echo 'make bench   speed, as a table of ratios'
 	@echo 'make fuzz    hostile input for FUZZ_SECONDS=$(FUZZ_SECONDS) a target'
 	@echo 'make wheel   dist/: the source distribution, and a wheel built from it'
@@ -122,6 +123,9 @@ fuzz: need $(VENV)/.stamp-dev $(VENV)/.stamp-kho
 	    PROPTEST_CASES=20000 cargo test --quiet --locked --release -p kho && \
 	    HYPOTHESIS_PROFILE=thorough $(PY) -m pytest --benchmark-skip; \
 	fi
+
+docs: $(VENV)/.stamp-dev $(VENV)/.stamp-kho
+	$(PY) scripts/docs.py
 
 format: $(VENV)/.stamp-dev
 	cargo fmt --all

@@ -1,4 +1,4 @@
-"""Writers of dumps in plain Python: kdump with every compression, flattened, LiME. Packed without looking for repeats."""
+"""Writers of dumps in plain Python: kdump with every compression, flattened, LiME; packed without finding repeats."""
 
 from __future__ import annotations
 

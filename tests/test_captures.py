@@ -77,6 +77,7 @@ def test_a_process_prints_the_same(name: str) -> None:
 def test_each_capture_names_its_reason(name: str) -> None:
     inc = kho.open(captures.elf(name))
     assert inc.page_size_why == "x86_64 has no other"
+    assert inc.bitmap_bytes_why is not None
     if captures.expected(name)["bitmap_bytes"] == 512:
         assert "not 4096 bytes" in inc.bitmap_bytes_why
         assert inc.certainty == "certain"
@@ -203,6 +204,7 @@ def chunks(memory: model.Memory, head: int, bitmap_bytes: int) -> list[tuple[byt
 @V1
 def test_what_is_written_again_is_what_the_kernel_wrote(name: str) -> None:
     inc, out = rebuild(name)
+    assert inc.bitmap_bytes is not None
     blob = out.serialize()
     assert blob == captures.debugfs(name, 1, "out/fdt")
     assert out.folios() == inc.folios

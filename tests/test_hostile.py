@@ -153,8 +153,12 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
     empty, fifo = tmp_path / "empty", tmp_path / "fifo"
     empty.touch()
     os.mkfifo(fifo)
+    done = run("inspect", tmp_path)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"kho: {tmp_path}: ")
+    directory = attempt(tmp_path)
     for path in (empty, tmp_path, tmp_path / "missing", fifo):
-        error = refused(path)
+        error = directory if path == tmp_path else refused(path)
         assert isinstance(error, kho.SourceError)
         assert str(error).startswith(str(path))
 

@@ -301,14 +301,17 @@ class Handovers(RuleBasedStateMachine):
     @rule(shape=st.booleans(), through_fd=st.booleans())
     def take_over(self, shape: bool, through_fd: bool) -> None:
         expected = self.tracker.folios()
+        self.inherited = set(self.tracker.marked)
         if through_fd and self.backing:
             self.arena = kho.Arena.open(self.arena.fileno())
-        self.incoming = kho.Incoming(self.arena)
+        # Folios that share pages speak for another size of bitmaps, as no sane owner makes them: then it is given.
+        shared = not all(map(self.alone, self.tracker.marked))
+        self.incoming = kho.Incoming(self.arena, bitmap_bytes=self.bitmap_bytes if shared else None)
         assert list(self.incoming.folios) == expected == list(self.incoming.unrestored())
         assert self.incoming.scratch == self.arena.scratch
         subtrees = {name: sub.phys // self.page for name, sub in self.incoming.subtrees.items()}
         assert subtrees == {name: pfn for name, (pfn, _) in self.own.items() if name}
-        self.inherited, self.restored = set(self.tracker.marked), set()
+        self.restored = set()
         self.inherited_ranges = self.ranges
         if shape:
             self.bitmap_bytes = 512 if self.bitmap_bytes == self.page else self.page

@@ -175,7 +175,7 @@ def test_the_tree_is_what_the_model_reads_after_every_step(
 
 @pytest.mark.parametrize("version", [2, 3])
 def test_single_pages_of_16_kib_lose_a_bit_and_come_back(version: int) -> None:
-    """The kernel's own depth is a level short there: what is left of a page's key is read as what it was meant to be."""
+    """The kernel's own depth is a level short there: what is left of a page's key is read as what it meant."""
     arena = kho.Arena(64 * MIB, page_size=16 * KIB)
     out = kho.Outgoing(arena, f"kho-v{version}")
     folios = [arena.alloc(order) for order in (0, 3, 0)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 import subprocess
@@ -19,7 +20,14 @@ from images import GIB, MIB, TIB
 P = 4096
 STAMP = struct.Struct("<QQ")
 LIMIT = 60.0
-"""Seconds, on a machine that others use too: it takes a fraction of that."""
+"""Seconds of processor time outside the kernel, which is busy giving and clearing pages."""
+
+
+def user_time() -> float:
+    """Seconds that this process and those it waited for have computed."""
+    times = os.times()
+    return times.user + times.children_user
+
 
 NEXT_OWNER = """
 import struct, sys, time
@@ -66,7 +74,7 @@ def test_the_folios_of_a_terabyte_reach_another_process(
 ) -> None:
     path = tmp_path / "arena.elf"
     folios = places(bitmap_bytes, count)
-    began = time.monotonic()
+    computed, began = user_time(), time.monotonic()
     arena = kho.Arena([(0, TIB)], backing="memfd" if backing == "memfd" else path, scratch=[(TIB - 32 * GIB, 16 * GIB)])
     out = kho.Outgoing(arena, bitmap_bytes=bitmap_bytes, fdt_phys=TIB - 4 * GIB)
     for phys, order in folios:
@@ -83,12 +91,15 @@ def test_the_folios_of_a_terabyte_reach_another_process(
         text=True,
         pass_fds=[arena.fileno()],
     )
-    took = time.monotonic() - began
+    computed = user_time() - computed
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{count + 1} {bitmap_bytes} 0\n"
     with capsys.disabled():
-        print(f" {backing}: preserve {preserved:.2f} s, finalize {finalized:.3f} s, {done.stderr.strip()}", end="")
-    assert took < LIMIT
+        print(
+            f" {backing}: computed {computed:.1f} s; preserve {preserved:.2f} s, finalize {finalized:.3f} s, ", end=""
+        )
+        print(done.stderr.strip(), end="")
+    assert computed < LIMIT
     expected = np.array(sorted([*folios, (out.fdt_phys, 0)]), dtype=np.uint64)
     found = np.asarray(out.folios())
     assert np.array_equal(found["phys"], expected[:, 0])

@@ -8,11 +8,11 @@ import builtins
 from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from types import TracebackType
-from typing import Final, Self, SupportsIndex, final, overload
+from typing import Any, Final, Self, SupportsIndex, final, overload
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
-from ._types import FolioInfo, MemfdFolio, PageInfo
+from ._types import FolioInfo, MemfdFolio, OwnedRange, PageInfo
 from .errors import FdtError
 from .payload import Luo, Metadata, Payload, Region
 
@@ -29,6 +29,7 @@ __all__ = [
     "Memfd",
     "Memory",
     "Outgoing",
+    "OwnerRows",
     "Pages",
     "ScratchSpec",
     "Snapshot",
@@ -37,6 +38,10 @@ __all__ = [
     "Tracker",
     "Vmalloc",
     "__version__",
+    "check_map",
+    "check_memfd_folios",
+    "find_memory",
+    "join_owners",
     "kho_is_enabled",
     "kho_scratch_of",
     "open_memory",
@@ -416,6 +421,7 @@ class Tracker:
     def __setstate__(self, state: bytes, /) -> None: ...
     __hash__: None  # type: ignore[assignment]
 
+@disjoint_base
 class Outgoing:
     """What `kho.Outgoing` is built upon.
 
@@ -513,7 +519,7 @@ class Outgoing:
     @property
     def abi(self) -> str: ...
     @property
-    def bitmap_bytes(self) -> int: ...
+    def bitmap_bytes(self) -> int | None: ...
     @property
     def fdt_phys(self) -> int: ...
     @property
@@ -590,9 +596,9 @@ class Incoming:
     @property
     def page_size_why(self) -> str: ...
     @property
-    def bitmap_bytes(self) -> int: ...
+    def bitmap_bytes(self) -> int | None: ...
     @property
-    def bitmap_bytes_why(self) -> str: ...
+    def bitmap_bytes_why(self) -> str | None: ...
     @property
     def certainty(self) -> str:
         """How sure the layout is: given, certain, likely, guess."""
@@ -634,6 +640,10 @@ class Incoming:
 
     def save(self, path: str | PathLike[str], *, everything: bool = False) -> None:
         """Write the handover as an ELF core; see `kho.Image.save`. Raises: SourceError."""
+
+    @property
+    def map_nodes(self) -> list[tuple[int, int]]:
+        """`(phys, nbytes)` of the map itself, ascending: chunks and bitmaps, or the tree's nodes."""
 
     @property
     def pages_outside(self) -> int:
@@ -944,7 +954,7 @@ class FdtWriter:
 
 @final
 class Snapshot:
-    """What a kernel shows of its handover in debugfs: the FDTs and the scratch areas, no memory (kexec_handover_debugfs.c)."""
+    """What a kernel shows of its handover in debugfs: FDTs and scratch areas, no memory (kexec_handover_debugfs.c)."""
 
     @staticmethod
     def open(source: str | PathLike[str]) -> Snapshot:
@@ -957,7 +967,7 @@ class Snapshot:
         """
     @staticmethod
     def recognizes(source: str | PathLike[str]) -> bool:
-        """Whether this is for `open` rather than an image of memory: "live", a directory, or a file that starts as an FDT."""
+        """Whether this is for `open`, not an image of memory: "live", a directory, a file that starts as an FDT."""
     @property
     def path(self) -> str: ...
     @property
@@ -1006,3 +1016,47 @@ class SnapshotSide:
     @property
     def sub_fdts(self) -> dict[str, bytes]:
         """The blobs of the producers, by name."""
+
+@final
+class OwnerRows:
+    """Ranges of pages with their owners, by address; made as they are asked for."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, at: int, /) -> OwnedRange: ...
+
+def find_memory(
+    memory: Memory | Arena, progress: Callable[[int], object] | None = None
+) -> tuple[list[int], list[tuple[int, int, int]], list[tuple[int, list[tuple[int, int]]]]]:
+    """Where handovers are in a memory, whether or not they can be read.
+
+    Returns: addresses of root FDTs; (FDT, scratch array, its bytes) that a kernel was told of; pages that can be
+        scratch arrays, with the (address, size) they would hold.
+    """
+
+def check_map(inc: Incoming, nodes: Sequence[tuple[int, int, int]] = ..., most: int = 16) -> dict[str, Any]:
+    """Check a map by runs: against itself, its memory, scratch, and NUMA nodes given as (start, size, node).
+
+    Returns: `overlapping`, `in_scratch`, `outside`, `nodes_in_scratch`, `nodes_preserved`, `spanning`: (how many
+        places, [(phys, pages, order, other)] of the first `most`); `empty`: [(order, empty bitmaps, bitmaps)].
+    """
+
+def check_memfd_folios(
+    inc: Incoming, memfd: Memfd, most: int = 16
+) -> dict[str, tuple[int, builtins.list[tuple[int, int]]]]:
+    """Check a memfd's list of folios.
+
+    Returns: `duplicated`, `beyond`, `interior`, `nowhere`: (how many, [(place in the file in pages, phys)] of the
+        first); `listed`: how many folios the list holds.
+    """
+
+def join_owners(
+    inc: Incoming,
+    names: Sequence[tuple[str, str]],
+    claims: Sequence[tuple[int, int, tuple[int, int] | Vmalloc | Memfd]],
+) -> dict[str, Any]:
+    """Join what is claimed with what is preserved; see `kho.owners`.
+
+    Args: names: (owner, what). claims: (index of a name, index of the name for an area's own list, memory).
+    Returns: `rows`, `unowned`, `unpreserved` (OwnerRows); `shared`: [(phys, nbytes, name, name)]; `totals`: bytes by
+        name; `unowned_bytes`.
+    """

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-__all__ = ["FolioInfo", "MemfdFolio", "PageInfo"]
+__all__ = ["FolioInfo", "MemfdFolio", "OwnedRange", "PageInfo"]
 
 
 class FolioInfo(NamedTuple):
@@ -14,7 +15,8 @@ class FolioInfo(NamedTuple):
     order: int
 
 
-class MemfdFolio(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class MemfdFolio:
     """A folio of a preserved memfd (`struct memfd_luo_folio_ser`)."""
 
     phys: int
@@ -24,6 +26,21 @@ class MemfdFolio(NamedTuple):
     """Where in the file it lies, in pages."""
     flags: int
     """1 dirty, 2 up to date; a folio that is not up to date reads as zeros."""
+
+
+class OwnedRange(NamedTuple):
+    """Consecutive pages of one owner."""
+
+    phys: int
+    nbytes: int
+    orders: tuple[int, ...]
+    """The orders of the preserved folios that hold them; none for what is not preserved."""
+    owner: str
+    """Whose they are: `session vm-1, file 0x10`; `unknown` for pages nobody claims."""
+    what: str
+    """What of it: `data`, `folio list`."""
+    offset: int | None
+    """Where in the owner's file or area they begin, in bytes, when they are part of one."""
 
 
 class PageInfo(NamedTuple):

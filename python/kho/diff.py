@@ -184,7 +184,7 @@ def _luo(inc: Incoming) -> tuple[list[str], dict[str, list[int]]]:
     """Give the names of the sessions, and the FLBs; nothing without LUO, or with one that `items` reports."""
     try:
         luo = inc.luo
-    except (errors.NotFoundError, errors.FormatError):
+    except errors.KhoError:
         return [], {}
     return list(luo.sessions), {flb.name: [flb.data, flb.count] for flb in luo.flbs}
 

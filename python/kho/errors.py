@@ -32,6 +32,12 @@ __all__ = [
 class KhoError(Exception):
     """Whatever kho refuses. The message names the place and the value."""
 
+    kind: str | None = None
+    """What is wrong with a node of a map or list: unaligned, outside, order, count, cycle, shared, length, entry, and
+    start or block for an address that nothing of its order can have."""
+    phys: int | None = None
+    """The address it is wrong at, where the error is about one."""
+
 
 class ParameterError(KhoError, ValueError):
     """An argument that makes no sense in itself: a page size, a bitmap size, a scratch string."""

@@ -10,6 +10,7 @@ what it can hold (`Allowance`).
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
@@ -23,7 +24,7 @@ from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
 
 from . import errors
 from ._kho import Incoming, Memfd
-from .payload import MemfdFile, Payload
+from .payload import MemfdFile, Payload, Raw
 from .payload.luo import FileEntry, Session
 
 __all__ = [
@@ -221,7 +222,8 @@ def save(
     """Write contents to a file, sparse; it appears under its name when it is whole.
 
     Args: force: replace a regular file that is there.
-    Raises: SourceError if the file is there or cannot be written; OutsideMemoryError, FormatError as `sha256_of`.
+    Raises: SourceError if the file is there or cannot be written; FormatError for a size no file has, and as
+        `sha256_of`; OutsideMemoryError.
     """
     target = Path(path)
     _refuse(target, force=force)
@@ -245,9 +247,12 @@ def save(
         part.replace(target)
     except errors.KhoError:
         raise
-    except (OSError, OverflowError) as error:
-        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise errors.SourceError(f"{target}: {content.size} bytes cannot be written: {why}") from error
+    except OverflowError as error:
+        raise errors.FormatError(f"{content.what}: {content.size} bytes: no file can be as large") from error
+    except OSError as error:
+        if error.errno in (errno.EFBIG, errno.EINVAL):
+            raise errors.FormatError(f"{content.what}: {content.size} bytes: no file here can be as large") from error
+        raise errors.SourceError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
         part.unlink(missing_ok=True)
     return Saved(target, content.size, done, digest.hexdigest())
@@ -382,14 +387,15 @@ def file(inc: Incoming, session: str, token: int) -> Item:
 def _file(session: Session, entry: FileEntry) -> Item:
     payload = session.files.decode(entry)
     shown = payload.describe()
-    error = shown.pop("error", None)
+    why = shown.pop("error", None)
     size = shown.pop("size", None)
     facts = {"session": session.name, "token": entry.token, "compatible": entry.compatible, **shown}
     name = f"{session.name}/{entry.token:#x}"
     if isinstance(payload, Readable):
         return Item("file", name, entry.data, size, content_of(payload, payload.blob.owner), facts=facts)
-    error = error or f"{entry.compatible!r} has no contents that kho knows of"
-    return Item("file", name, entry.data, size, None, error, facts)
+    if why is None or isinstance(payload, Raw):
+        why = f"{entry.compatible!r} has no contents that kho knows of"
+    return Item("file", name, entry.data, size, None, why, facts)
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -408,13 +414,13 @@ def items(inc: Incoming) -> Iterator[Item]:
     try:
         for name in inc.reserve_mem:
             yield region(inc, name)
-    except errors.FormatError as error:
+    except errors.KhoError as error:
         yield Item("reserve_mem", "memblock", None, None, None, str(error))
     try:
         luo = inc.luo
     except errors.NotFoundError:
         return
-    except errors.FormatError as error:
+    except errors.KhoError as error:
         yield Item("sessions", "LUO", None, None, None, str(error))
         return
     for session in luo.all_sessions:

@@ -10,6 +10,7 @@ import os
 import re
 import struct
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,8 +112,7 @@ def likely_names(fdt: Fdt) -> dict[int, str]:
     (end,) = struct.unpack_from(">I", raw, 32)  # size_dt_strings
     offsets = {offset for node in fdt.walk() for name, offset, _ in node.raw_properties if name is None}
     lengths = {len(name) + 1: name for name in ROOT_NAMES}
-    ordered = sorted(offsets)
-    gaps = zip(ordered, [*ordered[1:], end], strict=True)
+    gaps = pairwise([*sorted(offsets), end])
     return {at: lengths[following - at] for at, following in gaps if following - at in lengths}
 
 

@@ -8,7 +8,7 @@ import click
 
 from .. import __version__
 from ..errors import KhoError
-from . import convert, diff, extract, fdt, inspect, memmap
+from . import convert, diff, extract, fdt, inspect, memmap, owners, verify
 from .output import hint
 
 HELP = """Linux Kexec HandOver (KHO) in userspace.
@@ -16,18 +16,40 @@ HELP = """Linux Kexec HandOver (KHO) in userspace.
 KHO is how Linux carries memory across kexec: the old kernel marks folios as preserved, writes that map into plain
 physical memory, and hands one small FDT to the next kernel, which restores every folio in place.
 
-\b
-  kho inspect core.elf                 what does this memory hand over?
-  kho inspect ram.bin@0x40000000       the same for a raw image that begins at 1 GiB
-  kho inspect --json core.elf | jq .   as data
-  kho convert core.elf --abi kho-v4 -o new.elf   the same folios as another kernel writes them
-
-A SOURCE is an ELF core, a raw image with the physical address of its first byte after an @, or several of them that
-make up one memory. No vmlinux and no symbols are needed.
+A SOURCE is an ELF core, a raw image with the physical address of its first byte after an @ (ram.bin@0x40000000), or
+several of them that make up one memory. No vmlinux and no symbols are needed.
 """
 
+TASKS = {
+    "inspect": ("what does this memory hand over?", "kho inspect core.elf"),
+    "map": ("where in memory is it?", "kho map core.elf"),
+    "owners": ("whose is every page of it?", "kho owners core.elf"),
+    "verify": ("is anything wrong with it?", "kho verify core.elf"),
+    "fdt": ("the devicetrees, as source", "kho fdt --all core.elf"),
+    "extract": ("take a file out", "kho extract core.elf --session vm-1 --token 0x10 -o disk.img"),
+    "diff": ("what differs between two?", "kho diff before.elf after.elf"),
+    "convert": ("write it as another kernel would", "kho convert core.elf --abi kho-v4 -o v4.elf"),
+}
+"""What each command is for, with an example, in the order one needs them."""
 
-@click.group(help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
+
+class Teaching(click.Group):
+    """A group whose help has an example for every command there is, and lists commands in the order of `TASKS`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """List the commands."""
+        order = list(TASKS)
+        return sorted(self.commands, key=lambda name: (order.index(name) if name in order else len(order), name))
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what KHO is, then the examples."""
+        super().format_help_text(ctx, formatter)
+        examples = [(task, example) for name, (task, example) in TASKS.items() if name in self.commands]
+        with formatter.section("Examples"):
+            formatter.write_dl(examples, col_max=34)
+
+
+@click.group(cls=Teaching, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kho")
 def cli() -> None:
     """Hold the subcommands; each is a module of this package."""
@@ -39,6 +61,8 @@ cli.add_command(diff.command)
 cli.add_command(fdt.command)
 cli.add_command(memmap.command)
 cli.add_command(convert.command)
+cli.add_command(verify.command)
+cli.add_command(owners.command)
 
 
 def main() -> None:
@@ -59,3 +83,6 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:  # stdout, mostly: a full disk
+        click.echo(f"kho: {error.strerror or error}", err=True)
+        sys.exit(2)

@@ -53,7 +53,7 @@ def command(
     of its producers. SOURCE is an ELF core, a kdump or LiME dump, FILE@ADDRESS[,offset=N][,size=N] or, for the memory
     backend of a running QEMU, FILE,machine=q35|pc|virt; several make up one memory.
 
-    Of a debugfs directory, a directory with proc and sys in it, "live" or a single FDT it shows what is there: no memory.
+    Of a debugfs directory, one with proc and sys in it, "live" or a single FDT it shows what is there: no memory.
 
     \b
     Exit codes: 0 read, 2 no handover or not readable.

@@ -37,7 +37,8 @@ class FileEntry(NamedTuple):
     token: int
 
 
-class Flb(NamedTuple):
+@dataclass(frozen=True)
+class Flb:
     """File-lifecycle-bound data: what files of one kind share."""
 
     name: str
@@ -146,7 +147,7 @@ class Luo(Payload):
                 }
                 for session in self.all_sessions
             ],
-            "flbs": [list(flb) for flb in self.flbs],
+            "flbs": [[flb.name, flb.data, flb.count] for flb in self.flbs],
         }
 
     def owned(self) -> Iterator[Owned]:

@@ -230,7 +230,7 @@ impl PyArena {
 
     #[getter]
     fn fdt_phys(&self) -> Option<u64> {
-        Some(self.inner.fdt_phys()).filter(|phys| *phys != 0)
+        Some(self.inner.recorded().fdt_phys).filter(|phys| *phys != 0)
     }
 
     #[getter]

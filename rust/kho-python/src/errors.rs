@@ -32,10 +32,16 @@ pub(crate) fn to_py(error: Error) -> PyErr {
         _ => "KhoError",
     };
     let message = error.to_string();
+    let (kind, phys) = error.place();
     Python::attach(|py| {
         let class = py.import("kho.errors").and_then(|m| m.getattr(class)).and_then(|c| Ok(c.cast_into::<PyType>()?));
         match class {
-            Ok(class) => PyErr::from_type(class, message),
+            Ok(class) => {
+                let raised = PyErr::from_type(class, message);
+                let told = kind.map_or(Ok(()), |kind| raised.value(py).setattr("kind", kind));
+                let told = told.and_then(|()| phys.map_or(Ok(()), |phys| raised.value(py).setattr("phys", phys)));
+                told.err().unwrap_or(raised)
+            }
             Err(import_failed) => import_failed,
         }
     })

@@ -53,6 +53,7 @@ fn options(
         page_size: page_size.map(|n| PageSize::new(n.0)).transpose().or_raise()?,
         page_why: None,
         bitmap_bytes: bitmap_bytes.map(|n| n.0),
+        bitmap_why: None,
         scratch: scratch.map(|areas| areas.iter().map(area).collect()),
         max_page_order,
         ..Options::default()
@@ -244,7 +245,7 @@ impl PyIncoming {
     /// Addresses of the pages that hold the map.
     #[getter]
     fn map_pages(&self) -> Vec<u64> {
-        self.inner.map_pages().to_vec()
+        self.inner.map_pages()
     }
 
     #[getter]
@@ -275,6 +276,12 @@ impl PyIncoming {
         given.set_item("everything", everything)?;
         image.call_method("save", (path,), Some(&given))?;
         Ok(())
+    }
+
+    /// (phys, nbytes) of the map's chunks and bitmaps, or of its tree's nodes.
+    #[getter]
+    fn map_nodes(&self) -> Vec<(u64, u64)> {
+        self.inner.map_nodes().iter().map(|node| (node.start.0, node.len)).collect()
     }
 
     #[getter]

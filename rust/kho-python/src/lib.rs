@@ -13,6 +13,7 @@ mod outgoing;
 mod payload;
 mod snapshot;
 mod tracker;
+mod verify;
 
 use pyo3::prelude::*;
 
@@ -43,6 +44,8 @@ mod _kho {
     use crate::snapshot::{PySnapshot, SnapshotSide};
     #[pymodule_export]
     use crate::tracker::PyTracker;
+    #[pymodule_export]
+    use crate::verify::{OwnerRows, check_map, check_memfd_folios, find_memory, join_owners};
 
     #[pymodule_init]
     fn init(m: &Bound<'_, PyModule>) -> PyResult<()> {

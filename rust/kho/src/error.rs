@@ -296,6 +296,32 @@ pub enum MapProblem {
     },
 }
 
+/// A bitmap's `phys_start` that no bitmap of its order can have.
+pub const NO_START: &str = "is no multiple of what a bitmap of this order and size spans";
+/// A bitmap's own address, where none can lie.
+pub const NO_BITMAP: &str = "is no address of a bitmap of this size (alignment)";
+/// An address in a vmalloc area's list that is no block's.
+pub const NO_BLOCK: &str = "is no address of a block of the area's order";
+
+impl MapProblem {
+    /// What kind of problem it is, in a word that stays the same when messages change.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::Unaligned { .. } => "unaligned",
+            Self::Outside { .. } => "outside",
+            Self::Order { .. } => "order",
+            Self::TooManyElements { .. } => "count",
+            Self::Cycle => "cycle",
+            Self::Shared => "shared",
+            Self::TooLong { .. } => "length",
+            Self::Entry { why: NO_START, .. } => "start",
+            Self::Entry { why: NO_BITMAP, .. } => "unaligned",
+            Self::Entry { why: NO_BLOCK, .. } => "block",
+            Self::Entry { .. } => "entry",
+        }
+    }
+}
+
 impl fmt::Display for MapProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
@@ -377,6 +403,18 @@ impl fmt::Display for SourceProblem {
 }
 
 impl Error {
+    /// What kind of problem with a map or list it is ([`MapProblem::kind`]), and the address it is at.
+    pub fn place(&self) -> (Option<&'static str>, Option<u64>) {
+        match self {
+            Error::Map { phys, problem, .. } => (Some(problem.kind()), Some(*phys)),
+            Error::Root { phys, .. }
+            | Error::UnsupportedAbi { phys, .. }
+            | Error::NoLayout { phys, .. }
+            | Error::OutsideMemory { phys, .. } => (None, Some(*phys)),
+            _ => (None, None),
+        }
+    }
+
     /// An operating-system error with what was being done.
     pub fn io(what: impl Into<String>, source: impl Into<std::io::Error>) -> Self {
         Error::Io { what: what.into(), source: source.into() }

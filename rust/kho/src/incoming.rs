@@ -3,11 +3,11 @@
 use crate::abi::Abi;
 use crate::abi::evidence::{self, Certainty, Hints, Known, Reading};
 use crate::abi::layout::BitmapSize;
-use crate::arena::{Arena, ArenaNote, NOTE_NAME, NOTE_TYPE, ScratchArea};
+use crate::arena::{Arena, ArenaNote, NOTE_NAME, NOTE_TYPE, Recorded, ScratchArea};
 use crate::claims::{Claims, Marker};
 use crate::error::{Error, Result, RootProblem};
 use crate::find::{self, Found};
-use crate::memory::{FileMemory, Machine, PhysMemory};
+use crate::memory::{FileMemory, Machine, PhysMemory, PhysRange};
 use crate::root::{self, Root, Subtree};
 use crate::tracker::Tracker;
 use crate::units::{Order, PageSize, Pfn, Phys};
@@ -22,6 +22,8 @@ pub struct Options {
     /// Why `page_size` is known, for the explanation.
     pub page_why: Option<&'static str>,
     pub bitmap_bytes: Option<u64>,
+    /// Why `bitmap_bytes` is known, for the explanation.
+    pub bitmap_why: Option<&'static str>,
     /// The scratch areas; searched for otherwise.
     pub scratch: Option<Vec<ScratchArea>>,
     /// Where the array of these areas lies, if anywhere.
@@ -37,7 +39,7 @@ impl Options {
     pub fn know_arena(&mut self, arena: &Arena) {
         self.page_size = Some(arena.page());
         self.page_why = Some("the arena's");
-        self.fdt_phys = self.fdt_phys.or(Some(arena.fdt_phys()).filter(|phys| *phys != 0));
+        self.know_recorded(arena.recorded());
         self.know_scratch(arena.scratch().to_vec(), arena.scratch_phys());
     }
 
@@ -45,6 +47,17 @@ impl Options {
         if self.scratch.is_none() {
             self.scratch = Some(areas);
             self.scratch_phys = Some(phys).filter(|phys| *phys != 0);
+        }
+    }
+
+    fn know_recorded(&mut self, handover: Recorded) {
+        if handover.fdt_phys != 0 && self.fdt_phys.is_none_or(|phys| phys == handover.fdt_phys) {
+            self.fdt_phys = Some(handover.fdt_phys);
+            let said = Some(handover.bitmap_bytes.into()).filter(|bytes| *bytes != 0);
+            if let (None, Some(_)) = (self.bitmap_bytes, said) {
+                self.bitmap_bytes = said;
+                self.bitmap_why = Some("the arena's");
+            }
         }
     }
 
@@ -58,7 +71,7 @@ impl Options {
                 self.page_size = Some(note.page);
                 self.page_why = Some("the arena's");
             }
-            self.fdt_phys = self.fdt_phys.or(Some(note.fdt_phys).filter(|phys| *phys != 0));
+            self.know_recorded(note.handover);
             self.know_scratch(note.scratch, note.scratch_phys);
         } else if files.machine() == Some(Machine::X86_64) && self.page_size.is_none() {
             self.page_size = Some(PageSize::Size4K);
@@ -84,7 +97,7 @@ pub struct Incoming {
     arena: Option<(Arc<Arena>, u64)>,
     root: Root,
     layout: Layout,
-    map_pages: Vec<u64>,
+    map_nodes: Vec<PhysRange>,
     claims: Arc<Claims>,
     scratch: Option<Scratch>,
     machine: Option<Machine>,
@@ -117,13 +130,10 @@ impl Incoming {
     /// As [`Incoming::open`], and then nothing has changed; [`Error::OutsideMemory`] for a preserved folio that the
     /// arena does not have.
     pub fn take_over(arena: &Arc<Arena>, fdt_phys: Option<u64>, options: &Options) -> Result<Self> {
-        let fdt_phys = match fdt_phys {
-            Some(phys) => phys,
-            None if arena.fdt_phys() != 0 => arena.fdt_phys(),
-            None => return Err(Error::NoHandover { why: "nothing was finalized in this arena".into() }),
-        };
-        let mut options = options.clone();
+        let mut options = Options { fdt_phys, ..options.clone() };
         options.know_arena(arena);
+        let nothing = || Error::NoHandover { why: "nothing was finalized in this arena".into() };
+        let fdt_phys = options.fdt_phys.ok_or_else(nothing)?;
         let memory: Arc<dyn PhysMemory> = arena.clone();
         let reads = read(&*memory, Phys(fdt_phys), &Found::default(), &options)?;
         for (start, end) in reads.1.tracker.extents() {
@@ -134,7 +144,7 @@ impl Incoming {
         }
         let mut incoming = Self::new(memory, None, reads, Vec::new(), &options)?;
         arena.take_over(Arc::clone(&incoming.claims))?;
-        arena.record_fdt(0)?;
+        arena.record(Recorded::default())?;
         incoming.arena = Some((Arc::clone(arena), arena.generation()));
         Ok(incoming)
     }
@@ -155,7 +165,7 @@ impl Incoming {
             memory,
             arena,
             root,
-            map_pages: reading.map_pages,
+            map_nodes: reading.nodes,
             layout: Layout { page: reading.page, page_why: reading.page_why, bitmap, certainty: reading.certainty },
             claims: Arc::new(Claims::new(reading.tracker, marker)),
             scratch,
@@ -204,8 +214,11 @@ impl Incoming {
     }
 
     /// The pages the map itself takes, by address: chunks and bitmaps, or the nodes of the tree.
-    pub fn map_pages(&self) -> &[u64] {
-        &self.map_pages
+    pub fn map_pages(&self) -> Vec<u64> {
+        let page = self.layout.page.bytes();
+        let mut pages: Vec<u64> = self.map_nodes.iter().map(|node| node.start.0 / page * page).collect();
+        pages.dedup();
+        pages
     }
 
     /// Where the scratch array lies, when it was found.
@@ -216,6 +229,11 @@ impl Incoming {
     /// The machine, when the source names one.
     pub fn machine(&self) -> Option<Machine> {
         self.machine
+    }
+
+    /// Where the map itself lies, ascending: chunks and bitmaps, or the nodes of the tree.
+    pub fn map_nodes(&self) -> &[PhysRange] {
+        &self.map_nodes
     }
 
     /// The scratch areas, when known.
@@ -304,7 +322,7 @@ fn read(memory: &dyn PhysMemory, fdt: Phys, found: &Found, options: &Options) ->
         scratch: told.as_ref().map(|scratch| scratch.areas.clone()).unwrap_or_default(),
     };
     let page = options.page_size.map(|page| (page, options.page_why.unwrap_or(evidence::GIVEN)));
-    let hints = Hints { page, bitmap_bytes: options.bitmap_bytes };
+    let hints = Hints { page, bitmap_bytes: options.bitmap_bytes, bitmap_why: options.bitmap_why };
     let reading = evidence::decide(memory, root.abi, root.map, &known, hints)?;
     let scratch = told.or_else(|| scratch_guessed(found, &reading));
     Ok((root, reading, scratch))
@@ -365,7 +383,7 @@ fn scratch_guessed(found: &Found, reading: &Reading) -> Option<Scratch> {
     let handed_over = |area: &ScratchArea| {
         let (start, end) = (page.pfn(Phys(area.addr)), page.pfn(Phys(area.addr + (area.size - 1))));
         reading.tracker.overlapping(start, Pfn(end.0 + 1)).is_some()
-            || reading.nodes.iter().any(|node| area.overlaps(*node, page.bytes()))
+            || reading.nodes.iter().any(|node| area.overlaps(node.start.0, node.len))
     };
     let possible =
         |(phys, areas): &&(Phys, Vec<ScratchArea>)| phys.0 % page.bytes() == 0 && !areas.iter().any(handed_over);

@@ -26,6 +26,10 @@ pub mod find;
 pub mod payload;
 
 pub mod incoming;
+
+pub mod owners;
+pub mod verify;
+
 pub mod outgoing;
 pub mod snapshot;
 

@@ -168,11 +168,7 @@ impl Snapshot {
     pub fn recognizes(path: impl AsRef<Path>) -> bool {
         let path = path.as_ref();
         let Ok(metadata) = path.metadata() else { return false };
-        let magic = || open_file(path).ok()?.take(4).bytes().collect::<std::io::Result<Vec<u8>>>().ok();
-        metadata.is_dir()
-            || metadata.is_file()
-                && metadata.len() <= MAX_FILE
-                && magic().is_some_and(|m| m == fdt::MAGIC.to_be_bytes())
+        metadata.is_dir() || metadata.is_file() && metadata.len() <= MAX_FILE && starts_as_fdt(path)
     }
 
     fn of(path: &Path, kind: Kind) -> Self {
@@ -216,6 +212,11 @@ fn open_file(path: &Path) -> Result<File> {
     let file = File::options().read(true).custom_flags(flags).open(path).map_err(io)?;
     check(file.metadata().map_err(io)?)?;
     Ok(file)
+}
+
+fn starts_as_fdt(path: &Path) -> bool {
+    let mut magic = [0; 4];
+    open_file(path).is_ok_and(|mut file| file.read_exact(&mut magic).is_ok()) && magic == fdt::MAGIC.to_be_bytes()
 }
 
 struct Reader {

@@ -6,7 +6,7 @@
 //! ```
 
 use super::layout::{BitmapPtr, BitmapSize, ChunkHeader, chunk_entries};
-use crate::error::{Error, MapProblem, Result};
+use crate::error::{Error, MapProblem, NO_BITMAP, NO_START, Result};
 use crate::memory::PhysMemory;
 use crate::tracker::{Geometry, Tracker};
 use crate::units::{Order, PageSize, Phys};
@@ -86,13 +86,13 @@ pub fn check(memory: &dyn PhysMemory, geometry: Geometry, chunks: &[Chunk]) -> R
             let (start, bitmap) = (entry.phys_start.get(), entry.bitmap.get());
             let refuse = |value, why| Err(bad(chunk.phys, MapProblem::Entry { index, value, why }));
             if bitmap == 0 || bitmap % align != 0 {
-                return refuse(bitmap, "is no address of a bitmap of this size (alignment)");
+                return refuse(bitmap, NO_BITMAP);
             }
             if !memory.contains(Phys(bitmap), bytes) {
                 return refuse(bitmap, "is the address of a bitmap outside this memory");
             }
             if geometry.index_of(chunk.order, Phys(start)).is_none() {
-                return refuse(start, "is no multiple of what a bitmap of this order and size spans");
+                return refuse(start, NO_START);
             }
             if !starts.insert((chunk.order, start)) {
                 return refuse(start, "is where another bitmap of the same order starts");
@@ -132,15 +132,6 @@ pub fn read(memory: &dyn PhysMemory, geometry: Geometry, chunks: &[Chunk]) -> Re
         }
     }
     Ok(tracker)
-}
-
-/// The pages that hold the map, sorted: chunks, and bitmaps (which share pages when they are smaller).
-pub fn metadata_pages(page: PageSize, chunks: &[Chunk]) -> Vec<u64> {
-    let bitmaps = chunks.iter().flat_map(|c| &c.entries).map(|e| e.bitmap.get() & !(page.bytes() - 1));
-    let mut pages: Vec<u64> = bitmaps.chain(chunks.iter().map(|c| c.phys)).collect();
-    pages.sort_unstable();
-    pages.dedup();
-    pages
 }
 
 /// Lays out a tracker's chunks: orders ascending, in each the bitmaps ascending, each order in chunks of its own.

@@ -51,6 +51,8 @@ pub struct Known {
 pub struct Hints {
     pub page: Option<(PageSize, &'static str)>,
     pub bitmap_bytes: Option<u64>,
+    /// Why `bitmap_bytes` is known, if not because the caller said so.
+    pub bitmap_why: Option<&'static str>,
 }
 
 /// Why a page size is known that the caller insisted on.
@@ -65,10 +67,8 @@ pub struct Reading {
     pub bitmap: Option<(BitmapSize, String)>,
     /// Of the bitmap size where there is one, else of the page size.
     pub certainty: Certainty,
-    /// The pages of the chunks, or of the tree's nodes.
-    pub nodes: Vec<u64>,
-    /// Every page that holds the map: chunks and bitmaps, or nodes; sorted.
-    pub map_pages: Vec<u64>,
+    /// Where the map itself lies, ascending: its chunks and bitmaps, or the tree's nodes.
+    pub nodes: Vec<PhysRange>,
     pub tracker: Tracker,
 }
 
@@ -85,22 +85,22 @@ enum Map {
 }
 
 impl Map {
-    fn nodes(self) -> Vec<u64> {
+    /// Where the map itself lies, ascending.
+    fn nodes(&self, page: PageSize, bitmap: Option<BitmapSize>) -> Vec<PhysRange> {
+        let whole = |phys: u64| PhysRange { start: Phys(phys), len: page.bytes() };
+        let mut nodes: Vec<PhysRange> = Vec::new();
         match self {
-            Map::Chunks(chunks) => chunks.iter().map(|c| c.phys).collect(),
-            Map::Tree(nodes) => nodes,
-        }
-    }
-
-    fn pages(&self, page: PageSize) -> Vec<u64> {
-        match self {
-            Map::Chunks(chunks) => chunk::metadata_pages(page, chunks),
-            Map::Tree(nodes) => {
-                let mut pages = nodes.clone();
-                pages.sort_unstable();
-                pages
+            Map::Tree(pages) => nodes.extend(pages.iter().map(|phys| whole(*phys))),
+            Map::Chunks(chunks) => {
+                let len = bitmap.map_or(0, |bitmap| bitmap.bytes(page));
+                for c in chunks {
+                    nodes.push(whole(c.phys));
+                    nodes.extend(c.entries.iter().map(|e| PhysRange { start: Phys(e.bitmap.get()), len }));
+                }
             }
         }
+        nodes.sort_unstable_by_key(|n| n.start);
+        nodes
     }
 }
 
@@ -286,19 +286,7 @@ fn candidates(
 
 fn doubts(memory: &dyn PhysMemory, tracker: &Tracker, candidate: &Candidate, known: &Known) -> Doubts {
     let page = candidate.page;
-    let whole = |&phys: &u64| PhysRange { start: Phys(phys), len: page.bytes() };
-    let mut nodes: Vec<PhysRange> = Vec::new();
-    match &candidate.map {
-        Map::Tree(pages) => nodes.extend(pages.iter().map(whole)),
-        Map::Chunks(chunks) => {
-            let len = candidate.bitmap.map_or(0, |bitmap| bitmap.bytes(page));
-            for c in chunks {
-                nodes.push(whole(&c.phys));
-                nodes.extend(c.entries.iter().map(|e| PhysRange { start: Phys(e.bitmap.get()), len }));
-            }
-        }
-    }
-    nodes.sort_unstable_by_key(|n| n.start);
+    let nodes = candidate.map.nodes(page, candidate.bitmap);
     let scratch: Vec<PhysRange> =
         known.scratch.iter().map(|s| PhysRange { start: Phys(s.addr), len: s.size }).collect();
     let mut d = NO_DOUBTS;
@@ -409,6 +397,6 @@ fn explain(
         None if of_page.is_empty() => "no other fits".into(),
         None => of_page.join("; "),
     };
-    let map_pages = map.pages(page);
-    Reading { page, page_why, bitmap, certainty, nodes: map.nodes(), map_pages, tracker }
+    let nodes = map.nodes(page, bitmap.as_ref().map(|(bitmap, _)| *bitmap));
+    Reading { page, page_why, bitmap, certainty, nodes, tracker }
 }

@@ -34,7 +34,8 @@ struct Note {
     max_order: U32,
     nr_regions: U32,
     nr_scratch: U32,
-    pad: U32,
+    /// kho-v1: bytes of a bitmap, which the format itself does not tell; else 0.
+    bitmap_bytes: U32,
     /// The handover's FDT, 0 while there is none: what `setup_data` or `/chosen` tell a kernel.
     fdt_phys: U64,
     /// The scratch array, 0 without one.
@@ -59,6 +60,25 @@ struct NoteScratch {
 }
 const _: () = assert!(size_of::<NoteScratch>() == 16);
 
+/// What an arena's file says of the handover that lies in it: what a kernel is told by `setup_data` or `/chosen`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Recorded {
+    /// Where the FDT is; 0 while nothing is finalized.
+    pub fdt_phys: u64,
+    /// kho-v1: bytes of a bitmap; else 0.
+    pub bitmap_bytes: u32,
+}
+
+impl Recorded {
+    /// The bytes as they stand in the note.
+    pub(super) fn encode(self) -> [u8; 12] {
+        let mut bytes = [0; 12];
+        bytes[..4].copy_from_slice(&self.bitmap_bytes.to_le_bytes());
+        bytes[4..].copy_from_slice(&self.fdt_phys.to_le_bytes());
+        bytes
+    }
+}
+
 /// What an arena's file says of itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ArenaNote {
@@ -66,7 +86,7 @@ pub struct ArenaNote {
     pub max_order: Order,
     pub regions: Vec<Region>,
     pub scratch: Vec<ScratchArea>,
-    pub fdt_phys: u64,
+    pub handover: Recorded,
     pub scratch_phys: u64,
 }
 
@@ -79,8 +99,8 @@ impl ArenaNote {
             max_order: self.max_order.get().into(),
             nr_regions: count(self.regions.len()),
             nr_scratch: count(self.scratch.len()),
-            pad: 0.into(),
-            fdt_phys: self.fdt_phys.into(),
+            bitmap_bytes: self.handover.bitmap_bytes.into(),
+            fdt_phys: self.handover.fdt_phys.into(),
             scratch_phys: self.scratch_phys.into(),
         };
         let mut out = head.as_bytes().to_vec();
@@ -119,7 +139,7 @@ impl ArenaNote {
                 .map(|r| Ok(Region { start: Phys(r.start.get()), len: r.len.get(), node: node(r.node)? }))
                 .collect::<Result<_>>()?,
             scratch: scratch.iter().map(|s| ScratchArea { addr: s.addr.get(), size: s.size.get() }).collect(),
-            fdt_phys: head.fdt_phys.get(),
+            handover: Recorded { bitmap_bytes: head.bitmap_bytes.get(), fdt_phys: head.fdt_phys.get() },
             scratch_phys: head.scratch_phys.get(),
         })
     }
@@ -191,9 +211,9 @@ impl ArenaNote {
     }
 }
 
-/// Where `fdt_phys` lies in a file head, to be rewritten in place.
-pub(super) fn fdt_phys_offset(head: &[u8], desc_len: usize) -> u64 {
-    (head.len() - desc_len + core::mem::offset_of!(Note, fdt_phys)) as u64
+/// Where [`Recorded`] lies in a file head, to be rewritten in place.
+pub(super) fn recorded_offset(head: &[u8], desc_len: usize) -> u64 {
+    (head.len() - desc_len + core::mem::offset_of!(Note, bitmap_bytes)) as u64
 }
 
 /// The length of the descriptor that [`ArenaNote::to_elf`] ends with.

@@ -7,7 +7,7 @@ mod scratch;
 mod spans;
 
 pub use blocks::ArenaBlocks;
-pub use header::{ArenaNote, NOTE_NAME, NOTE_TYPE};
+pub use header::{ArenaNote, NOTE_NAME, NOTE_TYPE, Recorded};
 pub use pages::PageKind;
 pub use scratch::{ScratchArea, check_no_overlap, nodes, place};
 
@@ -85,7 +85,7 @@ pub struct Arena {
 /// What lies ready for the next owner.
 #[derive(Debug, Default)]
 struct Handover {
-    fdt_phys: u64,
+    recorded: Recorded,
     /// The tracker of the one `Outgoing`, while there is one: what it holds cannot be freed.
     preserved: Weak<Mutex<Tracker>>,
     /// The same once it is finalized and its `Outgoing` is gone: nothing of it may be freed before it is taken over.
@@ -113,7 +113,7 @@ impl Arena {
             max_order: config.max_order,
             regions: config.regions.clone(),
             scratch: config.scratch.clone(),
-            fdt_phys: 0,
+            handover: Recorded::default(),
             scratch_phys,
         };
         let spans = Spans::create(&note, &config.backing)?;
@@ -159,7 +159,7 @@ impl Arena {
             backing,
         };
         let pages = pages_of(&config)?;
-        let handover = Handover { fdt_phys: note.fdt_phys, ..Handover::default() };
+        let handover = Handover { recorded: note.handover, ..Handover::default() };
         Ok(Arc::new(Arena {
             config,
             spans: Arc::new(spans),
@@ -186,19 +186,19 @@ impl Arena {
         self.scratch_phys
     }
 
-    /// Where the handover's FDT lies; 0 while there is none.
-    pub fn fdt_phys(&self) -> u64 {
-        lock(&self.handover).fdt_phys
+    /// What is recorded of the handover that lies here.
+    pub fn recorded(&self) -> Recorded {
+        lock(&self.handover).recorded
     }
 
-    /// Records where the handover's FDT is, for the next owner.
+    /// Records what the handover says of itself, for the next owner.
     ///
     /// # Errors
     /// [`Error::Io`] if the file cannot be written.
-    pub fn record_fdt(&self, fdt_phys: u64) -> Result<()> {
+    pub fn record(&self, recorded: Recorded) -> Result<()> {
         let mut handover = lock(&self.handover);
-        self.spans.record_fdt(fdt_phys)?;
-        handover.fdt_phys = fdt_phys;
+        self.spans.record(recorded)?;
+        handover.recorded = recorded;
         Ok(())
     }
 

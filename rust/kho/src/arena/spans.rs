@@ -1,6 +1,6 @@
 //! The bytes of an arena: mappings that stand for spans of physical memory.
 
-use super::header::{self, ArenaNote, SPAN_ALIGN};
+use super::header::{self, ArenaNote, Recorded, SPAN_ALIGN};
 use super::{Backing, Region};
 use crate::error::{Error, Result};
 use crate::mapping::Mapping;
@@ -73,7 +73,7 @@ impl Spans {
             rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW)
                 .map_err(|e| Error::io("seal the memfd", e))?;
         }
-        let fdt_at = header::fdt_phys_offset(&head, header::desc_len(note));
+        let fdt_at = header::recorded_offset(&head, header::desc_len(note));
         Self::map(&spans, Some((file, fdt_at)))
     }
 
@@ -93,7 +93,7 @@ impl Spans {
                 why: format!("{len:#x} bytes long; its regions need {need:#x}"),
             });
         }
-        let fdt_at = header::fdt_phys_offset(&head, header::desc_len(&note));
+        let fdt_at = header::recorded_offset(&head, header::desc_len(&note));
         Ok((Self::map(&spans, Some((file, fdt_at)))?, note))
     }
 
@@ -136,12 +136,12 @@ impl Spans {
         if done { Ok(()) } else { Err(outside("zero", phys, len)) }
     }
 
-    /// Records where the handover's FDT is, for whoever opens the file next.
-    pub(super) fn record_fdt(&self, fdt_phys: u64) -> Result<()> {
+    /// Records what the handover says of itself, for whoever opens the file next.
+    pub(super) fn record(&self, handover: Recorded) -> Result<()> {
         match &self.file {
             None => Ok(()),
             Some((file, at)) => file
-                .write_all_at(&fdt_phys.to_le_bytes(), *at)
+                .write_all_at(&handover.encode(), *at)
                 .map_err(|e| Error::io("record the FDT's address in the arena's header", e)),
         }
     }

@@ -206,7 +206,7 @@ impl Header {
     fn bits(&self, first: u64, mut word: u64, runs: &mut Runs) {
         let below = self.pfns.start.saturating_sub(first).min(64);
         let above = self.pfns.end.saturating_sub(first).min(64);
-        word = low(above) & !low(below) & word;
+        word &= low(above) & !low(below);
         while word != 0 {
             let skip = u64::from(word.trailing_zeros());
             let len = u64::from((!(word >> skip)).trailing_zeros()).min(64 - skip);

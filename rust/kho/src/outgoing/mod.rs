@@ -4,7 +4,7 @@ mod form;
 
 use crate::abi::layout::BitmapSize;
 use crate::abi::{Abi, MapFormat, chunk, evidence};
-use crate::arena::{Arena, ArenaBlocks, check_no_overlap};
+use crate::arena::{Arena, ArenaBlocks, Recorded, check_no_overlap};
 use crate::error::{Error, Result};
 use crate::memory::PhysMemory;
 use crate::tracker::Tracker;
@@ -384,7 +384,8 @@ impl Outgoing {
     pub fn finalize(&mut self) -> Result<Phys> {
         self.check_open("finalize")?;
         self.serialize()?;
-        self.arena.record_fdt(self.fdt_phys().0)?;
+        let bitmap_bytes = self.bitmap_bytes().and_then(|bytes| u32::try_from(bytes).ok()).unwrap_or(0);
+        self.arena.record(Recorded { fdt_phys: self.fdt_phys().0, bitmap_bytes })?;
         self.finalized = true;
         Ok(self.fdt_phys())
     }
@@ -398,7 +399,7 @@ impl Outgoing {
         if !self.finalized {
             return Err(Error::NotFinalized);
         }
-        self.arena.record_fdt(0)?;
+        self.arena.record(Recorded::default())?;
         if !self.abi.live {
             self.write_fdt(&[])?;
             self.map.take_back(&self.arena);

@@ -87,7 +87,7 @@ fn a_handover_of_linux_7_3_written_again_is_the_same() {
         let theirs = leaves(&**inc.memory(), shape, inc.root().map);
         assert!(leaves(&*arena, shape, inc.root().map) == theirs, "{name}: the trees differ");
         let nodes = radix::read(&*arena, shape, inc.root().map).unwrap().nodes;
-        assert_eq!(nodes.len() as u64, inc.metadata_pages(), "{name}");
+        assert_eq!(nodes.len() as u64, inc.map_pages().len() as u64, "{name}");
     }
 }
 
@@ -212,4 +212,20 @@ fn a_bitmap_size_is_refused_where_there_is_none() {
     let memory: Arc<dyn PhysMemory> = arena.clone();
     assert!(Incoming::open(memory, &options, |_| {}).err().unwrap().to_string().starts_with("bitmap_bytes"));
     assert_eq!(out.bitmap_bytes(), None);
+}
+
+#[test]
+fn an_arena_tells_the_bitmap_size_that_its_map_does_not() {
+    let arena = arena(PageSize::Size4K);
+    let mut out = Outgoing::new(&arena, "kho-v1", None, Placement::default()).unwrap();
+    // Two folios that share pages: what would make a reader doubt the layout.
+    let big = arena.alloc(Order::new(8).unwrap(), None, false).unwrap();
+    out.preserve_folio(big, Order::new(8).unwrap()).unwrap();
+    out.preserve_folio(big, Order::ZERO).unwrap();
+    out.finalize().unwrap();
+    let expected = out.tracker().try_clone().unwrap();
+    drop(out);
+    let inc = Incoming::take_over(&arena, None, &Options::default()).unwrap();
+    assert_eq!(*inc.preserved(), expected);
+    assert_eq!(inc.layout().bitmap.as_ref().unwrap().0, 4096);
 }

@@ -1,7 +1,7 @@
 //! A preserved vmalloc area: a list of pages that were contiguous in the old kernel's address space
 //! (`struct kho_vmalloc`, include/linux/kho/abi/kexec_handover.h; ABI section 6).
 
-use crate::error::{Error, MapProblem, Result};
+use crate::error::{Error, MapProblem, NO_BLOCK, Result};
 use crate::memory::PhysMemory;
 use crate::units::{Order, PageSize, Phys};
 use std::collections::{HashMap, HashSet};
@@ -99,8 +99,7 @@ impl Vmalloc {
             area.chunks.push(Phys(at));
             for (index, phys) in (0..).zip(addresses.iter().map(|a| a.get()).take_while(|a| *a != 0)) {
                 if page.check_folio(page.pfn(Phys(phys)), order).is_err() || phys % page.bytes() != 0 {
-                    let why = "is no address of a block of the area's order";
-                    return Err(bad(at, MapProblem::Entry { index, value: phys, why }));
+                    return Err(bad(at, MapProblem::Entry { index, value: phys, why: NO_BLOCK }));
                 }
                 if !named.insert(phys) {
                     let why = "is a block that the area has already";

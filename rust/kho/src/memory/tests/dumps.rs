@@ -336,7 +336,7 @@ proptest! {
 
     #[test]
     fn pages_read_as_they_were_packed(pfns in prop::collection::btree_set(0u64..300, 1..40), flags in 0u32..2) {
-        let contents = |pfn: u64| if pfn % 3 == 0 { vec![0; PAGE] } else { filled(pfn as u8) };
+        let contents = |pfn: u64| if pfn.is_multiple_of(3) { vec![0; PAGE] } else { filled(pfn as u8) };
         let pack = |pfn| if flags == 1 && pfn % 3 != 0 { (pfn, zlib(&contents(pfn)), 1) } else { (pfn, contents(pfn), 0) };
         let pages: Vec<Packed> = pfns.iter().map(|&pfn| pack(pfn)).collect();
         let m = memory(kdump(&pages, 300)).unwrap();

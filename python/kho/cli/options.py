@@ -1,0 +1,67 @@
+"""What the commands share: the memory to read, and what may be said about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Number(click.ParamType[int]):
+    """A 64-bit number or address, decimal or with a 0x prefix."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read the number; click reports what is none."""
+        try:
+            number = int(value, 0) if isinstance(value, str) else int(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number (write 4096 or 0x6c4000)", param, ctx)
+        if not 0 <= number < 1 << 64:
+            self.fail(f"{value} is not a 64-bit number", param, ctx)
+        return number
+
+
+class Range(click.ParamType[tuple[int, ...]]):
+    """Numbers with a colon between them: `0xb400000:0x2000000`."""
+
+    name = "range"
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Read the numbers; click reports what are none."""
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).split(":")
+        if len(parts) != self.count:
+            self.fail(f"{value!r} is not {self.count} numbers with colons between them", param, ctx)
+        return tuple(Number().convert(part, param, ctx) for part in parts)
+
+
+def read_options(function: Command) -> Command:
+    """Add `--fdt-phys`, `--bitmap-bytes` and `--page-size`, named as `kho.open` names them."""
+    options = (
+        click.option(
+            "--fdt-phys", type=Number(), metavar="A", help="Physical address of the root FDT; else searched for."
+        ),
+        click.option(
+            "--bitmap-bytes", type=Number(), metavar="N", help="512 (Linux 6.16) or the page size; else decided."
+        ),
+        click.option(
+            "--page-size", type=Number(), metavar="N", help="4096, 16384 or 65536; else decided from evidence."
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def source_options(function: Command) -> Command:
+    """Add the argument SOURCE, one or more, as `source`, and `read_options`."""
+    return click.argument("source", nargs=-1, required=True)(read_options(function))

@@ -1,0 +1,114 @@
+"""`kho owners`: whose is each preserved page?"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import click
+from rich.text import Text
+
+from .._kho import Incoming
+from .._types import OwnedRange
+from ..owners import Owners, owners
+from ..sources import open as open_source
+from . import output
+from .options import source_options
+
+
+@click.command("owners")
+@source_options
+@click.option("--by-page", is_flag=True, help="One row for each page instead of one for each range.")
+@click.option("--json", "as_json", is_flag=True, help="Print data instead of text; addresses are integers.")
+def command(
+    source: tuple[str, ...],
+    fdt_phys: int | None,
+    bitmap_bytes: int | None,
+    page_size: int | None,
+    by_page: bool,
+    as_json: bool,
+) -> None:
+    """Say whose each preserved page in SOURCE is.
+
+    The root FDT's, a subtree's blob, a block of LUO, a file's of a session with its offset, a list's, a reserve_mem
+    region's, kho_test's, or unknown: preserved by nobody's account. Then what is referred to and not preserved, and
+    what has two owners. SOURCE is what `kho inspect` takes.
+
+    \b
+    Exit codes: 0 all that is referred to is preserved, 1 some is not or has two owners, 2 no handover or not readable.
+    """
+    with output.progress("searching") as told:
+        inc = open_source(source, fdt_phys=fdt_phys, bitmap_bytes=bitmap_bytes, page_size=page_size, progress=told)
+    found = owners(inc)
+    if as_json:
+        print_json(inc, found, by_page=by_page)
+    else:
+        show(inc, found, by_page=by_page)
+    if found.unpreserved or found.shared:
+        sys.exit(1)
+
+
+def ranges(inc: Incoming, found: Owners, *, by_page: bool) -> Iterator[OwnedRange]:
+    """Give the rows: ranges as they are, or page by page."""
+    for row in found.rows:
+        if not by_page:
+            yield row
+            continue
+        for at in range(0, row.nbytes, inc.page_size):
+            offset = None if row.offset is None else row.offset + at
+            yield row._replace(phys=row.phys + at, nbytes=inc.page_size, offset=offset)
+
+
+def print_json(inc: Incoming, found: Owners, *, by_page: bool) -> None:
+    """Print as JSON, a row a line, as the rows may be millions."""
+    head: dict[str, Any] = {
+        "preserved_bytes": inc.preserved_bytes,
+        "totals": found.totals,
+        "why_unowned": found.why_unowned if found.unowned else None,
+        "unpreserved": [row._asdict() for row in found.unpreserved],
+        "shared": [row._asdict() for row in found.shared],
+    }
+    sys.stdout.write(json.dumps(head, indent=2)[:-2] + ',\n  "rows": [')
+    separator = "\n    "
+    for row in ranges(inc, found, by_page=by_page):
+        sys.stdout.write(separator + json.dumps(row._asdict()))
+        separator = ",\n    "
+    sys.stdout.write("\n  ]\n}\n")
+
+
+def show(inc: Incoming, found: Owners, *, by_page: bool) -> None:
+    """Print as text: every range, then totals by owner, then what does not fit."""
+    out = output.console()
+    line = "{:<16}  {:>10}  {:<7}  {}"
+    click.echo(line.format("address", "size", "orders", "owner"))
+    for row in ranges(inc, found, by_page=by_page):
+        click.echo(line.format(f"{row.phys:#x}", output.size(row.nbytes), orders(row), whose(row)))
+    out.print(f"\n[bold]Preserved[/bold]: {output.size(inc.preserved_bytes)}")
+    totals = output.table("owner", ">bytes")
+    for owner, nbytes in found.totals.items():
+        totals.add_row(Text(owner), output.size(nbytes))
+    out.print(totals)
+    if found.unowned:
+        out.print(Text(f"\n{len(found.unowned)} ranges have no owner: {found.why_unowned}"), soft_wrap=True)
+    for row in found.unpreserved:
+        what = f"{row.phys:#x}: {output.size(row.nbytes)} of {whose(row)} are not preserved"
+        out.print(Text.assemble(("not preserved", "bold red"), f" at {what}"), soft_wrap=True)
+    for shared in found.shared:
+        both = f"{', '.join(shared.first)}; {', '.join(shared.second)}"
+        what = f" at {shared.phys:#x}: {output.size(shared.nbytes)}: {both}"
+        out.print(Text.assemble(("two owners", "bold red"), what), soft_wrap=True)
+
+
+def orders(row: OwnedRange) -> str:
+    """Write the orders of a row: `0`, `0-3`, `0,9`."""
+    if len(row.orders) > 2 and row.orders[-1] - row.orders[0] == len(row.orders) - 1:
+        return f"{row.orders[0]}-{row.orders[-1]}"
+    return ",".join(map(str, row.orders))
+
+
+def whose(row: OwnedRange) -> str:
+    """Write owner and part: `session vm-1, file 0x10: data at 0x4000`."""
+    offset = "" if row.offset is None else f" at {row.offset:#x}"
+    return f"{row.owner}: {row.what}{offset}"

@@ -1,0 +1,166 @@
+"""`kho verify`: is everything in order with what this memory hands over?"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import click
+from rich.text import Text
+
+from .. import __version__
+from ..findings import RULES, SEVERITIES, Finding, Severity, markdown
+from ..verify import verify
+from . import output
+from .options import Range, read_options
+
+SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+COLOUR = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+
+
+@click.command("verify")
+@click.argument("source", nargs=-1)
+@read_options
+@click.option("--scratch", type=Range(2), multiple=True, metavar="A:N", help="A scratch area; else searched for.")
+@click.option("--node", type=Range(3), multiple=True, metavar="A:N:ID", help="Memory of a NUMA node, for KHO016.")
+@click.option("--json", "as_json", is_flag=True, help="Print data instead of text; addresses are integers.")
+@click.option("--sarif", "as_sarif", is_flag=True, help="Print a SARIF 2.1.0 log.")
+@click.option("--explain", metavar="ID", help="Explain a finding (KHO004), and stop.")
+@click.option("--list", "as_list", is_flag=True, help="List every finding there can be, and stop.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="With --list: as docs/findings.md.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    source: tuple[str, ...],
+    fdt_phys: int | None,
+    bitmap_bytes: int | None,
+    page_size: int | None,
+    scratch: tuple[tuple[int, int], ...],
+    node: tuple[tuple[int, int, int], ...],
+    as_json: bool,
+    as_sarif: bool,
+    explain: str | None,
+    as_list: bool,
+    as_markdown: bool,
+) -> None:
+    """Check what the memory in SOURCE hands over, and say what is wrong with it.
+
+    The root, the preserved-memory map, scratch, every subtree and file, and whether all that is referred to is
+    preserved. SOURCE is what `kho inspect` takes, or a bare root FDT (debugfs out/fdt).
+
+    \b
+      kho verify handover.elf
+      kho verify --explain KHO015
+      kho verify --sarif handover.elf > findings.sarif
+
+    \b
+    Exit codes: 0 no errors (there may be warnings and notes), 1 errors, 2 no handover or not readable.
+    """
+    if explain is not None:
+        click.echo(explanation(explain))
+        return
+    if as_list:
+        if as_markdown:
+            click.echo(markdown(), nl=False)
+        elif as_json:
+            output.print_json({"rules": [rule_as_dict(rule_id) for rule_id in RULES]})
+        else:
+            table = output.table("id", "severity", "title")
+            for rule_id, rule in RULES.items():
+                table.add_row(rule_id, Text(rule.severity, COLOUR[rule.severity]), rule.title)
+            output.console().print(table)
+        return
+    if not source:
+        raise click.UsageError("Missing argument 'SOURCE...'.", ctx)
+    with output.progress("searching") as told:
+        found = verify(
+            source if len(source) > 1 else source[0],
+            nodes=node,
+            fdt_phys=fdt_phys,
+            page_size=page_size,
+            bitmap_bytes=bitmap_bytes,
+            scratch=scratch or None,
+            progress=told,
+        )
+    counts = {severity: sum(f.severity == severity for f in found) for severity in SEVERITIES}
+    if as_sarif:
+        click.echo(json.dumps(sarif(found, source), indent=2))
+    elif as_json:
+        output.print_json({"sources": list(source), "counts": counts, "findings": [f.as_dict() for f in found]})
+    else:
+        show(found, counts)
+    if counts["error"]:
+        sys.exit(1)
+
+
+def explanation(rule_id: str) -> str:
+    """Write a rule as text; click reports one that is not there."""
+    rule = RULES.get(rule_id.upper())
+    if rule is None:
+        raise click.UsageError(f"there is no finding {rule_id}; kho verify --list has them all")
+    return f"{rule_id.upper()} ({rule.severity}): {rule.title}\n\n{rule.explanation}"
+
+
+def rule_as_dict(rule_id: str) -> dict[str, str]:
+    """Give a rule as data."""
+    return {"id": rule_id, **vars(RULES[rule_id])}
+
+
+def show(found: list[Finding], counts: Mapping[Severity, int]) -> None:
+    """Print findings as text, the worst first."""
+    out = output.console()
+    for finding in found:
+        head = Text.assemble((finding.severity, COLOUR[finding.severity]), f" {finding.id}: {finding.title}")
+        out.print(head, soft_wrap=True)
+        for line in (f"  {finding.place}: {finding.value}", f"  {finding.rule.advice}"):
+            out.print(Text(line), soft_wrap=True)
+    if found:
+        out.print()
+    numbers = [f"{n} {severity}{'' if n == 1 else 's'}" for severity, n in counts.items()]
+    out.print(", ".join(numbers), soft_wrap=True)
+
+
+def sarif(found: list[Finding], source: tuple[str, ...]) -> dict[str, Any]:
+    """Give a SARIF 2.1.0 log: a run of this tool, every rule it has, and a result for each finding."""
+    ids = list(RULES)
+    rules = [
+        {
+            "id": rule_id,
+            "name": "".join(filter(str.isalnum, rule.title.title())),
+            "shortDescription": {"text": rule.title},
+            "fullDescription": {"text": f"{rule.means} {rule.matters}"},
+            "help": {"text": rule.advice},
+            "defaultConfiguration": {"level": rule.severity},
+        }
+        for rule_id, rule in RULES.items()
+    ]
+    driver = {"name": "kho", "version": __version__, "rules": rules}
+    artifacts = [{"location": {"uri": as_uri(name)}} for name in source]
+    run = {"tool": {"driver": driver}, "artifacts": artifacts, "results": [result(f, ids, source) for f in found]}
+    return {"$schema": SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}
+
+
+def as_uri(name: str) -> str:
+    """Write a source as the URI reference of a file."""
+    from urllib.parse import quote
+
+    return quote(name, safe="/@=,~")
+
+
+def result(finding: Finding, ids: list[str], source: tuple[str, ...]) -> dict[str, Any]:
+    """Give a finding as a SARIF result; its address is that of physical memory."""
+    physical: dict[str, Any] = {"artifactLocation": {"uri": as_uri(source[0]), "index": 0}}
+    if finding.phys is not None and finding.phys < 1 << 63:
+        physical["address"] = {"absoluteAddress": finding.phys, "kind": "data"}
+    where = {"physicalLocation": physical, "logicalLocations": [{"fullyQualifiedName": finding.place}]}
+    made: dict[str, Any] = {
+        "ruleId": finding.id,
+        "level": finding.severity,
+        "message": {"text": f"{finding.place}: {finding.value}"},
+        "locations": [where],
+    }
+    if finding.id in ids:
+        made["ruleIndex"] = ids.index(finding.id)
+    return made

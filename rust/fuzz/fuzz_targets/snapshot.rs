@@ -1,0 +1,15 @@
+//! Any bytes as the root FDT that debugfs shows: no panic, and what is not whole has a problem.
+//!
+//! From the root: `mkdir -p rust/fuzz/corpus/snapshot`, then
+//! `cargo +nightly fuzz run --fuzz-dir rust/fuzz snapshot rust/fuzz/corpus/snapshot tests/data/fdt -- -max_total_time=60`.
+
+#![no_main]
+
+use kho::snapshot::RootFdt;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let fdt = RootFdt::read(bytes.to_vec());
+    assert!(!fdt.is_truncated() || fdt.problem.is_some());
+    assert!(fdt.compatible.is_none_or(|c| c.starts_with("kho-v")));
+});

@@ -1,0 +1,194 @@
+//! Bulk checks and the join of owners with pages, for `kho.verify` and `kho.owners`.
+
+use crate::arena::PyArena;
+use crate::errors::{OrRaise, to_py};
+use crate::incoming::PyIncoming;
+use crate::memory::Memory;
+use crate::payload::{PyMemfd, PyVmalloc};
+use kho::Error;
+use kho::memory::PhysMemory;
+use kho::owners::{Claims, Owners, Row, join, orders_of, totals};
+use kho::units::{PageSize, Phys};
+use kho::verify::{Hits, NodeRange, check, check_memfd};
+use pyo3::exceptions::{PyIndexError, PyTypeError};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyTuple, PyType};
+use std::sync::Arc;
+
+/// Where the handovers in a memory are, and what tells of them, whether or not they can be read: (FDTs,
+/// [(FDT, scratch array, bytes)], [(scratch array, [(address, size)])]).
+#[pyfunction]
+#[pyo3(signature = (memory, progress = None))]
+#[expect(clippy::type_complexity, reason = "a tuple for Python")]
+pub(crate) fn find_memory(
+    py: Python<'_>,
+    memory: &Bound<'_, PyAny>,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<(Vec<u64>, Vec<(u64, u64, u64)>, Vec<(u64, Vec<(u64, u64)>)>)> {
+    let memory: Arc<dyn PhysMemory> = if let Ok(arena) = memory.cast::<PyArena>() {
+        arena.get().inner.clone()
+    } else if let Ok(memory) = memory.cast::<Memory>() {
+        memory.get().inner.clone()
+    } else {
+        return Err(PyTypeError::new_err("a kho.Memory or a kho.Arena is needed"));
+    };
+    let mut raised = None;
+    let told = |bytes: u64| {
+        if let (Some(progress), None) = (&progress, &raised) {
+            raised = Python::attach(|py| progress.call1(py, (bytes,)).err());
+        }
+    };
+    let found = py.detach(|| kho::find::find(&*memory, told)).or_raise()?;
+    if let Some(error) = raised {
+        return Err(error);
+    }
+    let fdts = found.fdts.iter().map(|phys| phys.0).collect();
+    let pointers = found.pointers.iter().map(|p| (p.fdt.0, p.scratch.0, p.scratch_len)).collect();
+    let arrays = found.scratch_arrays.iter();
+    let arrays = arrays.map(|(phys, areas)| (phys.0, areas.iter().map(|a| (a.addr, a.size)).collect())).collect();
+    Ok((fdts, pointers, arrays))
+}
+
+/// (how many, [(phys, pages, order, other)] of the first).
+fn hits<'py>(py: Python<'py>, hits: &Hits) -> PyResult<Bound<'py, PyTuple>> {
+    let spots: Vec<_> = hits.spots.iter().map(|s| (s.phys.0, s.pages, s.order.get(), s.other)).collect();
+    (hits.count, spots).into_pyobject(py)
+}
+
+/// Checks the map by runs: name of the check to hits, and `empty`: [(order, empty bitmaps, bitmaps)].
+#[pyfunction]
+#[pyo3(signature = (inc, nodes = Vec::new(), most = 16))]
+pub(crate) fn check_map<'py>(
+    py: Python<'py>,
+    inc: &PyIncoming,
+    nodes: Vec<(u64, u64, u32)>,
+    most: usize,
+) -> PyResult<Bound<'py, PyDict>> {
+    let numa: Vec<NodeRange> =
+        nodes.into_iter().map(|(start, len, node)| NodeRange { start: Phys(start), len, node }).collect();
+    let checks = py.detach(|| check(&inc.inner, &numa, most));
+    let dict = PyDict::new(py);
+    dict.set_item("overlapping", hits(py, &checks.overlapping)?)?;
+    dict.set_item("in_scratch", hits(py, &checks.in_scratch)?)?;
+    dict.set_item("outside", hits(py, &checks.outside)?)?;
+    dict.set_item("nodes_in_scratch", hits(py, &checks.nodes_in_scratch)?)?;
+    dict.set_item("nodes_preserved", hits(py, &checks.nodes_preserved)?)?;
+    dict.set_item("spanning", hits(py, &checks.spanning)?)?;
+    let empty: Vec<_> = checks.empty.iter().map(|(order, empty, all)| (order.get(), *empty, *all)).collect();
+    dict.set_item("empty", empty)?;
+    Ok(dict)
+}
+
+/// Checks a memfd's list: name of the check to (how many, [(place in pages, phys)] of the first).
+#[pyfunction]
+#[pyo3(signature = (inc, memfd, most = 16))]
+pub(crate) fn check_memfd_folios<'py>(
+    py: Python<'py>,
+    inc: &PyIncoming,
+    memfd: &PyMemfd,
+    most: usize,
+) -> PyResult<Bound<'py, PyDict>> {
+    let checks = py.detach(|| check_memfd(&memfd.inner, inc.inner.preserved(), most));
+    let dict = PyDict::new(py);
+    let all = [
+        ("duplicated", checks.duplicated),
+        ("beyond", checks.beyond),
+        ("interior", checks.interior),
+        ("nowhere", checks.nowhere),
+        ("listed", (Vec::new(), memfd.inner.folios.len() as u64)),
+    ];
+    for (name, (spots, count)) in all {
+        let spots: Vec<_> = spots.iter().map(|(index, phys)| (*index, phys.0)).collect();
+        dict.set_item(name, (count, spots))?;
+    }
+    Ok(dict)
+}
+
+/// What is claimed: bytes, an area, a file.
+#[derive(FromPyObject)]
+pub(crate) enum Claimed<'py> {
+    Range((u64, u64)),
+    Area(Bound<'py, PyVmalloc>),
+    File(Bound<'py, PyMemfd>),
+}
+
+/// Who is meant by the numbers in rows: (owner, what).
+type Names = Arc<Vec<(String, String)>>;
+
+const NOBODY: (&str, &str) = ("unknown", "preserved by nobody's account");
+const REST: &str = "rest of a folio of the pages before";
+
+/// Rows of `kho.OwnedRange`, made as they are asked for.
+#[pyclass(frozen, sequence, module = "kho", name = "OwnerRows")]
+pub(crate) struct OwnerRows {
+    rows: Vec<Row>,
+    names: Names,
+    page: PageSize,
+}
+
+#[pymethods]
+impl OwnerRows {
+    fn __len__(&self) -> usize {
+        self.rows.len()
+    }
+
+    fn __getitem__<'py>(&self, py: Python<'py>, at: isize) -> PyResult<Bound<'py, PyAny>> {
+        static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+        let index = if at < 0 { at + self.rows.len().cast_signed() } else { at };
+        let row = usize::try_from(index).ok().and_then(|index| self.rows.get(index));
+        let row = row.ok_or_else(|| PyIndexError::new_err(format!("row {at} of {}", self.rows.len())))?;
+        let orders = PyTuple::new(py, orders_of(row.orders).map(|order| order.get()).collect::<Vec<_>>())?;
+        let name = row.owner.and_then(|owner| self.names.get(usize::try_from(owner).ok()?));
+        let (owner, what) = name.map_or(NOBODY, |(owner, what)| (owner.as_str(), what.as_str()));
+        let what = if row.rest { REST } else { what };
+        let nbytes = u128::from(row.pages) << self.page.shift();
+        CLASS.import(py, "kho._types", "OwnedRange")?.call1((row.phys.0, nbytes, orders, owner, what, row.offset))
+    }
+}
+
+/// Joins what is claimed with what is preserved. `names`: (owner, what); `claims`: (index of a name, index of the name for
+/// an area's list, memory). A dict with `rows`, `unowned`, `unpreserved` (OwnerRows), `shared`
+/// ([(phys, nbytes, name, name)]), `totals` (bytes by name) and `unowned_bytes`.
+#[pyfunction]
+pub(crate) fn join_owners<'py>(
+    py: Python<'py>,
+    inc: &PyIncoming,
+    names: Vec<(String, String)>,
+    claims: Vec<(u32, u32, Claimed<'py>)>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let preserved = inc.inner.preserved();
+    let page = preserved.geometry().page();
+    let mut all = Claims::default();
+    for (owner, list, memory) in &claims {
+        if usize::try_from(*owner.max(list)).is_ok_and(|most| most >= names.len()) {
+            return Err(to_py(Error::Invalid {
+                what: "claims",
+                why: format!("name {} is not there", owner.max(list)),
+            }));
+        }
+        match memory {
+            Claimed::Range((phys, nbytes)) => all.range(*owner, Phys(*phys), *nbytes, None),
+            Claimed::Area(area) => all.vmalloc(*owner, *list, &area.get().inner),
+            Claimed::File(file) => all.memfd(*owner, &file.get().inner, preserved),
+        }
+    }
+    let (Owners { rows, unpreserved, shared }, unowned, (owned, nobodys)) = py.detach(|| {
+        let found = join(preserved, all);
+        let unowned: Vec<Row> = found.rows.iter().filter(|row| row.owner.is_none()).copied().collect();
+        let totals = totals(&found.rows, names.len());
+        (found, unowned, totals)
+    });
+    let names: Names = Arc::new(names);
+    let as_rows = |rows| Py::new(py, OwnerRows { rows, names: Arc::clone(&names), page });
+    let dict = PyDict::new(py);
+    dict.set_item("rows", as_rows(rows)?)?;
+    dict.set_item("unowned", as_rows(unowned)?)?;
+    dict.set_item("unpreserved", as_rows(unpreserved)?)?;
+    let shared: Vec<_> = shared.iter().map(|s| (s.phys.0, s.len, s.owners.0, s.owners.1)).collect();
+    dict.set_item("shared", shared)?;
+    let bytes: Vec<u128> = owned.iter().map(|pages| pages << page.shift()).collect();
+    dict.set_item("totals", bytes)?;
+    dict.set_item("unowned_bytes", nobodys << page.shift())?;
+    Ok(dict)
+}

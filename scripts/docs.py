@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""Run the commands that the pages in docs/ show, and put their output there.
+
+    scripts/docs.py            rewrite docs/*.md, docs/man/*.1 and docs/map.svg
+    scripts/docs.py --check    exit 1 and say which are not up to date
+
+A page is prose with blocks that begin with ```console; in these, a line `$ COMMAND` is run by sh in a directory that
+has tests/data as `captures`, and examples, and what follows up to the next such line or the end of the block is replaced by
+what it printed. Lines `...` are kept as they are: what is between the output's beginning and its end there is left out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+CAPTURE = "linux-7.3.4-x86_64"
+
+
+def main() -> int:
+    """Rewrite, or check, every page and manual page."""
+    check = sys.argv[1:] == ["--check"]
+    import man
+
+    import kho
+    from kho import mapdraw, memmap
+
+    source = ROOT / "tests" / "data" / CAPTURE / "handover.elf"
+    drawn = memmap.build(kho.open(source), kho.Memory.open(source).ranges)
+    wanted = {path: rendered(path.read_text()) for path in sorted(DOCS.glob("*.md"))}
+    wanted |= {DOCS / "man" / name: text for name, text in man.pages().items()}
+    wanted[DOCS / "map.svg"] = mapdraw.to_svg(drawn, f"kho-v4 handover in {CAPTURE}")
+    stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text() != text]
+    for path in stale:
+        print(f"{path.relative_to(ROOT)}: {'not up to date (make docs)' if check else 'written'}")
+        if not check:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(wanted[path])
+    return 1 if check and stale else 0
+
+
+def rendered(page: str) -> str:
+    """Give a page with the output its commands have now."""
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(folder)
+        (here / "captures").symlink_to(ROOT / "tests" / "data")
+        (here / "examples").symlink_to(ROOT / "examples")
+        return BLOCK.sub(lambda block: f"```console\n{session(block[1], here)}```", page)
+
+
+def session(text: str, here: Path) -> str:
+    """Run the commands of a block, one after the other."""
+    parts = re.split(r"^(\$ .*\n)", text, flags=re.MULTILINE)
+    return parts[0] + "".join(
+        command + shown(output(command[2:].rstrip(), here), before)
+        for command, before in zip(parts[1::2], parts[2::2], strict=True)
+    )
+
+
+def output(command: str, here: Path) -> str:
+    """Run a command as its reader would, both streams together; other exit codes than 0 are said."""
+    with tempfile.TemporaryDirectory() as folder:
+        kho = Path(folder) / "kho"
+        kho.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m kho "$@"\n')
+        kho.chmod(0o755)
+        path = f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        env = {**os.environ, "PATH": path, "COLUMNS": "120", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
+        env.pop("FORCE_COLOR", None)
+        done = subprocess.run(
+            ["sh", "-c", command],
+            cwd=here,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+    code = f"(exit {done.returncode})\n" if done.returncode else ""
+    lines = [line.rstrip() + "\n" for line in done.stdout.splitlines()]
+    return "".join(lines) + code
+
+
+def shown(now: str, before: str) -> str:
+    """Leave out what the page leaves out: as many lines stand before and behind its `...` as did."""
+    lines = before.splitlines(keepends=True)
+    if "...\n" not in lines:
+        return now
+    head = lines.index("...\n")
+    tail = len(lines) - head - 1
+    fresh = now.splitlines(keepends=True)
+    if len(fresh) <= head + tail:
+        return now
+    return "".join([*fresh[:head], "...\n", *fresh[len(fresh) - tail :]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Pages show what the commands print, the help names commands that are there, and every command is written about."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from kho.cli import TASKS, cli
+
+from command import kho as run
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+COMMANDS = sorted(cli.commands)
+
+
+def check() -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts/docs.py"), "--check"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.skipif(shutil.which("dtc") is None, reason="dtc is not installed, and a page shows it")
+def test_pages_and_manual_pages_are_up_to_date() -> None:
+    done = check()
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), "run make docs"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_page_and_a_manual_page(name: str) -> None:
+    page = (DOCS / f"{name}.md").read_text()
+    assert page.startswith(f"# kho {name}: ")
+    assert f"$ kho {name} " in page
+    assert (DOCS / "man" / f"kho-{name}.1").is_file()
+    documented = (DOCS / "man" / f"kho-{name}.1").read_text().replace("\\-", "-")
+    for param in cli.commands[name].params:
+        if isinstance(param, click.Option):
+            assert all(opt in documented for opt in param.opts)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_says_its_exit_codes(name: str) -> None:
+    assert "Exit codes: 0" in (cli.commands[name].help or "")
+
+
+def test_help_teaches_every_command_with_an_example() -> None:
+    done = run("--help")
+    assert done.code == 0
+    flat = re.sub(r"\s+", " ", done.out)
+    for name in COMMANDS:
+        task, example = TASKS[name]
+        assert task in flat
+        assert example.split(" ")[:2] == ["kho", name]
+        assert f"kho {name}" in flat
+    for name in set(TASKS) - set(COMMANDS):
+        assert f"kho {name} " not in flat, "what is not there is not taught"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples_are_calls_that_parse(name: str) -> None:
+    words = shlex.split(TASKS[name][1])
+    cli.commands[name].make_context(name, words[2:])
+
+
+def test_links_lead_somewhere() -> None:
+    for page in DOCS.glob("*.md"):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (DOCS / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.skipif(shutil.which("man") is None, reason="man is not installed")
+def test_manual_pages_are_troff_without_complaints() -> None:
+    for page in sorted((DOCS / "man").glob("*.1")):
+        done = subprocess.run(["man", "--warnings", "-l", str(page)], capture_output=True, text=True, check=True)
+        assert done.stderr == "", page.name
