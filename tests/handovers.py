@@ -44,10 +44,8 @@ def complete(abi: str = "kho-v4", *, page_size: int = 4096) -> tuple[kho.Arena, 
     """
     random = Random(f"{abi} {page_size}")
     huge = {4096: 9, 16384: 7, 65536: 5}[page_size]
-    scratch = (
-        "16M,32M,16M" if page_size == 4096 else [(192 * MIB, 16 * MIB), (160 * MIB, 32 * MIB), (144 * MIB, 16 * MIB)]
-    )
-    arena = kho.Arena(256 * MIB, page_size=page_size, scratch=scratch)
+    # Scratch areas are whole pageblocks, of 512 MiB at 64 KiB pages.
+    arena = kho.Arena((4096 if page_size == 65536 else 256) * MIB, page_size=page_size, scratch="16M,32M,16M")
     out = kho.Outgoing(arena, abi)
     expected = Expected(liveupdate_num=3, metadata=("7.3.4-test", 2))
     out.set_kexec_metadata(*expected.metadata)
@@ -63,7 +61,9 @@ def complete(abi: str = "kho-v4", *, page_size: int = 4096) -> tuple[kho.Arena, 
     add("vm-1", 0x11, b"")
     add("vm-1", 0x12, random.randbytes(2 * (page_size << huge) - 1000), order=huge)
     add("cache", 7, random.randbytes(5000), pos=5000)
-    expected.flbs = [("liveupdate-test-flb-v0", 0xFEEDF00DCAFEBEE0, 4), ("pci", 0x1000, 1)]
+    shared = arena.alloc()
+    out.preserve_folio(shared)
+    expected.flbs = [("liveupdate-test-flb-v0", 0xFEEDF00DCAFEBEE0, 4), ("pci", shared.phys, 1)]
     for flb in expected.flbs:
         out.add_flb(*flb)
 
@@ -99,8 +99,7 @@ def check(inc: kho.Incoming, expected: Expected) -> None:
             assert found.read() == file.contents
             assert {folio.order for folio in found.folios} == file.orders
             assert all(folio.flags == 3 for folio in found.folios)
-    if inc.compatible == "kho-v4":
-        assert [tuple(flb) for flb in luo.flbs] == expected.flbs
+    assert [(flb.name, flb.data, flb.count) for flb in luo.flbs] == expected.flbs
     assert set(inc.reserve_mem) == set(expected.reserve_mem)
     for name, (start, size, contents) in expected.reserve_mem.items():
         region = inc.reserve_mem[name]
