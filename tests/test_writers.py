@@ -597,3 +597,12 @@ def test_memory_is_copied_once_and_from_any_buffer(tmp_path: Path) -> None:
     assert [files[token].read() for token in (1, 2, 3)] == [path.read_bytes()] * 3
     assert [folio.phys for folio in files[3].folios] == [folio.phys]
     assert files[4].read() == bytes(10000)
+
+
+@pytest.mark.parametrize("abi", ABIS)
+def test_the_root_has_its_place_before_the_map_has_any(abi: str) -> None:
+    """The map's pages are the lowest free ones, which is where the root is wanted."""
+    lowest = arena_of().alloc().phys
+    assert kho.Outgoing(arena_of(), abi, fdt_phys=lowest).fdt_phys == lowest
+    with pytest.raises(kho.PageStateError):
+        kho.Outgoing(arena_of(), abi, fdt_phys=lowest, map_phys=lowest)
