@@ -5,8 +5,9 @@
     scripts/docs.py --check    exit 1 and say which are not up to date
 
 A page is prose with blocks that begin with ```console; in these, a line `$ COMMAND` is run by sh in a directory that
-has tests/data as `captures`, and examples, and what follows up to the next such line or the end of the block is replaced by
-what it printed. Lines `...` are kept as they are: what is between the output's beginning and its end there is left out.
+has tests/data as `captures`, and examples; what follows up to the next such line or the end of the block is replaced
+by what it printed. Lines `...` are kept as they are: what is between the output's beginning and its end there is left
+out.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import pytest
 import kho
 from kho.owners import HANDLE, Owners, owners
 from kho.payload import Blob, Owned, Payload, base, decode, decoder
-from test_verify import Edit, capture, file, files, folio, subtree
+from test_verify import Edit, capture
 
 import captures
 from command import kho as run
@@ -70,10 +70,14 @@ def test_structures_have_their_pages() -> None:
     _, found = of(X86)
     by_page = {row.phys: (row.owner, row.what) for row in found.rows}
     assert by_page[captures.expected(X86)["fdt_phys"]] == ("root FDT", "FDT")
-    for name in captures.expected(X86)["subtrees"]:
-        assert by_page[subtree(name)] == (f"subtree {name}", "blob")
-    assert by_page[subtree("kho_test") + 4096] == ("subtree kho_test", "rest of a folio of the pages before")
-    assert by_page[file(0, 0)["data"]] == ("session vm-1, file 0x10", "memfd header")
+    subtrees = captures.expected(X86)["subtrees"]
+    for name, at in subtrees.items():
+        assert by_page[at["phys"]] == (f"subtree {name}", "blob")
+    assert by_page[subtrees["kho_test"]["phys"] + 4096] == ("subtree kho_test", "rest of a folio of the pages before")
+    assert by_page[captures.expected(X86)["luo"]["sessions"][0]["files"][0]["data"]] == (
+        "session vm-1, file 0x10",
+        "memfd header",
+    )
     count = Counter((row.owner, row.what) for row in found.rows)
     assert count["LUO", "session block"] == count["LUO", "FLB list"] == count["session vm-1", "file block"] == 1
     assert count["session vm-1, file 0x10", "folio list chunk"] == 1
@@ -93,18 +97,18 @@ def test_a_page_nobody_refers_to_is_listed_with_the_reason() -> None:
 
 def test_a_page_that_is_referred_to_and_not_preserved_is_listed_with_its_place_in_the_file() -> None:
     edit = capture()
-    edit.preserve(folio("vm-1", 0x10, 5), 0, on=False)
+    edit.preserve(edit.memfd().folios[5].phys, 0, on=False)
     (row,) = edited(edit).unpreserved
-    assert (row.phys, row.nbytes, row.orders) == (folio("vm-1", 0x10, 5), 4096, ())
+    assert (row.phys, row.nbytes, row.orders) == (edit.memfd().folios[5].phys, 4096, ())
     assert (row.owner, row.what, row.offset) == ("session vm-1, file 0x10", "data", 5 * 4096)
 
 
 def test_a_file_of_an_unknown_kind_owns_the_folio_its_handle_names() -> None:
     edit = capture()
-    edit.put(files("vm-1"), b"vendor-v1".ljust(48, b"\0"))
+    edit.put(edit.file, b"vendor-v1".ljust(48, b"\0"))
     found = edited(edit)
     (row,) = [row for row in found.rows if row.owner == "session vm-1, file 0x10"]
-    assert (row.phys, row.what) == (file(0, 0)["data"], HANDLE)
+    assert (row.phys, row.what) == (edit.memfd().blob.phys, HANDLE)
     assert found.undecoded == ["session vm-1, file 0x10 (vendor-v1)"]
     assert found.totals["unknown"] == 98 * 4096  # 96 of data, the list and its chunk
     assert "vendor-v1" in found.why_unowned
@@ -112,10 +116,9 @@ def test_a_file_of_an_unknown_kind_owns_the_folio_its_handle_names() -> None:
 
 def test_memory_with_two_owners_is_listed_with_both() -> None:
     edit = capture()
-    list_of_0x11 = kho.open(edit.memory).luo.sessions["vm-1"].files[0x11].list.blocks[0]
-    edit.put_u64(list_of_0x11, folio("vm-1", 0x10) >> 12 | 3 << 52)
+    edit.put_u64(edit.record(0, 0x11), edit.u64(edit.record(0)))
     (shared,) = edited(edit).shared
-    assert shared.phys == folio("vm-1", 0x10)
+    assert shared.phys == edit.memfd().folios[0].phys
     assert shared.nbytes == 4096
     assert {shared.first, shared.second} == {("session vm-1, file 0x10", "data"), ("session vm-1, file 0x11", "data")}
 
@@ -158,7 +161,7 @@ def test_the_command_prints_a_row_a_page() -> None:
 
 def test_the_command_says_what_is_lost(tmp_path: Path) -> None:
     edit = capture()
-    edit.preserve(folio("vm-1", 0x10), 0, on=False)
+    edit.preserve(edit.memfd().folios[0].phys, 0, on=False)
     path = tmp_path / "bad.bin"
     with path.open("wb") as out:
         for phys, data in edit.segments.items():

@@ -205,7 +205,7 @@ def to_png(found: MemoryMap, path: Path, title: str = "kho map") -> None:
             ha="right" if label.right else "left",
             family="monospace",
         )
-    FigureCanvasAgg(figure).print_png(str(path))
+    FigureCanvasAgg(figure).print_png(str(path))  # type: ignore[no-untyped-call,unused-ignore]
 
 
 def save(found: MemoryMap, path: Path, title: str = "kho map") -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from . import errors
 from ._kho import Incoming
+from .extract import Allowance, sha256_of
 from .payload import Broken, KhoTest, Luo, MemfdFile, Metadata, Payload, Raw, ReserveMem, payloads
 
 __all__ = ["describe"]
@@ -15,7 +16,6 @@ MOST_FOLIOS = 1 << 16
 """More folios than this are listed only in full reports."""
 MOST_BYTES = 1 << 30
 """More bytes than this are digested only in full reports."""
-WINDOW = 1 << 20
 
 
 def describe(inc: Incoming, *, full: bool = False) -> dict[str, Any]:
@@ -81,22 +81,19 @@ def _subtree(inc: Incoming, name: str, payload: Payload, full: bool) -> dict[str
 def _add_digests(luo: Luo, described: dict[str, Any], full: bool) -> None:
     """Add the digest of every file's contents to its row."""
     left = MOST_BYTES
+    allowance = Allowance(luo.blob.inc)
     for session, rows in zip(luo.all_sessions, described["sessions"], strict=True):
         for entry, row in zip(session.entries, rows["files"], strict=True):
             file = session.files.decode(entry)
-            if isinstance(file, MemfdFile) and (full or file.size <= left):
-                left -= file.size
+            if not isinstance(file, MemfdFile):
+                continue
+            data = sum(nbytes for _, _, nbytes in file.memfd.extents)
+            if full or data <= left:
+                left -= data
                 try:
-                    row["sha256"] = _file_digest(file)
+                    row["sha256"] = sha256_of(file, allowance=allowance)
                 except errors.KhoError as error:
                     row["error"] = str(error)
-
-
-def _file_digest(file: MemfdFile) -> str:
-    digest = hashlib.sha256()
-    for offset in range(0, file.size, WINDOW):
-        digest.update(file.read(WINDOW, offset))
-    return digest.hexdigest()
 
 
 def _folios_digest(records: memoryview) -> str:

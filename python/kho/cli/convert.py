@@ -7,7 +7,7 @@ import click
 from ..convert import convert
 from ..sources import open as open_source
 from . import output
-from .inspect import Number
+from .options import Number
 
 
 @click.command("convert")

@@ -10,8 +10,7 @@ import click
 from .. import extract
 from ..text import printable
 from . import output
-from .inspect import Number
-from .source import read, source_options
+from .options import Number, read, source_options
 
 
 @click.command("extract")
@@ -27,7 +26,6 @@ from .source import read, source_options
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as data.")
 def command(
     source: tuple[str, ...],
-    options: dict[str, int | None],
     session: str | None,
     token: int | None,
     subtree: str | None,
@@ -37,6 +35,7 @@ def command(
     target: str | None,
     force: bool,
     as_json: bool,
+    **options: int | None,
 ) -> None:
     """Write contents of the handover in SOURCE to files.
 
@@ -51,7 +50,7 @@ def command(
         raise click.UsageError("say what: --session with --token, --subtree, --reserve-mem, --folio or --all")
     if (folder is None) != (target is not None):
         raise click.UsageError("--all takes a directory and no -o" if folder else "say where to write: -o FILE")
-    inc = read(source, options)
+    inc = read(source, **options)
     if folder is not None:
         with output.progress("extracting") as told:
             manifest = extract.save_all(inc, folder, force=force, progress=told)

@@ -13,7 +13,7 @@ from .. import fdt as fdts
 from .._kho import Fdt, Incoming
 from ..text import printable
 from . import output
-from .source import read, source_options
+from .options import read, source_options
 
 
 @click.command("fdt")
@@ -22,7 +22,7 @@ from .source import read, source_options
 @click.option("--all", "everything", is_flag=True, help="Print the root and every subtree that is an FDT.")
 @click.option("--json", "as_json", is_flag=True, help="Print data instead of devicetree source.")
 def command(
-    source: tuple[str, ...], options: dict[str, int | None], subtree: str | None, everything: bool, as_json: bool
+    source: tuple[str, ...], subtree: str | None, everything: bool, as_json: bool, **options: int | None
 ) -> None:
     """Print the root FDT of the handover in SOURCE as devicetree source.
 
@@ -37,7 +37,7 @@ def command(
         raise click.UsageError("--subtree and --all do not go together")
     bare = fdts.load(source[0]) if len(source) == 1 and Path(source[0]).is_file() else None
     if bare is None:
-        inc = read(source, options)
+        inc = read(source, **options)
         show({title: (fdt, None) for title, fdt in trees(inc, subtree, everything=everything).items()}, as_json=as_json)
         return
     if subtree is not None:

@@ -10,42 +10,21 @@ from rich.text import Text
 
 from .._kho import Incoming, Snapshot
 from ..report import describe
-from ..sources import open as open_source
 from . import output, snapshot
-
-
-class Number(click.ParamType[int]):
-    """A 64-bit number or address, decimal or with a 0x prefix."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read the number; click reports what is none."""
-        try:
-            number = int(value, 0) if isinstance(value, str) else int(value)
-        except ValueError:
-            self.fail(f"{value!r} is not a number (write 4096 or 0x6c4000)", param, ctx)
-        if not 0 <= number < 1 << 64:
-            self.fail(f"{value} is not a 64-bit number", param, ctx)
-        return number
+from .options import read, source_options
 
 
 @click.command("inspect")
-@click.argument("source", nargs=-1, required=True)
-@click.option("--fdt-phys", type=Number(), metavar="A", help="Physical address of the root FDT; else searched for.")
-@click.option("--bitmap-bytes", type=Number(), metavar="N", help="512 (Linux 6.16) or the page size; else decided.")
-@click.option("--page-size", type=Number(), metavar="N", help="4096, 16384 or 65536; else decided from evidence.")
+@source_options
 @click.option("--full", is_flag=True, help="List every folio and digest every file, however many and large.")
 @click.option("--json", "as_json", is_flag=True, help="Print data instead of text; addresses are integers.")
 @click.option("--python", "as_python", is_flag=True, help="Print the Python calls that read the same, and stop.")
 def command(
     source: tuple[str, ...],
-    fdt_phys: int | None,
-    bitmap_bytes: int | None,
-    page_size: int | None,
     full: bool,
     as_json: bool,
     as_python: bool,
+    **options: int | None,
 ) -> None:
     """Show what the memory in SOURCE hands over.
 
@@ -59,13 +38,12 @@ def command(
     Exit codes: 0 read, 2 no handover or not readable.
     """
     if as_python:
-        click.echo(as_calls(source, fdt_phys=fdt_phys, bitmap_bytes=bitmap_bytes, page_size=page_size))
+        click.echo(as_calls(source, **options))
         return
     if len(source) == 1 and Snapshot.recognizes(source[0]):
         snapshot.run(source[0], as_json=as_json)
         return
-    with output.progress("searching") as told:
-        inc = open_source(source, fdt_phys=fdt_phys, bitmap_bytes=bitmap_bytes, page_size=page_size, progress=told)
+    inc = read(source, **options)
     report = describe(inc, full=full)
     if as_json:
         output.print_json(report)
@@ -171,7 +149,7 @@ def show_luo(out: Console, luo: dict[str, Any]) -> None:
     for session in luo["sessions"]:
         for row in session["files"]:
             size = output.size(row["size"]) if "size" in row else ""
-            digest = row.get("sha256", row.get("error", ""))
+            digest = row.get("sha256") or row.get("error") or ""
             kind = Text(row["compatible"])
             files.add_row(
                 Text(session["name"]), f"{row['token']:#x}", kind, size, str(row.get("folios", "")), Text(digest[:16])

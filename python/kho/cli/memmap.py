@@ -14,8 +14,7 @@ from .._kho import Memory
 from ..memmap import KINDS, MemoryMap, Row, build
 from ..text import printable, size
 from . import output
-from .inspect import Number
-from .source import read, source_options
+from .options import Number, read, source_options
 
 STYLES = {
     "file": "green",
@@ -37,9 +36,7 @@ RAM = {"utf": "\u00b7", "ascii": "_"}
 )
 @click.option("--row", type=Number(), metavar="N", help="Bytes in a line, a power of two; else as few as fit 32 lines.")
 @click.option("--json", "as_json", is_flag=True, help="Print owners with their addresses as data.")
-def command(
-    source: tuple[str, ...], options: dict[str, int | None], target: str | None, row: int | None, as_json: bool
-) -> None:
+def command(source: tuple[str, ...], target: str | None, row: int | None, as_json: bool, **options: int | None) -> None:
     """Draw the memory of the handover in SOURCE by address.
 
     The darker a character, the more of it is preserved; scratch is /, memory that is there and not preserved a dot.
@@ -49,7 +46,7 @@ def command(
     \b
     Exit codes: 0 drawn, 2 not readable.
     """
-    inc = read(source, options)
+    inc = read(source, **options)
     console = output.console()
     wide = console.width >= 100
     found = build(inc, Memory.open(*source).ranges, columns=64 if wide or target else 32, row_bytes=row)

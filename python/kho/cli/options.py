@@ -7,6 +7,10 @@ from typing import Any, TypeVar
 
 import click
 
+from .._kho import Incoming
+from ..sources import open as open_source
+from . import output
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -65,3 +69,15 @@ def read_options(function: Command) -> Command:
 def source_options(function: Command) -> Command:
     """Add the argument SOURCE, one or more, as `source`, and `read_options`."""
     return click.argument("source", nargs=-1, required=True)(read_options(function))
+
+
+def read(
+    source: tuple[str, ...],
+    *,
+    fdt_phys: int | None = None,
+    bitmap_bytes: int | None = None,
+    page_size: int | None = None,
+) -> Incoming:
+    """Open what the command was given, with progress on a terminal."""
+    with output.progress("searching") as told:
+        return open_source(source, fdt_phys=fdt_phys, bitmap_bytes=bitmap_bytes, page_size=page_size, progress=told)

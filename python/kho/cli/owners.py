@@ -13,23 +13,15 @@ from rich.text import Text
 from .._kho import Incoming
 from .._types import OwnedRange
 from ..owners import Owners, owners
-from ..sources import open as open_source
 from . import output
-from .options import source_options
+from .options import read, source_options
 
 
 @click.command("owners")
 @source_options
 @click.option("--by-page", is_flag=True, help="One row for each page instead of one for each range.")
 @click.option("--json", "as_json", is_flag=True, help="Print data instead of text; addresses are integers.")
-def command(
-    source: tuple[str, ...],
-    fdt_phys: int | None,
-    bitmap_bytes: int | None,
-    page_size: int | None,
-    by_page: bool,
-    as_json: bool,
-) -> None:
+def command(source: tuple[str, ...], by_page: bool, as_json: bool, **options: int | None) -> None:
     """Say whose each preserved page in SOURCE is.
 
     The root FDT's, a subtree's blob, a block of LUO, a file's of a session with its offset, a list's, a reserve_mem
@@ -39,8 +31,7 @@ def command(
     \b
     Exit codes: 0 all that is referred to is preserved, 1 some is not or has two owners, 2 no handover or not readable.
     """
-    with output.progress("searching") as told:
-        inc = open_source(source, fdt_phys=fdt_phys, bitmap_bytes=bitmap_bytes, page_size=page_size, progress=told)
+    inc = read(source, **options)
     found = owners(inc)
     if as_json:
         print_json(inc, found, by_page=by_page)
