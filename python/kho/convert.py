@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import struct
 from itertools import pairwise
 
 from . import _kho
 from .errors import OutOfMemoryError, OutsideMemoryError, ParameterError
 from .image import Image, Part, clipped, merged
 from .outgoing import Outgoing
+from .payload import subtree
 from .writers import aligned_blocks
 
 __all__ = ["Converted", "convert"]
@@ -107,7 +109,7 @@ def _write(inc: _kho.Incoming, regions: list[tuple[int, int]], abi: str, bitmap_
     subtrees = list(inc.subtrees.values())
     # From kho-v2 on a new node goes before those there are.
     for sub in subtrees if abi == "kho-v1" else reversed(subtrees):
-        out.link_subtree(sub.name, sub.phys, _size(sub, kept, page))
+        out.link_subtree(sub.name, sub.phys, _size(inc, sub.name, kept))
     out.finalize()
     return out
 
@@ -125,11 +127,15 @@ def _take(arena: _kho.Arena, start: int, end: int) -> None:
         arena.alloc_at(pfn * page, order)
 
 
-def _size(sub: _kho.Subtree, kept: _kho.Tracker, page: int) -> int:
-    """Give a subtree's size; where nothing says it, as much as is preserved in one piece from its address."""
+def _size(inc: _kho.Incoming, name: str, kept: _kho.Tracker) -> int:
+    """Give a blob's size: what the handover says, else what its decoder reads, else up to the end of its folio."""
+    sub = inc.subtrees[name]
     if sub.size is not None:
         return sub.size
-    for pfn, n in kept.extents():
-        if pfn <= sub.phys // page < pfn + n:
-            return (pfn + n) * page - sub.phys
-    return 0
+    layout = getattr(subtree(inc, name), "LAYOUT", None)
+    if isinstance(layout, struct.Struct):
+        return layout.size
+    pfn = sub.phys // inc.page_size
+    orders = [order for order in inc.folios_by_order if (pfn >> order << order, order) in kept]
+    pages = 1 << max(orders, default=0)
+    return (pfn // pages + 1) * pages * inc.page_size - sub.phys

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
 from . import _kho
-from .errors import NoHandoverError, ParameterError, SourceError
+from .errors import NoHandoverError, OutsideMemoryError, ParameterError, SourceError
 
 __all__ = ["Image", "Part", "Segment", "save_elf"]
 
@@ -61,7 +61,7 @@ class Segment(NamedTuple):
 
 
 def save_elf(
-    memory: Readable,
+    memory: _kho.Memory | _kho.Arena | _kho.Incoming,
     ranges: Iterable[tuple[int, int]],
     path: str | os.PathLike[str],
     *,
@@ -76,6 +76,10 @@ def save_elf(
     Raises: OutsideMemoryError; ParameterError for ranges that overlap; SourceError if the file cannot be written.
     """
     parts = [Part(phys, nbytes, memory) for phys, nbytes in sorted(ranges) if nbytes]
+    there = memory.ranges if not isinstance(memory, _kho.Arena) else [(at, size) for at, size, _ in memory.regions]
+    for phys, nbytes, _ in parts:
+        if clipped([(phys, nbytes)], merged(there)) != [(phys, nbytes)]:
+            raise OutsideMemoryError(f"ELF core: the {nbytes:#x} bytes at {phys:#x} are not all in this memory")
     return _save(parts, path, machine, progress)
 
 
@@ -100,11 +104,12 @@ def clipped(ranges: Iterable[tuple[int, int]], to: Iterable[tuple[int, int]]) ->
         end = start + size
         while at < len(bounds) and sum(bounds[at]) <= start:
             at += 1
-        for first, length in bounds[at:]:
-            if first >= end:
-                break
+        next_bound = at
+        while next_bound < len(bounds) and bounds[next_bound][0] < end:
+            first, length = bounds[next_bound]
             begin, behind = max(start, first), min(end, first + length)
             out.append((begin, behind - begin))
+            next_bound += 1
     return out
 
 
@@ -129,9 +134,9 @@ def _end_of_data(part: Part, runs: list[tuple[int, int]], page_size: int) -> int
         end = start + size
         while end > start:
             begin = max(start, (end - 1) // PIECE * PIECE)
-            piece = part.memory.read(begin, end - begin).rstrip(b"\0")
-            if piece:
-                last = begin + len(piece) - 1
+            piece = part.memory.read(begin, end - begin)
+            if piece != ZEROS[: len(piece)]:
+                last = begin + len(piece.rstrip(b"\0")) - 1
                 return min((last // page_size + 1) * page_size, part.phys + part.nbytes)
             end = begin
     return part.phys

@@ -134,6 +134,15 @@ class Luo(Payload):
             raise self.malformed(f"{what} at {phys:#x}: {count} entries: {error}") from error
         return layout.iter_unpack(data)
 
+    def _read_flbs(self, phys: int) -> None:
+        """Read `{ u64 pgcnt; u64 count; }` and the entries behind it; nothing where there is no address."""
+        if not phys:
+            return
+        pages, count = BLOCK.unpack(self.blob.inc.read(phys, BLOCK.size))
+        self.blocks.append(("FLB list", phys, pages * self.blob.inc.page_size))
+        for name, data, used in self._entries(FLB, phys + BLOCK.size, count, "FLB list"):
+            self.flbs.append(Flb(text(name), data, used))
+
     def describe(self) -> dict[str, Any]:
         """Give sessions, files and FLBs."""
         return {
@@ -177,11 +186,7 @@ class LuoV5(Luo):
                 for compatible, data, token in self._list(FILE, files, "file block", blocks)
             ]
             self._add(text(name), count, entries, [(phys, nbytes) for _, phys, nbytes in blocks])
-        if flbs:
-            pages, count = BLOCK.unpack(blob.inc.read(flbs, BLOCK.size))
-            self.blocks.append(("FLB list", flbs, pages * blob.inc.page_size))
-            for name, data, used in self._entries(FLB, flbs + BLOCK.size, count, "FLB list"):
-                self.flbs.append(Flb(text(name), data, used))
+        self._read_flbs(flbs)
 
     def _list(
         self, layout: struct.Struct, first: int, what: str, blocks: list[tuple[str, int, int]]
@@ -209,6 +214,8 @@ class LuoV1(Luo):
         super().__init__(blob)
         fdt = Fdt(blob.read())
         self.liveupdate_num = fdt.root.u64("liveupdate-number")
+        if "/luo-flb" in fdt:
+            self._read_flbs(fdt["/luo-flb"].u64("luo-flb-header"))
         header = fdt["/luo-session"].u64("luo-session-header")
         if not header:
             return
