@@ -73,7 +73,7 @@ ruff: $(VENV)/.stamp-dev
 	$(PY) -m ruff check --quiet
 	$(PY) -m ruff format --quiet --check
 
-mypy: $(VENV)/.stamp-dev
+mypy: $(VENV)/.stamp-dev $(VENV)/.stamp-kho
 	$(PY) -m mypy
 
 stubtest: $(VENV)/.stamp-dev $(VENV)/.stamp-kho
