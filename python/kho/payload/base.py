@@ -162,6 +162,7 @@ def _compatible(inc: Incoming, name: str, phys: int, size: int | None) -> str:
 
     kexec-metadata says nothing and goes by its name.
     """
+    _load_entry_points()
     try:
         head = inc.read(phys, 8 if size is None else min(size, 8))
     except errors.OutsideMemoryError:
