@@ -14,6 +14,7 @@ import kho
 import captures
 import images
 import model
+from adapters import ArenaMemory
 from command import kho as run
 from command import process
 
@@ -30,17 +31,6 @@ KEYS = (
     "metadata_pages",
     "scratch",
 )
-
-
-class ArenaMemory(model.Memory):
-    """An arena, for the model to read."""
-
-    def __init__(self, arena: kho.Arena) -> None:
-        super().__init__([])
-        self.arena = arena
-
-    def read(self, phys: int, size: int) -> bytes:
-        return self.arena.read(phys, size)
 
 
 def of_issue(found: dict[str, Any]) -> dict[str, Any]:

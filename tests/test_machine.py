@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import kho
 
 import model
+from adapters import ArenaMemory
 from images import overlap
 
 Range = tuple[int, int]
@@ -377,17 +378,6 @@ class Handovers(RuleBasedStateMachine):
         if hasattr(self, "tracker"):
             for at, raw in self.stamps.items():
                 assert self.arena.read(at * self.page, len(raw)) == raw
-
-
-class ArenaMemory(model.Memory):
-    """An arena, for the model to read."""
-
-    def __init__(self, arena: kho.Arena) -> None:
-        super().__init__([])
-        self.arena = arena
-
-    def read(self, phys: int, size: int) -> bytes:
-        return self.arena.read(phys, size)
 
 
 TestHandovers = Handovers.TestCase

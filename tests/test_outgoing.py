@@ -9,6 +9,7 @@ import pytest
 import kho
 
 import model
+from adapters import ArenaMemory
 from images import GIB, KIB, MIB
 
 BASE = GIB
@@ -17,17 +18,6 @@ SHAPES = pytest.mark.parametrize(
     ("page_size", "bitmap_bytes"), [(p, b) for p in (4096, 16384, 65536) for b in (512, p)]
 )
 BLOB = model.write_fdt(model.Node({"compatible": b"example-v1\0"}))
-
-
-class ArenaMemory(model.Memory):
-    """An arena, for the model to read."""
-
-    def __init__(self, arena: kho.Arena) -> None:
-        super().__init__([])
-        self.arena = arena
-
-    def read(self, phys: int, size: int) -> bytes:
-        return self.arena.read(phys, size)
 
 
 def small(**options: object) -> kho.Arena:

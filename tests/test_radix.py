@@ -18,6 +18,7 @@ import kho
 from kho.cli import cli
 
 import model
+from adapters import ArenaMemory
 from captures import NAMES, V1_NAMES, elf, expected
 from images import GIB, KIB, MIB, TIB, Image, Layout, sample_subtrees
 
@@ -31,17 +32,6 @@ SHAPES = [
 ]
 shapes = pytest.mark.parametrize(("page_size", "version"), SHAPES)
 BASE = 4 * GIB
-
-
-class ArenaMemory(model.Memory):
-    """An arena, for the model to read."""
-
-    def __init__(self, arena: kho.Arena) -> None:
-        super().__init__([])
-        self.arena = arena
-
-    def read(self, phys: int, size: int) -> bytes:
-        return self.arena.read(phys, size)
 
 
 def image(page_size: int = 4096, version: int = 4, **options: object) -> Image:

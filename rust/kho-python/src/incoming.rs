@@ -6,7 +6,7 @@ use crate::errors::{OrRaise, to_py};
 use crate::fdt::PyFdt;
 use crate::folio::{Folio, Pages, Place, next_data, phys_of, read};
 use crate::folios::FolioArray;
-use crate::memory::Memory;
+use crate::memory::{Memory, memory_of, with_progress};
 use crate::tracker::PyTracker;
 use kho::Error;
 use kho::arena::ScratchArea;
@@ -14,7 +14,6 @@ use kho::incoming::{Incoming, Options};
 use kho::memory::PhysMemory;
 use kho::payload::ChunkOwners;
 use kho::units::{PageSize, Phys};
-use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use std::sync::Arc;
@@ -38,6 +37,11 @@ impl From<Incoming> for PyIncoming {
 pub(crate) struct Subtree {
     inner: kho::root::Subtree,
     memory: Arc<dyn PhysMemory>,
+}
+
+/// What a function of `kho.payload` makes of a handover: decoders are Python, in a registry that others add to.
+fn decoded<'py>(inc: &Bound<'py, PyIncoming>, function: &str) -> PyResult<Bound<'py, PyAny>> {
+    inc.py().import("kho.payload")?.getattr(function)?.call1((inc,))
 }
 
 fn options(
@@ -77,28 +81,16 @@ pub(crate) fn open_memory(
     progress: Option<Py<PyAny>>,
 ) -> PyResult<PyIncoming> {
     let mut options = options(fdt_phys, page_size, bitmap_bytes, scratch, max_page_order)?;
-    let memory: Arc<dyn PhysMemory> = if let Ok(arena) = memory.cast::<PyArena>() {
+    if let Ok(arena) = memory.cast::<PyArena>() {
         options.know_arena(&arena.get().inner);
-        arena.get().inner.clone()
-    } else if let Ok(memory) = memory.cast::<Memory>() {
-        if let Some(files) = &memory.get().files {
-            options.know_files(files);
-        }
-        memory.get().inner.clone()
-    } else {
-        return Err(PyTypeError::new_err("a kho.Memory or a kho.Arena is needed"));
-    };
-    let mut raised = None;
-    let told = |bytes: u64| {
-        if let (Some(progress), None) = (&progress, &raised) {
-            raised = Python::attach(|py| progress.call1(py, (bytes,)).err());
-        }
-    };
-    let inner = py.detach(|| Incoming::open(memory, &options, told));
-    match raised {
-        Some(error) => Err(error),
-        None => Ok(inner.or_raise()?.into()),
+    } else if let Ok(memory) = memory.cast::<Memory>()
+        && let Some(files) = &memory.get().files
+    {
+        options.know_files(files);
     }
+    let memory = memory_of(memory)?;
+    let inner = with_progress(py, progress, |told| Incoming::open(memory, &options, told))?;
+    Ok(inner.or_raise()?.into())
 }
 
 #[pymethods]
@@ -312,25 +304,25 @@ impl PyIncoming {
     /// Every subtree's payload, decoded: name to `kho.payload.Payload`.
     #[getter]
     fn payloads<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        slf.py().import("kho.payload")?.getattr("payloads")?.call1((slf,))
+        decoded(slf, "payloads")
     }
 
     /// The live update orchestrator's sessions.
     #[getter]
     fn luo<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        slf.py().import("kho.payload")?.getattr("luo_of")?.call1((slf,))
+        decoded(slf, "luo_of")
     }
 
     /// The chain of kexecs.
     #[getter]
     fn metadata<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        slf.py().import("kho.payload")?.getattr("metadata_of")?.call1((slf,))
+        decoded(slf, "metadata_of")
     }
 
     /// `reserve_mem=` regions by name.
     #[getter]
     fn reserve_mem<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        slf.py().import("kho.payload")?.getattr("reserve_mem_of")?.call1((slf,))
+        decoded(slf, "reserve_mem_of")
     }
 
     /// Names of nodes that are no subtree, with the reason.

@@ -1,9 +1,11 @@
 //! Physical memory to read from.
 
+use crate::arena::PyArena;
 use crate::args::Number;
 use crate::errors::OrRaise;
 use kho::memory::{FileMemory, PhysMemory, SliceMemory, Source, open_sources};
 use kho::units::Phys;
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyString, PyTuple};
@@ -18,6 +20,34 @@ pub(crate) struct Memory {
     pub(crate) inner: Arc<dyn PhysMemory>,
     /// The same, where files are what is read.
     pub(crate) files: Option<Arc<FileMemory>>,
+}
+
+/// The memory behind a `kho.Memory` or `kho.Arena`.
+pub(crate) fn memory_of(object: &Bound<'_, PyAny>) -> PyResult<Arc<dyn PhysMemory>> {
+    if let Ok(arena) = object.cast::<PyArena>() {
+        Ok(arena.get().inner.clone())
+    } else if let Ok(memory) = object.cast::<Memory>() {
+        Ok(memory.get().inner.clone())
+    } else {
+        Err(PyTypeError::new_err("a kho.Memory or a kho.Arena is needed"))
+    }
+}
+
+/// Does long work detached, telling `progress` (a callable, if any) how many bytes have been seen. What it raises is
+/// raised once the work is done.
+pub(crate) fn with_progress<R: Send>(
+    py: Python<'_>,
+    progress: Option<Py<PyAny>>,
+    work: impl FnOnce(&mut (dyn FnMut(u64) + Send)) -> R + Send,
+) -> PyResult<R> {
+    let mut raised = None;
+    let mut told = |bytes: u64| {
+        if let (Some(progress), None) = (&progress, &raised) {
+            raised = Python::attach(|py| progress.call1(py, (bytes,)).err());
+        }
+    };
+    let done = py.detach(|| work(&mut told));
+    raised.map_or(Ok(done), Err)
 }
 
 #[pymethods]

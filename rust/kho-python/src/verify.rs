@@ -1,16 +1,14 @@
 //! Bulk checks and the join of owners with pages, for `kho.verify` and `kho.owners`.
 
-use crate::arena::PyArena;
 use crate::errors::{OrRaise, to_py};
 use crate::incoming::PyIncoming;
-use crate::memory::Memory;
+use crate::memory::{memory_of, with_progress};
 use crate::payload::{PyMemfd, PyVmalloc};
 use kho::Error;
-use kho::memory::PhysMemory;
 use kho::owners::{Claims, Owners, Row, join, orders_of, totals};
 use kho::units::{PageSize, Phys};
 use kho::verify::{Hits, NodeRange, check, check_memfd};
-use pyo3::exceptions::{PyIndexError, PyTypeError};
+use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple, PyType};
@@ -26,23 +24,8 @@ pub(crate) fn find_memory(
     memory: &Bound<'_, PyAny>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<(Vec<u64>, Vec<(u64, u64, u64)>, Vec<(u64, Vec<(u64, u64)>)>)> {
-    let memory: Arc<dyn PhysMemory> = if let Ok(arena) = memory.cast::<PyArena>() {
-        arena.get().inner.clone()
-    } else if let Ok(memory) = memory.cast::<Memory>() {
-        memory.get().inner.clone()
-    } else {
-        return Err(PyTypeError::new_err("a kho.Memory or a kho.Arena is needed"));
-    };
-    let mut raised = None;
-    let told = |bytes: u64| {
-        if let (Some(progress), None) = (&progress, &raised) {
-            raised = Python::attach(|py| progress.call1(py, (bytes,)).err());
-        }
-    };
-    let found = py.detach(|| kho::find::find(&*memory, told)).or_raise()?;
-    if let Some(error) = raised {
-        return Err(error);
-    }
+    let memory = memory_of(memory)?;
+    let found = with_progress(py, progress, |told| kho::find::find(&*memory, told))?.or_raise()?;
     let fdts = found.fdts.iter().map(|phys| phys.0).collect();
     let pointers = found.pointers.iter().map(|p| (p.fdt.0, p.scratch.0, p.scratch_len)).collect();
     let arrays = found.scratch_arrays.iter();

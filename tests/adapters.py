@@ -1,0 +1,18 @@
+"""kho's memory, for the model to read."""
+
+from __future__ import annotations
+
+import kho
+
+import model
+
+
+class ArenaMemory(model.Memory):
+    """An arena, for the model to read."""
+
+    def __init__(self, arena: kho.Arena) -> None:
+        super().__init__([])
+        self.arena = arena
+
+    def read(self, phys: int, size: int) -> bytes:
+        return self.arena.read(phys, size)
