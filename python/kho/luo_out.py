@@ -8,6 +8,7 @@ block with its first file. The addresses that lead to them, and the counts, are 
 from __future__ import annotations
 
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,7 +56,7 @@ def word(what: str, value: int) -> int:
     return value
 
 
-class LuoOut:
+class LuoOut(ABC):
     """What both versions have: the books."""
 
     memfd_version: int
@@ -78,22 +79,22 @@ class LuoOut:
     size: int
     """Bytes of the blob."""
 
-    def _set_up(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _set_up(self) -> None: ...
 
-    def _room_for_sessions(self, n: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _room_for_sessions(self, n: int) -> None: ...
 
-    def _room_for_files(self, session: OutSession, n: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _room_for_files(self, session: OutSession, n: int) -> None: ...
 
+    @abstractmethod
     def seal(self) -> None:
         """Write every list, and what leads to them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def unseal(self) -> None:
         """Take back what leads to the lists."""
-        raise NotImplementedError
 
     # What is common
 
