@@ -143,10 +143,10 @@ def test_luo_and_subtrees_are_the_kernels_bytes(again: Again) -> None:
                 assert again.arena.read(page, inc.page_size) == inc.read(page, inc.page_size), owned
 
 
+@pytest.mark.parametrize("again", [name for name in captures.NAMES if name not in captures.V1_NAMES], indirect=True)
 def test_the_tree_is_the_kernels(again: Again) -> None:
+    """As test_captures holds the chunks of kho-v1 to the kernel's."""
     inc = again.inc
-    if inc.compatible == "kho-v1":
-        pytest.skip("test_captures holds the chunks to the kernel's")
 
     def leaves(read: Any, root: int) -> dict[int, bytes]:
         levels, inner, _ = model.radix_shape(inc.page_size, 4)
