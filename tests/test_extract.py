@@ -21,7 +21,7 @@ from kho import extract
 import captures
 import hostile
 from command import kho as run
-from images import MIB, Image
+from images import KIB, MIB, Image
 
 LUO_NAMES = [name for name in captures.NAMES if "luo" in captures.expected(name)]
 V4 = "linux-7.3.4-x86_64"
@@ -288,11 +288,15 @@ def memfd(size: int, folios: list[tuple[int, int]], place: int) -> dict[int, byt
 
 
 def test_names_from_memory_lead_nowhere(tmp_path: Path) -> None:
-    place = 48 * MIB
-    contents = memfd(5, [(40 * MIB, 0)], place) | {40 * MIB: b"hello"}
+    contents = {40 * MIB: b"hello"}
     names = [b"../../../evil", b"/etc/passwd", b"..", b"\x1b[31mred\n", b"a/b", b"dup", b"dup", b"\xff\xfe"]
     image = tmp_path / "image.elf"
-    image.write_bytes(luo_image([(name, [(b"memfd-v2", place, 1)]) for name in names], contents))
+    sessions = []
+    for i, name in enumerate(names):
+        place = 48 * MIB + i * 16 * KIB
+        contents |= memfd(5, [(40 * MIB, 0)], place)
+        sessions.append((name, [(b"memfd-v2", place, 1)]))
+    image.write_bytes(luo_image(sessions, contents))
     folder = tmp_path / "deep" / "all"
     done = run("extract", image, "--all", folder)
     assert done.code == 0
@@ -308,10 +312,14 @@ def test_names_from_memory_lead_nowhere(tmp_path: Path) -> None:
     assert out.read_bytes() == b"hello"
 
 
-def test_one_folio_in_ten_thousand_files_is_not_written_ten_thousand_times(tmp_path: Path) -> None:
-    place = 48 * MIB
-    contents = memfd(256 * MIB, [(40 * MIB, index) for index in range(256)], place)
-    sessions = [(f"s{i}".encode(), [(b"memfd-v2", place, token) for token in range(63)]) for i in range(50)]
+def test_one_folio_at_a_hundred_thousand_places_is_not_written_as_often(tmp_path: Path) -> None:
+    contents: dict[int, bytes] = {}
+    sessions = []
+    for i in range(50):
+        places = [48 * MIB + (8 * i + token) * 16 * KIB for token in range(8)]
+        for place in places:
+            contents |= memfd(256 * MIB, [(40 * MIB, index) for index in range(256)], place)
+        sessions.append((f"s{i}".encode(), [(b"memfd-v2", place, token) for token, place in enumerate(places)]))
     image = tmp_path / "image.elf"
     image.write_bytes(luo_image(sessions, contents))
     inc = kho.open(image)

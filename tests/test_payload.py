@@ -126,3 +126,26 @@ def test_what_is_not_there_is_not_found() -> None:
     assert region.read(16) == inc.read(region.start, 16)
     with pytest.raises(kho.OutsideMemoryError):
         region.read(1 << 40)
+
+
+def test_two_files_do_not_share_their_data() -> None:
+    """What would let a small image have one long list read a million times."""
+    inc = kho.open(captures.elf(V4))
+    first, second = inc.luo.sessions["vm-1"].entries
+    content = bytearray(captures.elf(V4).read_bytes())
+    pointer = second.data.to_bytes(8, "little") + second.token.to_bytes(8, "little")
+    at = content.index(pointer)
+    content[at : at + 8] = first.data.to_bytes(8, "little")
+    image = kho.Memory.from_segments(_segments(content))
+    files = kho.open(image, fdt_phys=inc.fdt_phys, page_size=4096).luo.sessions["vm-1"].files
+    assert files[first.token].size == 393216
+    assert isinstance(files[second.token], Broken)
+    assert "its data is that of session vm-1, file 0x10" in str(files[second.token].error)
+
+
+def _segments(content: bytearray) -> list[tuple[int, bytes]]:
+    """Cut an ELF core's content into the segments its headers name."""
+    (offset,) = struct.unpack_from("<Q", content, 32)
+    (count,) = struct.unpack_from("<H", content, 56)
+    headers = [struct.unpack_from("<IIQQQQQQ", content, offset + 56 * i) for i in range(count)]
+    return [(h[4], bytes(content[h[2] : h[2] + h[5]]).ljust(h[6], b"\0")) for h in headers]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from .. import errors
 from .._kho import Fdt, Memfd, Vmalloc
 from .._types import MemfdFolio
-from .base import Blob, Owned, Payload, decode, decoder
+from .base import Blob, Broken, Owned, Payload, decode, decoder
 
 BLOCK = struct.Struct("<QQ")
 """`{ u64 next; u64 count; }` at the head of a luo-v5 block, then the entries."""
@@ -77,7 +77,7 @@ class Session:
 class Files(Mapping[int, Payload]):
     """The files of a session by token, each decoded when it is first asked for."""
 
-    def __init__(self, luo: Payload, session: str, entries: list[FileEntry]) -> None:
+    def __init__(self, luo: Luo, session: str, entries: list[FileEntry]) -> None:
         self._luo = luo
         self._session = session
         self._entries = {entry.token: entry for entry in reversed(entries)}
@@ -90,9 +90,9 @@ class Files(Mapping[int, Payload]):
         return self._decoded[token]
 
     def decode(self, entry: FileEntry) -> Payload:
-        """Decode a file that is listed, whether or not its token is unique."""
+        """Decode a file that is listed, whether or not its token is unique; each listing once."""
         owner = f"session {self._session}, file {entry.token:#x}"
-        return decode(Blob(self._luo.blob.inc, entry.compatible, entry.data, None, owner))
+        return self._luo.file(Blob(self._luo.blob.inc, entry.compatible, entry.data, None, owner))
 
     def __iter__(self) -> Iterator[int]:
         """Iterate over the tokens in the order the session lists them."""
@@ -118,6 +118,20 @@ class Luo(Payload):
         self.blocks: list[tuple[str, int, int]] = []
         """`(what, phys, nbytes)` of the memory that holds the lists."""
         self._seen: set[int] = set()
+        self._files: dict[tuple[str, str, int], Payload] = {}
+        self._data_of: dict[int, str] = {}
+
+    def file(self, blob: Blob) -> Payload:
+        """Decode a file's data, once. No two files share it; one that claims another's is `Broken`."""
+        key = (blob.owner, blob.compatible, blob.phys)
+        if key not in self._files:
+            first = self._data_of.setdefault(blob.phys, blob.owner) if blob.phys else blob.owner
+            if first == blob.owner:
+                self._files[key] = decode(blob)
+            else:
+                why = f"{blob.owner} at {blob.phys:#x}: its data is that of {first}"
+                self._files[key] = Broken(blob, errors.FormatError(why))
+        return self._files[key]
 
     def _add(self, name: str, count: int, entries: list[FileEntry], blocks: list[tuple[int, int]]) -> None:
         session = Session(name, count, entries, Files(self, name, entries), blocks)
