@@ -276,3 +276,19 @@ def test_the_expected_files_are_data(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_text(run("inspect", "--json", captures.elf(captures.V1_NAMES[0])).out)
     assert json.loads(path.read_text())["scratch"][0] == [239075328, 16777216]
+
+
+def agrees(found: Any, expected: Any) -> bool:
+    """Whether what was found has everything that was expected; it may say more."""
+    if isinstance(expected, dict):
+        return all(key in found and agrees(found[key], value) for key, value in expected.items())
+    if isinstance(expected, list):
+        return len(found) == len(expected) and all(map(agrees, found, expected))
+    return bool(found == expected)
+
+
+@pytest.mark.parametrize("name", captures.NAMES)
+def test_every_key_agrees_with_no_option_given(name: str) -> None:
+    found = json.loads(run("inspect", "--json", captures.elf(name)).out)
+    for key, expected in captures.expected(name).items():
+        assert agrees(found[key], expected), key

@@ -47,6 +47,7 @@ def describe(inc: Incoming, *, full: bool = False) -> dict[str, Any]:
         report["bitmap_bytes_why"] = inc.bitmap_bytes_why
     if inc.scratch is not None:
         report["scratch"] = [list(area) for area in inc.scratch]
+        report["scratch_phys"] = inc.scratch_phys
     if full or inc.nr_folios <= MOST_FOLIOS:
         folios = inc.folios
         report["folios"] = [list(folio) for folio in folios]
