@@ -38,6 +38,7 @@ KEYS = {
     "subtrees",
     "malformed_subtrees",
     "scratch",
+    "scratch_phys",
     "folios",
     "folios_sha256",
     "kho_test",
