@@ -557,3 +557,11 @@ def test_a_finding_of_another_package_without_a_rule_is_a_warning() -> None:
     odd = Finding("ACME001", "widget at 0x1000", "serial 0")
     assert (odd.severity, odd.phys) == ("warning", None)
     assert json.loads(json.dumps(odd.as_dict()))["id"] == "ACME001"
+
+
+@pytest.mark.parametrize("name", ["linux-7.3.4-x86_64", "linux-6.18.15-x86_64"])
+def test_of_a_directory_what_debugfs_shows_is_checked(name: str) -> None:
+    folder = captures.elf(name).parent / "host/stage1"
+    found = verify(folder)
+    assert [finding.id for finding in found] == (["KHO003"] if "7.3" in name else [])
+    assert all("out/fdt" in finding.place for finding in found)

@@ -23,6 +23,7 @@ from ._kho import (
     Incoming,
     Memfd,
     Memory,
+    Snapshot,
     Vmalloc,
     check_map,
     check_memfd_folios,
@@ -101,7 +102,8 @@ def verify(
     """Find everything that is wrong with a handover, the worst first.
 
     Args:
-        source: what `kho.open` takes, a handover that was opened, or the file of a bare root FDT (debugfs `out/fdt`).
+        source: what `kho.open` takes, a handover that was opened, the file of a bare root FDT, or what debugfs
+            shows (`Snapshot`): then the FDTs alone are checked.
         nodes: `(start, size, node)` of NUMA memory, to find folios that span two; an arena's own are known.
         fdt_phys, page_size, bitmap_bytes, scratch, progress: as `kho.open`.
         most: places to report for each condition; the last one says how many there are.
@@ -114,6 +116,8 @@ def verify(
         return _sorted(_handover(source, nodes, most))
     if isinstance(source, str | os.PathLike) and (blob := _bare_fdt(source)) is not None:
         return verify_fdt(blob, place=os.fspath(source))
+    if isinstance(source, str | os.PathLike) and Snapshot.recognizes(source):
+        return _sorted(_snapshot(Snapshot.open(source)))
     memory = _memory(source)
     if isinstance(memory, Arena):
         nodes = nodes or memory.regions
@@ -163,6 +167,13 @@ def _memory(source: Source | Iterable[str | os.PathLike[str]]) -> Memory | Arena
     if isinstance(source, Memory | Arena):
         return source
     return Memory.open(source) if isinstance(source, str | os.PathLike) else Memory.open(*source)
+
+
+def _snapshot(shown: Snapshot) -> Iterator[Finding]:
+    """Check the root FDTs that debugfs shows, of what this kernel was handed and of what it will hand over."""
+    for name, side in (("in/fdt", shown.incoming), ("out/fdt", shown.outgoing)):
+        if side is not None and side.fdt is not None:
+            yield from verify_fdt(side.fdt, place=f"{shown.path}: {name}")
 
 
 def _bare_fdt(source: str | os.PathLike[str]) -> bytes | None:
