@@ -22,7 +22,7 @@ b'hello'
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import fdt
 from ._kho import (
@@ -80,6 +80,14 @@ from .sources import open
 
 if TYPE_CHECKING:
     from . import luo
+else:
+
+    def __getattr__(name: str) -> object:
+        """Import a module of the package when it is first asked for."""
+        if name == "luo":
+            return import_module(f".{name}", __name__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "Arena",
@@ -135,12 +143,3 @@ __all__ = [
     "parse_kho_scratch",
     "save_elf",
 ]
-
-_LATE = {"luo"}
-"""Modules that are imported when they are first asked for."""
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LATE:
-        return import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
