@@ -58,15 +58,12 @@ class Client:
 
     def ioctl(self, fd: int, number: int, buffer: bytearray) -> None:
         """Send the request with a socket for its answer, so that any number may be under way."""
+        given = struct.unpack_from("<i", buffer, 4) if number == PRESERVE_FD else ()
+        passed = [file for file in given if _is_open(file)]  # before there are descriptors that it could become
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with mine:
             with theirs, self._end(fd) as end:
-                passed = [theirs.fileno()]
-                if number == PRESERVE_FD:
-                    (given,) = struct.unpack_from("<i", buffer, 4)
-                    if _is_open(given):
-                        passed.append(given)
-                socket.send_fds(end, [struct.pack("<I", number) + buffer], passed)
+                socket.send_fds(end, [struct.pack("<I", number) + buffer], [theirs.fileno(), *passed])
             answer, fds = _received(mine)
         (refused,) = struct.unpack_from("<i", answer or struct.pack("<i", errno.EIO))
         if refused:

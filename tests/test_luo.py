@@ -323,7 +323,7 @@ OPEN = [
     (errno.EPERM, PermissionError, "by default root is"),
     (errno.EIO, kho.LuoError, "every open fails until a reboot"),
     (errno.EMFILE, kho.LuoError, "Too many open files"),
-    (None, kho.LuoError, "Input/output error"),
+    (None, kho.LuoError, "EIO"),
 ]
 
 
