@@ -410,6 +410,12 @@ def test_an_unexplained_einval_is_another_abi(call: str) -> None:
                 device.create_session("x")
 
 
+def test_the_device_is_opened_for_both_ways_and_for_this_program_only() -> None:
+    with luo.Device("/dev/null") as device:
+        assert fcntl.fcntl(device.fileno(), fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+        assert not os.get_inheritable(device.fileno())
+
+
 def test_another_device_is_told_apart() -> None:
     with luo.Device("/dev/null") as device, pytest.raises(kho.LuoAbiError, match="no live update device"):
         device.create_session("x")

@@ -298,6 +298,33 @@ def test_threads_share_a_session(machine: FakeLuo) -> None:
         assert len(failed) == 3 * 16
 
 
+def test_a_close_waits_for_the_request_under_way() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    open_then: list[bool] = []
+
+    class Slow:
+        def open(self, path: str) -> int:
+            return os.open(os.devnull, os.O_RDWR)
+
+        def ioctl(self, fd: int, number: int, buffer: bytearray) -> None:
+            begun.set()
+            go_on.wait(10)
+            open_then.append(fcntl.fcntl(fd, fcntl.F_GETFD) >= 0)
+
+    session = luo.Session(Slow().open(""), name="x", transport=Slow())
+    threads = [threading.Thread(target=session.preserve_fd, args=(0, 1)), threading.Thread(target=session.close)]
+    threads[0].start()
+    assert begun.wait(10)
+    threads[1].start()
+    threads[1].join(0.05)
+    assert threads[1].is_alive()
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert open_then == [True]
+    assert session.closed
+
+
 def test_a_fork_while_a_request_is_under_way_leaves_the_child_able(machine: FakeLuo) -> None:
     script = textwrap.dedent("""
         import os, sys
