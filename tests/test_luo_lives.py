@@ -327,13 +327,14 @@ def test_a_close_waits_for_the_request_under_way() -> None:
 
 def test_a_fork_while_a_request_is_under_way_leaves_the_child_able(machine: FakeLuo) -> None:
     script = textwrap.dedent("""
-        import os, sys
+        import os, signal, sys
         from kho import luo
         from fake_luo import CLIENT
         with luo.Device(sys.argv[1], transport=CLIENT) as device:
             session = device.create_session("search-index")
         session._lock.acquire()  # as a thread has it that preserves a large memfd
         if (child := os.fork()) == 0:
+            signal.alarm(30)  # a child that waits for ever would outlive the test
             session.preserve_fd(os.memfd_create("x"), 1)
             session.close()
             os._exit(0)
