@@ -21,6 +21,9 @@ b'hello'
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from . import fdt
 from ._kho import (
     Arena,
@@ -46,6 +49,16 @@ from .errors import (
     FinalizedError,
     FormatError,
     KhoError,
+    LuoAbiError,
+    LuoBusyError,
+    LuoError,
+    LuoExistsError,
+    LuoFileError,
+    LuoNotFoundError,
+    LuoPermissionError,
+    LuoRetrieveError,
+    LuoStateError,
+    LuoUnavailableError,
     MisalignedError,
     NoHandoverError,
     NotFoundError,
@@ -65,6 +78,17 @@ from .image import Image, save_elf
 from .outgoing import Outgoing
 from .sources import open
 
+if TYPE_CHECKING:
+    from . import luo
+else:
+
+    def __getattr__(name: str) -> object:
+        """Import a module of the package when it is first asked for."""
+        if name == "luo":
+            return import_module(f".{name}", __name__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = [
     "Arena",
     "ExistsError",
@@ -77,6 +101,16 @@ __all__ = [
     "Image",
     "Incoming",
     "KhoError",
+    "LuoAbiError",
+    "LuoBusyError",
+    "LuoError",
+    "LuoExistsError",
+    "LuoFileError",
+    "LuoNotFoundError",
+    "LuoPermissionError",
+    "LuoRetrieveError",
+    "LuoStateError",
+    "LuoUnavailableError",
     "Memory",
     "MisalignedError",
     "NoHandoverError",
@@ -104,6 +138,7 @@ __all__ = [
     "convert",
     "fdt",
     "kho_is_enabled",
+    "luo",
     "open",
     "parse_kho_scratch",
     "save_elf",
