@@ -63,6 +63,8 @@ from .errors import (
 )
 from .image import Image, save_elf
 from .outgoing import Outgoing
+from .plan import Plan, plan
+from .simulate import Simulation, simulate
 from .sources import open
 
 __all__ = [
@@ -91,8 +93,10 @@ __all__ = [
     "PageStateError",
     "Pages",
     "ParameterError",
+    "Plan",
     "ScratchOverlapError",
     "ScratchSpec",
+    "Simulation",
     "Snapshot",
     "SnapshotSide",
     "SourceError",
@@ -106,5 +110,7 @@ __all__ = [
     "kho_is_enabled",
     "open",
     "parse_kho_scratch",
+    "plan",
     "save_elf",
+    "simulate",
 ]

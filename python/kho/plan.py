@@ -36,6 +36,7 @@ class Layout:
     name: str
     abi: str
     kernels: str
+    """Versions of Linux that write it."""
     bitmap_bytes: int | None = None
     """512 in Linux 6.16; None for a page."""
     tree: bool = True
@@ -52,11 +53,11 @@ class Layout:
 LAYOUTS = {
     layout.name: layout
     for layout in (
-        Layout("kho-v1-512", "kho-v1", "Linux 6.16", bitmap_bytes=SMALL_BITMAP, tree=False),
-        Layout("kho-v1", "kho-v1", "Linux 6.18 to 7.0", tree=False),
-        Layout("kho-v2", "kho-v2", "before Linux 7.1"),
-        Layout("kho-v3", "kho-v3", "Linux 7.1"),
-        Layout("kho-v4", "kho-v4", "Linux 7.2 and 7.3", order_bit=True),
+        Layout("kho-v1-512", "kho-v1", "6.16", bitmap_bytes=SMALL_BITMAP, tree=False),
+        Layout("kho-v1", "kho-v1", "6.18 to 7.0", tree=False),
+        Layout("kho-v2", "kho-v2", "before 7.1"),
+        Layout("kho-v3", "kho-v3", "7.1"),
+        Layout("kho-v4", "kho-v4", "7.2 and 7.3", order_bit=True),
     )
 }
 """By name. The map of kho-v2 is that of kho-v3."""
@@ -71,7 +72,7 @@ def size_of(text: str | int, what: str = "size") -> int:
         raise ParameterError(f"{what}: {text[:40]!r} is not a size (write 4096, 4K, 2M, 1G or 1.5T)")
     shift = " KMGTP".index(found[2].upper() or " ") * 10
     whole, _, part = found[1].partition(".")
-    return (int(whole) << shift) + (int(part or 0) << shift) // 10 ** len(part)
+    return (int(whole) << shift) + (int(part or 0) << shift) // int(10 ** len(part))
 
 
 @dataclass(frozen=True)
@@ -128,12 +129,12 @@ class Zone:
 
 
 class Run(NamedTuple):
-    """Numbers of a level below: `count` of `slots` from `first` are taken. Runs of other spaces share no node."""
+    """Numbers of folios or keys: `taken` of `slots` from `first`. Runs of other spaces share no node."""
 
     space: int
     first: int
     slots: int
-    count: int
+    taken: int
 
 
 def _empty(slots: int, count: int, part: int) -> float:
@@ -159,9 +160,9 @@ def _occupied(runs: Iterable[Run], shift: int) -> tuple[float, float]:
         low, high = run.first >> shift, (end - 1) >> shift
         for node in {low, high}:
             part = min((node + 1) << shift, end) - max(node << shift, run.first)
-            edges[run.space, node] = edges.get((run.space, node), 1.0) * _empty(run.slots, run.count, part)
+            edges[run.space, node] = edges.get((run.space, node), 1.0) * _empty(run.slots, run.taken, part)
         if high - low > 1:
-            chance = _empty(run.slots, run.count, 1 << shift)
+            chance = _empty(run.slots, run.taken, 1 << shift)
             mean += (high - low - 1) * (1 - chance)
             variance += (high - low - 1) * chance * (1 - chance)
     mean += math.fsum(1 - chance for chance in edges.values())
@@ -248,7 +249,7 @@ class Scratch:
 
     value: str
     reserved: tuple[int, ...] | None
-    """Bytes the kernel reserved while booting: below 4 GiB, then on each node; None if the sizes do not depend on it."""
+    """Bytes the kernel reserved while booting: below 4 GiB, then on each node; None if the sizes are given."""
     estimated: bool
     sizes: dict[int, list[int]]
     """By page size: low, global, one per node."""
@@ -408,7 +409,7 @@ def _cost(layout: Layout, page_size: int, zones: Sequence[Zone], calibration: Ca
         depth, table = layout.depth(page_size), shift - 3
         mask = (1 << ((depth - 1) * table + leaf)) - 1
         keys = [
-            Run(0, (1 << (64 - shift - order) | run.first) & mask, run.slots, run.count)
+            Run(0, (1 << (64 - shift - order) | run.first) & mask, run.slots, run.taken)
             for order, runs in by_order.items()
             for run in runs
         ]
@@ -430,7 +431,7 @@ def _cost(layout: Layout, page_size: int, zones: Sequence[Zone], calibration: Ca
         node_bytes=nodes * page_size,
         fdt_bytes=page_size,
         directory_bytes=sum(_directory(by_order[order], leaf, mean) for order, (mean, _) in blocks.items()),
-        deviation=deviation if deviation > 1e-3 else 0.0,
+        deviation=deviation if deviation >= 1 else 0.0,
     )
     if calibration is None:
         return cost
@@ -470,8 +471,8 @@ def _scratch(value: str, reserved: Sequence[int] | None, memory: int, nodes: int
 def _reserved(memory: int, nodes: int, page_size: int) -> tuple[int, ...]:
     """Estimate what a kernel reserves while booting: 64 bytes a page for `struct page`, and 16 MiB of itself.
 
-    A guest of 2 GiB with Linux 7.3 reserved 50 MiB, this says 48. Beyond 4 GiB the pages' structures are allocated high,
-    and low memory holds the kernel and 64 MiB of bounce buffers. Real machines are within a factor of two, mostly.
+    A guest of 2 GiB with Linux 7.3 reserved 50 MiB, this says 48. Beyond 4 GiB the pages' structures are allocated
+    high, and low memory holds the kernel and 64 MiB of bounce buffers.
     """
     everything = memory // page_size * 64 + (16 << 20)
     low = everything if memory <= FOUR_GIB else min(everything, 80 << 20)

@@ -1,6 +1,6 @@
 """A plan carried out in an arena: what was written, how long it took, and whether it is what `kho.plan` said.
 
-The arena's memory is never touched but for the map itself, so that terabytes of address space cost what their map costs.
+The arena's memory is never touched but for the map itself, so that terabytes cost what their map costs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import resource
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -109,7 +109,13 @@ def simulate(
 
     """
     whole = plan(
-        memory, folios, preserve=preserve, random=random, page_sizes=[page_size], layouts=[layout], calibration=calibration
+        memory,
+        folios,
+        preserve=preserve,
+        random=random,
+        page_sizes=[page_size],
+        layouts=[layout],
+        calibration=calibration,
     )
     if not 0 < scale <= 1:
         raise ParameterError(f"scale: {scale} is not above 0 and at most 1")
@@ -133,7 +139,7 @@ def _scaled(whole: Plan, scale: float) -> Plan:
 
 
 def _needed(made: Plan, *, restore: bool) -> int:
-    """Bound the memory a run takes: the map, the copy that is marked, what is taken over, and 64 bytes a run of folios."""
+    """Bound the memory a run takes: the map, what is marked, what is taken over, and 64 bytes a run of folios."""
     cost = made.costs[0]
     extents = sum(zone.extents for zone in made.zones)
     listed = 16 * made.nr_folios + 2 * cost.bitmap_bytes if restore else 0
@@ -156,7 +162,7 @@ def _check_memory(made: Plan, *, restore: bool, available: int) -> None:
     if needed > available:
         fits = max(available - (64 << 20), 0) / needed * 0.9
         raise OutOfMemoryError(
-            f"simulate: {made.nr_folios} folios need about {needed >> 20} MiB, and {available >> 20} MiB are available; "
+            f"simulate: {made.nr_folios} folios need about {needed >> 20} MiB, and {available >> 20} MiB are there; "
             f"a scale of {fits:.2g} would fit"
         )
 
@@ -187,7 +193,7 @@ def placed(zone: Zone, page_size: int, seed: int, *, bitmap_bytes: int | None = 
 
 
 def _alloc(arena: _kho.Arena, zone: Zone) -> int:
-    """Allocate all of a zone in blocks as large as fit; how many pages. Who owns the rest of it does not matter here."""
+    """Allocate all of a zone, whoever owns what is not handed over, in blocks as large as fit; how many pages."""
     at, end = zone.start, zone.start + zone.slots * zone.size
     while at < end:
         block = min(at & -at, 1 << (end - at).bit_length() - 1)
@@ -273,7 +279,7 @@ def _restore(inc: _kho.Incoming, clock: _Clock, progress: Progress | None) -> No
 
 
 def calibrate(seed: int = 1) -> Calibration:
-    """Measure this machine with short runs of the engine, in about a second: an empty map, full bitmaps, scattered pages."""
+    """Measure this machine with runs of the engine, a second in all: an empty map, full bitmaps, scattered pages."""
     serialize: dict[str, tuple[float, float]] = {}
     take_over: dict[str, tuple[float, float, float]] = {}
     for name in ("kho-v1-512", "kho-v1", "kho-v4"):
