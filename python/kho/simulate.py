@@ -18,7 +18,7 @@ from typing import Any
 from . import _kho
 from .errors import OutOfMemoryError, ParameterError
 from .outgoing import Outgoing
-from .plan import LAYOUTS, LOW, Calibration, Cost, Group, Plan, Zone, plan
+from .plan import LOW, Calibration, Cost, Group, Plan, Zone, plan
 
 __all__ = ["Simulation", "calibrate", "placed", "simulate"]
 
@@ -283,23 +283,25 @@ def calibrate(seed: int = 1) -> Calibration:
     serialize: dict[str, tuple[float, float]] = {}
     take_over: dict[str, tuple[float, float, float]] = {}
     for name in ("kho-v1-512", "kho-v1", "kho-v4"):
-
-        def quickest(group: Group, name: str = name) -> tuple[Cost, Plan, dict[str, float]]:
-            runs = [_run(made, restore=False, keep=None, seed=seed, progress=None) for made in [_one(name, group)] * 3]
-            least = {what: min(run.seconds[what] for run in runs) for what in runs[0].seconds}
-            return runs[0].cost, runs[0].plan, least
-
-        _, _, empty = quickest(Group(1, 4096))
-        dense, _, full = quickest(Group(1 << 20, 4096))
-        sparse, made, spread = quickest(Group(1 << 14, 4096, random=True))
-        begin, start = empty["serialize"], empty["take over"]
-        per_kib = max(0.0, full["take over"] - start) / (dense.bitmap_bytes / 1024)
-        rest = spread["take over"] - start - per_kib * sparse.bitmap_bytes / 1024
-        extents = sum(zone.extents for zone in made.zones)
-        serialize[name] = (begin, max(0.0, spread["serialize"] - begin) / sparse.bitmaps)
+        # What is small would be lost in the noise of one run; what is large must not find its memory in the cache.
+        empty = _quickest([_measured(name, Group(1, 4096), seed) for _ in range(3)])
+        full = _quickest([_measured(name, Group(1 << 20, 4096), seed) for _ in range(3)])
+        spread = _measured(name, Group(1 << 17, 4096, random=True), seed)
+        begin, start = empty.seconds["serialize"], empty.seconds["take over"]
+        per_kib = max(0.0, full.seconds["take over"] - start) / (full.cost.bitmap_bytes / 1024)
+        rest = spread.seconds["take over"] - start - per_kib * spread.cost.bitmap_bytes / 1024
+        extents = sum(zone.extents for zone in spread.plan.zones)
+        writing = 0.0 if spread.cost.layout.tree else max(0.0, spread.seconds["serialize"] - begin)  # a tree is there
+        serialize[name] = (begin, writing / spread.cost.bitmaps)
         take_over[name] = (start, per_kib, max(0.0, rest) / extents)
     return Calibration(serialize, take_over)
 
 
-def _one(name: str, group: Group) -> Plan:
-    return plan(16 * GIB, [group], layouts=[LAYOUTS[name].name])
+def _measured(name: str, group: Group, seed: int) -> Simulation:
+    made = plan(128 * GIB, [group], layouts=[name])
+    return _run(made, restore=False, keep=None, seed=seed, progress=None)
+
+
+def _quickest(runs: Sequence[Simulation]) -> Simulation:
+    """Give the run in which nothing got in the way of taking over."""
+    return min(runs, key=lambda run: run.seconds["take over"])
