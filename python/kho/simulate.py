@@ -23,6 +23,8 @@ from .plan import LOW, Calibration, Cost, Group, Plan, Zone, plan
 __all__ = ["Simulation", "calibrate", "placed", "simulate"]
 
 BATCH = 1 << 16
+WHOLE = 1 << 23
+"""Bytes of bitmaps that are marked at once."""
 GIB = 1 << 30
 Progress = Callable[[str, int, int], object]
 """Called with what is being done, how many folios of it are done, and of how many."""
@@ -172,11 +174,8 @@ def placed(zone: Zone, page_size: int, seed: int, *, bitmap_bytes: int | None = 
     order = (zone.size // page_size).bit_length() - 1
     first, step = zone.start // page_size, 1 << order
     if not zone.random:
-        for at in range(0, zone.slots, BATCH):
-            part = _kho.Tracker(page_size, bitmap_bytes)
-            end = min(at + BATCH, zone.slots)
-            part.preserve_many(array("Q", range(first + at * step, first + end * step, step)), order)
-            yield part
+        number = zone.start // zone.size
+        yield from _side_by_side(_kho.Tracker(page_size, bitmap_bytes), order, number, number + zone.slots)
         return
     # Of more than half the slots it is quicker to draw those that stay empty.
     drawn = min(zone.count, zone.slots - zone.count)
@@ -189,6 +188,24 @@ def placed(zone: Zone, page_size: int, seed: int, *, bitmap_bytes: int | None = 
         return
     for part in placed(replace(zone, count=zone.slots), page_size, seed, bitmap_bytes=bitmap_bytes):
         part -= chosen
+        yield part
+
+
+def _side_by_side(empty: _kho.Tracker, order: int, at: int, end: int) -> Iterator[_kho.Tracker]:
+    """Give the folios from number `at` to `end`: whole bitmaps at once, by way of pickled state."""
+    bits = 8 * empty.bitmap_bytes
+    full = b"\xff" * empty.bitmap_bytes
+    while at < end:
+        part = empty.copy()
+        whole = min((end - at) // bits, WHOLE // empty.bitmap_bytes) if at % bits == 0 else 0
+        if whole:
+            blocks = b"".join(index.to_bytes(8, "little") + full for index in range(at // bits, at // bits + whole))
+            part.__setstate__(b"khot\x01" + bytes([order]) + whole.to_bytes(8, "little") + blocks)
+            at += whole * bits
+        else:
+            stop = min(end, at - at % bits + bits)
+            part.preserve_many(array("Q", range(at << order, stop << order, 1 << order)), order)
+            at = stop
         yield part
 
 
