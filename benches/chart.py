@@ -32,6 +32,7 @@ LAYOUTS = {
     "kho-v4": ("kho-v4, radix tree (7.2 and 7.3)", mapdraw.COLOURS["unclaimed"], ":"),
 }
 FOLIO = {"size": 4 * KIB, "memory": TIB}
+SIZES = (4 * KIB, 2 << 20)
 STEPS = {
     "preserve": ("preserve", mapdraw.COLOURS["file"], "o"),
     "take over": ("take over", mapdraw.COLOURS["metadata"], "s"),
@@ -87,7 +88,7 @@ def overhead(path: Path) -> None:
 def measured(seconds: float) -> list[dict[str, Any]]:
     """Run handovers of one folio size after the other, side by side, up to 16 TiB or as far as `seconds` reach."""
     rows = []
-    for folio in (4 * KIB, 2 << 20):
+    for folio in SIZES:
         for log2 in range(30, 45):
             memory = 1 << log2
             count = memory // folio
@@ -111,7 +112,7 @@ def one(nbytes: int, folio: int) -> Simulation:
 def times(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw what was measured; markers are runs, lines join them, and nothing goes beyond."""
     figure, panels = plt.subplots(1, 2, figsize=(10.4, 5.2), layout="constrained", sharey=True)
-    for panel, folio in zip(panels, sorted({row["folio"] for row in rows}), strict=True):
+    for panel, folio in zip(panels, SIZES, strict=True):
         here = [row for row in rows if row["folio"] == folio]
         sizes = [row["preserved"] for row in here]
         for step, (label, colour, marker) in STEPS.items():
@@ -122,7 +123,8 @@ def times(rows: list[dict[str, Any]], path: Path) -> None:
         panel.set_xticks(marks, [size(mark) for mark in marks], rotation=30)
         panel.minorticks_off()
         panel.set_xlabel("preserved, side by side")
-        reach = "" if sizes[-1] >= 16 * TIB else f"; not measured beyond {size(sizes[-1])}"
+        most = max(sizes, default=0)
+        reach = "" if most >= 16 * TIB else f"; not measured beyond {size(most)}"
         panel.set_title(f"folios of {size(folio)}{reach}", fontsize=10)
     panels[0].set_ylabel("seconds")
     panels[0].legend(loc="upper left")

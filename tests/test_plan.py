@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+import runpy
 from itertools import combinations
 from math import comb
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 from hypothesis import given, settings
@@ -197,6 +199,13 @@ def test_scratch_of_a_percentage_is_of_what_was_reserved() -> None:
     )
 
 
+def test_scratch_that_is_not_left_beside_the_folios_is_said() -> None:
+    made = plan("2T", preserve=["97%:2M"])
+    assert made.left(4096) == made.memory - LOW - made.preserved - sum(made.scratch.sizes[4096]) < 0
+    assert "more than is left" in run("plan", "--memory", "2T", "--preserve", "97%:2M", "--no-calibrate").out
+    assert "more than is left" not in run("plan", "--memory", "2T", "--preserve", "60%:2M", "--no-calibrate").out
+
+
 # What cannot be
 
 
@@ -297,6 +306,22 @@ def test_scratch_is_said_to_be_guessed_or_exact() -> None:
     done = run(*ARGS, "--no-calibrate", "--reserved", "50M")
     assert (done.code, done.out) == (2, "")
     assert "1 sizes" in done.err
+
+
+def test_charts_are_the_same_twice_and_have_no_date(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    chart = runpy.run_path(str(Path(__file__).parent.parent / "benches" / "chart.py"))
+    rows = chart["measured"](0.003)
+    assert {row["folio"] for row in rows} == {4 * KIB, 2 * MIB}
+    chart["style"]()
+    chart["times"](rows, tmp_path / "time.svg")
+    for name in ("a.svg", "b.svg"):
+        chart["overhead"](tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    for name in ("a.svg", "time.svg"):
+        text = (tmp_path / name).read_text()
+        assert ET.fromstring(text).tag.endswith("svg")
+        assert "dc:date" not in text
 
 
 def test_scattering_is_not_seeded_by_accident() -> None:

@@ -277,6 +277,10 @@ class Plan:
         """Bytes of these folios."""
         return sum(zone.count * zone.size for zone in self.zones)
 
+    def left(self, page_size: int) -> int:
+        """Bytes of memory that are neither preserved nor scratch; below 0, these folios and that scratch do not fit."""
+        return self.memory - LOW - self.preserved - sum(self.scratch.sizes[page_size])
+
     def as_dict(self) -> dict[str, Any]:
         """Give the plan as data for JSON."""
         return {
@@ -286,7 +290,7 @@ class Plan:
             "zones": [asdict(zone) | {"random": zone.random} for zone in self.zones],
             "costs": [cost.as_dict() for cost in self.costs],
             "left_out": self.left_out,
-            "scratch": asdict(self.scratch),
+            "scratch": asdict(self.scratch) | {"left": {page: self.left(page) for page in self.scratch.sizes}},
             "calibration": asdict(self.calibration) if self.calibration else None,
         }
 

@@ -301,8 +301,9 @@ def calibrate(seed: int = 1) -> Calibration:
     take_over: dict[str, tuple[float, float, float]] = {}
     for name in ("kho-v1-512", "kho-v1", "kho-v4"):
         # What is small would be lost in the noise of one run; what is large must not find its memory in the cache.
-        empty = _quickest([_measured(name, Group(1, 4096), seed) for _ in range(3)])
-        full = _quickest([_measured(name, Group(1 << 20, 4096), seed) for _ in range(3)])
+        tries = [_measured(name, Group(1, 4096), seed) for _ in range(3)]
+        empty = min(tries, key=lambda run: run.seconds["take over"])
+        full = _measured(name, Group(1 << 24, 4096), seed)
         spread = _measured(name, Group(1 << 17, 4096, random=True), seed)
         begin, start = empty.seconds["serialize"], empty.seconds["take over"]
         per_kib = max(0.0, full.seconds["take over"] - start) / (full.cost.bitmap_bytes / 1024)
@@ -317,8 +318,3 @@ def calibrate(seed: int = 1) -> Calibration:
 def _measured(name: str, group: Group, seed: int) -> Simulation:
     made = plan(128 * GIB, [group], layouts=[name])
     return _run(made, restore=False, keep=None, seed=seed, progress=None)
-
-
-def _quickest(runs: Sequence[Simulation]) -> Simulation:
-    """Give the run in which nothing got in the way of taking over."""
-    return min(runs, key=lambda run: run.seconds["take over"])

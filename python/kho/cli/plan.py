@@ -168,7 +168,7 @@ def show(made: Plan) -> None:
     most = max((cost.directory_bytes for cost in made.costs), default=0)
     click.echo(f"kho itself needs about {size(most)} more outside that memory, to find a bitmap")
     if made.calibration is not None:
-        click.echo("times are kho's, worked out from runs of up to a million folios on this machine")
+        click.echo("times are kho's, worked out from short runs on this machine; expect a factor of two")
     show_scratch(made)
 
 
@@ -193,6 +193,8 @@ def show_scratch(made: Plan) -> None:
         low, anywhere, *nodes = sizes
         text = f"low memory {size(low)}, global {size(anywhere)}, node {', '.join(map(size, nodes))}"
         click.echo(f"  {size(page)} pages: {text}; {size(sum(sizes))} in all")
+        if made.left(page) < 0:
+            click.echo(f"  That is {size(-made.left(page))} more than is left beside the folios: preserve less of them")
     if found.estimated:
         click.echo(
             "  A guess, to a factor of two: a percentage is of what the kernel reserves while booting, taken here as"
