@@ -76,6 +76,8 @@ from .errors import (
 )
 from .image import Image, save_elf
 from .outgoing import Outgoing
+from .plan import Plan, plan
+from .simulate import Simulation, simulate
 from .sources import open
 
 if TYPE_CHECKING:
@@ -125,8 +127,10 @@ __all__ = [
     "PageStateError",
     "Pages",
     "ParameterError",
+    "Plan",
     "ScratchOverlapError",
     "ScratchSpec",
+    "Simulation",
     "Snapshot",
     "SnapshotSide",
     "SourceError",
@@ -141,5 +145,7 @@ __all__ = [
     "luo",
     "open",
     "parse_kho_scratch",
+    "plan",
     "save_elf",
+    "simulate",
 ]
