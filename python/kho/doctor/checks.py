@@ -136,9 +136,9 @@ def misread(value: str, block_bytes: int) -> list[str]:
         except ValueError:
             continue
         if octal:
-            found.append(f"{part} is octal: {size(meant)}")
+            found.append(f"{part[:40]} is octal: {size(meant % (1 << 64))}")
         if meant >= 1 << 64:
-            found.append(f"{part} is beyond 64 bits and comes out as {size(meant % (1 << 64))}")
+            found.append(f"{part[:40]} is beyond 64 bits and comes out as {size(meant % (1 << 64))}")
         elif 0 < meant < block_bytes and not match[2]:
             found.append(f"{part} has no suffix: {meant} bytes, rounded up to {size(block_bytes)}")
     return found
@@ -221,7 +221,8 @@ def absence(facts: Facts, report: Report, found: Figures) -> None:
     elif report.state == "absent":
         sure = "certain" if facts.config_file is not None else "likely"
         config = Evidence(facts.config_file, None, "no CONFIG_KEXEC_HANDOVER=y") if facts.config_file else None
-        report.add("DOC016", "holds nothing", sure, built or config, facts.release)
+        memory = facts.mem_total.seen if facts.mem_total is not None else None
+        report.add("DOC016", "holds nothing", sure, built or config, facts.release, memory)
     else:
         inferred = found.blocks if found.blocks is not None else found.zones if report.boot == "cold" else None
         if found.exact is None or inferred is None:

@@ -132,7 +132,8 @@ def _amounts(facts: Facts, report: Report, found: Figures) -> None:
     if report.state == "active":
         report.scratch, report.scratch_how, report.areas = held, found.how, found.areas
         explicit = found.asked is not None and report.boot == "cold" and found.exact is None
-        if explicit and found.how == "at least" and found.asked is not None and found.asked >= held:
+        fits = found.asked is not None and held <= found.asked < (report.ram or 0)
+        if explicit and fits and found.how == "at least" and found.asked is not None:
             report.scratch, report.scratch_how = found.asked, "inferred"
         slack = 0 if found.how == "exact" else found.block_bytes
         report.scratch_low = report.scratch if not slack else max(found.free or 0, (report.scratch or 0) - slack)
@@ -163,7 +164,9 @@ def headline(facts: Facts, report: Report, found: Figures) -> str:
         return "KHO is active; how much it holds cannot be seen from here."
     if report.state == "failed":
         value = kho_scratch_of(facts.cmdline.text) if facts.cmdline is not None and found.asked is not None else None
-        asked = f"asked for {size(found.asked)} of scratch ({value}), " if value and found.asked is not None else ""
+        asked = (
+            f"asked for {size(found.asked)} of scratch ({value[:60]}), " if value and found.asked is not None else ""
+        )
         left = "nothing stayed behind" if not report.leftover else f"{size(report.leftover)}{ram} stayed behind in CMA"
         return f"KHO {asked}could not reserve it and disabled itself; {left}."
     if report.state == "off":

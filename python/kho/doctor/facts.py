@@ -5,10 +5,12 @@ A value that is absent, malformed or larger than any machine's memory is None; w
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import stat
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -184,9 +186,16 @@ def gather(tree: Tree) -> Facts:
     return facts
 
 
-def lines(piece: Piece) -> list[tuple[int, str]]:
-    """Give the lines of a file, numbered from 1."""
-    return list(enumerate(piece.head.decode("utf-8", "replace").split("\n"), 1))
+LINES = 200_000
+LINE = 512
+
+
+def lines(piece: Piece) -> Iterator[tuple[int, str]]:
+    """Give the lines of a file, numbered from 1, none longer than any that matters."""
+    for count, line in enumerate(io.BytesIO(piece.head), 1):
+        if count > LINES:
+            return
+        yield count, line[:LINE].decode("utf-8", "replace").rstrip("\n")
 
 
 def first_line(tree: Tree, file: str) -> Evidence | None:
@@ -276,19 +285,23 @@ def pagetypeinfo(tree: Tree, facts: Facts) -> int | None:
             column = types.index("CMA") if "CMA" in types else None
             if column is None:
                 facts.blocks = [Blocks(0, 0, Evidence(piece.file, line, "no type CMA"))]
-        elif match := re.match(r"Node +(\d{1,5}), zone +\S+, type +\S+ +([\d> ]+)$", text):
-            counts = match[2].split()
+            continue
+        row = text.split()
+        if row[:1] != ["Node"] or len(row) < 5 or row[2] != "zone":
+            continue
+        node = number(row[1].rstrip(","))
+        if row[4] == "type":
+            counts = row[6:26]
             exact = ">" not in text and (exact or not free)
-            free += sum((number(count.lstrip(">")) or 0) << order for order, count in enumerate(counts[:20]))
-        elif column is not None and (match := re.match(r"Node +(\d{1,5}), zone +(\S+) +([\d ]+)$", text)):
-            counts = match[3].split()
+            free += sum((number(count.lstrip(">")) or 0) << order for order, count in enumerate(counts))
+        elif column is not None and node is not None:
+            counts = row[4:]
             value = number(counts[column], 1 << 20) if column < len(counts) else None
             if value is None:
                 tree.skipped(piece.file, f"not a number of pageblocks: {clean(text)}")
             elif len(facts.blocks) < 4096:
-                said = f"node {match[1]}, zone {clean(match[2])}: {value >> 20} pageblocks of type CMA"
-                seen = Evidence(piece.file, line, said)
-                facts.blocks.append(Blocks(int(match[1]), value >> 20, seen))
+                said = f"node {node}, zone {clean(row[3])}: {value >> 20} pageblocks of type CMA"
+                facts.blocks.append(Blocks(node, value >> 20, Evidence(piece.file, line, said)))
     return free if exact and free < 1 << 40 else None
 
 
