@@ -252,7 +252,19 @@ def test_every_form_of_a_log_is_read(file: str, prefix: str, tmp_path: Path) -> 
 
 def test_enabled_and_nothing_held_means_that_it_failed(tmp_path: Path) -> None:
     report = examine(machine(tmp_path, cmdline="kho=on"))
+    assert (report.state, report.exit_code) == ("off", 0), "or that it is not built in"
+    assert "not built in, or it disabled itself" in report.headline
+    report = examine(write(tmp_path, "boot/config-7.3.4", "CONFIG_CMA=y\nCONFIG_KEXEC_HANDOVER=y\n"))
     assert (report.state, report.leftover, report.exit_code) == ("failed", 0, 1)
+
+
+def test_a_large_machines_low_memory_was_not_free(tmp_path: Path) -> None:
+    tree = machine(tmp_path, nodes=(512 << 30,), cmdline="quiet")
+    failures = ("Failed to reserve lowmem scratch buffer", "Failed to reserve scratch area, disabling kexec handover")
+    report = examine(log(tree, *(f"KHO: {line}" for line in failures)))
+    assert report.headline == "KHO could not reserve its scratch and disabled itself; nothing stayed behind."
+    failed = next(finding for finding in report.findings if finding.id == "DOC003")
+    assert (failed.value, failed.certainty) == ("the lowmem scratch buffer could not be reserved", "certain")
 
 
 def test_reports_are_plain_data() -> None:

@@ -82,8 +82,8 @@ class Debugfs:
     """(direction "in" or "out", name, bytes)."""
     previous: tuple[str, int, Evidence] | None = None
     """(release, count) of kexec-metadata as it came in."""
-    liveupdate: tuple[int, bool, Evidence] | None = None
-    """(number, sessions serialized) of LUO as it goes out."""
+    liveupdate: list[Evidence] = field(default_factory=list)
+    """What LUO says of itself, as it came in and as it goes out."""
 
 
 @dataclass
@@ -391,12 +391,10 @@ def cmdline(tree: Tree, facts: Facts) -> None:
         facts.cmdline = facts.log.cmdline
 
 
-OPTIONS = (
-    "CONFIG_KEXEC_HANDOVER",
-    "CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT",
-    "CONFIG_KEXEC_HANDOVER_DEBUGFS",
-    "CONFIG_LIVEUPDATE",
-    "CONFIG_CMA",
+OPTION = re.compile(
+    rb"^(?:(CONFIG_KEXEC_HANDOVER(?:_ENABLE_DEFAULT)?)=\S{1,100}|"
+    rb"# (CONFIG_KEXEC_HANDOVER(?:_ENABLE_DEFAULT)?) is not set)$",
+    re.MULTILINE,
 )
 
 
@@ -425,10 +423,10 @@ def config(tree: Tree, facts: Facts) -> None:
         tree.skipped(piece.file, "no kernel configuration in it")
         return
     facts.config_file = piece.file
-    for name in OPTIONS:
-        wanted = rb"^(?:%b=(\S+)|# %b is not set)$" % (name.encode(), name.encode())
-        if match := re.search(wanted, piece.head, re.MULTILINE):
-            facts.config[name] = Evidence(piece.file, piece.head.count(b"\n", 0, match.start()) + 1, clean(match[0]))
+    for match in OPTION.finditer(piece.head):
+        name = (match[1] or match[2]).decode()
+        seen = Evidence(piece.file, piece.head.count(b"\n", 0, match.start()) + 1, clean(match[0]))
+        facts.config.setdefault(name, seen)
 
 
 def hugepages(tree: Tree, facts: Facts) -> None:
@@ -510,10 +508,13 @@ def debugfs(tree: Tree, facts: Facts) -> None:
                 previous = clean(blob.head[4:69].split(b"\0")[0])
                 count = int.from_bytes(blob.head[69:73], "little")
                 shown.previous = (previous, count, Evidence(file, None, f"{previous}, count {count}"))
-            if (name, side) == ("LUO", "out") and blob.head[:8] == b"luo-v5\0\0" and len(blob.head) >= 32:
-                times, sessions = (int.from_bytes(blob.head[at : at + 8], "little") for at in (8, 16))
-                text = f"liveupdate number {times}, sessions {'serialized' if sessions else 'not serialized'}"
-                shown.liveupdate = (times, sessions != 0, Evidence(file, None, text))
+            if name == "LUO":
+                text = "LUO"
+                if blob.head[:8] == b"luo-v5\0\0" and len(blob.head) >= 32:
+                    times, sessions = (int.from_bytes(blob.head[at : at + 8], "little") for at in (8, 16))
+                    written = "none written yet" if side == "out" else "none handed over"
+                    text = f"live update {times}, sessions: {f'at {sessions:#x}' if sessions else written}"
+                shown.liveupdate.append(Evidence(file, None, text))
 
 
 def handed_over(tree: Tree, facts: Facts) -> None:
