@@ -11,11 +11,13 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kho.doctor import Report, examine
+from kho.cli.doctor import text
+from kho.doctor import Report, examine, what_if
 from kho.doctor.export import prometheus
 from kho.doctor.tree import FILE_LIMIT, Tree
 
@@ -51,9 +53,10 @@ def sane(report: Report) -> None:
     """Assert that a report can be printed by every means, and says one of the three things."""
     assert report.exit_code in (0, 1, 2)
     assert report.headline.isprintable()
-    text = json.dumps(report.to_dict())
-    assert "\\u001b" not in text
+    assert "\\u001b" not in json.dumps(report.to_dict())
     assert prometheus([report]).endswith("\n")
+    shown = text(report, what_if(report, "kho=on kho_scratch=64M,64M,64M")) + text(report, None)
+    assert all(line.isprintable() for line in click.unstyle(shown).split("\n"))
     for entry in report.unread:
         assert entry.file.isprintable()
         assert entry.why.isprintable()
@@ -262,6 +265,13 @@ def test_a_tree_has_a_budget(tmp_path: Path) -> None:
     assert tree.unread == [("big", "this tree has too much to read")]
 
 
+def test_a_command_line_out_of_a_log_is_cleaned(tmp_path: Path) -> None:
+    write(tmp_path, "dmesg", b"Linux version 7.3.4 (x)\nKernel command line: kho=off \x1b[31m kho_scratch=\x07\n")
+    report = examine(tmp_path)
+    sane(report)
+    assert report.headline == "KHO is off (kho=off on the command line) and holds nothing."
+
+
 def test_a_command_line_with_zeros(tmp_path: Path) -> None:
     write(machine(tmp_path), "proc/cmdline", b"kho=on\0kho=off\0\x1b]0;x\x07\n")
     report = examine(tmp_path)
@@ -283,9 +293,9 @@ def test_any_bytes_anywhere(data: st.DataObject, tmp_path_factory: pytest.TempPa
 
 
 @settings(max_examples=40, deadline=None)
-@given(text=st.text(max_size=80), value=st.text(alphabet="0123456789xKMG,%.abf ", max_size=30))
-def test_any_command_line(text: str, value: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    tree = machine(tmp_path_factory.mktemp("any"), cmdline=f"kho=on {text} kho_scratch={value}")
+@given(words=st.text(max_size=80), value=st.text(alphabet="0123456789xKMG,%.abf ", max_size=30))
+def test_any_command_line(words: str, value: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    tree = machine(tmp_path_factory.mktemp("any"), cmdline=f"kho=on {words} kho_scratch={value}")
     sane(examine(tree))
 
 

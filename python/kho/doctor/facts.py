@@ -122,7 +122,6 @@ class Facts:
     sessions: list[Evidence] = field(default_factory=list)
     pins: list[Evidence] = field(default_factory=list)
     container: Evidence | None = None
-    balloon: Evidence | None = None
     platforms: list[str] = field(default_factory=list)
 
     @property
@@ -385,10 +384,12 @@ def cmdline(tree: Tree, facts: Facts) -> None:
     """Read the command line, from the log if nowhere else."""
     piece = tree.read("proc/cmdline", 1 << 16)
     if piece is not None:
-        text = piece.head.split(b"\n")[0].decode("utf-8", "replace")
-        facts.cmdline = Evidence(piece.file, 1, "".join(c if c.isprintable() else " " for c in text))
+        facts.cmdline = Evidence(piece.file, 1, piece.head.split(b"\n")[0].decode("utf-8", "replace"))
     elif facts.log is not None:
         facts.cmdline = facts.log.cmdline
+    if facts.cmdline is not None:
+        text = "".join(c if c.isprintable() else " " for c in facts.cmdline.text)
+        facts.cmdline = facts.cmdline._replace(text=text)
 
 
 OPTION = re.compile(

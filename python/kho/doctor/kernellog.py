@@ -14,7 +14,7 @@ from typing import NamedTuple
 from .tree import Piece, clean
 
 HIT_LIMIT = 2000
-LINE_LIMIT = 1024
+LINE_LIMIT = 4096
 
 WORDS = re.compile(
     rb"KHO: |luo: |LUO: |liveupdate: |cma: Reserved |hugetlb_cma: reserve|Memory: \d|Linux version \d|ommand line: |"
