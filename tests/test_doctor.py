@@ -163,6 +163,13 @@ def test_scratch_beside_others_in_use_is_still_found_whole(pagetypeinfo: bool, t
     assert report.scratch_how == "inferred"
 
 
+def test_a_counter_that_drifts_is_not_taken_for_scratch(tmp_path: Path) -> None:
+    tree = machine(tmp_path, cma=(96 * MIB,), used=-5 * MIB)
+    assert (examine(tree).state, examine(tree).exit_code) == ("off", 0), "no CMA pageblock is unaccounted for"
+    tree = machine(tmp_path, scratch=(64 * MIB,), used=-MIB)
+    assert (examine(tree).scratch, examine(tree).scratch_low) == (64 * MIB, 64 * MIB)
+
+
 def test_others_are_taken_off_the_nodes_they_are_on(tmp_path: Path) -> None:
     nodes = (4096 * MIB, 4096 * MIB)
     tree = machine(tmp_path, nodes=nodes, scratch=(64 * MIB, 64 * MIB), cma=(0, 32 * MIB), cmdline="kho=on")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import statistics
@@ -324,19 +325,19 @@ def test_it_imports_nothing_it_does_not_need() -> None:
     assert done.stderr == "[]\n"
 
 
-def test_it_starts_in_a_moment() -> None:
-    """300 ms on a machine with nothing else to do; a busy one is given more, by what a bare interpreter takes."""
+def test_it_starts_in_a_moment(tmp_path: Path) -> None:
+    """300 ms, compiled as an installed package is; a busy machine is given more, by what a bare interpreter takes."""
+    env = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path)}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
 
-    def median(*command: str) -> float:
-        taken = []
-        for _ in range(5):
-            began = time.perf_counter()
-            subprocess.run([sys.executable, *command], capture_output=True, timeout=60)
-            taken.append(time.perf_counter() - began)
-        return statistics.median(taken)
+    def seconds(*command: str) -> float:
+        began = time.perf_counter()
+        subprocess.run([sys.executable, *command], capture_output=True, timeout=60, env=env)
+        return time.perf_counter() - began
 
-    bare = median("-c", "import decimal, json, email.message, importlib.metadata")
-    assert median("-m", "kho", "doctor") < max(0.3, 5 * bare)
+    runs = [(seconds("-m", "kho", "doctor"), seconds("-c", "pass")) for _ in range(8)][1:]
+    ours, bare = (statistics.median(column) for column in zip(*runs, strict=True))
+    assert ours < max(0.3, 15 * bare)
 
 
 def test_help_is_complete_though_commands_are_loaded_late() -> None:

@@ -136,7 +136,8 @@ def _amounts(facts: Facts, report: Report, found: Figures) -> None:
         if explicit and fits and found.how == "at least" and found.asked is not None:
             report.scratch, report.scratch_how = found.asked, "inferred"
         slack = 0 if found.how == "exact" else found.block_bytes
-        report.scratch_low = report.scratch if not slack else max(found.free or 0, (report.scratch or 0) - slack)
+        least = max(found.free or 0, (report.scratch or 0) - slack)
+        report.scratch_low = min(least, report.scratch or 0) if slack else report.scratch
         report.scratch_high = None if report.scratch_how == "at least" else (report.scratch or 0) + slack
     elif report.state in ("failed", "off", "absent"):
         report.scratch = report.scratch_low = report.scratch_high = 0

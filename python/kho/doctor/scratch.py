@@ -50,11 +50,13 @@ class Figures:
 
     @property
     def best(self) -> int | None:
-        """Give the best figure: exact, else inferred."""
-        for figure in (self.exact, self.blocks, self.zones or None, self.free):
-            if figure is not None:
-                return max(figure, self.free or 0) if figure is not self.exact else figure
-        return None
+        """Give the best figure: exact, else inferred. CmaFree drifts by some pages per CPU: blocks outweigh it."""
+        if self.exact is not None:
+            return self.exact
+        if self.blocks is not None:
+            return self.blocks
+        known = [figure for figure in (self.zones, self.free) if figure is not None]
+        return max(known, default=None)
 
     @property
     def how(self) -> str:
