@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from distributed import Client
 
-__all__ = ["DOCTOR", "VERIFY", "FleetError", "expand", "run", "schema", "verify_row", "write_parquet"]
+__all__ = ["DOCTOR", "VERIFY", "FleetError", "doctor_row", "expand", "run", "schema", "verify_row", "write_parquet"]
 
 Row: TypeAlias = dict[str, Any]
 """What is known of one source: strings, numbers, lists and dictionaries of these."""
@@ -53,14 +53,32 @@ VERIFY: Columns = {
 DOCTOR: Columns = {
     **HEAD,
     "headline": "string",
-    "bytes_held": "int64",
-    "ram_bytes": "int64",
+    "release": "string",
+    "state": "string",
+    "boot": "string",
+    "ram": "int64",
+    "scratch": "int64",
+    "scratch_how": "string",
+    "leftover": "int64",
     "share": "double",
+    "cma_total": "int64",
+    "hugetlb": "int64",
     "ids": ["string"],
-    "findings": [{"id": "string", "severity": "string", "title": "string", "evidence": "string"}],
+    "findings": [
+        {
+            "id": "string",
+            "severity": "string",
+            "title": "string",
+            "value": "string",
+            "certainty": "string",
+            "evidence": [{"file": "string", "line": "int32", "text": "string"}],
+            "remedy": "string",
+        }
+    ],
     "findings_left_out": "int32",
+    "unread": [{"file": "string", "why": "string"}],
 }
-"""Rows of `kho doctor`; `share` is that of RAM held, 0 to 1."""
+"""Rows of `kho doctor`, named as in its report: bytes, and a share of 1."""
 
 MOST_FINDINGS = 64
 """Findings in a row, the worst first; their counts and ids are complete."""
@@ -98,14 +116,33 @@ def verify_row(source: str, **options: Any) -> Row:
 
     found = verify(source, **options)
     counts = {severity: sum(f.severity == severity for f in found) for severity in SEVERITIES}
-    names = list(VERIFY["findings"][0])
-    return {
-        "exit_code": int(counts["error"] > 0),
-        **{f"{severity}s": count for severity, count in counts.items()},
-        "ids": sorted({f.id for f in found}),
-        "findings": [{name: getattr(f, name) for name in names} for f in found[:MOST_FINDINGS]],
-        "findings_left_out": max(0, len(found) - MOST_FINDINGS),
-    }
+    made = {f"{severity}s": count for severity, count in counts.items()}
+    return _narrowed({**made, "exit_code": int(counts["error"] > 0), "findings": [f.as_dict() for f in found]}, VERIFY)
+
+
+def doctor_row(root: str) -> Row:
+    """Examine one snapshot. Raises: as `kho.doctor.examine`."""
+    from .doctor import examine
+
+    return _narrowed(examine(root).to_dict(), DOCTOR)
+
+
+def _narrowed(report: Mapping[str, Any], columns: Columns) -> Row:
+    """Keep of a report what has a column."""
+    found = report["findings"]
+    made = {**report, "ids": sorted({f["id"] for f in found}), "findings": found[:MOST_FINDINGS]}
+    made["findings_left_out"] = max(0, len(found) - MOST_FINDINGS)
+    return {name: _fitted(made[name], spec) for name, spec in columns.items() if name in made}
+
+
+def _fitted(value: Any, spec: Any) -> Any:
+    match spec, value:
+        case [item], list():
+            return [_fitted(each, item) for each in value]
+        case dict(), dict():
+            return {name: _fitted(value.get(name), item) for name, item in spec.items()}
+        case _:
+            return value
 
 
 def expand(patterns: Iterable[str]) -> list[str]:
@@ -316,7 +353,7 @@ def _cluster(scheduler: str | None, workers: int | None) -> Iterator[Client]:
                         dashboard_address=None,
                         scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
                         security=security,
-                        silence_logs=logging.CRITICAL,
+                        silence_logs=logging.CRITICAL + 1,  # it logs as such what is only an end
                     )
                     stack.enter_context(closing(cluster))
                 client = stack.enter_context(Client(cluster, set_as_default=False))
@@ -374,11 +411,8 @@ def missing(error: ImportError) -> FleetError:
 
 
 def schema(columns: Columns) -> pa.Schema:
-    """Give the Arrow schema of rows: the same for whatever is in them. Raises: FleetError without pyarrow."""
-    try:
-        import pyarrow as pa
-    except ImportError as error:
-        raise missing(error) from error
+    """Give the Arrow schema of rows: the same for whatever is in them."""
+    import pyarrow as pa
 
     def arrow(spec: Any) -> pa.DataType:
         match spec:
@@ -394,6 +428,19 @@ def schema(columns: Columns) -> pa.Schema:
     return pa.schema(fields, metadata={"kho": __version__})
 
 
+def check_parquet(path: str | os.PathLike[str]) -> None:
+    """See whether a file can be written there. Raises: FleetError without pyarrow; SourceError if not."""
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise missing(error) from error
+    path = Path(path)
+    if not path.absolute().parent.is_dir():
+        raise SourceError(f"{path}: {path.parent} is no directory")
+    if path.exists() and not path.is_file():
+        raise SourceError(f"{path}: not a file")
+
+
 def write_parquet(rows: Iterable[Row], path: str | os.PathLike[str], columns: Columns) -> int:
     """Write rows as they come, in groups of `GROUP_ROWS`, and give their number. What a row lacks is null.
 
@@ -401,12 +448,10 @@ def write_parquet(rows: Iterable[Row], path: str | os.PathLike[str], columns: Co
 
     Raises: FleetError without pyarrow; SourceError if it cannot be written.
     """
-    made = schema(columns)
+    check_parquet(path)
     import pyarrow.parquet as pq
 
-    path = Path(path)
-    if path.exists() and not path.is_file():
-        raise SourceError(f"{path}: not a file")
+    made, path = schema(columns), Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     count = 0
     left = iter(rows)

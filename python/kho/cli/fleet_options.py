@@ -1,24 +1,14 @@
-"""`--fleet`: a command over many sources, on a cluster."""
+"""`--fleet`: a command over many sources, on a cluster. What it takes is imported when there is a fleet."""
 
 from __future__ import annotations
 
-import csv
 import functools
-import json
-import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
-from rich.text import Text
-
-from ..text import printable
-from . import output
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -56,10 +46,17 @@ class Fleet:
             as_csv: print rows as CSV, lists as ids.
 
         """
+        import csv
+        import json
+        from collections import Counter
+        from contextlib import closing
+
         from .. import fleet
+        from ..text import printable
+        from . import output
 
         if self.parquet:
-            fleet.schema(columns)  # before a cluster is started: is pyarrow here?
+            fleet.check_parquet(self.parquet)  # before a cluster is started
         sources = fleet.expand([*self.patterns, *more])
         codes: Counter[int] = Counter()
         notable: list[dict[str, Any]] = []
@@ -99,6 +96,11 @@ class Fleet:
 
 def show(notable: list[dict[str, Any]], codes: Mapping[int, int]) -> None:
     """Print the sources that are not fine, as many as one reads, and how many there are of each kind."""
+    from rich.text import Text
+
+    from ..text import printable
+    from . import output
+
     out = output.console()
     if notable:
         table = output.table(">exit", "source", "what")
@@ -137,8 +139,6 @@ def fleet_options(function: Command) -> Command:
             return function(*args, fleet=None, **others)
         if scheduler is not None and workers is not None:
             raise click.UsageError("--workers is for a cluster on this machine; that of --scheduler has its own")
-        if parquet is not None and not Path(parquet).absolute().parent.is_dir():
-            raise click.UsageError(f"{parquet}: {os.fspath(Path(parquet).parent)} is no directory")
         return function(*args, fleet=Fleet(fleet, parquet, scheduler, workers), **others)
 
     options = (
@@ -159,4 +159,4 @@ def fleet_options(function: Command) -> Command:
     made: Any = wrapped
     for option in reversed(options):
         made = option(made)
-    return made  # type: ignore[no-any-return]
+    return cast(Command, made)
