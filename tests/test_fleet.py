@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import json
 import os
@@ -35,20 +36,9 @@ PAGE = 4096
 # Stand-ins for what a command does with a source; workers import them.
 
 
-def cma(root: str) -> dict[str, Any]:
-    """What a snapshot's meminfo says of CMA, and which process read it."""
-    fields = dict(line.split(":") for line in Path(root, "proc/meminfo").read_text().splitlines())
-    total, free, ram = (int(fields[name].split()[0]) << 10 for name in ("CmaTotal", "CmaFree", "MemTotal"))
-    time.sleep(0.001)
-    return {
-        "exit_code": int(free > total),
-        "headline": f"KHO holds {free - total} bytes",
-        "scratch": free - total,
-        "ram": ram,
-        "share": (free - total) / ram,
-        "ids": ["DOC001"],
-        "pid": os.getpid(),
-    }
+def examined(root: str) -> dict[str, Any]:
+    """What `kho doctor` finds, and which process found it."""
+    return {**fleet.doctor_row(root), "pid": os.getpid()}
 
 
 def moody(source: str) -> dict[str, Any]:
@@ -80,16 +70,25 @@ def slow(source: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def snapshots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
-    """As many directories as a fleet has, each with a meminfo of its own, and what KHO holds in each."""
+    """As many machines as a fleet has, each as a directory, and how many bytes scratch has in each."""
     folder = tmp_path_factory.mktemp("snapshots")
     held = {}
     for i in range(SNAPSHOTS):
         root = folder / f"host-{i:04}"
         (root / "proc").mkdir(parents=True)
-        kib = (i * 37) % 5000 << 2
-        (root / "proc/meminfo").write_text(f"MemTotal: {800 << 10} kB\nCmaTotal: 1024 kB\nCmaFree: {1024 + kib} kB\n")
-        held[str(root)] = kib << 10
+        mib = 0 if i % 10 == 3 else 2 + i % 200 * 2
+        cma = f"CmaTotal: 65536 kB\nCmaFree: {65536 + (mib << 10)} kB\n"
+        (root / "proc/meminfo").write_text(f"MemTotal: {2 << 20} kB\nMemFree: {1 << 20} kB\n{cma}")
+        (root / "proc/cmdline").write_text("quiet kho=on\n" if mib else "quiet kho=off\n")
+        held[str(root)] = mib << 20
     return held
+
+
+@pytest.fixture(scope="module")
+def there() -> Iterator[str]:
+    """The address of a scheduler with two workers."""
+    with cluster(2) as made:
+        yield made.scheduler_address
 
 
 @contextlib.contextmanager
@@ -127,10 +126,13 @@ def test_two_workers_do_2000_snapshots_and_the_death_of_one_loses_nothing(snapsh
         pids = [nanny.pid for nanny in nannies]
         told = after(SNAPSHOTS // 4, kill)
         names = sorted(snapshots, key=lambda name: name[::-1])
-        rows = list(fleet.run(cma, names, scheduler=made.scheduler_address, progress=told))
+        rows = list(fleet.run(examined, names, scheduler=made.scheduler_address, progress=told))
         assert len(made.scheduler_info["workers"]) == 1
     assert [row["source"] for row in rows] == sorted(snapshots), "each has one row, in order"
     assert {row["source"]: row["scratch"] for row in rows} == snapshots
+    assert {row["source"] for row in rows if not row["exit_code"]} == {
+        root for root, held in snapshots.items() if not held
+    }
     assert [row["error"] for row in rows] == [None] * SNAPSHOTS
     by = [sum(row["pid"] == pid for row in rows) for pid in pids]
     assert sum(by) == SNAPSHOTS, "nobody else did one"
@@ -196,12 +198,11 @@ def dumps(folder: Path) -> dict[str, int]:
 def test_verify_of_a_fleet_says_of_each_what_it_says_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = dumps(tmp_path / "dumps")
     monkeypatch.chdir(tmp_path)
-    with cluster(2) as made:
-        there = ("--scheduler", made.scheduler_address)
-        listed = run("verify", "--fleet", "dumps/*", "--parquet", "out.parquet", "--json", *there)
-        shown = run("verify", "--fleet", "dumps/capture*", *there, "dumps/fifo", "dumps/nothing", "dumps/terminal*")
-        fine = run("verify", "--fleet", "dumps/capture*", *there)
-        again = run("verify", "--fleet", "dumps/*", "--parquet", "again.parquet", "--json", *there)
+    on = ("--scheduler", there)
+    listed = run("verify", "--fleet", "dumps/*", "--parquet", "out.parquet", "--json", *on)
+    shown = run("verify", "--fleet", "dumps/capture*", *on, "dumps/fifo", "dumps/nothing", "dumps/terminal*")
+    fine = run("verify", "--fleet", "dumps/capture*", *on)
+    again = run("verify", "--fleet", "dumps/*", "--parquet", "again.parquet", "--json", *on)
     assert (listed.code, listed.err) == (2, "")
     rows = [json.loads(line) for line in listed.out.splitlines()]
     assert {row["source"].removeprefix("dumps/"): row["exit_code"] for row in rows} == kinds
@@ -227,6 +228,41 @@ def test_verify_of_a_fleet_says_of_each_what_it_says_of_one(tmp_path: Path, monk
     assert "dumps/nothing" in shown.out
     assert "\x1b" not in shown.out
     assert shown.out.endswith("3 not readable\n")
+
+
+def test_doctor_of_a_fleet_says_of_each_what_it_says_of_one(
+    there: str, snapshots: Mapping[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(next(iter(snapshots))).parent)
+    (tmp_path / "dmesg").write_text("no directory")
+    fleet_of = ("doctor", "--scheduler", there, "--fleet", "host-000?", "--fleet", tmp_path / "*")
+    out = tmp_path / "out.parquet"
+    listed = run(*fleet_of, "--json", "--parquet", out)
+    rows = [json.loads(line) for line in listed.out.splitlines()]
+    assert listed.code == 2
+    assert [(row["source"], row["exit_code"]) for row in rows] == [
+        (str(tmp_path / "dmesg"), 2),
+        *((f"host-000{i}", int(i != 3)) for i in range(10)),
+    ]
+    assert rows[0]["error"] == f"{tmp_path / 'dmesg'}: no directory"
+    table = pq.read_table(out)
+    assert table.schema.equals(fleet.schema(fleet.DOCTOR))
+    assert table.to_pylist() == rows
+    for row in rows[1:]:
+        alone = run("doctor", "--json", row["source"]).json
+        for name in set(fleet.DOCTOR) - {"source", "error", "ids", "findings_left_out"}:
+            assert row[name] == alone[name], name
+        assert row["ids"] == sorted({finding["id"] for finding in alone["findings"]})
+    shown = run(*fleet_of)
+    assert "host-0009" in shown.out
+    assert "KHO holds at least 20.0 MiB" in shown.out
+    assert shown.out.endswith("11 sources: 1 fine, 9 with findings, 1 not readable\n")
+    table = list(csv.DictReader(io.StringIO(run(*fleet_of, "--csv").out)))
+    assert [(row["source"], row["exit_code"], row["scratch"]) for row in table[1:3]] == [
+        ("host-0000", "1", str(2 << 20)),
+        ("host-0001", "1", str(4 << 20)),
+    ]
+    assert table[1]["ids"].split() == rows[1]["ids"]
 
 
 def test_ctrl_c_ends_every_process_and_leaves_no_file(tmp_path: Path) -> None:
@@ -278,14 +314,14 @@ def test_a_cluster_that_is_of_no_use_is_said_so(monkeypatch: pytest.MonkeyPatch)
     for address in ("tcp://127.0.0.1:9", "nonsense://x", "tcp://127.0.0.1:port"):
         with pytest.raises(fleet.FleetError, match=f"{address}: no Dask scheduler answers"):
             list(fleet.run(slow, ["a"], scheduler=address))
-    with cluster(0) as made:
-        with pytest.raises(fleet.FleetError, match="this scheduler has no workers"):
-            list(fleet.run(slow, ["a"], scheduler=made.scheduler_address))
-        made.scale(1)
-        monkeypatch.setattr(fleet, "CONNECT_SECONDS", 20)
-        monkeypatch.setattr(fleet, "__version__", "0.0.0")
-        with pytest.raises(fleet.FleetError, match=r"worker .*: kho 0\.0\.0 is here, and there .*; install the same"):
-            list(fleet.run(slow, ["a"], scheduler=made.scheduler_address))
+    with cluster(0) as made, pytest.raises(fleet.FleetError, match="this scheduler has no workers"):
+        list(fleet.run(slow, ["a"], scheduler=made.scheduler_address))
+
+
+def test_workers_with_another_kho_are_refused(there: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "__version__", "0.0.0")
+    with pytest.raises(fleet.FleetError, match=r"worker .*: kho 0\.0\.0 is here, and there .*; install the same"):
+        list(fleet.run(slow, ["a"], scheduler=there))
 
 
 @pytest.mark.parametrize("name", ["distributed", "dask", "cryptography", "pyarrow"])
@@ -299,11 +335,12 @@ def test_without_the_extra_it_says_what_to_install(name: str, tmp_path: Path, mo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_of_it_is_imported_before_it_is_used() -> None:
+@pytest.mark.parametrize("args", [["verify", captures.elf(captures.NAMES[0])], ["doctor", "--list"]])
+def test_nothing_of_it_is_imported_before_it_is_used(args: list[object]) -> None:
     code = (
         "import sys\n"
         "from kho import cli\n"
-        f"sys.argv = ['kho', 'verify', {str(captures.elf(captures.NAMES[0]))!r}]\n"
+        f"sys.argv = {['kho', *map(str, args)]}\n"
         "cli.main()\n"
         "print(sorted({'dask', 'distributed', 'pyarrow', 'kho.fleet', 'asyncio'} & set(sys.modules)))\n"
     )
