@@ -9,6 +9,7 @@ fault a dead worker is, and the order of rows. Nothing of Dask or Arrow is impor
 
 from __future__ import annotations
 
+import gc
 import glob
 import logging
 import os
@@ -16,6 +17,7 @@ import re
 import signal
 import tempfile
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -364,6 +366,9 @@ def _cluster(scheduler: str | None, workers: int | None) -> Iterator[Client]:
         try:
             client = stack.enter_context(Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False))
         except (OSError, ValueError, TypeError) as error:
+            # What is left of the client waits for a lock when it is collected, for ever if another has it just then.
+            traceback.clear_frames(error.__traceback__)
+            gc.collect()
             raise FleetError(f"{scheduler}: no Dask scheduler answers: {error}") from error
         _check(client, scheduler)
         yield client
