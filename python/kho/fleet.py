@@ -273,7 +273,7 @@ def _gathered(client: Client, future: Any) -> list[Row] | BaseException:
     try:
         found: list[list[Row]] = client.gather([future], errors="skip")
         return found[0] if found else future.exception()
-    except CancelledError as error:
+    except (CancelledError, OSError) as error:
         raise FleetError("the connection to the scheduler is lost") from error
 
 
