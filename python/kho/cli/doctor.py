@@ -55,7 +55,8 @@ def command(
       kho doctor --prometheus > /var/lib/node_exporter/textfile/kho.prom
 
     \b
-    Exit codes: 0 nothing notable, 1 findings, 2 it cannot be told, or bad input. Of several the largest.
+    Exit codes: 0 nothing notable, 1 findings, 2 it cannot be told, or bad input. Of several the largest. With
+    --what-if: 0 the kernel would take it and it fits, as far as that is known, 1 not.
     """
     if sum((as_json, as_csv, as_metrics)) > 1:
         raise click.UsageError("--json, --csv and --prometheus exclude each other")

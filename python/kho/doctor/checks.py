@@ -136,9 +136,9 @@ def misread(value: str, block_bytes: int) -> list[str]:
         except ValueError:
             continue
         if octal:
-            found.append(f"{part} is octal: {size(meant)}")
+            found.append(f"{part[:40]} is octal: {size(meant % (1 << 64))}")
         if meant >= 1 << 64:
-            found.append(f"{part} is beyond 64 bits and comes out as {size(meant % (1 << 64))}")
+            found.append(f"{part[:40]} is beyond 64 bits and comes out as {size(meant % (1 << 64))}")
         elif 0 < meant < block_bytes and not match[2]:
             found.append(f"{part} has no suffix: {meant} bytes, rounded up to {size(block_bytes)}")
     return found
@@ -215,13 +215,17 @@ def absence(facts: Facts, report: Report, found: Figures) -> None:
     if report.state == "off":
         shown = _word(facts, r"kho(=|$)")
         default = facts.config.get("CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT")
+        enabled = enablement(facts, report.enabled_by_default)
         text = "kho=off on the command line" if enablement(facts, None) is False else "it is not enabled"
-        sure: Certainty = "certain" if enablement(facts, report.enabled_by_default) is False else "likely"
+        if enabled:
+            text = "it is asked for, and there is no CMA memory outside CmaTotal: not built in, or it disabled itself"
+        sure: Certainty = "certain" if enabled is False else "likely"
         report.add("DOC015", text, sure, shown, default, built, cma)
     elif report.state == "absent":
         sure = "certain" if facts.config_file is not None else "likely"
         config = Evidence(facts.config_file, None, "no CONFIG_KEXEC_HANDOVER=y") if facts.config_file else None
-        report.add("DOC016", "holds nothing", sure, built or config, facts.release)
+        memory = facts.mem_total.seen if facts.mem_total is not None else None
+        report.add("DOC016", "holds nothing", sure, built or config, facts.release, memory)
     else:
         inferred = found.blocks if found.blocks is not None else found.zones if report.boot == "cold" else None
         if found.exact is None or inferred is None:
@@ -271,18 +275,18 @@ def live(facts: Facts, report: Report, found: Figures) -> None:
     """DOC021, DOC022, DOC024: live update, and containers."""
     wanted = _word(facts, r"liveupdate(=|$)")
     said = [seen for seen in facts.log.luo if "isabling" in seen.text] if facts.log is not None else []
-    luo = facts.debugfs.liveupdate if facts.debugfs is not None else None
+    luo = facts.debugfs.liveupdate if facts.debugfs is not None else []
     if wanted is not None and (said or report.state in ("off", "failed", "absent")):
         report.add("DOC021", said[0].text if said else "KHO is not active", "certain", wanted, *said)
-    elif facts.device is not None or luo is not None:
+    elif facts.device is not None or luo:
         text = "/dev/liveupdate is there" if facts.device is not None else "LUO has a subtree"
         if facts.device_usable is False:
             text += ", not for this user"
-        if luo is not None:
-            text += f"; {luo[2].text}"
+        for seen in luo:
+            text += f"; {'to come' if '/out/' in seen.file else 'handed over'}: {seen.text}"
         holders = len(facts.sessions)
         text += f"; {holders} descriptor{'' if holders == 1 else 's'} of it or of sessions seen" if holders else ""
-        report.add("DOC022", text, "certain", facts.device, luo[2] if luo else None, *facts.sessions, wanted)
+        report.add("DOC022", text, "certain", facts.device, *luo, *facts.sessions, wanted)
     if facts.container is not None:
         report.add("DOC024", "what follows is the host's", "likely", facts.container)
 

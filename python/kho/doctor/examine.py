@@ -100,7 +100,7 @@ def _state(facts: Facts, report: Report, found: Figures) -> None:
         off = enabled is False and report.boot != "kho"
         report.state = "off" if off else "failed" if left_behind(facts, report, found) else "active"
     elif enabled and facts.cma_free is not None:
-        report.state = "failed" if zero else "unknown"
+        report.state = "unknown" if not zero else "failed" if report.built_in else "off"
     elif enabled is False or facts.cma_free is not None or zero:
         report.state = "off"
     elif enabled and facts.log is not None and facts.log.asked is not None:
@@ -132,7 +132,8 @@ def _amounts(facts: Facts, report: Report, found: Figures) -> None:
     if report.state == "active":
         report.scratch, report.scratch_how, report.areas = held, found.how, found.areas
         explicit = found.asked is not None and report.boot == "cold" and found.exact is None
-        if explicit and found.how == "at least" and found.asked is not None and found.asked >= held:
+        fits = found.asked is not None and held <= found.asked < (report.ram or 0)
+        if explicit and fits and found.how == "at least" and found.asked is not None:
             report.scratch, report.scratch_how = found.asked, "inferred"
         slack = 0 if found.how == "exact" else found.block_bytes
         report.scratch_low = report.scratch if not slack else max(found.free or 0, (report.scratch or 0) - slack)
@@ -163,9 +164,11 @@ def headline(facts: Facts, report: Report, found: Figures) -> str:
         return "KHO is active; how much it holds cannot be seen from here."
     if report.state == "failed":
         value = kho_scratch_of(facts.cmdline.text) if facts.cmdline is not None and found.asked is not None else None
-        asked = f"asked for {size(found.asked)} of scratch ({value}), " if value and found.asked is not None else ""
+        asked = (
+            f"asked for {size(found.asked)} of scratch ({value[:60]}), " if value and found.asked is not None else ""
+        )
         left = "nothing stayed behind" if not report.leftover else f"{size(report.leftover)}{ram} stayed behind in CMA"
-        return f"KHO {asked}could not reserve it and disabled itself; {left}."
+        return f"KHO {asked}could not reserve {'it' if asked else 'its scratch'} and disabled itself; {left}."
     if report.state == "off":
         return f"KHO is off ({why_off(facts, report)}) and holds nothing."
     if report.state == "absent":
@@ -177,6 +180,8 @@ def why_off(facts: Facts, report: Report) -> str:
     """Say why KHO is off."""
     if facts.cmdline is not None and enablement(facts, None) is False:
         return "kho=off on the command line" if "kho=" in facts.cmdline.text else "not asked for"
+    if enablement(facts, report.enabled_by_default):
+        return "asked for, but not built in, or it disabled itself"
     if report.enabled_by_default is False:
         return "not on by default, nor asked for"
     return "no CMA memory outside CmaTotal"

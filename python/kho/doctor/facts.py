@@ -5,10 +5,12 @@ A value that is absent, malformed or larger than any machine's memory is None; w
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import stat
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -80,8 +82,8 @@ class Debugfs:
     """(direction "in" or "out", name, bytes)."""
     previous: tuple[str, int, Evidence] | None = None
     """(release, count) of kexec-metadata as it came in."""
-    liveupdate: tuple[int, bool, Evidence] | None = None
-    """(number, sessions serialized) of LUO as it goes out."""
+    liveupdate: list[Evidence] = field(default_factory=list)
+    """What LUO says of itself, as it came in and as it goes out."""
 
 
 @dataclass
@@ -120,7 +122,6 @@ class Facts:
     sessions: list[Evidence] = field(default_factory=list)
     pins: list[Evidence] = field(default_factory=list)
     container: Evidence | None = None
-    balloon: Evidence | None = None
     platforms: list[str] = field(default_factory=list)
 
     @property
@@ -184,9 +185,16 @@ def gather(tree: Tree) -> Facts:
     return facts
 
 
-def lines(piece: Piece) -> list[tuple[int, str]]:
-    """Give the lines of a file, numbered from 1."""
-    return list(enumerate(piece.head.decode("utf-8", "replace").split("\n"), 1))
+LINES = 200_000
+LINE = 512
+
+
+def lines(piece: Piece) -> Iterator[tuple[int, str]]:
+    """Give the lines of a file, numbered from 1, none longer than any that matters."""
+    for count, line in enumerate(io.BytesIO(piece.head), 1):
+        if count > LINES:
+            return
+        yield count, line[:LINE].decode("utf-8", "replace").rstrip("\n")
 
 
 def first_line(tree: Tree, file: str) -> Evidence | None:
@@ -276,19 +284,23 @@ def pagetypeinfo(tree: Tree, facts: Facts) -> int | None:
             column = types.index("CMA") if "CMA" in types else None
             if column is None:
                 facts.blocks = [Blocks(0, 0, Evidence(piece.file, line, "no type CMA"))]
-        elif match := re.match(r"Node +(\d{1,5}), zone +\S+, type +\S+ +([\d> ]+)$", text):
-            counts = match[2].split()
+            continue
+        row = text.split()
+        if row[:1] != ["Node"] or len(row) < 5 or row[2] != "zone":
+            continue
+        node = number(row[1].rstrip(","))
+        if row[4] == "type":
+            counts = row[6:26]
             exact = ">" not in text and (exact or not free)
-            free += sum((number(count.lstrip(">")) or 0) << order for order, count in enumerate(counts[:20]))
-        elif column is not None and (match := re.match(r"Node +(\d{1,5}), zone +(\S+) +([\d ]+)$", text)):
-            counts = match[3].split()
+            free += sum((number(count.lstrip(">")) or 0) << order for order, count in enumerate(counts))
+        elif column is not None and node is not None:
+            counts = row[4:]
             value = number(counts[column], 1 << 20) if column < len(counts) else None
             if value is None:
                 tree.skipped(piece.file, f"not a number of pageblocks: {clean(text)}")
             elif len(facts.blocks) < 4096:
-                said = f"node {match[1]}, zone {clean(match[2])}: {value >> 20} pageblocks of type CMA"
-                seen = Evidence(piece.file, line, said)
-                facts.blocks.append(Blocks(int(match[1]), value >> 20, seen))
+                said = f"node {node}, zone {clean(row[3])}: {value >> 20} pageblocks of type CMA"
+                facts.blocks.append(Blocks(node, value >> 20, Evidence(piece.file, line, said)))
     return free if exact and free < 1 << 40 else None
 
 
@@ -372,18 +384,18 @@ def cmdline(tree: Tree, facts: Facts) -> None:
     """Read the command line, from the log if nowhere else."""
     piece = tree.read("proc/cmdline", 1 << 16)
     if piece is not None:
-        text = piece.head.split(b"\n")[0].decode("utf-8", "replace")
-        facts.cmdline = Evidence(piece.file, 1, "".join(c if c.isprintable() else " " for c in text))
+        facts.cmdline = Evidence(piece.file, 1, piece.head.split(b"\n")[0].decode("utf-8", "replace"))
     elif facts.log is not None:
         facts.cmdline = facts.log.cmdline
+    if facts.cmdline is not None:
+        text = "".join(c if c.isprintable() else " " for c in facts.cmdline.text)
+        facts.cmdline = facts.cmdline._replace(text=text)
 
 
-OPTIONS = (
-    "CONFIG_KEXEC_HANDOVER",
-    "CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT",
-    "CONFIG_KEXEC_HANDOVER_DEBUGFS",
-    "CONFIG_LIVEUPDATE",
-    "CONFIG_CMA",
+OPTION = re.compile(
+    rb"^(?:(CONFIG_KEXEC_HANDOVER(?:_ENABLE_DEFAULT)?)=\S{1,100}|"
+    rb"# (CONFIG_KEXEC_HANDOVER(?:_ENABLE_DEFAULT)?) is not set)$",
+    re.MULTILINE,
 )
 
 
@@ -412,10 +424,10 @@ def config(tree: Tree, facts: Facts) -> None:
         tree.skipped(piece.file, "no kernel configuration in it")
         return
     facts.config_file = piece.file
-    for name in OPTIONS:
-        wanted = rb"^(?:%b=(\S+)|# %b is not set)$" % (name.encode(), name.encode())
-        if match := re.search(wanted, piece.head, re.MULTILINE):
-            facts.config[name] = Evidence(piece.file, piece.head.count(b"\n", 0, match.start()) + 1, clean(match[0]))
+    for match in OPTION.finditer(piece.head):
+        name = (match[1] or match[2]).decode()
+        seen = Evidence(piece.file, piece.head.count(b"\n", 0, match.start()) + 1, clean(match[0]))
+        facts.config.setdefault(name, seen)
 
 
 def hugepages(tree: Tree, facts: Facts) -> None:
@@ -497,10 +509,13 @@ def debugfs(tree: Tree, facts: Facts) -> None:
                 previous = clean(blob.head[4:69].split(b"\0")[0])
                 count = int.from_bytes(blob.head[69:73], "little")
                 shown.previous = (previous, count, Evidence(file, None, f"{previous}, count {count}"))
-            if (name, side) == ("LUO", "out") and blob.head[:8] == b"luo-v5\0\0" and len(blob.head) >= 32:
-                times, sessions = (int.from_bytes(blob.head[at : at + 8], "little") for at in (8, 16))
-                text = f"liveupdate number {times}, sessions {'serialized' if sessions else 'not serialized'}"
-                shown.liveupdate = (times, sessions != 0, Evidence(file, None, text))
+            if name == "LUO":
+                text = "LUO"
+                if blob.head[:8] == b"luo-v5\0\0" and len(blob.head) >= 32:
+                    times, sessions = (int.from_bytes(blob.head[at : at + 8], "little") for at in (8, 16))
+                    written = "none written yet" if side == "out" else "none handed over"
+                    text = f"live update {times}, sessions: {f'at {sessions:#x}' if sessions else written}"
+                shown.liveupdate.append(Evidence(file, None, text))
 
 
 def handed_over(tree: Tree, facts: Facts) -> None:

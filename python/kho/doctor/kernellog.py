@@ -14,13 +14,13 @@ from typing import NamedTuple
 from .tree import Piece, clean
 
 HIT_LIMIT = 2000
-LINE_LIMIT = 1024
+LINE_LIMIT = 4096
 
 WORDS = re.compile(
     rb"KHO: |luo: |LUO: |liveupdate: |cma: Reserved |hugetlb_cma: reserve|Memory: \d|Linux version \d|ommand line: |"
     rb"  node +\d+: \[mem |Malformed early option '(?:kho|liveupdate)|crashkernel reserved: "
 )
-PREFIX = re.compile(r"^(?:.*? kernel: )?(?:<\d+>|\d+,\d+,\d+,[^;]*;)?(?:\[ *[\d.+]+\](?:\[ *[TC]\d+\])? ?)?")
+PREFIX = re.compile(r"^(?:.*? kernel: )?(?:<\d+>|\d+,\d+,\d+,[^;]*;)?(?:\[[\w .:+]{1,40}\] ?)?(?:\[ *[TC]\d+\] ?)?")
 AREAS = re.compile(r"KHO: scratch areas: lowmem: (\d{1,12})MiB global: (\d{1,12})MiB pernode: (\d{1,12})MiB")
 EXEC_FROM = re.compile(r"KHO: exec from: (\S{1,65}) \(count:? (\d{1,10})\)")
 MEMORY = re.compile(r"Memory: (\d{1,15})K/(\d{1,15})K available .*?(\d{1,15})K reserved(?:, (\d{1,15})K cma-reserved)?")

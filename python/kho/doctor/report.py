@@ -121,7 +121,7 @@ class Report:
     def add(self, rule_id: str, value: str, certainty: Certainty, *evidence: Evidence | None, remedy: str = "") -> None:
         """Add a finding."""
         seen = tuple(dict.fromkeys(item for item in evidence if item is not None))[:20]
-        self.findings.append(Finding(rule_id, value, certainty, seen, remedy))
+        self.findings.append(Finding(rule_id, value[:600], certainty, seen, remedy))
 
     def sort(self) -> None:
         """Put the worst findings first."""

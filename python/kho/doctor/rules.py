@@ -121,7 +121,7 @@ RULES: dict[str, Rule] = {
         "The value of kho= is none that kstrtobool knows, so it changes nothing.",
         "KHO stays as the kernel's default or an earlier kho= has it: on, where somebody wanted it off.",
         "Write kho=on or kho=off.",
-        "kho=disable and kho=none in boot scripts; `kho` without a value.",
+        "`kho` without a value, or kho=auto, as other parameters take it.",
         f"{CORE}, kho_parse_enable; lib/kstrtox.c, kstrtobool",
     ),
     "DOC008": Rule(

@@ -66,13 +66,15 @@ class Tree:
         todo = [part for part in file.split("/") if part][::-1]
         here: list[str] = []
         links = 0
+        linked = 0
         found = None
         while todo:
             part = todo.pop()
+            of_link = links > 0 and len(todo) >= linked
             if part == ".":
                 continue
             if part == "..":
-                if not here and links:
+                if not here and of_link:
                     self.skipped(file, "a link that leads out of the tree")
                     return None
                 here = here[:-1]
@@ -82,7 +84,7 @@ class Tree:
                 found = os.lstat(path)
                 target = os.readlink(path) if stat.S_ISLNK(found.st_mode) else None
             except (FileNotFoundError, NotADirectoryError):
-                if links and not self.live:
+                if of_link and not self.live:
                     self.skipped(file, "a link to what the tree does not have")
                 return None
             except (OSError, ValueError) as error:
@@ -97,6 +99,7 @@ class Tree:
                 return None
             if target.startswith("/"):
                 here = []
+            linked = min(linked, len(todo)) if of_link else len(todo)
             todo += [part for part in target.split("/") if part][::-1]
         path = os.path.join(self.root, *here)
         try:
