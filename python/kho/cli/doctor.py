@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .fleet_options import Fleet, fleet_options
+
 if TYPE_CHECKING:
     from ..doctor import Report, WhatIf
 
@@ -27,6 +29,7 @@ EVIDENCE = 6
 )
 @click.option("--explain", metavar="ID", help="Explain a finding (DOC003), and stop.")
 @click.option("--list", "as_list", is_flag=True, help="List every finding there can be, and stop.")
+@fleet_options
 def command(
     directory: tuple[str, ...],
     as_json: bool,
@@ -35,6 +38,7 @@ def command(
     what_if: str | None,
     explain: str | None,
     as_list: bool,
+    fleet: Fleet | None,
 ) -> None:
     """Say what KHO does to the memory of this machine, or of the one a DIRECTORY shows.
 
@@ -47,6 +51,7 @@ def command(
       kho doctor --what-if kho_scratch=64M,256M,64M
       kho doctor --explain DOC003
       kho doctor --csv snapshots/*
+      kho doctor --fleet 'snapshots/*' --parquet fleet.parquet
       kho doctor --prometheus > /var/lib/node_exporter/textfile/kho.prom
 
     \b
@@ -60,6 +65,12 @@ def command(
     if explain is not None or as_list:
         click.echo(explanation(explain) if explain is not None else listing(as_json))
         return
+    if fleet is not None:
+        if as_metrics or what_if is not None:
+            raise click.UsageError("--fleet has --json, --csv and --parquet; --prometheus and --what-if do without it")
+        from ..fleet import DOCTOR, doctor_row
+
+        sys.exit(fleet.run(doctor_row, DOCTOR, more=directory, as_json=as_json, as_csv=as_csv))
     from ..doctor import examine
     from ..doctor import what_if as changed
 
