@@ -141,7 +141,7 @@ mod tests {
 
     fn block_of(words: &[u64]) -> (HeapBlocks, Block) {
         let mut source = HeapBlocks::default();
-        let block = Block::allocate(&mut source, SHAPE).unwrap();
+        let Ok(block) = Block::allocate(&mut source, SHAPE) else { unreachable!("there is memory") };
         words.iter().enumerate().for_each(|(n, word)| block.store(SHAPE, n, *word));
         (source, block)
     }

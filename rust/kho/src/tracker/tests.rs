@@ -54,7 +54,7 @@ fn lists(g: Geometry) -> impl Strategy<Value = Vec<(Pfn, Order)>> {
     let scattered = scattered.prop_map(move |((p, o), seed, spread, n, sorted)| {
         let (first, limit) = (p.0 >> o.get(), g.folio_limit(o));
         let draw = |i: u64| (seed ^ i).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - 3 * spread);
-        let mut list: Vec<_> = (0..n).map(|i| (Pfn((first + draw(i)) % limit << o.get()), o)).collect();
+        let mut list: Vec<_> = (0..n).map(|i| (Pfn(((first + draw(i)) % limit) << o.get()), o)).collect();
         if sorted {
             list.sort();
         }
