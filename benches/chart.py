@@ -18,8 +18,8 @@ from typing import Any
 import matplotlib as mpl
 
 from kho import KhoError, mapdraw
-from kho.plan import Group, plan
-from kho.simulate import Simulation, simulate
+from kho.planning import Group, plan
+from kho.simulation import Simulation, simulate
 from kho.text import size
 
 mpl.use("Agg")

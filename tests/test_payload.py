@@ -83,7 +83,7 @@ def test_entry_points_are_decoders(registry: dict[str, Any], monkeypatch: pytest
         EntryPoint("widgt-1", f"{__name__}:Widget", "kho.decoders"),
         EntryPoint("gone-v1", "no_such_package:Gone", "kho.decoders"),
     ]
-    monkeypatch.setattr(base, "entry_points", lambda group: entries if group == "kho.decoders" else [])
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: entries if group == "kho.decoders" else [])
     base._load_entry_points.cache_clear()
     try:
         inc, _ = handover(9)

@@ -24,7 +24,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from . import fdt
 from ._kho import (
     Arena,
     Folio,
@@ -42,7 +41,6 @@ from ._kho import (
     parse_kho_scratch,
 )
 from ._types import FolioInfo, PageInfo
-from .convert import convert
 from .errors import (
     ExistsError,
     FdtError,
@@ -74,21 +72,44 @@ from .errors import (
     StaleError,
     UnsupportedAbiError,
 )
-from .image import Image, save_elf
-from .outgoing import Outgoing
-from .plan import Plan, plan
-from .simulate import Simulation, simulate
 from .sources import open
 
 if TYPE_CHECKING:
-    from . import luo
+    from . import doctor, fdt, luo
+    from .conversion import convert
+    from .image import Image, save_elf
+    from .outgoing import Outgoing
+    from .planning import Plan, plan
+    from .simulation import Simulation, simulate
 else:
+    _LATE = {
+        "Image": "image",
+        "Outgoing": "outgoing",
+        "Plan": "planning",
+        "Simulation": "simulation",
+        "convert": "conversion",
+        "doctor": None,
+        "fdt": None,
+        "luo": None,
+        "plan": "planning",
+        "save_elf": "image",
+        "simulate": "simulation",
+    }
+    """What is imported when it is first asked for, so that commands start quickly: names, and where they are."""
 
     def __getattr__(name: str) -> object:
-        """Import a module of the package when it is first asked for."""
-        if name == "luo":
-            return import_module(f".{name}", __name__)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        """Import what is asked for; a module of the package, or what one of them defines."""
+        if name not in _LATE:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = _LATE[name]
+        found = import_module(f".{module or name}", __name__)
+        if module:
+            found = getattr(found, name)
+        globals()[name] = found
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted(globals().keys() | _LATE.keys())
 
 
 __all__ = [
@@ -140,6 +161,7 @@ __all__ = [
     "UnsupportedAbiError",
     "__version__",
     "convert",
+    "doctor",
     "fdt",
     "kho_is_enabled",
     "luo",

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import click
 
 from ..errors import ParameterError, SourceError
-from ..plan import LAYOUTS, Calibration, Plan, plan, size_of
-from ..simulate import calibrate
+from ..planning import LAYOUTS, Calibration, Plan, plan, size_of
+from ..simulation import calibrate
 from ..text import printable, size
 from . import output
 

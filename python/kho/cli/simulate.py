@@ -10,8 +10,8 @@ from time import monotonic
 import click
 from rich.console import Console
 
-from ..plan import LAYOUTS
-from ..simulate import Progress, Simulation, calibrate, simulate
+from ..planning import LAYOUTS
+from ..simulation import Progress, Simulation, calibrate, simulate
 from ..text import printable, size
 from . import output
 from .plan import Size, folio_options, kept, seconds, show_folios

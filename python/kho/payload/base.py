@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .. import errors
@@ -123,6 +122,8 @@ def decoder(*compatibles: str) -> Callable[[_Class], _Class]:
 @cache
 def _load_entry_points() -> None:
     """Import what other packages registered; one that fails is left out, with a warning."""
+    from importlib.metadata import entry_points
+
     for entry in entry_points(group="kho.decoders"):
         try:
             loaded = entry.load()

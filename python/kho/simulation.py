@@ -18,7 +18,7 @@ from typing import Any
 from . import _kho
 from .errors import OutOfMemoryError, ParameterError
 from .outgoing import Outgoing
-from .plan import LOW, Calibration, Cost, Group, Plan, Zone, plan
+from .planning import LOW, Calibration, Cost, Group, Plan, Zone, plan
 
 __all__ = ["Simulation", "calibrate", "placed", "simulate"]
 
