@@ -19,8 +19,7 @@ fn done<T>(result: Result<T>) -> T {
 
 /// All three, for folios of order 0.
 pub(crate) fn all(rows: &mut Rows, c: &mut Criterion, workload: &Workload) {
-    let mut folios = api::empty();
-    api::preserve_many(&mut folios, workload);
+    let folios = api::in_arena(workload);
     serialize(rows, c, workload, &folios);
     take_over(rows, c, workload, &folios);
 }

@@ -40,6 +40,17 @@ pub fn preserve_many(t: &mut Tracker, workload: &Workload) {
     let _ = t.preserve_many(workload.folios());
 }
 
+/// Where an arena's RAM begins, in pages: the page at 0 belongs to no one.
+const BASE: u64 = 1 << 18;
+
+/// A workload's folios of order 0 as they lie in an arena.
+pub fn in_arena(workload: &Workload) -> Tracker {
+    let pfns = workload.pfns.iter().map(|pfn| BASE + pfn).collect();
+    let mut t = empty();
+    preserve_many(&mut t, &Workload { name: workload.name, pfns, orders: None, span: BASE + workload.span });
+    t
+}
+
 /// RAM of so many pages, all of it allocated in large folios, and room behind it for the map.
 ///
 /// # Errors
@@ -51,12 +62,12 @@ pub fn arena(span: u64) -> Result<Arc<Arena>> {
     let arena = Arena::new(ArenaConfig {
         page,
         max_order: Order::new(10)?,
-        regions: vec![Region { start: Phys(0), len: (guest + (1 << 16)) << page.shift(), node: 0 }],
+        regions: vec![Region { start: page.phys(Pfn(BASE)), len: (guest + (1 << 16)) << page.shift(), node: 0 }],
         scratch: Vec::new(),
         backing: Backing::Anonymous,
     })?;
     for pfn in (0..guest).step_by(1 << 18) {
-        arena.alloc_at(Pfn(pfn), largest)?;
+        arena.alloc_at(Pfn(BASE + pfn), largest)?;
     }
     Ok(arena)
 }
@@ -79,13 +90,22 @@ pub fn take_over(arena: &Arc<Arena>) -> Result<Incoming> {
     Incoming::take_over(arena, None, &Options::default())
 }
 
+/// One of a workload's folios.
+///
+/// # Errors
+/// If it is not there, or no more.
+#[inline]
+pub fn restore(incoming: &Incoming, pfn: u64) -> Result<()> {
+    incoming.restore_folio(Phys((BASE + pfn) << 12)).map(drop)
+}
+
 /// One call each.
 ///
 /// # Errors
 /// The first folio that is not there.
 pub fn restore_each(incoming: &Incoming, pfns: &[u64]) -> Result<()> {
     for pfn in pfns {
-        incoming.restore_folio(Phys(pfn << 12))?;
+        restore(incoming, *pfn)?;
     }
     Ok(())
 }

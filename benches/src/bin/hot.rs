@@ -6,8 +6,9 @@
 //! What happens inside of a function `hot_...` is counted and nothing else; a count is over all its calls, divided by
 //! the elements that `hot` prints. `..._loop` have the call inlined into a loop, whose own instructions count too.
 
+use kho::incoming::Incoming;
 use kho::tracker::{Geometry, Tracker};
-use kho::units::{Order, PageSize, Pfn, Phys};
+use kho::units::{Order, PageSize, Pfn};
 use kho_benches::api;
 use kho_benches::twin::{KERNEL, Twin, Version};
 use kho_benches::workload::{Workload, shuffled};
@@ -64,8 +65,8 @@ fn hot_pfns(t: &Tracker) -> Vec<u64> {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-fn hot_restore(incoming: &kho::incoming::Incoming, phys: Phys) -> bool {
-    incoming.restore_folio(phys).is_ok()
+fn hot_restore(incoming: &Incoming, pfn: u64) -> bool {
+    api::restore(incoming, pfn).is_ok()
 }
 
 macro_rules! of_twin {
@@ -142,14 +143,12 @@ fn run(name: &str) -> Option<u64> {
             all(black_box(hot_pfns(&t)).len())
         }
         "restore" => {
-            let mut folios_of = Tracker::new(Geometry::paged(PageSize::Size4K));
-            api::preserve_each(&mut folios_of, &workload);
             let arena = api::arena(SPAN).ok()?;
-            let mut out = api::outgoing(&arena, "kho-v1", &folios_of).ok()?;
+            let mut out = api::outgoing(&arena, "kho-v1", &api::in_arena(&workload)).ok()?;
             out.finalize().ok()?;
             drop(out);
             let incoming = api::take_over(&arena).ok()?;
-            all(folios().filter(|pfn| hot_restore(&incoming, Phys(pfn.0 << 12))).count())
+            all(folios().filter(|pfn| hot_restore(&incoming, pfn.0)).count())
         }
         "twin_v1_preserve" | "twin_v1_unpreserve" | "twin_v1_iterate" | "twin_v4_preserve" | "twin_v4_unpreserve"
         | "twin_v4_iterate" => {
