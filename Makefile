@@ -18,7 +18,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -path rust/fuzz -prune -
 PYTHON_SOURCES := $(shell find python -name '*.py' -o -name '*.pyi' -o -name py.typed)
 
 .NOTPARALLEL:
-.PHONY: help run test check fmt clippy ruff mypy stubtest test-rust test-python wheel wheel-check bench fuzz docs format clean need need-test
+.PHONY: help run test check fmt clippy ruff mypy stubtest test-rust test-python wheel wheel-check bench guard fuzz docs format clean need need-test
 
 help:
 	@echo 'make run     build kho, show what a real Linux kernel handed over, then hand memory over and take it back'
@@ -26,7 +26,8 @@ help:
 	@echo 'make check   the linters and type checkers only'
 	@echo 'make format  reformat the sources'
 	@echo 'make docs    run the commands that docs/ shows, and put their output there; manual pages'
-	@echo 'make bench   speed, as a table of ratios'
+	@echo 'make bench   speed, as a table of ratios: ten minutes; BENCH_JSON=FILE keeps every sample'
+	@echo 'make guard   whether the hot paths still take as many instructions as they did'
 	@echo 'make fuzz    hostile input for FUZZ_SECONDS=$(FUZZ_SECONDS) a target'
 	@echo 'make wheel   dist/: the source distribution, and a wheel built from it'
 	@echo 'make clean   remove everything that was built'
@@ -80,14 +81,14 @@ stubtest: $(VENV)/.stamp-dev $(VENV)/.stamp-kho
 	$(PY) -m mypy.stubtest --allowlist tests/stubtest-allowlist.txt --ignore-unused-allowlist kho._kho
 
 test-rust: $(VENV)/.stamp-base
-	cargo test --quiet --locked -p kho
+	cargo test --quiet --locked -p kho -p kho-benches
 
 test-python: $(VENV)/.stamp-dev $(VENV)/.stamp-kho
 	$(PY) -m pytest --benchmark-skip
 
 check: need-test fmt clippy ruff mypy stubtest
 
-test: check test-rust test-python wheel-check
+test: check test-rust guard test-python wheel-check
 	@echo 'make test: all passed'
 
 # The wheel is built from the source distribution, so that one build proves both.
@@ -110,8 +111,10 @@ wheel-check: dist/.stamp
 	.venv-wheel/bin/python -m pytest -q --benchmark-skip $(WHEEL_TESTS)
 
 bench: need $(VENV)/.stamp-dev $(VENV)/.stamp-kho
-	cargo bench --locked -p kho
-	$(PY) benches/report.py
+	PYTHON=$(PY) benches/run $(if $(BENCH_JSON),--json $(abspath $(BENCH_JSON)))
+
+guard: need
+	$$(scripts/need.sh python) benches/guard
 
 # cargo-fuzz wants a nightly toolchain; without it the property tests run many more cases instead.
 fuzz: need $(VENV)/.stamp-dev $(VENV)/.stamp-kho

@@ -78,9 +78,12 @@ def judged(rows: dict[Row, tuple[str, dict[str, Cell]]]) -> list[dict[str, Any]]
 
 def number(value: float) -> str:
     """Three digits that count."""
-    if value >= 1000:
+    for size, letter in ((1e9, "G"), (1e6, "M")):
+        if value >= size:
+            return f"{value / size:.3g}{letter}"
+    if value >= 100:
         return f"{value:,.0f}"
-    return f"{value:.{max(0, 2 - len(str(int(value))) + (1 if value >= 1 else 2))}f}"
+    return f"{value:.3g}"
 
 
 def text(result: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ use kho::Result;
 use kho::arena::{Arena, ArenaConfig, Backing, Region};
 use kho::incoming::{Incoming, Options};
 use kho::outgoing::{Outgoing, Placement};
-use kho::tracker::{Geometry, Tracker};
+use kho::tracker::{Geometry, Orders, Tracker};
 use kho::units::{Order, PageSize, Pfn, Phys};
 use std::sync::Arc;
 
@@ -37,7 +37,8 @@ pub fn unpreserve_each(t: &mut Tracker, workload: &Workload) {
 
 /// One call for all.
 pub fn preserve_many(t: &mut Tracker, workload: &Workload) {
-    let _ = t.preserve_many(workload.folios());
+    let orders = workload.orders.as_ref().map_or(Orders::One(Order::ZERO), |orders| Orders::Each(orders));
+    let _ = t.preserve_many(&*workload.pfns, orders);
 }
 
 /// Where an arena's RAM begins, in pages: the page at 0 belongs to no one.
