@@ -66,9 +66,11 @@ run: need $(VENV)/.stamp-kho
 
 fmt:
 	cargo fmt --all --check
+	cargo fmt --manifest-path benches/Cargo.toml --check
 
 clippy: $(VENV)/.stamp-base
 	cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
+	cargo clippy --quiet --locked --manifest-path benches/Cargo.toml --target-dir target --all-targets -- -D warnings
 
 ruff: $(VENV)/.stamp-dev
 	$(PY) -m ruff check --quiet
@@ -81,7 +83,8 @@ stubtest: $(VENV)/.stamp-dev $(VENV)/.stamp-kho
 	$(PY) -m mypy.stubtest --allowlist tests/stubtest-allowlist.txt --ignore-unused-allowlist kho._kho
 
 test-rust: $(VENV)/.stamp-base
-	cargo test --quiet --locked -p kho -p kho-benches
+	cargo test --quiet --locked -p kho
+	cargo test --quiet --locked --manifest-path benches/Cargo.toml --target-dir target
 
 test-python: $(VENV)/.stamp-dev $(VENV)/.stamp-kho
 	$(PY) -m pytest --benchmark-skip
@@ -133,6 +136,7 @@ docs: $(VENV)/.stamp-dev $(VENV)/.stamp-kho
 
 format: $(VENV)/.stamp-dev
 	cargo fmt --all
+	cargo fmt --manifest-path benches/Cargo.toml
 	$(PY) -m ruff check --quiet --fix-only
 	$(PY) -m ruff format --quiet
 

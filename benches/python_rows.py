@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import kho
 import numpy as np
+
+import kho
 from kho import fdt
 
 try:

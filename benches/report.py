@@ -2,8 +2,8 @@
 
     python benches/report.py [--rust FILE] [--folios N] [--rounds N] [--json FILE]
 
-Measures the Python API beside set, pyroaring, bitarray and numpy, and FDTs beside fdt and pylibfdt; takes the samples of
-the Rust half from FILE (`cargo bench -p kho-benches --bench table`). Peers that are not installed are left out. A goal
+Measures the Python API beside set, pyroaring, bitarray and numpy, FDTs beside fdt and pylibfdt; takes the samples of
+the Rust half from FILE (`cargo bench --manifest-path benches/Cargo.toml`). Peers that are not installed are left out. A goal
 is a ratio of medians of one run; see benches/README.md.
 """
 
@@ -87,11 +87,14 @@ def number(value: float) -> str:
 
 
 def text(result: dict[str, Any]) -> str:
-    """The table: a line per peer and row, what a goal says behind it; floors; the goals in sum."""
+    """The table: a line per peer and row, what its goals say under it; floors; the goals in sum."""
     rows = table(result["cells"])
     goals = {(g["workload"], g["operation"], g["peer"]): g for g in result["goals"]}
-    head = f"{'':26}{'ns':>10}{'spread':>18}{'x kho':>9}{'bytes':>8}  goal"
-    lines = [f"{result['folios']:,} folios in W1; medians, the middle half of the samples, bytes of metadata a folio", ""]
+    head = f"{'':26}{'ns':>10}{'spread':>18}{'x kho':>9}{'bytes':>8}"
+    lines = [
+        f"{result['folios']:,} folios in W1; medians, the middle half of the samples, bytes of metadata a folio",
+        "",
+    ]
     for (workload, operation), (unit, peers) in rows.items():
         floor = workload == "floor"
         lines += [f"{workload}: {operation}, ns a {unit}" + ("" if floor else f"\n{head}")]
@@ -104,7 +107,7 @@ def text(result: dict[str, Any]) -> str:
         for (name, what, peer), goal in goals.items():
             if (name, what) == (workload, operation):
                 sign = "met" if goal["met"] else "MISSED"
-                lines[-1] += f"  >= {goal['goal']:g}x {peer}: {goal['ratio']:.1f}x, {sign};"
+                lines.append(f"  goal: {goal['goal']:g}x {peer}; reached {number(goal['ratio'])}x, {sign}")
         if not floor:
             lines.append("")
     met = sum(goal["met"] for goal in result["goals"])
