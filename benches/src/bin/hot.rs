@@ -143,12 +143,15 @@ fn run(name: &str) -> Option<u64> {
             all(black_box(hot_pfns(&t)).len())
         }
         "restore" => {
-            let arena = api::arena(SPAN).ok()?;
+            // Callgrind has no room for 1 TiB.
+            let pfns: Vec<u64> = (0..N).map(|n| shuffled(n, 20)).collect();
+            let workload = Workload { name: "hot", pfns, orders: None, span: 1 << 20 };
+            let arena = api::arena(workload.span).ok()?;
             let mut out = api::outgoing(&arena, "kho-v1", &api::in_arena(&workload)).ok()?;
             out.finalize().ok()?;
             drop(out);
             let incoming = api::take_over(&arena).ok()?;
-            all(folios().filter(|pfn| hot_restore(&incoming, pfn.0)).count())
+            all(workload.pfns.iter().filter(|pfn| hot_restore(&incoming, **pfn)).count())
         }
         "twin_v1_preserve" | "twin_v1_unpreserve" | "twin_v1_iterate" | "twin_v4_preserve" | "twin_v4_unpreserve"
         | "twin_v4_iterate" => {
