@@ -21,6 +21,9 @@ b'hello'
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from . import fdt
 from ._kho import (
     Arena,
@@ -46,6 +49,16 @@ from .errors import (
     FinalizedError,
     FormatError,
     KhoError,
+    LuoAbiError,
+    LuoBusyError,
+    LuoError,
+    LuoExistsError,
+    LuoFileError,
+    LuoNotFoundError,
+    LuoPermissionError,
+    LuoRetrieveError,
+    LuoStateError,
+    LuoUnavailableError,
     MisalignedError,
     NoHandoverError,
     NotFoundError,
@@ -63,7 +76,20 @@ from .errors import (
 )
 from .image import Image, save_elf
 from .outgoing import Outgoing
+from .plan import Plan, plan
+from .simulate import Simulation, simulate
 from .sources import open
+
+if TYPE_CHECKING:
+    from . import luo
+else:
+
+    def __getattr__(name: str) -> object:
+        """Import a module of the package when it is first asked for."""
+        if name == "luo":
+            return import_module(f".{name}", __name__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "Arena",
@@ -77,6 +103,16 @@ __all__ = [
     "Image",
     "Incoming",
     "KhoError",
+    "LuoAbiError",
+    "LuoBusyError",
+    "LuoError",
+    "LuoExistsError",
+    "LuoFileError",
+    "LuoNotFoundError",
+    "LuoPermissionError",
+    "LuoRetrieveError",
+    "LuoStateError",
+    "LuoUnavailableError",
     "Memory",
     "MisalignedError",
     "NoHandoverError",
@@ -91,8 +127,10 @@ __all__ = [
     "PageStateError",
     "Pages",
     "ParameterError",
+    "Plan",
     "ScratchOverlapError",
     "ScratchSpec",
+    "Simulation",
     "Snapshot",
     "SnapshotSide",
     "SourceError",
@@ -104,7 +142,10 @@ __all__ = [
     "convert",
     "fdt",
     "kho_is_enabled",
+    "luo",
     "open",
     "parse_kho_scratch",
+    "plan",
     "save_elf",
+    "simulate",
 ]

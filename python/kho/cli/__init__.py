@@ -8,7 +8,7 @@ import click
 
 from .. import __version__
 from ..errors import KhoError
-from . import convert, diff, extract, fdt, inspect, memmap, owners, verify
+from . import convert, diff, extract, fdt, inspect, memmap, owners, plan, simulate, verify
 from .output import hint
 
 HELP = """Linux Kexec HandOver (KHO) in userspace.
@@ -29,6 +29,8 @@ TASKS = {
     "extract": ("take a file out", "kho extract core.elf --session vm-1 --token 0x10 -o disk.img"),
     "diff": ("what differs between two?", "kho diff before.elf after.elf"),
     "convert": ("write it as another kernel would", "kho convert core.elf --abi kho-v4 -o v4.elf"),
+    "plan": ("what will handing over cost?", "kho plan --memory 2T --preserve 80%:2M"),
+    "simulate": ("do it, and measure", "kho simulate --memory 2T --preserve 80%:2M"),
 }
 """What each command is for, with an example, in the order one needs them."""
 
@@ -63,6 +65,8 @@ cli.add_command(memmap.command)
 cli.add_command(convert.command)
 cli.add_command(verify.command)
 cli.add_command(owners.command)
+cli.add_command(plan.command)
+cli.add_command(simulate.command)
 
 
 def main() -> None:
