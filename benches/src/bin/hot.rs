@@ -136,10 +136,11 @@ fn run(name: &str) -> Option<u64> {
             let mut t = blocks();
             hot_preserve_run(&mut t, RUN).then_some(RUN / 64)
         }
-        // As dense as W1, so that what is counted is bits and not words.
+        // As dense as W1 and no block empty, so that what is counted is bits and not words.
         "pfns" => {
             let dense: Vec<u64> = (0..N).map(|n| shuffled(n, 21)).collect();
-            let t = filled(&Workload { pfns: dense, ..workload });
+            let mut t = api::empty();
+            api::preserve_each(&mut t, &Workload { pfns: dense, ..workload });
             all(black_box(hot_pfns(&t)).len())
         }
         "restore" => {
