@@ -13,6 +13,8 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export PYO3_PYTHON := $(CURDIR)/$(PY)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PATH := $(PATH):$(HOME)/.cargo/bin
+# One for both workspaces: the benches have a lock file of their own.
+export CARGO_TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -path rust/fuzz -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print)
 PYTHON_SOURCES := $(shell find python -name '*.py' -o -name '*.pyi' -o -name py.typed)
@@ -71,7 +73,7 @@ fmt:
 
 clippy: $(VENV)/.stamp-base
 	cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
-	cargo clippy --quiet --locked --manifest-path benches/Cargo.toml --target-dir target --all-targets -- -D warnings
+	cargo clippy --quiet --locked --manifest-path benches/Cargo.toml --all-targets -- -D warnings
 
 ruff: $(VENV)/.stamp-dev
 	$(PY) -m ruff check --quiet
@@ -85,7 +87,7 @@ stubtest: $(VENV)/.stamp-dev $(VENV)/.stamp-kho
 
 test-rust: $(VENV)/.stamp-base
 	cargo test --quiet --locked -p kho
-	cargo test --quiet --locked --manifest-path benches/Cargo.toml --target-dir target
+	cargo test --quiet --locked --manifest-path benches/Cargo.toml
 
 test-python: $(VENV)/.stamp-dev $(VENV)/.stamp-kho
 	$(PY) -m pytest --benchmark-skip
@@ -115,7 +117,7 @@ wheel-check: dist/.stamp
 	.venv-wheel/bin/python -m pytest -q --benchmark-skip $(WHEEL_TESTS)
 
 bench: need $(VENV)/.stamp-dev $(VENV)/.stamp-kho
-	PYTHON=$(PY) benches/run $(if $(BENCH_JSON),--json $(abspath $(BENCH_JSON)))
+	PYTHON=$(PY) sh benches/run $(if $(BENCH_JSON),--json $(abspath $(BENCH_JSON)))
 
 guard: need
 	$$(scripts/need.sh python) benches/guard
