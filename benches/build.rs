@@ -41,7 +41,7 @@ fn main() {
 
     let mut kernel = cc::Build::new();
     kernel.opt_level(2).pic(false).no_default_flags(true).flag("-O2").warnings(true).define("TWIN_PREFIX", "kernel_");
-    let flags = KERNEL.iter().chain(x86.then_some(KERNEL_X86).unwrap_or_default());
+    let flags = KERNEL.iter().chain(if x86 { KERNEL_X86 } else { &[] });
     for flag in flags {
         kernel.flag_if_supported(flag);
     }

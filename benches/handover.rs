@@ -55,7 +55,7 @@ fn take_over(rows: &mut Rows, c: &mut Criterion, workload: &Workload, folios: &T
     pfns.sort_unstable_by_key(|pfn| shuffled(*pfn ^ 0x5a5a, bits));
 
     let mut restored = Vec::new();
-    rows.run(c, mark, "kho", || -> Duration {
+    rows.few(mark, "kho", || -> Duration {
         let arena = done(api::arena(workload.span));
         let mut out = done(api::outgoing(&arena, "kho-v1", folios));
         done(out.finalize());

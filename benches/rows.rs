@@ -55,6 +55,14 @@ impl Rows {
         }
     }
 
+    /// Three samples, for what takes long to prepare.
+    pub(crate) fn few(&mut self, row: Row, peer: &str, mut sample: impl FnMut() -> Duration) {
+        let samples: Vec<Duration> = (0..4).map(|_| sample()).collect();
+        for time in samples.into_iter().skip(1) {
+            self.record(row, peer, time.as_secs_f64());
+        }
+    }
+
     /// A sample that was taken along the way.
     pub(crate) fn record(&mut self, row: Row, peer: &str, seconds: f64) {
         let sample = seconds * 1e9 / row.units as f64;

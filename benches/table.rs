@@ -93,9 +93,10 @@ fn unpreserve(rows: &mut Rows, c: &mut Criterion, workload: &Workload) {
     for (build, version) in TWINS {
         let mut twin = Twin::for_workload(build, version, workload);
         let name = twin.name();
+        twin.preserve_each(workload);
+        let (_, full) = twin.memory();
         rows.run(c, row, &name, || {
-            twin.clear();
-            twin.preserve_each(workload);
+            twin.put_back(&full);
             time(|| twin.unpreserve_each(workload)).0
         });
     }

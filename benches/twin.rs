@@ -1,5 +1,7 @@
 //! The C twin is honest: what it writes is, byte for byte, what this library writes for the same folios.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use kho::Result;
 use kho::abi::layout::BitmapSize;
 use kho::abi::{Abi, chunk, radix};

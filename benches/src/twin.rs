@@ -244,6 +244,16 @@ impl Twin {
         (self.pool.page.addr() - self.pages.ptr().addr() + self.pool.object.addr() - self.objects.ptr().addr()) as u64
     }
 
+    /// Puts the pages back as they were at [`Twin::memory`], if none was handed out since.
+    ///
+    /// # Panics
+    /// If one was.
+    pub fn put_back(&mut self, bytes: &[u8]) {
+        assert_eq!(bytes.len(), self.pool.page.addr() - self.pages.ptr().addr());
+        // SAFETY: so many bytes of the mapping are in use, and the twin, which alone writes them, is not running.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.pages.ptr(), bytes.len()) }
+    }
+
     /// The pages in use: where they begin, which is their physical address too, and their bytes.
     pub fn memory(&self) -> (u64, Vec<u8>) {
         let len = self.pool.page.addr() - self.pages.ptr().addr();
