@@ -3,8 +3,8 @@
     python benches/report.py [--rust FILE] [--folios N] [--rounds N] [--json FILE]
 
 Measures the Python API beside set, pyroaring, bitarray and numpy, FDTs beside fdt and pylibfdt; takes the samples of
-the Rust half from FILE (`cargo bench --manifest-path benches/Cargo.toml`). Peers that are not installed are left out. A goal
-is a ratio of medians of one run; see benches/README.md.
+the Rust half from FILE (`cargo bench --manifest-path benches/Cargo.toml`). Peers that are not installed are left out. A
+goal is a ratio of medians of one run; see benches/README.md.
 """
 
 from __future__ import annotations
