@@ -13,12 +13,14 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export PYO3_PYTHON := $(CURDIR)/$(PY)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PATH := $(PATH):$(HOME)/.cargo/bin
+# One for both workspaces: the benches have a lock file of their own.
+export CARGO_TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -path rust/fuzz -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print)
 PYTHON_SOURCES := $(shell find python -name '*.py' -o -name '*.pyi' -o -name py.typed)
 
 .NOTPARALLEL:
-.PHONY: help run test check fmt clippy ruff mypy stubtest test-rust test-python wheel wheel-check bench charts fuzz docs format clean need need-test
+.PHONY: help run test check fmt clippy ruff mypy stubtest test-rust test-python wheel wheel-check bench guard charts fuzz docs format clean need need-test
 
 help:
 	@echo 'make run     build kho, show what a real Linux kernel handed over, then hand memory over and take it back'
@@ -26,7 +28,8 @@ help:
 	@echo 'make check   the linters and type checkers only'
 	@echo 'make format  reformat the sources'
 	@echo 'make docs    run the commands that docs/ shows, and put their output there; manual pages'
-	@echo 'make bench   speed, as a table of ratios'
+	@echo 'make bench   speed, as a table of ratios: ten minutes; BENCH_JSON=FILE keeps every sample'
+	@echo 'make guard   whether the hot paths still take as many instructions as they did'
 	@echo 'make charts  docs/charts: overhead by density, time by size; two minutes, 1.2 GiB'
 	@echo 'make fuzz    hostile input for FUZZ_SECONDS=$(FUZZ_SECONDS) a target'
 	@echo 'make wheel   dist/: the source distribution, and a wheel built from it'
@@ -66,9 +69,11 @@ run: need $(VENV)/.stamp-kho
 
 fmt:
 	cargo fmt --all --check
+	cargo fmt --manifest-path benches/Cargo.toml --check
 
 clippy: $(VENV)/.stamp-base
 	cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
+	cargo clippy --quiet --locked --manifest-path benches/Cargo.toml --all-targets -- -D warnings
 
 ruff: $(VENV)/.stamp-dev
 	$(PY) -m ruff check --quiet
@@ -82,13 +87,14 @@ stubtest: $(VENV)/.stamp-dev $(VENV)/.stamp-kho
 
 test-rust: $(VENV)/.stamp-base
 	cargo test --quiet --locked -p kho
+	cargo test --quiet --locked --manifest-path benches/Cargo.toml
 
 test-python: $(VENV)/.stamp-dev $(VENV)/.stamp-kho
 	$(PY) -m pytest --benchmark-skip
 
 check: need-test fmt clippy ruff mypy stubtest
 
-test: check test-rust test-python wheel-check
+test: check test-rust guard test-python wheel-check
 	@echo 'make test: all passed'
 
 # The wheel is built from the source distribution, so that one build proves both.
@@ -111,8 +117,10 @@ wheel-check: dist/.stamp
 	.venv-wheel/bin/python -m pytest -q --benchmark-skip $(WHEEL_TESTS)
 
 bench: need $(VENV)/.stamp-dev $(VENV)/.stamp-kho
-	cargo bench --locked -p kho
-	$(PY) benches/report.py
+	PYTHON=$(PY) sh benches/run $(if $(BENCH_JSON),--json $(abspath $(BENCH_JSON)))
+
+guard: need
+	$$(scripts/need.sh python) benches/guard
 
 charts: $(VENV)/.stamp-dev $(VENV)/.stamp-kho
 	$(PY) benches/chart.py
@@ -134,6 +142,7 @@ docs: $(VENV)/.stamp-dev $(VENV)/.stamp-kho
 
 format: $(VENV)/.stamp-dev
 	cargo fmt --all
+	cargo fmt --manifest-path benches/Cargo.toml
 	$(PY) -m ruff check --quiet --fix-only
 	$(PY) -m ruff format --quiet
 

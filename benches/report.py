@@ -1,151 +1,133 @@
-"""One table of ratios: the tracker from Python beside set, pyroaring and a numpy packed bitmap.
+"""One table of ratios: what `make bench` prints.
 
-    python benches/report.py [--pages N] [--rounds N] [--json FILE]
+    python benches/report.py [--rust FILE] [--folios N] [--rounds N] [--json FILE]
 
-Every row does the same work on the same seeded pages; a cell is the median of the rounds in nanoseconds a page, and in
-brackets how many times as long as kho that is. Peers that are not installed are left out. See benches/README.md.
+Measures the Python API beside set, pyroaring, bitarray and numpy, FDTs beside fdt and pylibfdt; takes the samples of
+the Rust half from FILE (`cargo bench --manifest-path benches/Cargo.toml`). Peers that are not installed are left out. A
+goal is a ratio of medians of one run; see benches/README.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from kho import Tracker
+sys.path.insert(0, str(Path(__file__).parent))
 
-try:
-    import numpy as np
-except ImportError:
-    np = None  # type: ignore[assignment]
-try:
-    from pyroaring import BitMap
-except ImportError:
-    BitMap = None  # type: ignore[assignment,misc]
-
-SPAN = 1 << 28  # pages of 4 KiB in 1 TiB
-SEED = 20250401
-
-Work = Callable[[], object]
+import python_rows
+from goals import BEST, GOALS
 
 
-def one_by_one(add: Callable[[int], object], pages: Iterable[int]) -> None:
-    """What a caller's loop does: one Python call a page."""
-    for page in pages:
-        add(page)
+class Cell(NamedTuple):
+    """One peer in one row: nanoseconds a unit."""
+
+    median: float
+    low: float
+    high: float
+    samples: int
+    bytes: float | None
+
+    @classmethod
+    def of(cls, cell: dict[str, Any]) -> Cell:
+        """The quarter of the samples below and the one above are the spread."""
+        times = sorted(cell["samples"])
+        quarter = len(times) // 4
+        return cls(statistics.median(times), times[quarter], times[-1 - quarter], len(times), cell["bytes"])
 
 
-def packed(pages: Any) -> Any:
-    """A bitmap of the whole span: what numpy offers in place of a set."""
-    bitmap = np.zeros(SPAN // 8, np.uint8)
-    np.bitwise_or.at(bitmap, pages >> 3, np.left_shift(1, pages & 7).astype(np.uint8))
-    return bitmap
+Row = tuple[str, str]
 
 
-def rows(n: int) -> dict[str, dict[str, Work]]:
-    """{what is done: {who does it: how}} for `n` random pages of 1 TiB (W1)."""
-    pages = random.Random(SEED).sample(range(SPAN), n)
-    tracker, plain = Tracker(), set(pages)
-    one_by_one(tracker.preserve, pages)
-    table: dict[str, dict[str, Work]] = {
-        "preserve, one call each": {
-            "kho": lambda: one_by_one(Tracker().preserve, pages),
-            "set": lambda: one_by_one(set[int]().add, pages),
-        },
-        "list every folio": {"kho": tracker.folios, "set": lambda: sorted(plain)},
-    }
-    table["iterate in Python"] = {"kho": lambda: sum(1 for _ in tracker), "set": lambda: sum(1 for _ in plain)}
-    other, also = tracker.copy(), plain.copy()
-    table["union of equals"] = {"kho": lambda: tracker | other, "set": lambda: plain | also}
-    if np is not None:
-        # numpy's annotations call an array a buffer from Python 3.12 on only.
-        unsorted: Any = np.array(pages, np.uint64)
-        in_order: Any = np.sort(unsorted)
-        signed, bitmap = unsorted.astype(np.int64), packed(unsorted.astype(np.int64))
-        table["preserve in bulk, unsorted"] = {
-            "kho": lambda: Tracker().preserve_many(unsorted),
-            "set": lambda: set(pages),
-            "numpy": lambda: packed(signed),
-        }
-        table["preserve in bulk, sorted"] = {"kho": lambda: Tracker().preserve_many(in_order)}
-        table["list every folio"]["numpy"] = lambda: np.flatnonzero(np.unpackbits(bitmap, bitorder="little"))
-    if BitMap is not None:
-        roaring = BitMap(pages)
-        table["preserve, one call each"]["pyroaring"] = lambda: one_by_one(BitMap().add, pages)
-        table["list every folio"]["pyroaring"] = roaring.to_array
-        table["iterate in Python"]["pyroaring"] = lambda: sum(1 for _ in roaring)
-        twin = BitMap(pages)
-        table["union of equals"]["pyroaring"] = lambda: roaring | twin
-        if np is not None:
-            narrow, narrow_in_order = unsorted.astype(np.uint32), in_order.astype(np.uint32)
-            table["preserve in bulk, unsorted"]["pyroaring"] = lambda: BitMap(narrow)
-            table["preserve in bulk, sorted"]["pyroaring"] = lambda: BitMap(narrow_in_order)
-    return table
+def table(cells: list[dict[str, Any]]) -> dict[Row, tuple[str, dict[str, Cell]]]:
+    """{(workload, operation): (unit, {peer: cell})}, in the order of the cells."""
+    rows: dict[Row, tuple[str, dict[str, Cell]]] = {}
+    for cell in cells:
+        if cell["samples"]:
+            _, peers = rows.setdefault((cell["workload"], cell["operation"]), (cell["unit"], {}))
+            peers[cell["peer"]] = Cell.of(cell)
+    return rows
 
 
-def floors(n: int) -> dict[str, Work]:
-    """What no method can go below: a bare call a page, and copying the result of a listing."""
-    listing = bytearray(16 * n)
-    return {
-        "a call that does nothing": lambda: one_by_one(id, range(n)),
-        "copy 16 bytes a page": lambda: bytes(listing),
-    }
+def peer_of(peers: dict[str, Cell], name: str) -> Cell | None:
+    """A peer of a row; `best C` is whichever of the twin's builds was fastest."""
+    if name == BEST:
+        twins = [cell for peer, cell in peers.items() if peer.startswith("twin")]
+        return min(twins, key=lambda cell: cell.median, default=None)
+    return peers.get(name) or peers.get(f"kho, {name}")
 
 
-def measure(work: Work, rounds: int) -> list[float]:
-    """Nanoseconds of each round; what a round made is dropped outside of it."""
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter_ns()
-        made = work()
-        times.append(float(time.perf_counter_ns() - start))
-        del made
-    return times
+def judged(rows: dict[Row, tuple[str, dict[str, Cell]]]) -> list[dict[str, Any]]:
+    """Every goal whose both sides were measured: ratio reached, and whether that is enough."""
+    found = []
+    for row, goals in GOALS.items():
+        ours = rows.get(row, ("", {}))[1].get("kho")
+        for goal in goals:
+            peer = peer_of(rows.get(goal.row or row, ("", {}))[1], goal.peer)
+            if ours and peer:
+                ratio = peer.median / ours.median
+                found.append(
+                    {"workload": row[0], "operation": row[1], "peer": goal.peer, "goal": goal.times, "ratio": ratio}
+                    | {"met": ratio >= goal.times}
+                )
+    return found
 
 
-def report(n: int, rounds: int) -> dict[str, Any]:
-    """{"pages", "rounds", "floors", "rows"}; times are {"median", "min", "max"} in nanoseconds a page."""
-
-    def cell(work: Work) -> dict[str, float]:
-        times = [t / n for t in measure(work, rounds)]
-        return {"median": statistics.median(times), "min": min(times), "max": max(times)}
-
-    table = {what: {who: cell(work) for who, work in row.items()} for what, row in rows(n).items()}
-    below = {what: cell(work) for what, work in floors(n).items()}
-    return {"pages": n, "rounds": rounds, "floors": below, "rows": table}
+def number(value: float) -> str:
+    """Three digits that count."""
+    for size, letter in ((1e9, "G"), (1e6, "M")):
+        if value >= size:
+            return f"{value / size:.3g}{letter}"
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
 
 
 def text(result: dict[str, Any]) -> str:
-    """The table: who in columns, what in rows."""
-    who = ["kho", "set", "pyroaring", "numpy"]
-    lines = [f"{result['pages']:,} random pages of 1 TiB, medians of {result['rounds']} rounds, ns a page (x kho)", ""]
-    lines.append(f"{'':28}" + "".join(f"{name:>20}" for name in who))
-    for what, row in result["rows"].items():
-        line = f"{what:28}"
-        for name in who:
-            median = row[name]["median"] if name in row else None
-            ratio = "" if median is None or name == "kho" else f" ({median / row['kho']['median']:.1f}x)"
-            line += f"{'-' if median is None else f'{median:.1f}{ratio}':>20}"
-        lines.append(line)
-    lines.append("")
-    lines += [f"{'floor: ' + what:48}{cell['median']:.1f}" for what, cell in result["floors"].items()]
+    """The table: a line per peer and row, what its goals say under it; floors; the goals in sum."""
+    rows = table(result["cells"])
+    goals = {(g["workload"], g["operation"], g["peer"]): g for g in result["goals"]}
+    head = f"{'':26}{'ns':>10}{'spread':>18}{'x kho':>9}{'bytes':>8}"
+    lines = [
+        f"{result['folios']:,} folios in W1; medians, the middle half of the samples, bytes of metadata a folio",
+        "",
+    ]
+    for (workload, operation), (unit, peers) in rows.items():
+        floor = workload == "floor"
+        lines += [f"{workload}: {operation}, ns a {unit}" + ("" if floor else f"\n{head}")]
+        ours = peers.get("kho")
+        for peer, cell in peers.items():
+            ratio = f"{cell.median / ours.median:.2f}" if ours and peer != "kho" else ""
+            size = "" if cell.bytes is None else f"{cell.bytes:.2f}"
+            spread = f"{number(cell.low)}-{number(cell.high)}"
+            lines.append(f"  {peer:24}{number(cell.median):>10}{spread:>18}{ratio:>9}{size:>8}")
+        for (name, what, peer), goal in goals.items():
+            if (name, what) == (workload, operation):
+                sign = "met" if goal["met"] else "MISSED"
+                lines.append(f"  goal: {goal['goal']:g}x {peer}; reached {number(goal['ratio'])}x, {sign}")
+        if not floor:
+            lines.append("")
+    met = sum(goal["met"] for goal in result["goals"])
+    lines += ["", f"{met} of {len(result['goals'])} goals met"]
     return "\n".join(lines)
 
 
 def main() -> int:
     """Measure, print, and keep."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--pages", type=int, default=1_000_000, help="random pages (default 1,000,000)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds to take the median of (default 3)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep every number there")
+    parser.add_argument("--rust", type=Path, metavar="FILE", help="the samples of the Rust half")
+    parser.add_argument("--folios", type=int, help="folios of W1 (default: those of the Rust half, else 10,000,000)")
+    parser.add_argument("--rounds", type=int, default=3, help="samples a cell (default 3)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep every sample there")
     args = parser.parse_args()
-    result = report(args.pages, args.rounds)
+    rust: dict[str, Any] = json.loads(args.rust.read_text()) if args.rust else {}
+    folios = args.folios or int(rust.get("folios", 10_000_000))
+    cells = rust.get("cells", []) + python_rows.cells(folios, args.rounds)
+    result = {**rust, "folios": folios, "python": sys.version.split()[0], "cells": cells}
+    result["goals"] = judged(table(cells))
     print(text(result))
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,7 +1,7 @@
 #!/bin/sh
 # What kho needs to be built, checked before anything is done.
 #   need.sh build    Python, Rust, a linker; exits 1 and says what is missing and how to get it
-#   need.sh test     the same with rustfmt and clippy; gets dtc if it can
+#   need.sh test     the same with rustfmt and clippy; gets dtc and valgrind if it can
 #   need.sh python   prints the Python to use
 set -u
 cd "$(dirname "$0")/.." || exit 1
@@ -54,15 +54,15 @@ lint_tools() {
     cargo clippy --version >/dev/null 2>&1 || lack "clippy" "rustup component add clippy"
 }
 
-# The devicetree compiler is a second opinion on FDTs: worth having, not worth stopping for.
-get_dtc() {
-    command -v dtc >/dev/null && return
+# get COMMAND PACKAGE WHY: what is worth having and not worth stopping for.
+get() {
+    command -v "$1" >/dev/null && return
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        echo "installing device-tree-compiler (dtc), which some tests compare with"
-        apt-get install -qq -y device-tree-compiler >/dev/null 2>&1 ||
-            { apt-get update -qq && apt-get install -qq -y device-tree-compiler >/dev/null; } && return
+        echo "installing $2, $3"
+        apt-get install -qq -y "$2" >/dev/null 2>&1 ||
+            { apt-get update -qq && apt-get install -qq -y "$2" >/dev/null; } && return
     fi
-    echo "note: dtc is not installed, tests that compare with it are skipped; Debian, Ubuntu: apt-get install device-tree-compiler" >&2
+    echo "note: $1 is not installed, $3: skipped; Debian, Ubuntu: apt-get install $2" >&2
 }
 
 case "${1:-build}" in
@@ -70,7 +70,10 @@ build) build ;;
 test)
     build
     lint_tools
-    [ $missing = 0 ] && get_dtc
+    if [ $missing = 0 ]; then
+        get dtc device-tree-compiler "which some tests compare with"
+        get valgrind valgrind "which counts the instructions of hot paths"
+    fi
     ;;
 python) find_python || exit 1 ;;
 *)

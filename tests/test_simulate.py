@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 
 import kho
-from kho import cli
+from kho.cli import simulate as command_module
 from kho.errors import OutOfMemoryError, ParameterError, SourceError
 from kho.planning import LAYOUTS, Calibration
 from kho.simulation import calibrate, simulate
@@ -129,7 +129,7 @@ def test_the_command_compares_with_the_plan() -> None:
 
 def test_what_is_not_as_planned_is_a_finding() -> None:
     real = simulate("1G", ["10x2M"])
-    with mock.patch.object(cli.simulate, "simulate", return_value=replace(real, pages=1)):
+    with mock.patch.object(command_module, "simulate", return_value=replace(real, pages=1)):
         done = run(*ARGS, "--no-calibrate")
     assert done.code == 1
     assert "NOT as planned" in done.out

@@ -1,0 +1,92 @@
+//! From one owner to the next: serialize, take over, restore.
+
+use crate::TWINS;
+use crate::rows::{Row, Rows, time};
+use criterion::Criterion;
+use kho::Result;
+use kho::tracker::Tracker;
+use kho::units::Order;
+use kho_benches::api;
+use kho_benches::twin::{Machine, Twin, Version};
+use kho_benches::workload::{Workload, shuffled};
+use std::time::Duration;
+
+/// What was found wrong ends the run: a row that did not do its work must not be in the table.
+#[allow(clippy::expect_used)]
+fn done<T>(result: Result<T>) -> T {
+    result.expect("a handover")
+}
+
+/// All three, for folios of order 0.
+pub(crate) fn all(rows: &mut Rows, c: &mut Criterion, workload: &Workload) {
+    let folios = api::in_arena(workload);
+    serialize(rows, c, workload, &folios);
+    take_over(rows, c, workload, &folios);
+}
+
+fn serialize(rows: &mut Rows, c: &mut Criterion, workload: &Workload, folios: &Tracker) {
+    let blocks = folios.blocks(Order::ZERO).count() as u64;
+    let row = Row { workload: workload.name, operation: "serialize", unit: "block", units: blocks };
+    let live = Row { operation: "finalize when live (kho-v4)", unit: "call", units: 1, ..row };
+    let arena = done(api::arena(workload.span));
+    for (row, abi) in [(row, "kho-v1"), (live, "kho-v4")] {
+        let mut out = done(api::outgoing(&arena, abi, folios));
+        rows.run(c, row, "kho", || {
+            let took = time(|| done(out.finalize())).0;
+            done(out.abort());
+            took
+        });
+    }
+    for (build, version) in TWINS.into_iter().filter(|(_, version)| *version == Version::V1) {
+        let mut twin = Twin::for_workload(build, version, workload);
+        twin.preserve_each(workload);
+        let name = twin.name();
+        rows.run(c, row, &name, || time(|| twin.serialize_again()).0);
+    }
+}
+
+/// Taking over, then restoring every folio in another random order.
+fn take_over(rows: &mut Rows, c: &mut Criterion, workload: &Workload, folios: &Tracker) {
+    let units = workload.len() as u64;
+    let mark = Row { workload: workload.name, operation: "mark on take-over", unit: "folio", units };
+    let restore = Row { operation: "restore once, random", ..mark };
+    let bits = workload.span.ilog2();
+    let mut pfns = workload.pfns.clone();
+    pfns.sort_unstable_by_key(|pfn| shuffled(*pfn ^ 0x5a5a, bits));
+
+    let mut restored = Vec::new();
+    rows.few(mark, "kho", || -> Duration {
+        let arena = done(api::arena(workload.span));
+        let mut out = done(api::outgoing(&arena, "kho-v1", folios));
+        done(out.finalize());
+        drop(out);
+        let (took, incoming) = time(|| done(api::take_over(&arena)));
+        restored.push(time(|| done(api::restore_each(&incoming, &pfns))).0);
+        // The FDT's page is the one folio left.
+        assert_eq!(incoming.nr_restored(), units);
+        took
+    });
+    for took in restored.iter().skip(1) {
+        rows.record(restore, "kho", took.as_secs_f64());
+    }
+
+    let mut machine = Machine::new(workload.span);
+    for (build, version) in TWINS {
+        let mut twin = Twin::for_workload(build, version, workload);
+        twin.preserve_each(workload);
+        let map = twin.serialize();
+        let name = twin.name();
+        let mut restored = Vec::new();
+        rows.run(c, mark, &name, || {
+            let (took, n) = time(|| machine.take_over(&mut twin, map, workload));
+            assert_eq!(n, workload.len());
+            let (restoring, n) = time(|| machine.restore_each(build, &pfns));
+            assert_eq!(n, workload.len());
+            restored.push(restoring);
+            took
+        });
+        for took in restored.iter().skip(1) {
+            rows.record(restore, &name, took.as_secs_f64());
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Samples by row and peer. Criterion runs them; the table is made of these.
+
+use criterion::Criterion;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::time::{Duration, Instant};
+
+/// Every sample of a run, in the order in which rows were first seen.
+#[derive(Default)]
+pub(crate) struct Rows {
+    cells: Vec<Cell>,
+}
+
+/// One peer in one row.
+pub(crate) struct Cell {
+    pub workload: &'static str,
+    pub operation: &'static str,
+    /// What a time is divided by.
+    pub unit: &'static str,
+    pub peer: String,
+    /// Nanoseconds a unit, one a sample.
+    pub samples: Vec<f64>,
+    /// Bytes of metadata a folio.
+    pub bytes: Option<f64>,
+}
+
+/// How long `work` takes.
+pub(crate) fn time<T>(work: impl FnOnce() -> T) -> (Duration, T) {
+    let start = Instant::now();
+    let made = work();
+    (start.elapsed(), made)
+}
+
+/// A row: what is done, to what, per what, and how often in one sample.
+#[derive(Clone, Copy)]
+pub(crate) struct Row {
+    pub workload: &'static str,
+    pub operation: &'static str,
+    pub unit: &'static str,
+    pub units: u64,
+}
+
+impl Rows {
+    /// Runs a peer's `sample` under criterion; it returns how long the work in it took. The first, in which memory
+    /// is touched and caches fill, does not count.
+    pub(crate) fn run(&mut self, c: &mut Criterion, row: Row, peer: &str, mut sample: impl FnMut() -> Duration) {
+        let mut samples = Vec::new();
+        c.bench_function(&format!("{} {}/{peer}", row.workload, row.operation), |b| {
+            b.iter_custom(|iterations| {
+                (0..iterations).map(|_| sample()).inspect(|time| samples.push(time.as_secs_f64())).sum()
+            });
+        });
+        for seconds in samples.into_iter().skip(1) {
+            self.record(row, peer, seconds);
+        }
+    }
+
+    /// Three samples, for what takes long to prepare.
+    pub(crate) fn few(&mut self, row: Row, peer: &str, mut sample: impl FnMut() -> Duration) {
+        let samples: Vec<Duration> = (0..4).map(|_| sample()).collect();
+        for time in samples.into_iter().skip(1) {
+            self.record(row, peer, time.as_secs_f64());
+        }
+    }
+
+    /// A sample that was taken along the way.
+    pub(crate) fn record(&mut self, row: Row, peer: &str, seconds: f64) {
+        let sample = seconds * 1e9 / row.units as f64;
+        self.cell(row, peer).samples.push(sample);
+    }
+
+    /// Bytes of metadata that a peer needs for `folios` folios.
+    pub(crate) fn bytes(&mut self, row: Row, peer: &str, bytes: u64, folios: usize) {
+        if self.cells.iter().any(|cell| cell.is(row, peer)) {
+            self.cell(row, peer).bytes = Some(bytes as f64 / folios as f64);
+        }
+    }
+
+    fn cell(&mut self, row: Row, peer: &str) -> &mut Cell {
+        let at = self.cells.iter().position(|cell| cell.is(row, peer)).unwrap_or_else(|| {
+            self.cells.push(Cell {
+                workload: row.workload,
+                operation: row.operation,
+                unit: row.unit,
+                peer: peer.to_owned(),
+                samples: Vec::new(),
+                bytes: None,
+            });
+            self.cells.len() - 1
+        });
+        &mut self.cells[at]
+    }
+
+    /// What `benches/report.py` makes a table of. No name in it needs escaping.
+    pub(crate) fn json(&self, facts: &BTreeMap<&str, String>) -> String {
+        let mut out = String::from("{");
+        for (name, value) in facts {
+            let _ = write!(out, "\"{name}\": \"{value}\", ");
+        }
+        out += "\"cells\": [";
+        for (n, cell) in self.cells.iter().enumerate() {
+            let Cell { workload, operation, unit, peer, samples, bytes } = cell;
+            let bytes = bytes.map_or("null".into(), |bytes| format!("{bytes:.4}"));
+            let samples: Vec<String> = samples.iter().map(|sample| format!("{sample:.6}")).collect();
+            let _ = write!(
+                out,
+                "{}\n {{\"workload\": \"{workload}\", \"operation\": \"{operation}\", \"unit\": \"{unit}\", \"peer\": \
+                 \"{peer}\", \"bytes\": {bytes}, \"samples\": [{}]}}",
+                if n == 0 { "" } else { "," },
+                samples.join(", ")
+            );
+        }
+        out + "]}\n"
+    }
+}
+
+impl Cell {
+    fn is(&self, row: Row, peer: &str) -> bool {
+        (self.workload, self.operation, &*self.peer) == (row.workload, row.operation, peer)
+    }
+}

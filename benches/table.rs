@@ -1,0 +1,228 @@
+//! The Rust half of `make bench`: W1, W2, W3 by this library, the C twin, and other sets.
+//!
+//! `cargo bench --manifest-path benches/Cargo.toml`, and a filter behind `--` as criterion takes it. Every sample goes to
+//! `KHO_BENCH_JSON` (else target/bench.json), from which benches/report.py makes the table.
+
+mod floors;
+mod handover;
+mod peers;
+mod rows;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use kho::units::{Order, Pfn};
+use kho_benches::api;
+use kho_benches::twin::{BEST, Build, KERNEL, Twin, Version};
+use kho_benches::workload::{self, Workload};
+use peers::{Hashed, Peer};
+use rows::{Row, Rows, time};
+use std::collections::BTreeMap;
+use std::hint::black_box;
+use std::time::Duration;
+
+const TWINS: [(&Build, Version); 4] =
+    [(&KERNEL, Version::V1), (&BEST, Version::V1), (&KERNEL, Version::V4), (&BEST, Version::V4)];
+
+fn row(workload: &Workload, operation: &'static str) -> Row {
+    Row { workload: workload.name, operation, unit: "folio", units: workload.len() as u64 }
+}
+
+/// Into nothing, one call a folio.
+fn preserve(rows: &mut Rows, c: &mut Criterion, workload: &Workload, others: bool) {
+    let one = row(workload, "preserve, one call each");
+    let mut bytes = 0;
+    rows.run(c, one, "kho", || {
+        let mut t = api::empty();
+        let took = time(|| api::preserve_each(&mut t, workload)).0;
+        assert_eq!(t.len(), workload.len() as u64);
+        bytes = t.nbytes();
+        took
+    });
+    rows.bytes(one, "kho", bytes, workload.len());
+    for (build, version) in TWINS {
+        let mut twin = Twin::for_workload(build, version, workload);
+        let name = twin.name();
+        rows.run(c, one, &name, || {
+            twin.clear();
+            time(|| twin.preserve_each(workload)).0
+        });
+        rows.bytes(one, &name, twin.nbytes(), workload.len());
+    }
+    if !others {
+        return;
+    }
+    fn other<P: Peer>(rows: &mut Rows, c: &mut Criterion, row: Row, workload: &Workload) {
+        let mut bytes = 0;
+        rows.run(c, row, P::NAME, || {
+            let (took, set) = time(|| P::inserted(&workload.pfns));
+            bytes = set.nbytes();
+            took
+        });
+        rows.bytes(row, P::NAME, bytes, workload.len());
+    }
+    other::<roaring::RoaringBitmap>(rows, c, one, workload);
+    other::<croaring::Bitmap>(rows, c, one, workload);
+    other::<Hashed>(rows, c, one, workload);
+}
+
+/// The same in one call.
+fn preserve_batch(rows: &mut Rows, c: &mut Criterion, workload: &Workload, others: bool) {
+    let batch = row(workload, "preserve, batch");
+    rows.run(c, batch, "kho", || {
+        let mut t = api::empty();
+        let took = time(|| api::preserve_many(&mut t, workload)).0;
+        assert_eq!(t.len(), workload.len() as u64);
+        took
+    });
+    if others {
+        let narrow: Vec<u32> = workload.pfns.iter().map(|pfn| *pfn as u32).collect();
+        rows.run(c, batch, "roaring", || time(|| narrow.iter().copied().collect::<roaring::RoaringBitmap>()).0);
+        rows.run(c, batch, "croaring", || time(|| croaring::Bitmap::of(&narrow)).0);
+    }
+}
+
+fn unpreserve(rows: &mut Rows, c: &mut Criterion, workload: &Workload) {
+    let row = row(workload, "unpreserve");
+    let mut full = api::empty();
+    api::preserve_many(&mut full, workload);
+    rows.run(c, row, "kho", || {
+        let mut t = full.clone();
+        let took = time(|| api::unpreserve_each(&mut t, workload)).0;
+        assert!(t.is_empty());
+        took
+    });
+    for (build, version) in TWINS {
+        let mut twin = Twin::for_workload(build, version, workload);
+        let name = twin.name();
+        twin.preserve_each(workload);
+        let (_, full) = twin.memory();
+        rows.run(c, row, &name, || {
+            twin.put_back(&full);
+            time(|| twin.unpreserve_each(workload)).0
+        });
+    }
+    fn other<P: Peer>(rows: &mut Rows, c: &mut Criterion, row: Row, workload: &Workload) {
+        let full = P::inserted(&workload.pfns);
+        rows.run(c, row, P::NAME, || {
+            let mut set = full.clone();
+            let took = time(|| set.remove_each(&workload.pfns)).0;
+            assert!(set.is_empty());
+            took
+        });
+    }
+    other::<roaring::RoaringBitmap>(rows, c, row, workload);
+    other::<croaring::Bitmap>(rows, c, row, workload);
+    other::<Hashed>(rows, c, row, workload);
+}
+
+/// Every pfn into an array. The twin's array is there already, ours is made.
+fn iterate(rows: &mut Rows, c: &mut Criterion, workload: &Workload) {
+    let row = row(workload, "iterate into an array");
+    let mut full = api::empty();
+    api::preserve_many(&mut full, workload);
+    let mut sorted = workload.pfns.clone();
+    sorted.sort_unstable();
+    rows.run(c, row, "kho", || {
+        let (took, pfns) = time(|| full.pfns(Order::ZERO));
+        assert_eq!(pfns, sorted);
+        took
+    });
+    rows.run(c, row, "kho, folios", || time(|| black_box(full.folios())).0);
+    let mut out = vec![0; workload.len()];
+    for (build, version) in TWINS {
+        let mut twin = Twin::for_workload(build, version, workload);
+        twin.preserve_each(workload);
+        let name = twin.name();
+        rows.run(c, row, &name, || {
+            let (took, n) = time(|| twin.iterate(&mut out, workload.len()));
+            assert_eq!(n, workload.len());
+            took
+        });
+    }
+    fn other<P: Peer>(rows: &mut Rows, c: &mut Criterion, row: Row, workload: &Workload) {
+        let set = P::inserted(&workload.pfns);
+        rows.run(c, row, P::NAME, || time(|| black_box(set.list())).0);
+    }
+    other::<roaring::RoaringBitmap>(rows, c, row, workload);
+    other::<croaring::Bitmap>(rows, c, row, workload);
+}
+
+/// W2 kept as order 0, told as a range. The kernel has no such call: it is compared with its one by one.
+fn range(rows: &mut Rows, c: &mut Criterion, workload: &Workload) {
+    let (row, n) = (row(workload, "as a range kept order-0"), workload.len() as u64);
+    rows.run(c, row, "kho", || {
+        let mut t = api::empty();
+        let took = time(|| t.preserve_run(Pfn(0), Order::ZERO, n)).0;
+        assert_eq!(t.len(), n);
+        took
+    });
+    let end = n as u32;
+    rows.run(c, row, "roaring", || {
+        let mut set = roaring::RoaringBitmap::new();
+        time(|| set.insert_range(0..end)).0
+    });
+    rows.run(c, row, "croaring", || {
+        let mut set = croaring::Bitmap::new();
+        time(|| set.add_range(0..end)).0
+    });
+}
+
+/// Two trackers, each filled by a thread of its own, against one filled by one: per folio and thread.
+fn threads(rows: &mut Rows, c: &mut Criterion, workload: &Workload) {
+    let row = row(workload, "preserve, per thread");
+    let sample = |threads: u32| {
+        std::thread::scope(|scope| {
+            let fill = || {
+                let mut t = api::empty();
+                let took = time(|| api::preserve_each(&mut t, workload)).0;
+                (took, t.len())
+            };
+            let running: Vec<_> = (0..threads).map(|_| scope.spawn(fill)).collect();
+            let times = running.into_iter().filter_map(|thread| thread.join().ok().map(|(took, _)| took));
+            times.max().unwrap_or_default()
+        })
+    };
+    rows.run(c, row, "kho", || sample(2));
+    rows.run(c, row, "kho, one thread", || sample(1));
+}
+
+fn all(c: &mut Criterion) {
+    let mut rows = Rows::default();
+    let n = workload::size();
+    floors::all(&mut rows, c);
+    let w1 = Workload::w1(n);
+    preserve(&mut rows, c, &w1, true);
+    preserve_batch(&mut rows, c, &w1, true);
+    unpreserve(&mut rows, c, &w1);
+    iterate(&mut rows, c, &w1);
+    threads(&mut rows, c, &w1);
+    handover::all(&mut rows, c, &w1);
+    let w2 = Workload::w2(n);
+    preserve(&mut rows, c, &w2, true);
+    range(&mut rows, c, &w2);
+    let w3 = Workload::w3(n);
+    preserve(&mut rows, c, &w3, false);
+    preserve_batch(&mut rows, c, &w3, false);
+    let path = std::env::var("KHO_BENCH_JSON").unwrap_or_else(|_| "target/bench.json".into());
+    let facts = BTreeMap::from([("folios", n.to_string()), ("arch", std::env::consts::ARCH.to_owned())]);
+    if let Err(e) = std::fs::write(&path, rows.json(&facts)) {
+        eprintln!("{path}: {e}");
+        std::process::exit(2);
+    }
+}
+
+/// As few samples as criterion takes: a sample is one pass over millions of folios.
+fn config() -> Criterion {
+    Criterion::default()
+        .without_plots()
+        .sample_size(10)
+        .nresamples(1000)
+        .warm_up_time(Duration::from_nanos(1))
+        .measurement_time(Duration::from_nanos(1))
+}
+
+criterion_group! {
+    name = benches;
+    config = config();
+    targets = all
+}
+criterion_main!(benches);
