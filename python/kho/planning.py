@@ -171,7 +171,7 @@ def _occupied(runs: Iterable[Run], shift: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How fast this machine is, as `kho.simulation.calibrate` measures; seconds, by layout (kho-v4 is for v2 and v3)."""
+    """How fast this machine is, as `kho.simulation.calibrate` finds; seconds, by layout (kho-v4 is for v2 and v3)."""
 
     serialize: dict[str, tuple[float, float]]
     """To begin with, and a bitmap."""
