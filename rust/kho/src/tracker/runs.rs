@@ -9,10 +9,14 @@ impl Tracker {
     /// The maximal runs of consecutive folios of one order, ascending: the first pfn, and how many folios.
     pub fn runs(&self, order: Order) -> impl Iterator<Item = (Pfn, u64)> + '_ {
         let bits = self.geometry().bits();
-        let stretches = self.blocks(order).flat_map(move |block| {
+        let stretches = self.blocks(order).filter(|block| !block.is_empty()).flat_map(move |block| {
             let base = block.index() * bits;
-            let words = (0u64..).zip(block.words());
-            words.flat_map(move |(i, word)| stretches_of(word).map(move |(at, n)| (base + i * 64 + at, n)))
+            // A full block is one stretch without a look at it.
+            let full = block.count() == bits;
+            let words = if full { 0 } else { bits / 64 };
+            let words = (0..words).zip(block.words()).filter(|&(_, word)| word != 0);
+            let parts = words.flat_map(move |(i, word)| stretches_of(word).map(move |(at, n)| (base + i * 64 + at, n)));
+            full.then_some((base, bits)).into_iter().chain(parts)
         });
         let mut stretches = stretches.peekable();
         core::iter::from_fn(move || {
