@@ -94,9 +94,14 @@ impl Container {
         } else if self.cardinality > ARRAY_MAX {
             bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
         } else {
+            let (mut array, mut n) = ([[0; 2]; ARRAY_MAX as usize], 0);
             for (&word, base) in numbers() {
-                bytes.extend(Ones(word).flat_map(|bit| ((u64::from(base) + bit) as u16).to_le_bytes()));
+                for (bit, place) in Ones(word).zip(&mut array[n..]) {
+                    *place = ((u64::from(base) + bit) as u16).to_le_bytes();
+                    n += 1;
+                }
             }
+            bytes.extend_from_slice(array[..n].as_flattened());
         }
     }
 }
