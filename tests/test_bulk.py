@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import ctypes
 import gc
 import threading
 import time
@@ -44,6 +45,9 @@ KINDS: dict[str, Callable[[], Any]] = {
     "array Q": lambda: array.array("Q", PFNS),
     "array q": lambda: array.array("q", PFNS),
     "array L": lambda: array.array("L", PFNS),
+    "unaligned": lambda: np.frombuffer(b"\0" + array.array("Q", PFNS).tobytes(), np.uint64, offset=1),
+    "unaligned, strided": lambda: np.array([(0, pfn) for pfn in PFNS], "u1,u8")["f1"],
+    "memoryview of ctypes": lambda: memoryview((ctypes.c_uint64 * len(PFNS))(*PFNS)),
     "memoryview": lambda: memoryview(array.array("Q", PFNS)),
     "memoryview, backwards": lambda: memoryview(array.array("q", PFNS[::-1]))[::-1],
     "memoryview, cast": lambda: memoryview(array.array("Q", PFNS).tobytes()).cast("Q"),
@@ -71,7 +75,7 @@ BAD: dict[str, Callable[[], Any]] = {
     "bytes": lambda: b"12345678",
     "records": lambda: marked([1]).folios(),
     "byte-swapped": lambda: np.array([1], ">u8"),
-    "unaligned": lambda: np.frombuffer(b"\0" * 17, np.uint8)[1:].view(np.uint64),
+    "bare": lambda: np.uint64(5),
     "objects": lambda: np.array([1], object),
 }
 
@@ -80,15 +84,14 @@ BAD: dict[str, Callable[[], Any]] = {
 def test_what_is_no_buffer_of_64_bit_integers_is_refused(kind: str) -> None:
     t = marked([1])
     for call in (t.preserve_many, t.unpreserve_many, t.contains_many):
-        with pytest.raises((TypeError, BufferError, ValueError)):
+        with pytest.raises(TypeError, match="pfns: a one-dimensional buffer of 64-bit integers is wanted"):
             call(BAD[kind]())
     assert t.pfns() == [1]
 
 
 def test_two_dimensions_are_refused_as_one_is_wanted() -> None:
-    for pfns in (np.zeros((2, 2), np.uint64), np.uint64(5), np.array(5)):
-        with pytest.raises(errors.ParameterError, match="dimensions, not 1"):
-            Tracker().preserve_many(pfns)
+    with pytest.raises(errors.ParameterError, match="dimensions, not 1"):
+        Tracker().preserve_many(np.zeros((2, 2), np.uint64))
 
 
 @pytest.mark.parametrize(

@@ -281,7 +281,7 @@ def test_many_are_preserved_whole_or_not_at_all(tracker: Tracker) -> None:
         (array.array("Q", [8, 9]), b"\0\x25", errors.OrderError),
         (array.array("I", [8]), 0, TypeError),
         (array.array("Q", [8]), array.array("I", [0]), TypeError),
-        ([8], 0, (TypeError, BufferError)),
+        ([8], 0, TypeError),
     ]
     for pfns, order, error in bad:
         with pytest.raises(error):

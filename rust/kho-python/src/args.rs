@@ -32,7 +32,7 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Number {
 /// lie one after another, else a copy.
 pub(crate) enum Numbers {
     Copied(Vec<u64>),
-    There { start: *const u64, len: usize, _held: PyUntypedBuffer },
+    There { start: *const u8, len: usize, _held: PyUntypedBuffer },
 }
 
 // SAFETY: the memory is only read, and only by `copy`, which says why it may be; a buffer may be released by any thread.
@@ -42,32 +42,29 @@ unsafe impl Sync for Numbers {}
 
 impl Numbers {
     pub(crate) fn new(what: &str, obj: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let py = obj.py();
-        let buffer = PyUntypedBuffer::get(obj)?;
+        let wanted = |what: &str, got: &str| {
+            PyTypeError::new_err(format!("{what}: a one-dimensional buffer of 64-bit integers is wanted, not {got}"))
+        };
+        let Ok(buffer) = PyUntypedBuffer::get(obj) else {
+            return Err(wanted(what, &obj.get_type().name()?.to_string()));
+        };
         check_flat(what, &buffer)?;
-        if buffer.item_count() == 0 && buffer.item_size() == size_of::<u64>() {
-            // What is empty may lie anywhere, and typed buffers must be aligned.
-            return Ok(Numbers::Copied(Vec::new()));
+        let kind = match buffer.format().to_bytes() {
+            [kind] | [b'@' | b'=', kind] => *kind,
+            [b'<', kind] if cfg!(target_endian = "little") => *kind,
+            [b'>' | b'!', kind] if cfg!(target_endian = "big") => *kind,
+            _ => b'x',
+        };
+        let len = buffer.item_count();
+        if !b"qQlLnN".contains(&kind) || buffer.item_size() != size_of::<u64>() {
+            return Err(wanted(what, &format!("one of format {:?}", buffer.format().to_string_lossy())));
         }
-        let unsigned = buffer.as_typed::<u64>();
-        if !buffer.is_c_contiguous()
-            && let Ok(unsigned) = unsigned
-        {
-            return unsigned.to_vec(py).map(Numbers::Copied);
+        if buffer.is_c_contiguous() {
+            return Ok(Numbers::There { start: buffer.buf_ptr().cast(), len, _held: buffer });
         }
-        if unsigned.is_err() {
-            let signed = buffer.as_typed::<i64>().map_err(|_| {
-                PyTypeError::new_err(format!(
-                    "{what}: a buffer of 64-bit integers, aligned, is wanted, not of format {:?}",
-                    buffer.format().to_string_lossy()
-                ))
-            })?;
-            if !buffer.is_c_contiguous() {
-                let words = signed.to_vec(py)?;
-                return Ok(Numbers::Copied(words.into_iter().map(i64::cast_unsigned).collect()));
-            }
-        }
-        Ok(Numbers::There { start: buffer.buf_ptr().cast(), len: buffer.item_count(), _held: buffer })
+        // SAFETY: `get_ptr` says where item `n` of those there are lies, and it is 8 bytes long.
+        let item = |n: usize| unsafe { buffer.get_ptr(&[n]).cast::<u64>().read_unaligned() };
+        Ok(Numbers::Copied((0..len).map(item).collect()))
     }
 }
 
@@ -84,10 +81,10 @@ impl Words for Numbers {
             Numbers::Copied(words) => Words::copy(&**words, at, into),
             Numbers::There { start, len, .. } => {
                 let n = into.len().min(len.saturating_sub(at));
-                // SAFETY: words `at .. at + n` lie inside the aligned, contiguous buffer of 64-bit integers that is
-                // held. Another thread may write to it meanwhile; what is copied then is some words or others, every
-                // one of which is checked before it is used, and no reference to the memory is ever made.
-                unsafe { ptr::copy_nonoverlapping(start.add(at), into.as_mut_ptr(), n) };
+                // SAFETY: words `at .. at + n` lie inside the contiguous buffer of 8-byte items that is held, and need
+                // no alignment as bytes. Another thread may write to them meanwhile; what is copied then is some words
+                // or others, each of which is checked before it is used, and no reference to the memory is ever made.
+                unsafe { ptr::copy_nonoverlapping(start.add(8 * at), into.as_mut_ptr().cast::<u8>(), 8 * n) };
             }
         }
     }
