@@ -21,6 +21,9 @@ b'hello'
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from . import fdt
 from ._kho import (
     Arena,
@@ -48,6 +51,16 @@ from .errors import (
     FinalizedError,
     FormatError,
     KhoError,
+    LuoAbiError,
+    LuoBusyError,
+    LuoError,
+    LuoExistsError,
+    LuoFileError,
+    LuoNotFoundError,
+    LuoPermissionError,
+    LuoRetrieveError,
+    LuoStateError,
+    LuoUnavailableError,
     MisalignedError,
     NoHandoverError,
     NotFoundError,
@@ -65,7 +78,20 @@ from .errors import (
 )
 from .image import Image, save_elf
 from .outgoing import Outgoing
+from .plan import Plan, plan
+from .simulate import Simulation, simulate
 from .sources import open
+
+if TYPE_CHECKING:
+    from . import luo
+else:
+
+    def __getattr__(name: str) -> object:
+        """Import a module of the package when it is first asked for."""
+        if name == "luo":
+            return import_module(f".{name}", __name__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "Arena",
@@ -79,6 +105,16 @@ __all__ = [
     "Image",
     "Incoming",
     "KhoError",
+    "LuoAbiError",
+    "LuoBusyError",
+    "LuoError",
+    "LuoExistsError",
+    "LuoFileError",
+    "LuoNotFoundError",
+    "LuoPermissionError",
+    "LuoRetrieveError",
+    "LuoStateError",
+    "LuoUnavailableError",
     "Memory",
     "MisalignedError",
     "NoHandoverError",
@@ -94,9 +130,11 @@ __all__ = [
     "Pages",
     "ParameterError",
     "PfnArray",
+    "Plan",
     "RunArray",
     "ScratchOverlapError",
     "ScratchSpec",
+    "Simulation",
     "Snapshot",
     "SnapshotSide",
     "SourceError",
@@ -108,7 +146,10 @@ __all__ = [
     "convert",
     "fdt",
     "kho_is_enabled",
+    "luo",
     "open",
     "parse_kho_scratch",
+    "plan",
     "save_elf",
+    "simulate",
 ]

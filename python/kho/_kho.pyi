@@ -448,10 +448,13 @@ class Tracker:
         """List the folios of one order by pfn."""
 
     def rank(self, pfn: int, order: int = 0) -> int:
-        """How many folios of one order begin below `pfn`, which need not be one. O(bitmaps of that order)."""
+        """Count the folios of one order that begin below `pfn`, which need not be one.
+
+        Time goes with the bytes of that order's bitmaps below.
+        """
 
     def select(self, rank: int, order: int = 0) -> int:
-        """Pfn of the folio of one order that `rank` others of it lie below. O(bitmaps of that order).
+        """Find the folio of one order that `rank` others of it lie below: its pfn. Takes as long as `rank`.
 
         Raises: IndexError if there is none.
         """

@@ -1,11 +1,11 @@
 //! Trackers as sets: union, intersection, difference, symmetric difference, and what follows from their sizes.
 //!
-//! Two blocks meet in loops of a length that the compiler knows, and how many folios they have in common says what each
-//! operation leaves of them. Where block sizes differ, what the other tracker says about a block is gathered into one of
+//! How many folios two blocks have alone and in common says what each operation leaves of them, so that what changes
+//! nothing writes nothing. Where block sizes differ, what the other tracker says about a block is gathered into one of
 //! this tracker's size first, by chunks of [`CHUNK`] words, which all sizes are multiples of.
 
 use super::block::{Block, Shape};
-use super::{Geometry, HeapBlocks, Tracker};
+use super::{Geometry, HeapBlocks, Tracker, simd};
 use crate::error::{Error, Result};
 use crate::units::Order;
 use core::fmt;
@@ -32,16 +32,9 @@ macro_rules! by_shape {
     };
 }
 
-/// Bits set in both.
-#[inline(always)]
-fn common(shape: Shape, a: Block, b: Block) -> u64 {
-    (0..shape.words()).map(|n| u64::from((a.load(shape, n) & b.load(shape, n)).count_ones())).sum()
-}
-
 /// Whether `op` leaves a bit set.
-#[inline(always)]
 fn any(shape: Shape, a: Block, b: Block, op: impl Fn(u64, u64) -> u64) -> bool {
-    (0..shape.words()).fold(0, |some, n| some | op(a.load(shape, n), b.load(shape, n))) != 0
+    a.words(shape).zip(b.words(shape)).fold(0, |some, (a, b)| some | op(a, b)) != 0
 }
 
 /// Sets every word of `into`, which may be one of the two, to `op` of both.
@@ -52,12 +45,15 @@ fn put(shape: Shape, into: Block, a: Block, b: Block, op: impl Fn(u64, u64) -> u
     }
 }
 
-/// The bits that `op` adds to `mine` and those it takes away, given how many there are.
-fn change(op: impl Fn(u64, u64) -> u64, mine: u64, theirs: u64, common: u64) -> (u64, u64) {
-    let added = if op(0, !0) != 0 { theirs - common } else { 0 };
-    let alone = if op(!0, 0) != 0 { 0 } else { mine - common };
-    let both = if op(!0, !0) != 0 { 0 } else { common };
-    (added, alone + both)
+/// What an operation does to two blocks: the bits it adds to this one, those it takes away, and those it leaves.
+fn change(op: impl Fn(u64, u64) -> u64, shape: Shape, mine: Block, theirs: Option<Block>) -> (u64, u64, u64) {
+    let (mine, both, theirs) = match theirs {
+        Some(theirs) => simd::compare(mine, theirs, shape),
+        None => (simd::count(mine, shape), 0, 0),
+    };
+    let kept = |keeps: u64, bits: u64| if keeps != 0 { bits } else { 0 };
+    let (mine_kept, both_kept, added) = (kept(op(!0, 0), mine), kept(op(!0, !0), both), kept(op(0, !0), theirs));
+    (added, mine + both - mine_kept - both_kept, mine_kept + both_kept + added)
 }
 
 /// What one tracker says about the blocks of another, whose size may differ.
@@ -80,22 +76,22 @@ impl<'a> Lens<'a> {
         Lens { tracker, shape, gathered }
     }
 
-    /// What there is where block `index` lies, if anything, and how many bits. Good until the next call.
-    fn get(&mut self, order: Order, index: u64) -> Option<(Block, u64)> {
+    /// What there is where block `index` lies, if anything. Good until the next call.
+    fn get(&mut self, order: Order, index: u64) -> Option<Block> {
         let Some((_, block)) = &self.gathered else {
-            return self.tracker.dirs.get(order.index())?.get(index).filter(|&(_, count)| count > 0);
+            return self.tracker.dirs.get(order.index())?.get(index);
         };
         let per_block = self.shape.words() / CHUNK;
-        let mut count = 0;
+        let mut found = false;
         for n in 0..per_block {
             let chunk = self.tracker.chunk(order, index * per_block as u64 + n as u64);
+            found |= chunk.is_some();
             for word in 0..CHUNK {
                 let bits = chunk.map_or(0, |(from, at)| from.load(self.tracker.shape, at + word));
                 block.store(self.shape, n * CHUNK + word, bits);
-                count += u64::from(bits.count_ones());
             }
         }
-        (count > 0).then_some((*block, count))
+        found.then_some(*block)
     }
 
     /// The indices, ascending, of blocks in which something is set.
@@ -104,13 +100,11 @@ impl<'a> Lens<'a> {
         let (theirs, mine) = (tracker.shape.words() / CHUNK, (self.shape.words() / CHUNK) as u64);
         let blocks = tracker.dirs.get(order.index()).into_iter().flat_map(|dir| dir.blocks_from(0));
         let mut last = None;
-        let indices = blocks.filter(|&(.., count)| count > 0).flat_map(move |(index, block, _)| {
-            (0..if same { 1 } else { theirs }).filter_map(move |n| match same {
-                true => Some(index),
-                false => {
-                    let mut words = (0..CHUNK).map(|word| block.load(tracker.shape, n * CHUNK + word));
-                    words.any(|word| word != 0).then_some((index * theirs as u64 + n as u64) / mine)
-                }
+        let indices = blocks.flat_map(move |(index, block)| {
+            (0..if same { 1 } else { theirs }).filter_map(move |n| {
+                let words = if same { 0..tracker.shape.words() } else { n * CHUNK..(n + 1) * CHUNK };
+                let set = words.map(|word| block.load(tracker.shape, word)).any(|word| word != 0);
+                set.then_some(if same { index } else { (index * theirs as u64 + n as u64) / mine })
             })
         });
         indices.filter(move |&index| last.replace(index) != Some(index))
@@ -188,19 +182,17 @@ impl Tracker {
         if self.is_empty() || self.geometry.page() != other.geometry.page() || !Order::all().all(fits) {
             return self.is_empty();
         }
-        self.each_block(other, |shape, mine, count, theirs| match theirs {
-            Some((theirs, their_count)) => {
-                count <= their_count && !by_shape!(any(shape, mine, theirs, |mine, theirs| mine & !theirs))
-            }
-            None => false,
+        self.each_block(other, |shape, mine, theirs| match theirs {
+            Some(theirs) => !any(shape, mine, theirs, |mine, theirs| mine & !theirs),
+            None => mine.is_empty(shape),
         })
     }
 
     /// Whether no folio is in both.
     pub fn is_disjoint(&self, other: &Tracker) -> bool {
         self.geometry.page() != other.geometry.page()
-            || self.each_block(other, |shape, mine, _, theirs| {
-                theirs.is_none_or(|(theirs, _)| !by_shape!(any(shape, mine, theirs, |mine, theirs| mine & theirs)))
+            || self.each_block(other, |shape, mine, theirs| {
+                theirs.is_none_or(|theirs| !any(shape, mine, theirs, |mine, theirs| mine & theirs))
             })
     }
 
@@ -208,8 +200,8 @@ impl Tracker {
     pub fn intersection_len(&self, other: &Tracker) -> u64 {
         let mut len = 0;
         if self.geometry.page() == other.geometry.page() {
-            self.each_block(other, |shape, mine, _, theirs| {
-                len += theirs.map_or(0, |(theirs, _)| by_shape!(common(shape, mine, theirs)));
+            self.each_block(other, |shape, mine, theirs| {
+                len += theirs.map_or(0, |theirs| simd::common(mine, theirs, shape));
                 true
             });
         }
@@ -231,20 +223,20 @@ impl Tracker {
         self.len() + other.len() - 2 * self.intersection_len(other)
     }
 
-    /// Whether `f` says so of every block in which something is set, its count, and what `other` has there.
-    fn each_block(&self, other: &Tracker, mut f: impl FnMut(Shape, Block, u64, Option<(Block, u64)>) -> bool) -> bool {
+    /// Whether `f` says so of every block and what `other` has there.
+    fn each_block(&self, other: &Tracker, mut f: impl FnMut(Shape, Block, Option<Block>) -> bool) -> bool {
         let mut lens = Lens::new(other, self.shape);
-        Order::all().zip(&self.dirs).all(|(order, dir)| {
-            let mut blocks = dir.blocks_from(0).filter(|&(.., count)| count > 0);
-            blocks.all(|(index, block, count)| f(self.shape, block, count, lens.get(order, index)))
-        })
+        Order::all()
+            .zip(&self.dirs)
+            .filter(|(_, dir)| dir.len > 0)
+            .all(|(order, dir)| dir.blocks_from(0).all(|(index, block)| f(self.shape, block, lens.get(order, index))))
     }
 
-    /// The block that holds a chunk, if it exists and has anything set, and the chunk's first word in it.
+    /// The block that holds a chunk, if it exists, and the chunk's first word in it.
     fn chunk(&self, order: Order, chunk: u64) -> Option<(Block, usize)> {
         let per_block = (self.shape.words() / CHUNK) as u64;
-        let (block, count) = self.dirs.get(order.index())?.get(chunk / per_block)?;
-        (count > 0).then_some((block, (chunk % per_block) as usize * CHUNK))
+        let block = self.dirs.get(order.index())?.get(chunk / per_block)?;
+        Some((block, (chunk % per_block) as usize * CHUNK))
     }
 
     fn check_comparable(&self, other: &Tracker) -> Result<()> {
@@ -274,24 +266,22 @@ impl Tracker {
             if dir.len == 0 && !grows {
                 continue;
             }
-            for (index, block, count) in dir.blocks_mut() {
-                if *count == 0 && !grows {
-                    continue;
-                }
+            let (mut all_added, mut all_removed) = (0, 0);
+            for (index, block) in dir.blocks_from(0) {
                 let theirs = lens.get(order, index);
-                let both = theirs.map_or(0, |(theirs, _)| by_shape!(common(shape, block, theirs)));
-                let (plus, minus) = change(op, *count, theirs.map_or(0, |(_, count)| count), both);
+                let (plus, minus, _) = change(op, shape, block, theirs);
                 if plus + minus > 0 {
                     match theirs {
-                        Some((theirs, _)) => by_shape!(put(shape, block, block, theirs, op)),
+                        Some(theirs) => by_shape!(put(shape, block, block, theirs, op)),
                         None => by_shape!(put(shape, block, block, block, |mine, _| op(mine, 0))),
                     }
-                    *count = *count + plus - minus;
-                    added += plus;
-                    removed += minus;
+                    all_added += plus;
+                    all_removed += minus;
                 }
             }
-            dir.recount();
+            dir.len = dir.len + all_added - all_removed;
+            added += all_added;
+            removed += all_removed;
         }
         Ok((added, removed))
     }
@@ -303,13 +293,13 @@ impl Tracker {
         let mut new = Tracker::new(self.geometry);
         let mut lens = Lens::new(other, shape);
         for (order, dir) in Order::all().zip(&self.dirs) {
-            for (index, block, count) in dir.blocks_from(0).filter(|&(.., count)| count > 0) {
+            for (index, block) in dir.blocks_from(0) {
                 let theirs = lens.get(order, index);
-                let both = theirs.map_or(0, |(theirs, _)| by_shape!(common(shape, block, theirs)));
-                let (plus, minus) = change(op, count, theirs.map_or(0, |(_, count)| count), both);
-                if let Some(into) = new.room(order, index, count + plus - minus)? {
+                let (.., left) = change(op, shape, block, theirs);
+                if left > 0 {
+                    let into = new.room(order, index, left)?;
                     match theirs {
-                        Some((theirs, _)) => by_shape!(put(shape, into, block, theirs, op)),
+                        Some(theirs) => by_shape!(put(shape, into, block, theirs, op)),
                         None => by_shape!(put(shape, into, block, block, |mine, _| mine)),
                     }
                 }
@@ -317,11 +307,9 @@ impl Tracker {
         }
         if op(0, !0) != 0 {
             for order in other.orders() {
-                let here = |index| self.block(order, index).is_some_and(|block| !block.is_empty());
-                for index in lens.indices(order).filter(|&index| !here(index)) {
-                    if let Some((theirs, count)) = lens.get(order, index)
-                        && let Some(into) = new.room(order, index, count)?
-                    {
+                for index in lens.indices(order).filter(|&index| self.block(order, index).is_none()) {
+                    if let Some(theirs) = lens.get(order, index) {
+                        let into = new.room(order, index, simd::count(theirs, shape))?;
                         by_shape!(put(shape, into, theirs, theirs, |theirs, _| theirs));
                     }
                 }
@@ -330,18 +318,11 @@ impl Tracker {
         Ok(new)
     }
 
-    /// A block that is not there yet, for the caller to set `count` bits in; none for none.
-    fn room(&mut self, order: Order, index: u64, count: u64) -> Result<Option<Block>> {
-        if count == 0 {
-            return Ok(None);
-        }
-        self.ensure(order, index)?;
-        let dir = &mut self.dirs[order.index()];
-        dir.len += count;
-        Ok(dir.get_mut(index).map(|(block, total)| {
-            *total = count;
-            block
-        }))
+    /// A block that is not there yet, for the caller to set `count` bits in.
+    fn room(&mut self, order: Order, index: u64, count: u64) -> Result<Block> {
+        let block = self.ensure(order, index)?;
+        self.dirs[order.index()].len += count;
+        Ok(block)
     }
 
     /// A copy on the heap, of every block, the empty ones too.
@@ -351,11 +332,12 @@ impl Tracker {
     pub fn try_clone(&self) -> Result<Tracker> {
         let (mut copy, shape) = (Tracker::new(self.geometry), self.shape);
         for (order, dir) in Order::all().zip(&self.dirs) {
-            for (index, block, count) in dir.blocks_from(0) {
-                copy.ensure(order, index)?;
-                if let Some(into) = copy.room(order, index, count)? {
-                    by_shape!(put(shape, into, block, block, |mine, _| mine));
-                }
+            for (index, block) in dir.blocks_from(0) {
+                let into = copy.ensure(order, index)?;
+                by_shape!(put(shape, into, block, block, |mine, _| mine));
+            }
+            if dir.blocks > 0 {
+                copy.dirs[order.index()].len = dir.len;
             }
         }
         Ok(copy)
@@ -374,11 +356,9 @@ impl PartialEq for Tracker {
     fn eq(&self, other: &Self) -> bool {
         self.geometry.page() == other.geometry.page()
             && Order::all().all(|order| self.len_of(order) == other.len_of(order))
-            && self.each_block(other, |shape, mine, count, theirs| match theirs {
-                Some((theirs, their_count)) => {
-                    count == their_count && !by_shape!(any(shape, mine, theirs, |mine, theirs| mine ^ theirs))
-                }
-                None => false,
+            && self.each_block(other, |shape, mine, theirs| match theirs {
+                Some(theirs) => !any(shape, mine, theirs, |mine, theirs| mine ^ theirs),
+                None => mine.is_empty(shape),
             })
     }
 }

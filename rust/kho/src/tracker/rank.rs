@@ -1,9 +1,9 @@
 //! Rank and select: how many folios lie below a pfn, and which one has so many below it.
 //!
-//! Blocks are passed over by their counts, then the words of one block by theirs: O(blocks of the order), which are 8192
-//! per TiB of order-0 folios at 4 KiB blocks.
+//! What lies below is counted, by blocks and then by words: O(bytes of blocks below), which is 32 MiB, or some
+//! milliseconds, per TiB of order-0 folios.
 
-use super::Tracker;
+use super::{Tracker, simd};
 use crate::units::{Order, Pfn};
 
 impl Tracker {
@@ -14,8 +14,8 @@ impl Tracker {
         };
         let folio = pfn.0.div_ceil(order.nr_pages());
         let index = folio >> self.shape.log2_bits;
-        let before: u64 = dir.blocks_in(0..index).map(|(.., count)| count).sum();
-        let Some((block, _)) = dir.get(index).filter(|&(_, count)| count > 0) else {
+        let before: u64 = dir.blocks_in(0..index).map(|(_, block)| simd::count(block, self.shape)).sum();
+        let Some(block) = dir.get(index) else {
             return before;
         };
         let words = (folio >> 6) as usize & (self.shape.words() - 1);
@@ -28,12 +28,13 @@ impl Tracker {
     pub fn select(&self, rank: u64, order: Order) -> Option<Pfn> {
         let dir = self.dirs.get(order.index()).filter(|dir| rank < dir.len)?;
         let mut left = rank;
-        let (index, block, _) = dir.blocks_from(0).find(|&(.., count)| {
+        let (index, block) = dir.blocks_from(0).find(|&(_, block)| {
+            let count = simd::count(block, self.shape);
             let here = left < count;
             left -= if here { 0 } else { count };
             here
         })?;
-        let words = (0u64..).zip((0..self.shape.words()).map(|n| block.load(self.shape, n)));
+        let words = (0u64..).zip(block.words(self.shape));
         for (n, word) in words {
             let count = u64::from(word.count_ones());
             if left < count {

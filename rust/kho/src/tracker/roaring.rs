@@ -246,7 +246,7 @@ impl Tracker {
     fn merge_words(&mut self, order: Order, first: u64, words: &[u64]) -> u64 {
         let shape = self.shape;
         let dir = &mut self.dirs[order.index()];
-        let Some((block, count)) = dir.get_mut(first / shape.words() as u64) else {
+        let Some(block) = dir.get(first / shape.words() as u64) else {
             return 0;
         };
         let mut flips = 0;
@@ -256,7 +256,6 @@ impl Tracker {
             block.store(shape, at, old | new);
             flips += u64::from((new & !old).count_ones());
         }
-        *count += flips;
         dir.len += flips;
         flips
     }

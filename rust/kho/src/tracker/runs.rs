@@ -9,7 +9,7 @@ impl Tracker {
     /// The maximal runs of consecutive folios of one order, ascending: the first pfn, and how many folios.
     pub fn runs(&self, order: Order) -> impl Iterator<Item = (Pfn, u64)> + '_ {
         let bits = self.geometry().bits();
-        let mut blocks = self.blocks(order).filter(|block| !block.is_empty());
+        let mut blocks = self.blocks(order);
         let mut words = None;
         // The first folio of the word that is being read, and what is left of the word.
         let (mut base, mut word) = (0, 0u64);
@@ -18,8 +18,7 @@ impl Tracker {
                 let Some(next) = words.as_mut().and_then(Iterator::next) else {
                     let block = blocks.next()?;
                     let first = block.index() * bits;
-                    if block.count() == bits {
-                        // A full block is one stretch, without a look at it.
+                    if block.words().all(|word| word == u64::MAX) {
                         words = None;
                         return Some((first, first + bits));
                     }
