@@ -145,3 +145,90 @@ fn list<T: Copy>(block: Block, shape: Shape, into: &mut [MaybeUninit<T>], item: 
     }
     at
 }
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+    use crate::tracker::HeapBlocks;
+    use crate::units::{Order, Phys};
+    use proptest::prelude::*;
+
+    /// Words of a block that are full, empty, sparse or anything.
+    fn words() -> impl Strategy<Value = Vec<u64>> {
+        let word = prop_oneof![Just(0), Just(u64::MAX), (0..64u32).prop_map(|bit| 1 << bit), any::<u64>()];
+        proptest::collection::vec(word, SHAPE.words())
+    }
+
+    fn block_of(words: &[u64]) -> (HeapBlocks, Block) {
+        let mut source = HeapBlocks::default();
+        let Ok(block) = Block::allocate(&mut source, SHAPE) else { unreachable!("there is memory") };
+        words.iter().enumerate().for_each(|(n, word)| block.store(SHAPE, n, *word));
+        (source, block)
+    }
+
+    const SHAPE: Shape = Shape::new(512);
+
+    /// Calls both builds, where the processor can run both.
+    macro_rules! both {
+        ($portable:ident, $native:ident, $($arg:expr),*) => {{
+            let portable = $portable($($arg),*);
+            // SAFETY: the processor was asked.
+            let native = if has_extensions() { unsafe { $native($($arg),*) } } else { portable };
+            prop_assert_eq!(portable, native);
+            portable
+        }};
+    }
+
+    fn written<T: Copy>(into: &[MaybeUninit<T>]) -> Vec<T> {
+        // SAFETY: the lists below begin as values, so that every place is one.
+        into.iter().map(|place| unsafe { place.assume_init() }).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn both_builds_count_and_fill_alike(words in words(), from in 0..70usize, n in 0..70usize) {
+            let (_source, block) = block_of(&words);
+            let ones: u64 = block.words(SHAPE).map(|word| u64::from(word.count_ones())).sum();
+            prop_assert_eq!(both!(count_portable, count_native, block, SHAPE), ones);
+            prop_assert_eq!(count(block, SHAPE), ones);
+            let filled = fill(block, SHAPE, from, from + n, 7);
+            let held: u32 = words.iter().skip(from).take(n).map(|word| word.count_ones()).sum();
+            prop_assert_eq!(filled, u64::from(held));
+            for (at, (word, old)) in block.words(SHAPE).zip(words).enumerate() {
+                prop_assert_eq!(word, if (from..from + n).contains(&at) { 7 } else { old });
+            }
+            let again = both!(fill_portable, fill_native, block, SHAPE, from, from + n, 7);
+            prop_assert_eq!(again, 3 * block.words(SHAPE).skip(from).take(n).len() as u64);
+        }
+
+        #[test]
+        fn both_builds_list_alike_whatever_room_there_is(words in words(), room in 0..5000usize, shift in 0..9u32) {
+            let (_source, block) = block_of(&words);
+            let mut all = Vec::new();
+            for (n, word) in words.iter().enumerate() {
+                all.extend((0..64u64).filter(|bit| word >> bit & 1 != 0).map(|bit| (40960 + 64 * n as u64 + bit) << shift));
+            }
+            let fit = room.min(all.len());
+            let (mut one, mut two) = (vec![MaybeUninit::new(9); room], vec![MaybeUninit::new(9); room]);
+            prop_assert_eq!(list_numbers_portable(block, SHAPE, 40960, shift, &mut one), fit);
+            prop_assert_eq!(list_numbers(block, SHAPE, 40960, shift, &mut two), fit);
+            prop_assert_eq!(&written(&one)[..fit], &all[..fit]);
+            prop_assert_eq!(&written(&two)[..fit], &all[..fit]);
+            let like = Folio::new(Phys(0), Order::ZERO);
+            let mut folios = vec![MaybeUninit::new(like); room];
+            prop_assert_eq!(list_folios(block, SHAPE, 40960, shift, like, &mut folios), fit);
+            prop_assert!(written(&folios)[..fit].iter().map(|folio| folio.phys).eq(all[..fit].iter().copied()));
+            prop_assert_eq!(list_folios_portable(block, SHAPE, 40960, shift, like, &mut folios), fit);
+            prop_assert!(written(&folios)[..fit].iter().map(|folio| folio.phys).eq(all[..fit].iter().copied()));
+        }
+
+        #[test]
+        fn both_builds_survey_alike(list: Vec<u64>, last: u64) {
+            let found = both!(survey_portable, survey_native, &list, last);
+            let falls = std::iter::once(&last).chain(&list).zip(&list).filter(|(a, b)| b < a).count();
+            let low = list.iter().copied().min().unwrap_or(u64::MAX);
+            prop_assert_eq!(found, (low, list.iter().copied().max().unwrap_or(0), falls));
+            prop_assert_eq!(survey(&list, last), found);
+        }
+    }
+}

@@ -45,6 +45,23 @@ enum Op {
     Pages(Pfn, u64, bool),
     Run(Pfn, Order, u64, bool),
     Adopt(Pfn, Order, u64),
+    Many(Vec<(Pfn, Order)>, bool),
+}
+
+/// A list of folios: short or long, of one order or several, ascending or not, close together or all over.
+fn lists(g: Geometry) -> impl Strategy<Value = Vec<(Pfn, Order)>> {
+    let scattered = (folios(g), any::<u64>(), 1..9u32, 0..700u64, any::<bool>());
+    let scattered = scattered.prop_map(move |((p, o), seed, spread, n, sorted)| {
+        let (first, limit) = (p.0 >> o.get(), g.folio_limit(o));
+        let draw = |i: u64| (seed ^ i).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - 3 * spread);
+        let mut list: Vec<_> = (0..n).map(|i| (Pfn(((first + draw(i)) % limit) << o.get()), o)).collect();
+        if sorted {
+            list.sort();
+        }
+        list
+    });
+    let mixed = proptest::collection::vec(folios(g), 0..500);
+    prop_oneof![3 => scattered, 1 => mixed]
 }
 
 fn ops(g: Geometry) -> impl Strategy<Value = Op> {
@@ -53,8 +70,9 @@ fn ops(g: Geometry) -> impl Strategy<Value = Op> {
         4 => folios(g).prop_map(|(p, o)| Op::Preserve(p, o)),
         2 => folios(g).prop_map(|(p, o)| Op::Unpreserve(p, o)),
         1 => (folios(g), lengths(), any::<bool>()).prop_map(|((p, _), n, on)| Op::Pages(p, n, on)),
-        1 => (folios(g), lengths(), any::<bool>()).prop_map(|((p, o), n, on)| Op::Run(p, o, n % 700, on)),
+        1 => (folios(g), lengths(), any::<bool>()).prop_map(|((p, o), n, on)| Op::Run(p, o, if o.get() == 0 { n } else { n % 700 }, on)),
         1 => (folios(g), any::<u64>()).prop_map(|((p, o), word)| Op::Adopt(p, o, word)),
+        1 => (lists(g), any::<bool>()).prop_map(|(list, on)| Op::Many(list, on)),
     ]
 }
 
@@ -101,6 +119,21 @@ fn apply(t: &mut Tracker, model: &mut Model, op: &Op) {
                 let run = (0..n).map(|i| (Pfn(p.0 + i * o.nr_pages()), o));
                 assert_eq!(result.unwrap(), toggle(model, on, run));
             }
+        }
+        Op::Many(ref list, on) => {
+            let pfns: Vec<u64> = list.iter().map(|(p, _)| p.0).collect();
+            let each: Vec<u8> = list.iter().map(|(_, o)| o.index() as u8).collect();
+            let one = list.first().filter(|first| list.iter().all(|(_, o)| *o == first.1));
+            let orders = one.map_or(Orders::Each(&each), |(_, o)| Orders::One(*o));
+            let mut found = vec![2; list.len()];
+            t.contains_many(&*pfns, orders, &mut found).unwrap();
+            let held = list.iter().map(|(p, o)| u8::from(model.contains(&(o.get(), p.0))));
+            assert!(found.into_iter().eq(held));
+            let changed = match on {
+                true => t.preserve_many(&*pfns, orders),
+                false => t.unpreserve_many(&*pfns, orders),
+            };
+            assert_eq!(changed.unwrap(), toggle(model, on, list.iter().copied()));
         }
         Op::Adopt(p, o, word) => {
             let g = t.geometry();
@@ -409,6 +442,76 @@ fn many_are_marked_whole_or_not_at_all() {
     let mut t = limited(t.geometry(), 2);
     assert!(t.preserve_many(pfns, Orders::Each(orders)).is_err());
     assert!(t.is_empty());
+}
+
+#[test]
+fn long_lists_are_whole_whichever_way_they_are_carried_out() {
+    const N: u64 = 300_000;
+    for g in [Geometry::new(PageSize::Size4K, 512).unwrap(), Geometry::paged(PageSize::Size64K)] {
+        let scattered: Vec<u64> = (0..N).map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 36).collect();
+        let mut ascending = scattered.clone();
+        ascending.sort();
+        let mut one_by_one = Tracker::new(g);
+        let new = ascending.iter().filter(|pfn| one_by_one.preserve(Pfn(**pfn), Order::ZERO).unwrap()).count() as u64;
+        for list in [&scattered, &ascending] {
+            let mut t = Tracker::new(g);
+            assert_eq!(t.preserve_many(&**list, Orders::One(Order::ZERO)).unwrap(), new);
+            assert_eq!(t.preserve_many(&**list, Orders::Each(&vec![0; N as usize])).unwrap(), 0);
+            assert_eq!(t, one_by_one);
+            assert_eq!(t.blocks(Order::ZERO).count(), one_by_one.blocks(Order::ZERO).count());
+            assert_eq!(t.unpreserve_many(&**list, Orders::One(Order::ZERO)).unwrap(), new);
+            assert!(t.is_empty());
+        }
+        for bad in [(1 << 52) - 1, u64::MAX] {
+            let mut with_bad = scattered.clone();
+            with_bad[N as usize / 2] = bad;
+            let mut t = Tracker::new(g);
+            assert!(t.preserve_many(&*with_bad, Orders::One(order(1))).is_err());
+            assert!(t.orders().next().is_none());
+        }
+    }
+}
+
+#[test]
+fn two_threads_list_what_one_lists() {
+    let mut t = Tracker::new(Geometry::paged(PageSize::Size4K));
+    t.preserve_run(Pfn(1000), order(0), (2 << 20) + 77).unwrap();
+    for hole in (0..3 << 20).step_by(977) {
+        t.unpreserve(Pfn(hole), order(0)).unwrap();
+    }
+    t.preserve_run(Pfn(1 << 30), order(3), 1234).unwrap();
+    let pfns: Vec<u64> = t.iter().filter(|(_, o)| o.get() == 0).map(|(p, _)| p.0).collect();
+    assert!(pfns.len() > 1 << 20);
+    assert_eq!(t.pfns(order(0)), pfns);
+    let folios: Vec<_> = t.iter().map(|(p, o)| Folio::new(Phys(p.0 << 12), o)).collect();
+    assert_eq!(t.folios(), folios);
+    let mut more = vec![5];
+    t.pfns_into(order(3), &mut more);
+    assert_eq!((more.len(), more[1]), (1235, 1 << 30));
+}
+
+#[test]
+fn memory_given_back_is_zeroed_for_the_next_tracker() {
+    let g = Geometry::paged(PageSize::Size4K);
+    for _ in 0..3 {
+        let mut t = Tracker::new(g);
+        // More than a huge page of blocks, all full.
+        t.preserve_run(Pfn(0), Order::ZERO, 1 << 26).unwrap();
+        t.clear();
+        for block in 0..2000 {
+            t.preserve(Pfn(block << 15), Order::ZERO).unwrap();
+        }
+        assert!(t.blocks(Order::ZERO).all(|block| block.count() == 1));
+    }
+}
+
+#[test]
+fn a_run_that_finds_no_memory_marks_nothing() {
+    let mut t = limited(Geometry::paged(PageSize::Size4K), 3);
+    t.preserve(Pfn(1 << 15), Order::ZERO).unwrap();
+    assert!(t.preserve_run(Pfn(5), Order::ZERO, 4 << 15).is_err());
+    assert_eq!(t.pfns(Order::ZERO), [1 << 15]);
+    assert_eq!(t.len(), 1);
 }
 
 #[test]
