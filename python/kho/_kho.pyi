@@ -31,6 +31,8 @@ __all__ = [
     "Outgoing",
     "OwnerRows",
     "Pages",
+    "PfnArray",
+    "RunArray",
     "ScratchSpec",
     "Snapshot",
     "SnapshotSide",
@@ -326,11 +328,53 @@ class FolioArray:
     __hash__: None  # type: ignore[assignment]
 
 @final
+class PfnArray:
+    """Pfns, ascending, as a sequence of int, and as a read-only buffer of 8-byte integers (format `Q`).
+
+    `numpy.asarray(pfns)` is an array of uint64 without a copy, and `memoryview(pfns).tolist()` the quickest list.
+    """
+
+    def __len__(self) -> int: ...
+    @overload
+    def __getitem__(self, key: SupportsIndex, /) -> int: ...
+    @overload
+    def __getitem__(self, key: slice, /) -> PfnArray: ...
+    def __iter__(self) -> Iterator[int]: ...
+    def __eq__(self, value: object, /) -> bool: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    __hash__: None  # type: ignore[assignment]
+
+@final
+class RunArray:
+    """Runs of pages or folios as a sequence of (pfn, n), and as a read-only buffer of 16-byte records.
+
+    `numpy.asarray(runs)` is a structured array with the fields `pfn` and `n` (u8), without a copy.
+    """
+
+    def __len__(self) -> int: ...
+    @overload
+    def __getitem__(self, key: SupportsIndex, /) -> tuple[int, int]: ...
+    @overload
+    def __getitem__(self, key: slice, /) -> RunArray: ...
+    def __iter__(self) -> Iterator[tuple[int, int]]: ...
+    def __eq__(self, value: object, /) -> bool: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    __hash__: None  # type: ignore[assignment]
+
+@final
 class Tracker:
     """Which folios are preserved: a set of (pfn, order) in sparse bitmaps per order (struct kho_mem_track).
 
     One bit is one pair; folios of different orders may overlap, as nothing in the format forbids it. Operations say
     what changed. Bitmaps that have become empty stay until `clear`, as the kernel keeps them.
+
+    Threads may share trackers. Whatever may take long (bulk operations, set algebra, lists, bitmaps) leaves the
+    interpreter to other threads meanwhile, so threads that work on different trackers run at the same time; those that
+    work on one take turns. A buffer that another thread writes to during a call is safe: its numbers are copied a few
+    at a time, and it is the copies that are checked and used.
+
+    As with sets, `<=` and `<` say subset, `|`, `&`, `-` and `^` make a new tracker, whose bitmaps have the size of the
+    left one's and are none of them empty; page sizes must be equal for those (else ParameterError).
     """
 
     def __new__(cls, page_size: int = 4096, bitmap_bytes: int | None = None) -> Tracker:
@@ -372,18 +416,75 @@ class Tracker:
         """Mark many folios at once, all or nothing.
 
         Args:
-            pfns: a buffer of 64-bit integers (numpy array, array.array, memoryview).
-            order: one order for all, or a buffer of bytes with one for each.
+            pfns: a one-dimensional buffer of 64-bit integers, signed or not (numpy array, array.array, memoryview,
+                PfnArray), in any order; contiguous ones are read where they are, strided ones copied.
+            order: one order for all, or a buffer of bytes (uint8) with one for each.
 
-        Returns: how many were not yet marked.  Raises: as `preserve`.
+        Returns: how many were not yet marked.  Raises: as `preserve`, ParameterError; TypeError for other buffers.
 
         """
 
-    def extents(self) -> list[tuple[int, int]]:
-        """List the runs of pages that folios of any order cover: (pfn, pages), ascending, disjoint."""
+    def unpreserve_many(self, pfns: Buffer, order: int | Buffer = 0) -> int:
+        """Unmark many folios at once, all or nothing; how many were marked. As `preserve_many`."""
+
+    def contains_many(self, pfns: Buffer, order: int | Buffer = 0) -> bytes:
+        """Say of many folios whether they are marked: for each a byte, 1 or 0. Args as for `preserve_many`.
+
+        What no folio can be is 0, as `in` says. `numpy.frombuffer(found, bool)` is a mask.
+
+        Raises: OrderError, ParameterError if there are not as many orders as pfns.
+        """
+
+    def extents(self) -> RunArray:
+        """List the runs of pages that folios of any order cover: (pfn, pages), ascending, disjoint, none adjacent."""
+
+    def runs(self, order: int = 0) -> RunArray:
+        """List the maximal runs of consecutive folios of one order: (pfn, folios), ascending."""
 
     def folios(self) -> FolioArray:
         """List every folio, by address, then order."""
+
+    def pfns(self, order: int = 0) -> PfnArray:
+        """List the folios of one order by pfn."""
+
+    def rank(self, pfn: int, order: int = 0) -> int:
+        """Count the folios of one order that begin below `pfn`, which need not be one.
+
+        Time goes with the bytes of that order's bitmaps below.
+        """
+
+    def select(self, rank: int, order: int = 0) -> int:
+        """Find the folio of one order that `rank` others of it lie below: its pfn. Takes as long as `rank`.
+
+        Raises: IndexError if there is none.
+        """
+
+    def to_roaring(self, order: int = 0, *, bits: int = 64, runs: bool = True) -> bytes:
+        """Folio numbers (`pfn >> order`) of one order as a Roaring bitmap, in the portable format.
+
+        Args:
+            bits: 64 for what BitMap64, RoaringTreemap and Roaring64Map read, 32 for BitMap and RoaringBitmap.
+            runs: store as runs what is shorter so, as run_optimize does.
+
+        Raises: OutOfRangeError for a number beyond 32 bits; OrderError; ParameterError for other `bits`.
+        Source: the Roaring format specification, "Standard 32-bit Roaring Bitmap", "Extension for 64-bit".
+
+        """
+
+    def update_roaring(self, data: Buffer, order: int = 0, *, bits: int = 64) -> int:
+        """Mark the folios of one order whose numbers (`pfn >> order`) a Roaring bitmap holds, all or nothing.
+
+        Time and memory are bounded by the numbers' containers: up to a bitmap or eight for each some 14 bytes of data.
+
+        Returns: how many were not yet marked.
+        Raises: ParameterError unless `data` is exactly one well-formed bitmap, OutOfRangeError, OrderError.
+        """
+
+    @staticmethod
+    def from_roaring(
+        data: Buffer, order: int = 0, *, bits: int = 64, page_size: int = 4096, bitmap_bytes: int | None = None
+    ) -> Tracker:
+        """Make a tracker from a Roaring bitmap, as `update_roaring` reads it."""
 
     def clear(self) -> None:
         """Unmark everything and give the bitmaps back."""
@@ -394,6 +495,17 @@ class Tracker:
 
     def isdisjoint(self, other: Tracker) -> bool: ...
     def issubset(self, other: Tracker) -> bool: ...
+    def issuperset(self, other: Tracker) -> bool: ...
+    def union_len(self, other: Tracker) -> int:
+        """How many folios `self | other` has, without making it. Trackers of other page sizes have none in common."""
+
+    def intersection_len(self, other: Tracker) -> int: ...
+    def difference_len(self, other: Tracker) -> int: ...
+    def symmetric_difference_len(self, other: Tracker) -> int: ...
+    def __lt__(self, value: Tracker, /) -> bool: ...
+    def __le__(self, value: Tracker, /) -> bool: ...
+    def __gt__(self, value: Tracker, /) -> bool: ...
+    def __ge__(self, value: Tracker, /) -> bool: ...
     def __contains__(self, key: int | tuple[int, int], /) -> bool:
         """Say whether `(pfn, order)`, or the order-0 folio `pfn`, is marked."""
 

@@ -2,6 +2,7 @@
 
 mod arena;
 mod args;
+mod array;
 mod cmdline;
 mod errors;
 mod fdt;
@@ -31,7 +32,7 @@ mod _kho {
     #[pymodule_export]
     use crate::folio::{Folio, Pages};
     #[pymodule_export]
-    use crate::folios::FolioArray;
+    use crate::folios::{FolioArray, PfnArray, RunArray};
     #[pymodule_export]
     use crate::incoming::{PyIncoming, Subtree, open_memory};
     #[pymodule_export]

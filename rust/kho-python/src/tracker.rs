@@ -1,11 +1,12 @@
 //! `kho.Tracker`: a set of (pfn, order), in Python.
 
-use crate::args::{Number, bytes, words};
+use crate::args::{Number, Numbers, OrderArg, bytes};
 use crate::errors::OrRaise;
-use crate::folios::FolioArray;
-use kho::tracker::{Geometry, Orders, Tracker};
+use crate::folios::{FolioArray, PfnArray, Run, RunArray};
+use kho::tracker::{Geometry, RoaringBits, Tracker, Words};
 use kho::units::{Order, PageSize, Pfn};
 use kho::{Error, Result};
+use pyo3::exceptions::{PyIndexError, PyOverflowError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple, PyType};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -48,44 +49,68 @@ impl PyTracker {
         py.detach(|| f(&mut lock(&self.shared)))
     }
 
-    /// Two trackers, locked in the order of their addresses so that no two threads wait for each other.
-    fn both<R: Send>(
-        &self,
-        other: &PyTracker,
-        py: Python<'_>,
-        f: impl FnOnce(&mut Tracker, &Tracker) -> R + Send,
-    ) -> R {
-        let (mine, theirs) = (&self.shared, &other.shared);
-        py.detach(|| {
-            if Arc::ptr_eq(mine, theirs) {
-                let mut mine = lock(mine);
-                let same = mine.clone();
-                return f(&mut mine, &same);
-            }
-            let (mut a, b) = if Arc::as_ptr(mine) < Arc::as_ptr(theirs) {
-                let a = lock(mine);
-                (a, lock(theirs))
-            } else {
-                let b = lock(theirs);
-                (lock(mine), b)
-            };
-            f(&mut a, &b)
+    /// Runs `f` on two trackers, which may be one, detached from the interpreter.
+    fn both<R: Send>(&self, other: &PyTracker, py: Python<'_>, f: impl FnOnce(&Tracker, &Tracker) -> R + Send) -> R {
+        py.detach(|| match lock_both(&self.shared, &other.shared) {
+            (mine, Some(theirs)) => f(&mine, &theirs),
+            (mine, None) => f(&mine, &mine),
         })
     }
 
-    /// A new tracker on the heap from both.
-    fn combined<R>(
+    /// Combines another tracker into this one, detached from the interpreter. `itself`: whether a tracker combined with
+    /// itself stays what it is, or becomes empty.
+    fn change(
         &self,
         other: &PyTracker,
         py: Python<'_>,
-        op: impl FnOnce(&mut Tracker, &Tracker) -> Result<R> + Send,
-    ) -> PyResult<PyTracker> {
-        let combined = self.both(other, py, |mine, theirs| {
-            let mut copy = mine.try_clone()?;
-            op(&mut copy, theirs).map(|_| copy)
-        });
-        combined.map(Self::from_tracker).or_raise()
+        itself: bool,
+        f: impl FnOnce(&mut Tracker, &Tracker) -> Result<()> + Send,
+    ) -> PyResult<()> {
+        let change = || match lock_both(&self.shared, &other.shared) {
+            (mut mine, Some(theirs)) => f(&mut mine, &theirs),
+            (_, None) if itself => Ok(()),
+            (mut mine, None) => {
+                let empty = Tracker::new(mine.geometry());
+                mine.intersect_with(&empty).map(drop)
+            }
+        };
+        py.detach(change).or_raise()
     }
+
+    /// A new tracker on the heap from both.
+    fn combined(
+        &self,
+        other: &PyTracker,
+        py: Python<'_>,
+        op: impl FnOnce(&Tracker, &Tracker) -> Result<Tracker> + Send,
+    ) -> PyResult<PyTracker> {
+        self.both(other, py, op).map(Self::from_tracker).or_raise()
+    }
+}
+
+/// Two trackers, locked in the order of their addresses so that no two threads wait for each other; or the one they are.
+fn lock_both<'a>(mine: &'a Shared, theirs: &'a Shared) -> (MutexGuard<'a, Tracker>, Option<MutexGuard<'a, Tracker>>) {
+    if Arc::ptr_eq(mine, theirs) {
+        (lock(mine), None)
+    } else if Arc::as_ptr(mine) < Arc::as_ptr(theirs) {
+        let mine = lock(mine);
+        (mine, Some(lock(theirs)))
+    } else {
+        let theirs = lock(theirs);
+        (lock(mine), Some(theirs))
+    }
+}
+
+fn roaring_bits(bits: u64) -> Result<RoaringBits> {
+    match bits {
+        32 => Ok(RoaringBits::B32),
+        64 => Ok(RoaringBits::B64),
+        _ => Err(Error::Invalid { what: "bits", why: format!("{bits} is neither 32 nor 64") }),
+    }
+}
+
+fn order_of(order: Number) -> PyResult<Order> {
+    Order::new(order.0).or_raise()
 }
 
 fn geometry(page_size: u64, bitmap_bytes: Option<u64>) -> Result<Geometry> {
@@ -125,7 +150,7 @@ impl PyTracker {
     /// Returns True if it was not yet marked. Raises MisalignedError, OrderError, OutOfRangeError.
     #[pyo3(signature = (pfn, order = Number(0)), text_signature = "($self, pfn, order=0)")]
     fn preserve(&self, py: Python<'_>, pfn: Number, order: Number) -> PyResult<bool> {
-        let order = Order::new(order.0).or_raise()?;
+        let order = order_of(order)?;
         self.quick(py, |t| t.preserve(Pfn(pfn.0), order)).or_raise()
     }
 
@@ -134,7 +159,7 @@ impl PyTracker {
     /// Returns True if it was marked. Raises MisalignedError, OrderError, OutOfRangeError.
     #[pyo3(signature = (pfn, order = Number(0)), text_signature = "($self, pfn, order=0)")]
     fn unpreserve(&self, py: Python<'_>, pfn: Number, order: Number) -> PyResult<bool> {
-        let order = Order::new(order.0).or_raise()?;
+        let order = order_of(order)?;
         self.quick(py, |t| t.unpreserve(Pfn(pfn.0), order)).or_raise()
     }
 
@@ -163,16 +188,38 @@ impl PyTracker {
         pfns: &Bound<'_, PyAny>,
         order: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<u64> {
-        let pfns = words("pfns", pfns)?;
-        let orders = order.map(|o| bytes("order", o)).transpose()?.flatten();
-        let orders = match &orders {
-            Some(orders) => Orders::Each(orders),
-            None => {
-                let order = order.map_or(Ok(Number(0)), |order| order.extract())?;
-                Orders::One(Order::new(order.0).or_raise()?)
-            }
-        };
-        self.long(py, |t| t.preserve_many(&*pfns, orders)).or_raise()
+        let (pfns, orders) = (Numbers::new("pfns", pfns)?, OrderArg::new(order)?);
+        self.long(py, |t| t.preserve_many(&pfns, orders.orders())).or_raise()
+    }
+
+    /// Unmark many folios, given as to `preserve_many`.
+    ///
+    /// Returns how many were marked. Raises as `preserve_many`; then nothing changed.
+    #[pyo3(signature = (pfns, order = None), text_signature = "($self, pfns, order=0)")]
+    fn unpreserve_many(
+        &self,
+        py: Python<'_>,
+        pfns: &Bound<'_, PyAny>,
+        order: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<u64> {
+        let (pfns, orders) = (Numbers::new("pfns", pfns)?, OrderArg::new(order)?);
+        self.long(py, |t| t.unpreserve_many(&pfns, orders.orders())).or_raise()
+    }
+
+    /// For each folio, given as to `preserve_many`, a byte: 1 if it is marked, else 0, as of what no folio can be.
+    ///
+    /// Raises OrderError, ParameterError.
+    #[pyo3(signature = (pfns, order = None), text_signature = "($self, pfns, order=0)")]
+    fn contains_many<'py>(
+        &self,
+        py: Python<'py>,
+        pfns: &Bound<'py, PyAny>,
+        order: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let (pfns, orders) = (Numbers::new("pfns", pfns)?, OrderArg::new(order)?);
+        PyBytes::new_with(py, pfns.len(), |found| {
+            self.long(py, |t| t.contains_many(&pfns, orders.orders(), found)).or_raise()
+        })
     }
 
     fn __contains__(&self, item: &Bound<'_, PyAny>) -> PyResult<bool> {
@@ -211,13 +258,94 @@ impl PyTracker {
     }
 
     /// Runs of pages that some folio covers, as (pfn, pages), ascending.
-    fn extents(&self, py: Python<'_>) -> Vec<(u64, u64)> {
-        self.read(py, |tracker| tracker.extents().map(|(start, end)| (start.0, end.0 - start.0)).collect())
+    fn extents(&self, py: Python<'_>) -> RunArray {
+        let run = |(start, end): (Pfn, Pfn)| Run::new(start, end.0 - start.0);
+        RunArray::new(self.read(py, |t| t.extents().map(run).collect()))
+    }
+
+    /// Runs of consecutive folios of one order, as (pfn, folios), ascending.
+    #[pyo3(signature = (order = Number(0)), text_signature = "($self, order=0)")]
+    fn runs(&self, py: Python<'_>, order: Number) -> PyResult<RunArray> {
+        let order = order_of(order)?;
+        let runs = self.read(py, |t| t.runs(order).map(|(pfn, n)| Run::new(pfn, n)).collect());
+        Ok(RunArray::new(runs))
     }
 
     /// Every folio by address, then order, as a `FolioArray`.
     fn folios(&self, py: Python<'_>) -> FolioArray {
         FolioArray::new(self.long(py, |t| t.folios()))
+    }
+
+    /// The pfns of one order, ascending, as a `PfnArray`.
+    #[pyo3(signature = (order = Number(0)), text_signature = "($self, order=0)")]
+    fn pfns(&self, py: Python<'_>, order: Number) -> PyResult<PfnArray> {
+        let order = order_of(order)?;
+        Ok(PfnArray::new(self.read(py, |t| t.pfns(order))))
+    }
+
+    /// How many folios of one order begin below `pfn`, which need not be one.
+    #[pyo3(signature = (pfn, order = Number(0)), text_signature = "($self, pfn, order=0)")]
+    fn rank(&self, py: Python<'_>, pfn: Number, order: Number) -> PyResult<u64> {
+        let order = order_of(order)?;
+        Ok(self.quick(py, |t| t.rank(Pfn(pfn.0), order)))
+    }
+
+    /// The pfn of the folio of one order that `rank` others of it lie below. Raises IndexError if there is none.
+    #[pyo3(signature = (rank, order = Number(0)), text_signature = "($self, rank, order=0)")]
+    fn select(&self, py: Python<'_>, rank: &Bound<'_, PyAny>, order: Number) -> PyResult<u64> {
+        let order = order_of(order)?;
+        let pfn = match rank.extract::<u64>() {
+            Ok(rank) => self.quick(py, |t| t.select(rank, order)),
+            Err(error) if error.is_instance_of::<PyOverflowError>(py) => None,
+            Err(error) => return Err(error),
+        };
+        let missing = || PyIndexError::new_err(format!("no folio of order {order} has {rank} others below it"));
+        pfn.map(|pfn| pfn.0).ok_or_else(missing)
+    }
+
+    /// The folio numbers (`pfn >> order`) of one order as a Roaring bitmap in the portable format of 32 or 64 bits.
+    ///
+    /// Raises OutOfRangeError for a number that does not fit, OrderError, ParameterError.
+    #[pyo3(signature = (order = Number(0), *, bits = Number(64), runs = true), text_signature = "($self, order=0, *, bits=64, runs=True)")]
+    fn to_roaring<'py>(
+        &self,
+        py: Python<'py>,
+        order: Number,
+        bits: Number,
+        runs: bool,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let (order, bits) = (order_of(order)?, roaring_bits(bits.0).or_raise()?);
+        let bytes = self.read(py, |t| t.to_roaring(order, bits, runs)).or_raise()?;
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    /// Mark the folios of one order whose numbers a Roaring bitmap holds, as `to_roaring` writes it.
+    ///
+    /// Returns how many were not yet marked. Raises ParameterError, OutOfRangeError, OrderError; then nothing changed.
+    #[pyo3(signature = (data, order = Number(0), *, bits = Number(64)), text_signature = "($self, data, order=0, *, bits=64)")]
+    fn update_roaring(&self, py: Python<'_>, data: &Bound<'_, PyAny>, order: Number, bits: Number) -> PyResult<u64> {
+        let (order, bits) = (order_of(order)?, roaring_bits(bits.0).or_raise()?);
+        let data = bytes("data", data)?.ok_or_else(|| PyTypeError::new_err("data: a buffer of bytes is wanted"))?;
+        self.long(py, |t| t.adopt_roaring(order, bits, &data)).or_raise()
+    }
+
+    /// A new tracker from a Roaring bitmap, as `update_roaring` reads it.
+    #[staticmethod]
+    #[pyo3(
+        signature = (data, order = Number(0), *, bits = Number(64), page_size = Number(4096), bitmap_bytes = None),
+        text_signature = "(data, order=0, *, bits=64, page_size=4096, bitmap_bytes=None)"
+    )]
+    fn from_roaring(
+        py: Python<'_>,
+        data: &Bound<'_, PyAny>,
+        order: Number,
+        bits: Number,
+        page_size: Number,
+        bitmap_bytes: Option<Number>,
+    ) -> PyResult<Self> {
+        let tracker = Self::new(page_size, bitmap_bytes)?;
+        tracker.update_roaring(py, data, order, bits)?;
+        Ok(tracker)
     }
 
     /// Unmark everything and give the memory back.
@@ -261,46 +389,88 @@ impl PyTracker {
         Ok(equal.into_pyobject(py)?.to_owned().into_any().unbind())
     }
 
+    /// Whether `other` has every folio of this tracker, and more.
+    fn __lt__(&self, py: Python<'_>, other: PyRef<'_, PyTracker>) -> bool {
+        self.both(&other, py, |a, b| a.len() < b.len() && a.is_subset(b))
+    }
+
+    fn __le__(&self, py: Python<'_>, other: PyRef<'_, PyTracker>) -> bool {
+        self.issubset(py, other)
+    }
+
+    fn __gt__(&self, py: Python<'_>, other: PyRef<'_, PyTracker>) -> bool {
+        self.both(&other, py, |a, b| a.len() > b.len() && b.is_subset(a))
+    }
+
+    fn __ge__(&self, py: Python<'_>, other: PyRef<'_, PyTracker>) -> bool {
+        self.issuperset(py, other)
+    }
+
     fn __or__(&self, py: Python<'_>, other: PyRef<'_, PyTracker>) -> PyResult<PyTracker> {
-        self.combined(&other, py, Tracker::union_with)
+        self.combined(&other, py, Tracker::union)
     }
 
     fn __and__(&self, py: Python<'_>, other: PyRef<'_, PyTracker>) -> PyResult<PyTracker> {
-        self.combined(&other, py, Tracker::intersect_with)
+        self.combined(&other, py, Tracker::intersection)
     }
 
     fn __sub__(&self, py: Python<'_>, other: PyRef<'_, PyTracker>) -> PyResult<PyTracker> {
-        self.combined(&other, py, Tracker::subtract)
+        self.combined(&other, py, Tracker::difference)
     }
 
     fn __xor__(&self, py: Python<'_>, other: PyRef<'_, PyTracker>) -> PyResult<PyTracker> {
-        self.combined(&other, py, Tracker::symmetric_difference_with)
+        self.combined(&other, py, Tracker::symmetric_difference)
     }
 
     fn __ior__(&self, py: Python<'_>, other: PyRef<'_, PyTracker>) -> PyResult<()> {
-        self.both(&other, py, |a, b| a.union_with(b).map(drop)).or_raise()
+        self.change(&other, py, true, |a, b| a.union_with(b).map(drop))
     }
 
     fn __iand__(&self, py: Python<'_>, other: PyRef<'_, PyTracker>) -> PyResult<()> {
-        self.both(&other, py, |a, b| a.intersect_with(b).map(drop)).or_raise()
+        self.change(&other, py, true, |a, b| a.intersect_with(b).map(drop))
     }
 
     fn __isub__(&self, py: Python<'_>, other: PyRef<'_, PyTracker>) -> PyResult<()> {
-        self.both(&other, py, |a, b| a.subtract(b).map(drop)).or_raise()
+        self.change(&other, py, false, |a, b| a.subtract(b).map(drop))
     }
 
     fn __ixor__(&self, py: Python<'_>, other: PyRef<'_, PyTracker>) -> PyResult<()> {
-        self.both(&other, py, |a, b| a.symmetric_difference_with(b).map(drop)).or_raise()
+        self.change(&other, py, false, |a, b| a.symmetric_difference_with(b).map(drop))
     }
 
     /// Whether no folio is in both.
     fn isdisjoint(&self, py: Python<'_>, other: PyRef<'_, PyTracker>) -> bool {
-        self.both(&other, py, |a, b| a.is_disjoint(b))
+        self.both(&other, py, Tracker::is_disjoint)
     }
 
     /// Whether `other` has every folio of this tracker.
     fn issubset(&self, py: Python<'_>, other: PyRef<'_, PyTracker>) -> bool {
-        self.both(&other, py, |a, b| a.is_subset(b))
+        self.both(&other, py, Tracker::is_subset)
+    }
+
+    /// Whether this tracker has every folio of `other`.
+    fn issuperset(&self, py: Python<'_>, other: PyRef<'_, PyTracker>) -> bool {
+        self.both(&other, py, |a, b| b.is_subset(a))
+    }
+
+    /// How many folios `self | other` has.
+    fn union_len(&self, py: Python<'_>, other: PyRef<'_, PyTracker>) -> u64 {
+        self.both(&other, py, Tracker::union_len)
+    }
+
+    /// How many folios `self & other` has.
+    fn intersection_len(&self, py: Python<'_>, other: PyRef<'_, PyTracker>) -> u64 {
+        self.both(&other, py, Tracker::intersection_len)
+    }
+
+    /// How many folios `self - other` has.
+    fn difference_len(&self, py: Python<'_>, other: PyRef<'_, PyTracker>) -> u64 {
+        self.both(&other, py, Tracker::difference_len)
+    }
+
+    /// How many folios `self ^ other` has.
+    fn symmetric_difference_len(&self, py: Python<'_>, other: PyRef<'_, PyTracker>) -> u64 {
+        self.both(&other, py, Tracker::symmetric_difference_len)
     }
 
     fn __repr__(&self, py: Python<'_>) -> String {

@@ -18,6 +18,8 @@ mod geometry;
 mod iter;
 mod ops;
 mod range;
+mod rank;
+mod roaring;
 mod runs;
 mod simd;
 mod state;
@@ -29,6 +31,7 @@ pub use batch::{Orders, Words};
 pub use block::{BlockSource, HeapBlocks};
 pub use geometry::Geometry;
 pub use iter::{BlockRef, Folio};
+pub use roaring::RoaringBits;
 
 use crate::error::Result;
 use crate::units::{Order, Pfn};

@@ -9,18 +9,41 @@ impl Tracker {
     /// The maximal runs of consecutive folios of one order, ascending: the first pfn, and how many folios.
     pub fn runs(&self, order: Order) -> impl Iterator<Item = (Pfn, u64)> + '_ {
         let bits = self.geometry().bits();
-        let stretches = self.blocks(order).flat_map(move |block| {
-            let base = block.index() * bits;
-            let words = (0u64..).zip(block.words());
-            words.flat_map(move |(i, word)| stretches_of(word).map(move |(at, n)| (base + i * 64 + at, n)))
-        });
-        let mut stretches = stretches.peekable();
-        core::iter::from_fn(move || {
-            let (start, mut count) = stretches.next()?;
-            while let Some((_, more)) = stretches.next_if(|(at, _)| *at == start + count) {
-                count += more;
+        let mut blocks = self.blocks(order);
+        let mut words = None;
+        // The first folio of the word that is being read, and what is left of the word.
+        let (mut base, mut word) = (0, 0u64);
+        let mut stretch = move || {
+            while word == 0 {
+                let Some(next) = words.as_mut().and_then(Iterator::next) else {
+                    let block = blocks.next()?;
+                    let first = block.index() * bits;
+                    if block.words().all(|word| word == u64::MAX) {
+                        words = None;
+                        return Some((first, first + bits));
+                    }
+                    words = Some(block.words());
+                    base = first.wrapping_sub(64);
+                    continue;
+                };
+                word = next;
+                base = base.wrapping_add(64);
             }
-            Some((Pfn(start << order.get()), count))
+            let start = word.trailing_zeros();
+            let end = start + (word >> start).trailing_ones();
+            word &= word.wrapping_add(1 << start);
+            Some((base + u64::from(start), base + u64::from(end)))
+        };
+        let mut pending = stretch();
+        core::iter::from_fn(move || {
+            let (start, mut end) = pending.take()?;
+            loop {
+                pending = stretch();
+                match pending {
+                    Some((more, last)) if more == end => end = last,
+                    _ => return Some((Pfn(start << order.get()), end - start)),
+                }
+            }
         })
     }
 
@@ -51,22 +74,6 @@ impl Tracker {
     }
 }
 
-/// The stretches of set bits of a word: where each begins, and how long it is.
-fn stretches_of(mut word: u64) -> impl Iterator<Item = (u64, u64)> {
-    let mut done = 0;
-    core::iter::from_fn(move || {
-        if word == 0 {
-            return None;
-        }
-        let skip = word.trailing_zeros();
-        let len = (word >> skip).trailing_ones();
-        let at = done + skip;
-        done = at + len;
-        word = word.checked_shr(skip + len).unwrap_or(0);
-        Some((at.into(), len.into()))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,10 +81,26 @@ mod tests {
     use crate::units::PageSize;
 
     #[test]
-    fn the_stretches_of_a_word_are_its_ones() {
-        assert_eq!(stretches_of(0).count(), 0);
-        assert_eq!(stretches_of(u64::MAX).collect::<Vec<_>>(), [(0, 64)]);
-        assert_eq!(stretches_of(0b1011 | 1 << 63).collect::<Vec<_>>(), [(0, 2), (3, 1), (63, 1)]);
+    fn the_runs_of_a_word_are_its_ones() {
+        for (word, want) in
+            [(u64::MAX, vec![(0, 64)]), (0b1011 | 1 << 63, vec![(0, 2), (3, 1), (63, 1)]), (1 << 63, vec![(63, 1)])]
+        {
+            let mut t = Tracker::new(Geometry::new(PageSize::Size4K, 512).unwrap());
+            let mut bitmap = [0; 512];
+            bitmap[..8].copy_from_slice(&word.to_le_bytes());
+            t.adopt_block(Order::ZERO, 0, &bitmap).unwrap();
+            let runs: Vec<_> = t.runs(Order::ZERO).map(|(pfn, n)| (pfn.0, n)).collect();
+            assert_eq!(runs, want);
+        }
+    }
+
+    #[test]
+    fn full_blocks_join_what_lies_beside_them() {
+        let mut t = Tracker::new(Geometry::new(PageSize::Size4K, 512).unwrap());
+        t.preserve_run(Pfn(4090), Order::ZERO, 3 * 4096).unwrap();
+        t.preserve_run(Pfn(10 * 4096), Order::ZERO, 4096).unwrap();
+        let runs: Vec<_> = t.runs(Order::ZERO).collect();
+        assert_eq!(runs, [(Pfn(4090), 3 * 4096), (Pfn(10 * 4096), 4096)]);
     }
 
     #[test]

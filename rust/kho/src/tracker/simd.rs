@@ -46,6 +46,26 @@ dispatch! {
 }
 
 dispatch! {
+    /// Bits set in both blocks.
+    pub(super) fn common(a: Block, b: Block, shape: Shape) -> u64 = common_portable / common_native {
+        a.words(shape).zip(b.words(shape)).map(|(a, b)| u64::from((a & b).count_ones())).sum()
+    }
+}
+
+dispatch! {
+    /// Bits set in the first block alone, in both, in the second alone.
+    pub(super) fn compare(a: Block, b: Block, shape: Shape) -> (u64, u64, u64) = compare_portable / compare_native {
+        let (mut one, mut both, mut other) = (0, 0, 0);
+        for (a, b) in a.words(shape).zip(b.words(shape)) {
+            one += u64::from((a & !b).count_ones());
+            both += u64::from((a & b).count_ones());
+            other += u64::from((b & !a).count_ones());
+        }
+        (one, both, other)
+    }
+}
+
+dispatch! {
     /// Sets words `from .. to` of a block to one value. Returns how many bits were set in them.
     pub(super) fn fill(block: Block, shape: Shape, from: usize, to: usize, value: u64) -> u64
         = fill_portable / fill_native

@@ -6,13 +6,13 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use std::collections::BTreeSet;
 
-type Model = BTreeSet<(u32, u64)>;
+pub(super) type Model = BTreeSet<(u32, u64)>;
 
-fn order(o: u32) -> Order {
+pub(super) fn order(o: u32) -> Order {
     Order::new(o.into()).unwrap()
 }
 
-fn geometries() -> impl Strategy<Value = Geometry> {
+pub(super) fn geometries() -> impl Strategy<Value = Geometry> {
     let all = PageSize::ALL
         .into_iter()
         .flat_map(|page| [Geometry::SMALL, page.bytes()].map(|bytes| Geometry::new(page, bytes).unwrap()));
@@ -164,12 +164,12 @@ fn build(g: Geometry, ops: &[Op]) -> (Tracker, Model) {
     (t, model)
 }
 
-fn contents(t: &Tracker) -> Model {
+pub(super) fn contents(t: &Tracker) -> Model {
     t.iter().map(|(p, o)| (o.get(), p.0)).collect()
 }
 
 /// A tracker with its model.
-fn trackers() -> impl Strategy<Value = (Tracker, Model)> {
+pub(super) fn trackers() -> impl Strategy<Value = (Tracker, Model)> {
     geometries().prop_flat_map(|g| proptest::collection::vec(ops(g), 0..40).prop_map(move |ops| build(g, &ops)))
 }
 
@@ -329,6 +329,48 @@ proptest! {
         prop_assert_eq!(contents(&minus), in_a.difference(&in_b).copied().collect::<Model>());
         minus.union_with(&both).unwrap();
         prop_assert_eq!(minus, a);
+    }
+
+    #[test]
+    fn a_new_set_is_what_the_change_in_place_makes_without_empty_blocks(((a, in_a), (b, in_b)) in pairs()) {
+        let made = [a.union(&b), a.intersection(&b), a.difference(&b), a.symmetric_difference(&b)];
+        let mut changed = [a.clone(), a.clone(), a.clone(), a.clone()];
+        changed[0].union_with(&b).unwrap();
+        changed[1].intersect_with(&b).unwrap();
+        changed[2].subtract(&b).unwrap();
+        changed[3].symmetric_difference_with(&b).unwrap();
+        let lens = [a.union_len(&b), a.intersection_len(&b), a.difference_len(&b), a.symmetric_difference_len(&b)];
+        let want = [&in_a | &in_b, &in_a & &in_b, &in_a - &in_b, &in_a ^ &in_b];
+        for (((made, changed), len), want) in made.into_iter().zip(&changed).zip(lens).zip(want) {
+            let made = made.unwrap();
+            prop_assert_eq!(made.geometry(), a.geometry());
+            prop_assert_eq!(contents(&made), want);
+            prop_assert_eq!(&made, changed);
+            prop_assert_eq!(made.len(), len);
+            prop_assert!(made.stats().iter().all(|row| row.empty_blocks == 0));
+            for t in [&made, changed] {
+                for block in t.orders().flat_map(|o| t.blocks(o)) {
+                    prop_assert_eq!(block.count(), block.words().map(|w| u64::from(w.count_ones())).sum::<u64>());
+                }
+            }
+        }
+        prop_assert_eq!(a == b, in_a == in_b);
+        prop_assert_eq!(a.is_subset(&b), in_a.is_subset(&in_b));
+    }
+
+    #[test]
+    fn selecting_undoes_ranking((t, model) in trackers(), pfn: u64) {
+        for o in [0, 1, 9, 18, 36].map(order) {
+            let pfns: Vec<u64> = model.iter().filter(|f| f.0 == o.get()).map(|f| f.1).collect();
+            for (n, &pfn) in (0u64..).zip(&pfns).step_by(pfns.len() / 50 + 1) {
+                prop_assert_eq!(t.rank(Pfn(pfn), o), n);
+                prop_assert_eq!(t.select(n, o), Some(Pfn(pfn)));
+                prop_assert_eq!(t.rank(Pfn(pfn + 1), o), n + 1);
+            }
+            prop_assert_eq!(t.select(pfns.len() as u64, o), None);
+            prop_assert_eq!(t.rank(Pfn(u64::MAX), o), pfns.len() as u64);
+            prop_assert_eq!(t.rank(Pfn(pfn), o), pfns.partition_point(|&p| p < pfn) as u64);
+        }
     }
 
     #[test]

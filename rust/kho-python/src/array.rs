@@ -1,0 +1,253 @@
+//! Immutable arrays of records, as sequences and as buffers: what all their classes share.
+
+use pyo3::exceptions::{PyBufferError, PyIndexError, PyOverflowError};
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::{PySequence, PySlice};
+use std::ffi::{CStr, c_int, c_void};
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// A record of an array.
+///
+/// # Safety
+/// Its memory is what [`Item::FORMAT`] says, and nothing of it is uninitialized.
+pub(crate) unsafe trait Item: Copy + Send + Sync + 'static {
+    /// The class that arrays of it have.
+    const CLASS: &'static str;
+    /// One item as PEP 3118 has it.
+    const FORMAT: &'static CStr;
+    /// What of Python's an item equals.
+    type Plain: for<'a, 'py> FromPyObject<'a, 'py> + PartialEq;
+
+    fn plain(self) -> Self::Plain;
+
+    fn to_object(self, py: Python<'_>) -> PyResult<Bound<'_, PyAny>>;
+
+    fn shown(self) -> String;
+}
+
+/// Records one after another. Parts share the memory.
+#[derive(Clone)]
+pub(crate) struct Array<T> {
+    items: Arc<Vec<T>>,
+    start: usize,
+    /// Items here: the buffer's shape.
+    shape: isize,
+    /// Bytes from one to the next: the buffer's strides.
+    stride: isize,
+}
+
+/// What an index picks.
+pub(crate) enum Picked<'py, T> {
+    Item(Bound<'py, PyAny>),
+    Part(Array<T>),
+}
+
+impl<T: Item> Array<T> {
+    pub(crate) fn new(items: Vec<T>) -> Self {
+        Self::part(Arc::new(items), 0..usize::MAX)
+    }
+
+    /// The part of `items` inside `range`.
+    fn part(items: Arc<Vec<T>>, range: std::ops::Range<usize>) -> Self {
+        let start = range.start.min(items.len());
+        let end = range.end.clamp(start, items.len());
+        // A vector has at most isize::MAX bytes.
+        Array { items, start, shape: (end - start).cast_signed(), stride: size_of::<T>().cast_signed() }
+    }
+
+    pub(crate) fn as_slice(&self) -> &[T] {
+        &self.items[self.start..][..self.len()]
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.shape.cast_unsigned()
+    }
+
+    pub(crate) fn pick<'py>(&self, at: &Bound<'py, PyAny>) -> PyResult<Picked<'py, T>> {
+        let py = at.py();
+        if let Ok(slice) = at.cast::<PySlice>() {
+            let at = slice.indices(self.shape)?;
+            let start = at.start.max(0).cast_unsigned();
+            return Ok(Picked::Part(if at.step == 1 {
+                let start = self.start + start;
+                Self::part(Arc::clone(&self.items), start..start + at.slicelength)
+            } else {
+                let all = self.as_slice();
+                let nth = |n: isize| all[(at.start + n * at.step).cast_unsigned()];
+                Self::new((0..at.slicelength.cast_signed()).map(nth).collect())
+            }));
+        }
+        let item = match at.extract::<isize>() {
+            Ok(index) => {
+                let index = if index < 0 { index + self.shape } else { index };
+                usize::try_from(index).map_or(None, |i| self.as_slice().get(i))
+            }
+            Err(e) if e.is_instance_of::<PyOverflowError>(py) => None,
+            Err(e) => return Err(e),
+        };
+        match item {
+            Some(&item) => item.to_object(py).map(Picked::Item),
+            None => Err(PyIndexError::new_err(format!("index {at} is out of range for {} items", self.shape))),
+        }
+    }
+
+    /// Whether an array of the same class, or a sequence, holds the same; `None` of what is neither.
+    pub(crate) fn equals(&self, same_class: Option<&Self>, other: &Bound<'_, PyAny>) -> PyResult<Option<bool>> {
+        if let Some(other) = same_class {
+            let pairs = self.as_slice().iter().zip(other.as_slice());
+            return Ok(Some(self.shape == other.shape && { pairs }.all(|(a, b)| a.plain() == b.plain())));
+        }
+        let Ok(other) = other.cast::<PySequence>() else {
+            return Ok(None);
+        };
+        if other.len()? != self.len() {
+            return Ok(Some(false));
+        }
+        for (n, item) in self.as_slice().iter().enumerate() {
+            // What is no such item is not equal to one.
+            if other.get_item(n)?.extract::<T::Plain>().ok() != Some(item.plain()) {
+                return Ok(Some(false));
+            }
+        }
+        Ok(Some(true))
+    }
+
+    pub(crate) fn shown(&self) -> String {
+        const SHOWN: usize = 4;
+        let mut shown: Vec<String> = self.as_slice().iter().take(SHOWN).map(|item| item.shown()).collect();
+        if self.len() > SHOWN {
+            shown.push(format!("... {} in all", self.shape));
+        }
+        format!("{}([{}])", T::CLASS, shown.join(", "))
+    }
+
+    pub(crate) fn iter(&self) -> ArrayIter {
+        let array = self.clone();
+        let item = move |py: Python<'_>, at: usize| {
+            let item = array.as_slice().get(at).map(|item| item.to_object(py)).transpose()?;
+            Ok(item.map(Bound::unbind))
+        };
+        ArrayIter { item: Box::new(item), next: AtomicUsize::new(0) }
+    }
+
+    /// Fills a view of PEP 3118: read-only, of one dimension.
+    ///
+    /// # Safety
+    /// `view` is CPython's, as `bf_getbuffer` gets it; `owner` is immutable and has this array.
+    pub(crate) unsafe fn fill(&self, owner: Bound<'_, PyAny>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
+        if view.is_null() {
+            return Err(PyBufferError::new_err("no view to fill"));
+        }
+        if flags & ffi::PyBUF_WRITABLE == ffi::PyBUF_WRITABLE {
+            return Err(PyBufferError::new_err(format!("a {} is read-only", T::CLASS)));
+        }
+        let given = |flag: c_int| flags & flag == flag;
+        let buf = self.as_slice().as_ptr().cast_mut().cast::<c_void>();
+        let shape = ptr::from_ref(&self.shape).cast_mut();
+        let strides = ptr::from_ref(&self.stride).cast_mut();
+        // SAFETY: the interpreter passes a view to fill. Memory, shape and strides belong to the frozen object that
+        // `obj` keeps alive until the view is released; nothing writes through them, as `readonly` says.
+        unsafe {
+            (*view).buf = buf;
+            (*view).len = self.shape * self.stride;
+            (*view).readonly = 1;
+            (*view).itemsize = self.stride;
+            (*view).format = match given(ffi::PyBUF_FORMAT) {
+                true => T::FORMAT.as_ptr().cast_mut(),
+                false => ptr::null_mut(),
+            };
+            (*view).ndim = 1;
+            (*view).shape = if given(ffi::PyBUF_ND) { shape } else { ptr::null_mut() };
+            (*view).strides = match given(ffi::PyBUF_STRIDES) {
+                true => strides,
+                false => ptr::null_mut(),
+            };
+            (*view).suboffsets = ptr::null_mut();
+            (*view).internal = ptr::null_mut();
+            (*view).obj = owner.into_ptr();
+        }
+        Ok(())
+    }
+}
+
+/// An item by its number, none behind the last.
+type Nth = dyn Fn(Python<'_>, usize) -> PyResult<Option<Py<PyAny>>> + Send + Sync;
+
+/// Iterates over an array.
+#[pyclass(frozen, module = "kho._kho")]
+pub(crate) struct ArrayIter {
+    item: Box<Nth>,
+    next: AtomicUsize,
+}
+
+#[pymethods]
+impl ArrayIter {
+    fn __iter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        let at = self.next.fetch_add(1, Ordering::Relaxed);
+        let item = (self.item)(py, at)?;
+        if item.is_none() {
+            // An exhausted iterator stays where it is.
+            self.next.fetch_sub(1, Ordering::Relaxed);
+        }
+        Ok(item)
+    }
+}
+
+/// A class of arrays: `array_class!(/// doc Class of Item)`.
+macro_rules! array_class {
+    ($(#[$doc:meta])* $class:ident of $item:ty) => {
+        $(#[$doc])*
+        #[pyclass(frozen, sequence, module = "kho")]
+        pub(crate) struct $class(Array<$item>);
+
+        impl $class {
+            pub(crate) fn new(items: Vec<$item>) -> Self {
+                Self(Array::new(items))
+            }
+        }
+
+        #[pymethods]
+        impl $class {
+            fn __len__(&self) -> usize {
+                self.0.len()
+            }
+
+            fn __getitem__<'py>(&self, at: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+                match self.0.pick(at)? {
+                    Picked::Item(item) => Ok(item),
+                    Picked::Part(part) => Ok(Bound::new(at.py(), Self(part))?.into_any()),
+                }
+            }
+
+            fn __iter__(&self) -> ArrayIter {
+                self.0.iter()
+            }
+
+            fn __eq__(&self, other: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
+                let same_class = other.cast::<$class>().ok().map(|other| &other.get().0);
+                match self.0.equals(same_class, other)? {
+                    Some(equal) => Ok(equal.into_pyobject(other.py())?.to_owned().into_any().unbind()),
+                    None => Ok(other.py().NotImplemented()),
+                }
+            }
+
+            fn __repr__(&self) -> String {
+                self.0.shown()
+            }
+
+            unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
+                // SAFETY: CPython calls this with a view of its own, and the class is frozen.
+                unsafe { slf.get().0.fill(slf.clone().into_any(), view, flags) }
+            }
+        }
+    };
+}
+
+pub(crate) use array_class;
