@@ -21,6 +21,8 @@ b'hello'
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from . import fdt
 from ._kho import (
     Arena,
@@ -41,6 +43,7 @@ from ._kho import (
 from ._types import FolioInfo, PageInfo
 from .convert import convert
 from .errors import (
+    BusyError,
     ExistsError,
     FdtError,
     FinalizedError,
@@ -49,6 +52,7 @@ from .errors import (
     MisalignedError,
     NoHandoverError,
     NotFoundError,
+    NotOwnerError,
     NotRestorableError,
     OrderError,
     OutOfMemoryError,
@@ -56,6 +60,7 @@ from .errors import (
     OutsideMemoryError,
     PageStateError,
     ParameterError,
+    SchemaError,
     ScratchOverlapError,
     SourceError,
     StaleError,
@@ -65,8 +70,14 @@ from .image import Image, save_elf
 from .outgoing import Outgoing
 from .sources import open
 
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from . import live as live
+
 __all__ = [
     "Arena",
+    "BusyError",
     "ExistsError",
     "FdtError",
     "FinalizedError",
@@ -81,6 +92,7 @@ __all__ = [
     "MisalignedError",
     "NoHandoverError",
     "NotFoundError",
+    "NotOwnerError",
     "NotRestorableError",
     "OrderError",
     "OutOfMemoryError",
@@ -91,6 +103,7 @@ __all__ = [
     "PageStateError",
     "Pages",
     "ParameterError",
+    "SchemaError",
     "ScratchOverlapError",
     "ScratchSpec",
     "Snapshot",
@@ -104,7 +117,17 @@ __all__ = [
     "convert",
     "fdt",
     "kho_is_enabled",
+    "live",
     "open",
     "parse_kho_scratch",
     "save_elf",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import `kho.live` when it is first asked for."""
+    if name == "live":
+        from importlib import import_module
+
+        return import_module("kho.live")
+    raise AttributeError(f"module 'kho' has no attribute {name!r}")

@@ -7,6 +7,7 @@ All derive from `KhoError` and, where a builtin says the same, from that builtin
 from __future__ import annotations
 
 __all__ = [
+    "BusyError",
     "ExistsError",
     "FdtError",
     "FinalizedError",
@@ -15,6 +16,7 @@ __all__ = [
     "MisalignedError",
     "NoHandoverError",
     "NotFoundError",
+    "NotOwnerError",
     "NotRestorableError",
     "OrderError",
     "OutOfMemoryError",
@@ -22,6 +24,7 @@ __all__ = [
     "OutsideMemoryError",
     "PageStateError",
     "ParameterError",
+    "SchemaError",
     "ScratchOverlapError",
     "SourceError",
     "StaleError",
@@ -109,3 +112,15 @@ class NoHandoverError(KhoError, LookupError):
 
 class SourceError(KhoError, OSError):
     """A file, directory or address that cannot be read as physical memory."""
+
+
+class BusyError(KhoError):
+    """An image that somebody else has, or that is offered to a successor (EBUSY)."""
+
+
+class NotOwnerError(KhoError):
+    """A change to an image by who is not its owner: a forked child, or after `close`, `hand_over` or `release`."""
+
+
+class SchemaError(KhoError, ValueError):
+    """An image of another name or version than was asked for. The message names both."""
