@@ -126,7 +126,7 @@ class Handle(Reader):
         for item in state.catalog.items.values():
             self._runs.take(*run_of(item, sup.base))
         self._runs.take(*self._metadata(state.root))
-        self._most_metadata = LEAST_METADATA
+        self._map_pages = LEAST_METADATA
         slots.retire(self._bytes, state.root.generation)
         self._journal = Journal(self._bytes)
         self._journal.clear()
@@ -271,7 +271,8 @@ class Handle(Reader):
 
     def _take(self, what: str, pages: int) -> int:
         """Take free pages for an object."""
-        limit = self._runs.pages - meta_zone(self._runs.pages)
+        objects = len(self._state.catalog.items) + len(self._changes) + 1
+        limit = self._runs.pages - meta_zone(self._runs.pages, objects, self._map_pages)
         align = min(ALIGN, 1 << (pages.bit_length() - 1))
         start = self._runs.lowest(pages, align, limit)
         if start is None:
@@ -369,7 +370,7 @@ class Handle(Reader):
     def _lay_out(self, catalog: Catalog) -> tuple[int, bytes, int]:
         """Build the metadata of a generation and take pages for them: the first page, the bytes, the FDT's address."""
         sup = self._image.sup
-        pages = self._most_metadata
+        pages = self._map_pages + len(catalog.items) * 256 // PAGE
         while True:
             start = self._runs.highest(pages, 1)
             if start is None or pages * PAGE > MOST_METADATA:
@@ -382,7 +383,7 @@ class Handle(Reader):
                 pages += -(-pages // 2)
                 continue
             self._back("commit", start, len(meta) // PAGE)
-            self._most_metadata = max(LEAST_METADATA, len(meta) // PAGE)
+            self._map_pages = max(LEAST_METADATA, len(meta) // PAGE - len(catalog.items) * 128 // PAGE)
             return start, meta, fdt_phys
 
     def _store(self, items: dict[str, Item], root: Root, meta: bytes) -> None:
@@ -499,12 +500,16 @@ class Handle(Reader):
                 image.path.unlink()
             # Without its magic it is blank, and can be made anew where the descriptor is all there is.
             self._bytes[:8].cast("Q")[0] = 0
-            self._bytes[: slots.SUPER_AT] = bytes(slots.SUPER_AT)
-            punch(image.fd, image.sup.offset, image.sup.size)
+            self._bytes[: slots.JOURNAL_END] = bytes(slots.JOURNAL_END)
+            punch(image.fd, 0, image.sup.offset + image.sup.size)
             self.close()
 
     def close(self) -> None:
-        """Let go of the image: another may own it. Uncommitted changes are lost; views that were handed out stay."""
+        """Let go of the image: another may own it. Uncommitted changes are lost.
+
+        Views that were handed out stay, and stay what they are until another owner reuses the memory of what it
+        replaced.
+        """
         with self._lock:
             self._owner = False
             super().close()

@@ -245,13 +245,17 @@ def _checked_size(fd: int, where: str, own: bool) -> int:
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         raise SourceError(f"{where}: not a file")
-    try:
-        sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
-    except OSError:
-        sealed = 0
-    if status.st_nlink == 0 and not sealed and not own:
+    if status.st_nlink == 0 and not own and not _sealed(fd):
         raise FormatError(f"{where}: a memfd that can be shrunk under its readers; seal it with F_SEAL_SHRINK")
     return status.st_size
+
+
+def _sealed(fd: int) -> bool:
+    """Say whether a file cannot be shrunk; only memfds have seals."""
+    try:
+        return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK)
+    except OSError:
+        return False
 
 
 def _fill(fd: int, size: int, name: str, version: str, where: str) -> None:
@@ -264,6 +268,7 @@ def _fill(fd: int, size: int, name: str, version: str, where: str) -> None:
         os.fchmod(fd, 0o600)
     except OSError as error:
         raise SourceError(f"{where}: {error.strerror}") from error
+    _seal(fd, where)
     mapping = Mapping(fd, 0, HEAD, writable=True)
     head = mapping.view(0, HEAD)
     sup = Super(word_at, BASE, size, offset, elf_bytes, zlib.crc32(elf[:elf_bytes]))
@@ -283,7 +288,6 @@ def _fill(fd: int, size: int, name: str, version: str, where: str) -> None:
     mapping.flush(0, HEAD)
     head[:8].cast("Q")[0] = int.from_bytes(elf[:8], "little")
     mapping.flush(0, PAGE)
-    _seal(fd, where)
 
 
 def blank(fd: int) -> bool:
@@ -297,7 +301,7 @@ def blank(fd: int) -> bool:
 
 def _seal(fd: int, where: str) -> None:
     """Seal a memfd against changes of its size; a file with a name cannot be."""
-    if os.fstat(fd).st_nlink:
+    if os.fstat(fd).st_nlink or _sealed(fd):
         return
     try:
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
@@ -325,9 +329,9 @@ def open_file(path: Path) -> int:
         raise SourceError(f"{path}: {error.strerror}") from error
 
 
-def meta_zone(pages: int) -> int:
-    """Say how many pages at the end no object takes, so that a full image can still commit a deletion."""
-    return min(pages // 8, 1024)
+def meta_zone(pages: int, objects: int, map_pages: int) -> int:
+    """Say how many pages at the end no object takes: room for two generations, so that a full image can be emptied."""
+    return max(min(pages // 8, 1024), 2 * (objects * 256 // PAGE + map_pages + 8))
 
 
 def build(base: int, size: int, start: int, n: int, catalog: Catalog) -> tuple[bytes, int]:
@@ -337,18 +341,24 @@ def build(base: int, size: int, start: int, n: int, catalog: Catalog) -> tuple[b
     but the result. The bytes end with the last page that is needed.
     Raises: OutOfMemoryError if the pages do not suffice.
     """
+    blob = encode_catalog(catalog)
+    blob_pages = -(-len(blob) // PAGE)
+    if blob_pages >= n:
+        raise OutOfMemoryError(f"{blob_pages} pages of names do not fit {n}")
     beside = _kho.Arena([(base, size)], max_page_order=LARGEST_ORDER)
     first = base // PAGE
-    for begin, end in ((first, first + start), (first + start + n, first + size // PAGE)):
-        for pfn, order in aligned_blocks(begin, end):
+    for begin, end in ((0, start + blob_pages), (start + n, size // PAGE)):
+        for pfn, order in aligned_blocks(first + begin, first + end):
             beside.alloc_at(pfn * PAGE, order)
+    at = base + start * PAGE
+    beside.write(at, blob)
     out = _kho.Outgoing(beside, ABI)
     for item in catalog.items.values():
         if item.pages:
             out.preserve_pages(item.phys, item.pages)
-    out.add_subtree(SUBTREE, encode_catalog(catalog))
+    out.preserve_pages(at, blob_pages)
+    out.link_subtree(SUBTREE, at, len(blob))
     out.serialize()
-    at = base + start * PAGE
     while n and beside.page(at + (n - 1) * PAGE).state == "free":
         n -= 1
     return beside.read(at, n * PAGE), out.fdt_phys
