@@ -15,7 +15,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-import kho.live
 from kho.live import Candidate, Handle
 
 SHM = Path("/dev/shm")
@@ -68,9 +67,9 @@ def check_described(reader: Candidate | Handle) -> dict[str, tuple[int, int]]:
 def child(work: Callable[[], object]) -> int:
     """Fork a process that does something and exits: with 0, or 1 if that raised; its pid."""
     pid = os.fork()
-    if pid:
-        return pid
-    _in_child(work)
+    if not pid:
+        _in_child(work)
+    return pid
 
 
 def _in_child(work: Callable[[], object]) -> NoReturn:
@@ -96,7 +95,7 @@ def die() -> None:
 
 def descriptors() -> int:
     """How many files this process has open."""
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def restore(path: Path, content: bytes) -> None:

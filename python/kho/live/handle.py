@@ -7,7 +7,7 @@ import sys
 import weakref
 import zlib
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from ..errors import (
     BusyError,
@@ -22,16 +22,15 @@ from ..payload.live import PAGE, Catalog, Item, check_name, itemsize, nbytes_of
 from . import slots
 from .image import LEAST_METADATA, MOST_METADATA, Image, State, build, meta_zone, no_memory
 from .mapping import Mapping, punch
-from .reader import Exporter, Reader, run_of, shaped
+from .reader import Exporter, Reader, View, run_of, shaped
 from .runs import Runs
 from .slots import HEAD, Journal, Root
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
     from typing_extensions import Buffer
-
-    from .reader import View
 
 ALIGN = (2 << 20) // PAGE
 """Pages that large objects begin at a multiple of: huge pages, and few folios."""
@@ -196,7 +195,7 @@ class Handle(Reader):
             change = self._new("empty", name, nbytes, code, sizes)
             return self._writable(change)
 
-    def put(self, name: str, value: Buffer) -> None:
+    def put(self, name: str, value: Buffer | np.ndarray[Any, Any]) -> None:
         """Copy an array, or bytes, in; in place of the object of that name, if there is one, once it is committed.
 
         Args: value: a numpy array, or anything that exports a buffer: without numpy's dtype it becomes bytes.
@@ -212,7 +211,7 @@ class Handle(Reader):
                     place: Any = shaped(self._bytes_of(change.item), code, array.shape)
                     place[...] = array
             return
-        raw = memoryview(value)
+        raw = memoryview(cast("Buffer", value))
         with self._lock:
             change = self._new("put", name, raw.nbytes, None, (raw.nbytes,))
             if raw.nbytes:

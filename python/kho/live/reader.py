@@ -10,19 +10,15 @@ import weakref
 import zlib
 from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from ..errors import FormatError, NotFoundError, NotOwnerError, SchemaError
 from ..payload.live import PAGE, Item
 from .image import Image, State
 from .mapping import Mapping
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    View = np.ndarray[Any, Any] | memoryview
-    """What an object is handed out as: a numpy array, or a memoryview for bytes and where there is no numpy."""
-
+View = Any
+"""What an object is handed out as: a numpy array, or a memoryview for bytes and where there is no numpy."""
 Exporter = ctypes.Array[ctypes.c_ubyte]
 
 FORMATS = {

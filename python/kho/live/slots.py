@@ -34,6 +34,7 @@ FORMAT = 1
 _SUPER = struct.Struct("<8sIIQQQQI")
 _SLOT = struct.Struct("<8sQQQQII")
 _CRC = struct.Struct("<I")
+SUPER_BYTES, SLOT_BYTES = _SUPER.size + _CRC.size, _SLOT.size + _CRC.size
 _JOURNAL = struct.Struct("<QQ")
 EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 PHDR = struct.Struct("<IIQQQQQQ")
@@ -135,7 +136,7 @@ def write_root(head: memoryview, sup: Super, root: Root) -> None:
 def retire(head: memoryview, generation: int) -> None:
     """Empty the slot of the generation before."""
     at = SLOT_AT[(generation - 1) % 2]
-    head[at : at + len(SLOT_MAGIC)] = bytes(len(SLOT_MAGIC))
+    head[at : at + SLOT_BYTES] = bytes(SLOT_BYTES)
 
 
 def read_root(head: memoryview, slot: int, sup: Super) -> Root | None:
