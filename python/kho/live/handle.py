@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import weakref
@@ -15,14 +16,15 @@ from ..errors import (
     NotFoundError,
     NotOwnerError,
     OutOfMemoryError,
-    ParameterError,
+    SourceError,
     StaleError,
 )
-from ..payload.live import PAGE, Catalog, Item, check_name, itemsize, nbytes_of
+from ..payload.live import PAGE, Catalog, Item, check_name, nbytes_of
 from . import slots
+from .arrays import View, dtype_of, make_readonly, shaped
 from .image import LEAST_METADATA, MOST_METADATA, Image, State, build, meta_zone, no_memory
 from .mapping import Mapping, punch
-from .reader import Exporter, Reader, View, run_of, shaped
+from .reader import Exporter, Reader, run_of
 from .runs import Runs
 from .slots import HEAD, Journal, Root
 
@@ -34,6 +36,10 @@ if TYPE_CHECKING:
 
 ALIGN = (2 << 20) // PAGE
 """Pages that large objects begin at a multiple of: huge pages, and few folios."""
+
+
+LARGE = 64 << 10
+"""Bytes from which an object is written as a file is."""
 
 
 class Candidate(Reader):
@@ -188,7 +194,7 @@ class Handle(Reader):
         Args: shape: numbers of elements. dtype: numpy's, or its `str` as "<f4"; numbers, booleans, times, strings.
         Raises: OutOfMemoryError with what is needed and free; ParameterError; NotOwnerError.
         """
-        code = _dtype(dtype)
+        code = dtype_of(dtype)
         sizes = (int(shape),) if isinstance(shape, int) or hasattr(shape, "__index__") else tuple(map(int, shape))
         nbytes = nbytes_of(code, sizes)
         with self._lock:
@@ -204,10 +210,12 @@ class Handle(Reader):
         numpy: Any = sys.modules.get("numpy")
         if numpy is not None and isinstance(value, numpy.ndarray | numpy.generic):
             array = numpy.asarray(value)
-            code = _dtype(array.dtype)
+            code = dtype_of(array.dtype)
             with self._lock:
                 change = self._new("put", name, array.nbytes, code, array.shape)
-                if array.nbytes:
+                if array.nbytes >= LARGE and array.flags.c_contiguous:
+                    self._write(change.item, memoryview(array.reshape(-1).view("u1")))
+                elif array.nbytes:
                     place: Any = shaped(self._bytes_of(change.item), code, array.shape)
                     place[...] = array
             return
@@ -215,7 +223,7 @@ class Handle(Reader):
         with self._lock:
             change = self._new("put", name, raw.nbytes, None, (raw.nbytes,))
             if raw.nbytes:
-                self._bytes_of(change.item)[:] = raw.cast("B") if raw.c_contiguous else raw.tobytes()
+                self._write(change.item, raw.cast("B") if raw.c_contiguous else memoryview(raw.tobytes()))
 
     def edit(self, name: str) -> View:
         """Copy an object so as to change it: a writable array, as `empty` gives, with what it holds.
@@ -228,7 +236,7 @@ class Handle(Reader):
             source = self._exporter(item.phys, item.nbytes)
             change = self._new("edit", name, item.nbytes, item.dtype, item.shape)
             if item.nbytes:
-                self._bytes_of(change.item)[:] = memoryview(source).cast("B")
+                self._write(change.item, memoryview(source).cast("B"))
             return self._writable(change)
 
     def __delitem__(self, name: str) -> None:
@@ -300,6 +308,19 @@ class Handle(Reader):
 
     def _bytes_of(self, item: Item) -> memoryview:
         return self._memory.view(item.phys - self._image.sup.base, item.nbytes)
+
+    def _write(self, item: Item, raw: memoryview) -> None:
+        """Fill an object; large ones by writing the file, which takes no page faults, where files can be written."""
+        done = 0
+        if item.nbytes >= LARGE:
+            offset = self._image.sup.offset + item.phys - self._image.sup.base
+            try:
+                while done < item.nbytes:
+                    done += os.pwrite(self._image.fd, raw[done:], offset + done)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise SourceError(f"{self._image.where}: write {item.name!r}: {error.strerror}") from error
+        self._bytes_of(item)[done:] = raw[done:]
 
     def _writable(self, change: Change) -> View:
         item = change.item
@@ -417,7 +438,7 @@ class Handle(Reader):
         base = self._image.sup.base
         for name, change in changes.items():
             if change is not None and change.view is not None:
-                _make_readonly(change.view())
+                make_readonly(change.view())
             if (old := before.catalog.items.get(name)) is not None:
                 self._free(*run_of(old, base), old.phys)
         self._punch(*self._runs.give(*self._metadata(before.root)))
@@ -541,33 +562,3 @@ class Handle(Reader):
                 "generation": self.generation,
                 "holes": int(self._holes),
             }
-
-
-def _dtype(dtype: Any) -> str:
-    """Give a dtype as images have it. Raises: ParameterError."""
-    try:
-        import numpy as np
-    except ImportError:
-        if not isinstance(dtype, str):
-            raise ParameterError(f"dtype {dtype!r}: without numpy, say it as '<f4'") from None
-        code = dtype if dtype[:1] in "<>|" else ("|" if dtype[1:] == "1" else "<") + dtype
-    else:
-        try:
-            code = np.dtype(dtype).str
-        except TypeError as error:
-            raise ParameterError(f"dtype {dtype!r}: {error}") from error
-    itemsize(code)
-    return code
-
-
-def _make_readonly(view: Any) -> None:
-    """Have an array that was handed out to be filled refuse further writes."""
-    if view is None:
-        return
-    if isinstance(view, memoryview):
-        try:
-            view.release()
-        except BufferError:
-            return
-    else:
-        view.flags.writeable = False

@@ -75,6 +75,7 @@ class Image:
         self.lock_fd = -1 if lock_fd is None else lock_fd
         self.where = where
         self.path = path
+        self._seen: tuple[tuple[int, bytes], State] | None = None
         try:
             if lock_fd is None:
                 self.lock_fd = reopen(fd, where)
@@ -127,8 +128,11 @@ class Image:
         """
         for _ in range(RETRIES):
             before = self._roots()
+            if self._seen is not None and self._seen[0] == before:
+                return self._seen[1]
             try:
-                return self._read(before[0])
+                self._seen = before, self._read(before[0])
+                return self._seen[1]
             except (UnsupportedAbiError, FormatError) as error:
                 # What changed while it was read was not damaged, but replaced.
                 if self._roots() == before:

@@ -4,37 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 import threading
 import weakref
 import zlib
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from ..errors import FormatError, NotFoundError, NotOwnerError, SchemaError
 from ..payload.live import PAGE, Item
+from .arrays import View, shaped
 from .image import Image, State
 from .mapping import Mapping
 
-View = Any
-"""What an object is handed out as: a numpy array, or a memoryview for bytes and where there is no numpy."""
 Exporter = ctypes.Array[ctypes.c_ubyte]
-
-FORMATS = {
-    "|b1": "?",
-    "|i1": "b",
-    "|u1": "B",
-    "<i2": "h",
-    "<u2": "H",
-    "<i4": "i",
-    "<u4": "I",
-    "<i8": "q",
-    "<u8": "Q",
-    "<f4": "f",
-    "<f8": "d",
-}
-"""What memoryviews call a dtype, on little-endian machines; what else there is is shown as bytes without numpy."""
 
 
 class Reader:
@@ -189,25 +172,6 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def shaped(raw: memoryview, dtype: str | None, shape: tuple[int, ...]) -> View:
-    """Make an array of bytes, or a memoryview where there is no numpy."""
-    if dtype is None:
-        return raw
-    try:
-        import numpy as np
-    except ImportError:
-        form: Any = FORMATS.get(dtype) if sys.byteorder == "little" or dtype[0] == "|" else None
-        return raw.cast(form, list(shape)) if form is not None and raw.nbytes else raw
-    if not raw.nbytes:
-        empty = np.empty(shape, np.dtype(dtype))
-        empty.flags.writeable = not raw.readonly
-        return empty
-    return np.frombuffer(raw, np.dtype(dtype)).reshape(shape)
-
-
 def run_of(item: Item, base: int) -> tuple[int, int]:
     """Give an object's pages, counted from the memory's first."""
     return ((item.phys - base) // PAGE, item.pages) if item.nbytes else (0, 0)
-
-
-__all__ = ["Reader", "run_of", "shaped"]
