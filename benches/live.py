@@ -4,8 +4,8 @@
 
 Each successor is a process of its own that has imported what it needs: milliseconds to attach or load, and then to
 read three elements; page faults while it did both, memory of its own afterwards, and time since its exec. Then all of
-the contents are summed up and compared. Files are on tmpfs, so that no disk is measured. Bytes are copied where memory of its own
-grows with the size.
+the contents are summed up and compared. Files are on tmpfs, so that no disk is measured. Bytes are copied where memory
+of its own grows with the size.
 """
 
 from __future__ import annotations

@@ -205,6 +205,7 @@ def test_what_is_not_committed_is_dropped_and_said(path: Path) -> None:
         assert h.names() == ["changed", "new"]
     with kho.live.open("x", "1M", backing=path) as h:
         assert h.dropped == ("changed", "new", "kept")
+        h.rollback()
         assert {name: bytes(h[name]) for name in h} == {"kept": b"1", "changed": b"old"}
     with kho.live.open("x", "1M", backing=path) as h:
         assert h.dropped == (), "it is said once"

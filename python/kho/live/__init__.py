@@ -119,6 +119,7 @@ def attach(source: str | os.PathLike[str] | int, *, lock_fd: int | None = None) 
 
 
 def _candidate(image: Image) -> Candidate:
+    """Read an image that was opened, which is closed if that fails."""
     try:
         return Candidate(image, image.committed())
     except BaseException:
@@ -150,13 +151,23 @@ def _new(fd: int, size: int, name: str, version: str, where: str, path: Path | N
     image = Image.create(fd, size, name, version, where)
     try:
         if path is not None:
-            # With a directory's descriptor, which an absolute path ignores, it is linkat, which follows the link.
-            os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
+            try:
+                _link(fd, path)
+            except FileExistsError:
+                raise
+            except OSError as error:
+                raise SourceError(f"{path}: {error.strerror}") from error
             image.path = path
         return Handle(image, image.committed(), inherited=False)
     except BaseException:
         image.close()
         raise
+
+
+def _link(fd: int, path: Path) -> None:
+    """Give a nameless file its name. Raises: OSError."""
+    # With a directory's descriptor, which an absolute path ignores, it is linkat, which follows the link.
+    os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
 
 
 def _new_memfd(name: str, size: int, version: str, *, huge: bool) -> Handle:
@@ -185,14 +196,12 @@ def _open_path(path: Path, name: str, size: int, version: str, timeout: float) -
     until = time.monotonic() + timeout
     while True:
         try:
-            candidate = attach(path) if path.exists() else None
-        except SourceError:
-            if path.exists():
-                raise
-            candidate = None
+            image = Image(open_file(path), str(path), path)
+        except FileNotFoundError:
+            image = None
         try:
-            if candidate is not None:
-                return _adopt(candidate, name, version, max(until - time.monotonic(), 0.0))
+            if image is not None:
+                return _adopt(_candidate(image), name, version, max(until - time.monotonic(), 0.0))
             return _new(_nameless(path), size, name, version, str(path), path)
         except (FileExistsError, StaleError):
             # Somebody was faster: made it, or released it.

@@ -59,8 +59,8 @@ class Candidate(Reader):
         """
         with self._lock:
             image = self._image
-            if image.fd < 0:
-                raise NotOwnerError(f"{image.where}: this candidate is closed")
+            if image.lock_fd < 0:
+                raise NotOwnerError(f"{image.where}: this candidate is closed, or another process's")
             image.lock(timeout)
             try:
                 if not image.still_there():
@@ -434,7 +434,6 @@ class Handle(Reader):
         slots.retire(self._bytes, now.root.generation)
         changes, self._changes = self._changes, {}
         self._state = now
-        self._dropped = ()
         base = self._image.sup.base
         for name, change in changes.items():
             if change is not None and change.view is not None:
@@ -478,8 +477,8 @@ class Handle(Reader):
     def hand_over(self) -> None:
         """Let a candidate adopt the image; this handle reads on, and changes nothing more.
 
-        The arrays it has stay whole until the successor commits. Raises: FinalizedError with uncommitted changes:
-        commit or roll back first; NotOwnerError.
+        Arrays of committed objects stay whole until the successor commits. Raises: FinalizedError with uncommitted
+        changes: commit or roll back first; NotOwnerError.
         """
         with self._lock:
             self._mine("hand_over")

@@ -219,7 +219,8 @@ class Image:
 
     def unlock(self) -> None:
         """Let another become the owner."""
-        fcntl.flock(self.lock_fd, fcntl.LOCK_UN)
+        if self.lock_fd >= 0:
+            fcntl.flock(self.lock_fd, fcntl.LOCK_UN)
 
     def still_there(self) -> bool:
         """Say whether the path still leads to this file."""

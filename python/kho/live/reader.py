@@ -29,6 +29,7 @@ class Reader:
         self._lock = threading.RLock()
         self._data = Mapping(image.fd, image.sup.offset, image.sup.size, writable=False)
         self._exporters: weakref.WeakValueDictionary[int, Exporter] = weakref.WeakValueDictionary()
+        self._torn = state.torn
         self._dropped = image.journal(state.root.generation)
         _readers.add(self)
 
@@ -55,7 +56,7 @@ class Reader:
     @property
     def torn(self) -> int | None:
         """The generation whose commit the owner before did not live to finish; the one before it is whole."""
-        return self._state.torn
+        return self._torn
 
     def info(self, name: str) -> Item:
         """Tell an object's place, dtype, shape, checksum, and the commit it came with. Raises: NotFoundError."""
