@@ -18,7 +18,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -path rust/fuzz -prune -
 PYTHON_SOURCES := $(shell find python -name '*.py' -o -name '*.pyi' -o -name py.typed)
 
 .NOTPARALLEL:
-.PHONY: help run test check fmt clippy ruff mypy stubtest test-rust test-python wheel wheel-check bench fuzz docs format clean need need-test
+.PHONY: help run test check fmt clippy ruff mypy stubtest test-rust test-python wheel wheel-check bench charts fuzz docs format clean need need-test
 
 help:
 	@echo 'make run     build kho, show what a real Linux kernel handed over, then hand memory over and take it back'
@@ -27,6 +27,7 @@ help:
 	@echo 'make format  reformat the sources'
 	@echo 'make docs    run the commands that docs/ shows, and put their output there; manual pages'
 	@echo 'make bench   speed, as a table of ratios'
+	@echo 'make charts  docs/charts: overhead by density, time by size; two minutes, 1.2 GiB'
 	@echo 'make fuzz    hostile input for FUZZ_SECONDS=$(FUZZ_SECONDS) a target'
 	@echo 'make wheel   dist/: the source distribution, and a wheel built from it'
 	@echo 'make clean   remove everything that was built'
@@ -112,6 +113,9 @@ wheel-check: dist/.stamp
 bench: need $(VENV)/.stamp-dev $(VENV)/.stamp-kho
 	cargo bench --locked -p kho
 	$(PY) benches/report.py
+
+charts: $(VENV)/.stamp-dev $(VENV)/.stamp-kho
+	$(PY) benches/chart.py
 
 # cargo-fuzz wants a nightly toolchain; without it the property tests run many more cases instead.
 fuzz: need $(VENV)/.stamp-dev $(VENV)/.stamp-kho

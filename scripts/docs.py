@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Run the commands that the pages in docs/ show, and put their output there.
 
-    scripts/docs.py            rewrite docs/*.md, docs/man/*.1 and docs/map.svg
+    scripts/docs.py            rewrite docs/*.md, docs/doctor/*.md, docs/man/*.1 and docs/map.svg
     scripts/docs.py --check    exit 1 and say which are not up to date
 
 A page is prose with blocks that begin with ```console; in these, a line `$ COMMAND` is run by sh in a directory that
@@ -32,11 +32,13 @@ def main() -> int:
 
     import kho
     from kho import mapdraw, memmap
+    from kho.doctor import rules
 
     source = ROOT / "tests" / "data" / CAPTURE / "handover.elf"
     drawn = memmap.build(kho.open(source), kho.Memory.open(source).ranges)
     wanted = {path: rendered(path.read_text()) for path in sorted(DOCS.glob("*.md"))}
     wanted |= {DOCS / "man" / name: text for name, text in man.pages().items()}
+    wanted |= {DOCS / "doctor" / f"{rule_id}.md": rules.page(rule_id) for rule_id in rules.RULES}
     wanted[DOCS / "map.svg"] = mapdraw.to_svg(drawn, f"kho-v4 handover in {CAPTURE}")
     stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text() != text]
     for path in stale:

@@ -21,6 +21,7 @@ b'hello'
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from . import fdt
@@ -49,6 +50,16 @@ from .errors import (
     FinalizedError,
     FormatError,
     KhoError,
+    LuoAbiError,
+    LuoBusyError,
+    LuoError,
+    LuoExistsError,
+    LuoFileError,
+    LuoNotFoundError,
+    LuoPermissionError,
+    LuoRetrieveError,
+    LuoStateError,
+    LuoUnavailableError,
     MisalignedError,
     NoHandoverError,
     NotFoundError,
@@ -68,12 +79,20 @@ from .errors import (
 )
 from .image import Image, save_elf
 from .outgoing import Outgoing
+from .plan import Plan, plan
+from .simulate import Simulation, simulate
 from .sources import open
 
 if TYPE_CHECKING:
-    from types import ModuleType
+    from . import live, luo
+else:
 
-    from . import live as live
+    def __getattr__(name: str) -> object:
+        """Import a module of the package when it is first asked for."""
+        if name in {"live", "luo"}:
+            return import_module(f".{name}", __name__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "Arena",
@@ -88,6 +107,16 @@ __all__ = [
     "Image",
     "Incoming",
     "KhoError",
+    "LuoAbiError",
+    "LuoBusyError",
+    "LuoError",
+    "LuoExistsError",
+    "LuoFileError",
+    "LuoNotFoundError",
+    "LuoPermissionError",
+    "LuoRetrieveError",
+    "LuoStateError",
+    "LuoUnavailableError",
     "Memory",
     "MisalignedError",
     "NoHandoverError",
@@ -103,9 +132,11 @@ __all__ = [
     "PageStateError",
     "Pages",
     "ParameterError",
+    "Plan",
     "SchemaError",
     "ScratchOverlapError",
     "ScratchSpec",
+    "Simulation",
     "Snapshot",
     "SnapshotSide",
     "SourceError",
@@ -118,16 +149,10 @@ __all__ = [
     "fdt",
     "kho_is_enabled",
     "live",
+    "luo",
     "open",
     "parse_kho_scratch",
+    "plan",
     "save_elf",
+    "simulate",
 ]
-
-
-def __getattr__(name: str) -> ModuleType:
-    """Import `kho.live` when it is first asked for."""
-    if name == "live":
-        from importlib import import_module
-
-        return import_module("kho.live")
-    raise AttributeError(f"module 'kho' has no attribute {name!r}")

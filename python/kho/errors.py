@@ -6,6 +6,8 @@ All derive from `KhoError` and, where a builtin says the same, from that builtin
 
 from __future__ import annotations
 
+from errno import errorcode
+
 __all__ = [
     "BusyError",
     "ExistsError",
@@ -13,6 +15,16 @@ __all__ = [
     "FinalizedError",
     "FormatError",
     "KhoError",
+    "LuoAbiError",
+    "LuoBusyError",
+    "LuoError",
+    "LuoExistsError",
+    "LuoFileError",
+    "LuoNotFoundError",
+    "LuoPermissionError",
+    "LuoRetrieveError",
+    "LuoStateError",
+    "LuoUnavailableError",
     "MisalignedError",
     "NoHandoverError",
     "NotFoundError",
@@ -124,3 +136,48 @@ class NotOwnerError(KhoError):
 
 class SchemaError(KhoError, ValueError):
     """An image of another name or version than was asked for. The message names both."""
+
+
+class LuoError(KhoError, OSError):
+    """What /dev/liveupdate or a session of it refuses; `errno` is the kernel's. The message has the remedy."""
+
+    def __str__(self) -> str:
+        """The sentence, and the kernel's name for it."""
+        name = None if self.errno is None else errorcode.get(self.errno, self.errno)
+        return super().__str__() if name is None else f"{self.strerror} ({name})"
+
+
+class LuoUnavailableError(LuoError):
+    """There is no live update device: the kernel has none, or was booted without `liveupdate=on`."""
+
+
+class LuoPermissionError(LuoError, PermissionError):
+    """The device may not be used by this user (EPERM, EACCES)."""
+
+
+class LuoBusyError(LuoError):
+    """Something is in use, and may be free later: the device, a file, a session that cannot finish yet (EBUSY)."""
+
+
+class LuoExistsError(LuoError, ExistsError):
+    """A session name or a token given twice (EEXIST)."""
+
+
+class LuoNotFoundError(LuoError, NotFoundError):
+    """A session or token that the last kernel did not hand over (ENOENT)."""
+
+
+class LuoStateError(LuoError):
+    """A session that is closed, was retrieved before, or is of the other direction (EBADF, EINVAL)."""
+
+
+class LuoFileError(LuoError):
+    """A file that cannot be preserved: no memfd, of huge pages, with unknown seals, not open."""
+
+
+class LuoRetrieveError(LuoError):
+    """A file that the kernel could not bring back. That is permanent: only `finish` and a cold start are left."""
+
+
+class LuoAbiError(LuoError):
+    """A kernel that knows another form of a request, or not this request (EINVAL, E2BIG, ENOTTY)."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, MutableMapping
+from importlib import import_module
 
 import click
 
 from .. import __version__
 from ..errors import KhoError
-from . import convert, diff, extract, fdt, inspect, memmap, owners, verify
-from .output import hint
 
 HELP = """Linux Kexec HandOver (KHO) in userspace.
 
@@ -21,6 +21,7 @@ several of them that make up one memory. No vmlinux and no symbols are needed.
 """
 
 TASKS = {
+    "doctor": ("where did my RAM go?", "kho doctor"),
     "inspect": ("what does this memory hand over?", "kho inspect core.elf"),
     "map": ("where in memory is it?", "kho map core.elf"),
     "owners": ("whose is every page of it?", "kho owners core.elf"),
@@ -29,8 +30,43 @@ TASKS = {
     "extract": ("take a file out", "kho extract core.elf --session vm-1 --token 0x10 -o disk.img"),
     "diff": ("what differs between two?", "kho diff before.elf after.elf"),
     "convert": ("write it as another kernel would", "kho convert core.elf --abi kho-v4 -o v4.elf"),
+    "plan": ("what will handing over cost?", "kho plan --memory 2T --preserve 80%:2M"),
+    "simulate": ("do it, and measure", "kho simulate --memory 2T --preserve 80%:2M"),
 }
 """What each command is for, with an example, in the order one needs them."""
+
+MODULES = {"map": "memmap"}
+"""Where a command is, if not in the module of its name."""
+
+
+class Commands(MutableMapping[str, click.Command]):
+    """The commands by name. A module is imported when its command is asked for: one run needs one of them."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, click.Command | None] = dict.fromkeys(TASKS)
+
+    def __getitem__(self, name: str) -> click.Command:
+        found = self._loaded[name]
+        if found is None:
+            found = import_module(f".{MODULES.get(name, name)}", __package__).command
+            assert isinstance(found, click.Command)
+            self._loaded[name] = found
+        return found
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        self._loaded[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._loaded)
+
+    def __len__(self) -> int:
+        return len(self._loaded)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._loaded
 
 
 class Teaching(click.Group):
@@ -49,20 +85,10 @@ class Teaching(click.Group):
             formatter.write_dl(examples, col_max=34)
 
 
-@click.group(cls=Teaching, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Teaching, commands=Commands(), help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kho")
 def cli() -> None:
     """Hold the subcommands; each is a module of this package."""
-
-
-cli.add_command(inspect.command)
-cli.add_command(extract.command)
-cli.add_command(diff.command)
-cli.add_command(fdt.command)
-cli.add_command(memmap.command)
-cli.add_command(convert.command)
-cli.add_command(verify.command)
-cli.add_command(owners.command)
 
 
 def main() -> None:
@@ -70,6 +96,8 @@ def main() -> None:
     try:
         cli.main(standalone_mode=False)
     except KhoError as error:
+        from .output import hint
+
         click.echo(f"kho: {error}", err=True)
         advice = hint(error)
         if advice:

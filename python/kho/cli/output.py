@@ -60,6 +60,20 @@ def progress(doing: str) -> Iterator[Callable[[int], None] | None]:
         yield told
 
 
+@contextmanager
+def bar(doing: str, total: int) -> Iterator[Callable[[int], None] | None]:
+    """Show on stderr how many of `total` are done, if it is a terminal; what is called is told how many."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task(doing, total=total)
+        yield lambda done: shown.update(task, completed=done)
+
+
 def hint(error: errors.KhoError) -> str | None:
     """Say what to try after an error."""
     match error:

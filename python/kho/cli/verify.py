@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from .. import __version__
 from ..findings import RULES, SEVERITIES, Finding, Severity, markdown
 from ..verify import verify
 from . import output
+from .fleet_options import Fleet, fleet_options
 from .options import Range, read_options
 
 SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -30,6 +32,7 @@ COLOUR = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 @click.option("--explain", metavar="ID", help="Explain a finding (KHO004), and stop.")
 @click.option("--list", "as_list", is_flag=True, help="List every finding there can be, and stop.")
 @click.option("--markdown", "as_markdown", is_flag=True, help="With --list: as docs/findings.md.")
+@fleet_options
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -44,6 +47,7 @@ def command(
     explain: str | None,
     as_list: bool,
     as_markdown: bool,
+    fleet: Fleet | None,
 ) -> None:
     """Check what the memory in SOURCE hands over, and say what is wrong with it.
 
@@ -54,9 +58,13 @@ def command(
       kho verify handover.elf
       kho verify --explain KHO015
       kho verify --sarif handover.elf > findings.sarif
+      kho verify --fleet 'dumps/*' --parquet findings.parquet
+
+    With --fleet each source is a handover of its own, and --json prints a line for each.
 
     \b
-    Exit codes: 0 no errors (there may be warnings and notes), 1 errors, 2 no handover or not readable.
+    Exit codes: 0 no errors (there may be warnings and notes), 1 errors, 2 no handover or not readable. Of a fleet: that
+    of the worst source.
     """
     if explain is not None:
         click.echo(explanation(explain))
@@ -72,6 +80,20 @@ def command(
                 table.add_row(rule_id, Text(rule.severity, COLOUR[rule.severity]), rule.title)
             output.console().print(table)
         return
+    if fleet is not None:
+        if as_sarif:
+            raise click.UsageError("--sarif is of one source; --fleet has --json and --parquet")
+        from ..fleet import VERIFY, verify_row
+
+        examine = functools.partial(
+            verify_row,
+            nodes=node,
+            fdt_phys=fdt_phys,
+            page_size=page_size,
+            bitmap_bytes=bitmap_bytes,
+            scratch=scratch or None,
+        )
+        sys.exit(fleet.run(examine, VERIFY, more=source, as_json=as_json))
     if not source:
         raise click.UsageError("Missing argument 'SOURCE...'.", ctx)
     with output.progress("searching") as told:

@@ -4,7 +4,8 @@
 //! Python memoryview, another process), so they are never borrowed as slices here: they are copied in and out.
 
 use crate::error::{Error, Result};
-use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use core::mem::MaybeUninit;
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
 
@@ -114,6 +115,20 @@ impl Drop for Mapping {
         // SAFETY: the mapping is ours and nothing that borrows it outlives it. Failure leaves it mapped, harmlessly.
         let _ = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
     }
+}
+
+/// Asks for huge pages for memory that is about to be written for the first time, where it is long enough for any.
+pub(crate) fn prefer_huge_pages<T>(memory: &mut [MaybeUninit<T>]) {
+    const HUGE_PAGE: usize = 2 << 20;
+    let start = memory.as_mut_ptr().cast::<u8>();
+    let skip = start.align_offset(HUGE_PAGE);
+    let Some(len) = size_of_val(memory).checked_sub(skip).map(|len| len & !(HUGE_PAGE - 1)).filter(|len| *len > 0)
+    else {
+        return;
+    };
+    // SAFETY: the range lies in `memory`, which is borrowed for writing; the advice changes no byte of it. Where it is not
+    // taken, memory is only slower.
+    let _ = unsafe { madvise(start.wrapping_add(skip).cast(), len, Advice::LinuxHugepage) };
 }
 
 fn size(len: u64) -> Result<usize> {

@@ -2,11 +2,13 @@
 //!
 //! No reference into a block outlives a statement, because a source may lie in memory that others look at.
 
+use super::simd;
 use crate::error::{Error, Result};
 use crate::units::Phys;
 use core::ptr::{self, NonNull};
 use rustix::mm;
 use std::alloc::{self, Layout};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Where a tracker's blocks live.
 ///
@@ -19,6 +21,15 @@ pub unsafe trait BlockSource: Send + Sync {
     /// # Errors
     /// [`Error::NoMemory`], or whatever else keeps the source from giving one.
     fn alloc_block(&mut self, bytes: usize) -> Result<NonNull<u64>>;
+
+    /// As [`BlockSource::alloc_block`], for a caller that writes every word before it reads any: the block need not be
+    /// zeroed.
+    ///
+    /// # Errors
+    /// As [`BlockSource::alloc_block`].
+    fn alloc_unwritten(&mut self, bytes: usize) -> Result<NonNull<u64>> {
+        self.alloc_block(bytes)
+    }
 
     /// The physical address of a block, when blocks have one.
     fn phys_of(&self, block: NonNull<u64>) -> Option<Phys>;
@@ -68,6 +79,14 @@ impl Block {
         source.alloc_block(shape.bytes()).map(Block)
     }
 
+    /// A block of that shape from a source; every bit is set.
+    pub(super) fn allocate_full(source: &mut dyn BlockSource, shape: Shape) -> Result<Self> {
+        let block = Block(source.alloc_unwritten(shape.bytes())?);
+        // SAFETY: the source gave memory for that many words, the tracker's alone.
+        unsafe { block.0.write_bytes(0xff, shape.words()) };
+        Ok(block)
+    }
+
     pub(super) fn phys(self, source: &dyn BlockSource) -> Option<Phys> {
         source.phys_of(self.0)
     }
@@ -87,8 +106,81 @@ impl Block {
     }
 }
 
-/// Blocks on the heap: slabs that double from one page to 1 MiB, then huge pages. Small trackers stay small, and big
-/// ones take few TLB entries and few page faults.
+impl Block {
+    /// Replaces each of the words `from .. to`, as far as they exist. For the tracker that owns the block alone.
+    #[inline(always)]
+    pub(super) fn replace(self, shape: Shape, from: usize, to: usize, mut new: impl FnMut(u64) -> u64) {
+        for n in from..to.min(shape.words()) {
+            // SAFETY: `n` is a word of the block, as in `load`; only the owner's `&mut` methods come here.
+            unsafe { self.0.add(n).write(new(self.0.add(n).read())) }
+        }
+    }
+
+    /// The words.
+    #[inline(always)]
+    pub(super) fn words(self, shape: Shape) -> impl ExactSizeIterator<Item = u64> {
+        // SAFETY: `n` is a word of the block, as in `load`.
+        (0..shape.words()).map(move |n| unsafe { self.0.add(n).read() })
+    }
+
+    /// Sets the bit of a folio. True if it was clear.
+    #[inline(always)]
+    pub(super) fn set(self, shape: Shape, folio: u64) -> bool {
+        let word = (folio >> 6) as usize;
+        let old = self.load(shape, word);
+        let new = old | 1 << (folio & 63);
+        if new != old {
+            self.store(shape, word, new);
+        }
+        new != old
+    }
+
+    /// Clears the bit of a folio. True if it was set.
+    #[inline(always)]
+    pub(super) fn clear(self, shape: Shape, folio: u64) -> bool {
+        let word = (folio >> 6) as usize;
+        let old = self.load(shape, word);
+        let new = old & !(1 << (folio & 63));
+        if new != old {
+            self.store(shape, word, new);
+        }
+        new != old
+    }
+
+    #[inline(always)]
+    pub(super) fn test(self, shape: Shape, folio: u64) -> bool {
+        self.load(shape, (folio >> 6) as usize) >> (folio & 63) & 1 != 0
+    }
+
+    /// Sets or clears the bits `low ..= high`. Returns how many changed.
+    pub(super) fn fill(self, shape: Shape, low: u64, high: u64, mark: bool) -> u64 {
+        let (first, last) = ((low >> 6) as usize, (high >> 6) as usize);
+        let (head, tail) = (!0 << (low & 63), !0 >> (63 - (high & 63)));
+        if first == last {
+            return self.mask(shape, first, head & tail, mark);
+        }
+        let inner = simd::fill(self, shape, first + 1, last, if mark { !0 } else { 0 });
+        let inner = if mark { 64 * (last - first - 1) as u64 - inner } else { inner };
+        self.mask(shape, first, head, mark) + inner + self.mask(shape, last, tail, mark)
+    }
+
+    /// Sets or clears bits of one word. Returns how many changed.
+    #[inline(always)]
+    pub(super) fn mask(self, shape: Shape, word: usize, mask: u64, mark: bool) -> u64 {
+        let old = self.load(shape, word);
+        let new = if mark { old | mask } else { old & !mask };
+        self.store(shape, word, new);
+        (old ^ new).count_ones().into()
+    }
+
+    pub(super) fn is_empty(self, shape: Shape) -> bool {
+        self.words(shape).all(|word| word == 0)
+    }
+}
+
+/// Blocks on the heap: slabs that double from one page on, then huge pages. Small trackers stay small, and big ones take
+/// few TLB entries and few page faults. Huge pages that were given back serve the next tracker: for the first touch of one
+/// the kernel takes longer than filling it does.
 #[derive(Default)]
 pub struct HeapBlocks {
     slabs: Vec<Slab>,
@@ -101,6 +193,8 @@ struct Slab {
     start: NonNull<u8>,
     layout: Layout,
     mapped: bool,
+    /// Another tracker's words may still be in it.
+    used: bool,
 }
 
 // SAFETY: a slab is plain memory that this owner alone allocates and frees.
@@ -108,18 +202,23 @@ unsafe impl Send for Slab {}
 // SAFETY: nothing is reached through a shared slab.
 unsafe impl Sync for Slab {}
 
+/// Huge pages given back, for the next tracker of this process.
+static SPARE: Mutex<Vec<Slab>> = Mutex::new(Vec::new());
+/// Most of them: 32 MiB.
+const MOST_SPARE: usize = 16;
+
 const SMALLEST_SLAB: usize = 4096;
 const HUGE_PAGE: usize = 2 << 20;
 
 impl Slab {
     fn allocate(bytes: usize) -> Option<Self> {
         if bytes == HUGE_PAGE {
-            return Self::map();
+            return spare().pop().or_else(Self::map);
         }
         let layout = Layout::from_size_align(bytes, SMALLEST_SLAB).ok()?;
         // SAFETY: `bytes` is never 0.
         let start = NonNull::new(unsafe { alloc::alloc_zeroed(layout) })?;
-        Some(Slab { start, layout, mapped: false })
+        Some(Slab { start, layout, mapped: false, used: false })
     }
 
     /// A huge page, or memory that asks to be one: the aligned half of an anonymous mapping twice as long.
@@ -143,6 +242,7 @@ impl Slab {
             start: NonNull::new(aligned)?,
             layout: Layout::from_size_align(HUGE_PAGE, HUGE_PAGE).ok()?,
             mapped: true,
+            used: false,
         })
     }
 }
@@ -160,14 +260,17 @@ impl Drop for Slab {
     }
 }
 
-// SAFETY: blocks are disjoint, page-aligned pieces (512 bytes: block-aligned) of zeroed slabs, which live until
-// `release_all` or drop and which nothing else writes.
-unsafe impl BlockSource for HeapBlocks {
-    fn alloc_block(&mut self, bytes: usize) -> Result<NonNull<u64>> {
+fn spare() -> MutexGuard<'static, Vec<Slab>> {
+    SPARE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl HeapBlocks {
+    /// The next piece of a slab, and whether it must be zeroed.
+    fn take(&mut self, bytes: usize) -> Result<(NonNull<u64>, bool)> {
         let room = self.slabs.last().map_or(0, |slab| slab.layout.size() - self.next);
         if room < bytes {
             let size = match self.held {
-                held if held >= HUGE_PAGE / 2 => HUGE_PAGE,
+                held if held >= HUGE_PAGE / 4 => HUGE_PAGE,
                 held => held.next_power_of_two().max(SMALLEST_SLAB).max(bytes.next_power_of_two()),
             };
             let slab = Slab::allocate(size)
@@ -180,7 +283,24 @@ unsafe impl BlockSource for HeapBlocks {
         // SAFETY: `next + bytes` lies inside the slab, as checked above.
         let block = unsafe { slab.start.add(self.next) };
         self.next += bytes;
-        Ok(block.cast())
+        Ok((block.cast(), slab.used))
+    }
+}
+
+// SAFETY: blocks are disjoint, page-aligned pieces (512 bytes: block-aligned) of slabs, which live until `release_all` or
+// drop and which nothing else writes; those that held something are zeroed when they are given out.
+unsafe impl BlockSource for HeapBlocks {
+    fn alloc_block(&mut self, bytes: usize) -> Result<NonNull<u64>> {
+        let (block, used) = self.take(bytes)?;
+        if used {
+            // SAFETY: `take` gave that many bytes, to nobody else.
+            unsafe { block.cast::<u8>().write_bytes(0, bytes) };
+        }
+        Ok(block)
+    }
+
+    fn alloc_unwritten(&mut self, bytes: usize) -> Result<NonNull<u64>> {
+        self.take(bytes).map(|(block, _)| block)
     }
 
     fn phys_of(&self, _: NonNull<u64>) -> Option<Phys> {
@@ -192,6 +312,14 @@ unsafe impl BlockSource for HeapBlocks {
     }
 
     fn release_all(&mut self) {
+        let mut spare = spare();
+        let room = MOST_SPARE.saturating_sub(spare.len());
+        let huge = self.slabs.extract_if(.., |slab| slab.mapped).take(room);
+        spare.extend(huge.map(|mut slab| {
+            slab.used = true;
+            slab
+        }));
+        drop(spare);
         *self = HeapBlocks::default();
     }
 }

@@ -1,8 +1,10 @@
 //! What is marked: by order and pfn, by address, by block, and the neighbours of a pfn.
 
 use super::block::{Block, Shape};
-use super::{Geometry, Tracker};
+use super::{Geometry, Tracker, simd};
+use crate::mapping;
 use crate::units::{Order, Pfn, Phys};
+use core::mem::MaybeUninit;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// A folio by address, in the form that buffers hold.
@@ -13,7 +15,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub struct Folio {
     pub phys: u64,
     pub order: u8,
-    pad: [u8; 7],
+    pub(super) pad: [u8; 7],
 }
 
 const _: () = assert!(size_of::<Folio>() == 16);
@@ -23,6 +25,9 @@ impl Folio {
         Folio { phys: phys.0, order: order.index() as u8, pad: [0; 7] }
     }
 }
+
+/// Folios from which on two threads list them.
+const PARALLEL: usize = 1 << 20;
 
 /// The numbers of the bits set in a word, ascending.
 #[derive(Clone, Copy)]
@@ -51,7 +56,6 @@ pub struct BlockRef<'a> {
     order: Order,
     index: u64,
     block: Block,
-    count: u64,
 }
 
 impl<'a> BlockRef<'a> {
@@ -74,19 +78,18 @@ impl<'a> BlockRef<'a> {
         self.block.phys(&*self.tracker.source)
     }
 
-    /// Folios marked in this block.
+    /// Folios marked in this block; counted now.
     pub fn count(&self) -> u64 {
-        self.count
+        simd::count(self.block, self.tracker.shape)
     }
 
     pub fn is_empty(&self) -> bool {
-        self.count == 0
+        self.block.is_empty(self.tracker.shape)
     }
 
     /// The bitmap as words: folio `64 * n + b` is bit `b` of word `n`.
     pub fn words(&self) -> impl ExactSizeIterator<Item = u64> + use<'a> {
-        let (block, shape) = (self.block, self.tracker.shape);
-        (0..shape.words()).map(move |n| block.load(shape, n))
+        self.block.words(self.tracker.shape)
     }
 
     /// Copies the bitmap, bit `i` as bit `i % 8` of byte `i / 8`, as far as `into` reaches. Returns the bytes copied.
@@ -101,8 +104,8 @@ impl<'a> BlockRef<'a> {
 }
 
 /// The folios (by number) from `from` on in blocks given as (index, block), ascending.
-fn folios_in(shape: Shape, from: u64, blocks: impl Iterator<Item = (u64, Block, u64)>) -> impl Iterator<Item = u64> {
-    blocks.filter(|&(.., count)| count > 0).flat_map(move |(index, block, _)| {
+fn folios_in(shape: Shape, from: u64, blocks: impl Iterator<Item = (u64, Block)>) -> impl Iterator<Item = u64> {
+    blocks.flat_map(move |(index, block)| {
         let first = index << shape.log2_bits;
         let skip = (from.max(first) - first) >> 6;
         (skip..shape.words() as u64).flat_map(move |n| {
@@ -137,7 +140,7 @@ impl Tracker {
         self.next(order, Pfn(0))
     }
 
-    /// The first folio of an order at or behind a pfn. Empty blocks are passed over by their counts.
+    /// The first folio of an order at or behind a pfn.
     pub fn next(&self, order: Order, from: Pfn) -> Option<Pfn> {
         self.next_before(order, from, Pfn(u64::MAX))
     }
@@ -181,19 +184,15 @@ impl Tracker {
         Order::all().filter(|&order| self.len_of(order) > 0)
     }
 
-    /// Every folio by address, then order.
+    /// Every folio by address, then order. A long list is made by two threads.
     pub fn folios(&self) -> Vec<Folio> {
         let mut folios = Vec::with_capacity(self.len() as usize);
         let mut runs = 0;
         for order in self.used() {
             let shift = order.get() + self.geometry.page().shift();
-            for block in self.blocks(order).filter(|block| !block.is_empty()) {
-                let first = block.index << self.shape.log2_bits;
-                for (n, word) in (0..).zip(block.words()).filter(|&(_, word)| word != 0) {
-                    let folio = |bit| Folio::new(Phys((first + 64 * n + bit) << shift), order);
-                    folios.extend(Ones(word).map(folio));
-                }
-            }
+            let like = Folio::new(Phys(0), order);
+            let list = |block, first, into: &mut _| simd::list_folios(block, self.shape, first, shift, like, into);
+            self.list_blocks(order, &mut folios, list);
             runs += 1;
         }
         if runs > 1 {
@@ -203,16 +202,55 @@ impl Tracker {
         folios
     }
 
-    /// The pfns of one order, ascending.
+    /// The pfns of one order, ascending. A long list is made by two threads.
     pub fn pfns(&self, order: Order) -> Vec<u64> {
         let mut pfns = Vec::with_capacity(self.len_of(order) as usize);
-        for block in self.blocks(order).filter(|block| !block.is_empty()) {
-            let first = block.index << self.shape.log2_bits;
-            for (n, word) in (0..).zip(block.words()).filter(|&(_, word)| word != 0) {
-                pfns.extend(Ones(word).map(|bit| (first + 64 * n + bit) << order.get()));
-            }
-        }
+        self.pfns_into(order, &mut pfns);
         pfns
+    }
+
+    /// Appends the pfns of one order, ascending, to a list that may have room already.
+    pub fn pfns_into(&self, order: Order, pfns: &mut Vec<u64>) {
+        self.list_blocks(order, pfns, |block, first, into| {
+            simd::list_numbers(block, self.shape, first, order.get(), into)
+        });
+    }
+
+    /// Appends what `list` writes for the blocks of an order; `list` is given a block and its first folio's number.
+    fn list_blocks<T: Send>(
+        &self,
+        order: Order,
+        items: &mut Vec<T>,
+        list: impl Fn(Block, u64, &mut [MaybeUninit<T>]) -> usize + Sync,
+    ) {
+        let Some(dir) = self.dirs.get(order.index()) else { return };
+        let len = dir.len as usize;
+        items.reserve(len);
+        let room = &mut items.spare_capacity_mut()[..len];
+        mapping::prefer_huge_pages(room);
+        let write = |blocks: &[(u64, Block)], room: &mut [MaybeUninit<T>]| {
+            blocks
+                .iter()
+                .fold(0, |at, &(index, block)| at + list(block, index << self.shape.log2_bits, &mut room[at..]))
+        };
+        let blocks: Vec<_> = dir.blocks_from(0).collect();
+        let (low, high) = if len < PARALLEL { (&*blocks, &[][..]) } else { blocks.split_at(blocks.len() / 2) };
+        let first = match high {
+            [] => len,
+            _ => low.iter().map(|&(_, block)| simd::count(block, self.shape) as usize).sum::<usize>().min(len),
+        };
+        let (low_room, high_room) = room.split_at_mut(first);
+        let listed = std::thread::scope(|scope| {
+            let high = (!high.is_empty()).then(|| scope.spawn(|| write(high, high_room)));
+            let listed = write(low, low_room);
+            // Fewer than there were, if another process changes the bitmaps, must not leave a gap.
+            match high.map(|high| high.join()) {
+                Some(Ok(more)) if listed == first => listed + more,
+                _ => listed,
+            }
+        });
+        // SAFETY: so many items were written, one after the other, into the capacity reserved above.
+        unsafe { items.set_len(items.len() + listed) };
     }
 
     /// The blocks of an order, ascending; those that became empty too.
@@ -221,13 +259,13 @@ impl Tracker {
             .get(order.index())
             .into_iter()
             .flat_map(|dir| dir.blocks_from(0))
-            .map(move |(index, block, count)| BlockRef { tracker: self, order, index, block, count })
+            .map(move |(index, block)| BlockRef { tracker: self, order, index, block })
     }
 
     /// One block, if it exists.
     pub fn block(&self, order: Order, index: u64) -> Option<BlockRef<'_>> {
-        let (block, count) = self.dirs.get(order.index())?.get(index)?;
-        Some(BlockRef { tracker: self, order, index, block, count })
+        let block = self.dirs.get(order.index())?.get(index)?;
+        Some(BlockRef { tracker: self, order, index, block })
     }
 }
 

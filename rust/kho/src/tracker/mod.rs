@@ -11,6 +11,7 @@
 //!  pfn -> order's directory -> slot in a flat window -> word in a block
 //! ```
 
+mod batch;
 mod block;
 mod directory;
 mod geometry;
@@ -18,18 +19,20 @@ mod iter;
 mod ops;
 mod range;
 mod runs;
+mod simd;
 mod state;
 
 #[cfg(test)]
 mod tests;
 
+pub use batch::{Orders, Words};
 pub use block::{BlockSource, HeapBlocks};
 pub use geometry::Geometry;
 pub use iter::{BlockRef, Folio};
 
 use crate::error::Result;
 use crate::units::{Order, Pfn};
-use block::Shape;
+use block::{Block, Shape};
 use directory::Directory;
 
 /// A set of folios.
@@ -67,6 +70,18 @@ impl Tracker {
         self.geometry
     }
 
+    /// Where a folio's bit is, if its block is in the window: the directory, the block, and the folio's number.
+    ///
+    /// A pfn that is not aligned has, rotated, bits above all numbers of folios, so that the window has no block for it;
+    /// neither has it one beyond the address space. So one lookup is every check.
+    #[inline(always)]
+    fn near(&mut self, pfn: Pfn, order: Order) -> Option<(&mut Directory, Block, u64)> {
+        let dir = self.dirs.get_mut(order.index())?;
+        let folio = pfn.0.rotate_right(order.get());
+        let block = dir.near(folio >> self.shape.log2_bits)?;
+        Some((dir, block, folio))
+    }
+
     /// Marks a folio (`__kho_preserve_order`). True if it was not marked yet.
     ///
     /// # Errors
@@ -75,26 +90,14 @@ impl Tracker {
     #[inline]
     pub fn preserve(&mut self, pfn: Pfn, order: Order) -> Result<bool> {
         let shape = self.shape;
-        if let Some(dir) = self.dirs.get_mut(order.index())
-            && pfn.0 & dir.invalid == 0
-        {
-            let folio = pfn.0 >> order.get();
-            if let Some(slot) = dir.near_mut(folio >> shape.log2_bits)
-                && let Some(block) = slot.block
-            {
-                let word = (folio >> 6) as usize;
-                let old = block.load(shape, word);
-                let new = old | 1 << (folio & 63);
-                if new == old {
-                    return Ok(false);
-                }
-                block.store(shape, word, new);
-                slot.count += 1;
+        match self.near(pfn, order) {
+            Some((dir, block, folio)) if block.set(shape, folio) => {
                 dir.len += 1;
-                return Ok(true);
+                Ok(true)
             }
+            Some(_) => Ok(false),
+            None => self.preserve_slow(pfn, order),
         }
-        self.preserve_slow(pfn, order)
     }
 
     /// An error, a block to make, or a block far from the others.
@@ -103,8 +106,9 @@ impl Tracker {
     fn preserve_slow(&mut self, pfn: Pfn, order: Order) -> Result<bool> {
         self.geometry.page().check_folio(pfn, order)?;
         let folio = pfn.0 >> order.get();
-        self.ensure(order, folio >> self.shape.log2_bits)?;
-        Ok(self.fill(order, folio, 1, true) == 1)
+        let new = self.ensure(order, folio >> self.shape.log2_bits)?.set(self.shape, folio);
+        self.dirs[order.index()].len += u64::from(new);
+        Ok(new)
     }
 
     /// Unmarks a folio. True if it was marked.
@@ -114,26 +118,26 @@ impl Tracker {
     #[inline]
     pub fn unpreserve(&mut self, pfn: Pfn, order: Order) -> Result<bool> {
         let shape = self.shape;
-        if let Some(dir) = self.dirs.get_mut(order.index())
-            && pfn.0 & dir.invalid == 0
-        {
-            let folio = pfn.0 >> order.get();
-            let Some((block, count)) = dir.get_mut(folio >> shape.log2_bits) else {
-                return Ok(false);
-            };
-            let word = (folio >> 6) as usize;
-            let old = block.load(shape, word);
-            let new = old & !(1 << (folio & 63));
-            if new == old {
-                return Ok(false);
+        match self.near(pfn, order) {
+            Some((dir, block, folio)) if block.clear(shape, folio) => {
+                dir.len -= 1;
+                Ok(true)
             }
-            block.store(shape, word, new);
-            *count -= 1;
-            dir.len -= 1;
-            return Ok(true);
+            Some(_) => Ok(false),
+            None => self.unpreserve_slow(pfn, order),
         }
+    }
+
+    /// An error, no block, or a block far from the others.
+    #[cold]
+    #[inline(never)]
+    fn unpreserve_slow(&mut self, pfn: Pfn, order: Order) -> Result<bool> {
         self.geometry.page().check_folio(pfn, order)?;
-        Ok(false)
+        let folio = pfn.0 >> order.get();
+        let Some(dir) = self.dirs.get_mut(order.index()) else { return Ok(false) };
+        let gone = dir.get(folio >> self.shape.log2_bits).is_some_and(|block| block.clear(self.shape, folio));
+        dir.len -= u64::from(gone);
+        Ok(gone)
     }
 
     /// Whether exactly this folio is marked; false for what no folio could be.
@@ -142,11 +146,21 @@ impl Tracker {
         let Some(dir) = self.dirs.get(order.index()) else {
             return false;
         };
+        let folio = pfn.0.rotate_right(order.get());
+        match dir.near(folio >> self.shape.log2_bits) {
+            Some(block) => block.test(self.shape, folio),
+            None => self.contains_slow(pfn, order),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn contains_slow(&self, pfn: Pfn, order: Order) -> bool {
         let folio = pfn.0 >> order.get();
-        pfn.0 & dir.invalid == 0
-            && dir
+        self.geometry.page().check_folio(pfn, order).is_ok()
+            && self.dirs[order.index()]
                 .get(folio >> self.shape.log2_bits)
-                .is_some_and(|(block, _)| block.load(self.shape, (folio >> 6) as usize) >> (folio & 63) & 1 != 0)
+                .is_some_and(|block| block.test(self.shape, folio))
     }
 
     /// Folios marked.
@@ -195,7 +209,7 @@ impl Tracker {
                     order,
                     folios: dir.len,
                     blocks: dir.blocks,
-                    empty_blocks: dir.blocks_from(0).filter(|b| b.2 == 0).count() as u64,
+                    empty_blocks: self.blocks(order).filter(BlockRef::is_empty).count() as u64,
                     bytes: dir.blocks * self.geometry.block_bytes() + dir.nbytes(),
                 }
             })
@@ -205,16 +219,25 @@ impl Tracker {
     /// An order's directory, made if need be.
     fn dir_mut(&mut self, order: Order) -> &mut Directory {
         for order in Order::all().take(order.index() + 1).skip(self.dirs.len()) {
-            let valid = (self.geometry.page().pfn_limit() - 1) & !(order.nr_pages() - 1);
-            self.dirs.push(Directory::new(!valid));
+            self.dirs.push(Directory::new(self.geometry.folio_limit(order) >> self.shape.log2_bits));
         }
         &mut self.dirs[order.index()]
     }
 
-    /// Makes sure that a block exists.
-    fn ensure(&mut self, order: Order, index: u64) -> Result<()> {
+    /// A block, made if need be.
+    fn ensure(&mut self, order: Order, index: u64) -> Result<Block> {
         self.dir_mut(order);
         self.dirs[order.index()].ensure(index, &mut *self.source, self.shape)
+    }
+
+    /// Makes a block, where none is, with every bit set.
+    fn make_full(&mut self, order: Order, index: u64) -> Result<()> {
+        let block = Block::allocate_full(&mut *self.source, self.shape)?;
+        let bits = self.geometry.bits();
+        let dir = self.dir_mut(order);
+        dir.put(index, block);
+        dir.len += bits;
+        Ok(())
     }
 }
 

@@ -70,8 +70,7 @@ impl Tracker {
         let comparable = self.geometry.page() == other.geometry.page();
         let orders = Order::all().zip(&self.dirs).filter(move |_| comparable);
         orders.flat_map(move |(order, dir)| {
-            let blocks = dir.blocks_from(0).filter(|b| b.2 > 0);
-            blocks.flat_map(move |(index, block, _)| {
+            dir.blocks_from(0).flat_map(move |(index, block)| {
                 self.chunks(index).flat_map(move |(at, chunk)| {
                     let theirs = other.chunk(order, chunk);
                     theirs.into_iter().flat_map(move |(their, their_at)| {
@@ -91,11 +90,11 @@ impl Tracker {
         (0..per_block).map(move |n| (n * CHUNK, index * per_block as u64 + n as u64))
     }
 
-    /// The block that holds a chunk, if it exists and has anything set, and the chunk's first word in it.
+    /// The block that holds a chunk, if it exists, and the chunk's first word in it.
     fn chunk(&self, order: Order, chunk: u64) -> Option<(Block, usize)> {
         let per_block = (self.shape.words() / CHUNK) as u64;
-        let (block, count) = self.dirs.get(order.index())?.get(chunk / per_block)?;
-        (count > 0).then_some((block, (chunk % per_block) as usize * CHUNK))
+        let block = self.dirs.get(order.index())?.get(chunk / per_block)?;
+        Some((block, (chunk % per_block) as usize * CHUNK))
     }
 
     /// Sets every word to `op(mine, theirs)`; with `grow` in `other`'s blocks too, else only in those of this tracker.
@@ -114,7 +113,8 @@ impl Tracker {
         let only_theirs_matter = op(!0, 0) == !0;
         let (mut added, mut removed) = (0, 0);
         for (order, mut dir) in Order::all().zip(core::mem::take(&mut self.dirs)) {
-            for (index, block, count) in dir.blocks_mut() {
+            let (before_added, before_removed) = (added, removed);
+            for (index, block) in dir.blocks_from(0) {
                 for (at, chunk) in self.chunks(index) {
                     let theirs = other.chunk(order, chunk);
                     if theirs.is_none() && only_theirs_matter {
@@ -126,13 +126,12 @@ impl Tracker {
                         let new = op(old, their);
                         block.store(shape, at + n, new);
                         let (plus, minus) = ((new & !old).count_ones(), (old & !new).count_ones());
-                        *count = *count + u64::from(plus) - u64::from(minus);
                         added += u64::from(plus);
                         removed += u64::from(minus);
                     }
                 }
             }
-            dir.recount();
+            dir.len = dir.len + (added - before_added) - (removed - before_removed);
             self.dirs.push(dir);
         }
         Ok((added, removed))
@@ -142,7 +141,7 @@ impl Tracker {
     fn ensure_chunks(&mut self, other: &Tracker) -> Result<()> {
         let per_block = (self.shape.words() / CHUNK) as u64;
         for (order, dir) in Order::all().zip(&other.dirs) {
-            for (index, block, _) in dir.blocks_from(0).filter(|b| b.2 > 0) {
+            for (index, block) in dir.blocks_from(0) {
                 for (at, chunk) in other.chunks(index) {
                     if (0..CHUNK).any(|n| block.load(other.shape, at + n) != 0) {
                         self.ensure(order, chunk / per_block)?;

@@ -5,6 +5,7 @@
 use super::Tracker;
 use crate::error::{Error, Result};
 use crate::units::{Order, Pfn, aligned_blocks};
+use core::ops::Range;
 
 impl Tracker {
     /// Marks `n` pages as the naturally aligned folios they split into (`kho_preserve_pages`). Returns how many of
@@ -47,11 +48,34 @@ impl Tracker {
         if count == 0 {
             return Ok(0);
         }
-        let last = first + (count - 1);
+        let (last, bits) = (first + (count - 1), self.geometry.bits());
+        // Blocks that are new and whole are born full; nobody need look at them again. Runs of these, in folios:
+        let mut full: Vec<Range<u64>> = Vec::new();
         for index in first >> self.shape.log2_bits..=last >> self.shape.log2_bits {
-            self.ensure(order, index)?;
+            let block = index * bits..(index + 1) * bits;
+            let whole = block.start >= first && block.end <= last + 1 && self.dir_mut(order).get(index).is_none();
+            let made = match whole {
+                true => self.make_full(order, index),
+                false => self.ensure(order, index).map(drop),
+            };
+            match (made, full.last_mut()) {
+                (Err(error), _) => {
+                    for run in full {
+                        self.fill(order, run.start, run.end - run.start, false);
+                    }
+                    return Err(error);
+                }
+                (Ok(()), Some(run)) if whole && run.end == block.start => run.end = block.end,
+                (Ok(()), _) if whole => full.push(block),
+                (Ok(()), _) => {}
+            }
         }
-        Ok(self.fill(order, first, count, true))
+        let (mut at, mut new) = (first, 0);
+        for run in full {
+            new += self.fill(order, at, run.start - at, true) + (run.end - run.start);
+            at = run.end;
+        }
+        Ok(new + self.fill(order, at, last + 1 - at, true))
     }
 
     /// Unmarks `count` consecutive folios of one order. Returns how many were marked.
@@ -82,54 +106,21 @@ impl Tracker {
         Ok(first)
     }
 
-    /// Marks many folios in any order. Returns how many were not marked yet.
-    ///
-    /// # Errors
-    /// As [`Tracker::preserve`]; then nothing is marked that was not before, provided the iterator and its clone say the
-    /// same.
-    pub fn preserve_many(&mut self, folios: impl Iterator<Item = (Pfn, Order)> + Clone) -> Result<u64> {
-        let page = self.geometry.page();
-        for (pfn, order) in folios.clone() {
-            page.check_folio(pfn, order)?;
-            self.ensure(order, (pfn.0 >> order.get()) >> self.shape.log2_bits)?;
-        }
-        let mut new = 0;
-        for (pfn, order) in folios {
-            new += u64::from(self.preserve(pfn, order)?);
-        }
-        Ok(new)
-    }
-
     /// Sets or clears the bits of folios `first .. first + count` in the blocks that exist. Returns how many changed.
     pub(super) fn fill(&mut self, order: Order, first: u64, count: u64, mark: bool) -> u64 {
         let shape = self.shape;
         let Some(dir) = self.dirs.get_mut(order.index()) else {
             return 0;
         };
-        let bits = 1 << shape.log2_bits;
-        let (mut at, end, mut changed) = (first, first + count, 0);
-        while at < end {
-            let stop = end.min((at | (bits - 1)) + 1);
-            let Some((block, total)) = dir.get_mut(at >> shape.log2_bits) else {
-                at = match dir.blocks_from(at >> shape.log2_bits).next() {
-                    Some((index, ..)) => index << shape.log2_bits,
-                    None => end,
-                };
-                continue;
-            };
-            let mut flips = 0;
-            while at < stop {
-                let next = stop.min((at | 63) + 1);
-                let mask = !0 >> (64 - (next - at)) << (at & 63);
-                let word = (at >> 6) as usize;
-                let old = block.load(shape, word);
-                let new = if mark { old | mask } else { old & !mask };
-                block.store(shape, word, new);
-                flips += u64::from((old ^ new).count_ones());
-                at = next;
-            }
-            *total = if mark { *total + flips } else { *total - flips };
-            changed += flips;
+        if count == 0 {
+            return 0;
+        }
+        let (last, bits) = (first + (count - 1), 1 << shape.log2_bits);
+        let mut changed = 0;
+        for (index, block) in dir.blocks_in(first >> shape.log2_bits..(last >> shape.log2_bits) + 1) {
+            let low = first.max(index << shape.log2_bits) & (bits - 1);
+            let high = last.min(index << shape.log2_bits | (bits - 1)) & (bits - 1);
+            changed += block.fill(shape, low, high, mark);
         }
         dir.len = if mark { dir.len + changed } else { dir.len - changed };
         changed
@@ -180,7 +171,7 @@ impl Tracker {
     pub(super) fn merge_block(&mut self, order: Order, index: u64, words: impl Iterator<Item = u64>) -> u64 {
         let shape = self.shape;
         let dir = &mut self.dirs[order.index()];
-        let Some((block, count)) = dir.get_mut(index) else {
+        let Some(block) = dir.get(index) else {
             return 0;
         };
         let mut flips = 0;
@@ -189,7 +180,6 @@ impl Tracker {
             block.store(shape, n, old | new);
             flips += u64::from((new & !old).count_ones());
         }
-        *count += flips;
         dir.len += flips;
         flips
     }

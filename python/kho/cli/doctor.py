@@ -1,0 +1,226 @@
+"""`kho doctor`: where did the RAM go? Starts in a moment: what it does not need is not imported."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .fleet_options import Fleet, fleet_options
+
+if TYPE_CHECKING:
+    from ..doctor import Report, WhatIf
+
+COLOUR = {"error": "red", "warning": "yellow", "note": "cyan"}
+EVIDENCE = 6
+"""Lines of evidence shown for a finding; --json has all."""
+
+
+@click.command("doctor")
+@click.argument("directory", nargs=-1, type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print data instead of text; sizes are bytes.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print a row of CSV for each DIRECTORY.")
+@click.option("--prometheus", "as_metrics", is_flag=True, help="Print metrics for node_exporter's textfile collector.")
+@click.option(
+    "--what-if",
+    metavar="PARAMS",
+    help='What other parameters would change: kho=off, "kho=on kho_scratch=64M,256M,64M".',
+)
+@click.option("--explain", metavar="ID", help="Explain a finding (DOC003), and stop.")
+@click.option("--list", "as_list", is_flag=True, help="List every finding there can be, and stop.")
+@fleet_options
+def command(
+    directory: tuple[str, ...],
+    as_json: bool,
+    as_csv: bool,
+    as_metrics: bool,
+    what_if: str | None,
+    explain: str | None,
+    as_list: bool,
+    fleet: Fleet | None,
+) -> None:
+    """Say what KHO does to the memory of this machine, or of the one a DIRECTORY shows.
+
+    Needs no root; with root it sees debugfs and /proc/pagetypeinfo, and figures are exact. A DIRECTORY is a tree with
+    proc/, sys/, var/log/dmesg, boot/config-* as far as there are, an unpacked sosreport for one; several make a table.
+    Nothing is changed: edits of the boot line are printed.
+
+    \b
+      kho doctor
+      kho doctor --what-if kho_scratch=64M,256M,64M
+      kho doctor --explain DOC003
+      kho doctor --csv snapshots/*
+      kho doctor --fleet 'snapshots/*' --parquet fleet.parquet
+      kho doctor --prometheus > /var/lib/node_exporter/textfile/kho.prom
+
+    \b
+    Exit codes: 0 nothing notable, 1 findings, 2 it cannot be told, or bad input. Of several the largest. With
+    --what-if: 0 the kernel would take it and it fits, as far as that is known, 1 not.
+    """
+    if sum((as_json, as_csv, as_metrics)) > 1:
+        raise click.UsageError("--json, --csv and --prometheus exclude each other")
+    if what_if is not None and (as_csv or as_metrics):
+        raise click.UsageError("--what-if is for people, or with --json")
+    if explain is not None or as_list:
+        click.echo(explanation(explain) if explain is not None else listing(as_json))
+        return
+    if fleet is not None:
+        if as_metrics or what_if is not None:
+            raise click.UsageError("--fleet has --json, --csv and --parquet; --prometheus and --what-if do without it")
+        from ..fleet import DOCTOR, doctor_row
+
+        sys.exit(fleet.run(doctor_row, DOCTOR, more=directory, as_json=as_json, as_csv=as_csv))
+    from ..doctor import examine
+    from ..doctor import what_if as changed
+
+    reports = [examine(root) for root in directory or ("/",)]
+    wanted = None if what_if is None else [changed(report, what_if) for report in reports]
+    if as_csv:
+        click.echo(csv_of(reports), nl=False)
+    elif as_metrics:
+        from ..doctor.export import prometheus
+
+        click.echo(prometheus(reports), nl=False)
+    elif as_json:
+        import json
+
+        data = [report.to_dict() for report in reports]
+        for made, change in zip(data, wanted or [], strict=False):
+            made["what_if"] = change.to_dict()
+        click.echo(json.dumps(data[0] if len(directory) < 2 else {"reports": data}, indent=2))
+    elif len(reports) > 1:
+        click.echo(table(reports), nl=False)
+        for report, change in zip(reports, wanted or [], strict=False):
+            click.echo(f"{report.root}: {change.headline}")
+    else:
+        click.echo(text(reports[0], wanted[0] if wanted else None), nl=False)
+    if wanted is not None:
+        sys.exit(0 if all(change.accepted and change.fits is not False for change in wanted) else 1)
+    sys.exit(max(report.exit_code for report in reports))
+
+
+def explanation(rule_id: str) -> str:
+    """Write a rule as text; click reports one that is not there."""
+    from ..doctor.rules import RULES
+
+    rule = RULES.get(rule_id.upper())
+    if rule is None:
+        raise click.UsageError(f"there is no finding {rule_id}; kho doctor --list has them all")
+    return f"{rule_id.upper()} ({rule.severity}): {rule.title}\n\n{rule.explanation}"
+
+
+def listing(as_json: bool) -> str:
+    """List the rules."""
+    from ..doctor.rules import RULES
+
+    if as_json:
+        import json
+
+        return json.dumps({"rules": [{"id": rule_id, **vars(rule)} for rule_id, rule in RULES.items()]}, indent=2)
+    return "\n".join(f"{rule_id}  {rule.severity:7}  {rule.title}" for rule_id, rule in RULES.items())
+
+
+def text(report: Report, change: WhatIf | None) -> str:
+    """Write a report: the answer, then what would change, or what shows it and what to do."""
+    lines = [click.style(report.headline, bold=True), *about(report), ""]
+    if change is not None:
+        lines += what_if_text(report, change)
+    else:
+        for finding in report.findings:
+            lines += finding_text(finding.to_dict())
+        remedy = any(finding.id in ("DOC001", "DOC003", "DOC004") for finding in report.findings)
+        if remedy:
+            from ..doctor.bootline import text as steps
+
+            lines += [*steps("kho=off", report.platforms), ""]
+    if report.unread:
+        lines.append("not read:")
+        lines += [f"  {file}: {why}" for file, why in report.unread]
+    while lines and not lines[-1]:
+        lines.pop()
+    return "\n".join(lines) + "\n"
+
+
+def about(report: Report) -> list[str]:
+    """Say which machine and boot this is, in a line."""
+    from ..doctor.text import size
+
+    parts = [f"Linux {report.release}"] if report.release else []
+    parts += [f"{size(report.ram)} of RAM"] if report.ram else []
+    parts += {"cold": ["cold boot"], "kho": ["booted by a handover"]}.get(report.boot or "", [])
+    if len(report.nodes) > 1:
+        parts += [
+            f"node {node}: {size(report.by_node.get(node, 0))} of {size(ram)}" for node, ram in report.nodes.items()
+        ]
+    return ["  " + ", ".join(parts)] if parts else []
+
+
+def finding_text(finding: dict[str, Any]) -> list[str]:
+    """Write a finding."""
+    severity = finding["severity"]
+    lines = [
+        f"{click.style(severity, fg=COLOUR[severity])} {finding['id']}: {finding['title']} ({finding['certainty']})"
+    ]
+    lines.append(f"  {finding['value']}")
+    for seen in finding["evidence"][:EVIDENCE]:
+        line = "" if seen["line"] is None else f":{seen['line']}"
+        lines.append(f"    {seen['file']}{line}: {seen['text']}")
+    more = len(finding["evidence"]) - EVIDENCE
+    lines += [f"    and {more} more (--json)"] if more > 0 else []
+    if severity != "note":
+        lines.append(f"  do: {finding['remedy']}")
+    return [*lines, ""]
+
+
+def what_if_text(report: Report, change: WhatIf) -> list[str]:
+    """Write what would change, and how to have it."""
+    from ..doctor.bootline import text as steps
+    from ..doctor.text import size
+
+    lines = [change.headline]
+    if len(change.sizes) > 2:
+        low, anywhere, *nodes = map(size, change.sizes)
+        lines.append(f"  low {low}, global {anywhere}, {', '.join(f'node {i}: {n}' for i, n in enumerate(nodes))}")
+    lines += [f"  {note}" for note in change.notes] if change.accepted else []
+    lines += [f"  not known: {what}" for what in change.unknown]
+    lines.append("")
+    return [*lines, *steps(change.parameters, report.platforms), ""] if change.accepted else lines
+
+
+def csv_of(reports: list[Report]) -> str:
+    """Write rows of CSV."""
+    import csv
+    import io
+
+    from ..doctor.export import COLUMNS, row
+
+    out = io.StringIO()
+    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row(report) for report in reports)
+    return out.getvalue()
+
+
+def table(reports: list[Report]) -> str:
+    """Write a line for each report."""
+    from ..doctor.text import share, size
+
+    rows = [("tree", "kernel", "state", "held", "of RAM", "left", "findings")]
+    for report in reports:
+        least = ">= " if report.scratch_how == "at least" else ""
+        rows.append(
+            (
+                report.root,
+                report.release or "?",
+                report.state,
+                "?" if report.scratch is None else least + size(report.scratch),
+                share(report.share) if report.share is not None else "",
+                size(report.leftover) if report.leftover else "",
+                " ".join(finding.id for finding in report.findings if finding.severity != "note") or "-",
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n" for row in rows
+    )

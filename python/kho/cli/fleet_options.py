@@ -1,0 +1,162 @@
+"""`--fleet`: a command over many sources, on a cluster. What it takes is imported when there is a fleet."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+WORDS = ("fine", "with findings", "not readable")
+"""What an exit code says of a source."""
+MOST_ROWS = 50
+"""Lines of a table for people."""
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """What a command was told of its fleet."""
+
+    patterns: tuple[str, ...]
+    parquet: str | None
+    scheduler: str | None
+    workers: int | None
+
+    def run(
+        self,
+        examine: Callable[[str], Mapping[str, Any]],
+        columns: Mapping[str, Any],
+        *,
+        more: tuple[str, ...] = (),
+        as_json: bool = False,
+        as_csv: bool = False,
+    ) -> int:
+        """Examine every source and print a row for each, or a summary; give the exit code, that of the worst source.
+
+        Args:
+            examine: as `kho.fleet.run`.
+            columns: as `kho.fleet.write_parquet`, in their order for CSV.
+            more: names that follow the pattern: what it matched, when a shell has expanded it.
+            as_json: print rows as lines of JSON.
+            as_csv: print rows as CSV, lists as ids.
+
+        """
+        import csv
+        import json
+        from collections import Counter
+        from contextlib import closing
+
+        from .. import fleet
+        from ..text import printable
+        from . import output
+
+        if self.parquet:
+            fleet.check_parquet(self.parquet)  # before a cluster is started
+        sources = fleet.expand([*self.patterns, *more])
+        codes: Counter[int] = Counter()
+        notable: list[dict[str, Any]] = []
+        table = csv.writer(sys.stdout, lineterminator="\n")
+        names = [name for name, spec in columns.items() if isinstance(spec, str)] + ["ids"]
+        if as_csv:
+            table.writerow(names)
+
+        def told(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+            for row in rows:
+                codes[row["exit_code"]] += 1
+                if as_json:
+                    print(json.dumps({name: row.get(name) for name in columns}))
+                elif as_csv:
+                    table.writerow([*(row.get(name) for name in names[:-1]), " ".join(row.get("ids") or ())])
+                elif row["exit_code"] and len(notable) < MOST_ROWS:
+                    notable.append(row)
+                yield row
+
+        with (
+            output.bar("examining", len(sources)) as progress,
+            closing(
+                fleet.run(examine, sources, scheduler=self.scheduler, workers=self.workers, progress=progress)
+            ) as rows,
+        ):
+            if self.parquet:
+                fleet.write_parquet(told(rows), self.parquet, columns)
+            else:
+                for _ in told(rows):
+                    pass
+        if not as_json and not as_csv:
+            show(notable, codes)
+            if self.parquet:
+                click.echo(f"written: {printable(self.parquet)}")
+        return max(codes, default=0)
+
+
+def show(notable: list[dict[str, Any]], codes: Mapping[int, int]) -> None:
+    """Print the sources that are not fine, as many as one reads, and how many there are of each kind."""
+    from rich.text import Text
+
+    from ..text import printable
+    from . import output
+
+    out = output.console()
+    if notable:
+        table = output.table(">exit", "source", "what")
+        table.columns[1].no_wrap = table.columns[2].no_wrap = False
+        table.columns[1].overflow = table.columns[2].overflow = "fold"
+        for row in notable:
+            what = row.get("error") or row.get("headline") or " ".join(row.get("ids") or ())
+            table.add_row(str(row["exit_code"]), Text(printable(row["source"])), Text(printable(what)))
+        out.print(table)
+    left = sum(count for code, count in codes.items() if code) - len(notable)
+    if left > 0:
+        out.print(f"and {left} more; --json, or --parquet FILE, has them all")
+    if notable:
+        out.print()
+    total = sum(codes.values())
+    words = ", ".join(f"{codes.get(code, 0)} {word}" for code, word in enumerate(WORDS))
+    out.print(f"{total} source{'' if total == 1 else 's'}: {words}", soft_wrap=True)
+
+
+def fleet_options(function: Command) -> Command:
+    """Add `--fleet`, `--parquet`, `--scheduler` and `--workers`; the command gets `fleet`, None without `--fleet`."""
+
+    @functools.wraps(function)
+    def wrapped(
+        *args: Any,
+        fleet: tuple[str, ...],
+        parquet: str | None,
+        scheduler: str | None,
+        workers: int | None,
+        **others: Any,
+    ) -> Any:
+        if not fleet:
+            for name, given in (("--parquet", parquet), ("--scheduler", scheduler), ("--workers", workers)):
+                if given is not None:
+                    raise click.UsageError(f"{name} goes with --fleet PATTERN")
+            return function(*args, fleet=None, **others)
+        if scheduler is not None and workers is not None:
+            raise click.UsageError("--workers is for a cluster on this machine; that of --scheduler has its own")
+        return function(*args, fleet=Fleet(fleet, parquet, scheduler, workers), **others)
+
+    options = (
+        click.option(
+            "--fleet",
+            multiple=True,
+            metavar="PATTERN",
+            help="Each source that matches ('dumps/*'), by itself, on a cluster: pip install 'kho[fleet]'.",
+        ),
+        click.option("--parquet", metavar="FILE", help="With --fleet: write a row for each source to this file."),
+        click.option(
+            "--scheduler", metavar="ADDR", help="With --fleet: a running Dask scheduler (tcp://...); else this machine."
+        ),
+        click.option(
+            "--workers", type=click.IntRange(1, 1024), metavar="N", help="With --fleet: processes here; else all cores."
+        ),
+    )
+    made: Any = wrapped
+    for option in reversed(options):
+        made = option(made)
+    return cast(Command, made)

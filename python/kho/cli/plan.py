@@ -1,0 +1,204 @@
+"""`kho plan`: what handing over so much memory will cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ..errors import ParameterError, SourceError
+from ..plan import LAYOUTS, Calibration, Plan, plan, size_of
+from ..simulate import calibrate
+from ..text import printable, size
+from . import output
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+MOST = 1 << 24
+"""Bytes of a calibration's file."""
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes with a suffix: `4K`, `2M`, `1.5T`."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read the size; click reports what is none."""
+        try:
+            return size_of(value)
+        except ParameterError as error:
+            self.fail(str(error), param, ctx)
+
+
+def folio_options(function: Command) -> Command:
+    """Add what says which folios are meant, as `kho plan` and `kho simulate` take it."""
+    options = (
+        click.option("--memory", required=True, type=Size(), metavar="SIZE", help="The machine's memory: 64G, 2T."),
+        click.option("--folios", multiple=True, metavar="COUNTxSIZE", help="Folios of one size: 1048576x2M. Repeat."),
+        click.option("--preserve", multiple=True, metavar="N%:SIZE", help="A share of memory: 80%:2M. Repeat."),
+        click.option(
+            "--random/--contiguous", default=False, help="Scatter folios, or put them side by side (the default)."
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def kept(path: str) -> Calibration:
+    """Read a kept calibration. Raises: SourceError; ParameterError for what is none."""
+    try:
+        with Path(path).open("rb") as file:
+            raw = file.read(MOST + 1)
+    except OSError as error:
+        raise SourceError(f"{path}: {error.strerror or error}") from None
+    if len(raw) > MOST:
+        raise SourceError(f"{path}: more than {MOST >> 20} MiB, which is no calibration (kho plan --json writes one)")
+    try:
+        return Calibration.from_dict(json.loads(raw))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, ParameterError):
+            raise ParameterError(f"{path}: {error}; kho plan --json writes one") from None
+        raise SourceError(f"{path}: not JSON, which kho plan --json writes a calibration as") from None
+
+
+def seconds(value: float | None) -> str:
+    """Write a time with three digits and the unit that suits it."""
+    if value is None:
+        return "-"
+    unit, factor = ("s", 1.0) if value >= 1 else ("ms", 1e3) if value >= 1e-3 else ("us", 1e6)
+    return f"{value * factor:.3g} {unit}" if value * factor < 1000 else f"{value * factor:.0f} {unit}"
+
+
+@click.command("plan")
+@folio_options
+@click.option("--abi", multiple=True, type=click.Choice(list(LAYOUTS)), help="A layout; else all (v2's map is v3's).")
+@click.option("--page-size", multiple=True, type=Size(), metavar="N", help="4K (the default), 16K or 64K. Repeat.")
+@click.option("--scratch", default="200%", metavar="VALUE", show_default=True, help="As kho_scratch= of the kernel.")
+@click.option(
+    "--reserved",
+    metavar="LOW,NODE...",
+    help="What the kernel reserves at boot: below 4 GiB, per node; else guessed.",
+)
+@click.option("--nodes", type=click.IntRange(1, 1024), default=1, metavar="N", help="NUMA nodes with memory.")
+@click.option("--calibrate/--no-calibrate", "measure", default=True, help="Measure this machine for the times, 1 s.")
+@click.option("--calibration", metavar="FILE", help="Take the times from what an earlier --json printed.")
+@click.option("--json", "as_json", is_flag=True, help="Print data instead of text, the calibration with it.")
+def command(
+    memory: int,
+    folios: tuple[str, ...],
+    preserve: tuple[str, ...],
+    random: bool,
+    abi: tuple[str, ...],
+    page_size: tuple[int, ...],
+    scratch: str,
+    reserved: str | None,
+    nodes: int,
+    measure: bool,
+    calibration: str | None,
+    as_json: bool,
+) -> None:
+    """Say what handing these folios over costs: metadata, time, scratch; for each layout kernels write.
+
+    Bytes are exact for folios side by side, and an average over all ways to scatter them for --random, with its
+    standard deviation. A group can say for itself: 1000000x4K@random, 80%:2M@contiguous. Scattered groups share the
+    memory that is not preserved, each in a zone of its own.
+
+    Times are worked out from a short run of kho's engine on this machine, so they are kho's, not a kernel's; kho
+    simulate does the whole of it.
+
+    \b
+      kho plan --memory 2T --preserve 80%:2M                         a host whose guests have huge pages
+      kho plan --memory 2T --preserve 80%:2M --folios 1000000x4K@random
+      kho plan --memory 512G --preserve 50%:64K --page-size 4K --page-size 64K
+      kho plan --memory 64G --preserve 50%:4K --scratch 512M,1G,256M --nodes 2
+      kho plan --memory 64G --preserve 50%:4K --json > here.json; kho plan ... --calibration here.json
+
+    \b
+    Exit codes: 0 planned, 2 not possible, with what does not fit.
+    """
+    parts = [size_of(part, "--reserved") for part in reserved.split(",")] if reserved is not None else None
+    sizes = page_size or (4096,)
+    pages = {"page_sizes": sizes, "scratch": scratch, "reserved": parts, "nodes": nodes}
+    layouts = abi or ("kho-v1-512", "kho-v1", "kho-v3", "kho-v4")
+    groups: dict[str, Any] = {"preserve": preserve, "random": random, "layouts": layouts, **pages}
+    made = plan(memory, folios, **groups)  # before anything is measured: what is wrong is said at once
+    if calibration is not None or measure:
+        speed = kept(calibration) if calibration is not None else calibrate()
+        made = plan(memory, folios, **groups, calibration=speed)
+    if as_json:
+        output.print_json(made.as_dict())
+    else:
+        show(made)
+
+
+def show(made: Plan) -> None:
+    """Print a plan as text."""
+    show_folios(made)
+    console = output.console()
+    columns = ["layout", ">page", ">bitmaps", ">bytes", ">nodes", ">bytes", ">metadata", ">a folio"]
+    if made.calibration is not None:
+        columns += [">serialize", ">take over"]
+    table = output.table(*columns, "Linux")
+    for cost in made.costs:
+        about = "" if cost.exact else "~"
+        row = [
+            cost.layout.name,
+            size(cost.page_size),
+            f"{about}{cost.bitmaps}",
+            size(cost.bitmap_bytes),
+            f"{about}{cost.nodes}",
+            size(cost.node_bytes),
+            f"{about}{size(cost.nbytes)}",
+            f"{cost.nbytes / made.nr_folios:.3g} B" if made.nr_folios else "-",
+        ]
+        if made.calibration is not None:
+            row += [seconds(cost.serialize_s), seconds(cost.take_over_s)]
+        table.add_row(*row, cost.layout.kernels)
+    console.print(table)
+    for name, why in made.left_out.items():
+        click.echo(f"{name}: {why}")
+    loose = [cost for cost in made.costs if not cost.exact]
+    if loose:
+        most = max(cost.deviation for cost in loose)
+        click.echo(f"~ is an average over all ways to scatter folios, its deviation {size(round(most))} or less")
+    most = max((cost.directory_bytes for cost in made.costs), default=0)
+    click.echo(f"kho itself needs about {size(most)} more outside that memory, to find a bitmap")
+    if made.calibration is not None:
+        click.echo("times are kho's, worked out from short runs on this machine; expect a factor of two")
+    show_scratch(made)
+
+
+def show_folios(made: Plan) -> None:
+    """Print which folios are meant, and where."""
+    share = made.preserved / made.memory
+    click.echo(f"{made.nr_folios} folios, {size(made.preserved)}: {share:.1%} of {size(made.memory)} of memory\n")
+    table = output.table(">folios", ">of", ">bytes", "where")
+    for zone in made.zones:
+        how = f"scattered over {size(zone.slots * zone.size)}" if zone.random else "side by side"
+        bounds = f"{how} from {zone.start:#x}"
+        table.add_row(str(zone.count), size(zone.size), size(zone.count * zone.size), bounds)
+    output.console().print(table)
+    click.echo()
+
+
+def show_scratch(made: Plan) -> None:
+    """Print how much the kernel would set aside, and how sure that is."""
+    found = made.scratch
+    click.echo(f"\nScratch with kho_scratch={printable(found.value)}, before it is placed:")
+    for page, sizes in found.sizes.items():
+        low, anywhere, *nodes = sizes
+        text = f"low memory {size(low)}, global {size(anywhere)}, node {', '.join(map(size, nodes))}"
+        click.echo(f"  {size(page)} pages: {text}; {size(sum(sizes))} in all")
+        if made.left(page) < 0:
+            click.echo(f"  That is {size(-made.left(page))} more than is left beside the folios: preserve less of them")
+    if found.estimated:
+        click.echo(
+            "  A guess, to a factor of two: a percentage is of what the kernel reserves while booting, taken here as"
+        )
+        click.echo("  64 bytes a page and 16 MiB. --reserved says better, a kho_scratch= of three sizes is exact.")
+    elif found.reserved is None:
+        click.echo("  Exact: each size rounded up to a pageblock. What the kernel cannot place, it does without KHO.")

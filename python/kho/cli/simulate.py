@@ -1,0 +1,120 @@
+"""`kho simulate`: a plan carried out in an arena."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+
+import click
+from rich.console import Console
+
+from ..plan import LAYOUTS
+from ..simulate import Progress, Simulation, calibrate, simulate
+from ..text import printable, size
+from . import output
+from .plan import Size, folio_options, kept, seconds, show_folios
+
+
+@click.command("simulate")
+@folio_options
+@click.option(
+    "--abi", type=click.Choice(list(LAYOUTS)), default="kho-v4", show_default=True, help="The layout to write."
+)
+@click.option("--page-size", type=Size(), default=4096, metavar="N", help="4K (the default), 16K or 64K.")
+@click.option("--scale", type=float, default=1.0, metavar="F", help="Do a part of it, as 0.1: of memory and folios.")
+@click.option("--restore", is_flag=True, help="Also restore every folio, one call each.")
+@click.option("--keep", type=click.Path(dir_okay=False), metavar="FILE", help="Keep the memory: a new ELF core.")
+@click.option("--seed", type=int, default=1, metavar="N", help="How --random scatters.")
+@click.option("--calibrate/--no-calibrate", "measure", default=True, help="Compare the times with planned ones.")
+@click.option("--calibration", metavar="FILE", help="Take these from what kho plan --json printed.")
+@click.option("--json", "as_json", is_flag=True, help="Print data instead of text.")
+def command(
+    memory: int,
+    folios: tuple[str, ...],
+    preserve: tuple[str, ...],
+    random: bool,
+    abi: str,
+    page_size: int,
+    scale: float,
+    restore: bool,
+    keep: str | None,
+    seed: int,
+    measure: bool,
+    calibration: str | None,
+    as_json: bool,
+) -> None:
+    """Hand these folios over in an arena, take them over, and compare with kho plan.
+
+    The arena has the addresses of the memory, not its bytes: what is touched is the map alone, so that terabytes are
+    handed over on a small machine. What would not fit even so is refused, with the --scale that fits.
+
+    \b
+      kho simulate --memory 2T --preserve 80%:2M
+      kho simulate --memory 1T --folios 10000000x4K --random --restore
+      kho simulate --memory 64G --preserve 50%:4K --abi kho-v1-512 --keep old.elf; kho inspect old.elf
+      kho simulate --memory 16T --preserve 90%:4K --scale 0.1
+
+    \b
+    Exit codes: 0 done as planned, 1 the metadata or the folios were not what kho plan says, 2 not possible.
+    """
+    speed = kept(calibration) if calibration is not None else None
+    with progress() as told:
+        done = simulate(
+            memory,
+            folios,
+            preserve=preserve,
+            random=random,
+            page_size=page_size,
+            layout=abi,
+            calibration=speed or (calibrate() if measure else None),
+            scale=scale,
+            restore=restore,
+            keep=keep,
+            seed=seed,
+            progress=told,
+        )
+    if as_json:
+        output.print_json(done.as_dict())
+    else:
+        show(done)
+    if not done.as_planned:
+        sys.exit(1)
+
+
+def show(done: Simulation) -> None:
+    """Print what was done as text: bytes before times, which are another machine's elsewhere."""
+    show_folios(done.plan)
+    cost = done.cost
+    about = "" if cost.exact else f" on average, deviation {size(round(cost.deviation))} or less"
+    planned = f"{cost.pages} pages{about}"
+    click.echo(f"{cost.layout.name}, pages of {size(cost.page_size)}")
+    click.echo(f"metadata     {done.pages} pages, {size(done.nbytes)}; planned {planned}")
+    click.echo(f"taken over   {done.nr_folios} folios, the root FDT's page among them")
+    click.echo("as planned" if done.as_planned else "NOT as planned")
+    if done.kept is not None:
+        click.echo(f"kept         {printable(done.kept)}: kho inspect reads it")
+    click.echo()
+    table = output.table("step", ">time", ">planned", ">a folio")
+    expected = {"serialize": cost.serialize_s, "take over": cost.take_over_s}
+    for what, took in done.seconds.items():
+        table.add_row(what, seconds(took), seconds(expected.get(what)), f"{took / done.nr_folios * 1e9:.3g} ns")
+    output.console().print(table)
+    click.echo(f"peak RSS {size(done.peak_rss)}, {done.page_faults} page faults")
+
+
+@contextmanager
+def progress() -> Iterator[Progress | None]:
+    """Say on stderr how far the work is, if that is a terminal and it takes longer than a moment."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    began = monotonic()
+    with Console(stderr=True).status("simulating") as status:
+
+        def told(what: str, done: int, total: int) -> None:
+            if monotonic() - began > 0.5:
+                status.update(f"{what}: {done} of {total} folios")
+
+        yield told

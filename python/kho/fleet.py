@@ -1,0 +1,492 @@
+"""Many snapshots or dumps at once, over Dask distributed (`pip install "kho[fleet]"`).
+
+>>> rows = run(verify_row, ["a.elf", "b.elf"])  # a local cluster, a process for each core
+>>> write_parquet(rows, "out.parquet", VERIFY)
+
+Dask starts, schedules, retries and survives; what is here is what it does not know: how many sources make a task, whose
+fault a dead worker is, and the order of rows. Nothing of Dask or Arrow is imported before it is used.
+"""
+
+from __future__ import annotations
+
+import gc
+import glob
+import logging
+import os
+import re
+import signal
+import tempfile
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from itertools import islice
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from . import __version__
+from .errors import KhoError, ParameterError, SourceError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from distributed import Client
+
+__all__ = ["DOCTOR", "VERIFY", "FleetError", "doctor_row", "expand", "run", "schema", "verify_row", "write_parquet"]
+
+Row: TypeAlias = dict[str, Any]
+"""What is known of one source: strings, numbers, lists and dictionaries of these."""
+Columns: TypeAlias = Mapping[str, Any]
+"""Arrow types by name; a list has one type in it, a dictionary is a struct."""
+
+HEAD: Columns = {"source": "string", "exit_code": "int8", "error": "string"}
+"""What every row has: `exit_code` as the command alone would have it, `error` why there is nothing else."""
+VERIFY: Columns = {
+    **HEAD,
+    "errors": "int32",
+    "warnings": "int32",
+    "notes": "int32",
+    "ids": ["string"],
+    "findings": [{"id": "string", "severity": "string", "place": "string", "value": "string", "phys": "uint64"}],
+    "findings_left_out": "int32",
+}
+"""Rows of `kho verify`: counts and ids of all findings, the worst findings themselves."""
+DOCTOR: Columns = {
+    **HEAD,
+    "headline": "string",
+    "release": "string",
+    "state": "string",
+    "boot": "string",
+    "ram": "int64",
+    "scratch": "int64",
+    "scratch_how": "string",
+    "leftover": "int64",
+    "share": "double",
+    "cma_total": "int64",
+    "hugetlb": "int64",
+    "ids": ["string"],
+    "findings": [
+        {
+            "id": "string",
+            "severity": "string",
+            "title": "string",
+            "value": "string",
+            "certainty": "string",
+            "evidence": [{"file": "string", "line": "int32", "text": "string"}],
+            "remedy": "string",
+        }
+    ],
+    "findings_left_out": "int32",
+    "unread": [{"file": "string", "why": "string"}],
+}
+"""Rows of `kho doctor`, named as in its report: bytes, and a share of 1."""
+
+MOST_FINDINGS = 64
+"""Findings in a row, the worst first; their counts and ids are complete."""
+MOST_CHARS = 4096
+"""Characters of a string in a row."""
+BATCH_SOURCES = 32
+BATCH_BYTES = 32 << 20
+"""A task has this many small sources, or one large one: a task costs about a millisecond of the scheduler."""
+WINDOW = 2048
+"""Rows that may wait for an earlier one."""
+GROUP_ROWS = 1024
+"""Rows of a Parquet row group; as many are in memory."""
+ADDRESS = re.compile(r"(@(0[xX][0-9a-fA-F]+|[0-9]+)[KMGT]?)?(,\w+=\w+)*$")
+"""What may follow the name of an image (`ram.bin@0x40000000,size=2G`)."""
+LOCAL = {
+    # A worker's death is blamed on all that it had to do, so two may be bad luck; then sources run alone.
+    "distributed.scheduler.allowed-failures": 1,
+    "distributed.scheduler.no-workers-timeout": "60s",
+    # No pages for a browser, and none for whoever else is on this machine.
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
+}
+"""How a local cluster differs from Dask's defaults."""
+CONNECT_SECONDS = 20
+
+
+class FleetError(KhoError):
+    """A cluster that cannot be had, or is no more: no run."""
+
+
+def verify_row(source: str, **options: Any) -> Row:
+    """Check one source. `options` are those of `kho.verify`. Raises: as `kho.verify`."""
+    from .findings import SEVERITIES
+    from .verify import verify
+
+    found = verify(source, **options)
+    counts = {severity: sum(f.severity == severity for f in found) for severity in SEVERITIES}
+    made = {f"{severity}s": count for severity, count in counts.items()}
+    return _narrowed({**made, "exit_code": int(counts["error"] > 0), "findings": [f.as_dict() for f in found]}, VERIFY)
+
+
+def doctor_row(root: str) -> Row:
+    """Examine one snapshot. Raises: as `kho.doctor.examine`."""
+    from .doctor import examine
+
+    return _narrowed(examine(root).to_dict(), DOCTOR)
+
+
+def _narrowed(report: Mapping[str, Any], columns: Columns) -> Row:
+    """Keep of a report what has a column."""
+    found = report["findings"]
+    made = {**report, "ids": sorted({f["id"] for f in found}), "findings": found[:MOST_FINDINGS]}
+    made["findings_left_out"] = max(0, len(found) - MOST_FINDINGS)
+    return {name: _fitted(made[name], spec) for name, spec in columns.items() if name in made}
+
+
+def _fitted(value: Any, spec: Any) -> Any:
+    match spec, value:
+        case [item], list():
+            return [_fitted(each, item) for each in value]
+        case dict(), dict():
+            return {name: _fitted(value.get(name), item) for name, item in spec.items()}
+        case _:
+            return value
+
+
+def expand(patterns: Iterable[str]) -> list[str]:
+    """List what patterns match, in order, each once; `**` goes down, an address behind a pattern holds for each match.
+
+    A name that is no pattern stands for itself, so that a missing file is a row.
+
+    Raises: ParameterError for a pattern without a match.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        cut = ADDRESS.search(pattern)
+        stem, tail = (pattern[: cut.start()], cut[0]) if cut else (pattern, "")
+        if not glob.has_magic(stem):
+            found.add(pattern)
+            continue
+        # A name may have an @ of its own.
+        matches = _glob(pattern) or [match + tail for match in _glob(stem)]
+        if not matches:
+            raise ParameterError(f"{pattern}: nothing matches; quote it if the shell should not look for it")
+        found.update(matches)
+    return sorted(found)
+
+
+def _glob(pattern: str) -> list[str]:
+    return glob.glob(pattern, recursive=True)  # noqa: PTH207 - names stay as they were given
+
+
+def run(
+    examine: Callable[[str], Mapping[str, Any]],
+    sources: Iterable[str],
+    *,
+    scheduler: str | None = None,
+    workers: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Generator[Row, None, None]:
+    """Examine every source once, on a cluster, and yield a row for each, in the order of their names.
+
+    A source that cannot be read, or that kills whatever worker it is on, has a row with `exit_code` 2 and `error`.
+    Workers may come and go. At most `WINDOW` rows are held.
+
+    Args:
+        examine: what to do with a source; a function of a module that workers can import, or a `functools.partial` of
+            one. What it returns follows `source`, `exit_code` and `error` in the row.
+        sources: paths, which on a cluster of its own are made absolute: every worker must see the same files.
+        scheduler: address of a running Dask scheduler (`tcp://host:8786`); None starts a cluster on this machine, that
+            listens on its loopback with TLS under a key of its own, and ends with this iterator.
+        workers: processes of that cluster, one for each core by default.
+        progress: called with the number of rows that are done.
+
+    Raises:
+        FleetError: no Dask (`pip install "kho[fleet]"`), no scheduler, no worker, or workers without this kho.
+
+    """
+    names = sorted(set(sources))
+    if not names:
+        return
+    with _cluster(scheduler, workers and min(workers, len(names))) as client:
+        paths = names if scheduler is None else [os.path.abspath(name) for name in names]  # noqa: PTH100 - a@0x0 is no Path
+        threads = max(1, sum(client.nthreads().values()))
+        rows: dict[int, Row] = {}
+        at = 0
+        for indices, found in _results(client, examine, names, paths, threads):
+            rows.update(zip(indices, found, strict=True))
+            if progress is not None:
+                progress(at + len(rows))
+            while at in rows:
+                yield rows.pop(at)
+                at += 1
+
+
+def _results(
+    client: Client,
+    examine: Callable[[str], Mapping[str, Any]],
+    names: Sequence[str],
+    paths: Sequence[str],
+    threads: int,
+) -> Iterator[tuple[Sequence[int], list[Row]]]:
+    """Yield indices and their rows as tasks end; each index once.
+
+    A task that fails is done again, a source at a time. Dask blames the death of a worker on all tasks it had been
+    given, so these are then done alone, with nothing else running: who fails then is guilty.
+    """
+    from distributed import as_completed
+    from distributed.scheduler import KilledWorker, NoWorkerError
+
+    todo: deque[Sequence[int]] = deque(_batches(paths, threads))
+    suspects: deque[Sequence[int]] = deque()
+    running: dict[Any, Sequence[int]] = {}
+    done = as_completed(loop=client.loop)
+
+    def submit(batch: Sequence[int]) -> None:
+        pairs = [(names[i], paths[i]) for i in batch]
+        future = client.submit(_examine, examine, pairs, pure=False, retries=1)
+        running[future] = batch
+        done.add(future)
+
+    while todo or suspects or running:
+        oldest = min((batch[0] for batch in (*running.values(), *suspects)), default=0)
+        while todo and not suspects and (not running or todo[0][0] < oldest + WINDOW):
+            submit(todo.popleft())
+        alone = not running
+        if alone and suspects:
+            submit(suspects.popleft())
+        future = next(done)
+        batch = running.pop(future)
+        found = _gathered(client, future)
+        if isinstance(found, list):
+            yield batch, found
+        elif isinstance(found, NoWorkerError):
+            raise FleetError("no worker is left")
+        elif isinstance(found, KilledWorker) and not alone:
+            suspects.extend((i,) for i in batch)
+        elif len(batch) > 1:
+            todo.extendleft((i,) for i in reversed(batch))
+        else:
+            killed = isinstance(found, KilledWorker)
+            why = "each worker that read it died" if killed else f"{type(found).__name__}: {found}"
+            yield batch, [_failed(names[batch[0]], why)]
+
+
+def _gathered(client: Client, future: Any) -> list[Row] | BaseException:
+    """Fetch what a task gave, or why it gave nothing; a worker that dies meanwhile has it done again."""
+    from distributed import CancelledError
+
+    try:
+        found: list[list[Row]] = client.gather([future], errors="skip")
+        return found[0] if found else future.exception()
+    except (CancelledError, OSError) as error:
+        raise FleetError("the connection to the scheduler is lost") from error
+
+
+def _batches(paths: Sequence[str], threads: int) -> Iterator[range]:
+    """Group sources that follow each other to tasks: small ones together, and enough tasks for every thread."""
+    most = max(1, min(BATCH_SOURCES, len(paths) // (8 * threads)))
+    start = nbytes = 0
+    for i, path in enumerate(paths):
+        size = _size(path)
+        if i > start and (i - start == most or nbytes + size > BATCH_BYTES):
+            yield range(start, i)
+            start, nbytes = i, 0
+        nbytes += size
+    yield range(start, len(paths))
+
+
+def _size(path: str) -> int:
+    """Bytes of a file; what is not known by that name may be large, a directory is small."""
+    try:
+        return os.stat(path).st_size  # noqa: PTH116 - what is a source is not always a path
+    except (OSError, ValueError):
+        return BATCH_BYTES
+
+
+def _examine(examine: Callable[[str], Mapping[str, Any]], pairs: Sequence[tuple[str, str]]) -> list[Row]:
+    """Examine some sources, on a worker."""
+    return [_row(examine, name, path) for name, path in pairs]
+
+
+def _row(examine: Callable[[str], Mapping[str, Any]], name: str, path: str) -> Row:
+    try:
+        return {"source": _clean(name), "exit_code": 0, "error": None, **_clean(dict(examine(path)))}
+    except (KhoError, OSError) as error:
+        return _failed(name, str(error))
+
+
+def _failed(name: str, why: str) -> Row:
+    return {"source": _clean(name), "exit_code": 2, "error": _clean(why)}
+
+
+def _clean(value: Any) -> Any:
+    """Make strings of names that are no UTF-8, and not too long ones."""
+    match value:
+        case str():
+            short = value if len(value) <= MOST_CHARS else value[: MOST_CHARS - 3] + "..."
+            return short.encode("utf-8", "backslashreplace").decode()
+        case Mapping():
+            return {_clean(key): _clean(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_clean(item) for item in value]
+        case _:
+            return value
+
+
+# Clusters
+
+
+@contextmanager
+def _cluster(scheduler: str | None, workers: int | None) -> Iterator[Client]:
+    """Connect to a scheduler, or start a cluster that ends with the block."""
+    try:
+        import dask
+        from distributed import Client, LocalCluster
+        from distributed.security import Security
+
+        security = Security.temporary() if scheduler is None else None
+    except ImportError as error:
+        raise missing(error) from error
+    with ExitStack() as stack:
+        if scheduler is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="kho-fleet-", ignore_cleanup_errors=True))
+            stack.enter_context(dask.config.set({**LOCAL, "temporary-directory": folder}))
+            try:
+                with _undisturbed():
+                    cluster = LocalCluster(
+                        n_workers=workers or os.cpu_count(),
+                        threads_per_worker=1,
+                        host="127.0.0.1",
+                        dashboard_address=None,
+                        scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+                        security=security,
+                        silence_logs=logging.CRITICAL + 1,  # it logs as such what is only an end
+                    )
+                    stack.enter_context(closing(cluster))
+                client = stack.enter_context(Client(cluster, set_as_default=False))
+            except (OSError, RuntimeError) as error:
+                raise FleetError(f"no cluster can be started here: {error}; try fewer --workers") from error
+            yield client
+            return
+        try:
+            client = stack.enter_context(Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False))
+        except (OSError, ValueError, TypeError) as error:
+            # What is left of the client waits for a lock when it is collected, for ever if another has it just then.
+            traceback.clear_frames(error.__traceback__)
+            gc.collect()
+            raise FleetError(f"{scheduler}: no Dask scheduler answers: {error}") from error
+        _check(client, scheduler)
+        yield client
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Start processes that no Ctrl-C reaches, and put off one that comes meanwhile: half a cluster cannot be ended."""
+    resource_tracker.ensure_running()  # which else would unblock the signal, in the thread that starts a worker
+    came: list[int] = []
+    here = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number)) if here else None
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if here:
+            signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+    if came:
+        signal.raise_signal(signal.SIGINT)
+
+
+def _check(client: Client, scheduler: str) -> None:
+    """See to it that there are workers, and that they have the kho that is here."""
+    try:
+        client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+    except TimeoutError as error:
+        raise FleetError(f"{scheduler}: this scheduler has no workers") from error
+    for address, there in client.run(_version, on_error="return").items():
+        if there != __version__:
+            raise FleetError(f"worker {address}: kho {__version__} is here, and there {there}; install the same")
+
+
+def _version() -> str:
+    return __version__
+
+
+def missing(error: ImportError) -> FleetError:
+    """Give the error that says what to install."""
+    return FleetError(f'{error.name or error} is not installed, and --fleet needs it: pip install "kho[fleet]"')
+
+
+# Parquet
+
+
+def schema(columns: Columns) -> pa.Schema:
+    """Give the Arrow schema of rows: the same for whatever is in them."""
+    import pyarrow as pa
+
+    def arrow(spec: Any) -> pa.DataType:
+        match spec:
+            case str():
+                return pa.type_for_alias(spec)
+            case [item]:
+                return pa.list_(arrow(item))
+            case _:
+                return pa.struct([(name, arrow(item)) for name, item in spec.items()])
+
+    always = ("source", "exit_code")
+    fields = [pa.field(name, arrow(spec), nullable=name not in always) for name, spec in columns.items()]
+    return pa.schema(fields, metadata={"kho": __version__})
+
+
+def check_parquet(path: str | os.PathLike[str]) -> None:
+    """See whether a file can be written there. Raises: FleetError without pyarrow; SourceError if not."""
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise missing(error) from error
+    path = Path(path)
+    if not path.absolute().parent.is_dir():
+        raise SourceError(f"{path}: {path.parent} is no directory")
+    if path.exists() and not path.is_file():
+        raise SourceError(f"{path}: not a file")
+
+
+def write_parquet(rows: Iterable[Row], path: str | os.PathLike[str], columns: Columns) -> int:
+    """Write rows as they come, in groups of `GROUP_ROWS`, and give their number. What a row lacks is null.
+
+    The file is there when it is whole, and not before. A row that does not fit the columns becomes an error row.
+
+    Raises: FleetError without pyarrow; SourceError if it cannot be written.
+    """
+    check_parquet(path)
+    import pyarrow.parquet as pq
+
+    made, path = schema(columns), Path(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    count = 0
+    left = iter(rows)
+    try:
+        try:
+            with unfinished.open("wb") as file, pq.ParquetWriter(file, made, compression="zstd") as writer:
+                while group := list(islice(left, GROUP_ROWS)):
+                    writer.write_batch(_fitting(group, made))
+                    count += len(group)
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        if isinstance(error, KhoError):
+            raise
+        raise SourceError(f"{path}: {error.strerror or error}") from error
+    return count
+
+
+def _fitting(rows: Sequence[Row], made: pa.Schema) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    misfit = (pa.ArrowException, OverflowError, ValueError, TypeError)
+    try:
+        return pa.RecordBatch.from_pylist(rows, schema=made)
+    except misfit:
+        fitting = list(rows)
+        for i, row in enumerate(rows):
+            try:
+                pa.RecordBatch.from_pylist([row], schema=made)
+            except misfit as error:
+                fitting[i] = _failed(str(row["source"]), f"does not fit the table: {error}")
+        return pa.RecordBatch.from_pylist(fitting, schema=made)

@@ -1,0 +1,431 @@
+"""/dev/liveupdate: sessions that carry open files across a kexec (ABI section 7, kernel/liveupdate).
+
+Before the kexec:
+
+>>> with luo.Device() as device:
+...     session = device.create_session("search-index")
+>>> session.preserve_fd(memfd, token=1)
+
+After it:
+
+>>> with luo.Device() as device:
+...     session = device.retrieve_session("search-index")
+>>> memfd = session.retrieve_fd(1)
+>>> session.finish()
+
+How long things live:
+
+- One process at a time may have the device open. Sessions outlive it, so it is held for a moment.
+- A session that was created lives as long as any descriptor of it is open, and must be open when the kernel jumps. The
+  last close discards it, and lets go of what it preserved: an object that is closed, dropped or left by `with` too
+  early takes the handover with it. `detach` gives the descriptor to whoever keeps it instead.
+- A session that was retrieved is finished by its last close: files that were not retrieved until then are gone. What is
+  to survive the next kexec too is preserved again, in a new session, after `finish`.
+- Descriptors are close-on-exec. A forked child has copies: what it closes is discarded only when its parent's is closed
+  as well, and what its parent closes is kept while the child lives.
+
+Threads may share these objects: each takes one request at a time, as the kernel does with a session. Preserving a large
+memfd allocates its holes and pins its pages, and may take seconds.
+
+The request numbers are those of x86_64, arm64 and every other architecture whose `_IO` has no direction bits.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+import threading
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol, Self
+
+from ._kho import kho_is_enabled
+from .errors import (
+    LuoAbiError,
+    LuoBusyError,
+    LuoError,
+    LuoExistsError,
+    LuoFileError,
+    LuoNotFoundError,
+    LuoPermissionError,
+    LuoRetrieveError,
+    LuoStateError,
+    LuoUnavailableError,
+    ParameterError,
+)
+from .luo_out import text, word
+
+__all__ = ["KERNEL", "NAME_BYTES", "PATH", "REQUESTS", "Device", "Request", "Session", "Transport", "available"]
+
+PATH = "/dev/liveupdate"
+NAME_BYTES = 64
+"""LIVEUPDATE_SESSION_NAME_LENGTH: a session's name with its NUL."""
+
+
+class Request(NamedTuple):
+    """An ioctl: its number, and the layout of its structure, which begins with its own size (u32)."""
+
+    number: int
+    layout: struct.Struct
+
+
+def _request(nr: int, layout: str, nbytes: int) -> Request:
+    """`_IO(0xBA, nr)`, for a structure of `nbytes`."""
+    made = Request(0xBA << 8 | nr, struct.Struct(layout))
+    assert made.layout.size == nbytes, f"request {made.number:#x}: {made.layout.size} bytes are not {nbytes}"
+    return made
+
+
+REQUESTS = {
+    # Of the device.
+    "CREATE_SESSION": _request(0x00, "=Ii64s", 72),
+    "RETRIEVE_SESSION": _request(0x01, "=Ii64s", 72),
+    # Of a session.
+    "PRESERVE_FD": _request(0x40, "=IiQ", 16),
+    "RETRIEVE_FD": _request(0x41, "=IiQ", 16),
+    "FINISH": _request(0x42, "=II", 8),
+    "GET_NAME": _request(0x43, "=II64s", 72),
+}
+"""The requests of include/uapi/linux/liveupdate.h."""
+
+
+class Transport(Protocol):
+    """How requests get to a live update device."""
+
+    def open(self, path: str) -> int:
+        """Open the device: a descriptor, close-on-exec. Raises: OSError."""
+
+    def ioctl(self, fd: int, number: int, buffer: bytearray) -> None:
+        """Make a request; what the kernel answers is written over `buffer`. Raises: OSError."""
+
+
+class _Kernel:
+    """The kernel that runs this process."""
+
+    def open(self, path: str) -> int:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+    def ioctl(self, fd: int, number: int, buffer: bytearray) -> None:
+        fcntl.ioctl(fd, number, buffer)
+
+
+KERNEL: Transport = _Kernel()
+
+
+class HasFileno(Protocol):
+    """A file or socket."""
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+
+
+Meanings = dict[int, tuple[type[LuoError], str]]
+"""What an errno says: the class, and the rest of the sentence."""
+
+_OTHER_ABI = "this kernel knows another form of the request, or not this request"
+_COMMON: Meanings = {
+    errno.EBADF: (LuoStateError, "the descriptor was closed by somebody else"),
+    errno.EPERM: (LuoPermissionError, "not permitted; by default root is"),
+    errno.EACCES: (LuoPermissionError, "permission denied; by default root may"),
+    errno.EINVAL: (LuoAbiError, _OTHER_ABI),
+    errno.E2BIG: (LuoAbiError, _OTHER_ABI),
+    errno.ENOTTY: (LuoAbiError, f"{_OTHER_ABI}, or this is no live update device"),
+}
+_NO_DEVICE = "no live update device; boot with `liveupdate=on kho=on` (Linux 6.19 or later with CONFIG_LIVEUPDATE)"
+_OPEN: Meanings = {
+    errno.ENOENT: (LuoUnavailableError, _NO_DEVICE),
+    errno.ENODEV: (LuoUnavailableError, _NO_DEVICE),
+    errno.ENXIO: (LuoUnavailableError, _NO_DEVICE),
+    errno.EBUSY: (LuoBusyError, "another process has it open, and one at a time may; `fuser -v` names it"),
+    errno.EIO: (LuoError, "the kernel cannot read what its predecessor handed over; every open fails until a reboot"),
+}
+_CREATE: Meanings = {
+    errno.EEXIST: (LuoExistsError, "there is one of that name; its last descriptor must be closed first")
+}
+_RETRIEVE: Meanings = {
+    errno.ENOENT: (LuoNotFoundError, "the last kernel did not hand it over, or it is finished and closed"),
+    errno.EINVAL: (LuoStateError, "it was retrieved before, and that descriptor is what there is of it"),
+}
+_PRESERVE: Meanings = {
+    errno.EEXIST: (LuoExistsError, "the session has a file of that token"),
+    errno.EBUSY: (
+        LuoBusyError,
+        "the file is in a session already, this one or another, or in one that is not finished",
+    ),
+    errno.EBADF: (LuoFileError, "the descriptor is not open"),
+    errno.ENOENT: (LuoFileError, "the kernel preserves no file of this kind; memfds without MFD_HUGETLB are sure"),
+    errno.EOPNOTSUPP: (LuoFileError, "the file has seals, or something else, that this kernel cannot carry over"),
+    errno.EFBIG: (LuoFileError, "the file is too large"),
+}
+_TAKE: Meanings = {
+    errno.ENOENT: (LuoNotFoundError, "no file of that token was handed over, or the session is finished"),
+    # Descriptors are allocated before the file is touched.
+    errno.EMFILE: (LuoError, "this process has no free descriptor; close some and try again"),
+    errno.ENFILE: (LuoError, "the system has no free file; try again"),
+}
+_FINISH: Meanings = {errno.EBUSY: (LuoBusyError, "a file cannot finish yet; nothing was finished, try again later")}
+
+
+def _refusal(error: OSError, what: str, meanings: Meanings) -> LuoError:
+    number = errno.EIO if error.errno is None else error.errno
+    kind, why = meanings.get(number) or _COMMON.get(number) or (LuoError, os.strerror(number))
+    return kind(number, f"{what}: {why}")
+
+
+def _name(name: str) -> bytes:
+    try:
+        return text("session name", name, NAME_BYTES)
+    except UnicodeEncodeError as error:
+        raise ParameterError(f"session name {name!r}: no UTF-8 encodes it") from error
+
+
+class _Descriptor:
+    """An owned descriptor that takes requests, one at a time."""
+
+    def __init__(self, fd: int, what: str, transport: Transport) -> None:
+        self._fd = -1
+        self._what = what
+        self._transport = transport
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._fd = fd
+
+    def _guard(self) -> threading.Lock:
+        if self._pid != os.getpid():
+            # A fork copies locks as they are, held by threads that the child does not have.
+            self._lock, self._pid = threading.Lock(), os.getpid()
+        return self._lock
+
+    def _checked(self) -> int:
+        if self._fd < 0:
+            raise LuoStateError(errno.EBADF, f"{self._what}: is closed")
+        return self._fd
+
+    def _call(self, request: str, *values: int | bytes) -> list[Any]:
+        """Make a request; the fields of the answer after its size. Raises: LuoStateError once closed; OSError."""
+        number, layout = REQUESTS[request]
+        buffer = bytearray(layout.pack(layout.size, *values))
+        with self._guard():
+            self._transport.ioctl(self._checked(), number, buffer)
+        return list(layout.unpack(buffer)[1:])
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed or detached."""
+        return self._fd < 0
+
+    def fileno(self) -> int:
+        """The descriptor, which stays this object's. Raises: LuoStateError once closed."""
+        return self._checked()
+
+    def detach(self) -> int:
+        """Give the descriptor away: who calls must close it. Raises: LuoStateError once closed."""
+        with self._guard():
+            fd, self._fd = self._checked(), -1
+        return fd
+
+    def close(self) -> None:
+        """Close the descriptor; nothing happens the second time."""
+        with self._guard():
+            fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        self._checked()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def __del__(self) -> None:
+        """Close what nobody can close any more, and say so."""
+        if getattr(self, "_fd", -1) >= 0:
+            warnings.warn(f"{self._what}: was never closed", ResourceWarning, source=self, stacklevel=2)
+            self.close()
+
+    def __repr__(self) -> str:
+        """What it is, and whether it is open."""
+        return f"<kho.luo.{type(self).__name__} {self._what}{', closed' if self.closed else ''}>"
+
+
+class Device(_Descriptor):
+    """The live update device, where sessions are made and found. One process at a time may have it open."""
+
+    def __init__(self, path: str | os.PathLike[str] = PATH, *, transport: Transport = KERNEL) -> None:
+        """Open the device. The first open after a kexec reads what was handed over.
+
+        Raises: LuoUnavailableError; LuoBusyError; LuoPermissionError; LuoError.
+        """
+        self.path = os.fspath(path)
+        try:
+            fd = transport.open(self.path)
+        except OSError as error:
+            raise _refusal(error, self.path, _OPEN) from error
+        super().__init__(fd, self.path, transport)
+
+    def create_session(self, name: str) -> Session:
+        """Make a session for the next kernel (LIVEUPDATE_IOCTL_CREATE_SESSION).
+
+        Args: name: 1 to 63 bytes of UTF-8, none of them NUL; how the next kernel finds it.
+        Raises: ParameterError; LuoExistsError; LuoStateError once closed; LuoError.
+        """
+        return self._session("CREATE_SESSION", name, _CREATE, incoming=False)
+
+    def retrieve_session(self, name: str) -> Session:
+        """Take a session that the last kernel handed over (LIVEUPDATE_IOCTL_RETRIEVE_SESSION). Once.
+
+        Raises: ParameterError; LuoNotFoundError; LuoStateError the second time, or once closed; LuoError.
+        """
+        return self._session("RETRIEVE_SESSION", name, _RETRIEVE, incoming=True)
+
+    def _session(self, request: str, name: str, meanings: Meanings, *, incoming: bool) -> Session:
+        raw = _name(name)
+        try:
+            fd, _ = self._call(request, -1, raw)
+        except LuoStateError:
+            raise
+        except OSError as error:
+            raise _refusal(error, f"session {name!r}", meanings) from error
+        return Session(_made(fd, f"session {name!r}"), name=name, incoming=incoming, transport=self._transport)
+
+
+def _made(fd: int, what: str) -> int:
+    if fd < 0:
+        raise LuoAbiError(errno.EINVAL, f"{what}: the kernel gave no descriptor, {_OTHER_ABI}")
+    return fd
+
+
+class Session(_Descriptor):
+    """A session: the files that one owner hands to the next kernel, or has been handed by the last one."""
+
+    def __init__(
+        self, fd: int, *, name: str | None = None, incoming: bool | None = None, transport: Transport = KERNEL
+    ) -> None:
+        """Take over the descriptor of a session, inherited or received.
+
+        Args: name: if it is known; the kernel is asked otherwise. incoming: whether the last kernel handed it over;
+            None if only the kernel knows.
+        Raises: ParameterError for what is no descriptor.
+        """
+        if not 0 <= fd < 1 << 31:
+            raise ParameterError(f"fd {fd}: no descriptor")
+        self._known = name
+        self.incoming = incoming
+        super().__init__(fd, f"session of fd {fd}" if name is None else f"session {name!r}", transport)
+
+    @property
+    def name(self) -> str:
+        """The name (LIVEUPDATE_SESSION_GET_NAME, if it was not given).
+
+        Raises: LuoStateError once closed; LuoAbiError from a kernel that has no such request; LuoError.
+        """
+        if self._known is None:
+            _, raw = self._ask("GET_NAME", 0, bytes(NAME_BYTES), what="name", meanings={})
+            self._known = raw.split(b"\0")[0].decode("utf-8", "replace")
+            self._what = f"session {self._known!r}"
+        return self._known
+
+    def preserve_fd(self, fd: int | HasFileno, token: int) -> None:
+        """Keep a file for the next kernel (LIVEUPDATE_SESSION_PRESERVE_FD).
+
+        A memfd keeps its contents as they are at the kexec, its size, position and (from Linux 7.2) seals; until then
+        its size is fixed: what would grow, shrink or punch it fails. The kernel holds it, so `fd` may be closed.
+        A memfd sealed against execution (F_SEAL_EXEC) may come back sealed against writing as well.
+
+        Args: token: 64 bits by which the next kernel finds it, one file each.
+        Raises: ParameterError; LuoExistsError; LuoFileError; LuoBusyError; LuoStateError for a session that was
+            retrieved, or is closed; LuoError. Nothing has changed then.
+        """
+        number = fd if isinstance(fd, int) else fd.fileno()
+        if not 0 <= number < 1 << 31:
+            raise ParameterError(f"fd {number}: no descriptor")
+        self._direction(incoming=False, cannot="was handed over by the last kernel; what goes on needs a new session")
+        self._ask("PRESERVE_FD", number, word("token", token), what=f"file {token:#x}", meanings=_PRESERVE)
+
+    def retrieve_fd(self, token: int) -> int:
+        """Bring a file back (LIVEUPDATE_SESSION_RETRIEVE_FD), in any order.
+
+        Returns: a descriptor of the caller's, close-on-exec. A second call gives another one of the same open file.
+        Raises: ParameterError; LuoNotFoundError; LuoStateError for a session that was created, or is closed;
+            LuoRetrieveError if the kernel cannot: it will not try again, and the error stays; LuoError if there was no
+            free descriptor.
+        """
+        self._direction(incoming=True, cannot="is for the next kernel; only there files can be retrieved")
+        what = f"file {word('token', token):#x}"
+        fd, _ = self._ask("RETRIEVE_FD", -1, token, what=what, meanings=_TAKE, otherwise=LuoRetrieveError)
+        return _made(fd, f"{self._what}, {what}")
+
+    def finish(self) -> None:
+        """Say that all is retrieved that is wanted (LIVEUPDATE_SESSION_FINISH).
+
+        The kernel lets go of every file: those that were retrieved are their holders' alone, the others are freed.
+
+        Raises: LuoBusyError if a file cannot finish yet; LuoStateError for a session that was created, or is closed;
+            LuoError.
+        """
+        self._direction(incoming=True, cannot="is for the next kernel; only there it can finish. `close` discards it")
+        self._ask("FINISH", 0, what="finish", meanings=_FINISH)
+
+    def _direction(self, *, incoming: bool, cannot: str) -> None:
+        # Linux before 7.1 does not check, and takes what goes out for what came in.
+        if self.incoming is not None and self.incoming != incoming:
+            raise LuoStateError(errno.EINVAL, f"{self._what}: {cannot}")
+
+    def _ask(
+        self,
+        request: str,
+        *values: int | bytes,
+        what: str,
+        meanings: Meanings,
+        otherwise: type[LuoError] | None = None,
+    ) -> list[Any]:
+        try:
+            return self._call(request, *values)
+        except LuoStateError:
+            raise
+        except OSError as error:
+            what = f"{self._what}, {what}"
+            if error.errno == errno.EINVAL and self.incoming is None and request != "GET_NAME":
+                wrong = f"{what}: the session is of the other direction, or {_OTHER_ABI}"
+                raise LuoStateError(errno.EINVAL, wrong) from error
+            if otherwise is not None and error.errno not in (*meanings, errno.EBADF, errno.ENOTTY, errno.E2BIG):
+                number = errno.EIO if error.errno is None else error.errno
+                lost = f"{what}: cannot be brought back, now or later: {os.strerror(number)}"
+                raise otherwise(number, lost) from error
+            raise _refusal(error, what, meanings) from error
+
+
+def available(path: str | os.PathLike[str] = PATH, *, cmdline: str | None = None) -> str | None:
+    """Why live updates cannot be had here, with the remedy; None if the device can be opened, or is in use.
+
+    The device is not opened: the first open after a kexec reads what was handed over, and shuts others out.
+
+    Args: cmdline: the kernel's command line, for the reason; by default /proc/cmdline.
+    """
+    path = os.fspath(path)
+    if Path(path).exists():
+        return None if os.access(path, os.R_OK | os.W_OK) else f"{path}: this user may not open it; by default root may"
+    if cmdline is None:
+        cmdline = ""
+        with suppress(OSError):
+            cmdline = Path("/proc/cmdline").read_text(errors="replace")
+    # Both are switches that kstrtobool reads, so one parser does.
+    switches = [found for found in cmdline.split() if found.startswith("liveupdate=")]
+    if not kho_is_enabled(" ".join(found.replace("liveupdate", "kho", 1) for found in switches)):
+        return f"{path}: is not there; boot with `liveupdate=on kho=on`"
+    if not kho_is_enabled(cmdline, default=True):
+        return f"{path}: is not there, as `kho=` is off; boot with `kho=on` beside `liveupdate=on`"
+    release = os.uname().release
+    return (
+        f"{path}: is not there, though `liveupdate=on` is; it takes a kernel with CONFIG_LIVEUPDATE (Linux 6.19 or "
+        f"later, this is {release}) whose KHO came up, and a /dev that shows its devices"
+    )

@@ -1,0 +1,320 @@
+"""A plan carried out in an arena: what was written, how long it took, and whether it is what `kho.plan` said.
+
+The arena's memory is never touched but for the map itself, so that terabytes cost what their map costs.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from . import _kho
+from .errors import OutOfMemoryError, ParameterError
+from .outgoing import Outgoing
+from .plan import LOW, Calibration, Cost, Group, Plan, Zone, plan
+
+__all__ = ["Simulation", "calibrate", "placed", "simulate"]
+
+BATCH = 1 << 16
+WHOLE = 1 << 23
+"""Bytes of bitmaps that are marked at once."""
+GIB = 1 << 30
+Progress = Callable[[str, int, int], object]
+"""Called with what is being done, how many folios of it are done, and of how many."""
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """A handover that was done, with what it took."""
+
+    plan: Plan
+    cost: Cost
+    """What was planned for this layout and page size."""
+    pages: int
+    """Pages of metadata that were written."""
+    nr_folios: int
+    """Folios the next owner found, the root FDT among them."""
+    seconds: dict[str, float]
+    """mark, preserve, serialize, take over, count, restore: those that were done."""
+    peak_rss: int
+    """Most memory this process ever had, in bytes."""
+    page_faults: int
+    kept: str | None = field(default=None)
+    """The ELF core that was written."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of metadata that were written, whole pages."""
+        return self.pages * self.cost.page_size
+
+    @property
+    def as_planned(self) -> bool:
+        """Whether it is what was planned: to the page, or within six standard deviations where chance decides."""
+        page = self.cost.page_size
+        off = abs(self.nbytes - self.cost.pages * page)
+        allowed = 0.0 if self.cost.exact else 6 * self.cost.deviation + page
+        return self.nr_folios == self.plan.nr_folios + 1 and off <= allowed
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give it as data for JSON."""
+        return {
+            "plan": self.plan.as_dict(),
+            "pages": self.pages,
+            "nbytes": self.nbytes,
+            "nr_folios": self.nr_folios,
+            "as_planned": self.as_planned,
+            "seconds": self.seconds,
+            "peak_rss": self.peak_rss,
+            "page_faults": self.page_faults,
+            "kept": self.kept,
+        }
+
+
+def simulate(
+    memory: int | str,
+    folios: Sequence[Group | str] = (),
+    *,
+    preserve: Sequence[str] = (),
+    random: bool = False,
+    page_size: int = 4096,
+    layout: str = "kho-v4",
+    calibration: Calibration | None = None,
+    scale: float = 1.0,
+    restore: bool = False,
+    keep: str | os.PathLike[str] | None = None,
+    seed: int = 1,
+    progress: Progress | None = None,
+) -> Simulation:
+    """Hand folios over in an arena and take them over, measuring.
+
+    Args:
+        memory, folios, preserve, random, calibration: as `kho.plan`.
+        page_size, layout: the one to write.
+        scale: multiplies memory and numbers of folios.
+        restore: also restore every folio, one call each.
+        keep: have the arena in a new file there, sparse, an ELF core.
+        seed: how folios are scattered.
+        progress: told what is being done.
+
+    Raises:
+        ParameterError: as `kho.plan`; `scale` not between 0 and 1.
+        OutOfMemoryError: the run needs more memory than this machine has left; the message says how much, and which
+            `scale` fits.
+        SourceError: `keep` cannot be written, or the address space is too small.
+
+    """
+    whole = plan(
+        memory,
+        folios,
+        preserve=preserve,
+        random=random,
+        page_sizes=[page_size],
+        layouts=[layout],
+        calibration=calibration,
+    )
+    if not 0 < scale <= 1:
+        raise ParameterError(f"scale: {scale} is not above 0 and at most 1")
+    made = whole if scale == 1 else _scaled(whole, scale)
+    if not made.costs:
+        raise ParameterError("; ".join(f"{row}: {why}" for row, why in made.left_out.items()))
+    _check_memory(made, restore=restore, available=_available())
+    return _run(made, restore=restore, keep=keep, seed=seed, progress=progress)
+
+
+def _scaled(whole: Plan, scale: float) -> Plan:
+    """Plan less of the same: memory, and of each group as large a part."""
+    memory = max(2 * LOW, int(whole.memory * scale) // LOW * LOW)
+    groups = [Group(int(zone.count * scale), zone.size, zone.random) for zone in whole.zones]
+    groups = [group for group in groups if group.count]
+    if not groups and whole.zones:
+        raise ParameterError(f"scale: {scale} of these folios are none")
+    names = [cost.layout.name for cost in whole.costs] or [row.split(",")[0] for row in whole.left_out]
+    pages = list(whole.scratch.sizes)
+    return plan(memory, groups, layouts=names, page_sizes=pages, calibration=whole.calibration)
+
+
+def _needed(made: Plan, *, restore: bool) -> int:
+    """Bound the memory a run takes: the map, what is marked, what is taken over, and 64 bytes a run of folios."""
+    cost = made.costs[0]
+    extents = sum(zone.extents for zone in made.zones)
+    listed = 16 * made.nr_folios + 2 * cost.bitmap_bytes if restore else 0
+    return int(4 * (cost.nbytes + cost.directory_bytes) + 64 * extents) + listed + (64 << 20)
+
+
+def _available() -> int:
+    """Bytes this machine can still give, as the kernel estimates it."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _check_memory(made: Plan, *, restore: bool, available: int) -> None:
+    needed = _needed(made, restore=restore)
+    if needed > available:
+        fits = max(available - (64 << 20), 0) / needed * 0.9
+        raise OutOfMemoryError(
+            f"simulate: {made.nr_folios} folios need about {needed >> 20} MiB, and {available >> 20} MiB are there; "
+            f"a scale of {fits:.2g} would fit"
+        )
+
+
+def placed(zone: Zone, page_size: int, seed: int, *, bitmap_bytes: int | None = None) -> Iterator[_kho.Tracker]:
+    """Give the folios of a zone, in parts where they stand side by side; scattered ones are drawn from a seed."""
+    order = (zone.size // page_size).bit_length() - 1
+    first, step = zone.start // page_size, 1 << order
+    if not zone.random:
+        number = zone.start // zone.size
+        yield from _side_by_side(_kho.Tracker(page_size, bitmap_bytes), order, number, number + zone.slots)
+        return
+    # Of more than half the slots it is quicker to draw those that stay empty.
+    drawn = min(zone.count, zone.slots - zone.count)
+    chosen, draw, left = _kho.Tracker(page_size, bitmap_bytes), Random(seed).random, drawn
+    while left:
+        batch = [first + int(draw() * zone.slots) * step for _ in range(min(left, BATCH))]
+        left -= chosen.preserve_many(array("Q", batch), order)
+    if drawn == zone.count:
+        yield chosen
+        return
+    for part in placed(replace(zone, count=zone.slots), page_size, seed, bitmap_bytes=bitmap_bytes):
+        part -= chosen
+        yield part
+
+
+def _side_by_side(empty: _kho.Tracker, order: int, at: int, end: int) -> Iterator[_kho.Tracker]:
+    """Give the folios from number `at` to `end`: whole bitmaps at once, by way of pickled state."""
+    bits = 8 * empty.bitmap_bytes
+    full = b"\xff" * empty.bitmap_bytes
+    while at < end:
+        part = empty.copy()
+        whole = min((end - at) // bits, WHOLE // empty.bitmap_bytes) if at % bits == 0 else 0
+        if whole:
+            blocks = b"".join(index.to_bytes(8, "little") + full for index in range(at // bits, at // bits + whole))
+            part.__setstate__(b"khot\x01" + bytes([order]) + whole.to_bytes(8, "little") + blocks)
+            at += whole * bits
+        else:
+            stop = min(end, at - at % bits + bits)
+            part.preserve_many(array("Q", range(at << order, stop << order, 1 << order)), order)
+            at = stop
+        yield part
+
+
+def _alloc(arena: _kho.Arena, zone: Zone) -> int:
+    """Allocate all of a zone, whoever owns what is not handed over, in blocks as large as fit; how many pages."""
+    at, end = zone.start, zone.start + zone.slots * zone.size
+    while at < end:
+        block = min(at & -at, 1 << (end - at).bit_length() - 1)
+        arena.alloc_at(at, (block // arena.page_size).bit_length() - 1)
+        at += block
+    return (end - zone.start) // arena.page_size
+
+
+class _Clock:
+    """Adds up seconds by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began = time.perf_counter()
+
+    def start(self) -> None:
+        """Begin to count."""
+        self._began = time.perf_counter()
+
+    def stop(self, what: str) -> None:
+        """Add what has passed."""
+        now = time.perf_counter()
+        self.seconds[what] = self.seconds.get(what, 0.0) + now - self._began
+        self._began = now
+
+
+def _run(
+    made: Plan, *, restore: bool, keep: str | os.PathLike[str] | None, seed: int, progress: Progress | None
+) -> Simulation:
+    cost, clock = made.costs[0], _Clock()
+    layout, page = cost.layout, cost.page_size
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    # The map lies behind the memory that is planned, so that folios may be anywhere in that.
+    room = -(-int(2 * cost.nbytes + (16 << 20)) // GIB) * GIB
+    top = -(-made.memory // GIB) * GIB
+    regions = [(0, made.memory), (top, room)]
+    arena = _kho.Arena(regions, page_size=page, backing=None if keep is None else Path(keep))
+    taken = sum(_alloc(arena, zone) for zone in made.zones)
+    out = Outgoing(arena, layout.abi, bitmap_bytes=layout.bitmap_bytes, fdt_phys=page)
+    done = 0
+    for number, zone in enumerate(made.zones):
+        clock.start()
+        for folios in placed(zone, page, seed + number, bitmap_bytes=layout.bitmap_bytes):
+            clock.stop("mark")
+            done += out.preserve_all(folios)
+            clock.stop("preserve")
+            if progress is not None:
+                progress("preserve", done, made.nr_folios)
+            clock.start()
+    clock.start()
+    out.finalize()
+    clock.stop("serialize")
+    pages = arena.allocated_pages - taken
+    inc = _kho.Incoming(arena)
+    clock.stop("take over")
+    nr_folios = sum(inc.folios_by_order.values())
+    clock.stop("count")
+    if restore:
+        _restore(inc, clock, progress)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return Simulation(
+        plan=made,
+        cost=cost,
+        pages=pages,
+        nr_folios=nr_folios,
+        seconds=clock.seconds,
+        peak_rss=usage.ru_maxrss * 1024,
+        page_faults=usage.ru_minflt - faults,
+        kept=None if keep is None else os.fspath(keep),
+    )
+
+
+def _restore(inc: _kho.Incoming, clock: _Clock, progress: Progress | None) -> None:
+    folios = inc.folios
+    for at in range(0, len(folios), BATCH):
+        batch = [folio.phys for folio in folios[at : at + BATCH]]
+        clock.start()
+        for phys in batch:
+            inc.restore_folio(phys)
+        clock.stop("restore")
+        if progress is not None:
+            progress("restore", at + len(batch), len(folios))
+
+
+def calibrate(seed: int = 1) -> Calibration:
+    """Measure this machine with runs of the engine, a second in all: an empty map, full bitmaps, scattered pages."""
+    serialize: dict[str, tuple[float, float]] = {}
+    take_over: dict[str, tuple[float, float, float]] = {}
+    for name in ("kho-v1-512", "kho-v1", "kho-v4"):
+        # What is small would be lost in the noise of one run; what is large must not find its memory in the cache.
+        tries = [_measured(name, Group(1, 4096), seed) for _ in range(3)]
+        empty = min(tries, key=lambda run: run.seconds["take over"])
+        full = _measured(name, Group(1 << 24, 4096), seed)
+        spread = _measured(name, Group(1 << 17, 4096, random=True), seed)
+        begin, start = empty.seconds["serialize"], empty.seconds["take over"]
+        per_kib = max(0.0, full.seconds["take over"] - start) / (full.cost.bitmap_bytes / 1024)
+        rest = spread.seconds["take over"] - start - per_kib * spread.cost.bitmap_bytes / 1024
+        extents = sum(zone.extents for zone in spread.plan.zones)
+        writing = 0.0 if spread.cost.layout.tree else max(0.0, spread.seconds["serialize"] - begin)  # a tree is there
+        serialize[name] = (begin, writing / spread.cost.bitmaps)
+        take_over[name] = (start, per_kib, max(0.0, rest) / extents)
+    return Calibration(serialize, take_over)
+
+
+def _measured(name: str, group: Group, seed: int) -> Simulation:
+    made = plan(128 * GIB, [group], layouts=[name])
+    return _run(made, restore=False, keep=None, seed=seed, progress=None)

@@ -1,0 +1,315 @@
+"""Snapshots that are hostile or broken: bounded, safe, reported, never a traceback."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import json
+import os
+import time
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kho.cli.doctor import text
+from kho.doctor import Report, examine, what_if
+from kho.doctor.export import prometheus
+from kho.doctor.tree import FILE_LIMIT, Tree
+
+from command import kho, process
+from doctor_hosts import HOSTS, copied, debugfs, machine, write
+
+FILES = [
+    "proc/meminfo",
+    "proc/zoneinfo",
+    "proc/pagetypeinfo",
+    "proc/cmdline",
+    "proc/version",
+    "proc/sys/kernel/osrelease",
+    "proc/iomem",
+    "proc/vmstat",
+    "proc/modules",
+    "proc/misc",
+    "proc/config.gz",
+    "boot/config-7.3.4",
+    "var/log/dmesg",
+    "sys/kernel/debug/kho/out/scratch_len",
+    "sys/kernel/debug/kho/out/scratch_phys",
+    "sys/kernel/debug/kho/out/finalize",
+    "sys/kernel/debug/kho/out/fdt",
+    "sys/kernel/debug/kho/in/sub_fdts/kexec-metadata",
+    "sys/kernel/debug/kho/out/sub_fdts/LUO",
+    "sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages",
+    "sys/kernel/boot_params/setup_data/0/type",
+]
+
+
+def sane(report: Report) -> None:
+    """Assert that a report can be printed by every means, and says one of the three things."""
+    assert report.exit_code in (0, 1, 2)
+    assert report.headline.isprintable()
+    assert "\\u001b" not in json.dumps(report.to_dict())
+    assert prometheus([report]).endswith("\n")
+    shown = text(report, what_if(report, "kho=on kho_scratch=64M,64M,64M")) + text(report, None)
+    assert all(line.isprintable() for line in click.unstyle(shown).split("\n"))
+    for entry in report.unread:
+        assert entry.file.isprintable()
+        assert entry.why.isprintable()
+    for value in (report.scratch, report.leftover, report.ram, report.scratch_high):
+        assert value is None or 0 <= value < 1 << 63
+
+
+def why(report: Report, file: str) -> str:
+    return next(entry.why for entry in report.unread if entry.file == file)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_garbage_in_each_file(file: str, tmp_path: Path) -> None:
+    tree = copied("default-scratch", tmp_path)
+    for junk in (b"", b"\0" * 5000, bytes(range(256)) * 64, b"\x1b[2J\n" * 100, b"9" * 30, b" " * 100000 + b"x"):
+        sane(examine(write(tree, file, junk)))
+
+
+def test_garbage_in_every_file_at_once(tmp_path: Path) -> None:
+    for file in FILES:
+        write(tmp_path, file, os.urandom(70000))
+    report = examine(tmp_path)
+    sane(report)
+    assert ("proc/meminfo", "no meminfo in it") in report.unread
+    assert ("proc/config.gz", "not gzip") in report.unread
+
+
+@pytest.mark.parametrize(
+    "huge", ["1" + "0" * 30, "9" * 5000, "18446744073709551615", "-1", "1e9", "\N{ARABIC-INDIC DIGIT NINE}" * 40]
+)
+def test_numbers_no_machine_has(huge: str, tmp_path: Path) -> None:
+    machine(tmp_path, cmdline=f"kho=on kho_scratch={huge}M,{huge},{huge}")
+    for name in ("MemTotal", "CmaTotal", "CmaFree", "Hugetlb"):
+        sane(examine(write(tmp_path, "proc/meminfo", f"MemTotal: 1 kB\n{name}: {huge} kB\n")))
+    write(tmp_path, "proc/zoneinfo", f"Node {huge}, zone Normal\n        present  {huge}\n        cma {huge}\n")
+    write(
+        tmp_path,
+        "proc/pagetypeinfo",
+        f"Page block order: {huge}\nNumber of blocks type CMA\nNode 0, zone Normal {huge}\n",
+    )
+    write(tmp_path, "proc/vmstat", f"nr_memmap_boot_pages {huge}\n")
+    debugfs(tmp_path, [(1 << 32, 1 << 51)] * 3)
+    sane(examine(tmp_path))
+    write(tmp_path, "sys/kernel/debug/kho/out/scratch_len", f"{huge}\n0x{'f' * 16}\n")
+    report = examine(tmp_path)
+    sane(report)
+    assert report.scratch_how != "exact"
+
+
+def test_a_log_of_a_gigabyte_is_read_at_its_ends(tmp_path: Path) -> None:
+    tree = machine(tmp_path, cmdline="kho=on")
+    place = write(tree, "var/log/dmesg", "Linux version 7.3.4 (x)\n") / "var/log/dmesg"
+    with place.open("r+b") as file:
+        file.truncate(1 << 30)
+        file.seek(0, 2)
+        file.write(b"\nKHO: Failed to reserve scratch area, disabling kexec handover\n")
+    tracemalloc.start()
+    began = time.perf_counter()
+    report = examine(tree)
+    taken = time.perf_counter() - began
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert report.state == "failed"
+    assert "bytes" in why(report, "var/log/dmesg")
+    assert peak < 8 * FILE_LIMIT
+    assert taken < 10
+
+
+def test_a_large_log_of_lines_that_all_matter_is_bounded(tmp_path: Path) -> None:
+    tree = machine(tmp_path, cmdline="kho=on")
+    write(tree, "var/log/dmesg", b"Linux version 7.3.4 (x)\n" + b"KHO: exec from: x (count 1)\n" * 200_000)
+    began = time.perf_counter()
+    sane(examine(tree))
+    assert time.perf_counter() - began < 10
+
+
+@pytest.mark.parametrize("line", [b"\n", b" \n", b"Node 0, zone " + b" " * 400 + b"x\n", b"a" * 100])
+def test_large_files_of_odd_lines_take_a_moment(line: bytes, tmp_path: Path) -> None:
+    for file in ("proc/zoneinfo", "proc/pagetypeinfo", "proc/meminfo", "var/log/dmesg", "proc/modules", "proc/iomem"):
+        write(tmp_path, file, line * (2 * FILE_LIMIT // len(line)))
+    began = time.perf_counter()
+    sane(examine(tmp_path))
+    assert time.perf_counter() - began < 20
+
+
+def test_a_gzip_bomb_is_cut_off(tmp_path: Path) -> None:
+    tree = machine(tmp_path)
+    write(tree, "proc/config.gz", gzip.compress(b"CONFIG_SMP=y\n" + b"\0" * (48 << 20), 9))
+    tracemalloc.start()
+    report = examine(tree)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert report.state == "absent"
+    assert peak < 6 * FILE_LIMIT
+
+
+def test_links_out_of_the_tree_are_not_followed(tmp_path: Path) -> None:
+    secret = write(tmp_path, "outside/meminfo", (HOSTS / "default-scratch/proc/meminfo").read_bytes())
+    tree = tmp_path / "tree"
+    (tree / "proc").mkdir(parents=True)
+    (tree / "proc/meminfo").symlink_to("../../outside/meminfo")
+    (tree / "proc/cmdline").symlink_to(secret / "outside/meminfo")
+    (tree / "var").symlink_to("../../../../../../../../etc")
+    (tree / "sys").symlink_to("/")
+    (tree / "proc/zoneinfo").symlink_to("zoneinfo")
+    report = examine(tree)
+    sane(report)
+    assert (report.exit_code, report.ram) == (2, None)
+    assert why(report, "proc/meminfo") == "a link that leads out of the tree"
+    assert why(report, "proc/cmdline") == "a link to what the tree does not have"
+    assert why(report, "proc/zoneinfo") == "too many links"
+
+
+def test_links_within_the_tree_are_its_own(tmp_path: Path) -> None:
+    tree = copied("default-scratch", tmp_path)
+    (tree / "proc").rename(tree / "elsewhere")
+    (tree / "proc").symlink_to("/elsewhere")
+    (tree / "var/log/dmesg").rename(tree / "kernel.log")
+    (tree / "var/log/dmesg").symlink_to("../../kernel.log")
+    report = examine(tree)
+    assert report.headline == examine(HOSTS / "default-scratch").headline
+    assert report.unread == []
+
+
+@pytest.mark.parametrize("file", ["proc/meminfo", "var/log/dmesg", "sys/kernel/debug/kho/out/scratch_len"])
+def test_fifos_directories_and_sockets_are_not_waited_for(file: str, tmp_path: Path) -> None:
+    tree = copied("default-scratch", tmp_path)
+    (tree / file).unlink()
+    os.mkfifo(tree / file)
+    report = examine(tree)
+    sane(report)
+    assert why(report, file) == "no regular file"
+    (tree / file).unlink()
+    (tree / file).mkdir()
+    assert why(examine(tree), file) == "no regular file"
+
+
+def test_files_where_directories_should_be(tmp_path: Path) -> None:
+    for file in ("proc", "sys", "var", "boot", "dev", "etc", "run", "lib"):
+        write(tmp_path, file, "a file")
+    report = examine(tmp_path)
+    sane(report)
+    assert report.exit_code == 2
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_missing_permissions(tmp_path: Path) -> None:
+    tree = copied("default-scratch", tmp_path)
+    (tree / "sys/kernel/debug").chmod(0)
+    (tree / "proc/pagetypeinfo").chmod(0)
+    report = examine(tree)
+    (tree / "sys/kernel/debug").chmod(0o755)
+    assert why(report, "proc/pagetypeinfo") == "permission denied"
+    assert report.scratch == 0x6400000 + 0x5C00000
+
+
+@pytest.mark.parametrize("call", ["open", "lstat", "scandir"])
+def test_missing_permissions_whoever_runs_this(call: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As a user without rights sees it: root is never refused, so the system is made to."""
+    closed = ("pagetypeinfo", "/debug/kho")
+    original = getattr(os, call)
+
+    def refused(path: Any, *args: Any, **more: Any) -> Any:
+        if any(name in str(path) for name in closed):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return original(path, *args, **more)
+
+    monkeypatch.setattr(f"kho.doctor.tree.os.{call}", refused)
+    report = examine(HOSTS / "default-scratch")
+    sane(report)
+    assert {entry.why for entry in report.unread} == {"permission denied"}
+    assert report.state == "active"
+
+
+def test_an_input_output_error_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(fd: int, n: int) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("kho.doctor.tree.os.read", broken)
+    report = examine(HOSTS / "default-scratch")
+    sane(report)
+    assert why(report, "proc/meminfo") == "Input/output error"
+    assert report.exit_code == 2 or report.state == "active"
+
+
+def test_deep_and_wide_trees(tmp_path: Path) -> None:
+    tree = machine(tmp_path)
+    deep = tree / "/".join(["sys/kernel/mm/hugepages", *["d" * 50] * 40])
+    deep.mkdir(parents=True)
+    folder = tree / "sys/class/infiniband"
+    folder.mkdir(parents=True)
+    for n in range(1100):
+        (folder / f"mlx{n}\x1b[31m").touch()
+    report = examine(tree)
+    sane(report)
+    assert why(report, "sys/class/infiniband") == "more than 1024 names"
+
+
+def test_a_tree_has_a_budget(tmp_path: Path) -> None:
+    write(tmp_path, "big", b"x" * 100)
+    tree = Tree(tmp_path)
+    tree._left = 10
+    piece = tree.read("big")
+    assert piece is not None
+    assert len(piece.head) == 10
+    assert tree.unread == [("big", "this tree has too much to read")]
+
+
+def test_a_command_line_out_of_a_log_is_cleaned(tmp_path: Path) -> None:
+    write(tmp_path, "dmesg", b"Linux version 7.3.4 (x)\nKernel command line: kho=off \x1b[31m kho_scratch=\x07\n")
+    report = examine(tmp_path)
+    sane(report)
+    assert report.headline == "KHO is off (kho=off on the command line) and holds nothing."
+
+
+def test_a_command_line_with_zeros(tmp_path: Path) -> None:
+    write(machine(tmp_path), "proc/cmdline", b"kho=on\0kho=off\0\x1b]0;x\x07\n")
+    report = examine(tmp_path)
+    sane(report)
+    assert report.state == "off"
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_bytes_anywhere(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    tree = copied("default-scratch", tmp_path_factory.mktemp("any"))
+    for file in data.draw(st.lists(st.sampled_from(FILES), min_size=1, max_size=6, unique=True)):
+        place = tree / file
+        before = place.read_bytes() if place.is_file() else b""
+        junk = data.draw(st.binary(max_size=200))
+        at = data.draw(st.integers(0, len(before)))
+        write(tree, file, before[:at] + junk + before[at + data.draw(st.integers(0, 40)) :])
+    sane(examine(tree))
+
+
+@settings(max_examples=40, deadline=None)
+@given(words=st.text(max_size=80), value=st.text(alphabet="0123456789xKMG,%.abf ", max_size=30))
+def test_any_command_line(words: str, value: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    tree = machine(tmp_path_factory.mktemp("any"), cmdline=f"kho=on {words} kho_scratch={value}")
+    sane(examine(tree))
+
+
+def test_the_command_reports_what_it_did_not_read(tmp_path: Path) -> None:
+    tree = copied("default-scratch", tmp_path)
+    (tree / "proc/pagetypeinfo").unlink()
+    os.mkfifo(tree / "proc/pagetypeinfo")
+    done = kho("doctor", tree)
+    assert done.code == 1
+    assert "not read:\n  proc/pagetypeinfo: no regular file\n" in done.out
+    assert kho("doctor", "--json", tree).json["unread"] == [{"file": "proc/pagetypeinfo", "why": "no regular file"}]
+
+
+def test_an_empty_directory_cannot_be_told(tmp_path: Path) -> None:
+    done = process("doctor", tmp_path)
+    assert (done.code, done.err) == (2, "")
+    assert "cannot be told" in done.out

@@ -1,0 +1,233 @@
+"""Every rule of `kho doctor`: a machine where it applies, none where it does not, and its page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kho.doctor import RULES, Report, examine
+from kho.doctor.rules import SEVERITIES, page
+
+from doctor_hosts import HOSTS, MIB, copied, debugfs, log, machine, write
+
+DOCS = HOSTS.parents[2] / "docs"
+GIB = 1 << 30
+CONFIG = "CONFIG_CMA=y\nCONFIG_KEXEC_HANDOVER=y\nCONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT=y\n"
+OFF = "CONFIG_CMA=y\nCONFIG_KEXEC_HANDOVER=y\n# CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT is not set\n"
+
+
+def ids(report: Report) -> list[str]:
+    return [finding.id for finding in report.findings]
+
+
+def workstation(tree: Path) -> Path:
+    """128 GiB, one node, 9.36 GiB of scratch and 32 MiB of CMA, as the machines whose RDMA failed."""
+    scratch = 0xC000000 + 0x12BA00000 + 0x11F800000
+    machine(tree, nodes=(128 * GIB,), scratch=(scratch,), cma=(32 * MIB,), used=30 * MIB)
+    write(tree, "boot/config-7.3.4", CONFIG)
+    write(tree, "sys/class/infiniband/mlx5_0/node_type", "1: CA\n")
+    return write(
+        tree, "proc/modules", "mlx5_ib 634880 0 - Live 0x0\nnvidia 123 45 - Live 0x0\nvfio_pci 1 0 - Live 0x0\n"
+    )
+
+
+def cloud(tree: Path) -> Path:
+    return machine(tree, nodes=(800 * MIB,), scratch=(128 * MIB,), cmdline="console=tty1")
+
+
+def asked(value: str, boot: str = "kho=on") -> Callable[[Path], Path]:
+    return lambda tree: machine(tree, scratch=(64 * MIB,), cmdline=f"{boot} kho_scratch={value}")
+
+
+def gigantic(tree: Path) -> Path:
+    machine(tree, nodes=(64 * GIB,), scratch=(20 * GIB,), cmdline="hugepagesz=1G hugepages=4 kho=on")
+    return write(tree, "sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages", "4\n")
+
+
+def crash_kernel(tree: Path) -> Path:
+    machine(tree, nodes=(64 * GIB,), scratch=(8 * GIB,), cmdline="crashkernel=1G kho=on")
+    return write(tree, "proc/iomem", "00100000-103fffffff : System RAM\n  10000000-4fffffff : Crash kernel\n")
+
+
+def small(tree: Path) -> Path:
+    machine(tree, nodes=(8 * GIB,), scratch=(64 * MIB,), cmdline="kho=on kho_scratch=16M,32M,16M")
+    return log(tree, "Memory: 8000000K/8388608K available (1K kernel code, 300000K reserved, 0K cma-reserved)")
+
+
+def small_by_memmap(tree: Path) -> Path:
+    machine(tree, nodes=(8 * GIB,), scratch=(64 * MIB,))
+    return write(tree, "proc/vmstat", "nr_memmap_boot_pages 32768\n")
+
+
+def refused(tree: Path) -> Path:
+    machine(tree, scratch=(64 * MIB,))
+    return log(tree, "KHO: setup: handover FDT (0x10116b000) is invalid: -9", "KHO: disabling KHO revival: -22")
+
+
+def chained(tree: Path) -> Path:
+    machine(tree, scratch=(64 * MIB,), counted=False, cmdline="kho=on kho_scratch=1G,1G,1G")
+    return log(tree, "KHO: found kexec handover data. Will skip init for some devices", release="7.3.4")
+
+
+def finalized(tree: Path) -> Path:
+    machine(tree, scratch=(64 * MIB,), release="6.18.15")
+    debugfs(tree, [(1 << 32, 16 * MIB), (2 << 32, 32 * MIB), (3 << 32, 16 * MIB)])
+    return write(tree, "sys/kernel/debug/kho/out/finalize", "1\n")
+
+
+def disagreeing(tree: Path) -> Path:
+    return debugfs(machine(tree, scratch=(640 * MIB,)), [(1 << 32, 16 * MIB), (2 << 32, 32 * MIB), (3 << 32, 16 * MIB)])
+
+
+def unexplained(tree: Path) -> Path:
+    return machine(tree, scratch=(64 * MIB,), cmdline="kho=off")
+
+
+def host(name: str) -> Callable[[Path], Path]:
+    return lambda tree: copied(name, tree)
+
+
+def live_update(tree: Path) -> Path:
+    machine(tree, scratch=(64 * MIB,), cmdline="kho=on liveupdate=on")
+    write(tree, "proc/misc", "125 liveupdate\n")
+    (tree / "proc/7/fd").mkdir(parents=True)
+    (tree / "proc/7/fd/3").symlink_to("anon_inode:[luo_session]")
+    return tree
+
+
+def configured(text: str, cmdline: str = "quiet") -> Callable[[Path], Path]:
+    return lambda tree: write(machine(tree, cmdline=cmdline), "boot/config-7.3.4", text)
+
+
+TRIGGERS: list[tuple[str, str, Callable[[Path], Path]]] = [
+    ("DOC001", "workstation", workstation),
+    ("DOC001", "cloud VM", cloud),
+    ("DOC002", "cloud VM", cloud),
+    ("DOC003", "too big", host("scratch-too-big")),
+    ("DOC004", "too big", host("scratch-too-big")),
+    ("DOC005", "one size", asked("512M")),
+    ("DOC005", "two sizes", asked("512M,512M")),
+    ("DOC005", "a decimal", asked("1.5G,1G,1G")),
+    ("DOC005", "garbage", asked("64M,256M,64MB")),
+    ("DOC006", "octal", asked("064M,64M,64M")),
+    ("DOC006", "bytes", asked("64,256,64")),
+    ("DOC006", "wrapped", asked("17E,1M,1M")),
+    ("DOC006", "a large percentage", asked("20000%")),
+    ("DOC006", "no percent", asked("0%")),
+    ("DOC007", "auto", lambda tree: machine(tree, cmdline="kho=auto")),
+    ("DOC007", "no value", lambda tree: machine(tree, cmdline="quiet kho")),
+    ("DOC008", "off", asked("64M,64M,64M", "kho=off")),
+    ("DOC008", "inherited", chained),
+    ("DOC008", "twice", asked("1M,1M,1M kho_scratch=2M,2M,2M")),
+    ("DOC009", "reserved", small),
+    ("DOC009", "page structures", small_by_memmap),
+    ("DOC010", "gigantic pages", gigantic),
+    ("DOC010", "crash kernel", crash_kernel),
+    ("DOC011", "hugepages", host("hugepages")),
+    ("DOC012", "workstation", workstation),
+    ("DOC013", "workstation", workstation),
+    ("DOC014", "workstation", workstation),
+    ("DOC015", "off", host("kho-off")),
+    ("DOC015", "not by default", configured(OFF)),
+    ("DOC016", "not configured", configured("CONFIG_CMA=y\n# CONFIG_KEXEC_HANDOVER is not set\n", "kho=on")),
+    ("DOC016", "too old", lambda tree: machine(tree, release="6.12.9")),
+    ("DOC016", "no CMA", lambda tree: write(tree, "proc/meminfo", "MemTotal: 1024 kB\nMemFree: 512 kB\n")),
+    ("DOC017", "chain", chained),
+    ("DOC018", "refused", refused),
+    ("DOC019", "finalized", finalized),
+    ("DOC020", "default", host("default-scratch")),
+    ("DOC021", "off", host("kho-off")),
+    ("DOC022", "device", live_update),
+    ("DOC022", "subtree", host("default-scratch")),
+    ("DOC023", "debugfs", disagreeing),
+    ("DOC023", "not active", unexplained),
+]
+
+
+@pytest.mark.parametrize(("rule_id", "name", "build"), TRIGGERS, ids=[f"{i}-{name}" for i, name, _ in TRIGGERS])
+def test_a_rule_applies_and_shows_why(rule_id: str, name: str, build: Callable[[Path], Path], tmp_path: Path) -> None:
+    report = examine(build(tmp_path))
+    found = [finding for finding in report.findings if finding.id == rule_id]
+    assert len(found) >= 1, ids(report)
+    for finding in found:
+        assert finding.value
+        assert finding.certainty in ("certain", "likely", "guess")
+        assert all(seen.file and seen.text for seen in finding.evidence)
+        assert finding.evidence, "nothing is said without evidence"
+    assert report.exit_code == int(any(RULES[i].severity != "note" for i in ids(report)))
+
+
+@pytest.mark.parametrize(
+    "clean",
+    [host("kho-off"), configured(OFF), lambda tree: machine(tree, cmdline="quiet"), configured("CONFIG_SMP=y\n")],
+    ids=["off", "not by default", "nothing said", "not built in"],
+)
+def test_a_clean_machine_has_notes_at_most(clean: Callable[[Path], Path], tmp_path: Path) -> None:
+    report = examine(clean(tmp_path))
+    assert report.exit_code == 0
+    assert {RULES[rule_id].severity for rule_id in ids(report)} <= {"note"}
+    assert set(ids(report)) <= {"DOC015", "DOC016", "DOC021"}
+    assert report.scratch == 0
+
+
+def test_a_containers_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("kho.doctor.tree.os.path.realpath", lambda path: "/")
+    monkeypatch.setattr("kho.doctor.facts.running_log", lambda tree: None)
+    write(machine(tmp_path, cmdline="quiet"), "run/.containerenv", "")
+    report = examine(tmp_path)
+    assert "DOC024" in ids(report)
+    assert report.exit_code == 0
+
+
+def test_every_rule_is_triggered_by_a_test() -> None:
+    assert {rule_id for rule_id, _, _ in TRIGGERS} | {"DOC024"} == set(RULES)
+
+
+def test_findings_of_the_workstation_tell_its_story(tmp_path: Path) -> None:
+    report = examine(workstation(tmp_path))
+    assert report.scratch == 0xC000000 + 0x12BA00000 + 0x11F800000
+    assert report.headline.startswith("KHO holds 9.4 GiB (7.3 % of RAM)")
+    pins = next(finding for finding in report.findings if finding.id == "DOC013")
+    assert {"sys/class/infiniband", "proc/modules"} <= {seen.file for seen in pins.evidence}
+    default = next(finding for finding in report.findings if finding.id == "DOC014")
+    assert ("boot/config-7.3.4", 3, "CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT=y") in default.evidence
+
+
+def test_an_older_kernel_took_the_garbage(tmp_path: Path) -> None:
+    tree = asked("64M,256M,64MB")(tmp_path)
+    log(tree, "KHO: scratch areas: lowmem: 64MiB global: 256MiB pernode: 64MiB")
+    assert "DOC006" in ids(examine(tree))
+    assert "DOC005" not in ids(examine(tree))
+
+
+def test_the_kernels_own_word_makes_it_certain(tmp_path: Path) -> None:
+    tree = asked("512M")(tmp_path)
+    assert [f.certainty for f in examine(tree).findings if f.id == "DOC005"] == ["likely"]
+    log(tree, "Malformed early option 'kho_scratch'")
+    assert [f.certainty for f in examine(tree).findings if f.id == "DOC005"] == ["certain"]
+
+
+def test_a_fitting_size_is_not_called_too_small(tmp_path: Path) -> None:
+    tree = machine(tmp_path, nodes=(8 * GIB,), scratch=(512 * MIB,), cmdline="kho=on kho_scratch=64M,384M,64M")
+    log(tree, "Memory: 8000000K/8388608K available (1K kernel code, 800000K reserved, 0K cma-reserved)")
+    report = examine(tree)
+    assert report.reserved_at_boot == (800000 << 10) - 512 * MIB
+    assert "DOC009" not in ids(report)
+
+
+def test_rules_are_whole_and_in_order() -> None:
+    assert list(RULES) == [f"DOC{n:03}" for n in range(1, len(RULES) + 1)]
+    for rule_id, rule in RULES.items():
+        assert rule.severity in SEVERITIES
+        for text in (rule.means, rule.matters, rule.advice, rule.case, rule.source):
+            assert re.search(r"\w", text), rule_id
+        assert rule.title == rule.title.rstrip(".")
+
+
+@pytest.mark.parametrize("rule_id", list(RULES))
+def test_every_rule_has_a_page(rule_id: str) -> None:
+    assert (DOCS / "doctor" / f"{rule_id}.md").read_text() == page(rule_id), "run make docs"
+    assert f"(doctor/{rule_id}.md)" in (DOCS / "doctor.md").read_text()
