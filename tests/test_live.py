@@ -12,6 +12,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -362,19 +363,21 @@ def test_one_waits_for_an_owner_that_lets_go(path: Path) -> None:
     closer.join()
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_of_those_that_race_one_adopts(path: Path, there: bool) -> None:
-    if there:
+@pytest.mark.parametrize("there", ["an image", "nothing", "a blank memfd"])
+def test_of_those_that_race_one_adopts(path: Path, there: str) -> None:
+    if there == "an image":
         kho.live.open("x", "1M", backing=path).close()
     for _ in range(5):
+        fd = os.memfd_create("x", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        backing: Path | int = fd if there == "a blank memfd" else path
         ready, go = os.pipe(), os.pipe()
         won, done = os.pipe(), os.pipe()
 
-        def racer(ready: int = ready[1], go: int = go[0], won: int = won[1], done: int = done[0]) -> None:
+        def race(backing: Path | int, ready: int, go: int, won: int, done: int) -> None:
             os.write(ready, b".")
             os.read(go, 1)
             try:
-                h = kho.live.open("x", "1M", backing=path)
+                h = kho.live.open("x", "1M", backing=backing)
             except kho.BusyError:
                 os.write(won, b"-")
             else:
@@ -382,6 +385,7 @@ def test_of_those_that_race_one_adopts(path: Path, there: bool) -> None:
                 os.read(done, 1)
                 h.close()
 
+        racer = partial(race, backing, ready[1], go[0], won[1], done[0])
         pids = [child(racer) for _ in range(6)]
         for _ in pids:
             os.read(ready[0], 1)
@@ -390,8 +394,10 @@ def test_of_those_that_race_one_adopts(path: Path, there: bool) -> None:
         os.write(done[1], b"." * len(pids))
         assert [ended(pid) for pid in pids] == [0] * len(pids)
         assert sorted(outcomes) == sorted(b"+-----")
-        for end in (*ready, *go, *won, *done):
+        for end in (fd, *ready, *go, *won, *done):
             os.close(end)
+        if there == "nothing":
+            path.unlink()
 
 
 def test_a_forked_child_reads_and_changes_nothing(path: Path) -> None:
