@@ -44,6 +44,7 @@ from ._kho import (
 )
 from ._types import FolioInfo, PageInfo
 from .errors import (
+    BusyError,
     ExistsError,
     FdtError,
     FinalizedError,
@@ -62,6 +63,7 @@ from .errors import (
     MisalignedError,
     NoHandoverError,
     NotFoundError,
+    NotOwnerError,
     NotRestorableError,
     OrderError,
     OutOfMemoryError,
@@ -69,6 +71,7 @@ from .errors import (
     OutsideMemoryError,
     PageStateError,
     ParameterError,
+    SchemaError,
     ScratchOverlapError,
     SourceError,
     StaleError,
@@ -77,7 +80,7 @@ from .errors import (
 from .sources import open
 
 if TYPE_CHECKING:
-    from . import doctor, fdt, luo
+    from . import doctor, fdt, live, luo
     from .conversion import convert
     from .image import Image, save_elf
     from .outgoing import Outgoing
@@ -92,6 +95,7 @@ else:
         "convert": "conversion",
         "doctor": None,
         "fdt": None,
+        "live": None,
         "luo": None,
         "plan": "planning",
         "save_elf": "image",
@@ -116,6 +120,7 @@ else:
 
 __all__ = [
     "Arena",
+    "BusyError",
     "ExistsError",
     "FdtError",
     "FinalizedError",
@@ -140,6 +145,7 @@ __all__ = [
     "MisalignedError",
     "NoHandoverError",
     "NotFoundError",
+    "NotOwnerError",
     "NotRestorableError",
     "OrderError",
     "OutOfMemoryError",
@@ -153,6 +159,7 @@ __all__ = [
     "PfnArray",
     "Plan",
     "RunArray",
+    "SchemaError",
     "ScratchOverlapError",
     "ScratchSpec",
     "Simulation",
@@ -168,6 +175,7 @@ __all__ = [
     "doctor",
     "fdt",
     "kho_is_enabled",
+    "live",
     "luo",
     "open",
     "parse_kho_scratch",

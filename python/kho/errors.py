@@ -9,6 +9,7 @@ from __future__ import annotations
 from errno import errorcode
 
 __all__ = [
+    "BusyError",
     "ExistsError",
     "FdtError",
     "FinalizedError",
@@ -27,6 +28,7 @@ __all__ = [
     "MisalignedError",
     "NoHandoverError",
     "NotFoundError",
+    "NotOwnerError",
     "NotRestorableError",
     "OrderError",
     "OutOfMemoryError",
@@ -34,6 +36,7 @@ __all__ = [
     "OutsideMemoryError",
     "PageStateError",
     "ParameterError",
+    "SchemaError",
     "ScratchOverlapError",
     "SourceError",
     "StaleError",
@@ -121,6 +124,18 @@ class NoHandoverError(KhoError, LookupError):
 
 class SourceError(KhoError, OSError):
     """A file, directory or address that cannot be read as physical memory."""
+
+
+class BusyError(KhoError):
+    """An image that somebody else has, or that is offered to a successor (EBUSY)."""
+
+
+class NotOwnerError(KhoError):
+    """A change to an image by who is not its owner: a forked child, or after `close`, `hand_over` or `release`."""
+
+
+class SchemaError(KhoError, ValueError):
+    """An image of another name or version than was asked for. The message names both."""
 
 
 class LuoError(KhoError, OSError):

@@ -8,7 +8,7 @@ from typing import Any
 from . import errors
 from ._kho import Incoming
 from .extract import Allowance, sha256_of
-from .payload import Broken, KhoTest, Luo, MemfdFile, Metadata, Payload, Raw, ReserveMem, payloads
+from .payload import Broken, KhoTest, Live, Luo, MemfdFile, Metadata, Payload, Raw, ReserveMem, payloads
 
 __all__ = ["describe"]
 
@@ -60,6 +60,8 @@ def describe(inc: Incoming, *, full: bool = False) -> dict[str, Any]:
                 report |= payload.describe()
             case Metadata():
                 report["kexec_metadata"] = payload.describe()
+            case Live():
+                report["live"] = payload.describe()
             case Luo():
                 report["luo"] = payload.describe()
                 _add_digests(payload, report["luo"], full)

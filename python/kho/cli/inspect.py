@@ -138,6 +138,17 @@ def show_payloads(out: Console, report: dict[str, Any]) -> None:
         test = report["kho_test"]
         verdict = "holds" if test["csum_holds"] is True else f"does not hold ({test['csum_holds']})"
         out.print(f"\n[bold]kho_test[/bold]: {test['nr_folios']} folios; checksum {test['csum']:#010x} {verdict}")
+    if "live" in report:
+        live = report["live"]
+        out.print(f"\n[bold]kho.live[/bold]: generation {live['generation']} of", end=" ")
+        out.print(f"{live['image']}, version {live['version']}", markup=False)
+        objects = output.table("object", "dtype", ">shape", "address", ">size", ">since")
+        for row in live["objects"]:
+            shape = " x ".join(map(str, row["shape"])) if row["dtype"] is not None else ""
+            place, nbytes = f"{row['phys']:#x}", output.size(row["nbytes"])
+            objects.add_row(Text(row["name"]), row["dtype"] or "bytes", shape, place, nbytes, str(row["generation"]))
+        if live["objects"]:
+            out.print(objects)
     if "luo" in report:
         show_luo(out, report["luo"])
 

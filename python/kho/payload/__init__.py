@@ -18,12 +18,14 @@ from .._kho import Incoming
 from ..errors import FormatError, NotFoundError
 from .base import Blob, Broken, Owned, Payload, Raw, decode, decoder, known, subtree
 from .kernel import KhoTest, Metadata, Region, ReserveMem
+from .live import Live
 from .luo import Luo, MemfdFile, Session
 
 __all__ = [
     "Blob",
     "Broken",
     "KhoTest",
+    "Live",
     "Luo",
     "MemfdFile",
     "Metadata",

@@ -1,0 +1,178 @@
+"""A process that holds an array is restarted: how long until its successor has read the first element.
+
+    python benches/live.py [--json]          KHO_LIVE_BYTES=4G for the size; 256M by default
+
+Each successor is a process of its own that has imported what it needs: milliseconds to attach or load, and then to
+read three elements; page faults while it did both, memory of its own afterwards, and time since its exec. Then all of
+the contents are summed up and compared. Files are on tmpfs, so that no disk is measured. Bytes are copied where memory
+of its own grows with the size.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import shared_memory
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import kho.live
+from kho.live import _size
+
+CHILD = """
+import json, resource, sys, time, zlib
+started = float(sys.argv[1])
+import mmap, pickle
+from multiprocessing import resource_tracker, shared_memory
+import numpy as np
+import kho.live
+source, nbytes, crc = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+
+def anonymous():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith("RssAnon:"))
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+own, before, begin = anonymous(), faults(), time.perf_counter()
+{load}
+attached = time.perf_counter()
+first = int(array[0]), int(array[len(array) // 2]), int(array[-1])
+read = time.perf_counter()
+after, since = faults(), time.monotonic() - started
+grown = anonymous() - own
+same = array.nbytes == nbytes and zlib.crc32(array) == crc
+print(json.dumps(dict(attach_ms=(attached - begin) * 1e3, first_read_ms=(read - attached) * 1e3, faults=after - before,
+                      own_bytes=grown, from_exec_ms=since * 1e3, verified=same)))
+{end}
+"""
+Prepare = Callable[[Path, "np.ndarray[Any, np.dtype[np.uint64]]"], Any]
+
+
+def contents(nbytes: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """Numbers no two of which are equal."""
+    array = np.arange(nbytes // 8, dtype=np.uint64)
+    array *= np.uint64(0x9E3779B97F4A7C15)
+    return array
+
+
+@contextmanager
+def memfd(_: Path, array: np.ndarray[Any, Any]) -> Iterator[str]:
+    """An image on a memfd, which whoever starts the successor passes on."""
+    with kho.live.open("bench", array.nbytes + (64 << 20)) as h:
+        h.put("array", array)
+        h.commit()
+        fd = os.dup(h.fileno())
+    yield str(fd)
+    os.close(fd)
+
+
+@contextmanager
+def tmpfs(path: Path, array: np.ndarray[Any, Any]) -> Iterator[str]:
+    """An image on tmpfs."""
+    with kho.live.open("bench", array.nbytes + (64 << 20), backing=path) as h:
+        h.put("array", array)
+        h.commit()
+    yield str(path)
+    with kho.live.open("bench", backing=path) as h:
+        h.release()
+
+
+@contextmanager
+def pickled(path: Path, array: np.ndarray[Any, Any]) -> Iterator[str]:
+    """A pickle on tmpfs."""
+    with path.open("wb") as file:
+        pickle.dump(array, file, protocol=5)
+    yield str(path)
+    path.unlink()
+
+
+@contextmanager
+def saved(path: Path, array: np.ndarray[Any, Any]) -> Iterator[str]:
+    """A .npy on tmpfs."""
+    with path.open("wb") as file:
+        np.save(file, array)
+    yield str(path)
+    path.unlink()
+
+
+@contextmanager
+def shared(_: Path, array: np.ndarray[Any, Any]) -> Iterator[str]:
+    """A multiprocessing.shared_memory."""
+    memory = shared_memory.SharedMemory(create=True, size=array.nbytes)
+    there: np.ndarray[Any, Any] = np.ndarray(array.shape, array.dtype, memory.buf)
+    there[:] = array
+    del there
+    yield memory.name
+    memory.close()
+    memory.unlink()
+
+
+KHO = 'h = kho.live.open("bench", backing={})\narray = h["array"]'
+SHARED = "memory = shared_memory.SharedMemory(source)\narray = np.ndarray(nbytes // 8, np.uint64, memory.buf)"
+# Attached memory would be unlinked, with a warning, when the process ends (fixed by track= in Python 3.13).
+END = 'resource_tracker.unregister(memory._name, "shared_memory"); del array; memory.close()'
+WAYS: list[tuple[str, Any, str, str]] = [
+    ("kho.live, memfd", memfd, KHO.format("int(source)"), ""),
+    ("kho.live, tmpfs", tmpfs, KHO.format("source"), ""),
+    ("shared_memory", shared, SHARED, END),
+    ("np.load(mmap_mode)", saved, 'array = np.load(source, mmap_mode="r")', ""),
+    ("np.load", saved, "array = np.load(source)", ""),
+    ("pickle.load", pickled, "with open(source, 'rb') as file: array = pickle.load(file)", ""),
+]
+
+
+def measure(source: str, load: str, end: str, nbytes: int, crc: int) -> dict[str, Any]:
+    """Start a successor; the best of three, but for the large ones that copy."""
+    program = CHILD.replace("{load}", load).replace("{end}", end)
+    runs = []
+    while len(runs) < 3 and sum(run["attach_ms"] for run in runs) < 2000:
+        args = [sys.executable, "-c", program, str(time.monotonic()), source, str(nbytes), str(crc)]
+        fds = (int(source),) if source.isdecimal() else ()
+        done = subprocess.run(args, check=True, capture_output=True, text=True, pass_fds=fds)
+        runs.append(json.loads(done.stdout))
+    if not all(run["verified"] for run in runs):
+        raise SystemExit(f"{load}: the contents are not those that were left")
+    best: dict[str, Any] = min(runs, key=lambda run: float(run["attach_ms"] + run["first_read_ms"]))
+    return best
+
+
+def main() -> None:
+    """Measure every way, print a table or JSON."""
+    nbytes = _size(os.environ.get("KHO_LIVE_BYTES", "256M"))
+    array = contents(nbytes)
+    crc = zlib.crc32(array)
+    rows = []
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+        for name, prepare, load, end in WAYS:
+            began = time.perf_counter()
+            with prepare(Path(folder) / "file", array) as source:
+                prepared = time.perf_counter() - began
+                rows.append({"way": name, "prepare_s": prepared, **measure(source, load, end, nbytes, crc)})
+    for row in rows:
+        row["total_ms"] = row["attach_ms"] + row["first_read_ms"]
+        row["ratio"] = row["total_ms"] / rows[0]["total_ms"]
+    if sys.argv[1:] == ["--json"]:
+        print(json.dumps({"nbytes": nbytes, "rows": rows}, indent=1))
+        return
+    print(f"{nbytes >> 20} MiB           attach  first read     faults   own memory  from exec    ratio")
+    for row in rows:
+        print(
+            f"{row['way']:19}{row['attach_ms']:9.2f} ms {row['first_read_ms']:8.3f} ms {row['faults']:10} "
+            f"{row['own_bytes'] >> 10:8} KiB {row['from_exec_ms']:7.0f} ms {row['ratio']:8.1f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""Memory that outlives its process: a service restarts, and what it held is there, in place, checked, without a copy.
+
+    >>> with kho.live.open("search-index", size="8G", version="2", backing="/dev/shm/search-index") as h:
+    ...     if not h.inherited:
+    ...         vectors = h.empty("vectors", (1_000_000, 768), "f4")
+    ...         fill(vectors)
+    ...         h.commit()
+    ...     serve(h["vectors"])
+
+Design
+------
+*The file.* An image is an arena's file (`kho.Arena`), so an ELF core that `kho inspect` and any ELF tool reads: on a
+memfd sealed against shrinking and growing, a hugetlb memfd, or a file on tmpfs or pmem. An object is one run of pages
+(virtually contiguous, since the memory is one segment), preserved as the folios of the kernel's greedy split; large
+ones begin on 2 MiB. What is there is said by a handover of kho-v4 (its subtrees have sizes, and its map can be read
+without being told a bitmap size, which kho-v1 says nowhere) with one subtree, `kho-live`: names, dtypes, shapes,
+versions, checksums (`kho.payload.live`). No pickle, no object dtypes.
+
+*Commits.* A handover whose map is changed in place would be torn by a crash, so a commit writes all its metadata anew
+into free pages: it builds them in private memory (`image.build`) and copies them in as one run. Then it fills one of
+two slots (generation, place, checksum) and stores one aligned word: the arena note's `fdt_phys`, which every reader of
+the file follows anyway (`slots`). Memory that a committed generation refers to is neither written nor freed before a
+newer one is committed; what is freed goes back to the machine (hole punching), unless an array of it is still held.
+A process killed at any instruction leaves the word as it was or as it shall be, so it always leads to a complete
+generation: there is nothing older to fall back to, and a reader refuses what does not check. A commit that was cut
+short before the word is reported (`torn`, `dropped`).
+
+*Readers* trust nothing: superblock, slots and metadata have checksums, which tell damage, and whatever is read is
+checked as if these did not exist, which tells malice: bounds, overlaps, dtypes, shapes, and that map and catalogue
+agree. Attaching takes time by names, not bytes. The objects' own checksums are compared by `verify`; a commit sums up
+only what has changed.
+
+*Owners.* One process may change an image: it holds a `flock` on an open file description that nothing else refers to
+(the file is opened once more through /proc/self/fd), which dies with it, and which its forked children close. A
+successor looks first (`attach`, the owner's `offer` keeping commits back), and then adopts what the owner has let go
+of (`hand_over`), or the owner takes it back (`take_back`). Of those that race for the lock one wins, the others get
+BusyError.
+
+*Transports* (`transports`) find an image by name; a path or a descriptor need none.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import time
+from pathlib import Path
+
+from ..errors import ParameterError, SourceError, StaleError
+from ..payload.live import PAGE, Item, check_name
+from . import transports
+from .handle import Candidate, Handle
+from .image import LEAST, Image, blank, open_file
+from .reader import Reader
+
+__all__ = ["Candidate", "Handle", "Item", "Reader", "attach", "open", "transports"]
+
+UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+MFD_HUGETLB = 0x4
+HUGE = 2 << 20
+
+
+def open(  # noqa: A001 - kho.live.open reads like open()
+    name: str,
+    size: int | str = "1G",
+    *,
+    version: str = "1",
+    backing: str | os.PathLike[str] | int = "memfd",
+    timeout: float = 0.0,
+) -> Handle:
+    """Own the image of a service: the one that is there, or, the first time, a new one.
+
+    Args:
+        name: the service's, 1 to 255 bytes.
+        size: bytes for objects and metadata of a new image, as 4096 or "8G"; an image that is there keeps its own.
+        version: of what the service keeps in it; an image of another is refused, and stays as it is.
+        backing: "memfd" or "hugetlb", which a transport passes on; the path of a file on tmpfs or pmem; or the
+            descriptor of a memfd, empty or with an image.
+        timeout: seconds to wait for an owner that is about to let go.
+
+    Raises: BusyError if another process owns it; SchemaError for another name or version, with both; FormatError for an
+        image that is torn or was tampered with; OutOfMemoryError; ParameterError; SourceError.
+
+    """
+    check_name(name)
+    if "\0" in version or len(version.encode()) > 255:
+        raise ParameterError(f"version {version!r}: at most 255 bytes without NUL")
+    nbytes = _size(size)
+    if isinstance(backing, int):
+        return _open_fd(backing, name, nbytes, version, timeout)
+    if backing in ("memfd", "hugetlb"):
+        if (fd := transports.find(name)) is not None:
+            return _open_fd(fd, name, nbytes, version, timeout)
+        return _new_memfd(name, nbytes, version, huge=backing == "hugetlb")
+    return _open_path(Path(backing), name, nbytes, version, timeout)
+
+
+def attach(source: str | os.PathLike[str] | int, *, lock_fd: int | None = None) -> Candidate:
+    """Read an image whose owner may still have it.
+
+    Args: source: its path, or a descriptor, which is duplicated. lock_fd: the owner's own lock, kept across exec
+        (`Handle.lock_fileno`); it is the candidate's from now on.
+    Raises: SourceError; FormatError for an image that is torn or was tampered with.
+    """
+    if isinstance(source, int):
+        where = f"descriptor {source}"
+        try:
+            image = Image(fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, 0), where, lock_fd=lock_fd)
+        except OSError as error:
+            raise error if isinstance(error, SourceError) else SourceError(f"{where}: {error.strerror}") from error
+    else:
+        path = Path(source)
+        try:
+            image = Image(open_file(path), str(path), path, lock_fd=lock_fd)
+        except FileNotFoundError as error:
+            raise SourceError(f"{path}: no such file") from error
+    return _candidate(image)
+
+
+def _candidate(image: Image) -> Candidate:
+    """Read an image that was opened, which is closed if that fails."""
+    try:
+        return Candidate(image, image.committed())
+    except BaseException:
+        image.close()
+        raise
+
+
+def _size(size: int | str) -> int:
+    if isinstance(size, str):
+        found = re.fullmatch(r"([0-9]{1,20})([KMGT]?)", size.strip().upper())
+        if found is None:
+            raise ParameterError(f"size {size!r}: write 1048576 or '8G'")
+        size = int(found[1]) * UNITS[found[2]]
+    if size < LEAST or size > 1 << 46:
+        raise ParameterError(f"size {size:#x}: at least {LEAST:#x} bytes are needed, at most {1 << 46:#x}")
+    return -(-size // PAGE) * PAGE
+
+
+def _adopt(candidate: Candidate, name: str, version: str, timeout: float) -> Handle:
+    try:
+        candidate.check(name, version)
+        return candidate.adopt(timeout, version=version)
+    finally:
+        candidate.close()
+
+
+def _new(fd: int, size: int, name: str, version: str, where: str, path: Path | None) -> Handle:
+    """Make an image in a blank file, and lock it before anybody else can find it."""
+    image = Image.create(fd, size, name, version, where)
+    try:
+        if path is not None:
+            try:
+                _link(fd, path)
+            except FileExistsError:
+                raise
+            except OSError as error:
+                raise SourceError(f"{path}: {error.strerror}") from error
+            image.path = path
+        return Handle(image, image.committed(), inherited=False)
+    except BaseException:
+        image.close()
+        raise
+
+
+def _link(fd: int, path: Path) -> None:
+    """Give a nameless file its name. Raises: OSError."""
+    # With a directory's descriptor, which an absolute path ignores, it is linkat, which follows the link.
+    os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
+
+
+def _new_memfd(name: str, size: int, version: str, *, huge: bool) -> Handle:
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | (MFD_HUGETLB if huge else 0)
+    where = f"memfd {name!r}"
+    try:
+        # The kernel takes 249 bytes of a name.
+        fd = os.memfd_create(f"kho-live:{name.encode()[:200].decode(errors='ignore')}", flags)
+    except OSError as error:
+        raise SourceError(f"{where}: {error.strerror}") from error
+    return _new(fd, -(-size // HUGE) * HUGE if huge else size, name, version, where, None)
+
+
+def _open_fd(fd: int, name: str, size: int, version: str, timeout: float) -> Handle:
+    where = f"descriptor {fd}"
+    try:
+        own = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0) if blank(fd) else None
+    except OSError as error:
+        raise SourceError(f"{where}: {error.strerror}") from error
+    if own is None:
+        return _adopt(attach(fd), name, version, timeout)
+    return _new(own, size, name, version, where, None)
+
+
+def _open_path(path: Path, name: str, size: int, version: str, timeout: float) -> Handle:
+    until = time.monotonic() + timeout
+    while True:
+        try:
+            image = Image(open_file(path), str(path), path)
+        except FileNotFoundError:
+            image = None
+        try:
+            if image is not None:
+                return _adopt(_candidate(image), name, version, max(until - time.monotonic(), 0.0))
+            return _new(_nameless(path), size, name, version, str(path), path)
+        except (FileExistsError, StaleError):
+            # Somebody was faster: made it, or released it.
+            continue
+
+
+def _nameless(path: Path) -> int:
+    """Make a file that takes its name when it is complete. Raises: SourceError."""
+    try:
+        return os.open(path.parent, os.O_RDWR | os.O_CLOEXEC | os.O_TMPFILE, 0o600)
+    except OSError as error:
+        raise SourceError(f"{path}: make a file in {path.parent}: {error.strerror}; tmpfs, ext4 and xfs can") from error

@@ -1,0 +1,563 @@
+"""Who may change an image: `Handle`, its owner, and `Candidate`, who wants to be."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import weakref
+import zlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from ..errors import (
+    BusyError,
+    FinalizedError,
+    NotFoundError,
+    NotOwnerError,
+    OutOfMemoryError,
+    SourceError,
+    StaleError,
+)
+from ..payload.live import PAGE, Catalog, Item, check_name, nbytes_of
+from . import slots
+from .arrays import View, dtype_of, make_readonly, shaped
+from .image import LEAST_METADATA, MOST_METADATA, Image, State, build, meta_zone, no_memory
+from .mapping import Mapping, punch
+from .reader import Exporter, Reader, run_of
+from .runs import Runs
+from .slots import HEAD, Journal, Root
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from typing_extensions import Buffer
+
+ALIGN = (2 << 20) // PAGE
+"""Pages that large objects begin at a multiple of: huge pages, and few folios."""
+
+
+LARGE = 64 << 10
+"""Bytes from which an object is written as a file is."""
+
+
+class Candidate(Reader):
+    """An image as a successor sees it while its owner still has it: read-only, nothing of it is changed.
+
+    What is read here is of the generation that was committed when it was attached. The owner's next commits may reuse
+    the memory of what they replace, unless it keeps them back (`Handle.offer`).
+    """
+
+    def adopt(self, timeout: float = 0.0, *, version: str | None = None) -> Handle:
+        """Become the owner, once the owner before has let go; the candidate is closed.
+
+        What is committed is read anew, if there was a commit since. Memory that no generation refers to is given back.
+        Args: timeout: seconds to wait for the owner. version: refuse another.
+        Raises: BusyError while somebody else is the owner: of several candidates one adopts; StaleError if the image
+            was released; SchemaError; FormatError.
+        """
+        with self._lock:
+            image = self._image
+            if image.lock_fd < 0:
+                raise NotOwnerError(f"{image.where}: this candidate is closed, or another process's")
+            image.lock(timeout)
+            try:
+                if not image.still_there():
+                    raise StaleError(f"{image.where}: it was released meanwhile")
+                self._state = image.committed()
+                self.check(None, version)
+                handle = Handle(image, self._state, inherited=True)
+            except BaseException:
+                image.unlock()
+                raise
+            self._image = _Closed(image)
+            return handle
+
+
+class _Closed(Image):
+    """What a reader is left with whose image went to another: its name, and no descriptor."""
+
+    def __init__(self, image: Image) -> None:
+        self.fd = self.lock_fd = -1
+        self.where = image.where
+        self.path = image.path
+        self.sup = image.sup
+        self.head = image.head
+
+
+@dataclass
+class Change:
+    """An object that is not committed."""
+
+    item: Item
+    """Without checksum and generation."""
+    writer: weakref.ref[Exporter] | None = None
+    view: weakref.ref[Any] | None = None
+    """The writable array that was handed out."""
+
+
+class Pinned(NamedTuple):
+    """Pages of an object that is gone, which somebody still looks at."""
+
+    start: int
+    n: int
+    by: list[weakref.ref[Exporter]]
+
+
+class Handle(Reader):
+    """An image and its owner: the one process that changes it. Threads may share it; each call is atomic.
+
+    Reads see the uncommitted changes. A forked child may read, and may fill an array that `empty` gave its parent; all
+    else raises NotOwnerError there. Without `commit`, changes are lost with the handle or the process.
+    """
+
+    def __init__(self, image: Image, state: State, *, inherited: bool) -> None:
+        super().__init__(image, state)
+        self.inherited = inherited
+        """Whether there was an image to take over."""
+        self._pid = os.getpid()
+        self._owner = True
+        self._offered = False
+        self._holes = True
+        self._changes: dict[str, Change | None] = {}
+        self._pinned: list[Pinned] = []
+        self._writers: weakref.WeakValueDictionary[int, Exporter] = weakref.WeakValueDictionary()
+        sup = image.sup
+        self._memory = Mapping(image.fd, sup.offset, sup.size, writable=True)
+        self._head = Mapping(image.fd, 0, HEAD, writable=True)
+        self._bytes = self._head.view(0, HEAD)
+        self._runs = Runs(sup.size // PAGE)
+        for item in state.catalog.items.values():
+            self._runs.take(*run_of(item, sup.base))
+        self._runs.take(*self._metadata(state.root))
+        self._map_pages = LEAST_METADATA
+        slots.retire(self._bytes, state.root.generation)
+        self._journal = Journal(self._bytes)
+        self._journal.clear()
+        self._bytes[slots.OWNER_AT : slots.OWNER_AT + 8] = self._pid.to_bytes(8, "little")
+        for start, n in self._runs.gaps():
+            self._punch(start, n)
+
+    def _metadata(self, root: Root) -> tuple[int, int]:
+        return (root.meta_phys - self._image.sup.base) // PAGE, root.meta_bytes // PAGE
+
+    def _punch(self, start: int, n: int) -> None:
+        if self._holes:
+            self._holes = punch(self._image.fd, self._image.sup.offset + start * PAGE, n * PAGE)
+
+    # What is there
+
+    def _find(self, name: str) -> Item:
+        if name not in self._changes:
+            return super()._find(name)
+        change = self._changes[name]
+        if change is None:
+            raise NotFoundError(f"{self._image.where}: object {name!r} was deleted")
+        return change.item
+
+    def names(self) -> list[str]:
+        """List the objects, uncommitted ones and all, in the order in which they were put."""
+        with self._lock:
+            return list(self._names())
+
+    def _names(self) -> dict[str, Item]:
+        items = {name: item for name, item in self._state.catalog.items.items() if name not in self._changes}
+        return items | {name: change.item for name, change in self._changes.items() if change is not None}
+
+    @property
+    def uncommitted(self) -> list[str]:
+        """The names of objects that were put or deleted since the last commit."""
+        with self._lock:
+            return list(self._changes)
+
+    # Changes
+
+    def _mine(self, what: str) -> None:
+        """Refuse what only the owner may do."""
+        self._here(what)
+        if not self._owner:
+            raise NotOwnerError(f"{self._image.where}: {what}: it was handed over")
+
+    def _here(self, what: str) -> None:
+        if os.getpid() != self._pid:
+            raise NotOwnerError(f"{self._image.where}: {what}: process {self._pid} is the owner, this is a child of it")
+        if self._image.fd < 0:
+            raise NotOwnerError(f"{self._image.where}: {what}: this handle is closed")
+
+    def empty(self, name: str, shape: int | Sequence[int], dtype: Any = "u1") -> View:
+        """Make an array to be filled; in place of the object of that name, if there is one, once it is committed.
+
+        It is writable until the commit, and read-only from then on. Slices of it that were taken before are not made
+        read-only: do not write through them, `verify` will tell.
+
+        Args: shape: numbers of elements. dtype: numpy's, or its `str` as "<f4"; numbers, booleans, times, strings.
+        Raises: OutOfMemoryError with what is needed and free; ParameterError; NotOwnerError.
+        """
+        code = dtype_of(dtype)
+        sizes = (int(shape),) if isinstance(shape, int) or hasattr(shape, "__index__") else tuple(map(int, shape))
+        nbytes = nbytes_of(code, sizes)
+        with self._lock:
+            change = self._new("empty", name, nbytes, code, sizes)
+            return self._writable(change)
+
+    def put(self, name: str, value: Buffer | np.ndarray[Any, Any]) -> None:
+        """Copy an array, or bytes, in; in place of the object of that name, if there is one, once it is committed.
+
+        Args: value: a numpy array, or anything that exports a buffer: without numpy's dtype it becomes bytes.
+        Raises: OutOfMemoryError with what is needed and free; ParameterError; NotOwnerError.
+        """
+        numpy: Any = sys.modules.get("numpy")
+        if numpy is not None and isinstance(value, numpy.ndarray | numpy.generic):
+            array = numpy.asarray(value)
+            code = dtype_of(array.dtype)
+            with self._lock:
+                change = self._new("put", name, array.nbytes, code, array.shape)
+                if array.nbytes >= LARGE and array.flags.c_contiguous:
+                    self._write(change.item, memoryview(array.reshape(-1).view("u1")))
+                elif array.nbytes:
+                    place: Any = shaped(self._bytes_of(change.item), code, array.shape)
+                    place[...] = array
+            return
+        raw = memoryview(cast("Buffer", value))
+        with self._lock:
+            change = self._new("put", name, raw.nbytes, None, (raw.nbytes,))
+            if raw.nbytes:
+                self._write(change.item, raw.cast("B") if raw.c_contiguous else memoryview(raw.tobytes()))
+
+    def edit(self, name: str) -> View:
+        """Copy an object so as to change it: a writable array, as `empty` gives, with what it holds.
+
+        Raises: NotFoundError, OutOfMemoryError, NotOwnerError.
+        """
+        with self._lock:
+            self._mine("edit")
+            item = self._find(name)
+            source = self._exporter(item.phys, item.nbytes)
+            change = self._new("edit", name, item.nbytes, item.dtype, item.shape)
+            if item.nbytes:
+                self._write(change.item, memoryview(source).cast("B"))
+            return self._writable(change)
+
+    def __delitem__(self, name: str) -> None:
+        """Delete an object, once that is committed; arrays of it that are held stay as they are.
+
+        Raises: NotFoundError, NotOwnerError.
+        """
+        with self._lock:
+            self._mine("del")
+            self._find(name)
+            self._note(name)
+            gone = self._changes.pop(name, None)
+            if name in self._state.catalog.items:
+                self._changes[name] = None
+            if gone is not None:
+                self._free(*run_of(gone.item, self._image.sup.base), gone.item.phys)
+
+    def _note(self, name: str) -> None:
+        """Have the journal say that an object is being changed."""
+        if not self._changes:
+            self._journal.begin(self.generation)
+        if name not in self._changes:
+            self._journal.add(name)
+
+    def _new(self, what: str, name: str, nbytes: int, dtype: str | None, shape: tuple[int, ...]) -> Change:
+        """Make room for an object, which is what its name stands for from now on."""
+        self._mine(what)
+        check_name(name)
+        pages = -(-nbytes // PAGE)
+        sup = self._image.sup
+        start = self._take(f"{what} {name!r}", pages) if pages else 0
+        self._note(name)
+        gone = self._changes.pop(name, None)
+        phys = sup.base + start * PAGE if pages else 0
+        change = self._changes[name] = Change(Item(name, phys, nbytes, dtype, shape, 0, 0))
+        if gone is not None:
+            self._free(*run_of(gone.item, sup.base), gone.item.phys)
+        return change
+
+    def _take(self, what: str, pages: int) -> int:
+        """Take free pages for an object."""
+        objects = len(self._state.catalog.items) + len(self._changes) + 1
+        limit = self._runs.pages - meta_zone(self._runs.pages, objects, self._map_pages)
+        align = min(ALIGN, 1 << (pages.bit_length() - 1))
+        start = self._runs.lowest(pages, align, limit)
+        if start is None:
+            self._sweep()
+            start = self._runs.lowest(pages, align, limit)
+        if start is None:
+            start = self._runs.lowest(pages, 1, limit)
+        if start is None:
+            # What is free but kept for metadata is nothing that an object could have.
+            gaps = [min(at + n, limit) - at for at, n in self._runs.gaps() if at < limit]
+            raise no_memory(self._image.where, what, pages, sum(gaps), max(gaps, default=0))
+        self._back(what, start, pages)
+        return start
+
+    def _back(self, what: str, start: int, pages: int) -> None:
+        """Take pages, with the machine's memory behind them now: later there would be a SIGBUS for want of it."""
+        self._runs.take(start, pages)
+        try:
+            os.posix_fallocate(self._image.fd, self._image.sup.offset + start * PAGE, pages * PAGE)
+        except OSError as error:
+            self._punch(*self._runs.give(start, pages))
+            raise OutOfMemoryError(
+                f"{self._image.where}: {what} needs {pages * PAGE:#x} bytes, which the file system does not have "
+                f"({error.strerror}); free memory, or enlarge it"
+            ) from error
+
+    def _bytes_of(self, item: Item) -> memoryview:
+        return self._memory.view(item.phys - self._image.sup.base, item.nbytes)
+
+    def _write(self, item: Item, raw: memoryview) -> None:
+        """Fill an object; large ones by writing the file, which takes no page faults, where files can be written."""
+        done = 0
+        if item.nbytes >= LARGE:
+            offset = self._image.sup.offset + item.phys - self._image.sup.base
+            try:
+                while done < item.nbytes:
+                    done += os.pwrite(self._image.fd, raw[done:], offset + done)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise SourceError(f"{self._image.where}: write {item.name!r}: {error.strerror}") from error
+        self._bytes_of(item)[done:] = raw[done:]
+
+    def _writable(self, change: Change) -> View:
+        item = change.item
+        writer = self._memory.exporter(item.phys - self._image.sup.base if item.nbytes else 0, item.nbytes)
+        change.writer = weakref.ref(writer)
+        if item.nbytes:
+            self._writers[item.phys] = writer
+        view = shaped(memoryview(writer).cast("B"), item.dtype, item.shape)
+        change.view = weakref.ref(view)
+        return view
+
+    def _free(self, start: int, n: int, phys: int) -> None:
+        """Give pages back, now or when nobody looks at them any more."""
+        if not n:
+            return
+        held = [weakref.ref(by) for by in (self._exporters.get(phys), self._writers.get(phys)) if by is not None]
+        if held:
+            self._pinned.append(Pinned(start, n, held))
+        else:
+            self._punch(*self._runs.give(start, n))
+
+    def _sweep(self) -> None:
+        """Give back what nobody looks at any more."""
+        free = [pinned for pinned in self._pinned if all(by() is None for by in pinned.by)]
+        self._pinned = [pinned for pinned in self._pinned if any(by() is not None for by in pinned.by)]
+        for start, n, _ in free:
+            self._punch(*self._runs.give(start, n))
+
+    # Commits
+
+    def commit(self) -> int:
+        """Make every change since the last commit part of the image, all or none; the generation it is then.
+
+        A process that is killed at any moment leaves the generation before or this one, whole. Changed objects are
+        summed up (zlib.crc32), others are not touched. Without changes nothing happens.
+        Raises: OutOfMemoryError if there is no room for the metadata; BusyError while the image is offered;
+            NotOwnerError. Nothing has changed then.
+        """
+        with self._lock:
+            self._mine("commit")
+            if self._offered:
+                raise BusyError(
+                    f"{self._image.where}: commit: a successor is reading generation {self.generation}; withdraw"
+                )
+            self._sweep()
+            if not self._changes:
+                return self.generation
+            before, generation = self._state, self.generation + 1
+            items = {name: item for name, item in before.catalog.items.items() if name not in self._changes}
+            for name, change in self._changes.items():
+                if change is not None:
+                    crc = zlib.crc32(self._bytes_of(change.item)) if change.item.nbytes else 0
+                    items[name] = replace(change.item, crc32=crc, generation=generation)
+            catalog = Catalog(self.name, self.version, generation, items)
+            start, meta, fdt_phys = self._lay_out(catalog)
+            root = Root(generation, fdt_phys, self._image.sup.base + start * PAGE, len(meta), zlib.crc32(meta))
+            try:
+                self._store(items, root, meta)
+            finally:
+                # Whatever interrupts this process, it goes on from what the image says.
+                if self._image.word() == fdt_phys:
+                    self._committed(before, State(root, catalog, None))
+                else:
+                    self._runs.give(start, len(meta) // PAGE)
+            return generation
+
+    def _lay_out(self, catalog: Catalog) -> tuple[int, bytes, int]:
+        """Build the metadata of a generation and take pages for them: the first page, the bytes, the FDT's address."""
+        sup = self._image.sup
+        pages = self._map_pages + len(catalog.items) * 256 // PAGE
+        while True:
+            start = self._runs.highest(pages, 1)
+            if start is None or pages * PAGE > MOST_METADATA:
+                raise no_memory(
+                    self._image.where, "commit", pages, self._runs.pages - self._runs.used, self._runs.largest
+                )
+            try:
+                meta, fdt_phys = build(sup.base, sup.size, start, pages, catalog)
+            except OutOfMemoryError:
+                pages += -(-pages // 2)
+                continue
+            self._back("commit", start, len(meta) // PAGE)
+            self._map_pages = max(LEAST_METADATA, len(meta) // PAGE - len(catalog.items) * 128 // PAGE)
+            return start, meta, fdt_phys
+
+    def _store(self, items: dict[str, Item], root: Root, meta: bytes) -> None:
+        """Write data and metadata, then the slot, then the word.
+
+        Each is on its medium before the next is written, where there is one; against the death of the process alone the
+        order of the stores suffices, since what it stored is in the machine's memory whatever becomes of it.
+        """
+        sup = self._image.sup
+        at = root.meta_phys - sup.base
+        self._memory.view(at, len(meta))[:] = meta
+        if self._image.path is not None:
+            for item in items.values():
+                if item.generation == root.generation and item.nbytes:
+                    self._memory.flush(item.phys - sup.base, item.nbytes)
+            self._memory.flush(at, len(meta))
+        slots.write_root(self._bytes, sup, root)
+        self._flush_head()
+        self._bytes[sup.word_at : sup.word_at + 8].cast("Q")[0] = root.fdt_phys
+        self._flush_head()
+
+    def _flush_head(self) -> None:
+        if self._image.path is not None:
+            self._head.flush(0, slots.JOURNAL_AT)
+
+    def _committed(self, before: State, now: State) -> None:
+        """Follow the image: retire the slot before, give back what only that generation referred to."""
+        slots.retire(self._bytes, now.root.generation)
+        changes, self._changes = self._changes, {}
+        self._state = now
+        base = self._image.sup.base
+        for name, change in changes.items():
+            if change is not None and change.view is not None:
+                make_readonly(change.view())
+            if (old := before.catalog.items.get(name)) is not None:
+                self._free(*run_of(old, base), old.phys)
+        self._punch(*self._runs.give(*self._metadata(before.root)))
+
+    def rollback(self) -> None:
+        """Drop the changes since the last commit. Raises: NotOwnerError."""
+        with self._lock:
+            self._mine("rollback")
+            changes, self._changes = self._changes, {}
+            self._journal.clear()
+            for change in changes.values():
+                if change is not None:
+                    self._free(*run_of(change.item, self._image.sup.base), change.item.phys)
+
+    # Handing over
+
+    def offer(self) -> int:
+        """Let a successor look: until `withdraw` or `hand_over` nothing is committed, so what it reads stays.
+
+        Returns: the descriptor, to pass on to it.  Raises: NotOwnerError.
+        """
+        with self._lock:
+            self._mine("offer")
+            self._offered = True
+            return self._image.fd
+
+    def lock_fileno(self) -> int:
+        """Give the lock's descriptor: who keeps it across exec stays the owner (`attach(fd, lock_fd=...)`)."""
+        return self._image.lock_fd
+
+    def withdraw(self) -> None:
+        """Take an offer back: the successor is not fit. Raises: NotOwnerError."""
+        with self._lock:
+            self._mine("withdraw")
+            self._offered = False
+
+    def hand_over(self) -> None:
+        """Let a candidate adopt the image; this handle reads on, and changes nothing more.
+
+        Arrays of committed objects stay whole until the successor commits. Raises: FinalizedError with uncommitted
+        changes: commit or roll back first; NotOwnerError.
+        """
+        with self._lock:
+            self._mine("hand_over")
+            if self._changes:
+                raise FinalizedError(f"{self._image.where}: hand_over: {len(self._changes)} changes are not committed")
+            self._owner = False
+            self._image.unlock()
+
+    def take_back(self) -> None:
+        """Be the owner again, when a successor did not adopt the image, or died before it committed.
+
+        Raises: BusyError if it has it; StaleError if it has committed: open the image anew then.
+        """
+        with self._lock:
+            self._here("take_back")
+            if self._owner:
+                self._offered = False
+                return
+            self._image.lock()
+            if self._image.word() != self._state.root.fdt_phys or not self._image.still_there():
+                self._image.unlock()
+                raise StaleError(
+                    f"{self._image.where}: take_back: there is another generation than {self.generation} by now"
+                )
+            slots.retire(self._bytes, self.generation)
+            self._journal.clear()
+            self._owner = True
+            self._offered = False
+
+    # Ends
+
+    def release(self) -> None:
+        """Give the image up, with all its memory: arrays of it read as zeros. Raises: NotOwnerError."""
+        with self._lock:
+            self._mine("release")
+            image = self._image
+            if image.path is not None and image.still_there():
+                image.path.unlink()
+            # Without its magic it is blank, and can be made anew where the descriptor is all there is.
+            self._bytes[:8].cast("Q")[0] = 0
+            self._bytes[: slots.JOURNAL_END] = bytes(slots.JOURNAL_END)
+            punch(image.fd, 0, image.sup.offset + image.sup.size)
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the image: another may own it. Uncommitted changes are lost.
+
+        Views that were handed out stay, and stay what they are until another owner reuses the memory of what it
+        replaced.
+        """
+        with self._lock:
+            self._owner = False
+            super().close()
+            for mapped in ("_memory", "_head", "_bytes", "_journal"):
+                vars(self).pop(mapped, None)
+
+    def stats(self) -> dict[str, int]:
+        """Tell what the image takes, in bytes unless it says otherwise.
+
+        `size`: memory there can be; `free`, `largest_free` of it; `objects` (how many), `object_bytes`,
+        `metadata_bytes`; `uncommitted` (how many), `uncommitted_bytes`; `pinned_bytes`: of objects that are gone, but
+        looked at; `allocated_bytes`: what the file takes of the machine; `generation`; `holes`: 1 if freed memory goes
+        back to the machine at once, 0 where the file system cannot do that.
+        """
+        with self._lock:
+            self._mine("stats")
+            self._sweep()
+            changes = [change.item for change in self._changes.values() if change is not None]
+            return {
+                "size": self._runs.pages * PAGE,
+                "free": (self._runs.pages - self._runs.used) * PAGE,
+                "largest_free": self._runs.largest * PAGE,
+                "objects": len(self._names()),
+                "object_bytes": sum(item.nbytes for item in self._names().values()),
+                "metadata_bytes": self._state.root.meta_bytes,
+                "uncommitted": len(self._changes),
+                "uncommitted_bytes": sum(item.nbytes for item in changes),
+                "pinned_bytes": sum(pinned.n for pinned in self._pinned) * PAGE,
+                "allocated_bytes": os.fstat(self._image.fd).st_blocks * 512,
+                "generation": self.generation,
+                "holes": int(self._holes),
+            }

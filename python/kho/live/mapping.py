@@ -1,0 +1,93 @@
+"""Files mapped into this process, and views of them that say when nobody looks any more.
+
+`mmap.mmap` would duplicate the descriptor for each mapping, and its memoryviews cannot be watched: whether a part of
+memory can be reused depends on whether an array of it is still held somewhere.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from typing import Any
+
+from ..errors import OutOfMemoryError, OutsideMemoryError, SourceError
+
+__all__ = ["Mapping", "punch"]
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int64,
+]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.msync.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+MAP_FAILED = ctypes.c_void_p(-1).value
+MS_SYNC = 4
+FALLOC_FL_KEEP_SIZE = 1
+FALLOC_FL_PUNCH_HOLE = 2
+UNSUPPORTED = {95, 38}
+"""EOPNOTSUPP, ENOSYS."""
+
+
+class Mapping:
+    """A part of a file, shared with everyone who maps it; unmapped when the last view is gone."""
+
+    def __init__(self, fd: int, offset: int, size: int, *, writable: bool) -> None:
+        """Map `size` bytes from `offset`. Raises: OutOfMemoryError (ENOMEM); SourceError."""
+        self.size = 0
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        address = _libc.mmap(None, size, protection, mmap.MAP_SHARED, fd, offset)
+        if address is None or address == MAP_FAILED:
+            error = ctypes.get_errno()
+            kind = OutOfMemoryError if error == 12 else SourceError
+            raise kind(f"map {size:#x} bytes: {os.strerror(error)}")
+        self.address: int = address
+        self.size = size
+        self._munmap = _libc.munmap
+
+    def exporter(self, at: int, nbytes: int) -> ctypes.Array[ctypes.c_ubyte]:
+        """Give what exports `nbytes` at `at` as a buffer: it lives as long as any view of it, and can be watched.
+
+        Raises: OutsideMemoryError.
+        """
+        if at < 0 or nbytes < 0 or at + nbytes > self.size:
+            raise OutsideMemoryError(f"{nbytes:#x} bytes at {at:#x} are not in a mapping of {self.size:#x}")
+        made: Any = (ctypes.c_ubyte * nbytes).from_address(self.address + at)
+        made.mapping = self
+        return made  # type: ignore[no-any-return]
+
+    def view(self, at: int, nbytes: int) -> memoryview:
+        """Give bytes as they are mapped. Raises: OutsideMemoryError."""
+        return memoryview(self.exporter(at, nbytes)).cast("B")
+
+    def flush(self, at: int, nbytes: int) -> None:
+        """Have bytes on their medium, where it is one (msync). Raises: SourceError."""
+        first = at // mmap.PAGESIZE * mmap.PAGESIZE
+        if _libc.msync(self.address + first, at + nbytes - first, MS_SYNC):
+            raise SourceError(f"msync: {os.strerror(ctypes.get_errno())}")
+
+    def __del__(self) -> None:
+        """Unmap."""
+        if self.size:
+            self._munmap(self.address, self.size)
+
+
+def punch(fd: int, offset: int, nbytes: int) -> bool:
+    """Give a part of a file back (FALLOC_FL_PUNCH_HOLE); it reads as zeros then. False where files have no holes.
+
+    Raises: SourceError.
+    """
+    if nbytes <= 0 or not _libc.fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, nbytes):
+        return True
+    error = ctypes.get_errno()
+    if error in UNSUPPORTED:
+        return False
+    raise SourceError(f"give back {nbytes:#x} bytes at {offset:#x}: {os.strerror(error)}")

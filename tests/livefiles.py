@@ -1,0 +1,113 @@
+"""Images of services for the tests: where they lie, what is in them, children that do something and die."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from kho.live import Candidate, Handle
+
+SHM = Path("/dev/shm")
+DTYPES = ["|b1", "|u1", "<i2", "<f4", "<c16", "<M8[ns]", "|S3", "<U2", ">i4"]
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """A directory on tmpfs, if there is one."""
+    with tempfile.TemporaryDirectory(dir=SHM if SHM.is_dir() else None, prefix="kho-test-") as name:
+        yield Path(name)
+
+
+def contents(reader: Candidate | Handle) -> dict[str, Any]:
+    """Every object by name, as something that can be compared."""
+    return {name: (info_of(reader, name), np.asarray(reader[name]).tobytes()) for name in reader.names()}
+
+
+def info_of(reader: Candidate | Handle, name: str) -> tuple[str | None, tuple[int, ...]]:
+    """Dtype and shape."""
+    item = reader.info(name)
+    return item.dtype, item.shape
+
+
+def sample(seed: int, nbytes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Bytes that say which they are."""
+    return ((np.arange(nbytes, dtype=np.uint64) * 2654435761 + seed * 40503) >> 13).astype(np.uint8)
+
+
+def describe(made: dict[str, tuple[int, int]], generation: int) -> bytes:
+    """What the object `state` holds: the generation it was committed in, and seed and size of every other object."""
+    return json.dumps({"generation": generation, "made": made}).encode()
+
+
+def check_described(reader: Candidate | Handle) -> dict[str, tuple[int, int]]:
+    """Compare an image with what its object `state` says; seed and size of every object."""
+    assert reader.verify() >= 0
+    if reader.generation == 0:
+        assert reader.names() == []
+        return {}
+    state = json.loads(bytes(np.asarray(reader["state"])))
+    assert state["generation"] == reader.generation
+    made = {name: (seed, size) for name, (seed, size) in state["made"].items()}
+    assert sorted(reader.names()) == sorted([*made, "state"])
+    for name, (seed, size) in made.items():
+        assert np.array_equal(np.asarray(reader[name]), sample(seed, size)), name
+    return made
+
+
+def child(work: Callable[[], object]) -> int:
+    """Fork a process that does something and exits: with 0, or 1 if that raised; its pid."""
+    pid = os.fork()
+    if not pid:
+        _in_child(work)
+    return pid
+
+
+def _in_child(work: Callable[[], object]) -> NoReturn:
+    status = 1
+    try:
+        work()
+        status = 0
+    except BaseException:  # noqa: BLE001 - the child must not go on as a second pytest
+        traceback.print_exc(file=sys.stderr)
+    finally:
+        os._exit(status)
+
+
+def ended(pid: int) -> int:
+    """Wait for a child: its exit code, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def die() -> None:
+    """Be killed, here and now."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def descriptors() -> int:
+    """How many files this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def restore(path: Path, content: bytes) -> None:
+    """Write a file with holes where there are zeros, as it was before it was read."""
+    with path.open("wb") as file:
+        file.truncate(len(content))
+        for at in range(0, len(content), 4096):
+            page = content[at : at + 4096]
+            if any(page):
+                os.pwrite(file.fileno(), page, at)
+
+
+def blocks(path: Path) -> int:
+    """Bytes a file takes."""
+    return path.stat().st_blocks * 512
