@@ -36,7 +36,8 @@ successor looks first (`attach`, the owner's `offer` keeping commits back), and 
 of (`hand_over`), or the owner takes it back (`take_back`). Of those that race for the lock one wins, the others get
 BusyError.
 
-*Transports* (`transports`) find an image by name; a path or a descriptor need none.
+*Transports* (`transports`) find an image by name; a path or a descriptor need none. The next kernel is asked last
+(`kexec`).
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ import re
 import time
 from pathlib import Path
 
-from ..errors import ParameterError, SourceError, StaleError
+from ..errors import LuoBusyError, ParameterError, SourceError, StaleError
 from ..payload.live import PAGE, Item, check_name
+from . import kexec as across
 from . import transports
 from .handle import Candidate, Handle
 from .image import LEAST, Image, blank, open_file
@@ -58,6 +60,8 @@ __all__ = ["Candidate", "Handle", "Item", "Reader", "attach", "open", "transport
 
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 MFD_HUGETLB = 0x4
+MFD_EXEC = 0x10
+"""From Linux 6.3: no F_SEAL_EXEC, whatever vm.memfd_noexec says, which a kexec would make F_SEAL_WRITE."""
 HUGE = 2 << 20
 
 
@@ -68,6 +72,7 @@ def open(  # noqa: A001 - kho.live.open reads like open()
     version: str = "1",
     backing: str | os.PathLike[str] | int = "memfd",
     timeout: float = 0.0,
+    kexec: bool = False,
 ) -> Handle:
     """Own the image of a service: the one that is there, or, the first time, a new one.
 
@@ -78,22 +83,50 @@ def open(  # noqa: A001 - kho.live.open reads like open()
         backing: "memfd" or "hugetlb", which a transport passes on; the path of a file on tmpfs or pmem; or the
             descriptor of a memfd, empty or with an image.
         timeout: seconds to wait for an owner that is about to let go.
+        kexec: preserve it for the next kernel (`Handle.preserve`), or refuse. What the last kernel preserved is found
+            either way; with True also a device that cannot be asked is an error, rather than a reason to begin anew.
 
     Raises: BusyError if another process owns it; SchemaError for another name or version, with both; FormatError for an
-        image that is torn or was tampered with; OutOfMemoryError; ParameterError; SourceError.
+        image that is torn or was tampered with; OutOfMemoryError; ParameterError; SourceError; with kexec=True
+        LuoError.
 
     """
     check_name(name)
     if "\0" in version or len(version.encode()) > 255:
         raise ParameterError(f"version {version!r}: at most 255 bytes without NUL")
     nbytes = _size(size)
+    if kexec and not isinstance(backing, int) and backing != "memfd":
+        raise ParameterError(f"backing {os.fspath(backing)!r}: memfds go across a kexec, use backing='memfd'")
     if isinstance(backing, int):
-        return _open_fd(backing, name, nbytes, version, timeout)
-    if backing in ("memfd", "hugetlb"):
-        if (fd := transports.find(name)) is not None:
-            return _open_fd(fd, name, nbytes, version, timeout)
-        return _new_memfd(name, nbytes, version, huge=backing == "hugetlb")
-    return _open_path(Path(backing), name, nbytes, version, timeout)
+        return _preserved(_open_fd(backing, name, nbytes, version, timeout), kexec)
+    if backing not in ("memfd", "hugetlb"):
+        return _open_path(Path(backing), name, nbytes, version, timeout)
+    fd = transports.find(name)
+    if fd is None:
+        fd = across.find(name, insist=kexec)
+    if fd is not None:
+        return _preserved(_open_fd(fd, name, nbytes, version, timeout), kexec)
+    return _preserved(_new_memfd(name, nbytes, version, huge=backing == "hugetlb", executable=kexec), kexec)
+
+
+def _preserved(handle: Handle, kexec: bool) -> Handle:
+    """Settle with the kernel whose the image is."""
+    try:
+        if kexec:
+            handle.preserve()
+        else:
+            across.finish(handle.name)
+    except LuoBusyError:
+        # Not yet finished, by a kernel that has the memory in its books: `preserve` tries again.
+        if kexec:
+            handle.close()
+            raise
+    except BaseException:
+        handle.close()
+        raise
+    else:
+        across.forget(handle.name)
+    return handle
 
 
 def attach(source: str | os.PathLike[str] | int, *, lock_fd: int | None = None) -> Candidate:
@@ -170,12 +203,14 @@ def _link(fd: int, path: Path) -> None:
     os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
 
 
-def _new_memfd(name: str, size: int, version: str, *, huge: bool) -> Handle:
-    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | (MFD_HUGETLB if huge else 0)
+def _new_memfd(name: str, size: int, version: str, *, huge: bool, executable: bool) -> Handle:
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | (MFD_HUGETLB if huge else 0) | (MFD_EXEC if executable else 0)
     where = f"memfd {name!r}"
     try:
         # The kernel takes 249 bytes of a name.
         fd = os.memfd_create(f"kho-live:{name.encode()[:200].decode(errors='ignore')}", flags)
+    except PermissionError as error:
+        raise SourceError(f"{where}: {error.strerror}: vm.memfd_noexec is 2, and 1 is what kexec=True needs") from error
     except OSError as error:
         raise SourceError(f"{where}: {error.strerror}") from error
     return _new(fd, -(-size // HUGE) * HUGE if huge else size, name, version, where, None)

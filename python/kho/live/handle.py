@@ -20,7 +20,7 @@ from ..errors import (
     StaleError,
 )
 from ..payload.live import PAGE, Catalog, Item, check_name, nbytes_of
-from . import slots
+from . import kexec, slots
 from .arrays import View, dtype_of, make_readonly, shaped
 from .image import LEAST_METADATA, MOST_METADATA, Image, State, build, meta_zone, no_memory
 from .mapping import Mapping, punch
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     import numpy as np
     from typing_extensions import Buffer
+
+    from ..luo import Device, Session
 
 ALIGN = (2 << 20) // PAGE
 """Pages that large objects begin at a multiple of: huge pages, and few folios."""
@@ -80,6 +82,7 @@ class _Closed(Image):
 
     def __init__(self, image: Image) -> None:
         self.fd = self.lock_fd = -1
+        self.session = None
         self.where = image.where
         self.path = image.path
         self.sup = image.sup
@@ -118,6 +121,7 @@ class Handle(Reader):
         """Whether there was an image to take over."""
         self._pid = os.getpid()
         self._owner = True
+        self._again = False
         self._offered = False
         self._holes = True
         self._changes: dict[str, Change | None] = {}
@@ -300,6 +304,8 @@ class Handle(Reader):
         try:
             os.posix_fallocate(self._image.fd, self._image.sup.offset + start * PAGE, pages * PAGE)
         except OSError as error:
+            if error.errno == errno.EPERM:
+                return  # a live update session preserves the file, which is why all of its pages are there
             self._punch(*self._runs.give(start, pages))
             raise OutOfMemoryError(
                 f"{self._image.where}: {what} needs {pages * PAGE:#x} bytes, which the file system does not have "
@@ -484,6 +490,7 @@ class Handle(Reader):
             self._mine("hand_over")
             if self._changes:
                 raise FinalizedError(f"{self._image.where}: hand_over: {len(self._changes)} changes are not committed")
+            self._again = self._let_die()  # a file is in one session at a time, and the next is the successor's
             self._owner = False
             self._image.unlock()
 
@@ -507,6 +514,29 @@ class Handle(Reader):
             self._journal.clear()
             self._owner = True
             self._offered = False
+            if self._again:
+                self.preserve()
+
+    def preserve(self, device: Device | None = None) -> Session:
+        """Hand the image to the next kernel, as it is at the kexec: `open` finds it there (`kho.live.kexec`).
+
+        The session is this handle's, and must be open when the kernel jumps: the image is not preserved any more once
+        it was handed over, released or closed, or its process has ended. All of the image's memory is taken meanwhile.
+        Args: device: one that is open; by default the machine's is opened for a moment.
+        Raises: ParameterError for an image that is not on a memfd of normal pages; LuoError; NotOwnerError.
+        """
+        with self._lock:
+            self._mine("preserve")
+            image = self._image
+            if image.session is None or image.session.closed:
+                image.session = kexec.preserve(image.fd, self.name, image.where, device)
+            return image.session
+
+    def _let_die(self) -> bool:
+        """Have the image be this kernel's alone; whether it was not."""
+        was = self._image.end_session()
+        self._holes |= was
+        return was
 
     # Ends
 
@@ -515,6 +545,7 @@ class Handle(Reader):
         with self._lock:
             self._mine("release")
             image = self._image
+            self._let_die()
             if image.path is not None and image.still_there():
                 image.path.unlink()
             # Without its magic it is blank, and can be made anew where the descriptor is all there is.
@@ -541,7 +572,7 @@ class Handle(Reader):
         `size`: memory there can be; `free`, `largest_free` of it; `objects` (how many), `object_bytes`,
         `metadata_bytes`; `uncommitted` (how many), `uncommitted_bytes`; `pinned_bytes`: of objects that are gone, but
         looked at; `allocated_bytes`: what the file takes of the machine; `generation`; `holes`: 1 if freed memory goes
-        back to the machine at once, 0 where the file system cannot do that.
+        back to the machine at once, 0 where the file system cannot do that, or while the image is preserved.
         """
         with self._lock:
             self._mine("stats")

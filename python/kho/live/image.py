@@ -10,7 +10,7 @@ import time
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from .. import _kho
 from ..errors import (
@@ -29,6 +29,9 @@ from ..writers import aligned_blocks
 from . import slots
 from .mapping import Mapping
 from .slots import HEAD, Journal, Root, Super
+
+if TYPE_CHECKING:
+    from ..luo import Session
 
 __all__ = ["Image", "State", "blank", "build", "meta_zone", "open_file", "reopen"]
 
@@ -75,6 +78,8 @@ class Image:
         self.lock_fd = -1 if lock_fd is None else lock_fd
         self.where = where
         self.path = path
+        self.session: Session | None = None
+        """Which preserves the file for the next kernel."""
         self._seen: tuple[tuple[int, bytes], State] | None = None
         try:
             if lock_fd is None:
@@ -240,10 +245,18 @@ class Image:
             self.fd = -1
 
     def forget_lock(self) -> None:
-        """Close the lock's descriptor: in a child it is the parent's lock."""
+        """Close the descriptors of lock and session: in a child they are the parent's."""
+        self.end_session()
         if self.lock_fd >= 0:
             os.close(self.lock_fd)
             self.lock_fd = -1
+
+    def end_session(self) -> bool:
+        """Have the file preserved no more; whether it was."""
+        session, self.session = self.session, None
+        if session is not None:
+            session.close()
+        return session is not None
 
 
 def _checked_size(fd: int, where: str, own: bool) -> int:

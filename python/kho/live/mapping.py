@@ -33,8 +33,8 @@ MAP_FAILED = ctypes.c_void_p(-1).value
 MS_SYNC = 4
 FALLOC_FL_KEEP_SIZE = 1
 FALLOC_FL_PUNCH_HOLE = 2
-UNSUPPORTED = {95, 38}
-"""EOPNOTSUPP, ENOSYS."""
+UNSUPPORTED = {95, 38, 1}
+"""EOPNOTSUPP, ENOSYS; EPERM of a memfd that a live update session preserves, as its pages are frozen."""
 
 
 class Mapping:
@@ -81,7 +81,7 @@ class Mapping:
 
 
 def punch(fd: int, offset: int, nbytes: int) -> bool:
-    """Give a part of a file back (FALLOC_FL_PUNCH_HOLE); it reads as zeros then. False where files have no holes.
+    """Give a part of a file back (FALLOC_FL_PUNCH_HOLE); it reads as zeros then. False where it cannot.
 
     Raises: SourceError.
     """

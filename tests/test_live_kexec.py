@@ -1,0 +1,539 @@
+"""kho.live across a kexec, on a machine that keeps the kernel's rules."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import gc
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kho
+import kho.live
+from kho import luo
+from kho.live import kexec, mapping
+from kho.live.kexec import TOKEN, Machine, session_name
+
+from fake_luo import CLIENT, FakeLuo, opened
+from livefiles import child, contents, descriptors, die, ended, folder
+
+NAME = "search-index"
+SESSION = f"kho-live/{NAME}"
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeLuo]:
+    with FakeLuo(tmp_path / "liveupdate") as made:
+        monkeypatch.setattr(kexec, "machine", Machine(made.path, CLIENT))
+        yield made
+        for name in list(kexec._arrivals):
+            kexec.forget(name)
+
+
+@pytest.fixture(autouse=True)
+def _frozen(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """What is preserved refuses fallocate, as in the kernel (SHMEM_F_MAPPING_FROZEN)."""
+    if "machine" not in request.fixturenames:
+        return
+    machine: FakeLuo = request.getfixturevalue("machine")
+    fallocate, punch = os.posix_fallocate, mapping._libc.fallocate
+
+    def is_frozen(fd: int) -> bool:
+        found = os.fstat(fd)
+        machine.outgoing()  # sessions that nobody has open any more are gone by then
+        return (found.st_dev, found.st_ino) in machine._preserved
+
+    def allocate(fd: int, at: int, size: int) -> None:
+        if is_frozen(fd):
+            raise PermissionError(errno.EPERM, "frozen")
+        fallocate(fd, at, size)
+
+    class Libc:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+        def fallocate(self, fd: int, mode: int, at: int, size: int) -> int:
+            if is_frozen(fd):
+                ctypes.set_errno(errno.EPERM)
+                return -1
+            return int(punch(fd, mode, at, size))
+
+    real = mapping._libc
+    monkeypatch.setattr(os, "posix_fallocate", allocate)
+    monkeypatch.setattr(mapping, "_libc", Libc())
+
+
+def start(version: str = "1", **more: Any) -> kho.live.Handle:
+    """The service's two lines."""
+    h = kho.live.open(NAME, "4M", version=version, **({"kexec": True} | more))
+    if not h.inherited:
+        h.put("vectors", np.arange(1000))
+        h.commit()
+    return h
+
+
+def kexeced(machine: FakeLuo, **more: Any) -> dict[str, Any]:
+    """A service, and then the next kernel; what there is to find."""
+    with start(**more) as h:
+        machine.kexec()
+        return contents(h)
+
+
+# The way there
+
+
+def test_a_service_finds_its_image_after_a_kexec_with_the_same_lines(machine: FakeLuo) -> None:
+    before = descriptors()
+    for life in range(4):
+        with start() as h:
+            assert h.inherited == (life > 0)
+            assert machine.outgoing() == {SESSION: {TOKEN}}, "for the next kexec"
+            assert machine.incoming() == {}
+            assert h.verify() >= 8000
+            assert np.array_equal(h["vectors"], np.arange(1000))
+            assert h.generation == 1 + life
+            h.put(f"life-{life}", bytes([life]) * 5000)
+            h.commit()
+            machine.kexec()
+    with start() as h:
+        assert h.names() == ["vectors", *(f"life-{life}" for life in range(4))]
+    gc.collect()
+    assert descriptors() == before
+    assert (machine.outgoing(), machine.incoming()) == ({}, {})
+
+
+def test_what_comes_back_is_sealed_private_and_writable(machine: FakeLuo) -> None:
+    kexeced(machine)
+    with start() as h:
+        assert h.inherited
+        assert fcntl.fcntl(h.fileno(), fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
+        assert os.fstat(h.fileno()).st_mode & 0o777 == 0o600
+        assert not fcntl.fcntl(h.fileno(), fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE
+
+
+def test_what_a_kernel_before_7_2_gives_back_without_seals_is_sealed_again(
+    machine: FakeLuo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsealed(self: luo.Session, token: int) -> int:
+        fd, new = retrieve(self, token), os.memfd_create("", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.truncate(new, os.fstat(fd).st_size)
+        os.pwrite(new, os.pread(fd, 1 << 24, 0), 0)
+        os.close(fd)
+        return new
+
+    retrieve = luo.Session.retrieve_fd
+    found = kexeced(machine)
+    monkeypatch.setattr(luo.Session, "retrieve_fd", unsealed)
+    with start(kexec=False) as h:
+        assert h.inherited
+        assert contents(h) == found
+        assert fcntl.fcntl(h.fileno(), fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
+
+
+def test_preserving_by_hand_is_found_without_being_asked_for(machine: FakeLuo) -> None:
+    with start(kexec=False) as h:
+        assert machine.outgoing() == {}
+        session = h.preserve()
+        assert h.preserve() is session, "once is enough"
+        assert session.name == SESSION
+        machine.kexec()
+    with start(kexec=False) as h:
+        assert h.inherited
+        assert (machine.outgoing(), machine.incoming()) == ({}, {}), "finished, and not preserved again"
+
+
+def test_a_device_that_is_open_already_can_be_given(machine: FakeLuo) -> None:
+    with start(kexec=False) as h, opened(machine) as device:
+        h.preserve(device)
+        assert machine.outgoing() == {SESSION: {TOKEN}}
+
+
+def test_a_preserved_image_changes_as_before(machine: FakeLuo) -> None:
+    with start() as h:
+        for n in range(300):
+            h.put("vectors", np.full(20000, n))
+            h.commit()
+        del h["vectors"]
+        h.rollback()
+        assert h.stats()["holes"] == 0
+        machine.kexec()
+    with start() as h:
+        assert np.array_equal(h["vectors"], np.full(20000, 299))
+
+
+def test_uncommitted_changes_do_not_cross(machine: FakeLuo) -> None:
+    with start() as h:
+        h.put("late", b"x")
+        machine.kexec()
+    with start() as h:
+        assert h.names() == ["vectors"]
+        assert h.dropped == ("late",)
+
+
+@pytest.mark.parametrize("name", ["x", "n" * 54, "n" * 55, "n" * 255, "\u00fc" * 27, "\u00fc" * 28, "kho-live/"])
+def test_every_name_has_a_session(machine: FakeLuo, name: str) -> None:
+    assert len(session_name(name).encode()) < luo.NAME_BYTES
+    with kho.live.open(name, "1M", kexec=True) as h:
+        h.put("a", b"a")
+        h.commit()
+        machine.kexec()
+    with kho.live.open(name, "1M", kexec=True) as h:
+        assert h.inherited
+
+
+def test_long_names_that_begin_alike_have_sessions_of_their_own() -> None:
+    assert len({session_name("n" * 200 + str(end)) for end in range(50)}) == 50
+
+
+# How long it is preserved
+
+
+def test_it_is_preserved_as_long_as_the_handle(machine: FakeLuo) -> None:
+    h = start()
+    assert machine.outgoing() == {SESSION: {TOKEN}}
+    h.close()
+    assert machine.outgoing() == {}
+    h = start()
+    del h
+    gc.collect()
+    assert machine.outgoing() == {}, "without a warning"
+
+
+def test_what_is_released_is_not_preserved(machine: FakeLuo) -> None:
+    h = start()
+    h.release()
+    machine.kexec()
+    assert machine.incoming() == {}
+    with start() as h:
+        assert not h.inherited
+
+
+def test_a_successor_preserves_it_and_an_owner_that_takes_it_back_does_so_again(machine: FakeLuo) -> None:
+    with start() as h:
+        candidate = kho.live.attach(h.offer())
+        h.hand_over()
+        assert machine.outgoing() == {}
+        candidate.close()
+        h.take_back()
+        assert machine.outgoing() == {SESSION: {TOKEN}}
+        h.hand_over()
+        with kho.live.open(NAME, backing=h.fileno(), kexec=True) as successor:
+            assert successor.inherited
+            assert machine.outgoing() == {SESSION: {TOKEN}}
+            machine.kexec()
+    with start() as h:
+        assert h.inherited
+
+
+def test_freed_memory_goes_back_once_it_is_not_preserved_any_more(machine: FakeLuo) -> None:
+    with start() as h:
+        h.put("vectors", bytes(2 << 20))
+        h.commit()
+        h.put("vectors", b"")
+        h.commit()
+        assert h.stats()["allocated_bytes"] > 2 << 20
+        h.hand_over()
+        with kho.live.open(NAME, backing=h.fileno()) as successor:
+            assert successor.stats()["allocated_bytes"] < 1 << 20
+
+
+def test_a_forked_child_does_not_keep_it_preserved(machine: FakeLuo) -> None:
+    h = start()
+    (waiting, go), (up, says) = os.pipe(), os.pipe()
+
+    def wait() -> None:
+        os.close(go)
+        os.write(says, b"x")
+        os.read(waiting, 1)
+
+    pid = child(wait)
+    assert os.read(up, 1) == b"x"
+    h.close()
+    assert machine.outgoing() == {}
+    with start() as again:
+        assert not again.inherited
+    for fd in (go, waiting, up, says):
+        os.close(fd)
+    assert ended(pid) == 0
+
+
+def test_a_forked_child_cannot_preserve(machine: FakeLuo) -> None:
+    def work() -> None:
+        with pytest.raises(kho.NotOwnerError, match="preserve"):
+            h.preserve()
+
+    with start() as h:
+        assert ended(child(work)) == 0
+
+
+# What goes wrong
+
+
+def test_without_a_device_it_is_refused_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kexec, "machine", Machine(tmp_path / "none", CLIENT))
+    before = descriptors()
+    with pytest.raises(kho.LuoUnavailableError, match="liveupdate=on"):
+        start()
+    with start(kexec=False) as h:
+        assert not h.inherited
+        with pytest.raises(kho.LuoUnavailableError, match="liveupdate=on"):
+            h.preserve()
+        assert h.names() == ["vectors"], "it serves on"
+    gc.collect()
+    assert descriptors() == before
+
+
+def test_what_is_no_memfd_is_refused(machine: FakeLuo) -> None:
+    with folder() as here:
+        with pytest.raises(kho.ParameterError, match="memfd"):
+            kho.live.open(NAME, "1M", backing=here / "image", kexec=True)
+        with (
+            kho.live.open(NAME, "1M", backing=here / "image") as h,
+            pytest.raises(kho.ParameterError, match="normal pages"),
+        ):
+            h.preserve()
+    with pytest.raises(kho.ParameterError, match="memfd"):
+        kho.live.open(NAME, "1M", backing="hugetlb", kexec=True)
+    assert machine.outgoing() == {}
+
+
+def test_a_memfd_sealed_against_execution_is_refused_as_it_would_come_back_read_only(machine: FakeLuo) -> None:
+    try:
+        fd = os.memfd_create("x", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | 0x8)  # MFD_NOEXEC_SEAL
+    except OSError:
+        pytest.skip("MFD_NOEXEC_SEAL came with Linux 6.3")
+    with kho.live.open(NAME, "1M", backing=fd) as h, pytest.raises(kho.ParameterError, match="memfd_noexec"):
+        h.preserve()
+    os.close(fd)
+    assert machine.outgoing() == {}
+
+
+def test_a_machine_that_was_rebooted_without_a_kexec_begins_anew(machine: FakeLuo, tmp_path: Path) -> None:
+    start().close()
+    with FakeLuo(tmp_path / "another") as rebooted:
+        kexec_machine, kexec.machine = kexec.machine, Machine(rebooted.path, CLIENT)
+        with start() as h:
+            assert not h.inherited
+            assert rebooted.outgoing() == {SESSION: {TOKEN}}
+        kexec.machine = kexec_machine
+
+
+def test_another_version_is_refused_and_the_image_stays_for_one_that_knows_it(machine: FakeLuo) -> None:
+    found = kexeced(machine)
+    for _ in range(2):
+        with pytest.raises(kho.SchemaError, match="version '1', not '2'"):
+            start("2")
+    fd = kexec.find(NAME)
+    assert fd is not None
+    with kho.live.attach(fd) as candidate:
+        assert contents(candidate) == found, "to be converted"
+    with start("1") as h:
+        assert h.inherited
+        assert contents(h) == found
+    assert machine.incoming() == {}
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOMEM, errno.EINVAL])
+def test_what_the_kernel_cannot_bring_back_is_lost_with_a_warning(machine: FakeLuo, number: int) -> None:
+    kexeced(machine)
+    machine.fail("retrieve", SESSION, TOKEN, number)
+    with pytest.warns(RuntimeWarning, match="is lost; the service begins anew"):
+        h = start()
+    with h:
+        assert not h.inherited
+        assert machine.incoming() == {}
+        assert machine.outgoing() == {SESSION: {TOKEN}}
+
+
+def test_a_session_of_that_name_without_the_image_is_none(machine: FakeLuo) -> None:
+    with opened(machine) as device, device.create_session(SESSION):
+        machine.kexec()
+    with pytest.warns(RuntimeWarning, match="is lost"):
+        h = start()
+    with h:
+        assert not h.inherited
+
+
+def test_a_want_of_descriptors_can_be_remedied(machine: FakeLuo, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: luo.Session, token: int) -> int:
+        raise kho.LuoError(errno.EMFILE, "no free descriptor")
+
+    found = kexeced(machine)
+    with monkeypatch.context() as patched:
+        patched.setattr(luo.Session, "retrieve_fd", full)
+        with pytest.raises(kho.LuoError, match="no free descriptor"):
+            start()
+    with start() as h:
+        assert h.inherited
+        assert contents(h) == found
+
+
+def test_a_tampered_image_is_refused(machine: FakeLuo) -> None:
+    with start() as h:
+        os.pwrite(h.fileno(), bytes(64), 4096)
+        machine.kexec()
+    with pytest.raises(kho.FormatError):
+        start()
+
+
+@pytest.mark.parametrize("step", ["preserve", "finish"])
+@pytest.mark.parametrize("number", [errno.EBUSY, errno.ENOMEM])
+def test_an_image_that_cannot_be_preserved_again_is_refused_but_not_lost(
+    machine: FakeLuo, step: str, number: int
+) -> None:
+    found = kexeced(machine)
+    machine.fail(step, SESSION, TOKEN, number)
+    for _ in range(2):
+        with pytest.raises(kho.LuoError):
+            start()
+        assert machine.outgoing() == {}
+    machine.heal(step, SESSION, TOKEN)
+    with start() as h:
+        assert h.inherited
+        assert contents(h) == found
+        assert machine.outgoing() == {SESSION: {TOKEN}}
+        assert machine.incoming() == {}
+
+
+def test_a_kernel_that_cannot_finish_yet_keeps_no_service_from_serving(machine: FakeLuo) -> None:
+    kexeced(machine)
+    machine.fail("finish", SESSION, TOKEN, errno.EBUSY)
+    with start(kexec=False) as h:
+        assert h.inherited
+        with pytest.raises(kho.LuoBusyError):
+            h.preserve()
+        machine.heal("finish", SESSION, TOKEN)
+        h.preserve()
+        assert machine.outgoing() == {SESSION: {TOKEN}}
+
+
+def test_a_kexec_that_fails_leaves_it_preserved(machine: FakeLuo) -> None:
+    with start() as h:
+        machine.fail("freeze", SESSION, TOKEN, errno.EIO)
+        with pytest.raises(OSError):
+            machine.kexec()
+        h.put("more", b"more")
+        h.commit()
+        machine.heal("freeze", SESSION, TOKEN)
+        machine.kexec()
+    with start() as h:
+        assert h.names() == ["vectors", "more"]
+
+
+@pytest.mark.parametrize("when", ["retrieve_fd", "finish", "preserve_fd"])
+def test_a_process_killed_while_it_takes_over_takes_the_image_along_and_the_next_begins_anew(
+    machine: FakeLuo, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    kexeced(machine)
+
+    def first() -> None:
+        monkeypatch.setattr(luo.Session, when, lambda *_: die())
+        start()
+
+    assert ended(child(first)) == -9
+    assert machine.incoming() == {}, "finished with its last descriptor"
+    with start() as h:
+        assert not h.inherited
+        assert machine.outgoing() == {SESSION: {TOKEN}}
+
+
+def test_a_process_killed_before_it_takes_over_changes_nothing(
+    machine: FakeLuo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = kexeced(machine)
+
+    def first() -> None:
+        monkeypatch.setattr(luo.Device, "retrieve_session", lambda *_: die())
+        start()
+
+    assert ended(child(first)) == -9
+    with start() as h:
+        assert contents(h) == found
+
+
+def test_a_process_killed_as_owner_leaves_the_name_free(machine: FakeLuo) -> None:
+    def first() -> None:
+        start()
+        die()
+
+    assert ended(child(first)) == -9
+    with start() as h:
+        assert not h.inherited, "a memfd dies with its last holder"
+
+
+def test_of_two_that_take_over_one_does(machine: FakeLuo, monkeypatch: pytest.MonkeyPatch) -> None:
+    kexeced(machine)
+    with opened(machine) as device:
+        other = device.retrieve_session(SESSION)
+    with pytest.raises(kho.BusyError, match="another process is taking it over"):
+        start()
+    with pytest.raises(kho.BusyError, match="another process is taking it over"):
+        start(kexec=False)
+    other.close()
+
+
+def test_while_one_preserves_an_image_another_of_its_name_is_refused(machine: FakeLuo) -> None:
+    with start() as h:
+        fds = descriptors()
+        with pytest.raises(kho.LuoExistsError):
+            start()
+        gc.collect()
+        assert descriptors() == fds
+        assert machine.outgoing() == {SESSION: {TOKEN}}
+        assert h.verify()
+
+
+def test_no_second_process_comes_in_between_adopting_and_preserving(
+    machine: FakeLuo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[bool] = []
+
+    def intruder() -> None:
+        with pytest.raises((kho.BusyError, kho.LuoExistsError)):
+            start()
+
+    def watched(name: str) -> Any:
+        def step(self: luo.Session, *args: Any) -> Any:
+            refused.append(ended(child(intruder)) == 0)
+            result = steps[name](self, *args)
+            refused.append(ended(child(intruder)) == 0)
+            return result
+
+        return step
+
+    steps: dict[str, Any] = {name: getattr(luo.Session, name) for name in ("retrieve_fd", "finish", "preserve_fd")}
+    found = kexeced(machine)
+    for name in steps:
+        monkeypatch.setattr(luo.Session, name, watched(name))
+    with start() as h:
+        assert contents(h) == found
+    assert refused == [True] * 6
+
+
+def test_a_device_that_others_have_for_a_moment_is_waited_for(machine: FakeLuo) -> None:
+    found = kexeced(machine)
+    device = opened(machine)
+    threading.Timer(0.2, device.close).start()
+    with start() as h:
+        assert contents(h) == found
+
+
+def test_a_device_that_stays_busy_is_refused_and_nothing_is_lost(
+    machine: FakeLuo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = kexeced(machine)
+    monkeypatch.setattr(kexec, "PATIENCE", 0.05)
+    with opened(machine):
+        with pytest.raises(kho.LuoBusyError):
+            start()
+        with start(kexec=False) as h:
+            assert not h.inherited, "who does not insist begins anew"
+    with start() as h:
+        assert contents(h) == found
