@@ -46,7 +46,9 @@ import fcntl
 import os
 import re
 import time
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..errors import LuoBusyError, ParameterError, SourceError, StaleError
 from ..payload.live import PAGE, Item, check_name
@@ -58,11 +60,21 @@ from .reader import Reader
 
 __all__ = ["Candidate", "Handle", "Item", "Reader", "attach", "open", "transports"]
 
+if TYPE_CHECKING:
+    from . import safetensors as safetensors
+
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 MFD_HUGETLB = 0x4
 MFD_EXEC = 0x10
 """From Linux 6.3: no F_SEAL_EXEC, whatever vm.memfd_noexec says, which a kexec would make F_SEAL_WRITE."""
 HUGE = 2 << 20
+
+
+def __getattr__(name: str) -> Any:
+    """Import what few need, when it is asked for."""
+    if name == "safetensors":
+        return import_module(".safetensors", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def open(  # noqa: A001 - kho.live.open reads like open()

@@ -1,0 +1,421 @@
+"""kho.live.safetensors: a file's tensors are read once, and attached from then on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+import kho
+import kho.live
+from kho.live import safetensors as cache
+from kho.live.safetensors import BITS, DTYPES, RAW, Tensors, load, load_into
+
+from livefiles import blocks, child, descriptors, die, ended, folder
+
+Array = np.ndarray[Any, Any]
+
+
+@pytest.fixture
+def here() -> Iterator[Path]:
+    """A directory on tmpfs."""
+    with folder() as place:
+        yield place
+
+
+def weights(seed: int = 0, rows: int = 300) -> dict[str, Array]:
+    """A model."""
+    made = np.random.default_rng(seed)
+    return {
+        "layers.0.weight": made.standard_normal((rows, 700), "f4"),
+        "layers.0.bias": made.standard_normal(rows).astype("f2"),
+        "scale": np.array(3.5),
+        "nothing": np.empty((0, 4), "i8"),
+        "mask": np.array([True, False, True]),
+    }
+
+
+def written(path: Path, tensors: dict[str, Array], **metadata: str) -> Path:
+    """A file of them; a new one, as who writes weights makes it."""
+    beside = path.with_suffix(".new")
+    save_file(tensors, beside, metadata or None)
+    beside.rename(path)
+    return path
+
+
+def raw_file(path: Path, header: object, data: bytes = b"") -> Path:
+    """A file with any header."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+def same(found: Tensors, expected: dict[str, Array]) -> None:
+    """Compare, bit for bit."""
+    assert set(found) == set(expected)
+    for name, array in expected.items():
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
+        assert found[name].tobytes() == array.tobytes()
+        assert not found[name].flags.writeable
+
+
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The tensors that are read from files from now on."""
+    names: list[str] = []
+    real = cache._read
+    monkeypatch.setattr(cache, "_read", lambda *args: (names.append(args[-1].name), real(*args)))
+    return names
+
+
+def test_the_first_start_reads_and_every_later_one_attaches(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, backing = written(here / "m.safetensors", weights(), license="MIT"), here / "image"
+    names = reads(monkeypatch)
+    first = load(path, backing=backing)
+    assert not first.inherited
+    same(first, weights())
+    assert sorted(names) == ["layers.0.bias", "layers.0.weight", "mask", "scale"]
+    assert first.metadata == {"license": "MIT"}
+    assert first.dtypes["layers.0.bias"] == "F16"
+    assert first.shapes["nothing"] == (0, 4)
+    before = descriptors()
+    for _ in range(3):
+        again = load(path, backing=backing, verify=True)
+        assert again.inherited
+        same(again, weights())
+        assert (again.metadata, again.dtypes, again.shapes) == (first.metadata, first.dtypes, first.shapes)
+    assert len(names) == 4
+    assert descriptors() == before, "the arrays need none"
+
+
+def test_another_process_attaches_what_this_one_read(here: Path) -> None:
+    path, backing = written(here / "m.safetensors", weights()), here / "image"
+    load(path, backing=backing)
+    program = (
+        "import sys, kho; t = kho.live.safetensors.load(sys.argv[1], backing=sys.argv[2]);"
+        "print(t.inherited, t['layers.0.weight'].astype('f8').sum())"
+    )
+    args = [sys.executable, "-c", program, str(path), str(backing)]
+    done = subprocess.run(args, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["True", str(weights()["layers.0.weight"].astype("f8").sum())]
+
+
+def test_any_number_attach_at_once_and_one_reads(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, backing = written(here / "m.safetensors", weights()), here / "image"
+    real = cache._read
+
+    def slow(*args: Any) -> None:
+        time.sleep(0.05)
+        with (here / "reads").open("a") as file:
+            file.write("x")
+        real(*args)
+
+    monkeypatch.setattr(cache, "_read", slow)
+    children = [child(lambda: same(load(path, backing=backing, timeout=20), weights())) for _ in range(6)]
+    assert [ended(pid) for pid in children] == [0] * 6
+    assert (here / "reads").read_text() == "xxxx"
+
+
+def test_a_file_that_has_changed_is_read_again_and_who_has_the_old_one_keeps_it(here: Path) -> None:
+    path, backing = written(here / "m.safetensors", weights()), here / "image"
+    old = load(path, backing=backing)
+    written(path, weights(1, rows=400))
+    new = load(path, backing=backing)
+    assert not new.inherited
+    same(new, weights(1, rows=400))
+    same(old, weights())
+    assert load(path, backing=backing).inherited
+    assert {path.name for path in here.iterdir()} == {"image", "m.safetensors"}
+
+
+def test_a_file_changed_in_place_is_noticed_by_its_time(here: Path) -> None:
+    path, backing = written(here / "m.safetensors", weights()), here / "image"
+    load(path, backing=backing)
+    with path.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\0")
+    assert not load(path, backing=backing).inherited
+
+
+def test_a_copy_of_the_same_contents_is_the_same_file_by_digest(here: Path) -> None:
+    path, backing = written(here / "m.safetensors", weights()), here / "image"
+    load(path, backing=backing, digest=True)
+    os.utime(path, ns=(1, 1))
+    written(here / "copy.safetensors", weights())
+    assert load(path, backing=backing, digest=True).inherited
+    assert load(here / "copy.safetensors", backing=backing, name=cache._name_of(path), digest=True).inherited
+    written(path, weights(2))
+    assert not load(path, backing=backing, digest=True).inherited
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, backing = written(here / "m.safetensors", weights()), here / "image"
+    real = cache._read
+
+    def touched(fd: int, *args: Any) -> None:
+        real(fd, *args)
+        os.utime(path, ns=(1, 1))
+
+    monkeypatch.setattr(cache, "_read", touched)
+    with pytest.raises(kho.StaleError, match="changed while"):
+        load(path, backing=backing)
+    monkeypatch.setattr(cache, "_read", lambda fd, *args: (os.truncate(path, 500), real(fd, *args)))
+    with pytest.raises(kho.StaleError, match="cut short"):
+        load(path, backing=backing)
+    monkeypatch.setattr(cache, "_read", real)
+    written(path, weights())
+    same(load(path, backing=backing), weights())
+
+
+def test_a_process_killed_while_it_reads_leaves_the_next_to_read(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, backing = written(here / "m.safetensors", weights()), here / "image"
+    monkeypatch.setattr(cache, "_read", lambda *_: die())
+    assert ended(child(lambda: load(path, backing=backing))) == -9
+    monkeypatch.undo()
+    assert backing.exists()
+    again = load(path, backing=backing)
+    assert not again.inherited
+    same(again, weights())
+
+
+def test_who_waits_too_long_is_told_who_has_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, backing = written(here / "m.safetensors", weights()), here / "image"
+    reading, go = threading.Event(), threading.Event()
+    real = cache._read
+    monkeypatch.setattr(cache, "_read", lambda *args: (reading.set(), go.wait(20), real(*args)))
+    thread = threading.Thread(target=load, args=(path,), kwargs={"backing": backing})
+    thread.start()
+    assert reading.wait(20)
+    with pytest.raises(kho.BusyError, match=f"process {os.getpid()} has it"):
+        load(path, backing=backing, timeout=0.1)
+    go.set()
+    thread.join()
+    assert load(path, backing=backing).inherited
+
+
+def test_what_numpy_has_no_dtype_for_comes_as_its_bits(here: Path) -> None:
+    header, data = {}, b""
+    for dtype, code in {**DTYPES, **RAW}.items():
+        size = 6 * int(code[2:])
+        header[dtype] = {"dtype": dtype, "shape": [2, 3], "data_offsets": [len(data), len(data) + size]}
+        data += bytes(i % 2 for i in range(size))
+    header["F4"] = {"dtype": "F4", "shape": [2, 2], "data_offsets": [len(data), len(data) + 2]}
+    path = raw_file(here / "m.safetensors", header, data + b"\x12\x34")
+    found = load(path, backing=here / "image")
+    assert found.dtypes == {name: name for name in header}
+    for dtype, code in {**DTYPES, **RAW}.items():
+        assert (found[dtype].dtype.str, found[dtype].shape) == (code, (2, 3))
+        begin, end = header[dtype]["data_offsets"]
+        assert found[dtype].tobytes() == data[begin:end]
+    assert (found["F4"].tobytes(), found.shapes["F4"], found["F4"].dtype) == (b"\x12\x34", (2, 2), np.dtype("u1"))
+    assert set(BITS).isdisjoint(RAW)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff" * 8,
+        struct.pack("<Q", 1 << 40) + b"{}",
+        struct.pack("<Q", 65 << 20) + b"{}",
+        struct.pack("<Q", 4) + b"nope",
+        struct.pack("<Q", 2) + b"{}x",
+        struct.pack("<Q", 200_000) + b"[" * 200_000,
+    ],
+)
+def test_what_is_no_safetensors_is_refused(here: Path, content: bytes) -> None:
+    (here / "m.safetensors").write_bytes(content)
+    with pytest.raises(kho.FormatError, match=r"m\.safetensors"):
+        load(here / "m.safetensors", backing=here / "image")
+    assert not (here / "image").exists()
+
+
+U8 = {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": U8 | {"data_offsets": [0, 5]}},
+        {"a": U8 | {"data_offsets": [4, 0]}},
+        {"a": U8 | {"shape": [1 << 62, 4]}},
+        {"a": U8 | {"shape": [-4]}},
+        {"a": U8 | {"dtype": "O"}},
+        {"a": U8, "b": U8},
+        {"a": U8 | {"shape": [4] + [1] * 40}},
+        {"": U8},
+        {"n" * 256: U8},
+        {"a\0b": U8},
+        {"a": {"dtype": "U8", "shape": [3], "data_offsets": [1, 4]}},
+        [],
+    ],
+)
+def test_a_hostile_header_is_refused(here: Path, header: object) -> None:
+    path = raw_file(here / "m.safetensors", header, b"data")
+    with pytest.raises(kho.FormatError, match=r"m\.safetensors"):
+        load(path, backing=here / "image")
+    assert not (here / "image").exists()
+
+
+@given(st.binary(max_size=200), st.integers(-20, 20))
+def test_arbitrary_bytes_never_get_further_than_an_error(tail: bytes, off: int) -> None:
+    header = b'{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}'
+    with folder() as here:
+        path = here / "m.safetensors"
+        path.write_bytes(struct.pack("<Q", max(0, len(header) + off)) + header[: len(header) - len(tail) % 60] + tail)
+        with contextlib.suppress(kho.FormatError):
+            load(path, backing=here / "image")
+
+
+def test_what_is_no_file_is_refused(here: Path) -> None:
+    os.mkfifo(here / "pipe")
+    for name in ("pipe", "none", "."):
+        with pytest.raises(kho.SourceError):
+            load(here / name, backing=here / "image")
+
+
+def test_an_image_of_something_else_is_refused_and_stays(here: Path) -> None:
+    path, backing = written(here / "m.safetensors", weights()), here / "image"
+    with kho.live.open("other", "1M", backing=backing) as h:
+        h.put("a", b"a")
+        h.commit()
+    with pytest.raises(kho.SchemaError, match="'other'"):
+        load(path, backing=backing)
+    with kho.live.open("other", "1M", backing=backing) as h:
+        assert bytes(h["a"]) == b"a"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tensors": {"none": ["F32", [1]]}},
+        {"tensors": {"mask": ["F32"]}},
+        {"tensors": {"mask": 5}},
+        {"tensors": []},
+        {"metadata": None},
+        {"size": True},
+    ],
+)
+def test_an_index_that_nobody_wrote_is_as_none(here: Path, change: dict[str, object]) -> None:
+    path, backing = written(here / "m.safetensors", weights()), here / "image"
+    load(path, backing=backing)
+    with kho.live.open(cache._name_of(path), backing=backing, version=cache.VERSION) as h:
+        index = json.loads(bytes(h[cache.INDEX])) | change
+        h.put(cache.INDEX, json.dumps(index).encode())
+        h.commit()
+    again = load(path, backing=backing)
+    assert not again.inherited
+    same(again, weights())
+
+
+def test_tampered_tensors_are_found_by_verify(here: Path) -> None:
+    path, backing = written(here / "m.safetensors", weights()), here / "image"
+    load(path, backing=backing)
+    with kho.live.attach(backing) as candidate:
+        at = candidate._image.sup.offset + candidate.info("mask").phys - candidate._image.sup.base
+    with backing.open("r+b") as file:
+        file.seek(at)
+        file.write(b"\0")
+    assert load(path, backing=backing).inherited
+    with pytest.raises(kho.FormatError, match="mask"):
+        load(path, backing=backing, verify=True)
+
+
+# In a place of its own
+
+
+def test_by_default_images_are_in_a_directory_of_this_user(here: Path) -> None:
+    path = written(here / "m odel.safetensors", weights())
+    place = cache.place_of(cache._name_of(path))
+    try:
+        assert not load(path).inherited
+        assert place.exists()
+        assert place.parent.stat().st_mode & 0o777 == 0o700
+        assert blocks(place) < 4 << 20
+        assert load(path).inherited
+        assert not load(path, name=f"{place.stem}-2").inherited
+    finally:
+        assert cache.release(path)
+        cache.release(path, name=f"{place.stem}-2")
+    assert not cache.release(path)
+    assert not place.exists()
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", ".", "n" * 300])
+def test_names_that_are_no_files_are_refused(here: Path, name: str) -> None:
+    path = written(here / "m.safetensors", weights())
+    with pytest.raises(kho.ParameterError, match="name"):
+        load(path, name=name)
+
+
+def test_a_directory_that_others_may_write_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "PLACE", str(here / "kho-live-{uid}"))
+    place = cache.place_of("x").parent
+    place.chmod(0o777)
+    with pytest.raises(kho.SourceError, match="this user's alone"):
+        cache.place_of("x")
+    place.rmdir()
+    place.symlink_to(here)
+    with pytest.raises(kho.SourceError, match="this user's alone"):
+        cache.place_of("x")
+
+
+# In an image that a service owns
+
+
+def test_a_service_loads_into_its_own_image_and_its_successor_finds_it(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(here / "m.safetensors", weights())
+    names = reads(monkeypatch)
+    with kho.live.open("service", "16M") as h:
+        first = load_into(h, path, prefix="model/")
+        assert not first.inherited
+        assert h.generation == 1
+        h.put("own", b"own")
+        h.commit()
+        h.hand_over()
+        with kho.live.open("service", backing=h.fileno()) as successor:
+            again = load_into(successor, path, prefix="model/")
+            assert again.inherited
+            same(again, weights())
+            assert len(names) == 4
+            written(path, weights(1))
+            same(load_into(successor, path, prefix="model/"), weights(1))
+            assert bytes(successor["own"]) == b"own"
+
+
+def test_tensors_that_a_new_file_does_not_have_go(here: Path) -> None:
+    path = written(here / "m.safetensors", weights())
+    with kho.live.open("service", "16M") as h:
+        load_into(h, path)
+        written(path, {"only": np.arange(5)})
+        load_into(h, path)
+        assert sorted(h.names()) == [cache.INDEX, "only"]
+
+
+def test_what_does_not_fit_leaves_the_image_as_it_was(here: Path) -> None:
+    path = written(here / "m.safetensors", weights())
+    with kho.live.open("service", "2M") as h:
+        load_into(h, path)
+        written(path, weights(1, rows=3000))
+        with pytest.raises(kho.OutOfMemoryError):
+            load_into(h, path)
+        assert h.uncommitted == []
+        assert h.verify() > 840000
+        h.put("mine", b"x")
+        with pytest.raises(kho.ParameterError, match="commit or roll back mine"):
+            load_into(h, path)
