@@ -100,6 +100,8 @@ async def client(port: int) -> dict[str, Any]:
                 answer = (await http.get(f"/search/{number}")).raise_for_status().json()
                 if answer["hits"][0] != answer["query"]:
                     failures.append(f"wrong answer: {answer}")
+                if not pids:
+                    print("begun", flush=True)
                 pids.add(answer["pid"])
             except httpx.HTTPError as error:
                 failures.append(repr(error))
@@ -136,6 +138,8 @@ def measure(way: str, program: Path, how: str) -> dict[str, Any]:
     service = Service(program)
     args = [sys.executable, __file__, "--client", str(service.port)]
     with subprocess.Popen(args, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as asking:
+        assert asking.stdout is not None
+        asking.stdout.readline()
         time.sleep(SECONDS)
         begun, before = time.perf_counter(), service.pid
         if how == "replaced":
