@@ -77,7 +77,12 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The tensors that are read from files from now on."""
     names: list[str] = []
     real = cache._read
-    monkeypatch.setattr(cache, "_read", lambda *args: (names.append(args[-1].name), real(*args)))
+
+    def noted(*args: Any) -> None:
+        names.append(args[-1].name)
+        real(*args)
+
+    monkeypatch.setattr(cache, "_read", noted)
     return names
 
 
@@ -172,7 +177,12 @@ def test_a_file_that_changes_while_it_is_read_is_refused(here: Path, monkeypatch
     monkeypatch.setattr(cache, "_read", touched)
     with pytest.raises(kho.StaleError, match="changed while"):
         load(path, backing=backing)
-    monkeypatch.setattr(cache, "_read", lambda fd, *args: (os.truncate(path, 500), real(fd, *args)))
+
+    def cut(*args: Any) -> None:
+        os.truncate(path, 500)
+        real(*args)
+
+    monkeypatch.setattr(cache, "_read", cut)
     with pytest.raises(kho.StaleError, match="cut short"):
         load(path, backing=backing)
     monkeypatch.setattr(cache, "_read", real)
@@ -195,7 +205,13 @@ def test_who_waits_too_long_is_told_who_has_it(here: Path, monkeypatch: pytest.M
     path, backing = written(here / "m.safetensors", weights()), here / "image"
     reading, go = threading.Event(), threading.Event()
     real = cache._read
-    monkeypatch.setattr(cache, "_read", lambda *args: (reading.set(), go.wait(20), real(*args)))
+
+    def slow(*args: Any) -> None:
+        reading.set()
+        go.wait(20)
+        real(*args)
+
+    monkeypatch.setattr(cache, "_read", slow)
     thread = threading.Thread(target=load, args=(path,), kwargs={"backing": backing})
     thread.start()
     assert reading.wait(20)
@@ -207,7 +223,8 @@ def test_who_waits_too_long_is_told_who_has_it(here: Path, monkeypatch: pytest.M
 
 
 def test_what_numpy_has_no_dtype_for_comes_as_its_bits(here: Path) -> None:
-    header, data = {}, b""
+    header: dict[str, dict[str, Any]] = {}
+    data = b""
     for dtype, code in {**DTYPES, **RAW}.items():
         size = 6 * int(code[2:])
         header[dtype] = {"dtype": dtype, "shape": [2, 3], "data_offsets": [len(data), len(data) + size]}
