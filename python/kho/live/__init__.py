@@ -107,7 +107,7 @@ def open(  # noqa: A001 - kho.live.open reads like open()
     check_name(name)
     if "\0" in version or len(version.encode()) > 255:
         raise ParameterError(f"version {version!r}: at most 255 bytes without NUL")
-    nbytes = _size(size)
+    nbytes = size_of(size)
     if backing in ("memfd", "hugetlb"):
         return _open_named(name, nbytes, version, timeout, ready, serve, huge=backing == "hugetlb")
     if isinstance(backing, int):
@@ -148,7 +148,7 @@ def _candidate(image: Image) -> Candidate:
         raise
 
 
-def _size(size: int | str) -> int:
+def size_of(size: int | str) -> int:
     if isinstance(size, str):
         found = re.fullmatch(r"([0-9]{1,20})([KMGT]?)", size.strip().upper())
         if found is None:
