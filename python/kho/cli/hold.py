@@ -12,7 +12,7 @@ from ..live import size_of
 from ..live.hold import Holder, Restart
 
 
-@click.command("hold", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command("hold")
 @click.argument("name")
 @click.option("--size", metavar="SIZE", help="Memory there may be, as 8G; else what the command asks for.")
 @click.option(

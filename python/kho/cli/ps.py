@@ -9,6 +9,7 @@ import click
 from rich.text import Text
 
 from ..live.census import Holding, holdings
+from ..text import printable
 from . import output
 
 
@@ -62,7 +63,7 @@ def text_of(seconds: float | None) -> str:
     if seconds is None:
         return ""
     left = int(seconds)
-    parts = []
+    parts: list[str] = []
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
         n, left = divmod(left, size)
         if n or (unit == "s" and not parts):
@@ -73,8 +74,3 @@ def text_of(seconds: float | None) -> str:
 def short(row: Holding) -> str:
     """Shorten a command."""
     return row.command if len(row.command) <= 40 else row.command[:37] + "..."
-
-
-def printable(text: str) -> str:
-    """Leave out what a terminal would obey."""
-    return "".join(c if c.isprintable() else "?" for c in text)

@@ -1,8 +1,9 @@
 """A holder: it keeps a service's memory while the service's command comes and goes.
 
-The command is a child that finds the image by its name, in `inherited.VARIABLE` or, where descriptors were closed on the
-way, by the name's socket. Its lock dies with it, so that the next one adopts what was last committed. Whatever processes
-the command leaves behind come to the holder, which ends them before it starts the next one: they could still be reading.
+The command is a child that finds the image by its name, in `inherited.VARIABLE` or, where descriptors were closed on
+the way, by the name's socket. Its lock dies with it, so that the next one adopts what was last committed. Whatever
+processes the command leaves behind come to the holder, which ends them before it starts the next one: they could still
+be reading.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def reading_writing(fd: int) -> int:
 
 
 class Holder:
-    """Keeps an image and a command running, in a process that does nothing else: its signals and children are the holder's."""
+    """Keeps an image and a command running; all signals and children of the process are the holder's."""
 
     def __init__(
         self,

@@ -164,6 +164,7 @@ class Server:
         self._pid = os.getpid()
         self._paused = self._stopped = self._ended = False
         self._thread: threading.Thread | None = None
+        self._closing = threading.Lock()
         _servers.add(self)
         self._start()
 
@@ -189,8 +190,10 @@ class Server:
 
     def _halt(self, timeout: float | None) -> None:
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread() and not self._ended:
-            os.eventfd_write(self._wake, 1)
+        if thread is not None and thread is not threading.current_thread():
+            with self._closing:
+                if not self._ended:
+                    os.eventfd_write(self._wake, 1)
             thread.join(timeout)
 
     def pause(self) -> None:
@@ -224,14 +227,16 @@ class Server:
         os.close(self._wake)
 
     def _end(self) -> None:
-        if not self._ended:
+        with self._closing:
+            if self._ended:
+                return
             self._ended = True
             looked = any(client.stage for client in self._clients.values()) or self._limbo is not None
             runtime.retract(self._published)
             self._shut()
-            if looked:
-                with contextlib.suppress(KhoError):
-                    self._service.look_away(adopted=self._successor is not None)
+        if looked:
+            with contextlib.suppress(KhoError):
+                self._service.look_away(adopted=self._successor is not None)
 
     def _run(self) -> None:
         while not (self._stopped or self._paused or self._successor):

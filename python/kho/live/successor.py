@@ -23,6 +23,8 @@ LOCK = 5.0
 """Seconds until the lock that was let go of must be had."""
 MOST_PASSED = 8
 """Processes that may still be draining when an image is handed on."""
+GONE = 0.5
+"""Seconds the lock of who has died may take to be free."""
 POLL = 0.02
 
 
@@ -102,8 +104,9 @@ class Offer:
                 ready(candidate)
             try:
                 answer, fds = wire.ask(self.conn, {"do": "adopt"}, fds=MOST_PASSED)
-            except wire.WireError as error:
-                raise BusyError(f"{image.where}: it let go before this process was ready: {error}") from error
+            except wire.WireError:
+                # It has died, and its lock with it; or it had no more patience, and is the owner still.
+                return self._own(candidate.adopt(GONE, version=version), serve=serve)
             conns = [self.conn, *_sockets(fds)]
             self._taken = True
             try:
@@ -113,17 +116,21 @@ class Offer:
                 for conn in conns:
                     conn.close()
                 raise
+        self._own(handle, serve=serve)
+        # Who has the lock is the owner, whether the one before hears of it or not.
+        with contextlib.suppress(wire.WireError, BusyError):
+            wire.ask(self.conn, {"do": "adopted"})
+        return handle
+
+    def _own(self, handle: Handle, *, serve: bool) -> Handle:
+        """Answer to the name; if that cannot be, leave the image, which nothing was committed to, to its owner."""
         try:
             handle.transport = "socket"
             if serve:
                 handle.serve(replace=True)
         except BaseException:
-            # Not committed to: the owner before finds the lock free, and goes on.
             handle.close()
             raise
-        # Who has the lock is the owner, whether the one before hears of it or not.
-        with contextlib.suppress(wire.WireError, BusyError):
-            wire.ask(self.conn, {"do": "adopted"})
         return handle
 
 
