@@ -1,7 +1,8 @@
 """Pre-forked workers share one table, read-only and in place: `gunicorn --preload -w 4 gunicorn_prefork:app`.
 
 The master owns the image, so it is there once, however many workers there are, and stays when workers are replaced.
-With IMAGE=/dev/shm/table it stays when gunicorn is replaced as well, with SIGUSR2 or stopped and started.
+A second gunicorn (SIGUSR2) takes it over from the first. With IMAGE=/dev/shm/table, or under `kho hold table -- ...`,
+it stays when gunicorn is stopped and started as well.
 """
 
 import json

@@ -480,7 +480,7 @@ def test_of_two_that_take_over_one_does(machine: FakeLuo, monkeypatch: pytest.Mo
 
 
 def test_while_one_preserves_an_image_another_of_its_name_is_refused(machine: FakeLuo) -> None:
-    with start() as h:
+    with start(serve=False) as h:
         fds = descriptors()
         with pytest.raises(kho.LuoExistsError):
             start()
@@ -488,6 +488,41 @@ def test_while_one_preserves_an_image_another_of_its_name_is_refused(machine: Fa
         assert descriptors() == fds
         assert machine.outgoing() == {SESSION: {TOKEN}}
         assert h.verify()
+
+
+def test_who_takes_over_from_a_running_owner_preserves_it(machine: FakeLuo) -> None:
+    with start() as old, start() as new:
+        assert (new.inherited, new.transport) == (True, "socket")
+        assert old.handed_over.wait(5)
+        assert machine.outgoing() == {SESSION: {TOKEN}}
+        new.put("more", b"more")
+        new.commit()
+        machine.kexec()
+    with start() as h:
+        assert (h.transport, h.names()) == ("kexec", ["vectors", "more"])
+
+
+def test_an_image_that_was_taken_over_and_cannot_be_preserved_stays_here(machine: FakeLuo) -> None:
+    machine.fail("preserve", SESSION, TOKEN, errno.ENOMEM)
+    with start(kexec=False) as old:
+        found = contents(old)
+        with pytest.raises(kho.LuoError):
+            start()
+    machine.heal("preserve", SESSION, TOKEN)
+    with start() as h:
+        assert h.inherited
+        assert contents(h) == found
+        assert machine.outgoing() == {SESSION: {TOKEN}}
+
+
+def test_without_a_device_an_owner_is_not_even_asked(machine: FakeLuo, monkeypatch: pytest.MonkeyPatch) -> None:
+    with start() as old:
+        monkeypatch.setattr(kexec, "machine", Machine("/nonexistent", CLIENT))
+        with pytest.raises(kho.LuoUnavailableError):
+            start()
+        assert not old.handed_over.is_set()
+        old.put("more", b"more")
+        assert old.commit() == 2
 
 
 def test_no_second_process_comes_in_between_adopting_and_preserving(

@@ -1,6 +1,7 @@
 """Search an embedding index that stays in memory while this service is replaced: `python run.py -- python app.py`.
 
-INDEX_BYTES=1G says how large it is. The first process builds it; whoever comes later finds it in place.
+INDEX_BYTES=1G says how large it is. The first process builds it; whoever comes later finds it in place. run.py keeps
+the memory and the socket; `kho hold embedding-index -- python app.py` keeps the memory.
 """
 
 import asyncio
@@ -45,7 +46,8 @@ def load() -> tuple[np.ndarray, np.ndarray, bool]:
     if not there:
         build(h.empty("vectors", (lists, LIST, DIM), "f4"), h.empty("centroids", (lists, DIM), "f4"))
         h.commit()
-    h.hand_over()  # this process only reads from now on, so a successor may adopt it at any time
+    if "MEMORY_FD" in os.environ:
+        h.hand_over()  # this process only reads from now on, so a successor may adopt it at any time
     app.state.handle = h
     return h["vectors"], h["centroids"], there
 

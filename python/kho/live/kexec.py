@@ -43,7 +43,7 @@ from ..errors import (
 )
 from .image import SEALS
 
-__all__ = ["Machine", "find", "finish", "forget", "machine", "preserve", "session_name"]
+__all__ = ["Machine", "check", "find", "finish", "forget", "keep", "machine", "preserve", "session_name"]
 
 PREFIX = "kho-live/"
 TOKEN = 1
@@ -68,13 +68,15 @@ machine = Machine()
 class Arrival:
     """What the last kernel handed over, and nobody has preserved again."""
 
-    session: luo.Session
+    session: luo.Session | None
+    """None for an image that came otherwise."""
     fd: int = -1
     finished: bool = False
 
     def close(self) -> None:
         """Let go: what nobody has adopted is gone."""
-        self.session.close()
+        if self.session is not None:
+            self.session.close()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -124,7 +126,7 @@ def find(name: str, *, insist: bool = True) -> int | None:
         if arrival is None:
             return None
         _arrivals[name] = arrival
-        if arrival.fd < 0:
+        if arrival.fd < 0 and arrival.session is not None:
             try:
                 arrival.fd = arrival.session.retrieve_fd(TOKEN)
             except (LuoRetrieveError, LuoNotFoundError) as error:
@@ -164,9 +166,16 @@ def finish(name: str) -> None:
     """Say that an image was adopted: its memory is its owner's alone. Raises: LuoError; it can be tried again."""
     with _lock:
         arrival = _arrivals.get(name)
-        if arrival is not None and not arrival.finished:
+        if arrival is not None and arrival.session is not None and not arrival.finished:
             arrival.session.finish()
             arrival.finished = True
+
+
+def keep(name: str, fd: int) -> None:
+    """Have an image outlive a handle that failed, wherever it came from: the next `find` gives it."""
+    with _lock:
+        if name not in _arrivals:
+            _arrivals[name] = Arrival(None, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0), finished=True)
 
 
 def forget(name: str) -> None:
