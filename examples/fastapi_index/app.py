@@ -82,20 +82,23 @@ async def search(number: int) -> dict[str, object]:
 class Server(uvicorn.Server):
     """A server that is told to end lets its clients go first, so that none finds its connection closed."""
 
-    draining = False
+    told = draining = False
 
     def handle_exit(self, sig: int, frame: object) -> None:
-        """Begin to drain."""
-        if self.draining:
+        """Begin to drain; the second time, end."""
+        if self.told:
             self.should_exit = True
-        else:
-            self.draining = True
-            self.loop.call_soon_threadsafe(lambda: setattr(self, "ending", self.loop.create_task(self.drain())))
+        self.told = True
+        self.loop.call_soon_threadsafe(lambda: setattr(self, "ending", self.loop.create_task(self.drain())))
 
     async def drain(self) -> None:
         """Accept nothing more, which the successor does, and answer the last request of each connection."""
         for listener in self.servers:
-            listener.close()
+            for listening in listener.sockets:
+                self.loop.remove_reader(listening.fileno())
+        # What is accepted already is served, before anybody is sent away to connect anew.
+        await asyncio.sleep(0.1)
+        self.draining = True
         until = time.monotonic() + DRAIN
         while self.server_state.connections and time.monotonic() < until:
             await asyncio.sleep(0.01)
@@ -123,7 +126,7 @@ def main() -> None:
         listener = socket.socket(fileno=int(os.environ["LISTEN_FD"]))
     else:
         listener = socket.create_server(("127.0.0.1", 8000))
-    server = Server(uvicorn.Config(app, log_level="warning", interface="asgi3"))
+    server = Server(uvicorn.Config(app, log_level="warning", interface="asgi3", loop="asyncio"))
     server.config.app = server.last_call
     server.run(sockets=[listener])
 
