@@ -88,12 +88,13 @@ class Server(uvicorn.Server):
         """Begin to drain; the second time, end."""
         if self.told:
             self.should_exit = True
+            return
         self.told = True
         self.loop.call_soon_threadsafe(lambda: setattr(self, "ending", self.loop.create_task(self.drain())))
 
     async def drain(self) -> None:
         """Accept nothing more, which the successor does, and answer the last request of each connection."""
-        for listener in self.servers:
+        for listener in getattr(self, "servers", []):  # none yet, if it is told to end while it starts
             for listening in listener.sockets:
                 self.loop.remove_reader(listening.fileno())
         # What is accepted already is served, before anybody is sent away to connect anew.

@@ -67,9 +67,8 @@ def main() -> int:
                 service = start(command, listener.fileno(), memory)
         if service is None:
             return 1
-        for old in (*ending, service):
-            old.terminate()
-        return max(abs(old.wait()) for old in (*ending, service)) and 1
+        service.terminate()  # the others have been told
+        return int(sum(abs(old.wait()) for old in (*ending, service)) > 0)
 
 
 if __name__ == "__main__":
