@@ -1,9 +1,10 @@
 //! What was handed over, and what of it was restored: each folio once.
 
 use crate::error::{Error, NotRestorable, Result};
-use crate::tracker::Tracker;
+use crate::tracker::{Geometry, Tracker};
 use crate::units::{Order, PageSize, Pfn, Phys, aligned_blocks, cut_at};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::fmt;
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 /// How the next kernel marks the head page of a preserved folio, in `page->private`, until it is restored
 /// (ABI section 5).
@@ -28,24 +29,91 @@ impl Marker {
     }
 }
 
+/// What a map says is preserved. Where its bitmaps are in memory of one's own they are counted when somebody first asks,
+/// and never copied.
+pub struct Preserved {
+    geometry: Geometry,
+    tracker: LazyLock<Tracker, Count>,
+    bitmaps: Bitmaps,
+    outside: Option<(Phys, u64)>,
+}
+
+/// Makes a tracker of bitmaps.
+type Count = Box<dyn FnOnce() -> Tracker + Send>;
+
+/// The bitmaps of a map that stay where they are.
+#[derive(Clone, Debug, Default)]
+pub struct Bitmaps {
+    pub count: u64,
+    /// The pages they take: ascending, disjoint.
+    pub pages: Vec<(Pfn, Pfn)>,
+}
+
+impl From<Tracker> for Preserved {
+    fn from(tracker: Tracker) -> Self {
+        let preserved = Self::in_place(tracker.geometry(), Bitmaps::default(), None, Box::new(move || tracker));
+        preserved.tracker();
+        preserved
+    }
+}
+
+impl Preserved {
+    /// What bitmaps say that stay where they are; `count` makes a tracker of them. `outside`: memory among it that one
+    /// does not have.
+    pub fn in_place(geometry: Geometry, bitmaps: Bitmaps, outside: Option<(Phys, u64)>, count: Count) -> Self {
+        Preserved { geometry, tracker: LazyLock::new(count), bitmaps, outside }
+    }
+
+    /// The folios, counted now if they were not.
+    pub fn tracker(&self) -> &Tracker {
+        &self.tracker
+    }
+
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// The first memory, and its bytes, that is preserved in an arena which does not have it.
+    pub fn outside(&self) -> Option<(Phys, u64)> {
+        self.outside
+    }
+
+    /// The bitmaps that were not copied.
+    pub fn bitmaps(&self) -> &Bitmaps {
+        &self.bitmaps
+    }
+}
+
+impl fmt::Debug for Preserved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Preserved").field("geometry", &self.geometry).finish_non_exhaustive()
+    }
+}
+
 /// The preserved folios of a handover. A folio that is in `preserved` and not in `restored` has its marker;
 /// putting it into `restored` *is* taking the marker, so two claims of one folio cannot both succeed.
 #[derive(Debug)]
 pub struct Claims {
-    preserved: Tracker,
+    preserved: Preserved,
     restored: Mutex<Tracker>,
     marker: Marker,
 }
 
 impl Claims {
-    pub fn new(preserved: Tracker, marker: Marker) -> Self {
+    pub fn new(preserved: impl Into<Preserved>, marker: Marker) -> Self {
+        let preserved = preserved.into();
         let restored = Mutex::new(Tracker::new(preserved.geometry()));
         Claims { preserved, restored, marker }
     }
 
     /// Everything that was handed over, restored or not.
     pub fn preserved(&self) -> &Tracker {
-        &self.preserved
+        self.preserved.tracker()
+    }
+
+    /// The map's bitmaps that are used where they are.
+    pub fn bitmaps(&self) -> &Bitmaps {
+        self.preserved.bitmaps()
     }
 
     fn restored(&self) -> MutexGuard<'_, Tracker> {
@@ -83,7 +151,7 @@ impl Claims {
         let pieces = || cut_at(pfn, end, cuts);
         for (at, order) in pieces().flat_map(|(start, end)| aligned_blocks(start, end)) {
             let refuse = |why| Err(not_restorable(self.page().phys(at), why));
-            if !self.preserved.contains(at, order) {
+            if !self.preserved().contains(at, order) {
                 return refuse(NotRestorable::NeverPreserved);
             }
             if restored.contains(at, order) {
@@ -104,12 +172,12 @@ impl Claims {
     /// The folio whose head page is at `phys`.
     fn find(&self, phys: Phys) -> Result<(Pfn, Order)> {
         let pfn = self.head_page(phys)?;
-        if let Some(order) = self.preserved.head_order(pfn) {
+        if let Some(order) = self.preserved().head_order(pfn) {
             return Ok((pfn, order));
         }
         Err(not_restorable(
             phys,
-            match self.preserved.covering(pfn) {
+            match self.preserved().covering(pfn) {
                 None => NotRestorable::NeverPreserved,
                 Some((head, order)) => NotRestorable::Interior { head: self.page().phys(head).0, order: order.get() },
             },
@@ -118,7 +186,7 @@ impl Claims {
 
     /// `page->private` of a page: the marker, if it is the head of a folio nobody restored yet, else 0.
     pub fn private(&self, pfn: Pfn) -> u64 {
-        match self.preserved.head_order(pfn) {
+        match self.preserved().head_order(pfn) {
             Some(order) if !self.restored().contains(pfn, order) => self.marker.value(order),
             _ => 0,
         }
@@ -126,7 +194,7 @@ impl Claims {
 
     /// What nobody restored yet.
     pub fn unrestored(&self) -> Result<Tracker> {
-        let mut left = self.preserved.clone();
+        let mut left = self.preserved().clone();
         left.subtract(&self.restored())?;
         Ok(left)
     }

@@ -6,9 +6,11 @@
 //! ```
 
 use super::layout::{BitmapPtr, BitmapSize, ChunkHeader, chunk_entries};
+use crate::arena::{Arena, Inherited};
+use crate::claims::Preserved;
 use crate::error::{Error, MapProblem, NO_BITMAP, NO_START, Result};
 use crate::memory::PhysMemory;
-use crate::tracker::{Geometry, Tracker};
+use crate::tracker::{Bitmap, Geometry, Tracker};
 use crate::units::{Order, PageSize, Phys};
 use std::collections::HashSet;
 use zerocopy::{FromBytes, IntoBytes};
@@ -118,57 +120,78 @@ pub fn check(memory: &dyn PhysMemory, geometry: Geometry, chunks: &[Chunk]) -> R
 /// [`Error::Map`] where a set bit names a folio beyond the address space; what reading memory returns.
 pub fn read(memory: &dyn PhysMemory, geometry: Geometry, chunks: &[Chunk]) -> Result<Tracker> {
     let mut tracker = Tracker::new(geometry);
-    let mut bitmap = vec![0; usize::try_from(geometry.block_bytes()).unwrap_or(0)];
-    for chunk in chunks {
-        for (index, entry) in (0..).zip(&chunk.entries) {
-            memory.read(Phys(entry.bitmap.get()), &mut bitmap)?;
-            let start = entry.phys_start.get();
-            let beyond = || {
-                let why = "is the start of a bitmap that reaches beyond the address space";
-                bad(chunk.phys, MapProblem::Entry { index, value: start, why })
-            };
-            let block = geometry.index_of(chunk.order, Phys(start)).ok_or_else(beyond)?;
-            tracker.adopt_block(chunk.order, block, &bitmap).map_err(|_| beyond())?;
-        }
-    }
+    let mut bytes = vec![0; usize::try_from(geometry.block_bytes()).unwrap_or(0)];
+    each(geometry, chunks, |bitmap| {
+        memory.read(bitmap.phys, &mut bytes)?;
+        tracker.adopt_block(bitmap.order, bitmap.index, &bytes).map(drop)
+    })?;
     Ok(tracker)
 }
 
-/// Lays out a tracker's chunks: orders ascending, in each the bitmaps ascending, each order in chunks of its own.
-/// `alloc` gives the pages; the chunk bytes come back with their addresses, to be written there. Bitmaps stay where
-/// they are.
+/// Takes over the bitmaps of chunks that [`check`] accepted, where they are.
 ///
 /// # Errors
-/// Whatever `alloc` returns; [`Error::Invalid`] for a tracker whose blocks have no physical address.
-pub fn serialize(tracker: &Tracker, mut alloc: impl FnMut() -> Result<Phys>) -> Result<Vec<(Phys, Vec<u8>)>> {
-    let page = tracker.geometry().page();
-    let most = usize::try_from(chunk_entries(page)).unwrap_or(usize::MAX);
-    let mut chunks: Vec<(Phys, Vec<u8>)> = Vec::new();
-    for order in tracker.orders() {
-        let mut blocks = tracker.blocks(order).peekable();
-        while blocks.peek().is_some() {
-            let mut entries = Vec::with_capacity(most);
-            for block in blocks.by_ref().take(most) {
-                let homeless = || Error::Invalid { what: "tracker", why: "its blocks are not in an arena".into() };
-                let bitmap = block.phys().ok_or_else(homeless)?;
-                entries.push(BitmapPtr { phys_start: block.phys_start().0.into(), bitmap: bitmap.0.into() });
-            }
-            let header = ChunkHeader {
-                next: 0.into(),
-                order: order.get().into(),
-                num_elms: u32::try_from(entries.len()).unwrap_or(u32::MAX).into(),
+/// As [`read`].
+pub fn inherit(arena: &Arena, geometry: Geometry, chunks: &[Chunk]) -> Result<Preserved> {
+    let mut inherited = Inherited::new(arena, geometry);
+    each(geometry, chunks, |bitmap| inherited.add(bitmap))?;
+    inherited.finish()
+}
+
+/// Every bitmap of chunks, in their order.
+fn each(geometry: Geometry, chunks: &[Chunk], mut take: impl FnMut(Bitmap) -> Result<()>) -> Result<()> {
+    for chunk in chunks {
+        for (i, entry) in (0..).zip(&chunk.entries) {
+            let start = entry.phys_start.get();
+            let beyond = || {
+                let why = "is the start of a bitmap that reaches beyond the address space";
+                bad(chunk.phys, MapProblem::Entry { index: i, value: start, why })
             };
-            let mut bytes = header.as_bytes().to_vec();
-            bytes.extend_from_slice(entries.as_bytes());
-            bytes.resize(usize::try_from(page.bytes()).unwrap_or(0), 0);
-            let phys = alloc()?;
-            if let Some((_, previous)) = chunks.last_mut() {
-                previous[..8].copy_from_slice(&phys.0.to_le_bytes());
-            }
-            chunks.push((phys, bytes));
+            let index = geometry.index_of(chunk.order, Phys(start)).ok_or_else(beyond)?;
+            let bitmap = Bitmap { order: chunk.order, index, phys: Phys(entry.bitmap.get()) };
+            take(bitmap).map_err(|e| if matches!(e, Error::OutOfRange { .. }) { beyond() } else { e })?;
         }
     }
-    Ok(chunks)
+    Ok(())
+}
+
+/// Writes a tracker's chunks: orders ascending, in each the bitmaps ascending, each order in chunks of its own. `alloc`
+/// gives the pages, `write` gets their addresses and bytes. Bitmaps stay where they are.
+///
+/// # Errors
+/// Whatever `alloc` and `write` return; [`Error::Invalid`] for a tracker whose blocks have no physical address.
+pub fn serialize(
+    tracker: &Tracker,
+    mut alloc: impl FnMut() -> Result<Phys>,
+    mut write: impl FnMut(Phys, &[u8]) -> Result<()>,
+) -> Result<()> {
+    let geometry = tracker.geometry();
+    let mut bytes = vec![0; usize::try_from(geometry.page().bytes()).unwrap_or(0)];
+    let mut before: Option<Phys> = None;
+    for order in tracker.orders() {
+        let mut bitmaps = tracker.bitmaps(order).peekable();
+        while bitmaps.peek().is_some() {
+            let phys = alloc()?;
+            if let Some(before) = before.replace(phys) {
+                bytes[..8].copy_from_slice(&phys.0.to_le_bytes());
+                write(before, &bytes)?;
+            }
+            let (header, rest) = bytes.split_at_mut(size_of::<ChunkHeader>());
+            let entries = <[BitmapPtr]>::mut_from_bytes(rest).map_err(|_| bad(phys.0, MapProblem::Outside { len: 0 }))?;
+            let mut count = 0u16;
+            for (entry, bitmap) in entries.iter_mut().zip(&mut bitmaps) {
+                let homeless = || Error::Invalid { what: "tracker", why: "its blocks are not in an arena".into() };
+                let bitmap = bitmap.ok_or_else(homeless)?;
+                let start = geometry.phys_start(order, bitmap.index);
+                *entry = BitmapPtr { phys_start: start.0.into(), bitmap: bitmap.phys.0.into() };
+                count += 1;
+            }
+            rest[usize::from(count) * size_of::<BitmapPtr>()..].fill(0);
+            let head = ChunkHeader { next: 0.into(), order: order.get().into(), num_elms: u32::from(count).into() };
+            header.copy_from_slice(head.as_bytes());
+        }
+    }
+    before.map_or(Ok(()), |last| write(last, &bytes))
 }
 
 /// The geometry of a page size and a bitmap size.

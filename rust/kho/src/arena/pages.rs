@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::tracker::{Geometry, Tracker};
 use crate::units::{Order, PageSize, Pfn, aligned_blocks};
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// What a page is, as the kernel's `struct page` would say.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,9 +46,18 @@ pub(super) struct Pages {
     allocated: Tracker,
     /// Reference counts other than 1, by head pfn.
     refs: HashMap<u64, u32>,
-    /// Counts the take-overs: what was allocated under another generation is gone.
-    pub(super) generation: u64,
-    inherited: Option<Arc<Claims>>,
+    inherited: Weak<Claims>,
+    /// The claims of a take-over after which nobody asked yet what is free.
+    unsettled: Option<Arc<Claims>>,
+    maps: Vec<Map>,
+}
+
+/// A map whose bitmaps are used where they are, by claims that may outlive their time: its pages are reserved meanwhile.
+#[derive(Debug)]
+struct Map {
+    claims: Weak<Claims>,
+    /// Ascending, disjoint.
+    pages: Vec<(Pfn, Pfn)>,
 }
 
 impl Pages {
@@ -62,8 +71,9 @@ impl Pages {
             hints: [u64::MAX; Order::COUNT],
             allocated: Tracker::new(geometry),
             refs: HashMap::new(),
-            generation: 0,
-            inherited: None,
+            inherited: Weak::new(),
+            unsettled: None,
+            maps: Vec::new(),
         };
         for r in regions {
             let start = page.pfn(r.start).0;
@@ -276,7 +286,7 @@ impl Pages {
 
     /// `page->private`: the marker of an inherited folio that nobody restored.
     pub(super) fn private(&self, pfn: Pfn) -> u64 {
-        self.inherited.as_ref().map_or(0, |claims| claims.private(pfn))
+        self.inherited.upgrade().map_or(0, |claims| claims.private(pfn))
     }
 
     pub(super) fn nr_free(&self) -> u128 {
@@ -291,17 +301,50 @@ impl Pages {
         self.free.nbytes() + self.allocated.nbytes()
     }
 
-    /// A new kernel takes over: every page is free but what `reserved` lists (page ranges, ascending) and what was
-    /// preserved.
-    pub(super) fn take_over(&mut self, reserved: &[(Pfn, Pfn)], claims: Arc<Claims>) -> Result<()> {
-        self.generation += 1;
+    /// A new kernel takes over: every page is free but those reserved and what was preserved. Which these are is found
+    /// out by [`Pages::settle`], when somebody asks.
+    pub(super) fn take_over(&mut self, claims: &Arc<Claims>) {
         self.allocated.clear();
         self.refs.clear();
-        let preserved = claims.preserved().extents();
-        self.free_all_but(merged(reserved.iter().copied(), preserved))?;
-        self.inherited = Some(claims);
+        self.inherited = Arc::downgrade(claims);
+        self.unsettled = Some(Arc::clone(claims));
+        self.maps.push(Map { claims: Arc::downgrade(claims), pages: claims.bitmaps().pages.clone() });
+    }
+
+    /// Frees what a take-over left to nobody (all but the ranges of `reserved`, which ascend), and the pages of maps that
+    /// nobody uses any longer. To be called before free pages are asked for.
+    pub(super) fn settle(&mut self, reserved: &[(Pfn, Pfn)]) -> Result<()> {
+        if let Some(claims) = self.unsettled.clone() {
+            let preserved = claims.preserved();
+            self.maps.retain(|map| map.claims.strong_count() > 0);
+            let mut busy: Vec<(Pfn, Pfn)> = self.maps.iter().flat_map(|map| &map.pages).copied().collect();
+            busy.extend_from_slice(reserved);
+            busy.sort_unstable();
+            self.free_all_but(merged(busy.into_iter(), preserved.extents()))?;
+            for map in &mut self.maps {
+                let others = |pfn: &Pfn| !within(reserved, *pfn) && preserved.covering(*pfn).is_none();
+                map.pages = pages_of(&map.pages).filter(others).map(|pfn| (pfn, Pfn(pfn.0 + 1))).collect();
+            }
+            self.unsettled = None;
+        }
+        while let Some(at) = self.maps.iter().position(|map| map.claims.strong_count() == 0) {
+            for pfn in pages_of(&self.maps.swap_remove(at).pages) {
+                if !self.maps.iter().any(|map| within(&map.pages, pfn)) {
+                    self.free_block(pfn.0, Order::ZERO)?;
+                }
+            }
+        }
         Ok(())
     }
+}
+
+fn pages_of(ranges: &[(Pfn, Pfn)]) -> impl Iterator<Item = Pfn> + '_ {
+    ranges.iter().flat_map(|range| (range.0.0..range.1.0).map(Pfn))
+}
+
+/// Whether one of the ascending, disjoint ranges has a page.
+fn within(ranges: &[(Pfn, Pfn)], pfn: Pfn) -> bool {
+    ranges[..ranges.partition_point(|range| range.0 <= pfn)].last().is_some_and(|range| pfn < range.1)
 }
 
 /// Two ascending sequences of page ranges as one.

@@ -86,15 +86,15 @@ impl Map {
         let Map::Chunks { first, pages } = self else { return Ok(Vec::new()) };
         let mut new = Vec::new();
         // The lock is not held any longer than this, because freeing pages takes it too.
-        let written = chunk::serialize(&super::lock(tracker), || {
+        let page = || {
             let pfn = match first.filter(|_| new.is_empty()) {
                 Some(pfn) => pfn,
                 None => arena.alloc(Order::ZERO, None, false)?,
             };
             new.push(pfn);
             Ok(arena.page().phys(pfn))
-        });
-        let written = written.and_then(|chunks| chunks.iter().try_for_each(|(phys, bytes)| arena.write(*phys, bytes)));
+        };
+        let written = chunk::serialize(&super::lock(tracker), page, |phys, bytes| arena.write(phys, bytes));
         if let Err(e) = written {
             free(arena, new, *first);
             return Err(e);

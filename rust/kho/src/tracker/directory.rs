@@ -87,6 +87,33 @@ impl Directory {
         Ok(())
     }
 
+    /// Takes in a block whose bits are counted, unless there is one already; then false.
+    pub(super) fn adopt(&mut self, index: u64, block: Block, count: u64) -> bool {
+        if self.get(index).is_some() {
+            return false;
+        }
+        let slot = Slot { block: Some(block), count };
+        self.blocks += 1;
+        self.len += count;
+        self.reach(index);
+        match self.near_mut(index) {
+            Some(near) => *near = slot,
+            None => drop(self.far.insert(index, slot)),
+        }
+        true
+    }
+
+    /// Puts another block with the same bits in the place of one.
+    pub(super) fn replace(&mut self, index: u64, block: Block) {
+        let slot = match self.slots.get_mut(index.wrapping_sub(self.base) as usize) {
+            Some(slot) => Some(slot),
+            None => self.far.get_mut(&index),
+        };
+        if let Some(slot) = slot {
+            slot.block = Some(block);
+        }
+    }
+
     /// Grows the window to `index` unless that makes it too long for the blocks there are. It grows to a power of two,
     /// towards where it had to grow, so that growing costs a constant per block.
     fn reach(&mut self, index: u64) {

@@ -11,6 +11,7 @@
 //!  pfn -> order's directory -> slot in a flat window -> word in a block
 //! ```
 
+pub(crate) mod adopt;
 mod block;
 mod directory;
 mod geometry;
@@ -23,6 +24,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
+pub use adopt::Bitmap;
 pub use block::{BlockSource, HeapBlocks};
 pub use geometry::Geometry;
 pub use iter::{BlockRef, Folio};
