@@ -1,12 +1,13 @@
 //! `kho.Outgoing`: handing an arena over.
 
 use crate::arena::PyArena;
-use crate::args::Number;
+use crate::args::{Number, bytes, words};
 use crate::errors::OrRaise;
 use crate::folio::{Folio, phys_of};
 use crate::folios::FolioArray;
 use crate::tracker::PyTracker;
 use kho::outgoing::Placement;
+use kho::tracker::Orders;
 use kho::units::{Order, Pfn, Phys};
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
@@ -72,6 +73,32 @@ impl PyOutgoing {
     fn unpreserve_folio(&self, folio: &Bound<'_, PyAny>, order: Option<Number>) -> PyResult<bool> {
         let (pfn, order) = self.folio(folio, order)?;
         self.lock().unpreserve_folio(pfn, order).or_raise()
+    }
+
+    #[pyo3(signature = (phys, order=None), text_signature = "($self, phys, order=0)")]
+    fn preserve_many(
+        &self,
+        py: Python<'_>,
+        phys: &Bound<'_, PyAny>,
+        order: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<u64> {
+        let page = self.arena.get().inner.page();
+        let mut pfns = words("phys", phys)?;
+        let each = order.map(|o| bytes("order", o)).transpose()?.flatten();
+        let orders = match &each {
+            Some(orders) => Orders::Each(orders),
+            None => {
+                let order = order.map_or(Ok(Number(0)), |order| order.extract())?;
+                Orders::One(Order::new(order.0).or_raise()?)
+            }
+        };
+        py.detach(|| {
+            for phys in &mut pfns {
+                *phys = page.pfn_exact("phys", Phys(*phys))?.0;
+            }
+            self.lock().preserve_many(&pfns, orders)
+        })
+        .or_raise()
     }
 
     fn preserve_pages(&self, phys: &Bound<'_, PyAny>, n: Number) -> PyResult<u64> {

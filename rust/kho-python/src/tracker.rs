@@ -1,9 +1,9 @@
 //! `kho.Tracker`: a set of (pfn, order), in Python.
 
 use crate::args::{Number, bytes, words};
-use crate::errors::{OrRaise, to_py};
+use crate::errors::OrRaise;
 use crate::folios::FolioArray;
-use kho::tracker::{Geometry, Tracker};
+use kho::tracker::{Geometry, Orders, Tracker};
 use kho::units::{Order, PageSize, Pfn};
 use kho::{Error, Result};
 use pyo3::prelude::*;
@@ -164,21 +164,15 @@ impl PyTracker {
         order: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<u64> {
         let pfns = words("pfns", pfns)?;
-        let pfns = || pfns.iter().map(|&pfn| Pfn(pfn));
-        let Some(orders) = order.map(|o| bytes("order", o)).transpose()?.flatten() else {
-            let order = order.map_or(Ok(Number(0)), |order| order.extract())?;
-            let order = Order::new(order.0).or_raise()?;
-            return self.long(py, |t| t.preserve_many(pfns().map(|pfn| (pfn, order)))).or_raise();
+        let orders = order.map(|o| bytes("order", o)).transpose()?.flatten();
+        let orders = match &orders {
+            Some(orders) => Orders::Each(orders),
+            None => {
+                let order = order.map_or(Ok(Number(0)), |order| order.extract())?;
+                Orders::One(Order::new(order.0).or_raise()?)
+            }
         };
-        if orders.len() != pfns().len() {
-            return Err(to_py(Error::Invalid {
-                what: "order",
-                why: format!("{} orders for {} pfns", orders.len(), pfns().len()),
-            }));
-        }
-        let orders: Vec<Order> =
-            orders.into_iter().map(|order| Order::new(order.into())).collect::<Result<_>>().or_raise()?;
-        self.long(py, |t| t.preserve_many(pfns().zip(orders.iter().copied()))).or_raise()
+        self.long(py, |t| t.preserve_many(&*pfns, orders)).or_raise()
     }
 
     fn __contains__(&self, item: &Bound<'_, PyAny>) -> PyResult<bool> {
@@ -216,12 +210,12 @@ impl PyTracker {
         })
     }
 
-    /// Every folio by address, then order, as a `FolioArray`.
     /// Runs of pages that some folio covers, as (pfn, pages), ascending.
     fn extents(&self, py: Python<'_>) -> Vec<(u64, u64)> {
         self.read(py, |tracker| tracker.extents().map(|(start, end)| (start.0, end.0 - start.0)).collect())
     }
 
+    /// Every folio by address, then order, as a `FolioArray`.
     fn folios(&self, py: Python<'_>) -> FolioArray {
         FolioArray::new(self.long(py, |t| t.folios()))
     }

@@ -139,6 +139,44 @@ impl Claims {
         Ok((pfn, order))
     }
 
+    /// Claims the folios at many addresses, all or none. Returns their orders. The heads are marked in `allocated` too.
+    ///
+    /// # Errors
+    /// As [`Claims::restore_folio`], for the first address in the list that cannot be claimed, be it because it stands in
+    /// the list before; [`Error::NoMemory`] for the bitmaps of what was restored.
+    pub fn restore_many(&self, phys: &[u64], max: Option<u32>, allocated: Option<&mut Tracker>) -> Result<Vec<u8>> {
+        let preserved = self.preserved();
+        let mut taking = Taking { preserved, restored: &mut self.restored(), allocated };
+        let mut used = preserved.orders().filter(|order| preserved.len_of(*order) > 0);
+        if let (Some(order), None) = (used.next(), used.next())
+            && max.is_none_or(|max| order.get() <= max)
+            && taking.all_of(phys, order)?
+        {
+            return Ok(vec![order.index() as u8; phys.len()]);
+        }
+        // Several orders, or a list with something wrong in it: in the list's own order, so that the first is named.
+        let mut orders = Vec::with_capacity(phys.len());
+        for &at in phys {
+            let taken = self.find(Phys(at)).and_then(|(pfn, order)| match max {
+                Some(max) if order.get() > max => {
+                    Err(not_restorable(Phys(at), NotRestorable::OrderTooLarge { order: order.get(), max }))
+                }
+                _ if taking.one(pfn, order)? => Ok(order),
+                _ => Err(not_restorable(Phys(at), NotRestorable::AlreadyRestored)),
+            });
+            match taken {
+                Ok(order) => orders.push(order.index() as u8),
+                Err(e) => {
+                    for (&at, &order) in phys.iter().zip(&orders) {
+                        taking.give_back(self.page().pfn(Phys(at)), Order::saturating(order.into()));
+                    }
+                    return Err(e);
+                }
+            }
+        }
+        Ok(orders)
+    }
+
     /// Claims `nr_pages` pages that were preserved as a range (`kho_restore_pages`): every block of the split, or none.
     /// The range is cut at `cuts` first, as it was when it was preserved.
     ///
@@ -199,9 +237,107 @@ impl Claims {
         Ok(left)
     }
 
+    /// Bytes that it takes to know what was restored.
+    pub fn restored_bytes(&self) -> u64 {
+        self.restored().nbytes()
+    }
+
     /// How many folios were restored.
     pub fn nr_restored(&self) -> u64 {
         self.restored().len()
+    }
+}
+
+/// Claims being made, under one lock.
+struct Taking<'a> {
+    preserved: &'a Tracker,
+    restored: &'a mut Tracker,
+    allocated: Option<&'a mut Tracker>,
+}
+
+/// Addresses that are sorted at a time: so many that a bucket has several per line of a bitmap, and that stay in the cache.
+const PIECE: usize = 1 << 20;
+/// Buckets they are sorted to, by address.
+const BUCKETS: usize = 256;
+
+impl Taking<'_> {
+    /// Takes a preserved folio's marker; false if it is gone.
+    fn one(&mut self, pfn: Pfn, order: Order) -> Result<bool> {
+        if !self.restored.preserve(pfn, order)? {
+            return Ok(false);
+        }
+        if let Some(allocated) = &mut self.allocated
+            && let Err(e) = allocated.preserve(pfn, order)
+        {
+            self.restored.unpreserve(pfn, order)?;
+            return Err(e);
+        }
+        Ok(true)
+    }
+
+    fn give_back(&mut self, pfn: Pfn, order: Order) {
+        // A folio that was just taken is one: unmarking it cannot fail.
+        let _ = self.restored.unpreserve(pfn, order);
+        let _ = self.allocated.as_mut().map(|allocated| allocated.unpreserve(pfn, order));
+    }
+
+    /// Takes folios of one order; false, and nothing taken, if one of them cannot be. They are taken neighbours by
+    /// neighbours: what makes a random one dear is the cache.
+    fn all_of(&mut self, phys: &[u64], order: Order) -> Result<bool> {
+        let page = self.preserved.geometry().page();
+        let mut sorted = vec![0; phys.len().min(PIECE)];
+        for (piece, before) in phys.chunks(PIECE).zip((0..).step_by(PIECE)) {
+            let sorted = &mut sorted[..piece.len()];
+            scatter(piece, sorted);
+            let taken = self.run_of(sorted, page, order);
+            let all = matches!(taken, Ok(n) if n == piece.len());
+            if !all {
+                let partly = taken.as_ref().map_or_else(|(n, _)| *n, |n| *n);
+                for &at in sorted[..partly].iter().chain(&phys[..before]) {
+                    self.give_back(page.pfn(Phys(at)), order);
+                }
+                return taken.map(|_| false).map_err(|(_, e)| e);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes folios up to the first that cannot be; how many.
+    fn run_of(&mut self, phys: &[u64], page: PageSize, order: Order) -> Result<usize, (usize, Error)> {
+        for (n, &at) in phys.iter().enumerate() {
+            let pfn = page.pfn(Phys(at));
+            if page.phys(pfn).0 != at || !self.preserved.contains(pfn, order) {
+                return Ok(n);
+            }
+            match self.one(pfn, order) {
+                Ok(true) => {}
+                Ok(false) => return Ok(n),
+                Err(e) => return Err((n, e)),
+            }
+        }
+        Ok(phys.len())
+    }
+}
+
+/// Sorts addresses roughly: to [`BUCKETS`] stretches of the memory between the lowest and the highest.
+fn scatter(from: &[u64], to: &mut [u64]) {
+    let (low, high) = from.iter().fold((u64::MAX, 0), |(low, high), &at| (low.min(at), high.max(at)));
+    let shift = (u64::BITS - (high.wrapping_sub(low)).leading_zeros()).saturating_sub(BUCKETS.ilog2());
+    let bucket = |at: u64| ((at - low) >> shift) as usize % BUCKETS;
+    let mut ends = [0; BUCKETS];
+    for &at in from {
+        ends[bucket(at)] += 1;
+    }
+    let mut sum = 0;
+    for end in &mut ends {
+        sum += std::mem::replace(end, sum);
+    }
+    for &at in from {
+        let place = &mut ends[bucket(at)];
+        if let Some(to) = to.get_mut(*place) {
+            *to = at;
+        }
+        *place += 1;
     }
 }
 

@@ -91,6 +91,19 @@ pub struct Layout {
     pub certainty: Certainty,
 }
 
+/// What a map costs its reader.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MapStats {
+    /// Bitmaps, the empty ones too.
+    pub blocks: u64,
+    /// Bytes of the map itself: its chunks and bitmaps, or the nodes of its tree.
+    pub map_bytes: u64,
+    /// Bytes of those of its bitmaps that are used where they lie.
+    pub in_place_bytes: u64,
+    /// Bytes held beside the map: copies of bitmaps, directories, what was restored.
+    pub held_bytes: u64,
+}
+
 /// A handover that was read, and what of it was restored.
 pub struct Incoming {
     memory: Arc<dyn PhysMemory>,
@@ -266,6 +279,33 @@ impl Incoming {
             arena.adopt(pfn, order)?;
         }
         Ok((pfn, order))
+    }
+
+    /// Restores the folios at many addresses, all or none. Returns their orders.
+    ///
+    /// # Errors
+    /// As [`Incoming::restore_folio`], for the first in the list that cannot be restored; one that stands there twice
+    /// cannot.
+    pub fn restore_many(&self, phys: &[u64]) -> Result<Vec<u8>> {
+        self.check_current("restore_many")?;
+        let max = self.max_page_order;
+        match &self.arena {
+            Some((arena, _)) => arena.adopt_many(|allocated| self.claims.restore_many(phys, max, Some(allocated))),
+            None => self.claims.restore_many(phys, max, None),
+        }
+    }
+
+    /// What the map costs.
+    pub fn stats(&self) -> MapStats {
+        let tracker = self.preserved();
+        let bitmap = tracker.geometry().block_bytes();
+        let in_place = self.claims.bitmaps().count;
+        MapStats {
+            blocks: tracker.orders().map(|order| tracker.blocks(order).count() as u64).sum(),
+            map_bytes: self.map_nodes.iter().map(|node| node.len).sum(),
+            in_place_bytes: in_place * bitmap,
+            held_bytes: tracker.nbytes() + self.claims.restored_bytes(),
+        }
     }
 
     /// Restores `nr_pages` pages that were preserved as a range, all or none; in an arena each becomes an allocated

@@ -177,7 +177,8 @@ pub fn serialize(
                 write(before, &bytes)?;
             }
             let (header, rest) = bytes.split_at_mut(size_of::<ChunkHeader>());
-            let entries = <[BitmapPtr]>::mut_from_bytes(rest).map_err(|_| bad(phys.0, MapProblem::Outside { len: 0 }))?;
+            let entries =
+                <[BitmapPtr]>::mut_from_bytes(rest).map_err(|_| bad(phys.0, MapProblem::Outside { len: 0 }))?;
             let mut count = 0u16;
             for (entry, bitmap) in entries.iter_mut().zip(&mut bitmaps) {
                 let homeless = || Error::Invalid { what: "tracker", why: "its blocks are not in an arena".into() };

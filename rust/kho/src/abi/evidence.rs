@@ -267,13 +267,7 @@ fn preserved(place: Place<'_>, candidate: &Candidate) -> Result<Preserved> {
 }
 
 /// The readings that do not contradict themselves, and why the others do.
-fn candidates(
-    place: Place<'_>,
-    abi: &Abi,
-    map: Phys,
-    known: &Known,
-    hints: Hints,
-) -> Result<(Candidates, Refused)> {
+fn candidates(place: Place<'_>, abi: &Abi, map: Phys, known: &Known, hints: Hints) -> Result<(Candidates, Refused)> {
     if abi.map != MapFormat::Chunks && hints.bitmap_bytes.is_some() {
         return Err(Error::Invalid { what: "bitmap_bytes", why: no_bitmap_size(abi) });
     }

@@ -209,7 +209,9 @@ pub fn read(memory: &dyn PhysMemory, shape: Shape, root: Phys) -> Result<Tree> {
     let nodes = walk(memory, &data, shape, root, |phys, prefix| {
         let Some(bitmap) = read_node(memory, &data, shape, phys)? else { return Ok(()) };
         match shape.leaf(phys, prefix, || Ok(bitmap.clone()))? {
-            Leaf::Folios(folios) => folios.into_iter().try_for_each(|(pfn, order)| tracker.preserve(pfn, order).map(drop)),
+            Leaf::Folios(folios) => {
+                folios.into_iter().try_for_each(|(pfn, order)| tracker.preserve(pfn, order).map(drop))
+            }
             Leaf::Block(order, index) => tracker.adopt_block(order, index, &bitmap).map(drop),
         }
     })?;

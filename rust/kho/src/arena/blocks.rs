@@ -69,10 +69,9 @@ unsafe impl BlockSource for ArenaBlocks {
     }
 
     fn release_all(&mut self) {
-        let arena = self.arena.upgrade().filter(|arena| arena.generation() == self.generation);
-        for pfn in self.pages.drain(..) {
-            // The page was allocated for this source and is in nobody's tracker, so that nothing can refuse it.
-            let _ = arena.as_ref().map(|arena| super::lock(&arena.pages).put(pfn));
+        let pages = std::mem::take(&mut self.pages);
+        if let Some(arena) = self.arena.upgrade().filter(|arena| arena.generation() == self.generation) {
+            arena.put_own(pages);
         }
         self.used = self.page.bytes();
     }
@@ -176,7 +175,12 @@ impl<'a> Inherited<'a> {
         let last = |bitmap: &Bitmap| page.pfn(Phys(bitmap.phys.0 + (geometry.block_bytes() - 1)));
         let mut pages: Vec<(Pfn, Pfn)> = bitmaps.iter().map(|b| (page.pfn(b.phys), Pfn(last(b).0 + 1))).collect();
         pages.sort_unstable();
-        pages.dedup_by(|next, run| next.0 <= run.1 && { run.1 = run.1.max(next.1); true });
+        pages.dedup_by(|next, run| {
+            next.0 <= run.1 && {
+                run.1 = run.1.max(next.1);
+                true
+            }
+        });
         let kept = Bitmaps { count: bitmaps.len() as u64, pages };
         let outside = copied.extents().map(|(start, end)| (page.phys(start), (end.0 - start.0) << page.shift()));
         let outside = { outside }.find(|&(phys, len)| !arena.contains(phys, len));

@@ -385,6 +385,29 @@ impl Arena {
         lock(&self.pages).adopt(pfn, order)
     }
 
+    /// Restored folios become allocated ones as they are marked by `restore`.
+    pub(crate) fn adopt_many<T>(&self, restore: impl FnOnce(&mut Tracker) -> Result<T>) -> Result<T> {
+        restore(&mut lock(&self.pages).allocated)
+    }
+
+    /// Frees pages that were allocated for oneself and that nobody preserves.
+    pub(crate) fn put_own(&self, own: impl IntoIterator<Item = Pfn>) {
+        if let Ok(mut pages) = self.settled() {
+            for pfn in own {
+                // Allocated by the caller and known to nobody else, so that nothing can refuse it.
+                let _ = pages.put(pfn);
+            }
+        }
+    }
+
+    /// Refuses folios that are not allocated as a whole.
+    ///
+    /// # Errors
+    /// As [`Arena::check_allocated`], for the first in the list.
+    pub(crate) fn check_all_allocated(&self, folios: impl Iterator<Item = Result<(Pfn, Order)>>) -> Result<()> {
+        self.settled()?.check_all_allocated(folios)
+    }
+
     /// Restored pages become allocated ones, each on its own.
     pub(crate) fn adopt_pages(&self, pfn: Pfn, nr_pages: u64) -> Result<()> {
         lock(&self.pages).adopt_pages(pfn, nr_pages)

@@ -43,7 +43,7 @@ pub(super) struct Pages {
     free: Tracker,
     /// Per order, no free block lies below this pfn.
     hints: [u64; Order::COUNT],
-    allocated: Tracker,
+    pub(super) allocated: Tracker,
     /// Reference counts other than 1, by head pfn.
     refs: HashMap<u64, u32>,
     inherited: Weak<Claims>,
@@ -216,6 +216,29 @@ impl Pages {
             match self.allocated.covering(Pfn(at)) {
                 Some((head, order)) => at = head.0 + order.nr_pages(),
                 None => return Err(self.wrong_state(Pfn(at), "allocated (alloc or alloc_at it first)")),
+            }
+        }
+        Ok(())
+    }
+
+    /// The same for folios that each belong to allocated ones. The one found last is looked at first.
+    pub(super) fn check_all_allocated(&self, folios: impl Iterator<Item = Result<(Pfn, Order)>>) -> Result<()> {
+        let orders: Vec<Order> = self.allocated.orders().filter(|order| self.allocated.len_of(*order) > 0).collect();
+        let mut last = (Pfn(0), Pfn(0));
+        for folio in folios {
+            let (pfn, order) = folio?;
+            let end = Pfn(pfn.0 + order.nr_pages());
+            if last.0 <= pfn && end <= last.1 {
+                continue;
+            }
+            let found = orders.iter().find_map(|large| {
+                let head = Pfn(pfn.0 & !(large.nr_pages() - 1));
+                (*large >= order && self.allocated.contains(head, *large))
+                    .then(|| (head, Pfn(head.0 + large.nr_pages())))
+            });
+            match found {
+                Some(found) => last = found,
+                None => self.check_allocated(pfn, end)?,
             }
         }
         Ok(())

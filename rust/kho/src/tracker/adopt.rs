@@ -3,8 +3,8 @@
 //! What lies in memory that others may write is trusted for nothing but its bits: a count is that of the moment when it
 //! was made, and a bit that changes later is read as it is then.
 
-use super::block::{Block, Shape};
 use super::Tracker;
+use super::block::{Block, Shape};
 use crate::error::{Error, Result};
 use crate::units::{Order, Pfn, Phys};
 use std::num::NonZero;

@@ -109,7 +109,8 @@ impl Block {
     pub(super) fn count(self, shape: Shape) -> u64 {
         #[cfg(target_arch = "x86_64")]
         {
-            if std::arch::is_x86_feature_detected!("avx512vpopcntdq") && std::arch::is_x86_feature_detected!("avx512f") {
+            if std::arch::is_x86_feature_detected!("avx512vpopcntdq") && std::arch::is_x86_feature_detected!("avx512f")
+            {
                 // SAFETY: the processor has what the function is compiled for.
                 return unsafe { self.count_avx512(shape) };
             }

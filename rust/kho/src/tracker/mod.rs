@@ -12,6 +12,7 @@
 //! ```
 
 pub(crate) mod adopt;
+mod batch;
 mod block;
 mod directory;
 mod geometry;
@@ -25,6 +26,7 @@ mod state;
 mod tests;
 
 pub use adopt::Bitmap;
+pub use batch::{Orders, Words};
 pub use block::{BlockSource, HeapBlocks};
 pub use geometry::Geometry;
 pub use iter::{BlockRef, Folio};

@@ -82,24 +82,6 @@ impl Tracker {
         Ok(first)
     }
 
-    /// Marks many folios in any order. Returns how many were not marked yet.
-    ///
-    /// # Errors
-    /// As [`Tracker::preserve`]; then nothing is marked that was not before, provided the iterator and its clone say the
-    /// same.
-    pub fn preserve_many(&mut self, folios: impl Iterator<Item = (Pfn, Order)> + Clone) -> Result<u64> {
-        let page = self.geometry.page();
-        for (pfn, order) in folios.clone() {
-            page.check_folio(pfn, order)?;
-            self.ensure(order, (pfn.0 >> order.get()) >> self.shape.log2_bits)?;
-        }
-        let mut new = 0;
-        for (pfn, order) in folios {
-            new += u64::from(self.preserve(pfn, order)?);
-        }
-        Ok(new)
-    }
-
     /// Sets or clears the bits of folios `first .. first + count` in the blocks that exist. Returns how many changed.
     pub(super) fn fill(&mut self, order: Order, first: u64, count: u64, mark: bool) -> u64 {
         let shape = self.shape;

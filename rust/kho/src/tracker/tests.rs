@@ -347,17 +347,25 @@ proptest! {
 
 #[test]
 fn many_are_marked_whole_or_not_at_all() {
-    let all = [(0, 0), (1 << 30, 0), (512, 9), (1 << 30, 0)].map(|(p, o)| (Pfn(p), order(o)));
+    let (pfns, orders) = ([0, 1 << 30, 512, 1 << 30].as_slice(), [0, 0, 9, 0].as_slice());
     let mut t = Tracker::new(Geometry::paged(PageSize::Size4K));
-    assert_eq!(t.preserve_many(all.into_iter()).unwrap(), 3);
-    assert_eq!(t.preserve_many(all.into_iter()).unwrap(), 0);
-    for (bad, o) in [(513, 9), (1 << 52, 0)] {
-        let with_bad = [(Pfn(7), Order::ZERO), (Pfn(bad), order(o))];
-        assert!(t.preserve_many(with_bad.into_iter()).is_err());
+    assert_eq!(t.preserve_many(pfns, Orders::Each(orders)).unwrap(), 3);
+    assert_eq!(t.preserve_many(pfns, Orders::Each(orders)).unwrap(), 0);
+    for (bad, o) in [(513, 9), (1 << 52, 0), (0, 37u8)] {
+        let orders = [0, o];
+        let orders = Orders::Each(&orders);
+        assert!(t.preserve_many([7, bad].as_slice(), orders).is_err());
+        assert!(t.unpreserve_many([0, bad].as_slice(), orders).is_err());
         assert_eq!(t.len(), 3);
     }
+    assert!(t.preserve_many(pfns, Orders::Each(&orders[1..])).is_err());
+    let mut found = [7; 4];
+    t.contains_many([0, 512, 1024, 1 << 60].as_slice(), Orders::Each(&[0, 9, 9, 0]), &mut found).unwrap();
+    assert_eq!(found, [1, 1, 0, 0]);
+    assert_eq!(t.unpreserve_many(pfns, Orders::Each(orders)).unwrap(), 3);
+    assert!(t.is_empty());
     let mut t = limited(t.geometry(), 2);
-    assert!(t.preserve_many(all.into_iter()).is_err());
+    assert!(t.preserve_many(pfns, Orders::Each(orders)).is_err());
     assert!(t.is_empty());
 }
 
