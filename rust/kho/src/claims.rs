@@ -1,10 +1,10 @@
 //! What was handed over, and what of it was restored: each folio once.
 
 use crate::error::{Error, NotRestorable, Result};
-use crate::tracker::{Geometry, Tracker};
+use crate::tracker::{Geometry, Orders, Tracker};
 use crate::units::{Order, PageSize, Pfn, Phys, aligned_blocks, cut_at};
 use std::fmt;
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// How the next kernel marks the head page of a preserved folio, in `page->private`, until it is restored
 /// (ABI section 5).
@@ -96,6 +96,8 @@ impl fmt::Debug for Preserved {
 pub struct Claims {
     preserved: Preserved,
     restored: Mutex<Tracker>,
+    /// The orders of preserved folios, the largest first.
+    orders: OnceLock<Vec<Order>>,
     marker: Marker,
 }
 
@@ -103,7 +105,7 @@ impl Claims {
     pub fn new(preserved: impl Into<Preserved>, marker: Marker) -> Self {
         let preserved = preserved.into();
         let restored = Mutex::new(Tracker::new(preserved.geometry()));
-        Claims { preserved, restored, marker }
+        Claims { preserved, restored, orders: OnceLock::new(), marker }
     }
 
     /// Everything that was handed over, restored or not.
@@ -114,6 +116,14 @@ impl Claims {
     /// The map's bitmaps that are used where they are.
     pub fn bitmaps(&self) -> &Bitmaps {
         self.preserved.bitmaps()
+    }
+
+    /// The order of a preserved folio that starts at `pfn`, the largest if there are several.
+    fn head_order(&self, pfn: Pfn) -> Option<Order> {
+        let preserved = self.preserved();
+        let used = || preserved.orders().filter(|order| preserved.len_of(*order) > 0);
+        let orders = self.orders.get_or_init(|| used().collect::<Vec<_>>().into_iter().rev().collect());
+        orders.iter().copied().find(|order| preserved.contains(pfn, *order))
     }
 
     fn restored(&self) -> MutexGuard<'_, Tracker> {
@@ -210,7 +220,7 @@ impl Claims {
     /// The folio whose head page is at `phys`.
     fn find(&self, phys: Phys) -> Result<(Pfn, Order)> {
         let pfn = self.head_page(phys)?;
-        if let Some(order) = self.preserved().head_order(pfn) {
+        if let Some(order) = self.head_order(pfn) {
             return Ok((pfn, order));
         }
         Err(not_restorable(
@@ -224,7 +234,7 @@ impl Claims {
 
     /// `page->private` of a page: the marker, if it is the head of a folio nobody restored yet, else 0.
     pub fn private(&self, pfn: Pfn) -> u64 {
-        match self.preserved().head_order(pfn) {
+        match self.head_order(pfn) {
             Some(order) if !self.restored().contains(pfn, order) => self.marker.value(order),
             _ => 0,
         }
@@ -288,41 +298,52 @@ impl Taking<'_> {
         let mut sorted = vec![0; phys.len().min(PIECE)];
         for (piece, before) in phys.chunks(PIECE).zip((0..).step_by(PIECE)) {
             let sorted = &mut sorted[..piece.len()];
-            scatter(piece, sorted);
-            let taken = self.run_of(sorted, page, order);
-            let all = matches!(taken, Ok(n) if n == piece.len());
-            if !all {
-                let partly = taken.as_ref().map_or_else(|(n, _)| *n, |n| *n);
-                for &at in sorted[..partly].iter().chain(&phys[..before]) {
-                    self.give_back(page.pfn(Phys(at)), order);
-                }
-                return taken.map(|_| false).map_err(|(_, e)| e);
+            let taken = match scatter(page, piece, sorted) {
+                true => self.run_of(sorted, order),
+                false => (0, Ok(())),
+            };
+            if let (n, Ok(())) = taken
+                && n == piece.len()
+            {
+                continue;
             }
+            for &pfn in &sorted[..taken.0] {
+                self.give_back(Pfn(pfn), order);
+            }
+            for &at in &phys[..before] {
+                self.give_back(page.pfn(Phys(at)), order);
+            }
+            return taken.1.map(|()| false);
         }
         Ok(true)
     }
 
-    /// Takes folios up to the first that cannot be; how many.
-    fn run_of(&mut self, phys: &[u64], page: PageSize, order: Order) -> Result<usize, (usize, Error)> {
-        for (n, &at) in phys.iter().enumerate() {
-            let pfn = page.pfn(Phys(at));
-            if page.phys(pfn).0 != at || !self.preserved.contains(pfn, order) {
-                return Ok(n);
+    /// Takes folios up to the first that cannot be; how many, and the error if memory is short.
+    fn run_of(&mut self, pfns: &[u64], order: Order) -> (usize, Result<()>) {
+        for (n, &pfn) in pfns.iter().enumerate() {
+            if !self.preserved.contains(Pfn(pfn), order) {
+                return (n, Ok(()));
             }
-            match self.one(pfn, order) {
+            match self.restored.preserve(Pfn(pfn), order) {
                 Ok(true) => {}
-                Ok(false) => return Ok(n),
-                Err(e) => return Err((n, e)),
+                Ok(false) => return (n, Ok(())),
+                Err(e) => return (n, Err(e)),
             }
         }
-        Ok(phys.len())
+        let marked = self.allocated.as_mut().map(|allocated| allocated.preserve_many(pfns, Orders::One(order)));
+        (pfns.len(), marked.map_or(Ok(()), |marked| marked.map(drop)))
     }
 }
 
-/// Sorts addresses roughly: to [`BUCKETS`] stretches of the memory between the lowest and the highest.
-fn scatter(from: &[u64], to: &mut [u64]) {
-    let (low, high) = from.iter().fold((u64::MAX, 0), |(low, high), &at| (low.min(at), high.max(at)));
-    let shift = (u64::BITS - (high.wrapping_sub(low)).leading_zeros()).saturating_sub(BUCKETS.ilog2());
+/// Pfns of addresses, roughly sorted: to [`BUCKETS`] stretches of the memory between the lowest and the highest. False if
+/// one is not the first address of a page.
+fn scatter(page: PageSize, from: &[u64], to: &mut [u64]) -> bool {
+    let look = |(low, high, any): (u64, u64, u64), &at: &u64| (low.min(at), high.max(at), any | at);
+    let (low, high, any) = from.iter().fold((u64::MAX, 0, 0), look);
+    if any & (page.bytes() - 1) != 0 {
+        return false;
+    }
+    let shift = (u64::BITS - high.wrapping_sub(low).leading_zeros()).saturating_sub(BUCKETS.ilog2());
     let bucket = |at: u64| ((at - low) >> shift) as usize % BUCKETS;
     let mut ends = [0; BUCKETS];
     for &at in from {
@@ -335,12 +356,84 @@ fn scatter(from: &[u64], to: &mut [u64]) {
     for &at in from {
         let place = &mut ends[bucket(at)];
         if let Some(to) = to.get_mut(*place) {
-            *to = at;
+            *to = page.pfn(Phys(at)).0;
         }
         *place += 1;
     }
+    true
 }
 
 fn not_restorable(phys: Phys, why: NotRestorable) -> Error {
     Error::NotRestorable { phys: phys.0, why }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::PageSize;
+    use proptest::prelude::*;
+
+    fn claims(folios: &[(u64, u64)]) -> Claims {
+        let mut t = Tracker::new(Geometry::paged(PageSize::Size4K));
+        for &(pfn, order) in folios {
+            t.preserve(Pfn(pfn), Order::new(order).unwrap()).unwrap();
+        }
+        Claims::new(t, Marker::Magic)
+    }
+
+    #[test]
+    fn a_long_list_is_restored_once_whatever_its_order() {
+        let pages: Vec<u64> = (0..PIECE as u64 + 5000).map(|n| n * 0x9e37_79b9 % (1 << 24)).collect();
+        let claims = claims(&pages.iter().map(|pfn| (*pfn, 0)).collect::<Vec<_>>());
+        let phys: Vec<u64> = pages.iter().map(|pfn| pfn << 12).collect();
+        let mut allocated = Tracker::new(Geometry::new(PageSize::Size4K, 512).unwrap());
+        let mut twice = phys.clone();
+        twice.push(phys[17]);
+        let error = claims.restore_many(&twice, None, Some(&mut allocated)).unwrap_err();
+        assert_eq!(error.to_string(), not_restorable(Phys(phys[17]), NotRestorable::AlreadyRestored).to_string());
+        assert_eq!((claims.nr_restored(), allocated.len()), (0, 0));
+        assert_eq!(claims.restore_many(&phys, None, Some(&mut allocated)).unwrap(), vec![0; phys.len()]);
+        assert_eq!((claims.nr_restored(), allocated.len()), (phys.len() as u64, phys.len() as u64));
+        assert!(allocated == *claims.preserved());
+        assert!(claims.restore_many(&phys[3..4], None, None).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn many_are_restored_as_one_by_one_or_not_at_all(
+            folios in prop::collection::vec((0u64..40, 0u64..3), 1..20),
+            one_order: bool,
+            before in prop::collection::vec(any::<prop::sample::Index>(), 0..3),
+            list in prop::collection::vec(any::<prop::sample::Index>(), 0..6),
+            other in prop::option::of(0u64..0x40_000),
+            max in prop::option::of(0u32..3),
+        ) {
+            let order = |o| if one_order { 1 } else { o };
+            let folios: Vec<_> = folios.into_iter().map(|(pfn, o)| (pfn >> order(o) << order(o), order(o))).collect();
+            let (many, single) = (claims(&folios), claims(&folios));
+            for at in before {
+                let phys = Phys(at.get(&folios).0 << 12);
+                prop_assert_eq!(many.restore_folio(phys, max).is_ok(), single.restore_folio(phys, max).is_ok());
+            }
+            let restored = many.nr_restored();
+            let mut list: Vec<u64> = list.iter().map(|at| at.get(&folios).0 << 12).collect();
+            list.extend(other);
+            let one_by_one: Result<Vec<u8>> =
+                list.iter().map(|at| single.restore_folio(Phys(*at), max).map(|(_, order)| order.index() as u8)).collect();
+            let mut allocated = Tracker::new(many.preserved().geometry());
+            match (many.restore_many(&list, max, Some(&mut allocated)), one_by_one) {
+                (Ok(orders), Ok(expected)) => {
+                    prop_assert_eq!(orders, expected);
+                    prop_assert_eq!(many.nr_restored(), restored + list.len() as u64);
+                    prop_assert_eq!(allocated.len(), list.len() as u64);
+                }
+                (Err(error), Err(expected)) => {
+                    prop_assert_eq!(error.to_string(), expected.to_string());
+                    prop_assert_eq!(many.nr_restored(), restored);
+                    prop_assert!(allocated.is_empty());
+                }
+                (found, expected) => prop_assert!(false, "{found:?}, not {expected:?}"),
+            }
+        }
+    }
 }

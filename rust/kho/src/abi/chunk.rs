@@ -162,37 +162,73 @@ fn each(geometry: Geometry, chunks: &[Chunk], mut take: impl FnMut(Bitmap) -> Re
 /// Whatever `alloc` and `write` return; [`Error::Invalid`] for a tracker whose blocks have no physical address.
 pub fn serialize(
     tracker: &Tracker,
-    mut alloc: impl FnMut() -> Result<Phys>,
-    mut write: impl FnMut(Phys, &[u8]) -> Result<()>,
+    alloc: impl FnMut() -> Result<Phys>,
+    write: impl FnMut(Phys, &[u8]) -> Result<()>,
 ) -> Result<()> {
     let geometry = tracker.geometry();
-    let mut bytes = vec![0; usize::try_from(geometry.page().bytes()).unwrap_or(0)];
-    let mut before: Option<Phys> = None;
+    let bytes = vec![0; usize::try_from(geometry.page().bytes()).unwrap_or(0)];
+    let mut chunks = Writer { alloc, write, bytes, at: None, filled: 0, failed: Ok(()) };
     for order in tracker.orders() {
-        let mut bitmaps = tracker.bitmaps(order).peekable();
-        while bitmaps.peek().is_some() {
-            let phys = alloc()?;
-            if let Some(before) = before.replace(phys) {
-                bytes[..8].copy_from_slice(&phys.0.to_le_bytes());
-                write(before, &bytes)?;
+        chunks.begin(order);
+        tracker.each_bitmap(order, |bitmap| {
+            let start = geometry.phys_start(order, bitmap.index);
+            let entry = BitmapPtr { phys_start: start.0.into(), bitmap: bitmap.phys.0.into() };
+            if !chunks.push(entry) {
+                chunks.begin(order);
+                chunks.push(entry);
             }
-            let (header, rest) = bytes.split_at_mut(size_of::<ChunkHeader>());
-            let entries =
-                <[BitmapPtr]>::mut_from_bytes(rest).map_err(|_| bad(phys.0, MapProblem::Outside { len: 0 }))?;
-            let mut count = 0u16;
-            for (entry, bitmap) in entries.iter_mut().zip(&mut bitmaps) {
-                let homeless = || Error::Invalid { what: "tracker", why: "its blocks are not in an arena".into() };
-                let bitmap = bitmap.ok_or_else(homeless)?;
-                let start = geometry.phys_start(order, bitmap.index);
-                *entry = BitmapPtr { phys_start: start.0.into(), bitmap: bitmap.phys.0.into() };
-                count += 1;
-            }
-            rest[usize::from(count) * size_of::<BitmapPtr>()..].fill(0);
-            let head = ChunkHeader { next: 0.into(), order: order.get().into(), num_elms: u32::from(count).into() };
-            header.copy_from_slice(head.as_bytes());
-        }
+        })?;
+        std::mem::replace(&mut chunks.failed, Ok(()))?;
     }
-    before.map_or(Ok(()), |last| write(last, &bytes))
+    chunks.end(Phys(0))
+}
+
+/// Chunks being written, one at a time: the last is in `bytes` until it is known what follows.
+struct Writer<A, W> {
+    alloc: A,
+    write: W,
+    bytes: Vec<u8>,
+    /// Where the chunk in `bytes` goes.
+    at: Option<Phys>,
+    /// Bytes of it that are filled.
+    filled: usize,
+    failed: Result<()>,
+}
+
+impl<A: FnMut() -> Result<Phys>, W: FnMut(Phys, &[u8]) -> Result<()>> Writer<A, W> {
+    /// Begins another chunk. What fails is kept in `failed`, once for all entries; then none is written any more.
+    fn begin(&mut self, order: Order) {
+        self.failed = std::mem::replace(&mut self.failed, Ok(())).and_then(|()| {
+            let phys = (self.alloc)()?;
+            self.end(phys)?;
+            self.at = Some(phys);
+            Ok(())
+        });
+        let header = ChunkHeader { next: 0.into(), order: order.get().into(), num_elms: 0.into() };
+        self.bytes[..size_of::<ChunkHeader>()].copy_from_slice(header.as_bytes());
+        self.filled = size_of::<ChunkHeader>();
+    }
+
+    /// False if the chunk is full.
+    #[inline(always)]
+    fn push(&mut self, entry: BitmapPtr) -> bool {
+        let end = self.filled + size_of::<BitmapPtr>();
+        let Some(place) = self.bytes.get_mut(self.filled..end) else { return false };
+        place.copy_from_slice(entry.as_bytes());
+        self.filled = end;
+        true
+    }
+
+    /// Writes the chunk, if there is one, with what follows it.
+    fn end(&mut self, next: Phys) -> Result<()> {
+        let Some(at) = self.at else { return Ok(()) };
+        let entries = (self.filled - size_of::<ChunkHeader>()) / size_of::<BitmapPtr>();
+        let entries = u32::try_from(entries).unwrap_or(u32::MAX);
+        self.bytes[..8].copy_from_slice(&next.0.to_le_bytes());
+        self.bytes[12..size_of::<ChunkHeader>()].copy_from_slice(&entries.to_le_bytes());
+        self.bytes[self.filled..].fill(0);
+        (self.write)(at, &self.bytes)
+    }
 }
 
 /// The geometry of a page size and a bitmap size.

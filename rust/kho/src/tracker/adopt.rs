@@ -72,17 +72,32 @@ impl Tracker {
         Ok(())
     }
 
-    /// The blocks of an order, ascending, those that became empty too, as bitmaps in memory: [`Tracker::blocks`] for whom
-    /// it is enough to know where they are. `None` in place of a block that has no address.
-    pub fn bitmaps(&self, order: Order) -> impl Iterator<Item = Option<Bitmap>> + '_ {
-        let blocks = self.dirs.get(order.index()).into_iter().flat_map(|dir| dir.blocks_from(0));
-        let (mut stretch, mut first) = (0..0, Phys(0));
-        blocks.map(move |(index, block, _)| {
+    /// Calls `take` with the place of each block of an order, ascending, those that became empty too: [`Tracker::blocks`]
+    /// for whom it is enough to know where they are.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a tracker whose blocks have no addresses.
+    pub fn each_bitmap(&self, order: Order, mut take: impl FnMut(Bitmap)) -> Result<()> {
+        let Some(dir) = self.dirs.get(order.index()) else { return Ok(()) };
+        let (mut stretch, mut first, mut homeless) = (0..0, Phys(0), false);
+        // A loop inside the iterator, for one around it would ask at every block which part of the directory it is in.
+        dir.blocks_from(0).for_each(|(index, block, _)| {
             if !stretch.contains(&block.addr()) {
-                (stretch, first) = block.stretch(&*self.source)?;
+                match block.stretch(&*self.source) {
+                    Some(found) => (stretch, first) = found,
+                    None => homeless = true,
+                }
             }
-            Some(Bitmap { order, index, phys: Phys(first.0 + (block.addr() - stretch.start) as u64) })
-        })
+            take(Bitmap {
+                order,
+                index,
+                phys: Phys(first.0.wrapping_add(block.addr().wrapping_sub(stretch.start) as u64)),
+            });
+        });
+        match homeless {
+            true => Err(Error::Invalid { what: "tracker", why: "its blocks are not in an arena".into() }),
+            false => Ok(()),
+        }
     }
 }
 
@@ -107,4 +122,38 @@ fn counts(blocks: &[Block], shape: Shape) -> Vec<u64> {
 /// How many threads looking at so many bytes of bitmaps is worth: at most one for each processor.
 pub(crate) fn threads_for(bytes: usize) -> usize {
     (bytes / WORTH_A_THREAD).min(thread::available_parallelism().map_or(1, NonZero::get))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tracker::Geometry;
+    use crate::units::PageSize;
+
+    #[test]
+    fn what_is_on_the_heap_has_no_place_and_cannot_be_adopted() {
+        let mut t = Tracker::new(Geometry::paged(PageSize::Size4K));
+        t.preserve(Pfn(7), Order::ZERO).unwrap();
+        assert!(t.each_bitmap(Order::ZERO, |_| {}).is_err());
+        let bitmap = Bitmap { order: Order::ZERO, index: 1, phys: Phys(0x1000) };
+        assert!(matches!(t.adopt(&[bitmap]), Err(Error::OutsideMemory { .. })));
+        assert!(matches!(t.adopt(&[Bitmap { index: 1 << 40, ..bitmap }]), Err(Error::OutOfRange { .. })));
+        assert_eq!(t.len(), 1);
+    }
+
+    #[test]
+    fn every_way_of_counting_counts_the_same() {
+        for page in PageSize::ALL {
+            let mut t = Tracker::new(Geometry::paged(page));
+            let mut x = 1u64;
+            for _ in 0..3000 {
+                x = x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                t.preserve(Pfn((x >> 33) % (3 * t.geometry().bits())), Order::ZERO).unwrap();
+            }
+            t.preserve_run(Pfn(t.geometry().bits() - 100), Order::ZERO, 200).unwrap();
+            let blocks: Vec<_> = t.dirs[0].blocks_from(0).collect();
+            let counted = counts(&blocks.iter().map(|b| b.1).collect::<Vec<_>>(), t.shape);
+            assert!(counted.iter().copied().eq(blocks.iter().map(|b| b.2)));
+        }
+    }
 }

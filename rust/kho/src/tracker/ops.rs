@@ -62,7 +62,8 @@ impl Tracker {
 
     /// How many folios are in either.
     pub fn union_len(&self, other: &Tracker) -> u64 {
-        self.len() + other.len() - self.intersection_len(other)
+        // Saturating, because bits of a map that was taken over may change after they were counted.
+        (self.len() + other.len()).saturating_sub(self.intersection_len(other))
     }
 
     /// The words, none of them zero, of the intersection.
