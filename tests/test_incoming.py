@@ -161,7 +161,7 @@ def test_a_map_in_an_arena_is_not_copied() -> None:
     arena = kho.Arena([(GIB, 4 * GIB)])
     pages = arena.alloc_at(2 * GIB, 18)
     out = kho.Outgoing(arena, "kho-v4")
-    phys = np.arange(pages.phys, pages.phys + GIB, 8 * P)
+    phys: Any = np.arange(pages.phys, pages.phys + GIB, 8 * P)
     assert out.preserve_many(phys) == len(phys)
     inc = kho.Incoming(arena, out.finalize())
     stats = inc.stats()
