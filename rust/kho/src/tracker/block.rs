@@ -5,6 +5,7 @@
 use super::simd;
 use crate::error::{Error, Result};
 use crate::units::Phys;
+use core::ops::Range;
 use core::ptr::{self, NonNull};
 use rustix::mm;
 use std::alloc::{self, Layout};
@@ -14,7 +15,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 ///
 /// # Safety
 /// Every pointer returned by `alloc_block` is valid for reads and writes of `bytes` bytes, 8-aligned, zeroed, and
-/// exclusively the tracker's to write, until the source is dropped or `release_all` is called.
+/// exclusively the tracker's to write, until the source is dropped or `release_all` is called; what `block_at` returns is
+/// as it says there.
 pub unsafe trait BlockSource: Send + Sync {
     /// A zeroed block of `bytes` bytes (512, 4096, 16384 or 65536; the same at every call of one tracker).
     ///
@@ -33,6 +35,22 @@ pub unsafe trait BlockSource: Send + Sync {
 
     /// The physical address of a block, when blocks have one.
     fn phys_of(&self, block: NonNull<u64>) -> Option<Phys>;
+
+    /// The `bytes` bytes at a physical address, to be a block as they are; `None` where the source has no memory there.
+    /// Others may write them at any time.
+    ///
+    /// Implementors: the pointer is valid for reads and writes of `bytes` bytes and 8-aligned as long as the source lives.
+    fn block_at(&self, phys: Phys, bytes: usize) -> Option<NonNull<u64>> {
+        let _ = (phys, bytes);
+        None
+    }
+
+    /// A stretch of memory around a block in which physical addresses go up with pointers, and where it begins: so that
+    /// many blocks' addresses take one call. `None` if blocks have no addresses.
+    fn stretch_of(&self, block: NonNull<u64>) -> Option<(Range<usize>, Phys)> {
+        let at = block.addr().get();
+        Some((at..at + 1, self.phys_of(block)?))
+    }
 
     /// Bytes of memory held, used by blocks or not yet.
     fn nbytes(&self) -> u64;
@@ -87,8 +105,23 @@ impl Block {
         Ok(block)
     }
 
+    /// The block that lies at an address of a source already, to be read only.
+    pub(super) fn at(source: &dyn BlockSource, phys: Phys, shape: Shape) -> Option<Self> {
+        source.block_at(phys, shape.bytes()).filter(|block| block.is_aligned()).map(Block)
+    }
+
     pub(super) fn phys(self, source: &dyn BlockSource) -> Option<Phys> {
         source.phys_of(self.0)
+    }
+
+    /// As [`BlockSource::stretch_of`].
+    pub(super) fn stretch(self, source: &dyn BlockSource) -> Option<(Range<usize>, Phys)> {
+        source.stretch_of(self.0)
+    }
+
+    /// Where in this process it lies.
+    pub(super) fn addr(self) -> usize {
+        self.0.addr().get()
     }
 
     /// Word `word` modulo the block's words.

@@ -11,6 +11,7 @@
 //!  pfn -> order's directory -> slot in a flat window -> word in a block
 //! ```
 
+pub(crate) mod adopt;
 mod batch;
 mod block;
 mod directory;
@@ -27,6 +28,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
+pub use adopt::Bitmap;
 pub use batch::{Orders, Words};
 pub use block::{BlockSource, HeapBlocks};
 pub use geometry::Geometry;
