@@ -100,6 +100,15 @@ pub fn restore(incoming: &Incoming, pfn: u64) -> Result<()> {
     incoming.restore_folio(Phys((BASE + pfn) << 12)).map(drop)
 }
 
+/// All in one call.
+///
+/// # Errors
+/// The first folio that is not there.
+pub fn restore_many(incoming: &Incoming, pfns: &[u64]) -> Result<()> {
+    let phys: Vec<u64> = pfns.iter().map(|pfn| (BASE + pfn) << 12).collect();
+    incoming.restore_many(&phys).map(drop)
+}
+
 /// One call each.
 ///
 /// # Errors

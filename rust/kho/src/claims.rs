@@ -1,7 +1,7 @@
 //! What was handed over, and what of it was restored: each folio once.
 
 use crate::error::{Error, NotRestorable, Result};
-use crate::tracker::{Geometry, Orders, Tracker};
+use crate::tracker::{Geometry, Tracker};
 use crate::units::{Order, PageSize, Pfn, Phys, aligned_blocks, cut_at};
 use std::fmt;
 use std::sync::{LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -265,11 +265,6 @@ struct Taking<'a> {
     allocated: Option<&'a mut Tracker>,
 }
 
-/// Addresses that are sorted at a time: so many that a bucket has several per line of a bitmap, and that stay in the cache.
-const PIECE: usize = 1 << 20;
-/// Buckets they are sorted to, by address.
-const BUCKETS: usize = 256;
-
 impl Taking<'_> {
     /// Takes a preserved folio's marker; false if it is gone.
     fn one(&mut self, pfn: Pfn, order: Order) -> Result<bool> {
@@ -291,76 +286,17 @@ impl Taking<'_> {
         let _ = self.allocated.as_mut().map(|allocated| allocated.unpreserve(pfn, order));
     }
 
-    /// Takes folios of one order; false, and nothing taken, if one of them cannot be. They are taken neighbours by
-    /// neighbours: what makes a random one dear is the cache.
+    /// Takes folios of one order; false, and nothing taken, if one of them cannot be.
     fn all_of(&mut self, phys: &[u64], order: Order) -> Result<bool> {
         let page = self.preserved.geometry().page();
-        let mut sorted = vec![0; phys.len().min(PIECE)];
-        for (piece, before) in phys.chunks(PIECE).zip((0..).step_by(PIECE)) {
-            let sorted = &mut sorted[..piece.len()];
-            let taken = match scatter(page, piece, sorted) {
-                true => self.run_of(sorted, order),
-                false => (0, Ok(())),
-            };
-            if let (n, Ok(())) = taken
-                && n == piece.len()
-            {
-                continue;
-            }
-            for &pfn in &sorted[..taken.0] {
-                self.give_back(Pfn(pfn), order);
-            }
-            for &at in &phys[..before] {
-                self.give_back(page.pfn(Phys(at)), order);
-            }
-            return taken.1.map(|()| false);
+        // An address in the middle of a page is that of no folio.
+        let pfns = phys.iter().map(|at| page.pfn_exact("phys", Phys(*at)).map(|pfn| pfn.0));
+        let Ok(pfns) = pfns.collect::<Result<Vec<u64>>>() else { return Ok(false) };
+        if pfns.iter().any(|pfn| page.check_folio(Pfn(*pfn), order).is_err()) {
+            return Ok(false);
         }
-        Ok(true)
+        self.restored.take_many(self.preserved, self.allocated.as_deref_mut(), &pfns, order)
     }
-
-    /// Takes folios up to the first that cannot be; how many, and the error if memory is short.
-    fn run_of(&mut self, pfns: &[u64], order: Order) -> (usize, Result<()>) {
-        for (n, &pfn) in pfns.iter().enumerate() {
-            if !self.preserved.contains(Pfn(pfn), order) {
-                return (n, Ok(()));
-            }
-            match self.restored.preserve(Pfn(pfn), order) {
-                Ok(true) => {}
-                Ok(false) => return (n, Ok(())),
-                Err(e) => return (n, Err(e)),
-            }
-        }
-        let marked = self.allocated.as_mut().map(|allocated| allocated.preserve_many(pfns, Orders::One(order)));
-        (pfns.len(), marked.map_or(Ok(()), |marked| marked.map(drop)))
-    }
-}
-
-/// Pfns of addresses, roughly sorted: to [`BUCKETS`] stretches of the memory between the lowest and the highest. False if
-/// one is not the first address of a page.
-fn scatter(page: PageSize, from: &[u64], to: &mut [u64]) -> bool {
-    let look = |(low, high, any): (u64, u64, u64), &at: &u64| (low.min(at), high.max(at), any | at);
-    let (low, high, any) = from.iter().fold((u64::MAX, 0, 0), look);
-    if any & (page.bytes() - 1) != 0 {
-        return false;
-    }
-    let shift = (u64::BITS - high.wrapping_sub(low).leading_zeros()).saturating_sub(BUCKETS.ilog2());
-    let bucket = |at: u64| ((at - low) >> shift) as usize % BUCKETS;
-    let mut ends = [0; BUCKETS];
-    for &at in from {
-        ends[bucket(at)] += 1;
-    }
-    let mut sum = 0;
-    for end in &mut ends {
-        sum += std::mem::replace(end, sum);
-    }
-    for &at in from {
-        let place = &mut ends[bucket(at)];
-        if let Some(to) = to.get_mut(*place) {
-            *to = page.pfn(Phys(at)).0;
-        }
-        *place += 1;
-    }
-    true
 }
 
 fn not_restorable(phys: Phys, why: NotRestorable) -> Error {
@@ -383,7 +319,7 @@ mod tests {
 
     #[test]
     fn a_long_list_is_restored_once_whatever_its_order() {
-        let pages: Vec<u64> = (0..PIECE as u64 + 5000).map(|n| n * 0x9e37_79b9 % (1 << 24)).collect();
+        let pages: Vec<u64> = (0..1_000_000).map(|n| n * 0x9e37_79b9 % (1 << 24)).collect();
         let claims = claims(&pages.iter().map(|pfn| (*pfn, 0)).collect::<Vec<_>>());
         let phys: Vec<u64> = pages.iter().map(|pfn| pfn << 12).collect();
         let mut allocated = Tracker::new(Geometry::new(PageSize::Size4K, 512).unwrap());

@@ -170,9 +170,11 @@ pub fn serialize(
     let mut chunks = Writer { alloc, write, bytes, at: None, filled: 0, failed: Ok(()) };
     for order in tracker.orders() {
         chunks.begin(order);
+        // From one bitmap to the next; 0 where there is one bitmap only, as none of them begins elsewhere.
+        let step = geometry.phys_start(order, 1).0;
         tracker.each_bitmap(order, |bitmap| {
-            let start = geometry.phys_start(order, bitmap.index);
-            let entry = BitmapPtr { phys_start: start.0.into(), bitmap: bitmap.phys.0.into() };
+            let start = bitmap.index.wrapping_mul(step);
+            let entry = BitmapPtr { phys_start: start.into(), bitmap: bitmap.phys.0.into() };
             if !chunks.push(entry) {
                 chunks.begin(order);
                 chunks.push(entry);

@@ -79,12 +79,13 @@ impl Pages {
             let start = page.pfn(r.start).0;
             pages.regions.push((start, start + r.len / page.bytes(), r.node));
         }
-        pages.free_all_but(reserved.iter().copied())?;
+        pages.free_all_but(reserved.iter().copied(), None)?;
         Ok(pages)
     }
 
-    /// Frees every page that no range of `busy` (ascending by start, possibly overlapping) covers.
-    fn free_all_but(&mut self, busy: impl Iterator<Item = (Pfn, Pfn)>) -> Result<()> {
+    /// Frees every page that no range of `busy` (ascending by start, possibly overlapping) covers, and that is none of the
+    /// single pages marked in `singles`.
+    fn free_all_but(&mut self, busy: impl Iterator<Item = (Pfn, Pfn)>, singles: Option<&Tracker>) -> Result<()> {
         self.free.clear();
         self.hints = [u64::MAX; Order::COUNT];
         let mut busy = busy.peekable();
@@ -92,11 +93,57 @@ impl Pages {
             while start < end {
                 while busy.next_if(|range| range.1.0 <= start).is_some() {}
                 let (from, to) = busy.peek().map_or((end, end), |range| (range.0.0.clamp(start, end), range.1.0));
-                for (pfn, order) in aligned_blocks(Pfn(start), Pfn(from)) {
-                    self.insert_free(pfn.0, order)?;
-                }
+                self.free_but(start, from, singles)?;
                 start = from.max(to);
             }
+        }
+        Ok(())
+    }
+
+    /// Frees the pages `start .. end` but those marked in `singles`. Free blocks of less than 64 pages lie in one word of its
+    /// bitmaps, and are found there all at once; larger ones are between words that are not empty.
+    fn free_but(&mut self, mut start: u64, end: u64, singles: Option<&Tracker>) -> Result<()> {
+        if let Some(singles) = singles.filter(|_| start < end) {
+            let bits = singles.geometry().bits();
+            for block in singles.blocks_between(Order::ZERO, Pfn(start), Pfn(end)) {
+                let first = block.index() * bits;
+                for (base, word) in (first..).step_by(64).zip(block.words()).filter(|(_, word)| *word != 0) {
+                    let (low, high) = (base.max(start), (base + 64).min(end));
+                    if low >= high {
+                        continue;
+                    }
+                    self.free_range(start, low)?;
+                    let here = !0 << (low - base) & !0 >> (64 - (high - base));
+                    self.free_in_word(base, !word & here)?;
+                    start = high;
+                }
+            }
+        }
+        self.free_range(start, end)
+    }
+
+    fn free_range(&mut self, start: u64, end: u64) -> Result<()> {
+        for (pfn, order) in aligned_blocks(Pfn(start), Pfn(end)) {
+            self.insert_free(pfn.0, order)?;
+        }
+        Ok(())
+    }
+
+    /// Frees the pages `base + bit` of the bits set, in the largest blocks there are: a pair of blocks that are free is a
+    /// free block of the next order.
+    fn free_in_word(&mut self, base: u64, mut free: u64) -> Result<()> {
+        for order in Order::all() {
+            if free == 0 {
+                break;
+            }
+            let pairs = free & free >> 1 & 0x5555_5555_5555_5555;
+            let alone = free & !(pairs | pairs << 1);
+            if alone != 0 {
+                self.free.preserve_bits(order, base >> order.get(), alone)?;
+                let hint = &mut self.hints[order.index()];
+                *hint = (*hint).min(base + (u64::from(alone.trailing_zeros()) << order.get()));
+            }
+            free = every_other(pairs);
         }
         Ok(())
     }
@@ -343,7 +390,8 @@ impl Pages {
             let mut busy: Vec<(Pfn, Pfn)> = self.maps.iter().flat_map(|map| &map.pages).copied().collect();
             busy.extend_from_slice(reserved);
             busy.sort_unstable();
-            self.free_all_but(merged(busy.into_iter(), preserved.extents()))?;
+            let larger = preserved.extents_from(Order::saturating(1));
+            self.free_all_but(merged(busy.into_iter(), larger), Some(preserved))?;
             for map in &mut self.maps {
                 let others = |pfn: &Pfn| !within(reserved, *pfn) && preserved.covering(*pfn).is_none();
                 map.pages = pages_of(&map.pages).filter(others).map(|pfn| (pfn, Pfn(pfn.0 + 1))).collect();
@@ -359,6 +407,16 @@ impl Pages {
         }
         Ok(())
     }
+}
+
+/// The bits at even places, side by side.
+const fn every_other(bits: u64) -> u64 {
+    let bits = bits & 0x5555_5555_5555_5555;
+    let bits = (bits | bits >> 1) & 0x3333_3333_3333_3333;
+    let bits = (bits | bits >> 2) & 0x0f0f_0f0f_0f0f_0f0f;
+    let bits = (bits | bits >> 4) & 0x00ff_00ff_00ff_00ff;
+    let bits = (bits | bits >> 8) & 0x0000_ffff_0000_ffff;
+    (bits | bits >> 16) & 0xffff_ffff
 }
 
 fn pages_of(ranges: &[(Pfn, Pfn)]) -> impl Iterator<Item = Pfn> + '_ {

@@ -148,6 +148,13 @@ impl Directory {
         far(from..base.min(to)).chain(near).chain(far(from.max(end)..to))
     }
 
+    /// Asks for the blocks of a range of folios to be brought near, all at once.
+    pub(super) fn prefetch(&self, shape: Shape, folios: Range<u64>) {
+        for (_, block) in self.blocks_in(folios.start >> shape.log2_bits..folios.end >> shape.log2_bits) {
+            block.prefetch(shape);
+        }
+    }
+
     /// Bytes held beside the blocks.
     pub(super) fn nbytes(&self) -> u64 {
         let far = self.far.len() * (size_of::<Block>() + size_of::<u64>());

@@ -96,11 +96,11 @@ impl Tracker {
     pub fn preserve(&mut self, pfn: Pfn, order: Order) -> Result<bool> {
         let shape = self.shape;
         match self.near(pfn, order) {
-            Some((dir, block, folio)) if block.set(shape, folio) => {
-                dir.len += 1;
-                Ok(true)
+            Some((dir, block, folio)) => {
+                let new = block.set(shape, folio);
+                dir.len += u64::from(new);
+                Ok(new)
             }
-            Some(_) => Ok(false),
             None => self.preserve_slow(pfn, order),
         }
     }
@@ -124,11 +124,11 @@ impl Tracker {
     pub fn unpreserve(&mut self, pfn: Pfn, order: Order) -> Result<bool> {
         let shape = self.shape;
         match self.near(pfn, order) {
-            Some((dir, block, folio)) if block.clear(shape, folio) => {
-                dir.len -= 1;
-                Ok(true)
+            Some((dir, block, folio)) => {
+                let gone = block.clear(shape, folio);
+                dir.len -= u64::from(gone);
+                Ok(gone)
             }
-            Some(_) => Ok(false),
             None => self.unpreserve_slow(pfn, order),
         }
     }

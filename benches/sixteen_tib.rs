@@ -1,6 +1,6 @@
 //! 16 TiB preserved whole, page by page, handed over and taken over: 2^32 folios, 131072 bitmaps, 512 MiB of them.
 //!
-//! `cargo run --release -p kho --example sixteen_tib`. Prints what each step took, the peak of resident memory, and how both
+//! `cargo bench --manifest-path benches/Cargo.toml --bench sixteen_tib`. Prints what each step took, the peak of resident memory, and how both
 //! compare with the goal; the exit status is 1 if it is missed. The memory is address space of a sparse memfd, of which only
 //! the bitmaps are ever touched: their first touch is the floor, and is measured beside.
 
