@@ -301,7 +301,7 @@ def test_the_live_kernels_messages_are_read_without_waiting(monkeypatch: pytest.
                 raise error
             return real(path, *args)  # type: ignore[operator,no-any-return]
 
-        monkeypatch.setattr("kho.doctor.facts.os.open", refused)
+        monkeypatch.setattr("kho.doctor.reading.os.open", refused)
         report = examine(copied("kho-off", tmp_path / type(refusal).__name__))
         assert "dev/kmsg" in {entry.file for entry in report.unread}
         assert report.state == "off"

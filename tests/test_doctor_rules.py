@@ -175,7 +175,7 @@ def test_a_clean_machine_has_notes_at_most(clean: Callable[[Path], Path], tmp_pa
 
 def test_a_containers_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("kho.doctor.tree.os.path.realpath", lambda path: "/")
-    monkeypatch.setattr("kho.doctor.facts.running_log", lambda tree: None)
+    monkeypatch.setattr("kho.doctor.reading.running_log", lambda tree: None)
     write(machine(tmp_path, cmdline="quiet"), "run/.containerenv", "")
     report = examine(tmp_path)
     assert "DOC024" in ids(report)

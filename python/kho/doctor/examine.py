@@ -10,7 +10,8 @@ from pathlib import Path
 from .._kho import kho_scratch_of
 from ..errors import ParameterError
 from . import checks
-from .facts import Facts, gather
+from .facts import Facts
+from .reading import gather
 from .report import Report
 from .scratch import Figures, enablement, excess, figures, spec_of
 from .text import share, size
