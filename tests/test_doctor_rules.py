@@ -144,6 +144,8 @@ TRIGGERS: list[tuple[str, str, Callable[[Path], Path]]] = [
     ("DOC022", "subtree", host("default-scratch")),
     ("DOC023", "debugfs", disagreeing),
     ("DOC023", "not active", unexplained),
+    ("DOC025", "not there", lambda tree: machine(tree, cmdline="kho=on")),
+    ("DOC025", "not built in", configured("CONFIG_CMA=y\nCONFIG_SMP=y\n", "kho=1")),
 ]
 
 

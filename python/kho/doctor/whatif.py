@@ -7,8 +7,9 @@ from typing import Any
 
 from .._kho import ScratchSpec, kho_is_enabled, parse_kho_scratch
 from ..errors import KhoError, ParameterError
-from .checks import misread, words
+from .checks import misread
 from .report import Report
+from .scratch import words
 from .text import size
 
 DEFAULT = 200
@@ -88,6 +89,8 @@ def what_if(report: Report, parameters: str) -> WhatIf:
     if report.state != "unknown" and report.scratch_how != "unknown":
         now = report.scratch if report.state == "active" else report.leftover or 0
         made.now = now if report.scratch_how != "at least" else report.scratch_low
+        if report.scratch_how == "boot line":
+            made.unknown.append("whether what the boot line asks for is what is held (root sees it)")
         if report.scratch_how == "at least":
             made.unknown.append("how much scratch is in use now (root sees it): what is held is a lower bound")
     else:
@@ -95,6 +98,8 @@ def what_if(report: Report, parameters: str) -> WhatIf:
     spec = _spec(made, value)
     if not made.accepted:
         return made
+    if report.boot == "kho":
+        made.notes.append("after a handover the areas are inherited: it takes a cold boot to change them")
     if not enabled:
         made.then, made.exact, made.fits = 0, True, True
         if value is not None:
@@ -104,8 +109,6 @@ def what_if(report: Report, parameters: str) -> WhatIf:
         made.notes.append("this kernel has no KHO; another one would be needed")
     _sizes(made, report, spec)
     _fits(made, report)
-    if report.boot == "kho":
-        made.notes.append("after a handover the areas are inherited: it takes a cold boot to change them")
     return made
 
 
@@ -130,7 +133,7 @@ def _sizes(made: WhatIf, report: Report, spec: ScratchSpec | None) -> None:
         if not nodes:
             made.unknown.append("how many NUMA nodes have memory; one is assumed")
         try:
-            made.sizes = spec.sizes(0, 0, [0] * (nodes or 1), report.pageblock)
+            made.sizes = spec.sizes(0, 0, [0] * (nodes or 1), report.alignment)
         except KhoError as error:
             made.accepted = False
             made.notes.append(str(error))
@@ -166,7 +169,7 @@ def _fits(made: WhatIf, report: Report) -> None:
         return
     low = made.sizes[0] if made.sizes else 0
     per_node = made.sizes[2:] if len(made.sizes) > 2 else []
-    over = [node for node, (want, have) in enumerate(zip(per_node, report.nodes.values(), strict=False)) if want > have]
+    over = [node for want, (node, have) in zip(per_node, report.nodes.items(), strict=False) if want > have]
     if made.then >= report.ram:
         made.fits = False
         made.notes.append(f"RAM is {size(report.ram)}")
