@@ -49,6 +49,17 @@ def test_json_is_the_same_report() -> None:
     assert [report["exit_code"] for report in several.json["reports"]] == [1, 1, 0, 1]
 
 
+def test_every_field_of_json_and_column_of_csv_is_documented() -> None:
+    page = (HOSTS.parents[2] / "docs/doctor.md").read_text()
+    table = page.split("| field | what |")[1].split("\n\n")[0]
+    data = kho("doctor", "--json", "--what-if", "kho=off", DEFAULT).json
+    assert set(data) == set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (.*?) \|", table, re.MULTILINE))))
+    inner = {*data["findings"][0], *data["findings"][0]["evidence"][0], *data["areas"][0], *data["preserved"][0]}
+    assert inner | set(data["what_if"]) - {"parameters", "headline"} <= set(re.findall(r"`(\w+)`", table))
+    columns = page.split("`--csv` has a row for each directory: ")[1].split(".")[0]
+    assert tuple(re.findall(r"\w+", re.sub(r"\([^)]*\)", "", columns))) == COLUMNS
+
+
 def test_many_trees_make_a_table() -> None:
     done = kho("doctor", *TREES)
     assert done.code == 1

@@ -291,3 +291,46 @@ def test_kho_on_and_nothing_there(tmp_path: Path) -> None:
     assert [f.certainty for f in report.findings if f.id == "DOC025"] == ["guess"]
     report = examine(write(tree, "proc/cmdline", "quiet\n"))
     assert (report.exit_code, "DOC025" in ids(report)) == (0, False), "nobody asked"
+
+
+def test_what_zoneinfo_alone_shows(tmp_path: Path) -> None:
+    left = ((0x60000000, 300 * MIB), (68 * GIB, 100 * MIB))
+    said = [
+        "KHO: Failed to reserve global scratch buffer",
+        "KHO: Failed to reserve scratch area, disabling kexec handover",
+    ]
+    tree = Machine(areas=left, cold=False, cmdline="kho=on", messages=said).write(tmp_path)
+    report = examine(without(tree, "proc/meminfo", "proc/pagetypeinfo"))
+    assert (report.state, report.leftover, report.by_node) == ("failed", 400 * MIB, {0: 300 * MIB, 1: 100 * MIB})
+    assert "at least 400.0 MiB" in report.headline
+    report = examine(without(tree, "proc/zoneinfo"))
+    assert (report.state, report.leftover) == ("failed", None)
+    assert report.headline.endswith("what stayed behind cannot be seen from here.")
+
+
+def test_areas_of_others_are_not_scratch_though_meminfo_is_missing(tmp_path: Path) -> None:
+    others = ((0x3_0000_0000, 128 * MIB),)
+    tree = Machine(areas=(), others=others, cmdline="cma=128M").write(tmp_path / "off")
+    assert examine(without(tree, "proc/meminfo")).exit_code == 0, "the log says how much others have"
+    tree = Machine(areas=SIZES, others=others, cmdline="kho=on").write(tmp_path / "on")
+    told = examine(without(tree, "proc/meminfo"))
+    assert (told.scratch, told.scratch_how) == (592 * MIB, "inferred")
+    report = examine(without(tree, "var/log/dmesg"))
+    assert (report.scratch_low, report.scratch) == (0, 720 * MIB)
+    found = next(f for f in report.findings if f.id == "DOC001")
+    assert (found.certainty, "CmaTotal is not known" in found.value) == ("guess", True)
+
+
+def test_what_may_be_left_or_inherited_is_called_a_guess(tmp_path: Path) -> None:
+    tree = Machine(areas=((0x60000000, 300 * MIB),), cold=False, cmdline="quiet").write(tmp_path)
+    report = examine(without(tree, "var/log/dmesg"))
+    found = next(f for f in report.findings if f.id == "DOC001")
+    assert (found.certainty, "it may be what a failed reservation left" in found.value) == ("guess", True)
+
+
+def test_more_than_there_is_was_not_reserved(tmp_path: Path) -> None:
+    tree = Machine(areas=((0x60000000, 64 * MIB),), cold=False, cmdline="kho=on kho_scratch=64M,200G,64M").write(
+        tmp_path
+    )
+    report = examine(without(tree, "var/log/dmesg", "proc/zoneinfo", "proc/pagetypeinfo"))
+    assert (report.state, report.leftover) == ("failed", 64 * MIB)

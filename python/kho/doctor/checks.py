@@ -23,9 +23,9 @@ def run(facts: Facts, report: Report, found: Figures) -> None:
         check(facts, report, found)
 
 
-def _sure(report: Report) -> Certainty:
+def _sure(report: Report, found: Figures) -> Certainty:
     """Say how sure what is held is."""
-    unsure: Certainty = "guess" if report.scratch_how == "boot line" else "likely"
+    unsure: Certainty = "guess" if report.scratch_how == "boot line" or found.doubts else "likely"
     return "certain" if report.scratch_how == "exact" else unsure
 
 
@@ -52,15 +52,16 @@ def held(facts: Facts, report: Report, found: Figures) -> None:
     if report.scratch_how in ("inferred", "boot line"):
         most = f"to {report.scratch_high}" if report.scratch_high is not None else "or more"
         text += f"; between bounds of {report.scratch_low} {most} bytes"
+    text += "".join(f"; {doubt}" for doubt in found.doubts if report.scratch_how != "exact")
     if report.boot == "kho" and enablement(facts, report.enabled_by_default) is False:
         text += "; inherited: kho=off gives it back after a cold boot only"
     if report.scratch_how == "at least":
         text += "; what is in use in it is not counted (root sees more: proc/pagetypeinfo, debugfs)"
     shown = [facts.config.get("CONFIG_KEXEC_HANDOVER"), _word(facts, r"kho")]
-    report.add("DOC001", text, _sure(report), *found.evidence, *shown)
+    report.add("DOC001", text, _sure(report, found), *found.evidence, *shown)
     if report.share is not None and report.share >= LARGE:
         shown = [facts.mem_total.seen if facts.mem_total is not None else None, *found.evidence[:4]]
-        report.add("DOC002", f"{share(report.share)} of {size(report.ram or 0)}", _sure(report), *shown)
+        report.add("DOC002", f"{share(report.share)} of {size(report.ram or 0)}", _sure(report, found), *shown)
 
 
 def failed(facts: Facts, report: Report, found: Figures) -> None:
@@ -81,6 +82,7 @@ def failed(facts: Facts, report: Report, found: Figures) -> None:
     if report.leftover:
         text = f"{report.leftover} bytes ({size(report.leftover)}"
         text += f", {share(report.share)} of RAM)" if report.share is not None else ")"
+        text = text if found.blocks is not None else f"at least {text}"
         report.add("DOC004", text, "likely" if found.blocks is not None else "guess", *found.evidence)
 
 

@@ -118,7 +118,7 @@ def left_behind(facts: Facts, report: Report, found: Figures) -> bool:
         found.asked is not None and found.asked - (found.best or 0) >= found.block_bytes and found.blocks is not None
     )
     impossible = found.asked is not None and facts.mem_total is not None and found.asked > facts.mem_total.bytes
-    return (uncounted and (short or impossible or report.boot == "cold")) or (short and impossible)
+    return impossible or (uncounted and (short or report.boot == "cold"))
 
 
 def _amounts(facts: Facts, report: Report, found: Figures) -> None:
@@ -135,12 +135,16 @@ def _amounts(facts: Facts, report: Report, found: Figures) -> None:
         least = max(found.free or 0, held - slack)
         report.scratch_low = min(least, held) if slack else held
         report.scratch_high = None if report.scratch_how == "at least" else held + slack
+        if found.doubts:
+            report.scratch_low = 0
+        if found.zones == 0 and report.boot is None and found.exact is None:
+            found.doubts.append("it may be what a failed reservation left: zoneinfo does not count it as CMA")
         if found.exact is None and found.asked is not None and report.boot != "kho":
             _as_asked(facts, report, found, found.asked)
     elif report.state in ("failed", "off", "absent"):
         report.scratch = report.scratch_low = report.scratch_high = 0
         report.scratch_how = "none"
-        if report.state == "failed" and found.best is not None:
+        if report.state == "failed" and (found.blocks is not None or found.free is not None):
             report.leftover = excess(found)
     if (report.scratch or report.leftover) and not report.by_node:
         report.by_node = found.by_node
@@ -185,7 +189,9 @@ def headline(facts: Facts, report: Report, found: Figures) -> str:
         asked = (
             f"asked for {size(found.asked)} of scratch ({value[:60]}), " if value and found.asked is not None else ""
         )
-        left = "nothing stayed behind" if not report.leftover else f"{size(report.leftover)}{ram} stayed behind in CMA"
+        least = "at least " if found.blocks is None else ""
+        left = "nothing stayed behind" if report.leftover == 0 else "what stayed behind cannot be seen from here"
+        left = f"{least}{size(report.leftover)}{ram} stayed behind in CMA" if report.leftover else left
         return f"KHO {asked}could not reserve {'it' if asked else 'its scratch'} and disabled itself; {left}."
     if report.state == "off":
         return f"KHO is off ({why_off(facts, report)}) and holds nothing."

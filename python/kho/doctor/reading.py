@@ -238,6 +238,9 @@ def log(tree: Tree, facts: Facts) -> None:
             facts.log = found  # one that has the boot's beginning, if there is one
         if facts.log.version is not None:
             break
+    if not facts.meminfo and facts.log is not None and facts.log.memory is not None:
+        total = number(str(facts.log.cma_reserved or 0))
+        facts.cma_total = Amount(total, facts.log.memory) if total is not None else None
     if facts.release is None and facts.log is not None and facts.log.version is not None:
         facts.release = Evidence(facts.log.file, None, clean(facts.log.version))
 

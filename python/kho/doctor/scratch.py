@@ -52,6 +52,8 @@ class Figures:
     block_bytes: int = 0
     others: int = 0
     """CmaTotal."""
+    doubts: list[str] = field(default_factory=list)
+    """Why what is inferred may be something else."""
     by_node: dict[int, int] = field(default_factory=dict)
 
     @property
@@ -181,6 +183,10 @@ def figures(facts: Facts) -> Figures:
     if facts.cma_free is not None:
         found.free = max(facts.cma_free.bytes - others, 0)
         found.evidence += [facts.cma_free.seen, *([facts.cma_total.seen] if facts.cma_total is not None else [])]
+    if zones and not found.zones:
+        _uncounted(found, facts)
+    if facts.cma_total is None and found.exact is None:
+        found.doubts.append("CmaTotal is not known: areas of others may be in it")
     spec = judged(facts)[1]
     align = alignment(facts.release.text if facts.release is not None else None, facts.page_size, facts.block_bytes)
     ways = [rounded(spec, len(nodes), each) for each in (align, facts.block_bytes, facts.block_bytes << 1)]
@@ -194,6 +200,22 @@ def areas_of(sizes: list[int], nodes: list[int]) -> list[Area]:
     only = nodes[0] if len(nodes) == 1 else None
     places = [only, only, *(nodes if len(nodes) == len(sizes) - 2 else [only] * (len(sizes) - 2))]
     return [Area(kind, None, size, node) for kind, size, node in zip(kinds, sizes, places, strict=True)]
+
+
+def _uncounted(found: Figures, facts: Facts) -> None:
+    """Find what zoneinfo shows as free and does not count as CMA: by node, and in all if meminfo does not say."""
+    free: dict[int, int] = {}
+    for zone in facts.zones:
+        free[zone.node] = free.get(zone.node, 0) + (zone.free_cma - (zone.cma or 0)) * facts.page_size
+    left = {node: nbytes for node, nbytes in sorted(free.items()) if nbytes > 0}
+    if found.free is None:
+        found.free = sum(left.values())
+        found.evidence += [
+            zone.seen._replace(text=f"{zone.seen.text}, nr_free_cma {zone.free_cma}")
+            for zone in facts.zones
+            if zone.free_cma > (zone.cma or 0)
+        ]
+    found.by_node = found.by_node or left
 
 
 def _areas(found: Figures, facts: Facts, nodes: list[int]) -> None:
