@@ -61,6 +61,7 @@ class Machine:
         )
         nodes = sorted({node for node, _, _ in self.ranges})
         zones, free, blocks = [], [], []
+        used = self.used
         for node in nodes:
             first = True
             for name, low, high in ZONES:
@@ -81,9 +82,10 @@ class Machine:
                 zones.append(f"        managed  {managed}\n        cma      {counted // self.page}\n")
                 zones.append("        protection: (0, 1818, 64213, 64213)\n")
                 if present:
-                    zones.append(
-                        f"      nr_free_pages {present * 3 // 4}\n      nr_free_cma  {(scratch + cma) // self.page}\n"
-                    )
+                    taken = min(used, scratch + cma)
+                    used -= taken
+                    zones.append(f"      nr_free_pages {present * 3 // 4}\n")
+                    zones.append(f"      nr_free_cma  {(scratch + cma - taken) // self.page}\n")
                     zones.append("  pagesets\n    cpu: 0\n              count:    12\n              high:     4024\n")
                     zones.append(f"  node_unreclaimable:  0\n  start_pfn:           {start // self.page}\n")
                     where = f"Node {node:4}, zone {name:>8}"

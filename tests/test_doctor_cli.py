@@ -228,6 +228,15 @@ def test_what_if_the_percentage_were_another(percent: int) -> None:
     assert found.exact is (percent == 200)
 
 
+def test_what_if_leaves_the_other_parameter_as_it_is(tmp_path: Path) -> None:
+    found = ask("kho=on", HOSTS / "scratch-too-big")
+    assert (found.then, found.fits) == (0x4000000 + 0xC0000000 + 0x4000000, False)
+    assert any("kho_scratch=64M,3G,64M stays on the boot line" in note for note in found.notes)
+    assert ask("kho=on kho_scratch=64M,64M,64M", HOSTS / "scratch-too-big").fits
+    rejected = ask("kho=on", machine(tmp_path, scratch=(64 * MIB,), cmdline="kho=on kho_scratch=512M"))
+    assert rejected.then == 64 * MIB, "a rejected value does not count"
+
+
 def test_what_if_it_were_on_is_an_estimate() -> None:
     found = ask("kho=on", HOSTS / "kho-off")
     assert found.then is not None

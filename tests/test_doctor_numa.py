@@ -136,6 +136,7 @@ def test_the_second_boot_of_a_chain(tmp_path: Path) -> None:
     assert (user.state, user.boot, user.previous_release, user.kexec_count) == ("active", "kho", "7.3.3-cloud", 3)
     assert (bounds(user), user.scratch_how) == ((392 * MIB, 392 * MIB, None), "at least"), "sizes are not its own"
     assert "at least 392.0 MiB" in user.headline
+    assert user.by_node == {0: 360 * MIB, 1: 32 * MIB}, "at least, too"
     root = examine(made.write(tmp_path / "blocks"))
     assert (root.scratch, root.scratch_how, root.by_node) == (592 * MIB, "inferred", BY_NODE)
     made.messages = ()
@@ -270,7 +271,7 @@ def test_a_log_that_lost_its_beginning_gives_way_to_one_that_has_it(tmp_path: Pa
 
 def test_a_long_log_of_many_boots_is_believed_from_its_last_on(tmp_path: Path) -> None:
     failed = "kernel: KHO: Failed to reserve scratch area, disabling kexec handover\n"
-    text = f"kernel: Linux version 6.18.15 (x)\n{failed}" + "db1 app: nothing\n" * 400_000
+    text = f"kernel: Linux version 6.18.15 (x)\n{failed}" + "db1 app: nothing\n" * 600_000
     assert examine(sosreport(tmp_path, "var/log/messages", text)).state == "active"
     text += f"kernel: Linux version 6.18.15 (x)\n{failed}"
     assert examine(write(tmp_path, "var/log/messages", text)).state == "failed"

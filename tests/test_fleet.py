@@ -127,7 +127,10 @@ def test_two_workers_do_2000_snapshots_and_the_death_of_one_loses_nothing(snapsh
         told = after(SNAPSHOTS // 4, kill)
         names = sorted(snapshots, key=lambda name: name[::-1])
         rows = list(fleet.run(examined, names, scheduler=made.scheduler_address, progress=told))
-        assert len(made.scheduler_info["workers"]) == 1
+        deadline = time.monotonic() + 60
+        while len(made.scheduler_info["workers"]) > 1 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert len(made.scheduler_info["workers"]) == 1, "it is not started again"
     assert [row["source"] for row in rows] == sorted(snapshots), "each has one row, in order"
     assert {row["source"]: row["scratch"] for row in rows} == snapshots
     assert {row["source"] for row in rows if not row["exit_code"]} == {
@@ -310,10 +313,11 @@ def test_a_scheduler_that_goes_away_ends_the_run(snapshots: Mapping[str, int], m
 
 
 def test_a_cluster_that_is_of_no_use_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(fleet, "CONNECT_SECONDS", 0.5)  # nobody is there, however long one waits
     for address in ("tcp://127.0.0.1:9", "nonsense://x", "tcp://127.0.0.1:port"):
         with pytest.raises(fleet.FleetError, match=f"{address}: no Dask scheduler answers"):
             list(fleet.run(slow, ["a"], scheduler=address))
+    monkeypatch.setattr(fleet, "CONNECT_SECONDS", 4)  # somebody is, and may be slow to answer
     with cluster(0) as made, pytest.raises(fleet.FleetError, match="this scheduler has no workers"):
         list(fleet.run(slow, ["a"], scheduler=made.scheduler_address))
 

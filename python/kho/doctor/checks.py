@@ -50,8 +50,8 @@ def held(facts: Facts, report: Report, found: Figures) -> None:
     text += f" = {parts}" if len(areas) > 1 else ""
     text += f"; {nodes}" if nodes else ""
     if report.scratch_how in ("inferred", "boot line"):
-        most = f"to {report.scratch_high}" if report.scratch_high is not None else "or more"
-        text += f"; between bounds of {report.scratch_low} {most} bytes"
+        sure = f"between {report.scratch_low} and {report.scratch_high}" if report.scratch_high is not None else None
+        text += f"; surely {sure or f'at least {report.scratch_low}'} bytes"
     text += "".join(f"; {doubt}" for doubt in found.doubts if report.scratch_how != "exact")
     if report.boot == "kho" and enablement(facts, report.enabled_by_default) is False:
         text += "; inherited: kho=off gives it back after a cold boot only"
@@ -223,6 +223,8 @@ def absence(facts: Facts, report: Report, found: Figures) -> None:
         text = "kho=off on the command line" if enablement(facts, None) is False else "it is not enabled"
         if enabled:
             text = "it is asked for, and there is no CMA memory outside CmaTotal: not built in, or it disabled itself"
+        if enablement(facts, None):
+            return  # DOC025
         sure: Certainty = "certain" if enabled is False else "likely"
         report.add("DOC015", text, sure, shown, default, built, cma)
     elif report.state == "absent":

@@ -28,6 +28,7 @@ LOGS = (
 )
 MANY_BOOTS = ("var/log/kern.log", "var/log/messages", "var/log/syslog", "sos_commands/logs/journalctl_--no-pager")
 """Logs of more than one boot: what is before their last one does not count."""
+LIVE_LOGS = ("var/log/dmesg", "var/log/kern.log")
 DEBUGFS = "sys/kernel/debug/kho"
 LIVEUPDATE_WORDS = ("[luo_session]", "luo_session", "/dev/liveupdate")
 LINES = 200_000
@@ -43,14 +44,14 @@ def gather(tree: Tree) -> Facts:
     free = pagetypeinfo(tree, facts)
     page_size(tree, facts, free)
     release(tree, facts)
-    log(tree, facts)
-    cmdline(tree, facts)
-    config(tree, facts)
     hugepages(tree, facts)
     debugfs(tree, facts)
     handed_over(tree, facts)
     surroundings(tree, facts)
     liveupdate(tree, facts)
+    log(tree, facts)  # late, since logs may use up what is read of a tree
+    cmdline(tree, facts)
+    config(tree, facts)
     return facts
 
 
@@ -224,8 +225,8 @@ def log(tree: Tree, facts: Facts) -> None:
         if found is not None and found.version is not None:
             facts.log = found
             return
-    for file in (*LOGS, *MANY_BOOTS):
-        piece = tree.read(file, tail=LOG_TAIL)
+    for file in (*LOGS, *MANY_BOOTS) if not facts.live else LIVE_LOGS:
+        piece = tree.read(file, tail=FILE_LIMIT if file in MANY_BOOTS else LOG_TAIL)
         if piece is not None and piece.tail and file in MANY_BOOTS:
             piece = Piece(file, b"", piece.tail)
         found = parse(piece) if piece is not None else None

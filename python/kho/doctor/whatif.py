@@ -9,7 +9,7 @@ from .._kho import ScratchSpec, kho_is_enabled, parse_kho_scratch
 from ..errors import KhoError, ParameterError
 from .checks import misread
 from .report import Report
-from .scratch import words
+from .scratch import scratch_values, words
 from .text import size
 
 DEFAULT = 200
@@ -64,7 +64,7 @@ class WhatIf:
 def what_if(report: Report, parameters: str) -> WhatIf:
     """Work out what a boot with these parameters would be like.
 
-    Args: parameters: `kho=` and `kho_scratch=`, as on the command line.
+    Args: parameters: `kho=` and `kho_scratch=`, as on the command line; the one that is not given stays as it is.
     Raises: ParameterError for anything else.
     """
     made = WhatIf(parameters)
@@ -95,6 +95,10 @@ def what_if(report: Report, parameters: str) -> WhatIf:
             made.unknown.append("how much scratch is in use now (root sees it): what is held is a lower bound")
     else:
         made.unknown.append("how much scratch there is now")
+    kept = [given for given in scratch_values(report.cmdline or "") if given is not None and _readable(given)]
+    if value is None and enabled and kept:
+        value = kept[-1]
+        made.notes.append(f"kho_scratch={value[:80]} stays on the boot line; kho_scratch=200% is the default")
     spec = _spec(made, value)
     if not made.accepted:
         return made
@@ -102,7 +106,7 @@ def what_if(report: Report, parameters: str) -> WhatIf:
         made.notes.append("after a handover the areas are inherited: it takes a cold boot to change them")
     if not enabled:
         made.then, made.exact, made.fits = 0, True, True
-        if value is not None:
+        if "kho_scratch" in parameters.replace("-", "_"):
             made.notes.append("KHO is off then, so kho_scratch= has no effect; add kho=on")
         return made
     if report.built_in is False:
@@ -110,6 +114,15 @@ def what_if(report: Report, parameters: str) -> WhatIf:
     _sizes(made, report, spec)
     _fits(made, report)
     return made
+
+
+def _readable(value: str) -> bool:
+    """Say whether the kernel can read a value of `kho_scratch=`."""
+    try:
+        parse_kho_scratch(value)
+    except ParameterError:
+        return False
+    return True
 
 
 def _spec(made: WhatIf, value: str | None) -> ScratchSpec | None:
