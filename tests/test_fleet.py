@@ -305,7 +305,7 @@ def patient(source: str, **options: object) -> dict[str, Any]:
 
 
 def test_a_scheduler_that_goes_away_ends_the_run(snapshots: Mapping[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet, "CONNECT_SECONDS", 5)
+    monkeypatch.setattr(fleet, "CONNECT_SECONDS", 10)
     with cluster(1) as made:
         told = after(1, made.close)
         with pytest.raises(fleet.FleetError, match="the connection to the scheduler is lost"):

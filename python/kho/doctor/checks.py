@@ -296,7 +296,7 @@ def live(facts: Facts, report: Report, found: Figures) -> None:
         text += f"; {holders} descriptor{'' if holders == 1 else 's'} of it or of sessions seen" if holders else ""
         report.add("DOC022", text, "certain", facts.device, *luo, *facts.sessions, wanted)
     if facts.container is not None:
-        report.add("DOC024", "what follows is the host's", "likely", facts.container)
+        report.add("DOC024", "the figures are the host's", "likely", facts.container)
 
 
 Check = Callable[[Facts, Report, Figures], None]

@@ -151,7 +151,8 @@ RULES: dict[str, Rule] = {
         "scratch inflated by what was reserved at boot",
         "The size of scratch is a percentage of all memory reserved while booting, and gigantic pages or a crash "
         "kernel are part of it: each byte counts N % in low or global scratch, and N % again per node.",
-        "With the default of 200 %, a 1 GiB page may cost 4 GiB of scratch; or the reservation fails.",
+        "With the default of 200 %, a 1 GiB page may cost 4 GiB of scratch; or the reservation fails. Newer kernels "
+        "leave huge pages out, and still count the crash kernel.",
         f"Give sizes instead of the percentage; {SIZES}. Or reserve gigantic pages after boot.",
         "hugepagesz=1G hugepages=N hosts of virtual machines. Huge pages of 2 MiB are allocated later and do not "
         "count: the capture with hugepages=600 has the same scratch as the one without.",
@@ -287,7 +288,8 @@ RULES: dict[str, Rule] = {
         "note",
         "this is a container",
         "The figures are those of the machine the container runs on.",
-        "Nothing can be changed from in here; what the command line says is the host's.",
+        "Nothing can be changed from in here; what the command line says is the host's. Where lxcfs shows the "
+        "container's limit as MemTotal, shares are shares of that.",
         "Run kho doctor on the host.",
         "Containers see the host's /proc/meminfo, and its CmaFree.",
         "run/.containerenv, .dockerenv, run/systemd/container",
