@@ -335,3 +335,10 @@ def test_more_than_there_is_was_not_reserved(tmp_path: Path) -> None:
     )
     report = examine(without(tree, "var/log/dmesg", "proc/zoneinfo", "proc/pagetypeinfo"))
     assert (report.state, report.leftover) == ("failed", 64 * MIB)
+
+
+@pytest.mark.parametrize("gone", ["proc/pagetypeinfo", "proc/zoneinfo"])
+def test_a_boot_line_that_pageblocks_contradict_is_not_believed(gone: str, tmp_path: Path) -> None:
+    tree = Machine(areas=DEFAULT, cmdline=LINE, messages=[SAID]).write(tmp_path)
+    report = examine(without(tree, gone))
+    assert (report.scratch, report.scratch_how, report.areas) == (held(DEFAULT), "inferred", [])
