@@ -21,7 +21,7 @@ fn done<T>(result: Result<T>) -> T {
 pub(crate) fn all(rows: &mut Rows, c: &mut Criterion, workload: &Workload) {
     let folios = api::in_arena(workload);
     serialize(rows, c, workload, &folios);
-    take_over(rows, c, workload, &folios);
+    take_over(rows, workload, &folios);
 }
 
 fn serialize(rows: &mut Rows, c: &mut Criterion, workload: &Workload, folios: &Tracker) {
@@ -41,12 +41,12 @@ fn serialize(rows: &mut Rows, c: &mut Criterion, workload: &Workload, folios: &T
         let mut twin = Twin::for_workload(build, version, workload);
         twin.preserve_each(workload);
         let name = twin.name();
-        rows.run(c, row, &name, || time(|| twin.serialize_again()).0);
+        rows.few(row, &name, || time(|| twin.serialize_again()).0);
     }
 }
 
 /// Taking over, then restoring every folio in another random order.
-fn take_over(rows: &mut Rows, c: &mut Criterion, workload: &Workload, folios: &Tracker) {
+fn take_over(rows: &mut Rows, workload: &Workload, folios: &Tracker) {
     let units = workload.len() as u64;
     let mark = Row { workload: workload.name, operation: "mark on take-over", unit: "folio", units };
     let restore = Row { operation: "restore once, random", ..mark };
@@ -85,7 +85,7 @@ fn take_over(rows: &mut Rows, c: &mut Criterion, workload: &Workload, folios: &T
         let map = twin.serialize();
         let name = twin.name();
         let mut restored = Vec::new();
-        rows.run(c, mark, &name, || {
+        rows.few(mark, &name, || {
             let (took, n) = time(|| machine.take_over(&mut twin, map, workload));
             assert_eq!(n, workload.len());
             let (restoring, n) = time(|| machine.restore_each(build, &pfns));
