@@ -429,6 +429,21 @@ def test_what_is_written_is_shown() -> None:
 
 
 @pytest.mark.parametrize("abi", ["kho-v1", "kho-v4"])
+def test_a_run_is_preserved_as_its_folios_or_not_at_all(abi: str) -> None:
+    arena = small()
+    out = kho.Outgoing(arena, abi)
+    block = arena.alloc(9)
+    with pytest.raises(kho.PageStateError):
+        out.preserve_run(block, 3, 65)
+    assert out.preserve_run(block, 3, 64) == 64
+    assert out.preserve_run(block.phys + 8 * P, 3, 2) == 0
+    out.finalize()
+    inc = kho.Incoming(arena)
+    assert inc.folios_by_order == {0: 1, 3: 64}
+    assert inc.restore_folio(block.phys + 8 * 63 * P).order == 3
+
+
+@pytest.mark.parametrize("abi", ["kho-v1", "kho-v4"])
 def test_many_are_preserved_at_once_or_not_at_all(abi: str) -> None:
     arena = small()
     out = kho.Outgoing(arena, abi)

@@ -412,6 +412,15 @@ class Tracker:
     def unpreserve_pages(self, pfn: int, n: int) -> int:
         """Unmark the blocks that `preserve_pages` marks; how many were marked (kho_unpreserve_pages)."""
 
+    def preserve_run(self, pfn: int, order: int, count: int) -> int:
+        """Mark `count` folios of one order side by side, by words, all or nothing; how many were not yet marked.
+
+        Raises: as `preserve`.
+        """
+
+    def unpreserve_run(self, pfn: int, order: int, count: int) -> int:
+        """Unmark the folios that `preserve_run` marks; how many were marked."""
+
     def preserve_many(self, pfns: Buffer, order: int | Buffer = 0) -> int:
         """Mark many folios at once, all or nothing.
 
@@ -584,6 +593,12 @@ class Outgoing:
 
         Returns: how many were not preserved before.  Raises: as `preserve_folio`, for the first in the list.
 
+        """
+
+    def preserve_run(self, phys: Folio | Pages | int, order: int, count: int) -> int:
+        """Preserve `count` folios of one order side by side, all or none; how many were not preserved before.
+
+        Raises: as `preserve_folio`.
         """
 
     def preserve_pages(self, phys: Folio | Pages | int, n: int) -> int:

@@ -93,6 +93,11 @@ impl PyOutgoing {
         .or_raise()
     }
 
+    fn preserve_run(&self, py: Python<'_>, phys: &Bound<'_, PyAny>, order: Number, count: Number) -> PyResult<u64> {
+        let (pfn, order) = (self.pfn(phys)?, Order::new(order.0).or_raise()?);
+        py.detach(|| self.lock().preserve_run(pfn, order, count.0)).or_raise()
+    }
+
     fn preserve_pages(&self, phys: &Bound<'_, PyAny>, n: Number) -> PyResult<u64> {
         let pfn = self.pfn(phys)?;
         self.lock().preserve_pages(pfn, n.0).or_raise()
