@@ -54,6 +54,7 @@ fn take_over(rows: &mut Rows, workload: &Workload, folios: &Tracker) {
     let mut pfns = workload.pfns.clone();
     pfns.sort_unstable_by_key(|pfn| shuffled(*pfn ^ 0x5a5a, bits));
 
+    let phys = api::addresses(&pfns);
     let each = Row { operation: "restore once, one call each", ..mark };
     let mut restored = Vec::new();
     rows.few(mark, "kho", || -> Duration {
@@ -67,7 +68,7 @@ fn take_over(rows: &mut Rows, workload: &Workload, folios: &Tracker) {
         // Every other time in one call.
         let (row, took_back) = match restored.len() % 2 {
             0 => (each, time(|| done(api::restore_each(&incoming, &pfns))).0),
-            _ => (restore, time(|| done(api::restore_many(&incoming, &pfns))).0),
+            _ => (restore, time(|| done(api::restore_many(&incoming, &phys))).0),
         };
         restored.push((row, took_back));
         // The FDT's page is the one folio left.

@@ -1,7 +1,7 @@
 //! What was handed over, and what of it was restored: each folio once.
 
 use crate::error::{Error, NotRestorable, Result};
-use crate::tracker::{Geometry, Tracker};
+use crate::tracker::{Geometry, Tracker, Words};
 use crate::units::{Order, PageSize, Pfn, Phys, aligned_blocks, cut_at};
 use std::fmt;
 use std::sync::{LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -288,14 +288,29 @@ impl Taking<'_> {
 
     /// Takes folios of one order; false, and nothing taken, if one of them cannot be.
     fn all_of(&mut self, phys: &[u64], order: Order) -> Result<bool> {
-        let page = self.preserved.geometry().page();
-        // An address in the middle of a page is that of no folio.
-        let pfns = phys.iter().map(|at| page.pfn_exact("phys", Phys(*at)).map(|pfn| pfn.0));
-        let Ok(pfns) = pfns.collect::<Result<Vec<u64>>>() else { return Ok(false) };
-        if pfns.iter().any(|pfn| page.check_folio(Pfn(*pfn), order).is_err()) {
-            return Ok(false);
+        let pfns = Pages { phys, page: self.preserved.geometry().page() };
+        self.restored.take_many(self.preserved, self.allocated.as_deref_mut(), &pfns, order).or_else(|e| match e {
+            Error::Misaligned { .. } | Error::OutOfRange { .. } => Ok(false),
+            e => Err(e),
+        })
+    }
+}
+
+/// Addresses as pfns; one in the middle of a page as a pfn that no folio has.
+struct Pages<'a> {
+    phys: &'a [u64],
+    page: PageSize,
+}
+
+impl Words for Pages<'_> {
+    fn len(&self) -> usize {
+        self.phys.len()
+    }
+
+    fn copy(&self, at: usize, into: &mut [u64]) {
+        for (pfn, phys) in into.iter_mut().zip(&self.phys[at..]) {
+            *pfn = phys.rotate_right(self.page.shift());
         }
-        self.restored.take_many(self.preserved, self.allocated.as_deref_mut(), &pfns, order)
     }
 }
 

@@ -250,7 +250,7 @@ impl Tracker {
         &mut self,
         from: &Tracker,
         mut also: Option<&mut Tracker>,
-        pfns: &[u64],
+        pfns: &(impl Words + ?Sized),
         order: Order,
     ) -> Result<bool> {
         if pfns.is_empty() {
