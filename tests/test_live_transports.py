@@ -740,6 +740,7 @@ def test_nobody_else_gets_the_name_while_a_process_changes_its_program() -> None
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as old:
         assert old.stdout is not None
         assert old.stdout.readline() == "go\n"
+        time.sleep(0.2)
         with kho.live.open("x", timeout=20) as h:
             assert (h.transport, h.generation) == ("socket", 1)
             assert old.stdout.read() == "exec\n"
