@@ -176,7 +176,7 @@ def test_ps_inspect_and_release_of_what_is_held(log: Path) -> None:
 
 
 def test_a_service_that_owns_its_image_is_released_only_by_force() -> None:
-    with process(lambda line: service(line)) as old:
+    with process(service) as old:
         assert old.hear() == ["new", 0, []]
         old.ask("put", "a", "one")
         old.ask("commit")
