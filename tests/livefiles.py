@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 import tempfile
 import traceback
@@ -15,6 +16,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+import kho
+import kho.live
 from kho.live import Candidate, Handle
 
 SHM = Path("/dev/shm")
@@ -111,3 +114,98 @@ def restore(path: Path, content: bytes) -> None:
 def blocks(path: Path) -> int:
     """Bytes a file takes."""
     return path.stat().st_blocks * 512
+
+
+class Channel:
+    """One end of a line to another process: JSON objects, one per packet."""
+
+    def __init__(self, conn: socket.socket, pid: int = 0) -> None:
+        self._conn = conn
+        self.pid = pid
+        conn.settimeout(30)
+
+    def say(self, *words: Any) -> None:
+        """Send."""
+        self._conn.send(json.dumps(words).encode())
+
+    def hear(self) -> Any:
+        """Receive."""
+        raw = self._conn.recv(1 << 16)
+        if not raw:
+            raise EOFError
+        return json.loads(raw)
+
+    def ask(self, *words: Any) -> Any:
+        """Send, and receive the answer, a single word."""
+        self.say(*words)
+        (answer,) = self.hear()
+        return answer
+
+    def kill(self) -> None:
+        """End the process there, without a chance to tidy up."""
+        os.kill(self.pid, signal.SIGKILL)
+        self.ended()
+
+    def ended(self) -> int:
+        """Wait for the process there: its exit code, negative for a signal."""
+        pid, self.pid = self.pid, 0
+        return ended(pid)
+
+
+@contextmanager
+def process(work: Callable[[Channel], object]) -> Iterator[Channel]:
+    """Fork a process that does something; it is killed in the end."""
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def run() -> None:
+        here.close()
+        work(Channel(there))
+
+    pid = child(run)
+    there.close()
+    channel = Channel(here, pid)
+    try:
+        yield channel
+    finally:
+        if channel.pid:
+            channel.kill()
+        here.close()
+
+
+def service(line: Channel, name: str = "x", **options: Any) -> None:
+    """Open an image, say how that went, and do what is asked: any method of the handle, by name."""
+    held: dict[str, Any] = {}
+    try:
+        h = kho.live.open(name, "4M", **options)
+    except kho.KhoError as error:
+        line.say(type(error).__name__, str(error))
+        return
+    line.say(h.transport, h.generation, h.names())
+    while True:
+        try:
+            what, *rest = line.hear()
+        except EOFError:
+            return
+        try:
+            if what == "put":
+                h.put(rest[0], rest[1].encode())
+                answer: Any = "put"
+            elif what == "hold":
+                held[rest[0]] = h[rest[0]]
+                answer = "held"
+            elif what == "held":
+                answer = bytes(held[rest[0]]).decode(errors="replace")
+            elif what == "get":
+                answer = bytes(h[rest[0]]).decode(errors="replace")
+            elif what == "handed over":
+                answer = h.handed_over.wait(rest[0])
+            elif what == "fork":
+                answer = child(signal.pause)
+            elif what == "exit":
+                return
+            else:
+                found = getattr(h, what)
+                answer = found(*rest) if callable(found) else found
+        except kho.KhoError as error:
+            answer = [type(error).__name__, str(error)]
+        line.say(answer)

@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterable
 
 from ._kho import Arena, Incoming, Memory, open_memory
 
-__all__ = ["Source", "open"]
+__all__ = ["LIVE", "Source", "memory", "open"]
+
+LIVE = "live:"
+"""How the name of a running service begins, that is a source (`kho.live`); a file of that name is `./live:...`."""
 
 Source = str | os.PathLike[str] | Memory | Arena
 """One source: a path, a path with an address, or memory at hand."""
@@ -30,7 +33,7 @@ def open(  # noqa: A001 - kho.open reads like open()
             LiME dump, a raw image with the address of its first byte (`"ram.bin@0x40000000"`, optionally
             `",offset=0x1000,size=2G"` for a part of the file), the memory backend of a running QEMU
             (`"/dev/shm/ram,machine=q35"`, or `pc`, `virt`), an arena's own file, several of these together as one
-            memory, or a `Memory` or `Arena`.
+            memory, the image of a running service (`"live:search-index"`), or a `Memory` or `Arena`.
         fdt_phys: physical address of the root FDT; searched for when not given.
         page_size: 4096, 16384 or 65536; decided from evidence when not given.
         bitmap_bytes: 512 (Linux 6.16) or the page size (6.18 and later); kho-v1 says it nowhere, so it is decided
@@ -46,14 +49,8 @@ def open(  # noqa: A001 - kho.open reads like open()
         FormatError: memory that no kernel would have written; the message names the place and the value.
 
     """
-    if isinstance(source, Memory | Arena):
-        memory: Memory | Arena = source
-    elif isinstance(source, str | os.PathLike):
-        memory = Memory.open(source)
-    else:
-        memory = Memory.open(*source)
     return open_memory(
-        memory,
+        source if isinstance(source, Memory | Arena) else memory(source),
         fdt_phys=fdt_phys,
         page_size=page_size,
         bitmap_bytes=bitmap_bytes,
@@ -61,3 +58,20 @@ def open(  # noqa: A001 - kho.open reads like open()
         max_page_order=max_page_order,
         progress=progress,
     )
+
+
+def memory(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Memory:
+    """Open what is named as memory. Raises: SourceError; NotFoundError for a service that does not run; BusyError."""
+    parts = [source] if isinstance(source, str | os.PathLike) else list(source)
+    borrowed: list[int] = []
+    try:
+        for i, part in enumerate(parts):
+            if isinstance(part, str) and part.startswith(LIVE):
+                from .live.census import readable
+
+                borrowed.append(readable(part.removeprefix(LIVE)))
+                parts[i] = f"/proc/self/fd/{borrowed[-1]}"
+        return Memory.open(*parts)
+    finally:
+        for fd in borrowed:
+            os.close(fd)

@@ -33,7 +33,7 @@ from ._kho import (
 from .findings import SEVERITIES, Finding
 from .owners import HANDLE, owners
 from .payload import Broken, KhoTest, Luo, MemfdFile, Payload, Raw, Session
-from .sources import Source
+from .sources import Source, memory
 
 __all__ = ["verify", "verify_fdt"]
 
@@ -166,7 +166,7 @@ def _sorted(findings: Iterable[Finding]) -> list[Finding]:
 def _memory(source: Source | Iterable[str | os.PathLike[str]]) -> Memory | Arena:
     if isinstance(source, Memory | Arena):
         return source
-    return Memory.open(source) if isinstance(source, str | os.PathLike) else Memory.open(*source)
+    return memory(source)
 
 
 def _snapshot(shown: Snapshot) -> Iterator[Finding]:

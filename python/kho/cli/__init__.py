@@ -32,6 +32,9 @@ TASKS = {
     "convert": ("write it as another kernel would", "kho convert core.elf --abi kho-v4 -o v4.elf"),
     "plan": ("what will handing over cost?", "kho plan --memory 2T --preserve 80%:2M"),
     "simulate": ("do it, and measure", "kho simulate --memory 2T --preserve 80%:2M"),
+    "hold": ("keep memory while a service restarts", "kho hold search-index --size 8G -- python serve.py"),
+    "ps": ("which services keep memory?", "kho ps"),
+    "release": ("give it back", "kho release search-index"),
 }
 """What each command is for, with an example, in the order one needs them."""
 

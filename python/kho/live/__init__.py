@@ -36,7 +36,16 @@ successor looks first (`attach`, the owner's `offer` keeping commits back), and 
 of (`hand_over`), or the owner takes it back (`take_back`). Of those that race for the lock one wins, the others get
 BusyError.
 
-*Transports* (`transports`) find an image by name; a path or a descriptor need none.
+*Transports* find a memfd by its image's name; a path or a descriptor need none. `open` asks, in this order: what came
+with the process across exec or from a holder (`inherited`); who answers to the name (`runtime`, `wire`, `server`,
+`successor`); systemd's store; whatever else there is (`transports`). An owner of a memfd answers to its name, so that
+of those that begin at the same time one finds the other's image.
+
+*Handing over by socket.* prepare: the owner passes the descriptor, and lets nobody begin to change anything; the
+successor reads, and checks whether it is fit. adopt: the owner lets go of the lock, and the successor takes it, and the
+name with it. adopted: the owner drains. Whenever the connection breaks before, the owner tries for the lock, and if it
+gets it goes on: the lock decides, not what was heard. The connection stays open while the owner before, or a child of
+it, may be reading; until then the successor keeps what it replaces (`successor.Predecessor`).
 """
 
 from __future__ import annotations
@@ -47,14 +56,18 @@ import re
 import time
 from pathlib import Path
 
-from ..errors import ParameterError, SourceError, StaleError
+from ..errors import BusyError, ParameterError, SourceError, StaleError
 from ..payload.live import PAGE, Item, check_name
-from . import transports
+from . import inherited, successor, transports
 from .handle import Candidate, Handle
 from .image import LEAST, Image, blank, open_file
+from .inherited import Inherited
+from .inherited import execute as exec  # noqa: A004 - kho.live.exec reads like os.execv
 from .reader import Reader
+from .slots import HEAD
+from .successor import Ready
 
-__all__ = ["Candidate", "Handle", "Item", "Reader", "attach", "open", "transports"]
+__all__ = ["Candidate", "Handle", "Item", "Reader", "attach", "exec", "open", "transports"]
 
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 MFD_HUGETLB = 0x4
@@ -68,8 +81,13 @@ def open(  # noqa: A001 - kho.live.open reads like open()
     version: str = "1",
     backing: str | os.PathLike[str] | int = "memfd",
     timeout: float = 0.0,
+    ready: Ready | None = None,
+    serve: bool | None = None,
 ) -> Handle:
     """Own the image of a service: the one that is there, or, the first time, a new one.
+
+    A memfd that another process owns is taken over from it: its `handed_over` is set then, and it reads on until it
+    ends. While it has uncommitted changes, or a successor, it is busy.
 
     Args:
         name: the service's, 1 to 255 bytes.
@@ -77,7 +95,10 @@ def open(  # noqa: A001 - kho.live.open reads like open()
         version: of what the service keeps in it; an image of another is refused, and stays as it is.
         backing: "memfd" or "hugetlb", which a transport passes on; the path of a file on tmpfs or pmem; or the
             descriptor of a memfd, empty or with an image.
-        timeout: seconds to wait for an owner that is about to let go.
+        timeout: seconds to wait for an owner that is about to let go, or busy.
+        ready: the health check: it is given the image as a `Candidate` before anything changes, and what it raises
+            leaves the owner in office.
+        serve: answer to the image's name, in a thread. By default memfds are, unless a holder does.
 
     Raises: BusyError if another process owns it; SchemaError for another name or version, with both; FormatError for an
         image that is torn or was tampered with; OutOfMemoryError; ParameterError; SourceError.
@@ -86,14 +107,14 @@ def open(  # noqa: A001 - kho.live.open reads like open()
     check_name(name)
     if "\0" in version or len(version.encode()) > 255:
         raise ParameterError(f"version {version!r}: at most 255 bytes without NUL")
-    nbytes = _size(size)
-    if isinstance(backing, int):
-        return _open_fd(backing, name, nbytes, version, timeout)
+    nbytes = size_of(size)
     if backing in ("memfd", "hugetlb"):
-        if (fd := transports.find(name)) is not None:
-            return _open_fd(fd, name, nbytes, version, timeout)
-        return _new_memfd(name, nbytes, version, huge=backing == "hugetlb")
-    return _open_path(Path(backing), name, nbytes, version, timeout)
+        return _open_named(name, nbytes, version, timeout, ready, serve, huge=backing == "hugetlb")
+    if isinstance(backing, int):
+        handle = _open_fd(backing, name, nbytes, version, timeout, ready)
+    else:
+        handle = _open_path(Path(backing), name, nbytes, version, timeout, ready)
+    return _served(handle) if serve else handle
 
 
 def attach(source: str | os.PathLike[str] | int, *, lock_fd: int | None = None) -> Candidate:
@@ -127,7 +148,7 @@ def _candidate(image: Image) -> Candidate:
         raise
 
 
-def _size(size: int | str) -> int:
+def size_of(size: int | str) -> int:
     if isinstance(size, str):
         found = re.fullmatch(r"([0-9]{1,20})([KMGT]?)", size.strip().upper())
         if found is None:
@@ -138,9 +159,90 @@ def _size(size: int | str) -> int:
     return -(-size // PAGE) * PAGE
 
 
-def _adopt(candidate: Candidate, name: str, version: str, timeout: float) -> Handle:
+def _served(handle: Handle, *, replace: bool = False) -> Handle:
+    """Have a new owner answer to its image's name, or be none. Raises: BusyError, SourceError."""
+    try:
+        handle.serve(replace=replace)
+    except BaseException:
+        handle.close()
+        raise
+    return handle
+
+
+def _open_named(
+    name: str,
+    size: int,
+    version: str,
+    timeout: float,
+    ready: Ready | None,
+    serve: bool | None,
+    *,
+    huge: bool,
+) -> Handle:
+    """Find a memfd by its image's name, wherever it is, or make one."""
+    until = time.monotonic() + timeout
+    lost: SourceError | None = None
+    try:
+        came = inherited.from_environment(name)
+    except SourceError as error:
+        # A holder answers to the name as well.
+        came, lost = None, error
+    while True:
+        left = max(until - time.monotonic(), 0.0)
+        listener = None
+        if came is not None:
+            handle = _inherited(came, name, size, version, left, ready)
+            listener = came.listener
+        elif (offer := successor.ask(name, version, until)) is not None:
+            with offer:
+                if offer.store:
+                    given = Inherited(offer.keep(), None, None, "hold")
+                    handle = _inherited(given, name, size, version, left, ready)
+                else:
+                    handle = offer.take(name, version, ready, serve=serve is not False)
+        elif lost is not None:
+            raise lost
+        elif (stored := inherited.from_systemd(name)) is not None:
+            handle = _inherited(stored, name, size, version, left, ready)
+        elif (fd := transports.find(name)) is not None:
+            handle = _open_fd(fd, name, size, version, left, ready)
+            handle.transport = "found"
+        else:
+            handle = _new_memfd(name, size, version, huge=huge)
+            handle.transport = "new"
+        try:
+            if serve or (serve is None and handle.transport != "hold"):
+                # Who was given the image has its name; with a new one there may be somebody who was faster.
+                _served(handle, replace=handle.transport == "exec")
+        except BusyError:
+            if handle.transport != "new":
+                raise
+            continue
+        finally:
+            if listener is not None:
+                os.close(listener)
+        if handle.transport != "hold":
+            handle.stored = inherited.store(name, handle.fileno())
+        return handle
+
+
+def _inherited(came: Inherited, name: str, size: int, version: str, timeout: float, ready: Ready | None) -> Handle:
+    """Own a memfd that this process was given; the descriptors are the handle's from now on."""
+    where = f"{name!r} ({came.transport})"
+    if came.lock_fd is None and blank(came.fd):
+        # A holder has said how large it is to be.
+        handle = _new(came.fd, max(os.fstat(came.fd).st_size - HEAD, 0) or size, name, version, where, None)
+    else:
+        handle = _adopt(_candidate(Image(came.fd, where, lock_fd=came.lock_fd)), name, version, timeout, ready)
+    handle.transport = came.transport
+    return handle
+
+
+def _adopt(candidate: Candidate, name: str, version: str, timeout: float, ready: Ready | None) -> Handle:
     try:
         candidate.check(name, version)
+        if ready is not None:
+            ready(candidate)
         return candidate.adopt(timeout, version=version)
     finally:
         candidate.close()
@@ -181,18 +283,18 @@ def _new_memfd(name: str, size: int, version: str, *, huge: bool) -> Handle:
     return _new(fd, -(-size // HUGE) * HUGE if huge else size, name, version, where, None)
 
 
-def _open_fd(fd: int, name: str, size: int, version: str, timeout: float) -> Handle:
+def _open_fd(fd: int, name: str, size: int, version: str, timeout: float, ready: Ready | None) -> Handle:
     where = f"descriptor {fd}"
     try:
         own = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0) if blank(fd) else None
     except OSError as error:
         raise SourceError(f"{where}: {error.strerror}") from error
     if own is None:
-        return _adopt(attach(fd), name, version, timeout)
+        return _adopt(attach(fd), name, version, timeout, ready)
     return _new(own, size, name, version, where, None)
 
 
-def _open_path(path: Path, name: str, size: int, version: str, timeout: float) -> Handle:
+def _open_path(path: Path, name: str, size: int, version: str, timeout: float, ready: Ready | None) -> Handle:
     until = time.monotonic() + timeout
     while True:
         try:
@@ -201,7 +303,7 @@ def _open_path(path: Path, name: str, size: int, version: str, timeout: float) -
             image = None
         try:
             if image is not None:
-                return _adopt(_candidate(image), name, version, max(until - time.monotonic(), 0.0))
+                return _adopt(_candidate(image), name, version, max(until - time.monotonic(), 0.0), ready)
             return _new(_nameless(path), size, name, version, str(path), path)
         except (FileExistsError, StaleError):
             # Somebody was faster: made it, or released it.

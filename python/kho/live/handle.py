@@ -7,12 +7,12 @@ import os
 import sys
 import weakref
 import zlib
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import (
     BusyError,
-    FinalizedError,
+    FormatError,
     NotFoundError,
     NotOwnerError,
     OutOfMemoryError,
@@ -27,12 +27,15 @@ from .mapping import Mapping, punch
 from .reader import Exporter, Reader, run_of
 from .runs import Runs
 from .slots import HEAD, Journal, Root
+from .turns import Change, Pinned, Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from typing_extensions import Buffer
+
+    from .successor import Predecessor
 
 ALIGN = (2 << 20) // PAGE
 """Pages that large objects begin at a multiple of: huge pages, and few folios."""
@@ -49,11 +52,13 @@ class Candidate(Reader):
     the memory of what they replace, unless it keeps them back (`Handle.offer`).
     """
 
-    def adopt(self, timeout: float = 0.0, *, version: str | None = None) -> Handle:
+    def adopt(
+        self, timeout: float = 0.0, *, version: str | None = None, predecessor: Predecessor | None = None
+    ) -> Handle:
         """Become the owner, once the owner before has let go; the candidate is closed.
 
         What is committed is read anew, if there was a commit since. Memory that no generation refers to is given back.
-        Args: timeout: seconds to wait for the owner. version: refuse another.
+        Args: timeout: seconds to wait for the owner. version: refuse another. predecessor: who still reads.
         Raises: BusyError while somebody else is the owner: of several candidates one adopts; StaleError if the image
             was released; SchemaError; FormatError.
         """
@@ -67,7 +72,7 @@ class Candidate(Reader):
                     raise StaleError(f"{image.where}: it was released meanwhile")
                 self._state = image.committed()
                 self.check(None, version)
-                handle = Handle(image, self._state, inherited=True)
+                handle = Handle(image, self._state, inherited=True, predecessor=predecessor)
             except BaseException:
                 image.unlock()
                 raise
@@ -86,42 +91,17 @@ class _Closed(Image):
         self.head = image.head
 
 
-@dataclass
-class Change:
-    """An object that is not committed."""
-
-    item: Item
-    """Without checksum and generation."""
-    writer: weakref.ref[Exporter] | None = None
-    view: weakref.ref[Any] | None = None
-    """The writable array that was handed out."""
-
-
-class Pinned(NamedTuple):
-    """Pages of an object that is gone, which somebody still looks at."""
-
-    start: int
-    n: int
-    by: list[weakref.ref[Exporter]]
-
-
-class Handle(Reader):
+class Handle(Turns):
     """An image and its owner: the one process that changes it. Threads may share it; each call is atomic.
 
     Reads see the uncommitted changes. A forked child may read, and may fill an array that `empty` gave its parent; all
     else raises NotOwnerError there. Without `commit`, changes are lost with the handle or the process.
     """
 
-    def __init__(self, image: Image, state: State, *, inherited: bool) -> None:
-        super().__init__(image, state)
-        self.inherited = inherited
-        """Whether there was an image to take over."""
-        self._pid = os.getpid()
-        self._owner = True
-        self._offered = False
+    def __init__(self, image: Image, state: State, *, inherited: bool, predecessor: Predecessor | None = None) -> None:
+        super().__init__(image, state, inherited=inherited, predecessor=predecessor)
+        self._its = {item.phys for item in state.catalog.items.values()} if predecessor is not None else set[int]()
         self._holes = True
-        self._changes: dict[str, Change | None] = {}
-        self._pinned: list[Pinned] = []
         self._writers: weakref.WeakValueDictionary[int, Exporter] = weakref.WeakValueDictionary()
         sup = image.sup
         self._memory = Mapping(image.fd, sup.offset, sup.size, writable=True)
@@ -136,6 +116,12 @@ class Handle(Reader):
         self._journal = Journal(self._bytes)
         self._journal.clear()
         self._bytes[slots.OWNER_AT : slots.OWNER_AT + 8] = self._pid.to_bytes(8, "little")
+        if predecessor is not None:
+            for start, n in predecessor.pinned:
+                if not any(at <= start and start + n <= at + free for at, free in self._runs.gaps()):
+                    raise FormatError(f"{image.where}: its owner holds {n} pages from {start}, which are not free")
+                self._runs.take(start, n)
+                self._pinned.append(Pinned(start, n, [predecessor]))
         for start, n in self._runs.gaps():
             self._punch(start, n)
 
@@ -172,18 +158,6 @@ class Handle(Reader):
             return list(self._changes)
 
     # Changes
-
-    def _mine(self, what: str) -> None:
-        """Refuse what only the owner may do."""
-        self._here(what)
-        if not self._owner:
-            raise NotOwnerError(f"{self._image.where}: {what}: it was handed over")
-
-    def _here(self, what: str) -> None:
-        if os.getpid() != self._pid:
-            raise NotOwnerError(f"{self._image.where}: {what}: process {self._pid} is the owner, this is a child of it")
-        if self._image.fd < 0:
-            raise NotOwnerError(f"{self._image.where}: {what}: this handle is closed")
 
     def empty(self, name: str, shape: int | Sequence[int], dtype: Any = "u1") -> View:
         """Make an array to be filled; in place of the object of that name, if there is one, once it is committed.
@@ -231,7 +205,7 @@ class Handle(Reader):
         Raises: NotFoundError, OutOfMemoryError, NotOwnerError.
         """
         with self._lock:
-            self._mine("edit")
+            self._changing("edit")
             item = self._find(name)
             source = self._exporter(item.phys, item.nbytes)
             change = self._new("edit", name, item.nbytes, item.dtype, item.shape)
@@ -245,7 +219,7 @@ class Handle(Reader):
         Raises: NotFoundError, NotOwnerError.
         """
         with self._lock:
-            self._mine("del")
+            self._changing("del")
             self._find(name)
             self._note(name)
             gone = self._changes.pop(name, None)
@@ -263,7 +237,7 @@ class Handle(Reader):
 
     def _new(self, what: str, name: str, nbytes: int, dtype: str | None, shape: tuple[int, ...]) -> Change:
         """Make room for an object, which is what its name stands for from now on."""
-        self._mine(what)
+        self._changing(what)
         check_name(name)
         pages = -(-nbytes // PAGE)
         sup = self._image.sup
@@ -336,7 +310,12 @@ class Handle(Reader):
         """Give pages back, now or when nobody looks at them any more."""
         if not n:
             return
-        held = [weakref.ref(by) for by in (self._exporters.get(phys), self._writers.get(phys)) if by is not None]
+        held: list[Callable[[], object]] = [
+            weakref.ref(by) for by in (self._exporters.get(phys), self._writers.get(phys)) if by is not None
+        ]
+        if phys in self._its and self._predecessor is not None:
+            self._its.discard(phys)
+            held += [self._predecessor] if self._predecessor() is not None else []
         if held:
             self._pinned.append(Pinned(start, n, held))
         else:
@@ -452,69 +431,21 @@ class Handle(Reader):
                 if change is not None:
                     self._free(*run_of(change.item, self._image.sup.base), change.item.phys)
 
-    # Handing over
-
-    def offer(self) -> int:
-        """Let a successor look: until `withdraw` or `hand_over` nothing is committed, so what it reads stays.
-
-        Returns: the descriptor, to pass on to it.  Raises: NotOwnerError.
-        """
-        with self._lock:
-            self._mine("offer")
-            self._offered = True
-            return self._image.fd
-
-    def lock_fileno(self) -> int:
-        """Give the lock's descriptor: who keeps it across exec stays the owner (`attach(fd, lock_fd=...)`)."""
-        return self._image.lock_fd
-
-    def withdraw(self) -> None:
-        """Take an offer back: the successor is not fit. Raises: NotOwnerError."""
-        with self._lock:
-            self._mine("withdraw")
-            self._offered = False
-
-    def hand_over(self) -> None:
-        """Let a candidate adopt the image; this handle reads on, and changes nothing more.
-
-        Arrays of committed objects stay whole until the successor commits. Raises: FinalizedError with uncommitted
-        changes: commit or roll back first; NotOwnerError.
-        """
-        with self._lock:
-            self._mine("hand_over")
-            if self._changes:
-                raise FinalizedError(f"{self._image.where}: hand_over: {len(self._changes)} changes are not committed")
-            self._owner = False
-            self._image.unlock()
-
-    def take_back(self) -> None:
-        """Be the owner again, when a successor did not adopt the image, or died before it committed.
-
-        Raises: BusyError if it has it; StaleError if it has committed: open the image anew then.
-        """
-        with self._lock:
-            self._here("take_back")
-            if self._owner:
-                self._offered = False
-                return
-            self._image.lock()
-            if self._image.word() != self._state.root.fdt_phys or not self._image.still_there():
-                self._image.unlock()
-                raise StaleError(
-                    f"{self._image.where}: take_back: there is another generation than {self.generation} by now"
-                )
-            slots.retire(self._bytes, self.generation)
-            self._journal.clear()
-            self._owner = True
-            self._offered = False
-
     # Ends
 
     def release(self) -> None:
         """Give the image up, with all its memory: arrays of it read as zeros. Raises: NotOwnerError."""
         with self._lock:
             self._mine("release")
+        # Without the lock, which its thread may be waiting for.
+        self._stop_serving()
+        with self._lock:
+            self._mine("release")
             image = self._image
+            if self.stored:
+                from .inherited import store
+
+                store(self.name, None)
             if image.path is not None and image.still_there():
                 image.path.unlink()
             # Without its magic it is blank, and can be made anew where the descriptor is all there is.
@@ -529,11 +460,22 @@ class Handle(Reader):
         Views that were handed out stay, and stay what they are until another owner reuses the memory of what it
         replaced.
         """
+        self._stop_serving()
         with self._lock:
             self._owner = False
             super().close()
+            if self._predecessor is not None:
+                self._predecessor.close()
+            self._turn.notify_all()
             for mapped in ("_memory", "_head", "_bytes", "_journal"):
                 vars(self).pop(mapped, None)
+
+    def __del__(self) -> None:
+        """Close."""
+        if hasattr(self, "_looked_at"):
+            self.close()
+        else:
+            super().__del__()
 
     def stats(self) -> dict[str, int]:
         """Tell what the image takes, in bytes unless it says otherwise.

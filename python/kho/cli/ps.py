@@ -1,0 +1,76 @@
+"""`kho ps`: who has which image?"""
+
+from __future__ import annotations
+
+import os
+import time
+
+import click
+from rich.text import Text
+
+from ..live.census import Holding, holdings
+from ..text import printable
+from . import output
+
+
+@click.command("ps")
+@click.option("--json", "as_json", is_flag=True, help="Print data instead of text; times in seconds.")
+def command(as_json: bool) -> None:
+    """List the memory that this user's services keep with kho.live, and the process that has each.
+
+    It asks every process that answers in the runtime directory ($XDG_RUNTIME_DIR/kho), and removes what processes left
+    there that were killed. Images with a path are listed if they were opened with serve=True.
+
+    \b
+    Exit codes: 0 listed, 2 the directory is not this user's alone.
+    """
+    rows = holdings()
+    now = time.time()
+    if as_json:
+        output.print_json({"images": [row._asdict() | {"age": age(row, now)} for row in rows]})
+        return
+    table = output.table(
+        "name", ">pid", "state", ">generation", ">objects", ">used", ">size", "from", ">age", "command"
+    )
+    for row in rows:
+        size = "" if row.state == "silent" else output.size(row.size)
+        used = "" if row.state == "silent" else output.size(row.used)
+        table.add_row(
+            Text(printable(row.name)),
+            str(row.child or row.pid),
+            row.state,
+            str(row.generation),
+            str(row.objects),
+            used,
+            size,
+            Text(printable(row.transport)),
+            text_of(age(row, now)),
+            Text(printable(short(row))),
+        )
+    if rows:
+        output.console().print(table)
+    else:
+        click.echo(f"no service of user {os.geteuid()} keeps memory", err=True)
+
+
+def age(row: Holding, now: float) -> float | None:
+    """Seconds since it began to answer."""
+    return round(max(now - row.since, 0.0), 1) if row.since else None
+
+
+def text_of(seconds: float | None) -> str:
+    """Write a time with its two largest units: 3d 4h."""
+    if seconds is None:
+        return ""
+    left = int(seconds)
+    parts: list[str] = []
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        n, left = divmod(left, size)
+        if n or (unit == "s" and not parts):
+            parts.append(f"{n}{unit}")
+    return " ".join(parts[:2])
+
+
+def short(row: Holding) -> str:
+    """Shorten a command."""
+    return row.command if len(row.command) <= 40 else row.command[:37] + "..."
