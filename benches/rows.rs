@@ -55,7 +55,7 @@ impl Rows {
         }
     }
 
-    /// Three samples, for what takes long to prepare.
+    /// Three samples after one that does not count: for peers, and for what takes long to prepare.
     pub(crate) fn few(&mut self, row: Row, peer: &str, mut sample: impl FnMut() -> Duration) {
         let samples: Vec<Duration> = (0..4).map(|_| sample()).collect();
         for time in samples.into_iter().skip(1) {

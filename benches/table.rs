@@ -41,7 +41,7 @@ fn preserve(rows: &mut Rows, c: &mut Criterion, workload: &Workload, others: boo
     for (build, version) in TWINS {
         let mut twin = Twin::for_workload(build, version, workload);
         let name = twin.name();
-        rows.run(c, one, &name, || {
+        rows.few(one, &name, || {
             twin.clear();
             time(|| twin.preserve_each(workload)).0
         });
@@ -50,18 +50,18 @@ fn preserve(rows: &mut Rows, c: &mut Criterion, workload: &Workload, others: boo
     if !others {
         return;
     }
-    fn other<P: Peer>(rows: &mut Rows, c: &mut Criterion, row: Row, workload: &Workload) {
+    fn other<P: Peer>(rows: &mut Rows, row: Row, workload: &Workload) {
         let mut bytes = 0;
-        rows.run(c, row, P::NAME, || {
+        rows.few(row, P::NAME, || {
             let (took, set) = time(|| P::inserted(&workload.pfns));
             bytes = set.nbytes();
             took
         });
         rows.bytes(row, P::NAME, bytes, workload.len());
     }
-    other::<roaring::RoaringBitmap>(rows, c, one, workload);
-    other::<croaring::Bitmap>(rows, c, one, workload);
-    other::<Hashed>(rows, c, one, workload);
+    other::<roaring::RoaringBitmap>(rows, one, workload);
+    other::<croaring::Bitmap>(rows, one, workload);
+    other::<Hashed>(rows, one, workload);
 }
 
 /// The same in one call.
@@ -75,8 +75,8 @@ fn preserve_batch(rows: &mut Rows, c: &mut Criterion, workload: &Workload, other
     });
     if others {
         let narrow: Vec<u32> = workload.pfns.iter().map(|pfn| *pfn as u32).collect();
-        rows.run(c, batch, "roaring", || time(|| narrow.iter().copied().collect::<roaring::RoaringBitmap>()).0);
-        rows.run(c, batch, "croaring", || time(|| croaring::Bitmap::of(&narrow)).0);
+        rows.few(batch, "roaring", || time(|| narrow.iter().copied().collect::<roaring::RoaringBitmap>()).0);
+        rows.few(batch, "croaring", || time(|| croaring::Bitmap::of(&narrow)).0);
     }
 }
 
@@ -95,55 +95,58 @@ fn unpreserve(rows: &mut Rows, c: &mut Criterion, workload: &Workload) {
         let name = twin.name();
         twin.preserve_each(workload);
         let (_, full) = twin.memory();
-        rows.run(c, row, &name, || {
+        rows.few(row, &name, || {
             twin.put_back(&full);
             time(|| twin.unpreserve_each(workload)).0
         });
     }
-    fn other<P: Peer>(rows: &mut Rows, c: &mut Criterion, row: Row, workload: &Workload) {
+    fn other<P: Peer>(rows: &mut Rows, row: Row, workload: &Workload) {
         let full = P::inserted(&workload.pfns);
-        rows.run(c, row, P::NAME, || {
+        rows.few(row, P::NAME, || {
             let mut set = full.clone();
             let took = time(|| set.remove_each(&workload.pfns)).0;
             assert!(set.is_empty());
             took
         });
     }
-    other::<roaring::RoaringBitmap>(rows, c, row, workload);
-    other::<croaring::Bitmap>(rows, c, row, workload);
-    other::<Hashed>(rows, c, row, workload);
+    other::<roaring::RoaringBitmap>(rows, row, workload);
+    other::<croaring::Bitmap>(rows, row, workload);
+    other::<Hashed>(rows, row, workload);
 }
 
-/// Every pfn into an array. The twin's array is there already, ours is made.
+/// Every pfn into an array that is there already; and every folio into one that is made.
 fn iterate(rows: &mut Rows, c: &mut Criterion, workload: &Workload) {
     let row = row(workload, "iterate into an array");
     let mut full = api::empty();
     api::preserve_many(&mut full, workload);
     let mut sorted = workload.pfns.clone();
     sorted.sort_unstable();
+    let mut pfns = Vec::with_capacity(sorted.len());
     rows.run(c, row, "kho", || {
-        let (took, pfns) = time(|| full.pfns(Order::ZERO));
+        pfns.clear();
+        let took = time(|| full.pfns_into(Order::ZERO, &mut pfns)).0;
         assert_eq!(pfns, sorted);
         took
     });
+    drop(pfns);
     rows.run(c, row, "kho, folios", || time(|| black_box(full.folios())).0);
     let mut out = vec![0; workload.len()];
     for (build, version) in TWINS {
         let mut twin = Twin::for_workload(build, version, workload);
         twin.preserve_each(workload);
         let name = twin.name();
-        rows.run(c, row, &name, || {
+        rows.few(row, &name, || {
             let (took, n) = time(|| twin.iterate(&mut out, workload.len()));
             assert_eq!(n, workload.len());
             took
         });
     }
-    fn other<P: Peer>(rows: &mut Rows, c: &mut Criterion, row: Row, workload: &Workload) {
+    fn other<P: Peer>(rows: &mut Rows, row: Row, workload: &Workload) {
         let set = P::inserted(&workload.pfns);
-        rows.run(c, row, P::NAME, || time(|| black_box(set.list())).0);
+        rows.few(row, P::NAME, || time(|| black_box(set.list())).0);
     }
-    other::<roaring::RoaringBitmap>(rows, c, row, workload);
-    other::<croaring::Bitmap>(rows, c, row, workload);
+    other::<roaring::RoaringBitmap>(rows, row, workload);
+    other::<croaring::Bitmap>(rows, row, workload);
 }
 
 /// W2 kept as order 0, told as a range. The kernel has no such call: it is compared with its one by one.
@@ -156,11 +159,11 @@ fn range(rows: &mut Rows, c: &mut Criterion, workload: &Workload) {
         took
     });
     let end = n as u32;
-    rows.run(c, row, "roaring", || {
+    rows.few(row, "roaring", || {
         let mut set = roaring::RoaringBitmap::new();
         time(|| set.insert_range(0..end)).0
     });
-    rows.run(c, row, "croaring", || {
+    rows.few(row, "croaring", || {
         let mut set = croaring::Bitmap::new();
         time(|| set.add_range(0..end)).0
     });

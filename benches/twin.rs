@@ -84,11 +84,16 @@ fn the_chunk_list_of_the_twin_is_ours_byte_for_byte() {
             let bitmaps: usize = t.orders().map(|order| t.blocks(order).count()).sum();
             let first = twin.serialize();
             let mut at = next + 4096 * bitmaps as u64;
-            let chunks = chunk::serialize(&t, || {
+            let mut chunks = Vec::new();
+            let alloc = || {
                 at += 4096;
                 Ok(Phys(at - 4096))
-            });
-            let chunks = chunks.unwrap();
+            };
+            let write = |phys, bytes: &[u8]| {
+                chunks.push((phys, bytes.to_vec()));
+                Ok(())
+            };
+            chunk::serialize(&t, alloc, write).unwrap();
             let (start, bytes) = twin.memory();
             let page = |phys: u64| &bytes[(phys - start) as usize..][..4096];
             assert_eq!(chunks.first().map_or(0, |(phys, _)| phys.0), first, "{}", workload.name);

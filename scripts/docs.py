@@ -75,6 +75,8 @@ def output(command: str, here: Path) -> str:
         kho.chmod(0o755)
         path = f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         env = {**os.environ, "PATH": path, "COLUMNS": "120", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
+        env["XDG_RUNTIME_DIR"] = f"{folder}/run"
+        Path(folder, "run").mkdir(0o700)
         env.pop("FORCE_COLOR", None)
         done = subprocess.run(
             ["sh", "-c", command],

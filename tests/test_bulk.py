@@ -384,3 +384,18 @@ def test_threads_fill_different_trackers_and_combine_them() -> None:
         thread.join(60)
     whole = trackers[0] | trackers[1] | trackers[2] | trackers[3]
     assert whole.runs() == [(0, 400_000)]
+
+
+def test_runs_are_marked_as_the_folios_they_are_of() -> None:
+    t = Tracker(bitmap_bytes=512)
+    assert t.preserve_run(4096 - 2, 1, 9000) == 9000
+    assert t.preserve_run(4096, 1, 1) == 0
+    assert list(t.runs(1)) == [(4094, 9000)]
+    assert t == marked(range(4094, 4094 + 18000, 2), 1)
+    assert t.unpreserve_run(0, 1, 2048) == 1
+    assert list(t.runs(1)) == [(4096, 8999)]
+    with pytest.raises(errors.MisalignedError):
+        t.preserve_run(1, 1, 1)
+    with pytest.raises(errors.OutOfRangeError):
+        t.preserve_run((1 << 52) - 2, 1, 2)
+    assert list(t.runs(1)) == [(4096, 8999)]

@@ -257,10 +257,12 @@ def test_every_form_of_a_log_is_read(file: str, prefix: str, tmp_path: Path) -> 
     assert (file, 2, said[1]) in failed.evidence
 
 
-def test_enabled_and_nothing_held_means_that_it_failed(tmp_path: Path) -> None:
+def test_enabled_and_nothing_held_is_a_finding(tmp_path: Path) -> None:
     report = examine(machine(tmp_path, cmdline="kho=on"))
-    assert (report.state, report.exit_code) == ("off", 0), "or that it is not built in"
+    assert (report.state, report.scratch, report.exit_code) == ("off", 0, 1), "or that it is not built in"
     assert "not built in, or it disabled itself" in report.headline
+    told = next(finding for finding in report.findings if finding.id == "DOC025")
+    assert told.certainty == "likely"
     report = examine(write(tmp_path, "boot/config-7.3.4", "CONFIG_CMA=y\nCONFIG_KEXEC_HANDOVER=y\n"))
     assert (report.state, report.leftover, report.exit_code) == ("failed", 0, 1)
 

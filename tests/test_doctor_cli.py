@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import resource
 import shutil
 import statistics
 import subprocess
@@ -48,6 +49,17 @@ def test_json_is_the_same_report() -> None:
     assert [report["exit_code"] for report in several.json["reports"]] == [1, 1, 0, 1]
 
 
+def test_every_field_of_json_and_column_of_csv_is_documented() -> None:
+    page = (HOSTS.parents[2] / "docs/doctor.md").read_text()
+    table = page.split("| field | what |")[1].split("\n\n")[0]
+    data = kho("doctor", "--json", "--what-if", "kho=off", DEFAULT).json
+    assert set(data) == set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (.*?) \|", table, re.MULTILINE))))
+    inner = {*data["findings"][0], *data["findings"][0]["evidence"][0], *data["areas"][0], *data["preserved"][0]}
+    assert inner | set(data["what_if"]) - {"parameters", "headline"} <= set(re.findall(r"`(\w+)`", table))
+    columns = page.split("`--csv` has a row for each directory: ")[1].split(".")[0]
+    assert tuple(re.findall(r"\w+", re.sub(r"\([^)]*\)", "", columns))) == COLUMNS
+
+
 def test_many_trees_make_a_table() -> None:
     done = kho("doctor", *TREES)
     assert done.code == 1
@@ -69,24 +81,43 @@ def test_csv_has_a_row_for_each(tmp_path: Path) -> None:
     assert rows[0] == {k: "" if v is None else str(v) for k, v in row(examine(TREES[0])).items()}
 
 
-SAMPLE = re.compile(r'([a-z_]+)(?:\{((?:[a-z]+="(?:[^"\\\n]|\\["\\n])*",?)*)\})? (NaN|[0-9.]+)')
+NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
+LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\[\\"n])*)"(?:,|$)')
+SAMPLE = re.compile(rf"({NAME})(?:\{{(.*)\}})? (NaN|[+-]?Inf|[+-]?[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)")
 
 
 def samples(text: str) -> dict[str, list[tuple[str, str]]]:
-    """Read the text format: each metric's HELP and TYPE come once, before its samples."""
+    """Read the text format as strictly as promtool check metrics does.
+
+    HELP and TYPE come once, in this order, before the samples of their metric, which stand together; no series comes
+    twice; labels are named and escaped as they have to be; names and units follow the conventions promtool lints for.
+    """
     found: dict[str, list[tuple[str, str]]] = {}
-    current = ""
-    for line in text.splitlines():
+    current, typed, series = "", "", set()
+    assert text.endswith("\n")
+    for line in text[:-1].split("\n"):
         if line.startswith("# HELP "):
-            current = line.split(" ")[2]
+            _, _, current, about = line.split(" ", 3)
+            assert re.fullmatch(NAME, current)
+            assert not current.endswith(("_total", "_count", "_sum", "_bucket", "_info")), "a gauge is none of these"
+            assert re.fullmatch(r"(?:[^\\]|\\\\|\\n)+", about)
             assert current not in found
             found[current] = []
         elif line.startswith("# TYPE "):
             assert line == f"# TYPE {current} gauge"
+            assert typed != current
+            typed = current
         else:
             match = SAMPLE.fullmatch(line)
             assert match is not None, line
-            assert match[1] == current
+            assert match[1] == current == typed
+            labels = LABEL.findall(match[2] or "")
+            assert "".join(m[0] for m in LABEL.finditer(match[2] or "")) == (match[2] or ""), line
+            names = [name for name, _ in labels]
+            assert len(set(names)) == len(names)
+            assert not any(name.startswith("__") for name in names)
+            assert (current, frozenset(labels)) not in series, "one series, once"
+            series.add((current, frozenset(labels)))
             found[current].append((match[2] or "", match[3]))
     return found
 
@@ -107,6 +138,30 @@ def test_labels_are_escaped(tmp_path: Path) -> None:
     found = samples(prometheus([examine(odd), examine(DEFAULT)]))
     assert f'root="{tmp_path}/a \\"b\\" \\\\c"' in [labels for labels, _ in found["kho_active"]]
     assert ("NaN" in dict(found["kho_active"]).values()) is True
+
+
+def test_a_series_comes_once_though_a_tree_is_named_twice() -> None:
+    assert samples(kho("doctor", "--prometheus", DEFAULT, DEFAULT).out) == samples(
+        kho("doctor", "--prometheus", DEFAULT).out
+    )
+    assert len(samples(kho("doctor", "--prometheus", *TREES).out)["kho_active"]) == len(TREES)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ['x{a="1",a="2"} 1', 'x{a="\\t"} 1', "x{a=1} 1", 'x{__a="1"} 1', "x 1\nx 2", "x 1,5", "y 1", 'x{a="1"}1', "x  1"],
+)
+def test_the_reader_of_metrics_is_strict(broken: str) -> None:
+    with pytest.raises(AssertionError):
+        samples(f"# HELP x about\n# TYPE x gauge\n{broken}\n")
+
+
+@pytest.mark.parametrize("rule_id", list(RULES))
+def test_every_rule_is_explained(rule_id: str) -> None:
+    done = kho("doctor", "--explain", rule_id)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith(f"{rule_id} ({RULES[rule_id].severity}): {RULES[rule_id].title}\n\n")
+    assert RULES[rule_id].case in done.out
 
 
 def test_explanations_and_the_list() -> None:
@@ -152,7 +207,7 @@ def test_what_if_sizes_were_given() -> None:
     assert (found.sizes, found.then, found.exact) == ([64 * MIB, 256 * MIB, 64 * MIB], 384 * MIB, True)
     assert found.gain == 192 * MIB - 384 * MIB
     assert "costs 192.0 MiB" in found.headline
-    assert ask("kho_scratch=1,1,1").sizes == [2 * MIB] * 3, "rounded up to pageblocks"
+    assert ask("kho_scratch=1,1,1").sizes == [4 * MIB] * 3, "rounded up to the buddy allocator's largest block"
     small = ask("kho_scratch=16M,16M,8M")
     assert (small.gain, small.accepted) == (152 * MIB, True)
     assert any("too small for a handover" in note for note in small.notes)
@@ -171,6 +226,15 @@ def test_what_if_the_percentage_were_another(percent: int) -> None:
     found = ask(f"kho_scratch={percent}%")
     assert found.then == 192 * MIB * percent // 200
     assert found.exact is (percent == 200)
+
+
+def test_what_if_leaves_the_other_parameter_as_it_is(tmp_path: Path) -> None:
+    found = ask("kho=on", HOSTS / "scratch-too-big")
+    assert (found.then, found.fits) == (0x4000000 + 0xC0000000 + 0x4000000, False)
+    assert any("kho_scratch=64M,3G,64M stays on the boot line" in note for note in found.notes)
+    assert ask("kho=on kho_scratch=64M,64M,64M", HOSTS / "scratch-too-big").fits
+    rejected = ask("kho=on", machine(tmp_path, scratch=(64 * MIB,), cmdline="kho=on kho_scratch=512M"))
+    assert rejected.then == 64 * MIB, "a rejected value does not count"
 
 
 def test_what_if_it_were_on_is_an_estimate() -> None:
@@ -301,7 +365,7 @@ def test_the_live_kernels_messages_are_read_without_waiting(monkeypatch: pytest.
                 raise error
             return real(path, *args)  # type: ignore[operator,no-any-return]
 
-        monkeypatch.setattr("kho.doctor.facts.os.open", refused)
+        monkeypatch.setattr("kho.doctor.reading.os.open", refused)
         report = examine(copied("kho-off", tmp_path / type(refusal).__name__))
         assert "dev/kmsg" in {entry.file for entry in report.unread}
         assert report.state == "off"
@@ -327,18 +391,30 @@ def test_it_imports_nothing_it_does_not_need() -> None:
 
 
 def test_it_starts_in_a_moment(tmp_path: Path) -> None:
-    """300 ms, compiled as an installed package is; a busy machine is given more, by what a bare interpreter takes."""
+    """300 ms with the interpreter, compiled as an installed package is.
+
+    Processor time counts always; the clock counts in the best of three rounds, unless the machine is so busy that a
+    bare interpreter, measured in turn, spends most of its time waiting.
+    """
     env = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path)}
     env.pop("PYTHONDONTWRITEBYTECODE", None)
 
-    def seconds(*command: str) -> float:
-        began = time.perf_counter()
+    def taken(*command: str) -> tuple[float, float]:
+        before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         subprocess.run([sys.executable, *command], capture_output=True, timeout=60, env=env)
-        return time.perf_counter() - began
+        wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+        return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    runs = [(seconds("-m", "kho", "doctor"), seconds("-c", "pass")) for _ in range(8)][1:]
-    ours, bare = (statistics.median(column) for column in zip(*runs, strict=True))
-    assert ours < max(0.3, 15 * bare)
+    taken("-m", "kho", "doctor")
+    rounds = []
+    for _ in range(3):
+        runs = [(*taken("-m", "kho", "doctor"), *taken("-c", "pass")) for _ in range(7)]
+        rounds.append([statistics.median(column) for column in zip(*runs, strict=True)])
+        if rounds[-1][0] < 0.3:
+            break
+    wall, cpu, bare_wall, bare_cpu = min(rounds)
+    assert cpu < 0.3
+    assert wall < 0.3 or bare_wall > 2 * bare_cpu + 0.01
 
 
 def test_help_is_complete_though_commands_are_loaded_late() -> None:

@@ -144,6 +144,8 @@ TRIGGERS: list[tuple[str, str, Callable[[Path], Path]]] = [
     ("DOC022", "subtree", host("default-scratch")),
     ("DOC023", "debugfs", disagreeing),
     ("DOC023", "not active", unexplained),
+    ("DOC025", "not there", lambda tree: machine(tree, cmdline="kho=on")),
+    ("DOC025", "not built in", configured("CONFIG_CMA=y\nCONFIG_SMP=y\n", "kho=1")),
 ]
 
 
@@ -175,7 +177,7 @@ def test_a_clean_machine_has_notes_at_most(clean: Callable[[Path], Path], tmp_pa
 
 def test_a_containers_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("kho.doctor.tree.os.path.realpath", lambda path: "/")
-    monkeypatch.setattr("kho.doctor.facts.running_log", lambda tree: None)
+    monkeypatch.setattr("kho.doctor.reading.running_log", lambda tree: None)
     write(machine(tmp_path, cmdline="quiet"), "run/.containerenv", "")
     report = examine(tmp_path)
     assert "DOC024" in ids(report)

@@ -127,7 +127,10 @@ def test_two_workers_do_2000_snapshots_and_the_death_of_one_loses_nothing(snapsh
         told = after(SNAPSHOTS // 4, kill)
         names = sorted(snapshots, key=lambda name: name[::-1])
         rows = list(fleet.run(examined, names, scheduler=made.scheduler_address, progress=told))
-        assert len(made.scheduler_info["workers"]) == 1
+        deadline = time.monotonic() + 60
+        while len(made.scheduler_info["workers"]) > 1 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert len(made.scheduler_info["workers"]) == 1, "it is not started again"
     assert [row["source"] for row in rows] == sorted(snapshots), "each has one row, in order"
     assert {row["source"]: row["scratch"] for row in rows} == snapshots
     assert {row["source"] for row in rows if not row["exit_code"]} == {
@@ -290,9 +293,9 @@ def test_ctrl_c_ends_every_process_and_leaves_no_file(tmp_path: Path) -> None:
     kids = psutil.Process(process.pid).children(recursive=True)
     assert len(kids) >= 2
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert (process.returncode, err.strip()) == (130, "")
-    gone, alive = psutil.wait_procs(kids, timeout=5)
+    gone, alive = psutil.wait_procs(kids, timeout=60)
     assert (len(gone), alive) == (len(kids), [])
     assert [path.name for path in tmp_path.iterdir()] == ["script.py"]
 
@@ -302,7 +305,7 @@ def patient(source: str, **options: object) -> dict[str, Any]:
 
 
 def test_a_scheduler_that_goes_away_ends_the_run(snapshots: Mapping[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet, "CONNECT_SECONDS", 5)
+    monkeypatch.setattr(fleet, "CONNECT_SECONDS", 10)
     with cluster(1) as made:
         told = after(1, made.close)
         with pytest.raises(fleet.FleetError, match="the connection to the scheduler is lost"):
@@ -310,10 +313,11 @@ def test_a_scheduler_that_goes_away_ends_the_run(snapshots: Mapping[str, int], m
 
 
 def test_a_cluster_that_is_of_no_use_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(fleet, "CONNECT_SECONDS", 0.5)  # nobody is there, however long one waits
     for address in ("tcp://127.0.0.1:9", "nonsense://x", "tcp://127.0.0.1:port"):
         with pytest.raises(fleet.FleetError, match=f"{address}: no Dask scheduler answers"):
             list(fleet.run(slow, ["a"], scheduler=address))
+    monkeypatch.setattr(fleet, "CONNECT_SECONDS", 4)  # somebody is, and may be slow to answer
     with cluster(0) as made, pytest.raises(fleet.FleetError, match="this scheduler has no workers"):
         list(fleet.run(slow, ["a"], scheduler=made.scheduler_address))
 

@@ -6,7 +6,10 @@ import gc
 import subprocess
 import sys
 import threading
+from array import array
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,6 +128,51 @@ def test_pages_are_restored_all_or_none() -> None:
         if pfn != first[0]:
             pages = inc.restore_pages(pfn * P, 1 << order)
             assert pages.nr_pages == 1 << order
+
+
+@BACKINGS
+@pytest.mark.parametrize("make", [lambda phys: array("Q", phys), lambda phys: np.array(phys, np.int64)])
+def test_many_are_restored_at_once_or_not_at_all(backing: str | None, make: Callable[[list[int]], Any]) -> None:
+    given = Given(backing)
+    inc = kho.Incoming(given.arena, given.fdt)
+    phys = [folio.phys for folio in given.folios]
+    for bad in (phys[1], phys[1] + P, given.lost.phys, phys[0] + 8, 1 << 60):
+        with pytest.raises(kho.NotRestorableError, match=f"{bad:#x}"):
+            inc.restore_many(make([*phys, bad, given.lost.phys]))
+    assert inc.nr_restored == given.arena.allocated_pages == 0
+    assert inc.restore_many(make([])) == b""
+    assert inc.restore_many(make(phys[::-1])) == bytes([4, 2, 0])
+    assert (inc.nr_restored, given.arena.allocated_pages) == (3, 21)
+    for folio in phys:
+        assert given.arena.page(folio).state == "head"
+        assert given.arena.read(folio, 64).rstrip(b"\0") == f"folio at {folio:#x}".encode()
+    with pytest.raises(kho.NotRestorableError, match="restored before"):
+        inc.restore_many(make([given.fdt, phys[2]]))
+    image = kho.open(given.arena, fdt_phys=given.fdt)
+    assert image.restore_many(make(phys)) == bytes([0, 2, 4])
+    kho.Outgoing(given.arena).finalize()
+    kho.Incoming(given.arena)
+    with pytest.raises(kho.StaleError):
+        inc.restore_many(make([given.fdt]))
+
+
+def test_a_map_in_an_arena_is_not_copied() -> None:
+    """128 MiB is what a bitmap of single pages spans: in whole ones every bit stands for memory of the arena."""
+    arena = kho.Arena([(GIB, 4 * GIB)])
+    pages = arena.alloc_at(2 * GIB, 18)
+    out = kho.Outgoing(arena, "kho-v4")
+    phys: Any = np.arange(pages.phys, pages.phys + GIB, 8 * P)
+    assert out.preserve_many(phys) == len(phys)
+    inc = kho.Incoming(arena, out.finalize())
+    stats = inc.stats()
+    # 8 of the pages, one more of the FDT; above them the inner nodes.
+    assert (stats["blocks"], stats["in_place_bytes"]) == (9, 9 * P)
+    assert stats["map_bytes"] == inc.metadata_pages * P > 9 * P
+    assert stats["held_bytes"] < 32 << 10
+    assert inc.nr_folios == len(phys) + 1
+    image = kho.open(arena, fdt_phys=inc.fdt_phys)
+    assert image.stats()["in_place_bytes"] == 0
+    assert image.stats()["held_bytes"] > 9 * P
 
 
 def test_each_restored_page_is_a_page_of_its_own() -> None:

@@ -230,7 +230,7 @@ def test_changes_wait_while_a_successor_looks_and_then_go_on_or_are_refused() ->
 
         for _ in range(2):
             with contextlib.suppress(RuntimeError):
-                kho.live.open("x", ready=ready)
+                kho.live.open("x", ready=ready, timeout=10)
         line.say("has it")
         line.hear()
 
@@ -382,6 +382,8 @@ def test_an_owner_that_has_stopped_is_not_waited_for_long(monkeypatch: pytest.Mo
     monkeypatch.setattr(wire, "ask", lambda conn, message, fds=0, within=0: asked(conn, message, fds=fds))
     with filled() as old:
         os.kill(old.pid, signal.SIGSTOP)
+        tasks = Path(f"/proc/{old.pid}/task")
+        wait_until(lambda: all(" T " in (task / "stat").read_text() for task in tasks.iterdir()))
         with pytest.raises(kho.BusyError, match=rf"process {old.pid} has not answered 'prepare' for 0.3 s"):
             kho.live.open("x")
         assert [row.state for row in census.holdings()] == ["silent"]
@@ -682,7 +684,7 @@ def test_forks_while_successors_come_and_go_disturb_nobody() -> None:
             old.say("fork")
             with contextlib.suppress(kho.BusyError), pytest.raises(RuntimeError):
                 kho.live.open("x", timeout=1, ready=lambda candidate: (_ for _ in ()).throw(RuntimeError()))
-            os.kill(old.hear(), signal.SIGKILL)
+            os.kill(old.hear()[0], signal.SIGKILL)
         goes_on(old)
 
 
@@ -740,6 +742,7 @@ def test_nobody_else_gets_the_name_while_a_process_changes_its_program() -> None
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as old:
         assert old.stdout is not None
         assert old.stdout.readline() == "go\n"
+        time.sleep(0.2)
         with kho.live.open("x", timeout=20) as h:
             assert (h.transport, h.generation) == ("socket", 1)
             assert old.stdout.read() == "exec\n"
@@ -817,6 +820,7 @@ class Manager:
             os.environ["NOTIFY_SOCKET"] = str(self.path)
             moved = [os.dup(fd) for fd in self.store.values()]
             line._conn = socket.socket(fileno=os.dup2(line._conn.detach(), 50))
+            line._conn.settimeout(30)
             high = [os.dup2(fd, 60 + i, inheritable=False) for i, fd in enumerate(moved)]
             for i, fd in enumerate(high):
                 os.dup2(fd, 3 + i)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from typing import Any
 
@@ -158,8 +159,8 @@ class Handovers(RuleBasedStateMachine):
         except kho.PageStateError as error:
             at = int(str(error).split()[2], 16)
             assert pfn <= at // self.page < pfn + n
-            assert self.arena.page(at).state == "head", (
-                "only the map itself, which the model does not know, is in the way"
+            assert self.arena.page(at).state in {"head", "reserved"}, (
+                "only a map itself, which the model does not know, is in the way: one being made, or one taken over"
             )
             assert not overlap(at // self.page, 1, self.taken())
             return
@@ -340,6 +341,23 @@ class Handovers(RuleBasedStateMachine):
             if order:
                 with pytest.raises(kho.NotRestorableError):
                     self.incoming.restore_folio((pfn + 1) * self.page)
+
+    @precondition(lambda self: self.inherited)
+    @rule(ns=st.lists(picks, max_size=5), extra=st.one_of(st.none(), pfns))
+    def restore_many(self, ns: list[int], extra: int | None) -> None:
+        assert self.incoming
+        folios = [sorted(self.inherited)[n % len(self.inherited)] for n in ns]
+        folios = [folio for folio in folios if self.alone(folio)]
+        heads = [pfn for pfn, _ in folios] + [extra for _ in (0,) if extra is not None]
+        good = len(set(heads)) == len(heads) == len(folios) and not self.restored & set(folios)
+        phys = array("Q", [pfn * self.page for pfn in heads])
+        if good:
+            assert list(self.incoming.restore_many(phys)) == [order for _, order in folios]
+            self.restored |= set(folios)
+            self.held |= {pfn: (order, 1) for pfn, order in folios}
+        elif extra is None or not any(extra == head for head, _ in self.inherited):
+            with pytest.raises(kho.NotRestorableError):
+                self.incoming.restore_many(phys)
 
     @precondition(lambda self: self.inherited and self.inherited_ranges)
     @rule(n=picks)

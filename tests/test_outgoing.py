@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from array import array
 
 import pytest
 
@@ -425,3 +426,47 @@ def test_what_is_written_is_shown() -> None:
     assert out.bitmap_bytes == P
     out.finalize()
     assert repr(out) == "<kho.Outgoing kho-v1 finalized: 1 folios>"
+
+
+@pytest.mark.parametrize("abi", ["kho-v1", "kho-v4"])
+def test_a_run_is_preserved_as_its_folios_or_not_at_all(abi: str) -> None:
+    arena = small()
+    out = kho.Outgoing(arena, abi)
+    block = arena.alloc(9)
+    with pytest.raises(kho.PageStateError):
+        out.preserve_run(block, 3, 65)
+    assert out.preserve_run(block, 3, 64) == 64
+    assert out.preserve_run(block.phys + 8 * P, 3, 2) == 0
+    out.finalize()
+    inc = kho.Incoming(arena)
+    assert inc.folios_by_order == {0: 1, 3: 64}
+    assert inc.restore_folio(block.phys + 8 * 63 * P).order == 3
+
+
+@pytest.mark.parametrize("abi", ["kho-v1", "kho-v4"])
+def test_many_are_preserved_at_once_or_not_at_all(abi: str) -> None:
+    arena = small()
+    out = kho.Outgoing(arena, abi)
+    folios = [arena.alloc(order) for order in (0, 3, 9, 0)]
+    phys = array("Q", [folio.phys for folio in folios])
+    orders = bytes(folio.order for folio in folios)
+    for bad, error in [
+        (folios[1].phys + GIB, kho.OutsideMemoryError),
+        (BASE + 512 * MIB, kho.PageStateError),
+        (BASE + 896 * MIB, kho.ScratchOverlapError),
+        (folios[0].phys + 8, kho.MisalignedError),
+    ]:
+        with pytest.raises(error):
+            out.preserve_many(array("Q", [*phys, bad]), orders + b"\0")
+    with pytest.raises(kho.ParameterError):
+        out.preserve_many(phys, orders[1:])
+    assert out.nr_folios == 1
+    assert out.preserve_many(phys, orders) == 4
+    assert out.preserve_many(phys[:1]) == 0
+    assert out.preserve_many(array("Q")) == 0
+    expected = sorted([(f.phys, f.order) for f in folios] + [(out.fdt_phys, 0)])
+    assert list(out.folios()) == expected
+    out.finalize()
+    with pytest.raises(kho.FinalizedError):
+        out.preserve_many(phys)
+    assert list(kho.Incoming(arena).folios) == expected

@@ -100,6 +100,19 @@ pub fn restore(incoming: &Incoming, pfn: u64) -> Result<()> {
     incoming.restore_folio(Phys((BASE + pfn) << 12)).map(drop)
 }
 
+/// The addresses of a workload's folios in an arena.
+pub fn addresses(pfns: &[u64]) -> Vec<u64> {
+    pfns.iter().map(|pfn| (BASE + pfn) << 12).collect()
+}
+
+/// All in one call.
+///
+/// # Errors
+/// The first folio that is not there.
+pub fn restore_many(incoming: &Incoming, phys: &[u64]) -> Result<()> {
+    incoming.restore_many(phys).map(drop)
+}
+
 /// One call each.
 ///
 /// # Errors

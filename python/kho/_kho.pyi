@@ -412,6 +412,15 @@ class Tracker:
     def unpreserve_pages(self, pfn: int, n: int) -> int:
         """Unmark the blocks that `preserve_pages` marks; how many were marked (kho_unpreserve_pages)."""
 
+    def preserve_run(self, pfn: int, order: int, count: int) -> int:
+        """Mark `count` folios of one order side by side, by words, all or nothing; how many were not yet marked.
+
+        Raises: as `preserve`.
+        """
+
+    def unpreserve_run(self, pfn: int, order: int, count: int) -> int:
+        """Unmark the folios that `preserve_run` marks; how many were marked."""
+
     def preserve_many(self, pfns: Buffer, order: int | Buffer = 0) -> int:
         """Mark many folios at once, all or nothing.
 
@@ -575,6 +584,23 @@ class Outgoing:
         Raises: FinalizedError, MisalignedError; ParameterError for the pages of the FDT and the subtrees.
         """
 
+    def preserve_many(self, phys: Buffer, order: int | Buffer = 0) -> int:
+        """Preserve many allocated folios at once, all or none.
+
+        Args:
+            phys: their addresses, a buffer of 64-bit integers (numpy array, array.array, memoryview).
+            order: one order for all, or a buffer of bytes with one for each.
+
+        Returns: how many were not preserved before.  Raises: as `preserve_folio`, for the first in the list.
+
+        """
+
+    def preserve_run(self, phys: Folio | Pages | int, order: int, count: int) -> int:
+        """Preserve `count` folios of one order side by side, all or none; how many were not preserved before.
+
+        Raises: as `preserve_folio`.
+        """
+
     def preserve_pages(self, phys: Folio | Pages | int, n: int) -> int:
         """Preserve `n` allocated pages in the kernel's greedy split, all or nothing (kho_preserve_pages).
 
@@ -678,8 +704,25 @@ class Incoming:
         Raises: NotRestorableError for what is no preserved folio's head or was restored; StaleError.
         """
 
+    def restore_many(self, phys: Buffer) -> bytes:
+        """Restore the folios whose heads are at many addresses, all or none. In an arena they are allocated then.
+
+        Args: phys: a buffer of 64-bit integers (numpy array, array.array, memoryview).
+        Returns: their orders, a byte each.
+        Raises: as `restore_folio`, for the first that cannot be restored; one that stands there twice cannot.
+
+        """
+
     def restore_pages(self, phys: Folio | Pages | int, n: int) -> Pages:
         """Restore `n` pages that were preserved as a range, all or none (kho_restore_pages). Raises: as above."""
+
+    def stats(self) -> dict[str, int]:
+        """What the map costs.
+
+        Returns: blocks: bitmaps, the empty ones too; map_bytes: bytes of chunks and bitmaps, or of the tree's nodes;
+            in_place_bytes: those of its bitmaps that are used where they lie; held_bytes: bytes held beside the map.
+
+        """
 
     def retrieve_subtree(self, name: str) -> Subtree:
         """Find a producer's blob (kho_retrieve_subtree). Raises: NotFoundError; FormatError for a malformed node."""

@@ -25,7 +25,7 @@ MOST = 1 << 48
 PAGE_SIZES = (4096, 16384, 65536)
 SMALL_BITMAP = 512
 ENTRY, CHUNK_HEADER = 16, 16
-SLOT = 16
+SLOT = 8
 FOUR_GIB = 1 << 32
 
 
@@ -455,7 +455,7 @@ def _directory(runs: Sequence[Run], leaf: int, blocks: float) -> int:
     low = min(run.first for run in runs) >> leaf
     high = max(run.first + run.slots - 1 for run in runs) >> leaf
     span = 1 << max(4, (high - low).bit_length())
-    return SLOT * span if span <= max(1024, 64 * blocks) else round(3 * SLOT / 2 * blocks)
+    return SLOT * span if span <= max(1024, 64 * blocks) else round(3 * SLOT * blocks)
 
 
 def _scratch(value: str, reserved: Sequence[int] | None, memory: int, nodes: int, page_sizes: Iterable[int]) -> Scratch:

@@ -9,8 +9,8 @@ import os
 import resource
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,8 +23,6 @@ from .planning import LOW, Calibration, Cost, Group, Plan, Zone, plan
 __all__ = ["Simulation", "calibrate", "placed", "simulate"]
 
 BATCH = 1 << 16
-WHOLE = 1 << 23
-"""Bytes of bitmaps that are marked at once."""
 GIB = 1 << 30
 Progress = Callable[[str, int, int], object]
 """Called with what is being done, how many folios of it are done, and of how many."""
@@ -98,7 +96,7 @@ def simulate(
         memory, folios, preserve, random, calibration: as `kho.plan`.
         page_size, layout: the one to write.
         scale: multiplies memory and numbers of folios.
-        restore: also restore every folio, one call each.
+        restore: also restore every folio, a batch a call.
         keep: have the arena in a new file there, sparse, an ELF core.
         seed: how folios are scattered.
         progress: told what is being done.
@@ -169,44 +167,26 @@ def _check_memory(made: Plan, *, restore: bool, available: int) -> None:
         )
 
 
-def placed(zone: Zone, page_size: int, seed: int, *, bitmap_bytes: int | None = None) -> Iterator[_kho.Tracker]:
-    """Give the folios of a zone, in parts where they stand side by side; scattered ones are drawn from a seed."""
+def placed(zone: Zone, page_size: int, seed: int, *, bitmap_bytes: int | None = None) -> _kho.Tracker:
+    """Give the folios of a zone; scattered ones are drawn from a seed."""
     order = (zone.size // page_size).bit_length() - 1
     first, step = zone.start // page_size, 1 << order
+    folios = _kho.Tracker(page_size, bitmap_bytes)
     if not zone.random:
-        number = zone.start // zone.size
-        yield from _side_by_side(_kho.Tracker(page_size, bitmap_bytes), order, number, number + zone.slots)
-        return
+        folios.preserve_run(first, order, zone.slots)
+        return folios
     # Of more than half the slots it is quicker to draw those that stay empty.
     drawn = min(zone.count, zone.slots - zone.count)
-    chosen, draw, left = _kho.Tracker(page_size, bitmap_bytes), Random(seed).random, drawn
+    draw, left = Random(seed).random, drawn
     while left:
         batch = [first + int(draw() * zone.slots) * step for _ in range(min(left, BATCH))]
-        left -= chosen.preserve_many(array("Q", batch), order)
+        left -= folios.preserve_many(array("Q", batch), order)
     if drawn == zone.count:
-        yield chosen
-        return
-    for part in placed(replace(zone, count=zone.slots), page_size, seed, bitmap_bytes=bitmap_bytes):
-        part -= chosen
-        yield part
-
-
-def _side_by_side(empty: _kho.Tracker, order: int, at: int, end: int) -> Iterator[_kho.Tracker]:
-    """Give the folios from number `at` to `end`: whole bitmaps at once, by way of pickled state."""
-    bits = 8 * empty.bitmap_bytes
-    full = b"\xff" * empty.bitmap_bytes
-    while at < end:
-        part = empty.copy()
-        whole = min((end - at) // bits, WHOLE // empty.bitmap_bytes) if at % bits == 0 else 0
-        if whole:
-            blocks = b"".join(index.to_bytes(8, "little") + full for index in range(at // bits, at // bits + whole))
-            part.__setstate__(b"khot\x01" + bytes([order]) + whole.to_bytes(8, "little") + blocks)
-            at += whole * bits
-        else:
-            stop = min(end, at - at % bits + bits)
-            part.preserve_many(array("Q", range(at << order, stop << order, 1 << order)), order)
-            at = stop
-        yield part
+        return folios
+    rest = _kho.Tracker(page_size, bitmap_bytes)
+    rest.preserve_run(first, order, zone.slots)
+    rest -= folios
+    return rest
 
 
 def _alloc(arena: _kho.Arena, zone: Zone) -> int:
@@ -253,13 +233,15 @@ def _run(
     done = 0
     for number, zone in enumerate(made.zones):
         clock.start()
-        for folios in placed(zone, page, seed + number, bitmap_bytes=layout.bitmap_bytes):
+        if zone.random:
+            folios = placed(zone, page, seed + number, bitmap_bytes=layout.bitmap_bytes)
             clock.stop("mark")
             done += out.preserve_all(folios)
-            clock.stop("preserve")
-            if progress is not None:
-                progress("preserve", done, made.nr_folios)
-            clock.start()
+        else:
+            done += out.preserve_run(zone.start, (zone.size // page).bit_length() - 1, zone.slots)
+        clock.stop("preserve")
+        if progress is not None:
+            progress("preserve", done, made.nr_folios)
     clock.start()
     out.finalize()
     clock.stop("serialize")
@@ -286,10 +268,9 @@ def _run(
 def _restore(inc: _kho.Incoming, clock: _Clock, progress: Progress | None) -> None:
     folios = inc.folios
     for at in range(0, len(folios), BATCH):
-        batch = [folio.phys for folio in folios[at : at + BATCH]]
+        batch = array("Q", [folio.phys for folio in folios[at : at + BATCH]])
         clock.start()
-        for phys in batch:
-            inc.restore_folio(phys)
+        inc.restore_many(batch)
         clock.stop("restore")
         if progress is not None:
             progress("restore", at + len(batch), len(folios))

@@ -74,7 +74,7 @@ def command(
     from ..doctor import examine
     from ..doctor import what_if as changed
 
-    reports = [examine(root) for root in directory or ("/",)]
+    reports = [examine(root) for root in dict.fromkeys(directory) or ("/",)]
     wanted = None if what_if is None else [changed(report, what_if) for report in reports]
     if as_csv:
         click.echo(csv_of(reports), nl=False)
@@ -88,7 +88,7 @@ def command(
         data = [report.to_dict() for report in reports]
         for made, change in zip(data, wanted or [], strict=False):
             made["what_if"] = change.to_dict()
-        click.echo(json.dumps(data[0] if len(directory) < 2 else {"reports": data}, indent=2))
+        click.echo(json.dumps(data[0] if len(data) < 2 else {"reports": data}, indent=2))
     elif len(reports) > 1:
         click.echo(table(reports), nl=False)
         for report, change in zip(reports, wanted or [], strict=False):
@@ -181,7 +181,9 @@ def what_if_text(report: Report, change: WhatIf) -> list[str]:
     lines = [change.headline]
     if len(change.sizes) > 2:
         low, anywhere, *nodes = map(size, change.sizes)
-        lines.append(f"  low {low}, global {anywhere}, {', '.join(f'node {i}: {n}' for i, n in enumerate(nodes))}")
+        names = list(report.nodes) if len(report.nodes) == len(nodes) else range(len(nodes))
+        shown = ", ".join(f"node {name}: {held}" for name, held in zip(names, nodes, strict=True))
+        lines.append(f"  low {low}, global {anywhere}, {shown}")
     lines += [f"  {note}" for note in change.notes] if change.accepted else []
     lines += [f"  not known: {what}" for what in change.unknown]
     lines.append("")
@@ -208,7 +210,7 @@ def table(reports: list[Report]) -> str:
 
     rows = [("tree", "kernel", "state", "held", "of RAM", "left", "findings")]
     for report in reports:
-        least = ">= " if report.scratch_how == "at least" else ""
+        least = {"at least": ">= ", "boot line": "~ "}.get(report.scratch_how, "")
         rows.append(
             (
                 report.root,

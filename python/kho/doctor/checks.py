@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from .._kho import kho_is_enabled, kho_scratch_of, parse_kho_scratch
-from ..errors import ParameterError
+from .._kho import kho_is_enabled
 from .facts import Facts
 from .kernellog import Evidence
 from .report import Certainty, Report
-from .scratch import Figures, asked_bytes, enablement, excess, spec_of
+from .scratch import Figures, enablement, excess, judged, words
 from .text import share, size
 
 LARGE = 0.1
@@ -24,18 +23,10 @@ def run(facts: Facts, report: Report, found: Figures) -> None:
         check(facts, report, found)
 
 
-def words(cmdline: str) -> Iterator[str]:
-    """Split a command line as the kernel does, quotes taken off, up to the -- after which init's begin."""
-    for match in re.finditer(r'(?:"[^"]*"|[^\s"])+', cmdline):
-        word = match[0].replace('"', "")
-        if word == "--":
-            return
-        yield word
-
-
-def _sure(report: Report) -> Certainty:
+def _sure(report: Report, found: Figures) -> Certainty:
     """Say how sure what is held is."""
-    return "certain" if report.scratch_how == "exact" else "likely"
+    unsure: Certainty = "guess" if report.scratch_how == "boot line" or found.doubts else "likely"
+    return "certain" if report.scratch_how == "exact" else unsure
 
 
 def _word(facts: Facts, wanted: str) -> Evidence | None:
@@ -53,17 +44,24 @@ def held(facts: Facts, report: Report, found: Figures) -> None:
     areas = [area for area in report.areas if area.bytes]
     parts = " + ".join(f"{area.bytes:#x}" for area in areas)
     nodes = ", ".join(f"node {node}: {size(nbytes)}" for node, nbytes in report.by_node.items())
-    text = f"{report.scratch_how} {report.scratch} bytes ({size(report.scratch)}"
+    about = {"boot line": "as the boot line asks,"}.get(report.scratch_how, report.scratch_how)
+    text = f"{about} {report.scratch} bytes ({size(report.scratch)}"
     text += f", {share(report.share)} of RAM)" if report.share is not None else ")"
     text += f" = {parts}" if len(areas) > 1 else ""
     text += f"; {nodes}" if nodes else ""
+    if report.scratch_how in ("inferred", "boot line"):
+        sure = f"between {report.scratch_low} and {report.scratch_high}" if report.scratch_high is not None else None
+        text += f"; surely {sure or f'at least {report.scratch_low}'} bytes"
+    text += "".join(f"; {doubt}" for doubt in found.doubts if report.scratch_how != "exact")
+    if report.boot == "kho" and enablement(facts, report.enabled_by_default) is False:
+        text += "; inherited: kho=off gives it back after a cold boot only"
     if report.scratch_how == "at least":
         text += "; what is in use in it is not counted (root sees more: proc/pagetypeinfo, debugfs)"
     shown = [facts.config.get("CONFIG_KEXEC_HANDOVER"), _word(facts, r"kho")]
-    report.add("DOC001", text, _sure(report), *found.evidence, *shown)
+    report.add("DOC001", text, _sure(report, found), *found.evidence, *shown)
     if report.share is not None and report.share >= LARGE:
         shown = [facts.mem_total.seen if facts.mem_total is not None else None, *found.evidence[:4]]
-        report.add("DOC002", f"{share(report.share)} of {size(report.ram or 0)}", _sure(report), *shown)
+        report.add("DOC002", f"{share(report.share)} of {size(report.ram or 0)}", _sure(report, found), *shown)
 
 
 def failed(facts: Facts, report: Report, found: Figures) -> None:
@@ -75,7 +73,7 @@ def failed(facts: Facts, report: Report, found: Figures) -> None:
     why = re.sub(r".*Failed to reserve ", "", log.failures[0].text) if log is not None and log.failures else ""
     text = f"the {why} could not be reserved" if why else "it is enabled, and holds no scratch of its own"
     if found.asked is not None:
-        sizes = asked_bytes(spec_of(facts), len(facts.nodes), found.block_bytes) or []
+        sizes = found.sizes
         ram = f" of {size(report.ram)} of RAM" if report.ram else ""
         text = f"asked for {' + '.join(map(size, sizes))} = {found.asked} bytes{ram}; {text}"
     sure: Certainty = "certain" if log is not None and log.disabled is not None else "likely"
@@ -84,37 +82,37 @@ def failed(facts: Facts, report: Report, found: Figures) -> None:
     if report.leftover:
         text = f"{report.leftover} bytes ({size(report.leftover)}"
         text += f", {share(report.share)} of RAM)" if report.share is not None else ")"
+        text = text if found.blocks is not None else f"at least {text}"
         report.add("DOC004", text, "likely" if found.blocks is not None else "guess", *found.evidence)
 
 
 def asked(facts: Facts, report: Report, found: Figures) -> None:
     """DOC005, DOC006, DOC008: kho_scratch= is rejected, misread, or without effect."""
-    value = kho_scratch_of(facts.cmdline.text) if facts.cmdline is not None else None
-    if value is None:
-        return
+    value, spec, rejected = judged(facts)
     shown = _word(facts, r"kho_scratch(=|$)")
-    said = facts.log.malformed if facts.log is not None else []
-    try:
-        spec = parse_kho_scratch(value)
-    except ParameterError as error:
-        accepted = facts.log is not None and facts.log.asked is not None
-        if accepted and facts.log is not None:
-            report.add("DOC006", f"{error}; this kernel took it", "certain", shown, facts.log.asked)
+    log = facts.log
+    said, took = (log.malformed, log.asked) if log is not None else ([], None)
+    for text, why in rejected[-3:]:
+        if text == value:
+            report.add("DOC006", f"{why}; this kernel took it", "certain", shown, took)
         else:
-            report.add("DOC005", str(error), "certain" if said else "likely", shown, *said)
+            stays = value[:80] if value is not None else "the default of 200 %"
+            certainty: Certainty = "certain" if said else "likely"
+            report.add("DOC005", f"{why}; {stays} is in force", certainty, shown, *said)
+    if value is None or spec is None:
         return
     for text in misread(value, found.block_bytes):
-        report.add("DOC006", text, "certain", shown, facts.log.asked if facts.log is not None else None)
+        report.add("DOC006", text, "certain", shown, took)
     repeated = len(shown.text.split()) > 1 if shown is not None else False
     if report.state in ("off", "absent"):
         report.add("DOC008", f"kho_scratch={value} is given, and KHO is not active", "likely", shown)
     elif report.boot == "kho":
-        sizes = asked_bytes(spec, len(facts.nodes), found.block_bytes)
-        same = sizes is not None and report.areas and sorted(sizes) == sorted(area.bytes for area in report.areas)
+        same = found.sizes and sorted(found.sizes) == sorted(area.bytes for area in report.areas)
         text = "the same as was inherited" if same else "the areas of the kernel before are in force"
         report.add("DOC008", f"kho_scratch={value}: {text}", "certain" if same else "likely", shown)
     elif repeated:
-        report.add("DOC008", f"kho_scratch= is given more than once; the last one, {value}, counts", "certain", shown)
+        text = f"kho_scratch= is given more than once; the last that can be read, {value}, counts"
+        report.add("DOC008", text, "certain", shown)
 
 
 def misread(value: str, block_bytes: int) -> list[str]:
@@ -157,6 +155,12 @@ def switch(facts: Facts, report: Report, found: Figures) -> None:
         said = facts.log.malformed if facts.log is not None else []
         shown = facts.cmdline._replace(text=" ".join(wrong)[:200])
         report.add("DOC007", f"{wrong[-1][:80]}: neither on nor off", "certain", shown, *said)
+    asked_for = enablement(facts, None) is True
+    if asked_for and report.state in ("off", "absent"):
+        certainty: Certainty = "certain" if report.built_in is False else "likely" if found.blocks == 0 else "guess"
+        text = "it is not built in" if report.built_in is False else "it is not built in, or it disabled itself"
+        cma = facts.cma_free.seen if facts.cma_free is not None else None
+        report.add("DOC025", f"kho= asks for it; {text}", certainty, _word(facts, r"kho(=|$)"), facts.release, cma)
     if enablement(facts, None) is None and report.state in ("active", "failed"):
         default = facts.config.get("CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT")
         sure: Certainty = "certain" if default is not None else "likely"
@@ -219,6 +223,8 @@ def absence(facts: Facts, report: Report, found: Figures) -> None:
         text = "kho=off on the command line" if enablement(facts, None) is False else "it is not enabled"
         if enabled:
             text = "it is asked for, and there is no CMA memory outside CmaTotal: not built in, or it disabled itself"
+        if enablement(facts, None):
+            return  # DOC025
         sure: Certainty = "certain" if enabled is False else "likely"
         report.add("DOC015", text, sure, shown, default, built, cma)
     elif report.state == "absent":
@@ -274,6 +280,8 @@ def at_work(facts: Facts, report: Report, found: Figures) -> None:
 def live(facts: Facts, report: Report, found: Figures) -> None:
     """DOC021, DOC022, DOC024: live update, and containers."""
     wanted = _word(facts, r"liveupdate(=|$)")
+    if wanted is not None and not kho_is_enabled(wanted.text.replace("liveupdate", "kho")):
+        wanted = None
     said = [seen for seen in facts.log.luo if "isabling" in seen.text] if facts.log is not None else []
     luo = facts.debugfs.liveupdate if facts.debugfs is not None else []
     if wanted is not None and (said or report.state in ("off", "failed", "absent")):
@@ -288,7 +296,7 @@ def live(facts: Facts, report: Report, found: Figures) -> None:
         text += f"; {holders} descriptor{'' if holders == 1 else 's'} of it or of sessions seen" if holders else ""
         report.add("DOC022", text, "certain", facts.device, *luo, *facts.sessions, wanted)
     if facts.container is not None:
-        report.add("DOC024", "what follows is the host's", "likely", facts.container)
+        report.add("DOC024", "the figures are the host's", "likely", facts.container)
 
 
 Check = Callable[[Facts, Report, Figures], None]

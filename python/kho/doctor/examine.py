@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import re
 import sys
-from pathlib import Path
 
-from .._kho import kho_scratch_of
 from ..errors import ParameterError
 from . import checks
-from .facts import Facts, gather
+from .facts import Facts
+from .reading import gather
 from .report import Report
-from .scratch import Figures, enablement, excess, figures, spec_of
+from .scratch import Figures, alignment, areas_of, enablement, excess, figures, judged
 from .text import share, size
 from .tree import Tree
 
@@ -24,7 +23,7 @@ def examine(root: str | os.PathLike[str] = "/") -> Report:
     Returns: a report. Nothing in the files raises; what could not be read is in `unread`.
     Raises: ParameterError if root is no directory.
     """
-    if not Path(root).is_dir():
+    if not os.path.isdir(root):  # noqa: PTH112 - pathlib takes longer to import than this takes in all
         raise ParameterError(f"{os.fspath(root)}: no directory")
     tree = Tree(root)
     if tree.live and not sys.platform.startswith("linux"):
@@ -67,7 +66,7 @@ def _boot(facts: Facts, report: Report) -> None:
     handed = log is not None and (log.found or log.exec_from)
     if (shown is not None and shown.incoming) or handed or (facts.handed_over and not (log and log.refused)):
         report.boot = "kho"
-    elif shown is not None or (log is not None and log.version is not None):
+    elif shown is not None or (log is not None and log.version is not None) or facts.boot_data or facts.cold_counted:
         report.boot = "cold"
 
 
@@ -119,32 +118,35 @@ def left_behind(facts: Facts, report: Report, found: Figures) -> bool:
         found.asked is not None and found.asked - (found.best or 0) >= found.block_bytes and found.blocks is not None
     )
     impossible = found.asked is not None and facts.mem_total is not None and found.asked > facts.mem_total.bytes
-    return (uncounted and (short or impossible or report.boot == "cold")) or (short and impossible)
+    return impossible or (uncounted and (short or report.boot == "cold"))
 
 
 def _amounts(facts: Facts, report: Report, found: Figures) -> None:
     """Fill in what is held, and what stayed behind."""
-    spec = spec_of(facts)
+    _, spec, _ = judged(facts)
+    report.alignment = alignment(report.release, facts.page_size, facts.block_bytes)
     report.scale = spec.percent if spec is not None else 200
     if report.boot == "kho":
         report.scale = None
     held = excess(found) if found.exact is None else found.exact
     if report.state == "active":
         report.scratch, report.scratch_how, report.areas = held, found.how, found.areas
-        explicit = found.asked is not None and report.boot == "cold" and found.exact is None
-        fits = found.asked is not None and held <= found.asked < (report.ram or 0)
-        if explicit and fits and found.how == "at least" and found.asked is not None:
-            report.scratch, report.scratch_how = found.asked, "inferred"
         slack = 0 if found.how == "exact" else found.block_bytes
-        least = max(found.free or 0, (report.scratch or 0) - slack)
-        report.scratch_low = min(least, report.scratch or 0) if slack else report.scratch
-        report.scratch_high = None if report.scratch_how == "at least" else (report.scratch or 0) + slack
+        least = max(found.free or 0, held - slack)
+        report.scratch_low = min(least, held) if slack else held
+        report.scratch_high = None if report.scratch_how == "at least" else held + slack
+        if found.doubts:
+            report.scratch_low = 0
+        if found.zones == 0 and report.boot is None and found.exact is None:
+            found.doubts.append("it may be what a failed reservation left: zoneinfo does not count it as CMA")
+        if found.exact is None and found.asked is not None and report.boot != "kho":
+            _as_asked(facts, report, found, found.asked)
     elif report.state in ("failed", "off", "absent"):
         report.scratch = report.scratch_low = report.scratch_high = 0
         report.scratch_how = "none"
-        if report.state == "failed" and found.best is not None:
+        if report.state == "failed" and (found.blocks is not None or found.free is not None):
             report.leftover = excess(found)
-    if report.scratch or report.leftover:
+    if (report.scratch or report.leftover) and not report.by_node:
         report.by_node = found.by_node
     if facts.log is not None and facts.log.reserved is not None and report.boot != "kho":
         reserved = facts.log.reserved - (report.scratch or 0)
@@ -155,20 +157,41 @@ def _amounts(facts: Facts, report: Report, found: Figures) -> None:
         ]
 
 
+def _as_asked(facts: Facts, report: Report, found: Figures, asked: int) -> None:
+    """Take the sizes of the boot line: for exact if something else bears them out, else where there is only a bound."""
+    log, nodes = facts.log, list(facts.nodes)
+    if found.counted is not None:
+        sure = found.counted == asked
+        if not sure:
+            return
+    else:
+        if not (found.free or 0) <= asked < (report.ram or 0):
+            return
+        sure = report.boot == "cold" and log is not None and log.asked is not None and bool(nodes)
+    report.scratch, report.scratch_how = asked, "exact" if sure else "boot line"
+    report.areas = areas_of(found.sizes, nodes)
+    report.scratch_low = asked if sure else found.free or 0
+    report.scratch_high = asked if report.boot == "cold" else None
+    if len(nodes) == 1:
+        report.by_node = {nodes[0]: asked}
+
+
 def headline(facts: Facts, report: Report, found: Figures) -> str:
     """Say the whole in one sentence."""
     ram = f" ({share(report.share)} of RAM)" if report.share is not None else ""
     if report.state == "active" and report.scratch:
-        least = "at least " if report.scratch_how == "at least" else ""
+        least = {"at least": "at least ", "boot line": "about "}.get(report.scratch_how, "")
         return f"KHO holds {least}{size(report.scratch)}{ram} as scratch: no kernel memory and no pins can live there."
     if report.state == "active":
         return "KHO is active; how much it holds cannot be seen from here."
     if report.state == "failed":
-        value = kho_scratch_of(facts.cmdline.text) if facts.cmdline is not None and found.asked is not None else None
+        value = judged(facts)[0] if found.asked is not None else None
         asked = (
             f"asked for {size(found.asked)} of scratch ({value[:60]}), " if value and found.asked is not None else ""
         )
-        left = "nothing stayed behind" if not report.leftover else f"{size(report.leftover)}{ram} stayed behind in CMA"
+        least = "at least " if found.blocks is None else ""
+        left = "nothing stayed behind" if report.leftover == 0 else "what stayed behind cannot be seen from here"
+        left = f"{least}{size(report.leftover)}{ram} stayed behind in CMA" if report.leftover else left
         return f"KHO {asked}could not reserve {'it' if asked else 'its scratch'} and disabled itself; {left}."
     if report.state == "off":
         return f"KHO is off ({why_off(facts, report)}) and holds nothing."
@@ -182,7 +205,7 @@ def why_off(facts: Facts, report: Report) -> str:
     if facts.cmdline is not None and enablement(facts, None) is False:
         return "kho=off on the command line" if "kho=" in facts.cmdline.text else "not asked for"
     if enablement(facts, report.enabled_by_default):
-        return "asked for, but not built in, or it disabled itself"
+        return "asked for, but either not built in, or it disabled itself"
     if report.enabled_by_default is False:
         return "not on by default, nor asked for"
     return "no CMA memory outside CmaTotal"

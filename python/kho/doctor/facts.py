@@ -5,38 +5,16 @@ A value that is absent, malformed or larger than any machine's memory is None; w
 
 from __future__ import annotations
 
-import io
-import os
-import re
-import stat
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from .kernellog import Evidence, KernelLog, parse
-from .tree import FILE_LIMIT, Piece, Tree, clean
+from .kernellog import Evidence, KernelLog
 
 MEMORY_LIMIT = 1 << 52
 """Bytes of physical memory that an address can name; more is nonsense."""
-LOG_TAIL = 256 << 10
 PAGE_SIZES = (4096, 16384, 65536)
 BLOCK_ORDERS = {4096: 9, 16384: 11, 65536: 13}
 """The pageblock's order by page size, as kernels with huge pages have it (include/linux/pageblock-flags.h)."""
-LOGS = (
-    "var/log/dmesg",
-    "sos_commands/kernel/dmesg",
-    "sos_commands/kernel/dmesg_-T",
-    "sos_commands/general/dmesg",
-    "sos_commands/boot/dmesg",
-    "dmesg",
-    "dmesg.txt",
-    "var/log/kern.log",
-    "sos_commands/logs/journalctl_--no-pager_--boot",
-    "sos_commands/logs/journalctl_--no-pager_--catalog_--boot",
-)
-DEBUGFS = "sys/kernel/debug/kho"
-LIVEUPDATE_WORDS = ("[luo_session]", "luo_session", "/dev/liveupdate")
 
 
 class Amount(NamedTuple):
@@ -106,6 +84,8 @@ class Facts:
     page_size_from: str = "assumed"
     block_order: int | None = None
     zones: list[Zone] = field(default_factory=list)
+    node_memory: dict[int, int] = field(default_factory=dict)
+    """NUMA nodes as sysfs has them: bytes that are managed."""
     blocks: list[Blocks] = field(default_factory=list)
     memmap: Amount | None = None
     """Bytes of struct page that were allocated while booting."""
@@ -117,6 +97,8 @@ class Facts:
     debugfs: Debugfs | None = None
     handed_over: Evidence | None = None
     """That the boot loader or device tree told this kernel of a handover."""
+    boot_data: Evidence | None = None
+    """Where it would stand if they had."""
     device: Evidence | None = None
     device_usable: bool | None = None
     sessions: list[Evidence] = field(default_factory=list)
@@ -140,7 +122,14 @@ class Facts:
         if not found and self.log is not None:
             for node, start, end in self.log.nodes:
                 found[node] = found.get(node, 0) + max(end - start, 0)
-        return dict(sorted(found.items()))
+        return dict(sorted((found or self.node_memory).items()))
+
+    @property
+    def cold_counted(self) -> bool:
+        """Say whether zoneinfo counts CMA pages that CmaTotal does not: scratch of a cold boot, and of no other."""
+        counts = [zone.cma for zone in self.zones if zone.cma is not None]
+        others = self.cma_total.bytes if self.cma_total is not None else None
+        return bool(counts) and others is not None and sum(counts) * self.page_size > others
 
     def node_of(self, phys: int) -> int | None:
         """Say on which NUMA node an address lies."""
@@ -164,431 +153,3 @@ def number(text: str | bytes, unit: int = 1, base: int = 10) -> int | None:
     except ValueError:
         return None
     return value if 0 <= value < MEMORY_LIMIT else None
-
-
-def gather(tree: Tree) -> Facts:
-    """Read everything."""
-    facts = Facts(clean(tree.root), tree.live)
-    meminfo(tree, facts)
-    zoneinfo(tree, facts)
-    free = pagetypeinfo(tree, facts)
-    page_size(tree, facts, free)
-    release(tree, facts)
-    log(tree, facts)
-    cmdline(tree, facts)
-    config(tree, facts)
-    hugepages(tree, facts)
-    debugfs(tree, facts)
-    handed_over(tree, facts)
-    surroundings(tree, facts)
-    liveupdate(tree, facts)
-    return facts
-
-
-LINES = 200_000
-LINE = 512
-
-
-def lines(piece: Piece) -> Iterator[tuple[int, str]]:
-    """Give the lines of a file, numbered from 1, none longer than any that matters."""
-    for count, line in enumerate(io.BytesIO(piece.head), 1):
-        if count > LINES:
-            return
-        yield count, line[:LINE].decode("utf-8", "replace").rstrip("\n")
-
-
-def first_line(tree: Tree, file: str) -> Evidence | None:
-    """Read a file of one line."""
-    piece = tree.read(file, 1 << 16)
-    text = clean(piece.head.replace(b"\0", b" ").split(b"\n")[0]) if piece is not None else ""
-    return Evidence(file, 1, text) if text else None
-
-
-def meminfo(tree: Tree, facts: Facts) -> None:
-    """Read /proc/meminfo."""
-    piece = tree.read("proc/meminfo", 1 << 20)
-    if piece is None:
-        return
-    names = {"MemTotal": "mem_total", "MemFree": "mem_free", "CmaTotal": "cma_total", "CmaFree": "cma_free"}
-    names["Hugetlb"] = "hugetlb"
-    for match in re.finditer(rb"^(MemTotal|MemFree|CmaTotal|CmaFree|Hugetlb):[ \t]*(\S+) kB", piece.head, re.MULTILINE):
-        value = number(match[2], 1024)
-        text = clean(match[0])
-        if value is None:
-            tree.skipped(piece.file, f"not a size: {text}")
-            continue
-        facts.meminfo = True
-        line = piece.head.count(b"\n", 0, match.start()) + 1
-        setattr(facts, names[match[1].decode()], Amount(value, Evidence(piece.file, line, text)))
-    if not facts.meminfo:
-        tree.skipped(piece.file, "no meminfo in it")
-
-
-ZONE = re.compile(r"^Node (\d{1,5}), zone +(\S+)$")
-FIELD = re.compile(r"^ +(pages free|spanned|present|managed|cma|start_pfn:|nr_free_cma) +(\S+)$")
-
-
-def zoneinfo(tree: Tree, facts: Facts) -> None:
-    """Read /proc/zoneinfo, which everyone may read."""
-    piece = tree.read("proc/zoneinfo", 2 * FILE_LIMIT)
-    if piece is None:
-        return
-    current: tuple[int, str, int] | None = None
-    values: dict[str, int] = {}
-
-    def close(line: int) -> None:
-        if current is not None and "present" in values and len(facts.zones) < 4096:
-            cma = values.get("cma")
-            seen = Evidence(piece.file, values.get("line", line), f"node {current[0]} zone {current[1]}: cma {cma}")
-            facts.zones.append(
-                Zone(
-                    *current[:2],
-                    values.get("start_pfn:", 0),
-                    values.get("spanned", 0),
-                    values["present"],
-                    values.get("managed", 0),
-                    cma,
-                    values.get("nr_free_cma", 0),
-                    seen,
-                )
-            )
-
-    for line, text in lines(piece):
-        if match := ZONE.match(text):
-            close(line)
-            current, values = (int(match[1]), clean(match[2])[:32], line), {}
-        elif current is not None and (match := FIELD.match(text)):
-            value = number(match[2], 1 << 16)
-            if value is None:
-                tree.skipped(piece.file, f"not a number of pages: {clean(text)}")
-            else:
-                values[match[1]] = value >> 16
-                if match[1] == "cma":
-                    values["line"] = line
-    close(0)
-
-
-def pagetypeinfo(tree: Tree, facts: Facts) -> int | None:
-    """Read /proc/pagetypeinfo, which root may read; give how many pages are free, if it says."""
-    piece = tree.read("proc/pagetypeinfo")
-    if piece is None:
-        return None
-    column: int | None = None
-    free = 0
-    exact = False
-    for line, text in lines(piece):
-        if match := re.match(r"Page block order: (\d{1,2})$", text):
-            facts.block_order = int(match[1]) if int(match[1]) <= 20 else None
-        elif text.startswith("Number of blocks type"):
-            types = text.removeprefix("Number of blocks type").split()
-            column = types.index("CMA") if "CMA" in types else None
-            if column is None:
-                facts.blocks = [Blocks(0, 0, Evidence(piece.file, line, "no type CMA"))]
-            continue
-        row = text.split()
-        if row[:1] != ["Node"] or len(row) < 5 or row[2] != "zone":
-            continue
-        node = number(row[1].rstrip(","))
-        if row[4] == "type":
-            counts = row[6:26]
-            exact = ">" not in text and (exact or not free)
-            free += sum((number(count.lstrip(">")) or 0) << order for order, count in enumerate(counts))
-        elif column is not None and node is not None:
-            counts = row[4:]
-            value = number(counts[column], 1 << 20) if column < len(counts) else None
-            if value is None:
-                tree.skipped(piece.file, f"not a number of pageblocks: {clean(text)}")
-            elif len(facts.blocks) < 4096:
-                said = f"node {node}, zone {clean(row[3])}: {value >> 20} pageblocks of type CMA"
-                facts.blocks.append(Blocks(node, value >> 20, Evidence(piece.file, line, said)))
-    return free if exact and free < 1 << 40 else None
-
-
-def page_size(tree: Tree, facts: Facts, free: int | None) -> None:
-    """Decide the page size: pages in one file and kilobytes of the same in another, or the system, or the config."""
-    managed = sum(zone.managed for zone in facts.zones)
-    for amount, pages, why in (
-        (facts.mem_total, managed, "MemTotal and zoneinfo's managed"),
-        (facts.mem_free, free, "MemFree and pagetypeinfo's free pages"),
-    ):
-        if amount is None or not pages or not amount.bytes:
-            continue
-        for size in PAGE_SIZES:
-            if 0.9 < amount.bytes / (pages * size) < 1.1:
-                facts.page_size, facts.page_size_from = size, why
-                return
-    if facts.live and hasattr(os, "sysconf"):
-        size = os.sysconf("SC_PAGE_SIZE")
-        if size in PAGE_SIZES:
-            facts.page_size, facts.page_size_from = size, "the system"
-            return
-    for size, order in BLOCK_ORDERS.items():
-        if facts.block_order == order:
-            facts.page_size, facts.page_size_from = size, "the pageblock's order"
-            return
-
-
-def release(tree: Tree, facts: Facts) -> None:
-    """Read which kernel this is."""
-    facts.release = first_line(tree, "proc/sys/kernel/osrelease")
-    version = first_line(tree, "proc/version") if facts.release is None else None
-    if version is not None and (match := re.match(r"Linux version (\S+)", version.text)):
-        facts.release = version._replace(text=match[1])
-
-
-def log(tree: Tree, facts: Facts) -> None:
-    """Read the kernel's messages: of the running kernel its own buffer, else the first log that fits its release."""
-    release = facts.release.text if facts.release is not None else None
-    if facts.live:
-        piece = running_log(tree)
-        found = parse(piece) if piece is not None else None
-        if found is not None and found.version is not None:
-            facts.log = found
-            return
-    for file in LOGS:
-        piece = tree.read(file, tail=LOG_TAIL)
-        found = parse(piece) if piece is not None else None
-        if found is None or (facts.live and found.version is None):
-            continue
-        if release is not None and found.version not in (None, release):
-            tree.skipped(file, f"it is of Linux {found.version}, this is {release}")
-            continue
-        facts.log = found
-        break
-    if facts.release is None and facts.log is not None and facts.log.version is not None:
-        facts.release = Evidence(facts.log.file, None, clean(facts.log.version))
-
-
-def running_log(tree: Tree) -> Piece | None:
-    """Read /dev/kmsg, a record at a time, without waiting for more."""
-    parts = []
-    try:
-        fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        tree.skipped("dev/kmsg", "permission denied" if isinstance(error, PermissionError) else str(error.strerror))
-        return None
-    try:
-        for _ in range(20000):
-            try:
-                parts.append(os.read(fd, 8192))
-            except BrokenPipeError:  # overwritten while we read; the next read goes on behind it
-                continue
-            except OSError:
-                break
-    finally:
-        os.close(fd)
-    return Piece("dev/kmsg", b"".join(parts)[:FILE_LIMIT])
-
-
-def cmdline(tree: Tree, facts: Facts) -> None:
-    """Read the command line, from the log if nowhere else."""
-    piece = tree.read("proc/cmdline", 1 << 16)
-    if piece is not None:
-        facts.cmdline = Evidence(piece.file, 1, piece.head.split(b"\n")[0].decode("utf-8", "replace"))
-    elif facts.log is not None:
-        facts.cmdline = facts.log.cmdline
-    if facts.cmdline is not None:
-        text = "".join(c if c.isprintable() else " " for c in facts.cmdline.text)
-        facts.cmdline = facts.cmdline._replace(text=text)
-
-
-OPTION = re.compile(
-    rb"^(?:(CONFIG_KEXEC_HANDOVER(?:_ENABLE_DEFAULT)?)=\S{1,100}|"
-    rb"# (CONFIG_KEXEC_HANDOVER(?:_ENABLE_DEFAULT)?) is not set)$",
-    re.MULTILINE,
-)
-
-
-def config(tree: Tree, facts: Facts) -> None:
-    """Read the kernel's configuration: /proc/config.gz, or the one beside the kernel."""
-    release = facts.release.text if facts.release is not None else ""
-    piece = None
-    if re.fullmatch(r"[\w.+~-]{1,100}", release):
-        for file in (f"boot/config-{release}", f"lib/modules/{release}/config", f"usr/lib/modules/{release}/config"):
-            piece = piece or tree.read(file)
-    if piece is None:
-        piece = tree.read("proc/config.gz")
-        if piece is not None:
-            try:
-                text = zlib.decompressobj(31).decompress(piece.head, FILE_LIMIT)
-            except zlib.error:
-                tree.skipped(piece.file, "not gzip")
-                return
-            piece = Piece(piece.file, text)
-    if piece is None and not facts.live:
-        found = [name for name in tree.names("boot") if name.startswith("config-")]
-        piece = tree.read(f"boot/{found[0]}") if len(found) == 1 and not release else None
-    if piece is None:
-        return
-    if not re.search(rb"^(?:CONFIG_\w+=|# CONFIG_\w+ is not set)", piece.head, re.MULTILINE):
-        tree.skipped(piece.file, "no kernel configuration in it")
-        return
-    facts.config_file = piece.file
-    for match in OPTION.finditer(piece.head):
-        name = (match[1] or match[2]).decode()
-        seen = Evidence(piece.file, piece.head.count(b"\n", 0, match.start()) + 1, clean(match[0]))
-        facts.config.setdefault(name, seen)
-
-
-def hugepages(tree: Tree, facts: Facts) -> None:
-    """Read what huge pages hold, the gigantic ones apart, and the crash kernel's memory."""
-    for name in tree.names("sys/kernel/mm/hugepages"):
-        match = re.fullmatch(r"hugepages-(\d{1,12})kB", name)
-        seen = first_line(tree, f"sys/kernel/mm/hugepages/{name}/nr_hugepages") if match else None
-        count = number(seen.text) if seen is not None else None
-        if match is None or seen is None or not count:
-            continue
-        size = int(match[1]) << 10
-        total = number(str(count), size)
-        if total is not None and size > facts.page_size << 10 and size > facts.block_bytes:
-            before = facts.gigantic.bytes if facts.gigantic is not None else 0
-            facts.gigantic = Amount(before + total, seen._replace(text=f"{count} pages of {size >> 10} kB"))
-    piece = tree.read("proc/iomem")
-    if piece is not None:
-        total = 0
-        seen = None
-        for line, text in lines(piece):
-            if match := re.match(r" *([0-9a-f]{1,16})-([0-9a-f]{1,16}) : Crash kernel$", text):
-                total += max(int(match[2], 16) + 1 - int(match[1], 16), 0)
-                seen = Evidence(piece.file, line, clean(text))
-        if seen is not None and 1 < total < MEMORY_LIMIT:
-            facts.crash_kernel = Amount(total, seen)
-        if facts.mem_total is None:
-            ram = re.findall(rb"^([0-9a-f]{1,16})-([0-9a-f]{1,16}) : System RAM$", piece.head, re.MULTILINE)
-            total = sum(max(int(end, 16) + 1 - int(start, 16), 0) for start, end in ram)
-            if len(ram) < total < MEMORY_LIMIT:
-                facts.mem_total = Amount(total, Evidence(piece.file, None, "System RAM"))
-    piece = tree.read("proc/vmstat")
-    if piece is not None:
-        match_b = re.search(rb"^nr_memmap_boot_pages (\S+)$", piece.head, re.MULTILINE)
-        pages = number(match_b[1], facts.page_size) if match_b else None
-        if match_b is not None and pages:
-            line = piece.head.count(b"\n", 0, match_b.start()) + 1
-            facts.memmap = Amount(pages, Evidence(piece.file, line, clean(match_b[0])))
-
-
-def debugfs(tree: Tree, facts: Facts) -> None:
-    """Read what KHO shows in debugfs; `out` is there when KHO is active, `in` after a handover."""
-    out, came = tree.names(f"{DEBUGFS}/out"), tree.names(f"{DEBUGFS}/in")
-    if not out and not came:
-        return
-    shown = facts.debugfs = Debugfs()
-    if came:
-        shown.incoming = Evidence(f"{DEBUGFS}/in", None, ", ".join(map(clean, came))[:200])
-    for file, base in (("scratch_len", 0), ("scratch_phys", 0)):
-        piece = tree.read(f"{DEBUGFS}/out/{file}", 1 << 16)
-        for line, text in lines(piece) if piece is not None else []:
-            if not text.strip():
-                continue
-            value = number(text.strip(), base=base)
-            if piece is None or value is None:
-                tree.skipped(f"{DEBUGFS}/out/{file}", f"not a size or address: {clean(text)}")
-                shown.lens.clear()
-                break
-            if file == "scratch_len":
-                shown.lens.append(Amount(value, Evidence(piece.file, line, clean(text))))
-            else:
-                shown.phys.append(value)
-    if sum(amount.bytes for amount in shown.lens) >= MEMORY_LIMIT:
-        tree.skipped(f"{DEBUGFS}/out/scratch_len", "more than a machine can have")
-        shown.lens.clear()
-    seen = first_line(tree, f"{DEBUGFS}/out/finalize")
-    if seen is not None and seen.text == "1":
-        shown.finalized = seen
-    for side in ("out", "in"):
-        piece = tree.read(f"{DEBUGFS}/{side}/fdt", 1 << 20)
-        if piece is not None and shown.compatible is None and (match := re.search(rb"kho-v\d{1,3}", piece.head)):
-            shown.compatible = (match[0].decode(), Evidence(piece.file, None, match[0].decode()))
-        for name in tree.names(f"{DEBUGFS}/{side}/sub_fdts"):
-            file = f"{DEBUGFS}/{side}/sub_fdts/{name}"
-            blob = tree.read(file, 1 << 20)
-            if blob is None:
-                continue
-            shown.subtrees.append((side, clean(name), len(blob.head)))
-            if (name, side) == ("kexec-metadata", "in") and len(blob.head) >= 73:
-                previous = clean(blob.head[4:69].split(b"\0")[0])
-                count = int.from_bytes(blob.head[69:73], "little")
-                shown.previous = (previous, count, Evidence(file, None, f"{previous}, count {count}"))
-            if name == "LUO":
-                text = "LUO"
-                if blob.head[:8] == b"luo-v5\0\0" and len(blob.head) >= 32:
-                    times, sessions = (int.from_bytes(blob.head[at : at + 8], "little") for at in (8, 16))
-                    written = "none written yet" if side == "out" else "none handed over"
-                    text = f"live update {times}, sessions: {f'at {sessions:#x}' if sessions else written}"
-                shown.liveupdate.append(Evidence(file, None, text))
-
-
-def handed_over(tree: Tree, facts: Facts) -> None:
-    """Look whether this kernel was told of a handover: boot_params' setup_data, or /chosen (ABI section 2)."""
-    for name in tree.names("sys/kernel/boot_params/setup_data"):
-        seen = first_line(tree, f"sys/kernel/boot_params/setup_data/{name}/type")
-        if seen is not None and seen.text in ("10", "0xa"):
-            facts.handed_over = seen._replace(text=f"{seen.text} (SETUP_KEXEC_KHO)")
-    for folder in ("sys/firmware/devicetree/base/chosen", "proc/device-tree/chosen"):
-        if facts.handed_over is None and tree.stat(f"{folder}/linux,kho-fdt") is not None:
-            facts.handed_over = Evidence(f"{folder}/linux,kho-fdt", None, "is there")
-
-
-def surroundings(tree: Tree, facts: Facts) -> None:
-    """Look for what pins memory, containers, hypervisors, and boot loaders."""
-    for folder, what in (
-        ("sys/class/infiniband", "RDMA device"),
-        ("sys/class/vfio-dev", "VFIO device"),
-        ("dev/vfio", "VFIO group"),
-        ("sys/module/nvidia/drivers", "NVIDIA driver"),
-        ("proc/driver/nvidia/gpus", "NVIDIA GPU"),
-        ("sys/class/kfd", "AMD compute device"),
-        ("sys/class/accel", "accelerator"),
-    ):
-        found = [name for name in tree.names(folder) if name != "vfio"]
-        if found:
-            more = f" and {len(found) - 4} more" if len(found) > 4 else ""
-            facts.pins.append(Evidence(folder, None, f"{what} {', '.join(map(clean, found[:4]))}{more}"))
-    wanted = r"(vfio_pci|mlx5_ib|ib_uverbs|nvidia|nvidia_peermem|amdgpu|irdma|bnxt_re|efa|habanalabs) \d+ (\d+) "
-    for file in ("proc/modules", "sos_commands/kernel/lsmod"):
-        piece = tree.read(file, 1 << 20)
-        for line, text in lines(piece) if piece is not None else []:
-            match = re.match(wanted, re.sub(r" +", " ", text) + " ")
-            if match and not any(match[1] in seen.text for seen in facts.pins) and len(facts.pins) < 20:
-                facts.pins.append(Evidence(file, line, f"module {match[1]}"))
-    if facts.live:
-        for file in ("run/.containerenv", ".dockerenv", "run/systemd/container"):
-            if facts.container is None and tree.stat(file) is not None:
-                facts.container = Evidence(file, None, "is there")
-    for name, file in (
-        ("rpi", "boot/firmware/cmdline.txt"),
-        ("cloud", "etc/default/grub.d/50-cloudimg-settings.cfg"),
-        ("systemd-boot", "boot/loader/loader.conf"),
-        ("systemd-boot", "etc/kernel/cmdline"),
-        ("grub", "etc/default/grub"),
-    ):
-        if name not in facts.platforms and tree.stat(file) is not None:
-            facts.platforms.append(name)
-
-
-def liveupdate(tree: Tree, facts: Facts) -> None:
-    """Look for /dev/liveupdate, and who holds it or a session of it."""
-    found = tree.stat("dev/liveupdate")
-    if found is not None:
-        facts.device = Evidence("dev/liveupdate", None, "is there")
-        if tree.live:
-            usable = stat.S_ISCHR(found.st_mode) and os.access("/dev/liveupdate", os.R_OK | os.W_OK)
-            facts.device_usable = usable
-    else:
-        piece = tree.read("proc/misc", 1 << 16)
-        for line, text in lines(piece) if piece is not None else []:
-            if text.split()[1:] == ["liveupdate"]:
-                facts.device = Evidence("proc/misc", line, clean(text))
-    if facts.device is None:
-        return
-    looked = 0
-    for pid in tree.names("proc"):
-        if not pid.isdigit() or (tree.live and not os.access(f"/proc/{pid}/fd", os.R_OK)):
-            continue
-        for fd, target in tree.links(f"proc/{pid}/fd"):
-            looked += 1
-            if any(word in target for word in LIVEUPDATE_WORDS) and len(facts.sessions) < 100:
-                facts.sessions.append(Evidence(f"proc/{pid}/fd/{fd}", None, target))
-        if looked > 4096:
-            tree.skipped("proc", "descriptors of some processes")
-            break

@@ -61,6 +61,8 @@ class KernelLog:
     reserved: int | None = None
     """Bytes reserved while booting, scratch among them on a cold boot."""
     memory: Evidence | None = None
+    cma_reserved: int | None = None
+    """Bytes of CMA areas of others."""
     cma: list[tuple[int, int, Evidence]] = field(default_factory=list)
     """(phys, bytes) of CMA areas of others."""
     nodes: list[tuple[int, int, int]] = field(default_factory=list)
@@ -107,6 +109,7 @@ def _take(log: KernelLog, text: str, seen: Evidence) -> None:
         log.malformed.append(seen)
     elif match := MEMORY.search(text):
         log.reserved, log.memory = int(match[3]) << 10, seen
+        log.cma_reserved = int(match[4]) << 10 if match[4] is not None else None
     elif match := CMA.search(text):
         log.cma.append((int(match[2], 16), int(match[1]) << 20, seen))
     elif match := NODE.search(text):

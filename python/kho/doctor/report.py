@@ -63,13 +63,14 @@ class Report:
     previous_release: str | None = None
     kexec_count: int | None = None
     ram: int | None = None
+    """MemTotal: what the kernel has left to use of the memory that is built in; shares are shares of it."""
     scratch: int | None = None
     """Held by scratch; 0 if KHO is not active, None if it is not known."""
     scratch_low: int | None = None
     scratch_high: int | None = None
     """Bounds; equal to `scratch` if it is exact."""
     scratch_how: str = "unknown"
-    """exact, inferred, at least, none, unknown."""
+    """exact; inferred: within a pageblock; boot line: what kho_scratch= asks for; at least; none; unknown."""
     leftover: int | None = None
     """In CMA pageblocks that a failed reservation left."""
     areas: list[Area] = field(default_factory=list)
@@ -82,6 +83,8 @@ class Report:
     hugetlb: int | None = None
     page_size: int = 4096
     pageblock: int = 2 << 20
+    alignment: int = 2 << 20
+    """What this kernel rounds the sizes of scratch up to."""
     reserved_at_boot: int | None = None
     """Reserved while booting, without scratch."""
     cmdline: str | None = None

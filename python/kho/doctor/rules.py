@@ -98,7 +98,8 @@ RULES: dict[str, Rule] = {
         "error",
         "kho_scratch= is rejected",
         "The kernel cannot read the value of kho_scratch= and ignores it.",
-        "The default of 200 % stays in force: scratch is not the size somebody wanted it to be.",
+        "An earlier kho_scratch= that it can read stays in force, else the default of 200 %: scratch is not the size "
+        "somebody wanted it to be.",
         "Write N% or LOW,GLOBAL,PERNODE: three sizes with K, M, G, T, P or E, no spaces, no decimals, nothing behind.",
         "Examples of early versions of the patches had one size (512M) or two (512M,512M), and still stand in "
         "documentation that is found first.",
@@ -127,7 +128,8 @@ RULES: dict[str, Rule] = {
     "DOC008": Rule(
         "note",
         "kho_scratch= has no effect",
-        "KHO is off, or this kernel was booted by a handover and took over the areas of the one before.",
+        "KHO is off, or a later kho_scratch= counts, or this kernel was booted by a handover and took over the "
+        "areas of the one before.",
         "The sizes on the command line are not those that are in force.",
         "Nothing, or take it away; sizes change with a cold boot.",
         "The second boot of a chain keeps the first one's areas, whatever its own command line asks for.",
@@ -149,7 +151,8 @@ RULES: dict[str, Rule] = {
         "scratch inflated by what was reserved at boot",
         "The size of scratch is a percentage of all memory reserved while booting, and gigantic pages or a crash "
         "kernel are part of it: each byte counts N % in low or global scratch, and N % again per node.",
-        "With the default of 200 %, a 1 GiB page may cost 4 GiB of scratch; or the reservation fails.",
+        "With the default of 200 %, a 1 GiB page may cost 4 GiB of scratch; or the reservation fails. Newer kernels "
+        "leave huge pages out, and still count the crash kernel.",
         f"Give sizes instead of the percentage; {SIZES}. Or reserve gigantic pages after boot.",
         "hugepagesz=1G hugepages=N hosts of virtual machines. Huge pages of 2 MiB are allocated later and do not "
         "count: the capture with hugepages=600 has the same scratch as the one without.",
@@ -285,10 +288,23 @@ RULES: dict[str, Rule] = {
         "note",
         "this is a container",
         "The figures are those of the machine the container runs on.",
-        "Nothing can be changed from in here; what the command line says is the host's.",
+        "Nothing can be changed from in here; what the command line says is the host's. Where lxcfs shows the "
+        "container's limit as MemTotal, shares are shares of that.",
         "Run kho doctor on the host.",
         "Containers see the host's /proc/meminfo, and its CmaFree.",
         "run/.containerenv, .dockerenv, run/systemd/container",
+    ),
+    "DOC025": Rule(
+        "warning",
+        "asked for, and not there",
+        "The command line says kho=on, and KHO holds nothing: this kernel was built without it, or it disabled itself "
+        "and gave back what it had.",
+        "It takes no memory, but who asked for it counts on a live update that will not happen; kexec boots cold.",
+        "dmesg | grep KHO tells why it disabled itself, grep KEXEC_HANDOVER /boot/config-$(uname -r) whether it is "
+        "built in. Give it sizes that fit, or take kho=on away.",
+        "Boot lines carried on to a kernel of another vendor, who turns CONFIG_KEXEC_HANDOVER off; machines whose "
+        "kernel log has been overwritten since the reservation failed.",
+        f"{CORE}, kho_parse_enable; kernel/liveupdate/Kconfig",
     ),
 }
 

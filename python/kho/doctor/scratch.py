@@ -9,14 +9,18 @@ Scratch is memory of CMA pageblocks outside CmaTotal. What shows it, best first:
   it another way and does not count it here.
 - CmaFree less CmaTotal in /proc/meminfo: a lower bound. Movable pages in scratch or in anybody's CMA area lower it, and
   after a handover what the kernel allocated while booting lies in scratch too.
-- The sizes of `kho_scratch=`, rounded as the kernel rounds them, on a cold boot that did not fail.
+- The sizes of `kho_scratch=`, rounded as the kernel rounds them, on a cold boot that did not fail: exact if pageblocks
+  come to the same, or if the kernel's log says that it read them.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from .._kho import ScratchSpec, kho_is_enabled, kho_scratch_of, parse_kho_scratch
+from .._kho import ScratchSpec, kho_is_enabled, parse_kho_scratch
 from ..errors import KhoError, ParameterError
 from .facts import Facts
 from .kernellog import Evidence
@@ -42,11 +46,25 @@ class Figures:
     blocks: int | None = None
     zones: int | None = None
     free: int | None = None
-    asked: int | None = None
-    """What `kho_scratch=` comes to, rounded."""
+    sizes: list[int] = field(default_factory=list)
+    """Of the areas that `kho_scratch=` comes to, rounded; none for a percentage."""
     evidence: list[Evidence] = field(default_factory=list)
     block_bytes: int = 0
+    others: int = 0
+    """CmaTotal."""
+    doubts: list[str] = field(default_factory=list)
+    """Why what is inferred may be something else."""
     by_node: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def asked(self) -> int | None:
+        """Give what `kho_scratch=LOW,GLOBAL,PERNODE` comes to; None if it is not given, or rejected."""
+        return sum(self.sizes) if self.sizes else None
+
+    @property
+    def counted(self) -> int | None:
+        """Give what pageblocks come to; None if nobody counts them."""
+        return self.blocks if self.blocks is not None else self.zones or None
 
     @property
     def best(self) -> int | None:
@@ -77,40 +95,70 @@ def enablement(facts: Facts, default: bool | None) -> bool | None:
 
 
 def excess(found: Figures) -> int:
-    """Give what is surely in CMA outside CmaTotal; a page or two are a race between two counters."""
-    return found.best if found.best is not None and found.best >= found.block_bytes // 2 else 0
+    """Give what is surely in CMA outside CmaTotal; beside other CMA areas, some pages are a drift between counters."""
+    best = found.best or 0
+    drift = 0 if found.exact is not None or found.counted or not found.others else found.block_bytes // 2
+    return best if best >= drift else 0
 
 
-def spec_of(facts: Facts) -> ScratchSpec | None:
-    """Read `kho_scratch=`; None if it is not given, or rejected. Older kernels let anything follow it."""
-    value = kho_scratch_of(facts.cmdline.text) if facts.cmdline is not None else None
-    if value is None:
-        return None
-    try:
-        return parse_kho_scratch(value)
-    except ParameterError:
-        pass
-    asked = facts.log.asked_sizes if facts.log is not None else None
-    try:
-        return parse_kho_scratch(value, trailing_garbage=True) if asked is not None else None
-    except ParameterError:
-        return None
+def words(cmdline: str) -> Iterator[str]:
+    """Split a command line as the kernel does, quotes taken off, up to the -- after which init's begin."""
+    for match in re.finditer(r'(?:"[^"]*"|[^\s"])+', cmdline):
+        word = match[0].replace('"', "")
+        if word == "--":
+            return
+        name, equals, value = word.partition("=")
+        yield name.replace("-", "_") + equals + value
 
 
-def asked_bytes(spec: ScratchSpec | None, nodes: int, block_bytes: int) -> list[int] | None:
-    """Give the sizes of the areas that explicit sizes come to; None for a percentage or more than 64 bits."""
+def scratch_values(cmdline: str) -> list[str | None]:
+    """Give the values of each `kho_scratch=` there is; None for one that has none."""
+    found = (word.partition("=") for word in words(cmdline))
+    return [value if equals else None for name, equals, value in found if name == "kho_scratch"]
+
+
+def judged(facts: Facts) -> tuple[str | None, ScratchSpec | None, list[tuple[str, str]]]:
+    """Read `kho_scratch=` as the kernel does, which takes the last value it can read.
+
+    Returns: that value and what it says, both None if there is none; and each that is rejected, with the reason.
+    Older kernels let anything follow the third size; the log shows that it was taken.
+    """
+    taken: tuple[str | None, ScratchSpec | None] = None, None
+    rejected = []
+    for value in scratch_values(facts.cmdline.text) if facts.cmdline is not None else []:
+        try:
+            if value is None:
+                raise ParameterError("kho_scratch: without a value")
+            taken = value, parse_kho_scratch(value)
+        except ParameterError as error:
+            rejected.append((value or "", str(error)))
+    if taken[1] is None and rejected and facts.log is not None and facts.log.asked_sizes is not None:
+        with suppress(ParameterError):
+            taken = rejected[-1][0], parse_kho_scratch(rejected[-1][0], trailing_garbage=True)
+    return *taken, rejected
+
+
+def alignment(release: str | None, page_size: int, block_bytes: int) -> int:
+    """Give what sizes are rounded up to: a pageblock; from Linux 7.2 on the buddy allocator's largest block."""
+    match = re.match(r"(\d{1,4})\.(\d{1,4})", release or "")
+    recent = match is not None and (int(match[1]), int(match[2])) >= (7, 2)
+    return max(block_bytes, page_size << 10) if recent and page_size == 4096 else block_bytes
+
+
+def rounded(spec: ScratchSpec | None, nodes: int, align: int) -> list[int]:
+    """Give the sizes of the areas that explicit sizes come to; none for a percentage or more than 64 bits."""
     if spec is None or spec.low is None:
-        return None
+        return []
     try:
-        return spec.sizes(0, 0, [0] * max(nodes, 1), block_bytes)
+        return spec.sizes(0, 0, [0] * max(nodes, 1), align)
     except KhoError:
-        return None
+        return []
 
 
 def figures(facts: Facts) -> Figures:
     """Work out every figure that the facts allow."""
     found = Figures(block_bytes=facts.block_bytes)
-    others = facts.cma_total.bytes if facts.cma_total is not None else 0
+    others = found.others = facts.cma_total.bytes if facts.cma_total is not None else 0
     nodes = list(facts.nodes)
     if facts.debugfs is not None and facts.debugfs.lens:
         _areas(found, facts, nodes)
@@ -135,9 +183,39 @@ def figures(facts: Facts) -> Figures:
     if facts.cma_free is not None:
         found.free = max(facts.cma_free.bytes - others, 0)
         found.evidence += [facts.cma_free.seen, *([facts.cma_total.seen] if facts.cma_total is not None else [])]
-    sizes = asked_bytes(spec_of(facts), len(nodes), facts.block_bytes)
-    found.asked = sum(sizes) if sizes is not None else None
+    if zones and not found.zones:
+        _uncounted(found, facts)
+    if facts.cma_total is None and found.exact is None:
+        found.doubts.append("CmaTotal is not known: areas of others may be in it")
+    spec = judged(facts)[1]
+    align = alignment(facts.release.text if facts.release is not None else None, facts.page_size, facts.block_bytes)
+    ways = [rounded(spec, len(nodes), each) for each in (align, facts.block_bytes, facts.block_bytes << 1)]
+    found.sizes = next((sizes for sizes in ways if sizes and sum(sizes) == found.counted), ways[0])
     return found
+
+
+def areas_of(sizes: list[int], nodes: list[int]) -> list[Area]:
+    """Name the areas of sizes: low memory, global, one per node; where they lie is not known."""
+    kinds = ["low", "global", *["node"] * (len(sizes) - 2)]
+    only = nodes[0] if len(nodes) == 1 else None
+    places = [only, only, *(nodes if len(nodes) == len(sizes) - 2 else [only] * (len(sizes) - 2))]
+    return [Area(kind, None, size, node) for kind, size, node in zip(kinds, sizes, places, strict=True)]
+
+
+def _uncounted(found: Figures, facts: Facts) -> None:
+    """Find what zoneinfo shows as free and does not count as CMA: by node, and in all if meminfo does not say."""
+    free: dict[int, int] = {}
+    for zone in facts.zones:
+        free[zone.node] = free.get(zone.node, 0) + (zone.free_cma - (zone.cma or 0)) * facts.page_size
+    left = {node: nbytes for node, nbytes in sorted(free.items()) if nbytes > 0}
+    if found.free is None:
+        found.free = sum(left.values())
+        found.evidence += [
+            zone.seen._replace(text=f"{zone.seen.text}, nr_free_cma {zone.free_cma}")
+            for zone in facts.zones
+            if zone.free_cma > (zone.cma or 0)
+        ]
+    found.by_node = found.by_node or left
 
 
 def _areas(found: Figures, facts: Facts, nodes: list[int]) -> None:

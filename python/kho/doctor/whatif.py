@@ -7,8 +7,9 @@ from typing import Any
 
 from .._kho import ScratchSpec, kho_is_enabled, parse_kho_scratch
 from ..errors import KhoError, ParameterError
-from .checks import misread, words
+from .checks import misread
 from .report import Report
+from .scratch import scratch_values, words
 from .text import size
 
 DEFAULT = 200
@@ -63,7 +64,7 @@ class WhatIf:
 def what_if(report: Report, parameters: str) -> WhatIf:
     """Work out what a boot with these parameters would be like.
 
-    Args: parameters: `kho=` and `kho_scratch=`, as on the command line.
+    Args: parameters: `kho=` and `kho_scratch=`, as on the command line; the one that is not given stays as it is.
     Raises: ParameterError for anything else.
     """
     made = WhatIf(parameters)
@@ -88,25 +89,40 @@ def what_if(report: Report, parameters: str) -> WhatIf:
     if report.state != "unknown" and report.scratch_how != "unknown":
         now = report.scratch if report.state == "active" else report.leftover or 0
         made.now = now if report.scratch_how != "at least" else report.scratch_low
+        if report.scratch_how == "boot line":
+            made.unknown.append("whether what the boot line asks for is what is held (root sees it)")
         if report.scratch_how == "at least":
             made.unknown.append("how much scratch is in use now (root sees it): what is held is a lower bound")
     else:
         made.unknown.append("how much scratch there is now")
+    kept = [given for given in scratch_values(report.cmdline or "") if given is not None and _readable(given)]
+    if value is None and enabled and kept:
+        value = kept[-1]
+        made.notes.append(f"kho_scratch={value[:80]} stays on the boot line; kho_scratch=200% is the default")
     spec = _spec(made, value)
     if not made.accepted:
         return made
+    if report.boot == "kho":
+        made.notes.append("after a handover the areas are inherited: it takes a cold boot to change them")
     if not enabled:
         made.then, made.exact, made.fits = 0, True, True
-        if value is not None:
+        if "kho_scratch" in parameters.replace("-", "_"):
             made.notes.append("KHO is off then, so kho_scratch= has no effect; add kho=on")
         return made
     if report.built_in is False:
         made.notes.append("this kernel has no KHO; another one would be needed")
     _sizes(made, report, spec)
     _fits(made, report)
-    if report.boot == "kho":
-        made.notes.append("after a handover the areas are inherited: it takes a cold boot to change them")
     return made
+
+
+def _readable(value: str) -> bool:
+    """Say whether the kernel can read a value of `kho_scratch=`."""
+    try:
+        parse_kho_scratch(value)
+    except ParameterError:
+        return False
+    return True
 
 
 def _spec(made: WhatIf, value: str | None) -> ScratchSpec | None:
@@ -130,7 +146,7 @@ def _sizes(made: WhatIf, report: Report, spec: ScratchSpec | None) -> None:
         if not nodes:
             made.unknown.append("how many NUMA nodes have memory; one is assumed")
         try:
-            made.sizes = spec.sizes(0, 0, [0] * (nodes or 1), report.pageblock)
+            made.sizes = spec.sizes(0, 0, [0] * (nodes or 1), report.alignment)
         except KhoError as error:
             made.accepted = False
             made.notes.append(str(error))
@@ -166,7 +182,7 @@ def _fits(made: WhatIf, report: Report) -> None:
         return
     low = made.sizes[0] if made.sizes else 0
     per_node = made.sizes[2:] if len(made.sizes) > 2 else []
-    over = [node for node, (want, have) in enumerate(zip(per_node, report.nodes.values(), strict=False)) if want > have]
+    over = [node for want, (node, have) in zip(per_node, report.nodes.items(), strict=False) if want > have]
     if made.then >= report.ram:
         made.fits = False
         made.notes.append(f"RAM is {size(report.ram)}")

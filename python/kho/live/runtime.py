@@ -186,6 +186,14 @@ def _tidy(at: int) -> None:
                 os.unlink(file, dir_fd=at)
 
 
+def holds(published: Published) -> bool:
+    """Say whether a name is still this one's."""
+    with contextlib.suppress(OSError, BusyError), opened(make=False, lock=False) as at:
+        status = os.stat(file_of(published.name), dir_fd=at)
+        return (status.st_dev, status.st_ino) == published.ident
+    return False
+
+
 def retract(published: Published) -> None:
     """Listen no more, and take the name away if it is still this one's."""
     published.listener.close()

@@ -367,16 +367,29 @@ class Server:
             else:
                 client.stage = ""
                 self._drop(client)
+                self._keep_name()
         if (limbo := self._limbo) is not None:
             try:
                 self._service.look_away()
                 self._limbo = None
+                self._keep_name()
             except BusyError:
                 # Somebody who has died lets go in a moment; who does not is the owner.
                 if now > limbo:
                     self._limbo = None
                     self._service.look_away(adopted=True)
                     self._stopped = True
+
+    def _keep_name(self) -> None:
+        """Have the name back from a successor that took it and died."""
+        if runtime.holds(self._published):
+            return
+        with contextlib.suppress(KhoError):
+            again = runtime.publish(self._service.name, replace=True)
+            self._selector.unregister(self._published.listener)
+            self._published.listener.close()
+            self._published = again
+            self._selector.register(again.listener, selectors.EVENT_READ)
 
 
 _servers: weakref.WeakSet[Server] = weakref.WeakSet()

@@ -70,14 +70,19 @@ class Turns(Reader):
         self._again = False
         self._offered = False
         self._looked_at = False
+        self._waiting = 0
         self._changes: dict[str, Change | None] = {}
         self._pinned: list[Pinned] = []
 
     def _changing(self, what: str) -> None:
         """Refuse what only the owner may do; who begins to change something waits while a successor looks."""
-        while self._looked_at and not self._changes:
-            self._here(what)
-            self._turn.wait(1.0)
+        self._waiting += 1
+        try:
+            while self._looked_at and not self._changes:
+                self._here(what)
+                self._turn.wait(1.0)
+        finally:
+            self._waiting -= 1
         self._mine(what)
 
     def _mine(self, what: str) -> None:
@@ -187,6 +192,9 @@ class Turns(Reader):
         """
         with self._lock:
             self._here("look")
+            if self._waiting and not self._looked_at:
+                # They have waited for the last one that looked, and go first.
+                raise BusyError(f"{self._image.where}: process {self._pid} is about to change it")
             if self._changes or self._offered or self._looked_at:
                 why = f"{len(self._changes)} changes are not committed" if self._changes else "it is offered to another"
                 raise BusyError(f"{self._image.where}: process {self._pid} cannot hand over yet: {why}")
@@ -255,8 +263,8 @@ class Turns(Reader):
         from .server import Owner, Server
 
         with self._lock:
-            self._mine("serve")
             if self._server is None:
+                self._mine("serve")
                 self._server = Server(Owner(cast("Handle", self)), replace=replace)
 
     @property

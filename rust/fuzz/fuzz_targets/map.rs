@@ -36,7 +36,7 @@ fuzz_target!(|input: &[u8]| {
 
     for abi in &ABIS {
         let known = evidence::Known { fdt: map, ..evidence::Known::default() };
-        if let Ok(reading) = evidence::decide(&memory, abi, map, &known, evidence::Hints::default()) {
+        if let Ok(reading) = evidence::decide(evidence::Place::Memory(&memory), abi, map, &known, evidence::Hints::default()) {
             assert!(!reading.nodes.is_empty());
         }
         let Some(shape) = Shape::of(abi, page) else {

@@ -68,6 +68,15 @@ impl Numbers {
     }
 }
 
+impl Numbers {
+    /// A copy, that nobody else writes to.
+    pub(crate) fn to_vec(&self) -> Vec<u64> {
+        let mut words = vec![0; self.len()];
+        self.copy(0, &mut words);
+        words
+    }
+}
+
 impl Words for Numbers {
     fn len(&self) -> usize {
         match self {

@@ -1,7 +1,7 @@
 //! `kho.Incoming`: a handover that was read, or taken over.
 
 use crate::arena::PyArena;
-use crate::args::Number;
+use crate::args::{Number, Numbers};
 use crate::errors::{OrRaise, to_py};
 use crate::fdt::PyFdt;
 use crate::folio::{Folio, Pages, Place, next_data, phys_of, read};
@@ -124,9 +124,24 @@ impl PyIncoming {
         Ok(Folio::new(self.place(), self.inner.layout().page, pfn, order))
     }
 
+    fn restore_many<'py>(&self, py: Python<'py>, phys: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+        let phys = Numbers::new("phys", phys)?;
+        Ok(PyBytes::new(py, &py.detach(|| self.inner.restore_many(&phys.to_vec())).or_raise()?))
+    }
+
     fn restore_pages(&self, phys: &Bound<'_, PyAny>, n: Number) -> PyResult<Pages> {
         let pfn = self.inner.restore_pages(phys_of(phys)?, n.0).or_raise()?;
         Ok(Pages::new(self.place(), self.inner.layout().page, pfn, n.0))
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = py.detach(|| self.inner.stats());
+        let dict = PyDict::new(py);
+        dict.set_item("blocks", stats.blocks)?;
+        dict.set_item("map_bytes", stats.map_bytes)?;
+        dict.set_item("in_place_bytes", stats.in_place_bytes)?;
+        dict.set_item("held_bytes", stats.held_bytes)?;
+        Ok(dict)
     }
 
     fn retrieve_subtree(&self, name: &str) -> PyResult<Subtree> {

@@ -1,7 +1,7 @@
 //! `kho.Outgoing`: handing an arena over.
 
 use crate::arena::PyArena;
-use crate::args::Number;
+use crate::args::{Number, Numbers, OrderArg};
 use crate::errors::OrRaise;
 use crate::folio::{Folio, phys_of};
 use crate::folios::FolioArray;
@@ -72,6 +72,30 @@ impl PyOutgoing {
     fn unpreserve_folio(&self, folio: &Bound<'_, PyAny>, order: Option<Number>) -> PyResult<bool> {
         let (pfn, order) = self.folio(folio, order)?;
         self.lock().unpreserve_folio(pfn, order).or_raise()
+    }
+
+    #[pyo3(signature = (phys, order=None), text_signature = "($self, phys, order=0)")]
+    fn preserve_many(
+        &self,
+        py: Python<'_>,
+        phys: &Bound<'_, PyAny>,
+        order: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<u64> {
+        let page = self.arena.get().inner.page();
+        let (phys, orders) = (Numbers::new("phys", phys)?, OrderArg::new(order)?);
+        py.detach(|| {
+            let mut pfns = phys.to_vec();
+            for phys in &mut pfns {
+                *phys = page.pfn_exact("phys", Phys(*phys))?.0;
+            }
+            self.lock().preserve_many(&pfns, orders.orders())
+        })
+        .or_raise()
+    }
+
+    fn preserve_run(&self, py: Python<'_>, phys: &Bound<'_, PyAny>, order: Number, count: Number) -> PyResult<u64> {
+        let (pfn, order) = (self.pfn(phys)?, Order::new(order.0).or_raise()?);
+        py.detach(|| self.lock().preserve_run(pfn, order, count.0)).or_raise()
     }
 
     fn preserve_pages(&self, phys: &Bound<'_, PyAny>, n: Number) -> PyResult<u64> {

@@ -177,6 +177,22 @@ impl PyTracker {
         self.quick(py, |t| t.unpreserve_pages(Pfn(pfn.0), n.0)).or_raise()
     }
 
+    /// Mark `count` folios of one order, side by side from `pfn` on.
+    ///
+    /// Returns how many were not yet marked. Raises as `preserve`; then nothing changed.
+    fn preserve_run(&self, py: Python<'_>, pfn: Number, order: Number, count: Number) -> PyResult<u64> {
+        let order = Order::new(order.0).or_raise()?;
+        self.long(py, |t| t.preserve_run(Pfn(pfn.0), order, count.0)).or_raise()
+    }
+
+    /// Unmark the folios that `preserve_run` marks.
+    ///
+    /// Returns how many were marked. Raises MisalignedError, OrderError, OutOfRangeError.
+    fn unpreserve_run(&self, py: Python<'_>, pfn: Number, order: Number, count: Number) -> PyResult<u64> {
+        let order = Order::new(order.0).or_raise()?;
+        self.long(py, |t| t.unpreserve_run(Pfn(pfn.0), order, count.0)).or_raise()
+    }
+
     /// Mark many folios: `pfns` is a one-dimensional buffer of 64-bit integers, `order` one order for all or a buffer of
     /// as many uint8.
     ///

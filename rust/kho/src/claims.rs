@@ -1,9 +1,10 @@
 //! What was handed over, and what of it was restored: each folio once.
 
 use crate::error::{Error, NotRestorable, Result};
-use crate::tracker::Tracker;
+use crate::tracker::{Geometry, Tracker, Words};
 use crate::units::{Order, PageSize, Pfn, Phys, aligned_blocks, cut_at};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::fmt;
+use std::sync::{LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// How the next kernel marks the head page of a preserved folio, in `page->private`, until it is restored
 /// (ABI section 5).
@@ -28,24 +29,101 @@ impl Marker {
     }
 }
 
+/// What a map says is preserved. Where its bitmaps are in memory of one's own they are counted when somebody first asks,
+/// and never copied.
+pub struct Preserved {
+    geometry: Geometry,
+    tracker: LazyLock<Tracker, Count>,
+    bitmaps: Bitmaps,
+    outside: Option<(Phys, u64)>,
+}
+
+/// Makes a tracker of bitmaps.
+type Count = Box<dyn FnOnce() -> Tracker + Send>;
+
+/// The bitmaps of a map that stay where they are.
+#[derive(Clone, Debug, Default)]
+pub struct Bitmaps {
+    pub count: u64,
+    /// The pages they take: ascending, disjoint.
+    pub pages: Vec<(Pfn, Pfn)>,
+}
+
+impl From<Tracker> for Preserved {
+    fn from(tracker: Tracker) -> Self {
+        let preserved = Self::in_place(tracker.geometry(), Bitmaps::default(), None, Box::new(move || tracker));
+        preserved.tracker();
+        preserved
+    }
+}
+
+impl Preserved {
+    /// What bitmaps say that stay where they are; `count` makes a tracker of them. `outside`: memory among it that one
+    /// does not have.
+    pub fn in_place(geometry: Geometry, bitmaps: Bitmaps, outside: Option<(Phys, u64)>, count: Count) -> Self {
+        Preserved { geometry, tracker: LazyLock::new(count), bitmaps, outside }
+    }
+
+    /// The folios, counted now if they were not.
+    pub fn tracker(&self) -> &Tracker {
+        &self.tracker
+    }
+
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// The first memory, and its bytes, that is preserved in an arena which does not have it.
+    pub fn outside(&self) -> Option<(Phys, u64)> {
+        self.outside
+    }
+
+    /// The bitmaps that were not copied.
+    pub fn bitmaps(&self) -> &Bitmaps {
+        &self.bitmaps
+    }
+}
+
+impl fmt::Debug for Preserved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Preserved").field("geometry", &self.geometry).finish_non_exhaustive()
+    }
+}
+
 /// The preserved folios of a handover. A folio that is in `preserved` and not in `restored` has its marker;
 /// putting it into `restored` *is* taking the marker, so two claims of one folio cannot both succeed.
 #[derive(Debug)]
 pub struct Claims {
-    preserved: Tracker,
+    preserved: Preserved,
     restored: Mutex<Tracker>,
+    /// The orders of preserved folios, the largest first.
+    orders: OnceLock<Vec<Order>>,
     marker: Marker,
 }
 
 impl Claims {
-    pub fn new(preserved: Tracker, marker: Marker) -> Self {
+    pub fn new(preserved: impl Into<Preserved>, marker: Marker) -> Self {
+        let preserved = preserved.into();
         let restored = Mutex::new(Tracker::new(preserved.geometry()));
-        Claims { preserved, restored, marker }
+        Claims { preserved, restored, orders: OnceLock::new(), marker }
     }
 
     /// Everything that was handed over, restored or not.
     pub fn preserved(&self) -> &Tracker {
-        &self.preserved
+        self.preserved.tracker()
+    }
+
+    /// The map's bitmaps that are used where they are.
+    pub fn bitmaps(&self) -> &Bitmaps {
+        self.preserved.bitmaps()
+    }
+
+    /// The order of a preserved folio that starts at `pfn`, the largest if there are several.
+    fn head_order(&self, pfn: Pfn) -> Option<Order> {
+        let preserved = self.preserved();
+        let used = || preserved.orders().filter(|order| preserved.len_of(*order) > 0);
+        let orders = self.orders.get_or_init(|| used().collect::<Vec<_>>().into_iter().rev().collect());
+        orders.iter().copied().find(|order| preserved.contains(pfn, *order))
     }
 
     fn restored(&self) -> MutexGuard<'_, Tracker> {
@@ -71,6 +149,44 @@ impl Claims {
         Ok((pfn, order))
     }
 
+    /// Claims the folios at many addresses, all or none. Returns their orders. The heads are marked in `allocated` too.
+    ///
+    /// # Errors
+    /// As [`Claims::restore_folio`], for the first address in the list that cannot be claimed, be it because it stands in
+    /// the list before; [`Error::NoMemory`] for the bitmaps of what was restored.
+    pub fn restore_many(&self, phys: &[u64], max: Option<u32>, allocated: Option<&mut Tracker>) -> Result<Vec<u8>> {
+        let preserved = self.preserved();
+        let mut taking = Taking { preserved, restored: &mut self.restored(), allocated };
+        let mut used = preserved.orders().filter(|order| preserved.len_of(*order) > 0);
+        if let (Some(order), None) = (used.next(), used.next())
+            && max.is_none_or(|max| order.get() <= max)
+            && taking.all_of(phys, order)?
+        {
+            return Ok(vec![order.index() as u8; phys.len()]);
+        }
+        // Several orders, or a list with something wrong in it: in the list's own order, so that the first is named.
+        let mut orders = Vec::with_capacity(phys.len());
+        for &at in phys {
+            let taken = self.find(Phys(at)).and_then(|(pfn, order)| match max {
+                Some(max) if order.get() > max => {
+                    Err(not_restorable(Phys(at), NotRestorable::OrderTooLarge { order: order.get(), max }))
+                }
+                _ if taking.one(pfn, order)? => Ok(order),
+                _ => Err(not_restorable(Phys(at), NotRestorable::AlreadyRestored)),
+            });
+            match taken {
+                Ok(order) => orders.push(order.index() as u8),
+                Err(e) => {
+                    for (&at, &order) in phys.iter().zip(&orders) {
+                        taking.give_back(self.page().pfn(Phys(at)), Order::saturating(order.into()));
+                    }
+                    return Err(e);
+                }
+            }
+        }
+        Ok(orders)
+    }
+
     /// Claims `nr_pages` pages that were preserved as a range (`kho_restore_pages`): every block of the split, or none.
     /// The range is cut at `cuts` first, as it was when it was preserved.
     ///
@@ -83,7 +199,7 @@ impl Claims {
         let pieces = || cut_at(pfn, end, cuts);
         for (at, order) in pieces().flat_map(|(start, end)| aligned_blocks(start, end)) {
             let refuse = |why| Err(not_restorable(self.page().phys(at), why));
-            if !self.preserved.contains(at, order) {
+            if !self.preserved().contains(at, order) {
                 return refuse(NotRestorable::NeverPreserved);
             }
             if restored.contains(at, order) {
@@ -104,12 +220,12 @@ impl Claims {
     /// The folio whose head page is at `phys`.
     fn find(&self, phys: Phys) -> Result<(Pfn, Order)> {
         let pfn = self.head_page(phys)?;
-        if let Some(order) = self.preserved.head_order(pfn) {
+        if let Some(order) = self.head_order(pfn) {
             return Ok((pfn, order));
         }
         Err(not_restorable(
             phys,
-            match self.preserved.covering(pfn) {
+            match self.preserved().covering(pfn) {
                 None => NotRestorable::NeverPreserved,
                 Some((head, order)) => NotRestorable::Interior { head: self.page().phys(head).0, order: order.get() },
             },
@@ -118,7 +234,7 @@ impl Claims {
 
     /// `page->private` of a page: the marker, if it is the head of a folio nobody restored yet, else 0.
     pub fn private(&self, pfn: Pfn) -> u64 {
-        match self.preserved.head_order(pfn) {
+        match self.head_order(pfn) {
             Some(order) if !self.restored().contains(pfn, order) => self.marker.value(order),
             _ => 0,
         }
@@ -126,9 +242,14 @@ impl Claims {
 
     /// What nobody restored yet.
     pub fn unrestored(&self) -> Result<Tracker> {
-        let mut left = self.preserved.clone();
+        let mut left = self.preserved().clone();
         left.subtract(&self.restored())?;
         Ok(left)
+    }
+
+    /// Bytes that it takes to know what was restored.
+    pub fn restored_bytes(&self) -> u64 {
+        self.restored().nbytes()
     }
 
     /// How many folios were restored.
@@ -137,6 +258,133 @@ impl Claims {
     }
 }
 
+/// Claims being made, under one lock.
+struct Taking<'a> {
+    preserved: &'a Tracker,
+    restored: &'a mut Tracker,
+    allocated: Option<&'a mut Tracker>,
+}
+
+impl Taking<'_> {
+    /// Takes a preserved folio's marker; false if it is gone.
+    fn one(&mut self, pfn: Pfn, order: Order) -> Result<bool> {
+        if !self.restored.preserve(pfn, order)? {
+            return Ok(false);
+        }
+        if let Some(allocated) = &mut self.allocated
+            && let Err(e) = allocated.preserve(pfn, order)
+        {
+            self.restored.unpreserve(pfn, order)?;
+            return Err(e);
+        }
+        Ok(true)
+    }
+
+    fn give_back(&mut self, pfn: Pfn, order: Order) {
+        // A folio that was just taken is one: unmarking it cannot fail.
+        let _ = self.restored.unpreserve(pfn, order);
+        let _ = self.allocated.as_mut().map(|allocated| allocated.unpreserve(pfn, order));
+    }
+
+    /// Takes folios of one order; false, and nothing taken, if one of them cannot be.
+    fn all_of(&mut self, phys: &[u64], order: Order) -> Result<bool> {
+        let pfns = Pages { phys, page: self.preserved.geometry().page() };
+        self.restored.take_many(self.preserved, self.allocated.as_deref_mut(), &pfns, order).or_else(|e| match e {
+            Error::Misaligned { .. } | Error::OutOfRange { .. } => Ok(false),
+            e => Err(e),
+        })
+    }
+}
+
+/// Addresses as pfns; one in the middle of a page as a pfn that no folio has.
+struct Pages<'a> {
+    phys: &'a [u64],
+    page: PageSize,
+}
+
+impl Words for Pages<'_> {
+    fn len(&self) -> usize {
+        self.phys.len()
+    }
+
+    fn copy(&self, at: usize, into: &mut [u64]) {
+        for (pfn, phys) in into.iter_mut().zip(&self.phys[at..]) {
+            *pfn = phys.rotate_right(self.page.shift());
+        }
+    }
+}
+
 fn not_restorable(phys: Phys, why: NotRestorable) -> Error {
     Error::NotRestorable { phys: phys.0, why }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::PageSize;
+    use proptest::prelude::*;
+
+    fn claims(folios: &[(u64, u64)]) -> Claims {
+        let mut t = Tracker::new(Geometry::paged(PageSize::Size4K));
+        for &(pfn, order) in folios {
+            t.preserve(Pfn(pfn), Order::new(order).unwrap()).unwrap();
+        }
+        Claims::new(t, Marker::Magic)
+    }
+
+    #[test]
+    fn a_long_list_is_restored_once_whatever_its_order() {
+        let pages: Vec<u64> = (0..1_000_000).map(|n| n * 0x9e37_79b9 % (1 << 24)).collect();
+        let claims = claims(&pages.iter().map(|pfn| (*pfn, 0)).collect::<Vec<_>>());
+        let phys: Vec<u64> = pages.iter().map(|pfn| pfn << 12).collect();
+        let mut allocated = Tracker::new(Geometry::new(PageSize::Size4K, 512).unwrap());
+        let mut twice = phys.clone();
+        twice.push(phys[17]);
+        let error = claims.restore_many(&twice, None, Some(&mut allocated)).unwrap_err();
+        assert_eq!(error.to_string(), not_restorable(Phys(phys[17]), NotRestorable::AlreadyRestored).to_string());
+        assert_eq!((claims.nr_restored(), allocated.len()), (0, 0));
+        assert_eq!(claims.restore_many(&phys, None, Some(&mut allocated)).unwrap(), vec![0; phys.len()]);
+        assert_eq!((claims.nr_restored(), allocated.len()), (phys.len() as u64, phys.len() as u64));
+        assert!(allocated == *claims.preserved());
+        assert!(claims.restore_many(&phys[3..4], None, None).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn many_are_restored_as_one_by_one_or_not_at_all(
+            folios in prop::collection::vec((0u64..40, 0u64..3), 1..20),
+            one_order: bool,
+            before in prop::collection::vec(any::<prop::sample::Index>(), 0..3),
+            list in prop::collection::vec(any::<prop::sample::Index>(), 0..6),
+            other in prop::option::of(0u64..0x40_000),
+            max in prop::option::of(0u32..3),
+        ) {
+            let order = |o| if one_order { 1 } else { o };
+            let folios: Vec<_> = folios.into_iter().map(|(pfn, o)| (pfn >> order(o) << order(o), order(o))).collect();
+            let (many, single) = (claims(&folios), claims(&folios));
+            for at in before {
+                let phys = Phys(at.get(&folios).0 << 12);
+                prop_assert_eq!(many.restore_folio(phys, max).is_ok(), single.restore_folio(phys, max).is_ok());
+            }
+            let restored = many.nr_restored();
+            let mut list: Vec<u64> = list.iter().map(|at| at.get(&folios).0 << 12).collect();
+            list.extend(other);
+            let one_by_one: Result<Vec<u8>> =
+                list.iter().map(|at| single.restore_folio(Phys(*at), max).map(|(_, order)| order.index() as u8)).collect();
+            let mut allocated = Tracker::new(many.preserved().geometry());
+            match (many.restore_many(&list, max, Some(&mut allocated)), one_by_one) {
+                (Ok(orders), Ok(expected)) => {
+                    prop_assert_eq!(orders, expected);
+                    prop_assert_eq!(many.nr_restored(), restored + list.len() as u64);
+                    prop_assert_eq!(allocated.len(), list.len() as u64);
+                }
+                (Err(error), Err(expected)) => {
+                    prop_assert_eq!(error.to_string(), expected.to_string());
+                    prop_assert_eq!(many.nr_restored(), restored);
+                    prop_assert!(allocated.is_empty());
+                }
+                (found, expected) => prop_assert!(false, "{found:?}, not {expected:?}"),
+            }
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Taking over (`kho_in`): a memory image's handover, validated and walked, each folio to be restored once.
 
 use crate::abi::Abi;
-use crate::abi::evidence::{self, Certainty, Hints, Known, Reading};
+use crate::abi::evidence::{self, Certainty, Hints, Known, Place, Reading};
 use crate::abi::layout::BitmapSize;
 use crate::arena::{Arena, ArenaNote, NOTE_NAME, NOTE_TYPE, Recorded, ScratchArea};
 use crate::claims::{Claims, Marker};
@@ -91,6 +91,19 @@ pub struct Layout {
     pub certainty: Certainty,
 }
 
+/// What a map costs its reader.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MapStats {
+    /// Bitmaps, the empty ones too.
+    pub blocks: u64,
+    /// Bytes of the map itself: its chunks and bitmaps, or the nodes of its tree.
+    pub map_bytes: u64,
+    /// Bytes of those of its bitmaps that are used where they lie.
+    pub in_place_bytes: u64,
+    /// Bytes held beside the map: copies of bitmaps, directories, what was restored.
+    pub held_bytes: u64,
+}
+
 /// A handover that was read, and what of it was restored.
 pub struct Incoming {
     memory: Arc<dyn PhysMemory>,
@@ -117,7 +130,7 @@ impl Incoming {
             _ => find::find(&*memory, progress)?,
         };
         let (reads, others) = match options.fdt_phys {
-            Some(phys) => (read(&*memory, Phys(phys), &found, options)?, Vec::new()),
+            Some(phys) => (read(Place::Memory(&*memory), Phys(phys), &found, options)?, Vec::new()),
             None => best(&*memory, &found, options)?,
         };
         Self::new(memory, None, reads, others, options)
@@ -135,15 +148,12 @@ impl Incoming {
         let nothing = || Error::NoHandover { why: "nothing was finalized in this arena".into() };
         let fdt_phys = options.fdt_phys.ok_or_else(nothing)?;
         let memory: Arc<dyn PhysMemory> = arena.clone();
-        let reads = read(&*memory, Phys(fdt_phys), &Found::default(), &options)?;
-        for (start, end) in reads.1.tracker.extents() {
-            let (phys, len) = (arena.page().phys(start), (end.0 - start.0) << arena.page().shift());
-            if !arena.contains(phys, len) {
-                return Err(Error::OutsideMemory { what: "preserved range", phys: phys.0, len });
-            }
+        let reads = read(Place::Arena(arena), Phys(fdt_phys), &Found::default(), &options)?;
+        if let Some((phys, len)) = reads.1.preserved.outside() {
+            return Err(Error::OutsideMemory { what: "preserved range", phys: phys.0, len });
         }
         let mut incoming = Self::new(memory, None, reads, Vec::new(), &options)?;
-        arena.take_over(Arc::clone(&incoming.claims))?;
+        arena.take_over(&incoming.claims);
         arena.record(Recorded::default())?;
         incoming.arena = Some((Arc::clone(arena), arena.generation()));
         Ok(incoming)
@@ -167,7 +177,7 @@ impl Incoming {
             root,
             map_nodes: reading.nodes,
             layout: Layout { page: reading.page, page_why: reading.page_why, bitmap, certainty: reading.certainty },
-            claims: Arc::new(Claims::new(reading.tracker, marker)),
+            claims: Arc::new(Claims::new(reading.preserved, marker)),
             scratch,
             machine: options.machine,
             others,
@@ -271,6 +281,33 @@ impl Incoming {
         Ok((pfn, order))
     }
 
+    /// Restores the folios at many addresses, all or none. Returns their orders.
+    ///
+    /// # Errors
+    /// As [`Incoming::restore_folio`], for the first in the list that cannot be restored; one that stands there twice
+    /// cannot.
+    pub fn restore_many(&self, phys: &[u64]) -> Result<Vec<u8>> {
+        self.check_current("restore_many")?;
+        let max = self.max_page_order;
+        match &self.arena {
+            Some((arena, _)) => arena.adopt_many(|allocated| self.claims.restore_many(phys, max, Some(allocated))),
+            None => self.claims.restore_many(phys, max, None),
+        }
+    }
+
+    /// What the map costs.
+    pub fn stats(&self) -> MapStats {
+        let tracker = self.preserved();
+        let bitmap = tracker.geometry().block_bytes();
+        let in_place = self.claims.bitmaps().count;
+        MapStats {
+            blocks: tracker.orders().map(|order| tracker.blocks(order).count() as u64).sum(),
+            map_bytes: self.map_nodes.iter().map(|node| node.len).sum(),
+            in_place_bytes: in_place * bitmap,
+            held_bytes: tracker.nbytes() + self.claims.restored_bytes(),
+        }
+    }
+
     /// Restores `nr_pages` pages that were preserved as a range, all or none; in an arena each becomes an allocated
     /// page of its own (`kho_restore_pages`).
     ///
@@ -317,7 +354,8 @@ struct Scratch {
 }
 
 /// Reads one handover.
-fn read(memory: &dyn PhysMemory, fdt: Phys, found: &Found, options: &Options) -> Result<Reads> {
+fn read(place: Place<'_>, fdt: Phys, found: &Found, options: &Options) -> Result<Reads> {
+    let memory = place.memory();
     let root = root::read_root(memory, fdt)?;
     let told = scratch_told(memory, fdt, found, options);
     let known = Known {
@@ -327,7 +365,7 @@ fn read(memory: &dyn PhysMemory, fdt: Phys, found: &Found, options: &Options) ->
     };
     let page = options.page_size.map(|page| (page, options.page_why.unwrap_or(evidence::GIVEN)));
     let hints = Hints { page, bitmap_bytes: options.bitmap_bytes, bitmap_why: options.bitmap_why };
-    let reading = evidence::decide(memory, root.abi, root.map, &known, hints)?;
+    let reading = evidence::decide(place, root.abi, root.map, &known, hints)?;
     let scratch = told.or_else(|| scratch_guessed(found, &reading));
     Ok((root, reading, scratch))
 }
@@ -339,10 +377,10 @@ fn best(memory: &dyn PhysMemory, found: &Found, options: &Options) -> Result<(Re
     let mut best: Option<(Reads, (bool, bool, usize))> = None;
     let mut first_error = None;
     for &fdt in found.fdts.iter().take(MOST) {
-        match read(memory, fdt, found, options) {
+        match read(Place::Memory(memory), fdt, found, options) {
             Ok(reads) => {
                 let (root, reading, _) = &reads;
-                let preserved = |phys: &Phys| reading.tracker.covering(reading.page.pfn(*phys)).is_some();
+                let preserved = |phys: &Phys| reading.preserved.tracker().covering(reading.page.pfn(*phys)).is_some();
                 let told = found.pointers.iter().any(|p| p.fdt == fdt);
                 let subtrees = root.subtrees.iter().filter(|s| preserved(&s.phys)).count();
                 let rank = (told, preserved(&fdt), subtrees);
@@ -386,7 +424,7 @@ fn scratch_guessed(found: &Found, reading: &Reading) -> Option<Scratch> {
     let page = reading.page;
     let handed_over = |area: &ScratchArea| {
         let (start, end) = (page.pfn(Phys(area.addr)), page.pfn(Phys(area.addr + (area.size - 1))));
-        reading.tracker.overlapping(start, Pfn(end.0 + 1)).is_some()
+        reading.preserved.tracker().overlapping(start, Pfn(end.0 + 1)).is_some()
             || reading.nodes.iter().any(|node| area.overlaps(node.start.0, node.len))
     };
     let possible =

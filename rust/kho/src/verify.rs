@@ -9,6 +9,8 @@ use crate::tracker::Tracker;
 use crate::units::{Order, PageSize, Pfn, Phys};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::num::NonZero;
+use std::thread;
 
 /// A place where something is wrong: `pages` from `phys`, in a folio of `order`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,17 +76,38 @@ pub fn check(incoming: &Incoming, numa: &[NodeRange], most: usize) -> Checks {
     let tracker = incoming.preserved();
     let page = tracker.geometry().page();
     let scratch = ranges_of(incoming.scratch().unwrap_or_default());
-    let (nodes_in_scratch, nodes_preserved) = check_nodes(incoming, &scratch, page, most);
+    let overlapping = || overlapping(tracker, page, most);
+    // The two halves take about as long: each looks at every run.
+    let rest = || {
+        let in_scratch = in_scratch(tracker, &scratch, page, most);
+        let outside = outside(tracker, incoming.memory().ranges(), page, most);
+        (in_scratch, outside, check_nodes(incoming, &scratch, page, most))
+    };
+    let (overlapping, (in_scratch, outside, (nodes_in_scratch, nodes_preserved))) = both(tracker, overlapping, rest);
     let stats = tracker.stats().into_iter().filter(|s| s.empty_blocks > 0);
     Checks {
-        overlapping: overlapping(tracker, page, most),
-        in_scratch: in_scratch(tracker, &scratch, page, most),
-        outside: outside(tracker, incoming.memory().ranges(), page, most),
+        overlapping,
+        in_scratch,
+        outside,
         nodes_in_scratch,
         nodes_preserved,
         spanning: spanning(tracker, numa, page, most),
         empty: stats.map(|s| (s.order, s.empty_blocks, s.blocks)).collect(),
     }
+}
+
+/// Does two things: at the same time, if the map is worth a thread and there are processors.
+fn both<A, B: Send>(tracker: &Tracker, a: impl FnOnce() -> A, b: impl FnOnce() -> B + Send) -> (A, B) {
+    /// Folios that take longer to look at than a thread takes to start.
+    const WORTH_A_THREAD: u64 = 1 << 16;
+    if tracker.len() < WORTH_A_THREAD || thread::available_parallelism().map_or(1, NonZero::get) < 2 {
+        return (a(), b());
+    }
+    thread::scope(|scope| {
+        let b = scope.spawn(b);
+        let a = a();
+        (a, b.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
 }
 
 /// A run of consecutive folios of one order, as pages `[start, end)`.

@@ -6,9 +6,11 @@
 //! ```
 
 use super::layout::{BitmapPtr, BitmapSize, ChunkHeader, chunk_entries};
+use crate::arena::{Arena, Inherited};
+use crate::claims::Preserved;
 use crate::error::{Error, MapProblem, NO_BITMAP, NO_START, Result};
 use crate::memory::PhysMemory;
-use crate::tracker::{Geometry, Tracker};
+use crate::tracker::{Bitmap, Geometry, Tracker};
 use crate::units::{Order, PageSize, Phys};
 use std::collections::HashSet;
 use zerocopy::{FromBytes, IntoBytes};
@@ -118,57 +120,117 @@ pub fn check(memory: &dyn PhysMemory, geometry: Geometry, chunks: &[Chunk]) -> R
 /// [`Error::Map`] where a set bit names a folio beyond the address space; what reading memory returns.
 pub fn read(memory: &dyn PhysMemory, geometry: Geometry, chunks: &[Chunk]) -> Result<Tracker> {
     let mut tracker = Tracker::new(geometry);
-    let mut bitmap = vec![0; usize::try_from(geometry.block_bytes()).unwrap_or(0)];
-    for chunk in chunks {
-        for (index, entry) in (0..).zip(&chunk.entries) {
-            memory.read(Phys(entry.bitmap.get()), &mut bitmap)?;
-            let start = entry.phys_start.get();
-            let beyond = || {
-                let why = "is the start of a bitmap that reaches beyond the address space";
-                bad(chunk.phys, MapProblem::Entry { index, value: start, why })
-            };
-            let block = geometry.index_of(chunk.order, Phys(start)).ok_or_else(beyond)?;
-            tracker.adopt_block(chunk.order, block, &bitmap).map_err(|_| beyond())?;
-        }
-    }
+    let mut bytes = vec![0; usize::try_from(geometry.block_bytes()).unwrap_or(0)];
+    each(geometry, chunks, |bitmap| {
+        memory.read(bitmap.phys, &mut bytes)?;
+        tracker.adopt_block(bitmap.order, bitmap.index, &bytes).map(drop)
+    })?;
     Ok(tracker)
 }
 
-/// Lays out a tracker's chunks: orders ascending, in each the bitmaps ascending, each order in chunks of its own.
-/// `alloc` gives the pages; the chunk bytes come back with their addresses, to be written there. Bitmaps stay where
-/// they are.
+/// Takes over the bitmaps of chunks that [`check`] accepted, where they are.
 ///
 /// # Errors
-/// Whatever `alloc` returns; [`Error::Invalid`] for a tracker whose blocks have no physical address.
-pub fn serialize(tracker: &Tracker, mut alloc: impl FnMut() -> Result<Phys>) -> Result<Vec<(Phys, Vec<u8>)>> {
-    let page = tracker.geometry().page();
-    let most = usize::try_from(chunk_entries(page)).unwrap_or(usize::MAX);
-    let mut chunks: Vec<(Phys, Vec<u8>)> = Vec::new();
-    for order in tracker.orders() {
-        let mut blocks = tracker.blocks(order).peekable();
-        while blocks.peek().is_some() {
-            let mut entries = Vec::with_capacity(most);
-            for block in blocks.by_ref().take(most) {
-                let homeless = || Error::Invalid { what: "tracker", why: "its blocks are not in an arena".into() };
-                let bitmap = block.phys().ok_or_else(homeless)?;
-                entries.push(BitmapPtr { phys_start: block.phys_start().0.into(), bitmap: bitmap.0.into() });
-            }
-            let header = ChunkHeader {
-                next: 0.into(),
-                order: order.get().into(),
-                num_elms: u32::try_from(entries.len()).unwrap_or(u32::MAX).into(),
+/// As [`read`].
+pub fn inherit(arena: &Arena, geometry: Geometry, chunks: &[Chunk]) -> Result<Preserved> {
+    let mut inherited = Inherited::new(arena, geometry);
+    each(geometry, chunks, |bitmap| inherited.add(bitmap))?;
+    inherited.finish()
+}
+
+/// Every bitmap of chunks, in their order.
+fn each(geometry: Geometry, chunks: &[Chunk], mut take: impl FnMut(Bitmap) -> Result<()>) -> Result<()> {
+    for chunk in chunks {
+        for (i, entry) in (0..).zip(&chunk.entries) {
+            let start = entry.phys_start.get();
+            let beyond = || {
+                let why = "is the start of a bitmap that reaches beyond the address space";
+                bad(chunk.phys, MapProblem::Entry { index: i, value: start, why })
             };
-            let mut bytes = header.as_bytes().to_vec();
-            bytes.extend_from_slice(entries.as_bytes());
-            bytes.resize(usize::try_from(page.bytes()).unwrap_or(0), 0);
-            let phys = alloc()?;
-            if let Some((_, previous)) = chunks.last_mut() {
-                previous[..8].copy_from_slice(&phys.0.to_le_bytes());
-            }
-            chunks.push((phys, bytes));
+            let index = geometry.index_of(chunk.order, Phys(start)).ok_or_else(beyond)?;
+            let bitmap = Bitmap { order: chunk.order, index, phys: Phys(entry.bitmap.get()) };
+            take(bitmap).map_err(|e| if matches!(e, Error::OutOfRange { .. }) { beyond() } else { e })?;
         }
     }
-    Ok(chunks)
+    Ok(())
+}
+
+/// Writes a tracker's chunks: orders ascending, in each the bitmaps ascending, each order in chunks of its own. `alloc`
+/// gives the pages, `write` gets their addresses and bytes. Bitmaps stay where they are.
+///
+/// # Errors
+/// Whatever `alloc` and `write` return; [`Error::Invalid`] for a tracker whose blocks have no physical address.
+pub fn serialize(
+    tracker: &Tracker,
+    alloc: impl FnMut() -> Result<Phys>,
+    write: impl FnMut(Phys, &[u8]) -> Result<()>,
+) -> Result<()> {
+    let geometry = tracker.geometry();
+    let bytes = vec![0; usize::try_from(geometry.page().bytes()).unwrap_or(0)];
+    let mut chunks = Writer { alloc, write, bytes, at: None, filled: 0, failed: Ok(()) };
+    for order in tracker.orders() {
+        chunks.begin(order);
+        // From one bitmap to the next; 0 where there is one bitmap only, as none of them begins elsewhere.
+        let step = geometry.phys_start(order, 1).0;
+        tracker.each_bitmap(order, |bitmap| {
+            let start = bitmap.index.wrapping_mul(step);
+            let entry = BitmapPtr { phys_start: start.into(), bitmap: bitmap.phys.0.into() };
+            if !chunks.push(entry) {
+                chunks.begin(order);
+                chunks.push(entry);
+            }
+        })?;
+        std::mem::replace(&mut chunks.failed, Ok(()))?;
+    }
+    chunks.end(Phys(0))
+}
+
+/// Chunks being written, one at a time: the last is in `bytes` until it is known what follows.
+struct Writer<A, W> {
+    alloc: A,
+    write: W,
+    bytes: Vec<u8>,
+    /// Where the chunk in `bytes` goes.
+    at: Option<Phys>,
+    /// Bytes of it that are filled.
+    filled: usize,
+    failed: Result<()>,
+}
+
+impl<A: FnMut() -> Result<Phys>, W: FnMut(Phys, &[u8]) -> Result<()>> Writer<A, W> {
+    /// Begins another chunk. What fails is kept in `failed`, once for all entries; then none is written any more.
+    fn begin(&mut self, order: Order) {
+        self.failed = std::mem::replace(&mut self.failed, Ok(())).and_then(|()| {
+            let phys = (self.alloc)()?;
+            self.end(phys)?;
+            self.at = Some(phys);
+            Ok(())
+        });
+        let header = ChunkHeader { next: 0.into(), order: order.get().into(), num_elms: 0.into() };
+        self.bytes[..size_of::<ChunkHeader>()].copy_from_slice(header.as_bytes());
+        self.filled = size_of::<ChunkHeader>();
+    }
+
+    /// False if the chunk is full.
+    #[inline(always)]
+    fn push(&mut self, entry: BitmapPtr) -> bool {
+        let end = self.filled + size_of::<BitmapPtr>();
+        let Some(place) = self.bytes.get_mut(self.filled..end) else { return false };
+        place.copy_from_slice(entry.as_bytes());
+        self.filled = end;
+        true
+    }
+
+    /// Writes the chunk, if there is one, with what follows it.
+    fn end(&mut self, next: Phys) -> Result<()> {
+        let Some(at) = self.at else { return Ok(()) };
+        let entries = (self.filled - size_of::<ChunkHeader>()) / size_of::<BitmapPtr>();
+        let entries = u32::try_from(entries).unwrap_or(u32::MAX);
+        self.bytes[..8].copy_from_slice(&next.0.to_le_bytes());
+        self.bytes[12..size_of::<ChunkHeader>()].copy_from_slice(&entries.to_le_bytes());
+        self.bytes[self.filled..].fill(0);
+        (self.write)(at, &self.bytes)
+    }
 }
 
 /// The geometry of a page size and a bitmap size.

@@ -7,12 +7,14 @@ use super::chunk::{self, Chunk};
 use super::layout::BitmapSize;
 use super::radix::{self, Shape};
 use super::{Abi, MapFormat};
-use crate::arena::ScratchArea;
+use crate::arena::{Arena, ScratchArea};
+use crate::claims::Preserved;
 use crate::error::{Error, Result};
 use crate::memory::{PhysMemory, PhysRange};
 use crate::tracker::{Geometry, Tracker};
 use crate::units::{Order, PageSize, Pfn, Phys};
 use std::fmt;
+use std::sync::Arc;
 
 /// How sure a decision is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,7 +71,7 @@ pub struct Reading {
     pub certainty: Certainty,
     /// Where the map itself lies, ascending: its chunks and bitmaps, or the tree's nodes.
     pub nodes: Vec<PhysRange>,
-    pub tracker: Tracker,
+    pub preserved: Preserved,
 }
 
 struct Candidate {
@@ -79,7 +81,7 @@ struct Candidate {
 }
 
 enum Map {
-    Chunks(Vec<Chunk>),
+    Chunks(Arc<[Chunk]>),
     /// The addresses of the nodes.
     Tree(Vec<u64>),
 }
@@ -93,7 +95,7 @@ impl Map {
             Map::Tree(pages) => nodes.extend(pages.iter().map(|phys| whole(*phys))),
             Map::Chunks(chunks) => {
                 let len = bitmap.map_or(0, |bitmap| bitmap.bytes(page));
-                for c in chunks {
+                for c in chunks.iter() {
                     nodes.push(whole(c.phys));
                     nodes.extend(c.entries.iter().map(|e| PhysRange { start: Phys(e.bitmap.get()), len }));
                 }
@@ -140,50 +142,86 @@ impl Doubts {
     }
 }
 
-/// Reads the map of an ABI at `map` in the most plausible way.
+/// Where a map is read: somewhere, or in an arena that is taken over with it, whose bitmaps stay where they are.
+#[derive(Clone, Copy)]
+pub enum Place<'a> {
+    Memory(&'a dyn PhysMemory),
+    Arena(&'a Arena),
+}
+
+impl<'a> Place<'a> {
+    pub fn memory(self) -> &'a dyn PhysMemory {
+        match self {
+            Place::Memory(memory) => memory,
+            Place::Arena(arena) => arena,
+        }
+    }
+}
+
+/// A reading, what it preserves, and what speaks against it.
+struct Scored {
+    candidate: Candidate,
+    preserved: Preserved,
+    doubts: Doubts,
+}
+
+/// Reads the map of an ABI at `map` in the most plausible way. Where there is but one way its bitmaps are not looked at
+/// beyond reading them; where there are several, no more than two are held at a time.
 ///
 /// # Errors
 /// [`Error::Map`] when every reading fails alike, [`Error::NoLayout`] when each fails in its own way; [`Error::Invalid`]
 /// for a bitmap size where maps have none.
-pub fn decide(memory: &dyn PhysMemory, abi: &Abi, map: Phys, known: &Known, hints: Hints) -> Result<Reading> {
-    let (candidates, refused) = candidates(memory, abi, map, known, hints)?;
+pub fn decide(place: Place<'_>, abi: &Abi, map: Phys, known: &Known, hints: Hints) -> Result<Reading> {
+    let (candidates, mut refused) = candidates(place, abi, map, known, hints)?;
     let given = match abi.map {
         MapFormat::Chunks => hints.bitmap_bytes.is_some(),
         MapFormat::Radix { .. } => hints.page.is_some_and(|(_, why)| why == GIVEN),
     };
     let alone = candidates.len() == 1;
-    let mut readings: Vec<(Candidate, Tracker, Doubts)> = Vec::new();
-    let mut read_errors = Vec::new();
-    for (candidate, tracker) in candidates {
-        match tracker_of(memory, &candidate, tracker) {
-            Ok(tracker) => {
-                let doubts = if alone { NO_DOUBTS } else { doubts(memory, &tracker, &candidate, known) };
-                readings.push((candidate, tracker, doubts));
+    let mut best: Option<Scored> = None;
+    let mut beaten = Vec::new();
+    for (candidate, read) in candidates {
+        let preserved = match read.map_or_else(|| preserved(place, &candidate), Ok) {
+            Ok(preserved) => preserved,
+            Err(e) => {
+                refused.push((candidate.page, candidate.bitmap, e));
+                continue;
             }
-            Err(e) => read_errors.push((candidate.page, candidate.bitmap, e)),
+        };
+        let doubts = match alone {
+            true => NO_DOUBTS,
+            false => doubts(place.memory(), preserved.tracker(), &candidate, known),
+        };
+        let mut less = Scored { candidate, preserved, doubts };
+        if let Some(best) = &mut best {
+            if less.doubts < best.doubts {
+                std::mem::swap(best, &mut less);
+            }
+            // Of two with the same doubts the first stays, so that what is said of one here stays true if both are beaten.
+            beaten.push((less.candidate.page, less.candidate.bitmap, less.doubts, why_same(&less, best)));
+        } else {
+            best = Some(less);
         }
     }
-    let mut refused: Refused = refused;
-    refused.extend(read_errors);
-    let first_of_the_least = (0..readings.len()).min_by_key(|&i| readings[i].2);
-    let Some(least) = first_of_the_least else { return Err(no_reading(map, refused)) };
-    let best = readings.remove(least);
-    let beaten: Vec<_> = readings.iter().map(|r| (r.0.page, r.0.bitmap, why_not(r, &best))).collect();
-    let (candidate, tracker, _) = best;
-    Ok(explain(candidate, tracker, &beaten, &refused, hints, given))
+    let Some(Scored { candidate, preserved, doubts }) = best else { return Err(no_reading(map, refused)) };
+    let why = |(page, bitmap, theirs, same): (_, _, Doubts, _)| match theirs == doubts {
+        true => (page, bitmap, same),
+        false => (page, bitmap, theirs.worse_because(&doubts)),
+    };
+    let beaten: Vec<_> = beaten.into_iter().map(why).collect();
+    Ok(explain(candidate, preserved, &beaten, &refused, hints, given))
 }
 
-/// Why another reading is not the one chosen.
-fn why_not(
-    (candidate, tracker, doubts): &(Candidate, Tracker, Doubts),
-    (best, chosen, least): &(Candidate, Tracker, Doubts),
-) -> String {
-    if doubts != least {
-        doubts.worse_because(least)
-    } else if chosen == tracker {
+/// Why another reading with the same doubts is not the one chosen.
+fn why_same(other: &Scored, best: &Scored) -> String {
+    if other.doubts != best.doubts {
+        return UNDECIDED.into();
+    }
+    let (tracker, chosen) = (other.preserved.tracker(), best.preserved.tracker());
+    if chosen == tracker {
         SAME.into()
-    } else if best.page == candidate.page && tracker.is_subset(chosen) {
-        let lost = chosen.len() - tracker.len();
+    } else if best.candidate.page == other.candidate.page && tracker.is_subset(chosen) {
+        let lost = chosen.len().saturating_sub(tracker.len());
         format!("{lost} folios would be lost that lie in memory, each once")
     } else {
         UNDECIDED.into()
@@ -208,8 +246,8 @@ const NO_DOUBTS: Doubts = Doubts {
 
 type Refused = Vec<(PageSize, Option<BitmapSize>, Error)>;
 
-/// A map that can be read; what reading a tree gave already.
-type Candidates = Vec<(Candidate, Option<Tracker>)>;
+/// Maps that can be read; what reading a tree gave already.
+type Candidates = Vec<(Candidate, Option<Preserved>)>;
 
 /// Why a bitmap size cannot be asked for.
 pub fn no_bitmap_size(abi: &Abi) -> String {
@@ -217,26 +255,23 @@ pub fn no_bitmap_size(abi: &Abi) -> String {
 }
 
 /// What a candidate preserves.
-fn tracker_of(memory: &dyn PhysMemory, candidate: &Candidate, read: Option<Tracker>) -> Result<Tracker> {
-    match (read, candidate.bitmap, &candidate.map) {
-        (None, Some(bitmap), Map::Chunks(chunks)) => {
-            chunk::read(memory, chunk::geometry(candidate.page, bitmap)?, chunks)
-        }
-        (read, ..) => Ok(read.unwrap_or_else(|| Tracker::new(Geometry::paged(candidate.page)))),
+fn preserved(place: Place<'_>, candidate: &Candidate) -> Result<Preserved> {
+    let (Map::Chunks(chunks), Some(bitmap)) = (&candidate.map, candidate.bitmap) else {
+        return Ok(Tracker::new(Geometry::paged(candidate.page)).into());
+    };
+    let geometry = chunk::geometry(candidate.page, bitmap)?;
+    match place {
+        Place::Memory(memory) => chunk::read(memory, geometry, chunks).map(Preserved::from),
+        Place::Arena(arena) => chunk::inherit(arena, geometry, chunks),
     }
 }
 
 /// The readings that do not contradict themselves, and why the others do.
-fn candidates(
-    memory: &dyn PhysMemory,
-    abi: &Abi,
-    map: Phys,
-    known: &Known,
-    hints: Hints,
-) -> Result<(Candidates, Refused)> {
+fn candidates(place: Place<'_>, abi: &Abi, map: Phys, known: &Known, hints: Hints) -> Result<(Candidates, Refused)> {
     if abi.map != MapFormat::Chunks && hints.bitmap_bytes.is_some() {
         return Err(Error::Invalid { what: "bitmap_bytes", why: no_bitmap_size(abi) });
     }
+    let memory = place.memory();
     let mut candidates = Vec::new();
     let mut refused = Vec::new();
     for page in PageSize::ALL {
@@ -248,17 +283,20 @@ fn candidates(
             continue;
         }
         if let Some(shape) = Shape::of(abi, page) {
-            match radix::read(memory, shape, map) {
-                Ok(tree) => {
-                    let candidate = Candidate { page, bitmap: None, map: Map::Tree(tree.nodes) };
-                    candidates.push((candidate, Some(tree.tracker)));
+            let read = match place {
+                Place::Memory(memory) => radix::read(memory, shape, map).map(|tree| (tree.tracker.into(), tree.nodes)),
+                Place::Arena(arena) => radix::inherit(arena, shape, map),
+            };
+            match read {
+                Ok((preserved, nodes)) => {
+                    candidates.push((Candidate { page, bitmap: None, map: Map::Tree(nodes) }, Some(preserved)));
                 }
                 Err(e) => refused.push((page, None, e)),
             }
             continue;
         }
-        let chunks = match chunk::walk(memory, page, map) {
-            Ok(chunks) => chunks,
+        let chunks: Arc<[Chunk]> = match chunk::walk(memory, page, map) {
+            Ok(chunks) => chunks.into(),
             Err(e) => {
                 refused.push((page, None, e));
                 continue;
@@ -270,7 +308,7 @@ fn candidates(
             }
             match chunk::check(memory, chunk::geometry(page, bitmap)?, &chunks) {
                 Ok(()) => {
-                    let map = Map::Chunks(chunks.clone());
+                    let map = Map::Chunks(Arc::clone(&chunks));
                     candidates.push((Candidate { page, bitmap: Some(bitmap), map }, None));
                 }
                 Err(e) => refused.push((page, Some(bitmap), e)),
@@ -299,7 +337,7 @@ fn doubts(memory: &dyn PhysMemory, tracker: &Tracker, candidate: &Candidate, kno
             d.pages_in_scratch += shared(std::slice::from_ref(area));
         }
     }
-    d.pages_twice = tracker.nr_pages() - union;
+    d.pages_twice = tracker.nr_pages().saturating_sub(union);
     d.pages_outside = pages_outside(memory, tracker);
     d.fdt_not_preserved = !tracker.contains(page.pfn(known.fdt), Order::ZERO);
     d.subtrees_not_preserved = known.subtrees.iter().filter(|s| tracker.covering(page.pfn(**s)).is_none()).count();
@@ -351,7 +389,7 @@ fn no_reading(map: Phys, refused: Refused) -> Error {
 
 fn explain(
     candidate: Candidate,
-    tracker: Tracker,
+    preserved: Preserved,
     beaten: &[(PageSize, Option<BitmapSize>, String)],
     refused: &Refused,
     hints: Hints,
@@ -398,5 +436,5 @@ fn explain(
         None => of_page.join("; "),
     };
     let nodes = map.nodes(page, bitmap.as_ref().map(|(bitmap, _)| *bitmap));
-    Reading { page, page_why, bitmap, certainty, nodes, tracker }
+    Reading { page, page_why, bitmap, certainty, nodes, preserved }
 }

@@ -10,9 +10,11 @@
 //! 64 TiB a folio and more.
 
 use super::{Abi, MapFormat};
+use crate::arena::{Arena, Inherited};
+use crate::claims::Preserved;
 use crate::error::{Error, MapProblem, Result};
 use crate::memory::{PhysMemory, PhysRange};
-use crate::tracker::{Geometry, Tracker};
+use crate::tracker::{Bitmap, Geometry, Tracker};
 use crate::units::{Order, PageSize, Pfn, Phys};
 use std::collections::{BTreeMap, HashSet};
 
@@ -138,6 +140,28 @@ impl Shape {
         Err(Error::Invalid { what: "preserved-memory map", why })
     }
 
+    /// What the leaf at `phys` is whose keys are `prefix` and up. Its bitmap is asked for only where the keys do not tell.
+    fn leaf(self, phys: u64, prefix: u64, bitmap: impl FnOnce() -> Result<Vec<u8>>) -> Result<Leaf> {
+        let refuse = |index, value, why| Err(bad(phys, MapProblem::Entry { index, value, why }));
+        if prefix == 0 {
+            let mut folios = Vec::new();
+            for key in set_bits(&bitmap()?) {
+                match self.folio(key) {
+                    Ok(folio) => folios.push(folio),
+                    Err(why) => return refuse(key, key, why),
+                }
+            }
+            return Ok(Leaf::Folios(folios));
+        }
+        match self.folio(prefix) {
+            Ok((pfn, order)) => Ok(Leaf::Block(order, pfn.0 >> order.get() >> self.leaf_bits())),
+            Err(why) => match set_bits(&bitmap()?).next() {
+                Some(bit) => refuse(bit, prefix | bit, why),
+                None => Ok(Leaf::Folios(Vec::new())),
+            },
+        }
+    }
+
     /// Bits of a single page's key where the topmost one is lost.
     const LOST_KEY_BITS: u32 = 34;
 
@@ -180,26 +204,70 @@ struct Open {
 /// [`Error::Map`] at the first node that is unaligned, outside, or reached twice, and at a leaf with the key of no folio;
 /// what reading memory returns.
 pub fn read(memory: &dyn PhysMemory, shape: Shape, root: Phys) -> Result<Tree> {
-    let mut tree = Tree { tracker: Tracker::new(Geometry::paged(shape.page)), nodes: Vec::new() };
-    let mut seen = HashSet::new();
+    let mut tracker = Tracker::new(Geometry::paged(shape.page));
     let data = data_runs(memory)?;
+    let nodes = walk(memory, &data, shape, root, |phys, prefix| {
+        let Some(bitmap) = read_node(memory, &data, shape, phys)? else { return Ok(()) };
+        match shape.leaf(phys, prefix, || Ok(bitmap.clone()))? {
+            Leaf::Folios(folios) => {
+                folios.into_iter().try_for_each(|(pfn, order)| tracker.preserve(pfn, order).map(drop))
+            }
+            Leaf::Block(order, index) => tracker.adopt_block(order, index, &bitmap).map(drop),
+        }
+    })?;
+    Ok(Tree { tracker, nodes })
+}
+
+/// Takes over the tree at `root` of an arena: what its leaves are, where they are, and the address of every node as in
+/// [`Tree`].
+///
+/// # Errors
+/// As [`read`].
+pub fn inherit(arena: &Arena, shape: Shape, root: Phys) -> Result<(Preserved, Vec<u64>)> {
+    let mut inherited = Inherited::new(arena, Geometry::paged(shape.page));
+    let nodes = walk(arena, arena.ranges(), shape, root, |phys, prefix| {
+        match shape.leaf(phys, prefix, || arena.read_vec(NODE, Phys(phys), shape.page.bytes()))? {
+            Leaf::Folios(folios) => folios.into_iter().try_for_each(|(pfn, order)| inherited.preserve(pfn, order)),
+            Leaf::Block(order, index) => inherited.add(Bitmap { order, index, phys: Phys(phys) }),
+        }
+    })?;
+    Ok((inherited.finish()?, nodes))
+}
+
+/// What a leaf is.
+enum Leaf {
+    /// A block of one order: the leaf's page is its bitmap.
+    Block(Order, u64),
+    /// Folios of several orders, if any.
+    Folios(Vec<(Pfn, Order)>),
+}
+
+/// Visits every node once, and calls `leaf` with each leaf's address and the bits of its keys above its own. Returns every
+/// node's address, inner nodes before what they lead to. Of the leaves nothing is read.
+fn walk(
+    memory: &dyn PhysMemory,
+    data: &[PhysRange],
+    shape: Shape,
+    root: Phys,
+    mut leaf: impl FnMut(u64, u64) -> Result<()>,
+) -> Result<Vec<u64>> {
+    let mut nodes = Vec::new();
+    let mut seen = HashSet::new();
     let mut open: Vec<Open> = Vec::new();
     let mut visit = Some((root.0, shape.depth() - 1, 0));
     loop {
         if let Some((phys, level, prefix)) = visit.take() {
             enter(memory, shape, phys, &mut seen)?;
-            tree.nodes.push(phys);
-            match read_node(memory, &data, shape, phys)? {
-                None => {}
-                Some(bitmap) if level == 0 => read_leaf(shape, &mut tree.tracker, phys, prefix, &bitmap)?,
-                Some(page) => {
-                    let (words, _) = page.as_chunks::<8>();
-                    let table = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
-                    open.push(Open { level, prefix, table, next: 0 });
-                }
+            nodes.push(phys);
+            if level == 0 {
+                leaf(phys, prefix)?;
+            } else if let Some(page) = read_node(memory, data, shape, phys)? {
+                let (words, _) = page.as_chunks::<8>();
+                let table = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+                open.push(Open { level, prefix, table, next: 0 });
             }
         }
-        let Some(node) = open.last_mut() else { return Ok(tree) };
+        let Some(node) = open.last_mut() else { return Ok(nodes) };
         let found = node.table.iter().enumerate().skip(node.next).find(|(_, child)| **child != 0);
         let Some((index, &child)) = found else {
             open.pop();
@@ -242,30 +310,6 @@ fn read_node(memory: &dyn PhysMemory, data: &[PhysRange], shape: Shape, phys: u6
     match run {
         Some(run) if run.start.0 <= phys | (page - 1) => memory.read_vec(NODE, Phys(phys), page).map(Some),
         _ => Ok(None),
-    }
-}
-
-/// Marks what a leaf's bitmap says about the keys from `prefix` on. An empty leaf becomes an empty block.
-fn read_leaf(shape: Shape, tracker: &mut Tracker, phys: u64, prefix: u64, bitmap: &[u8]) -> Result<()> {
-    let refuse = |index, value, why| Err(bad(phys, MapProblem::Entry { index, value, why }));
-    if prefix == 0 {
-        for key in set_bits(bitmap) {
-            match shape.folio(key) {
-                Ok((pfn, order)) => tracker.preserve(pfn, order)?,
-                Err(why) => return refuse(key, key, why),
-            };
-        }
-        return Ok(());
-    }
-    match shape.folio(prefix) {
-        Ok((pfn, order)) => {
-            let block = pfn.0 >> order.get() >> shape.leaf_bits();
-            tracker.adopt_block(order, block, bitmap).map(drop)
-        }
-        Err(why) => match set_bits(bitmap).next() {
-            Some(bit) => refuse(bit, prefix | bit, why),
-            None => Ok(()),
-        },
     }
 }
 

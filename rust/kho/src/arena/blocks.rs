@@ -1,10 +1,13 @@
-//! A tracker's blocks in an arena's pages, so that serializing copies no bitmap.
+//! A tracker's blocks in an arena's pages, so that neither serializing nor taking over copies a bitmap.
 
 use super::Arena;
 use super::spans::Spans;
+use crate::claims::{Bitmaps, Preserved};
 use crate::error::{Error, Result};
-use crate::tracker::BlockSource;
-use crate::units::{PageSize, Pfn, Phys};
+use crate::memory::PhysMemory;
+use crate::tracker::{Bitmap, BlockSource, Geometry, HeapBlocks, Tracker};
+use crate::units::{Order, PageSize, Pfn, Phys};
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::{Arc, Weak};
 
@@ -57,16 +60,136 @@ unsafe impl BlockSource for ArenaBlocks {
         self.spans.phys_of(block.cast())
     }
 
+    fn stretch_of(&self, block: NonNull<u64>) -> Option<(Range<usize>, Phys)> {
+        self.spans.stretch_of(block.cast())
+    }
+
     fn nbytes(&self) -> u64 {
         self.pages.len() as u64 * self.page.bytes()
     }
 
     fn release_all(&mut self) {
-        let arena = self.arena.upgrade().filter(|arena| arena.generation() == self.generation);
-        for pfn in self.pages.drain(..) {
-            // The page was allocated for this source and is in nobody's tracker, so that nothing can refuse it.
-            let _ = arena.as_ref().map(|arena| super::lock(&arena.pages).put(pfn));
+        let pages = std::mem::take(&mut self.pages);
+        if let Some(arena) = self.arena.upgrade().filter(|arena| arena.generation() == self.generation) {
+            arena.put_own(pages);
         }
         self.used = self.page.bytes();
+    }
+}
+
+/// Blocks of a map that lies in an arena, and blocks on the heap.
+struct MapBlocks {
+    spans: Arc<Spans>,
+    heap: HeapBlocks,
+}
+
+// SAFETY: new blocks are the heap's. One at an address lies inside a mapping that `spans` keeps mapped and writable.
+unsafe impl BlockSource for MapBlocks {
+    fn alloc_block(&mut self, bytes: usize) -> Result<NonNull<u64>> {
+        self.heap.alloc_block(bytes)
+    }
+
+    fn phys_of(&self, block: NonNull<u64>) -> Option<Phys> {
+        self.spans.phys_of(block.cast())
+    }
+
+    fn stretch_of(&self, block: NonNull<u64>) -> Option<(Range<usize>, Phys)> {
+        self.spans.stretch_of(block.cast())
+    }
+
+    fn block_at(&self, phys: Phys, bytes: usize) -> Option<NonNull<u64>> {
+        self.spans.ptr(phys, bytes as u64).map(NonNull::cast).filter(|block: &NonNull<u64>| block.is_aligned())
+    }
+
+    fn nbytes(&self) -> u64 {
+        self.heap.nbytes()
+    }
+
+    fn release_all(&mut self) {
+        self.heap.release_all();
+    }
+}
+
+/// What a map in an arena preserves, collected bitmap by bitmap.
+///
+/// Bitmaps whose every bit stands for memory of the arena are neither read nor copied: nothing that is in them, or that
+/// anybody writes there later, can be wrong. The others (at the ends of memory, and of orders so large that a bitmap speaks
+/// of more than there is) are checked, and copied so that they stay as they were checked.
+pub struct Inherited<'a> {
+    arena: &'a Arena,
+    geometry: Geometry,
+    copied: Tracker,
+    bitmaps: Vec<Bitmap>,
+}
+
+impl<'a> Inherited<'a> {
+    pub fn new(arena: &'a Arena, geometry: Geometry) -> Self {
+        let blocks = MapBlocks { spans: Arc::clone(&arena.spans), heap: HeapBlocks::default() };
+        Inherited { arena, geometry, copied: Tracker::with_source(geometry, Box::new(blocks)), bitmaps: Vec::new() }
+    }
+
+    /// Takes in a bitmap that lies in the arena.
+    ///
+    /// # Errors
+    /// [`Error::OutsideMemory`] if it does not; [`Error::OutOfRange`] for one that names a folio beyond the address space.
+    pub fn add(&mut self, bitmap: Bitmap) -> Result<()> {
+        let Bitmap { order, index, phys } = bitmap;
+        let len = self.geometry.block_bytes();
+        let outside = Error::OutsideMemory { what: "bitmap", phys: phys.0, len };
+        self.spans().ptr(phys, len).ok_or(outside)?;
+        if self.geometry.span(order, index).is_some_and(|(start, len)| self.arena.contains(start, len)) {
+            self.bitmaps.push(bitmap);
+            return Ok(());
+        }
+        let bytes = self.arena.read_vec("bitmap", phys, len)?;
+        self.copied.adopt_block(order, index, &bytes).map(drop)
+    }
+
+    /// Takes in a folio that no bitmap of its order tells.
+    ///
+    /// # Errors
+    /// As [`Tracker::preserve`].
+    pub fn preserve(&mut self, pfn: Pfn, order: Order) -> Result<()> {
+        self.copied.preserve(pfn, order).map(drop)
+    }
+
+    fn spans(&self) -> &Spans {
+        &self.arena.spans
+    }
+
+    /// What is preserved. No bitmap is touched before somebody asks what is in it.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for two bitmaps of the same folios.
+    pub fn finish(self) -> Result<Preserved> {
+        let Inherited { arena, geometry, copied, mut bitmaps } = self;
+        let page = geometry.page();
+        if !bitmaps.is_sorted() {
+            bitmaps.sort_unstable();
+        }
+        let same = |pair: &&[Bitmap]| (pair[0].order, pair[0].index) == (pair[1].order, pair[1].index);
+        if let Some(pair) = bitmaps.windows(2).find(same) {
+            let why = format!("two bitmaps are of the same folios of order {}", pair[0].order);
+            return Err(Error::Invalid { what: "preserved-memory map", why });
+        }
+        let last = |bitmap: &Bitmap| page.pfn(Phys(bitmap.phys.0 + (geometry.block_bytes() - 1)));
+        let mut pages: Vec<(Pfn, Pfn)> = bitmaps.iter().map(|b| (page.pfn(b.phys), Pfn(last(b).0 + 1))).collect();
+        pages.sort_unstable();
+        pages.dedup_by(|next, run| {
+            next.0 <= run.1 && {
+                run.1 = run.1.max(next.1);
+                true
+            }
+        });
+        let kept = Bitmaps { count: bitmaps.len() as u64, pages };
+        let outside = copied.extents().map(|(start, end)| (page.phys(start), (end.0 - start.0) << page.shift()));
+        let outside = { outside }.find(|&(phys, len)| !arena.contains(phys, len));
+        let count = move || {
+            let mut tracker = copied;
+            // Every bitmap was found in the arena, which stays mapped, and no two are the same block.
+            let _ = tracker.adopt(&bitmaps);
+            tracker
+        };
+        Ok(Preserved::in_place(geometry, kept, outside, Box::new(count)))
     }
 }

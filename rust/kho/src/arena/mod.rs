@@ -6,7 +6,7 @@ mod pages;
 mod scratch;
 mod spans;
 
-pub use blocks::ArenaBlocks;
+pub use blocks::{ArenaBlocks, Inherited};
 pub use header::{ArenaNote, NOTE_NAME, NOTE_TYPE, Recorded};
 pub use pages::PageKind;
 pub use scratch::{ScratchArea, check_no_overlap, nodes, place};
@@ -22,6 +22,7 @@ use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// RAM: `len` bytes from `start` on a NUMA node. Page-aligned.
@@ -76,9 +77,13 @@ pub struct PageState {
 #[derive(Debug)]
 pub struct Arena {
     config: ArenaConfig,
+    /// The page ranges nobody may allocate.
+    reserved: Vec<(Pfn, Pfn)>,
     spans: Arc<Spans>,
     scratch_phys: u64,
     pages: Mutex<Pages>,
+    /// Counts the take-overs: what was allocated under another generation is gone.
+    generation: AtomicU64,
     handover: Mutex<Handover>,
 }
 
@@ -123,10 +128,12 @@ impl Arena {
             spans.write(Phys(scratch_phys), &array)?;
         }
         Ok(Arc::new(Arena {
+            reserved: reserved(&config),
             config,
             spans: Arc::new(spans),
             scratch_phys,
             pages: Mutex::new(pages),
+            generation: AtomicU64::new(0),
             handover: Mutex::default(),
         }))
     }
@@ -161,10 +168,12 @@ impl Arena {
         let pages = pages_of(&config)?;
         let handover = Handover { recorded: note.handover, ..Handover::default() };
         Ok(Arc::new(Arena {
+            reserved: reserved(&config),
             config,
             spans: Arc::new(spans),
             scratch_phys: note.scratch_phys,
             pages: Mutex::new(pages),
+            generation: AtomicU64::new(0),
             handover: Mutex::new(handover),
         }))
     }
@@ -213,13 +222,27 @@ impl Arena {
         self.spans.fd()
     }
 
+    /// The pages, with everything free that is.
+    fn settled(&self) -> Result<MutexGuard<'_, Pages>> {
+        let mut pages = lock(&self.pages);
+        pages.settle(&self.reserved)?;
+        Ok(pages)
+    }
+
+    /// The same for who only looks: without memory for the books nothing counts as free.
+    fn looked_at(&self) -> MutexGuard<'_, Pages> {
+        let mut pages = lock(&self.pages);
+        let _ = pages.settle(&self.reserved);
+        pages
+    }
+
     /// Allocates `1 << order` contiguous pages, on `node` if one is given; orders beyond MAX_PAGE_ORDER only when
     /// `gigantic`. The bytes are what the last owner left, zeros at first.
     ///
     /// # Errors
     /// [`Error::NoMemory`]; [`Error::OrderTooLarge`].
     pub fn alloc(&self, order: Order, node: Option<u32>, gigantic: bool) -> Result<Pfn> {
-        lock(&self.pages).alloc(order, node, gigantic)
+        self.settled()?.alloc(order, node, gigantic)
     }
 
     /// Allocates one particular block.
@@ -227,7 +250,7 @@ impl Arena {
     /// # Errors
     /// [`Error::PageState`] if any page of it is in use; [`Error::OutsideMemory`]; [`Error::Misaligned`].
     pub fn alloc_at(&self, pfn: Pfn, order: Order) -> Result<Pfn> {
-        lock(&self.pages).alloc_at(pfn, order)
+        self.settled()?.alloc_at(pfn, order)
     }
 
     /// Allocates pages for `len` bytes, zeroed.
@@ -247,7 +270,7 @@ impl Arena {
     /// # Errors
     /// [`Error::PageState`] unless `pfn` is the head of an allocated folio.
     pub fn get(&self, pfn: Pfn) -> Result<u32> {
-        lock(&self.pages).get(pfn)
+        self.settled()?.get(pfn)
     }
 
     /// Drops a reference; the last one frees the folio (then `true`).
@@ -257,7 +280,7 @@ impl Arena {
     pub fn put(&self, pfn: Pfn) -> Result<bool> {
         let preserved = lock(&self.handover).preserved.upgrade();
         let tracker = preserved.as_ref().map(|t| lock(t));
-        let mut pages = lock(&self.pages);
+        let mut pages = self.settled()?;
         let order = pages.allocated_at(pfn)?;
         if let Some(tracker) = tracker
             && tracker.overlapping(pfn, Pfn(pfn.0 + order.nr_pages())).is_some()
@@ -274,7 +297,7 @@ impl Arena {
     /// # Errors
     /// [`Error::PageState`] unless `pfn` is the head of an allocated folio.
     pub fn order_of(&self, pfn: Pfn) -> Result<Order> {
-        lock(&self.pages).allocated_at(pfn)
+        self.settled()?.allocated_at(pfn)
     }
 
     /// Refuses a range of pages that is not all allocated.
@@ -282,12 +305,12 @@ impl Arena {
     /// # Errors
     /// [`Error::PageState`] or [`Error::OutsideMemory`] for the first page that is not.
     pub fn check_allocated(&self, start: Pfn, end: Pfn) -> Result<()> {
-        lock(&self.pages).check_allocated(start, end)
+        self.settled()?.check_allocated(start, end)
     }
 
     /// What a page is; `None` where there is no memory.
     pub fn page_state(&self, pfn: Pfn) -> Option<PageState> {
-        let pages = lock(&self.pages);
+        let pages = self.looked_at();
         let kind = pages.kind(pfn)?;
         let private = if kind == PageKind::Reserved { pages.private(pfn) } else { 0 };
         Some(PageState { kind, refcount: pages.refcount(pfn), private, node: pages.node_of(pfn)? })
@@ -295,7 +318,7 @@ impl Arena {
 
     /// Free pages, and allocated ones; the rest is reserved.
     pub fn usage(&self) -> (u128, u128) {
-        let pages = lock(&self.pages);
+        let pages = self.looked_at();
         (pages.nr_free(), pages.nr_allocated())
     }
 
@@ -306,7 +329,7 @@ impl Arena {
 
     /// How often the arena was taken over in this process.
     pub fn generation(&self) -> u64 {
-        lock(&self.pages).generation
+        self.generation.load(Ordering::Acquire)
     }
 
     /// Refuses work on behalf of an earlier owner.
@@ -340,13 +363,16 @@ impl Arena {
         Ok(())
     }
 
-    /// A new owner takes over: what was preserved and is not restored stays reserved, the rest is free.
-    pub(crate) fn take_over(&self, claims: Arc<Claims>) -> Result<()> {
+    /// A new owner takes over: what was preserved and is not restored stays reserved, the rest is free, once somebody
+    /// asks for it.
+    pub(crate) fn take_over(&self, claims: &Arc<Claims>) {
         let mut handover = lock(&self.handover);
-        lock(&self.pages).take_over(&reserved(&self.config), claims)?;
+        let mut pages = lock(&self.pages);
+        pages.take_over(claims);
+        self.generation.fetch_add(1, Ordering::Release);
+        drop(pages);
         handover.preserved = Weak::new();
         handover.kept = None;
-        Ok(())
     }
 
     /// Holds on to what a finalized handover preserves, until it is taken over.
@@ -357,6 +383,29 @@ impl Arena {
     /// A restored folio becomes an allocated one.
     pub(crate) fn adopt(&self, pfn: Pfn, order: Order) -> Result<()> {
         lock(&self.pages).adopt(pfn, order)
+    }
+
+    /// Restored folios become allocated ones as they are marked by `restore`.
+    pub(crate) fn adopt_many<T>(&self, restore: impl FnOnce(&mut Tracker) -> Result<T>) -> Result<T> {
+        restore(&mut lock(&self.pages).allocated)
+    }
+
+    /// Frees pages that were allocated for oneself and that nobody preserves.
+    pub(crate) fn put_own(&self, own: impl IntoIterator<Item = Pfn>) {
+        if let Ok(mut pages) = self.settled() {
+            for pfn in own {
+                // Allocated by the caller and known to nobody else, so that nothing can refuse it.
+                let _ = pages.put(pfn);
+            }
+        }
+    }
+
+    /// Refuses folios that are not allocated as a whole.
+    ///
+    /// # Errors
+    /// As [`Arena::check_allocated`], for the first in the list.
+    pub(crate) fn check_all_allocated(&self, folios: impl Iterator<Item = Result<(Pfn, Order)>>) -> Result<()> {
+        self.settled()?.check_all_allocated(folios)
     }
 
     /// Restored pages become allocated ones, each on its own.

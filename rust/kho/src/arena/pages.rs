@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::tracker::{Geometry, Tracker};
 use crate::units::{Order, PageSize, Pfn, aligned_blocks};
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// What a page is, as the kernel's `struct page` would say.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,12 +43,21 @@ pub(super) struct Pages {
     free: Tracker,
     /// Per order, no free block lies below this pfn.
     hints: [u64; Order::COUNT],
-    allocated: Tracker,
+    pub(super) allocated: Tracker,
     /// Reference counts other than 1, by head pfn.
     refs: HashMap<u64, u32>,
-    /// Counts the take-overs: what was allocated under another generation is gone.
-    pub(super) generation: u64,
-    inherited: Option<Arc<Claims>>,
+    inherited: Weak<Claims>,
+    /// The claims of a take-over after which nobody asked yet what is free.
+    unsettled: Option<Arc<Claims>>,
+    maps: Vec<Map>,
+}
+
+/// A map whose bitmaps are used where they are, by claims that may outlive their time: its pages are reserved meanwhile.
+#[derive(Debug)]
+struct Map {
+    claims: Weak<Claims>,
+    /// Ascending, disjoint.
+    pages: Vec<(Pfn, Pfn)>,
 }
 
 impl Pages {
@@ -62,19 +71,21 @@ impl Pages {
             hints: [u64::MAX; Order::COUNT],
             allocated: Tracker::new(geometry),
             refs: HashMap::new(),
-            generation: 0,
-            inherited: None,
+            inherited: Weak::new(),
+            unsettled: None,
+            maps: Vec::new(),
         };
         for r in regions {
             let start = page.pfn(r.start).0;
             pages.regions.push((start, start + r.len / page.bytes(), r.node));
         }
-        pages.free_all_but(reserved.iter().copied())?;
+        pages.free_all_but(reserved.iter().copied(), None)?;
         Ok(pages)
     }
 
-    /// Frees every page that no range of `busy` (ascending by start, possibly overlapping) covers.
-    fn free_all_but(&mut self, busy: impl Iterator<Item = (Pfn, Pfn)>) -> Result<()> {
+    /// Frees every page that no range of `busy` (ascending by start, possibly overlapping) covers, and that is none of the
+    /// single pages marked in `singles`.
+    fn free_all_but(&mut self, busy: impl Iterator<Item = (Pfn, Pfn)>, singles: Option<&Tracker>) -> Result<()> {
         self.free.clear();
         self.hints = [u64::MAX; Order::COUNT];
         let mut busy = busy.peekable();
@@ -82,11 +93,57 @@ impl Pages {
             while start < end {
                 while busy.next_if(|range| range.1.0 <= start).is_some() {}
                 let (from, to) = busy.peek().map_or((end, end), |range| (range.0.0.clamp(start, end), range.1.0));
-                for (pfn, order) in aligned_blocks(Pfn(start), Pfn(from)) {
-                    self.insert_free(pfn.0, order)?;
-                }
+                self.free_but(start, from, singles)?;
                 start = from.max(to);
             }
+        }
+        Ok(())
+    }
+
+    /// Frees the pages `start .. end` but those marked in `singles`. Free blocks of less than 64 pages lie in one word of its
+    /// bitmaps, and are found there all at once; larger ones are between words that are not empty.
+    fn free_but(&mut self, mut start: u64, end: u64, singles: Option<&Tracker>) -> Result<()> {
+        if let Some(singles) = singles.filter(|_| start < end) {
+            let bits = singles.geometry().bits();
+            for block in singles.blocks_between(Order::ZERO, Pfn(start), Pfn(end)) {
+                let first = block.index() * bits;
+                for (base, word) in (first..).step_by(64).zip(block.words()).filter(|(_, word)| *word != 0) {
+                    let (low, high) = (base.max(start), (base + 64).min(end));
+                    if low >= high {
+                        continue;
+                    }
+                    self.free_range(start, low)?;
+                    let here = !0 << (low - base) & !0 >> (64 - (high - base));
+                    self.free_in_word(base, !word & here)?;
+                    start = high;
+                }
+            }
+        }
+        self.free_range(start, end)
+    }
+
+    fn free_range(&mut self, start: u64, end: u64) -> Result<()> {
+        for (pfn, order) in aligned_blocks(Pfn(start), Pfn(end)) {
+            self.insert_free(pfn.0, order)?;
+        }
+        Ok(())
+    }
+
+    /// Frees the pages `base + bit` of the bits set, in the largest blocks there are: a pair of blocks that are free is a
+    /// free block of the next order.
+    fn free_in_word(&mut self, base: u64, mut free: u64) -> Result<()> {
+        for order in Order::all() {
+            if free == 0 {
+                break;
+            }
+            let pairs = free & free >> 1 & 0x5555_5555_5555_5555;
+            let alone = free & !(pairs | pairs << 1);
+            if alone != 0 {
+                self.free.preserve_bits(order, base >> order.get(), alone)?;
+                let hint = &mut self.hints[order.index()];
+                *hint = (*hint).min(base + (u64::from(alone.trailing_zeros()) << order.get()));
+            }
+            free = every_other(pairs);
         }
         Ok(())
     }
@@ -211,6 +268,29 @@ impl Pages {
         Ok(())
     }
 
+    /// The same for folios that each belong to allocated ones. The one found last is looked at first.
+    pub(super) fn check_all_allocated(&self, folios: impl Iterator<Item = Result<(Pfn, Order)>>) -> Result<()> {
+        let orders: Vec<Order> = self.allocated.orders().filter(|order| self.allocated.len_of(*order) > 0).collect();
+        let mut last = (Pfn(0), Pfn(0));
+        for folio in folios {
+            let (pfn, order) = folio?;
+            let end = Pfn(pfn.0 + order.nr_pages());
+            if last.0 <= pfn && end <= last.1 {
+                continue;
+            }
+            let found = orders.iter().find_map(|large| {
+                let head = Pfn(pfn.0 & !(large.nr_pages() - 1));
+                (*large >= order && self.allocated.contains(head, *large))
+                    .then(|| (head, Pfn(head.0 + large.nr_pages())))
+            });
+            match found {
+                Some(found) => last = found,
+                None => self.check_allocated(pfn, end)?,
+            }
+        }
+        Ok(())
+    }
+
     fn wrong_state(&self, pfn: Pfn, wanted: &'static str) -> Error {
         let phys = self.page.phys(pfn).0;
         match self.kind(pfn) {
@@ -276,7 +356,7 @@ impl Pages {
 
     /// `page->private`: the marker of an inherited folio that nobody restored.
     pub(super) fn private(&self, pfn: Pfn) -> u64 {
-        self.inherited.as_ref().map_or(0, |claims| claims.private(pfn))
+        self.inherited.upgrade().map_or(0, |claims| claims.private(pfn))
     }
 
     pub(super) fn nr_free(&self) -> u128 {
@@ -291,17 +371,61 @@ impl Pages {
         self.free.nbytes() + self.allocated.nbytes()
     }
 
-    /// A new kernel takes over: every page is free but what `reserved` lists (page ranges, ascending) and what was
-    /// preserved.
-    pub(super) fn take_over(&mut self, reserved: &[(Pfn, Pfn)], claims: Arc<Claims>) -> Result<()> {
-        self.generation += 1;
+    /// A new kernel takes over: every page is free but those reserved and what was preserved. Which these are is found
+    /// out by [`Pages::settle`], when somebody asks.
+    pub(super) fn take_over(&mut self, claims: &Arc<Claims>) {
         self.allocated.clear();
         self.refs.clear();
-        let preserved = claims.preserved().extents();
-        self.free_all_but(merged(reserved.iter().copied(), preserved))?;
-        self.inherited = Some(claims);
+        self.inherited = Arc::downgrade(claims);
+        self.unsettled = Some(Arc::clone(claims));
+        self.maps.push(Map { claims: Arc::downgrade(claims), pages: claims.bitmaps().pages.clone() });
+    }
+
+    /// Frees what a take-over left to nobody (all but the ranges of `reserved`, which ascend), and the pages of maps that
+    /// nobody uses any longer. To be called before free pages are asked for.
+    pub(super) fn settle(&mut self, reserved: &[(Pfn, Pfn)]) -> Result<()> {
+        if let Some(claims) = self.unsettled.clone() {
+            let preserved = claims.preserved();
+            self.maps.retain(|map| map.claims.strong_count() > 0);
+            let mut busy: Vec<(Pfn, Pfn)> = self.maps.iter().flat_map(|map| &map.pages).copied().collect();
+            busy.extend_from_slice(reserved);
+            busy.sort_unstable();
+            let larger = preserved.extents_from(Order::saturating(1));
+            self.free_all_but(merged(busy.into_iter(), larger), Some(preserved))?;
+            for map in &mut self.maps {
+                let others = |pfn: &Pfn| !within(reserved, *pfn) && preserved.covering(*pfn).is_none();
+                map.pages = pages_of(&map.pages).filter(others).map(|pfn| (pfn, Pfn(pfn.0 + 1))).collect();
+            }
+            self.unsettled = None;
+        }
+        while let Some(at) = self.maps.iter().position(|map| map.claims.strong_count() == 0) {
+            for pfn in pages_of(&self.maps.swap_remove(at).pages) {
+                if !self.maps.iter().any(|map| within(&map.pages, pfn)) {
+                    self.free_block(pfn.0, Order::ZERO)?;
+                }
+            }
+        }
         Ok(())
     }
+}
+
+/// The bits at even places, side by side.
+const fn every_other(bits: u64) -> u64 {
+    let bits = bits & 0x5555_5555_5555_5555;
+    let bits = (bits | bits >> 1) & 0x3333_3333_3333_3333;
+    let bits = (bits | bits >> 2) & 0x0f0f_0f0f_0f0f_0f0f;
+    let bits = (bits | bits >> 4) & 0x00ff_00ff_00ff_00ff;
+    let bits = (bits | bits >> 8) & 0x0000_ffff_0000_ffff;
+    (bits | bits >> 16) & 0xffff_ffff
+}
+
+fn pages_of(ranges: &[(Pfn, Pfn)]) -> impl Iterator<Item = Pfn> + '_ {
+    ranges.iter().flat_map(|range| (range.0.0..range.1.0).map(Pfn))
+}
+
+/// Whether one of the ascending, disjoint ranges has a page.
+fn within(ranges: &[(Pfn, Pfn)], pfn: Pfn) -> bool {
+    ranges[..ranges.partition_point(|range| range.0 <= pfn)].last().is_some_and(|range| pfn < range.1)
 }
 
 /// Two ascending sequences of page ranges as one.

@@ -8,6 +8,7 @@ use crate::memory::{PhysMemory, PhysRange};
 use crate::units::Phys;
 use rustix::fs::{MemfdFlags, SealFlags};
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -124,6 +125,14 @@ impl Spans {
     /// The physical address of an address that [`Spans::ptr`] gave out.
     pub(super) fn phys_of(&self, ptr: NonNull<u8>) -> Option<Phys> {
         self.spans.iter().find_map(|s| s.map.offset_of(ptr).map(|offset| Phys(s.phys + offset)))
+    }
+
+    /// The span an address is in: its pointers, and the physical address of the first.
+    pub(super) fn stretch_of(&self, ptr: NonNull<u8>) -> Option<(Range<usize>, Phys)> {
+        self.spans.iter().find_map(|s| {
+            let start = ptr.addr().get() - usize::try_from(s.map.offset_of(ptr)?).ok()?;
+            Some((start..start + usize::try_from(s.map.len()).ok()?, Phys(s.phys)))
+        })
     }
 
     pub(super) fn write(&self, phys: Phys, bytes: &[u8]) -> Result<()> {

@@ -48,7 +48,18 @@ impl Map {
     ) -> Result<()> {
         let Map::Tree(tree) = self else { return Ok(()) };
         let bits = tracker.geometry().bits();
-        folios.try_for_each(|(pfn, order)| tree.prepare(tracker, order, (pfn.0 >> order.get()) / bits))
+        let mut last = None;
+        folios.try_for_each(|(pfn, order)| {
+            let block = (order, (pfn.0 >> order.get()) / bits);
+            if last.replace(block) == Some(block) { Ok(()) } else { tree.prepare(tracker, order, block.1) }
+        })
+    }
+
+    /// Makes room for `count` folios of an order that follow each other, by their numbers.
+    pub(super) fn prepare_run(&mut self, tracker: &mut Tracker, order: Order, first: u64, count: u64) -> Result<()> {
+        let Map::Tree(tree) = self else { return Ok(()) };
+        let bits = tracker.geometry().bits();
+        (first / bits..(first + count).div_ceil(bits)).try_for_each(|block| tree.prepare(tracker, order, block))
     }
 
     /// Makes room for everything another tracker holds; for its empty blocks too if they are of the same size.
@@ -81,26 +92,26 @@ impl Map {
         }
     }
 
-    /// Writes chunks beside those of an earlier call, and returns the pages of these; a tree has nothing to write.
+    /// Writes chunks beside those of an earlier call (but for the one whose place the caller chose), and returns the pages of
+    /// these; a tree has nothing to write.
     pub(super) fn write(&mut self, arena: &Arena, tracker: &Mutex<Tracker>) -> Result<Vec<Pfn>> {
         let Map::Chunks { first, pages } = self else { return Ok(Vec::new()) };
         let mut new = Vec::new();
         // The lock is not held any longer than this, because freeing pages takes it too.
-        let written = chunk::serialize(&super::lock(tracker), || {
+        let page = || {
             let pfn = match first.filter(|_| new.is_empty()) {
                 Some(pfn) => pfn,
                 None => arena.alloc(Order::ZERO, None, false)?,
             };
             new.push(pfn);
             Ok(arena.page().phys(pfn))
-        });
-        let written = written.and_then(|chunks| chunks.iter().try_for_each(|(phys, bytes)| arena.write(*phys, bytes)));
+        };
+        let written = chunk::serialize(&super::lock(tracker), page, |phys, bytes| arena.write(phys, bytes));
         if let Err(e) = written {
             free(arena, new, *first);
             return Err(e);
         }
-        let old = std::mem::replace(pages, new);
-        Ok(old.into_iter().filter(|pfn| !pages.contains(pfn)).collect())
+        Ok(std::mem::replace(pages, new))
     }
 
     /// Frees pages that [`Map::write`] returned.
@@ -129,12 +140,9 @@ impl Map {
     }
 }
 
-/// Frees pages, except the one whose place the caller chose.
+/// Frees pages that were allocated for the map, except the one whose place the caller chose.
 fn free(arena: &Arena, pages: Vec<Pfn>, except: Option<Pfn>) {
-    for pfn in pages.into_iter().filter(|pfn| Some(*pfn) != except) {
-        // Allocated for the map and never preserved, so that nothing can refuse it.
-        let _ = arena.put(pfn);
-    }
+    arena.put_own(pages.into_iter().filter(|pfn| Some(*pfn) != except));
 }
 
 /// The root FDT as libfdt's sequential writer makes it in one page.

@@ -7,7 +7,7 @@ use crate::abi::{Abi, MapFormat, chunk, evidence};
 use crate::arena::{Arena, ArenaBlocks, Recorded, check_no_overlap};
 use crate::error::{Error, Result};
 use crate::memory::PhysMemory;
-use crate::tracker::Tracker;
+use crate::tracker::{Orders, Tracker};
 use crate::units::{Order, PageSize, Pfn, Phys, aligned_blocks, cut_at};
 use form::Map;
 use std::ops::Deref;
@@ -213,6 +213,57 @@ impl Outgoing {
         for (start, end) in cut_at(pfn, end, &cuts) {
             new += tracker.preserve_pages(start, end.0 - start.0)?;
         }
+        self.map.settle(tracker)?;
+        Ok(new)
+    }
+
+    /// Preserves `count` consecutive folios of one order, all or none; how many were not preserved before.
+    ///
+    /// # Errors
+    /// As [`Outgoing::preserve_folio`].
+    pub fn preserve_run(&mut self, pfn: Pfn, order: Order, count: u64) -> Result<u64> {
+        self.check_open("preserve_run")?;
+        self.page().check_folio(pfn, order)?;
+        let end = self.page().end_of(pfn, count.saturating_mul(order.nr_pages()))?;
+        if count > 0 {
+            self.check_range("run of folios", pfn, end)?;
+        }
+        let tracker = &mut *lock(&self.tracker);
+        self.map.prepare_run(tracker, order, pfn.0 >> order.get(), count)?;
+        let new = tracker.preserve_run(pfn, order, count)?;
+        self.map.settle(tracker)?;
+        Ok(new)
+    }
+
+    /// Preserves many folios, all or none; how many were not preserved before.
+    ///
+    /// # Errors
+    /// As [`Outgoing::preserve_folio`], for the first in the list; [`Error::Invalid`] if there are not as many orders as
+    /// pfns.
+    pub fn preserve_many(&mut self, pfns: &[u64], orders: Orders<'_>) -> Result<u64> {
+        self.check_open("preserve_many")?;
+        if let Orders::Each(orders) = orders
+            && orders.len() != pfns.len()
+        {
+            let why = format!("{} orders for {} folios", orders.len(), pfns.len());
+            return Err(Error::Invalid { what: "preserve_many", why });
+        }
+        let order_of = |n: usize| match orders {
+            Orders::One(order) => Ok(order),
+            Orders::Each(orders) => Order::new(orders.get(n).copied().unwrap_or(u8::MAX).into()),
+        };
+        let page = self.page();
+        let checked = pfns.iter().enumerate().map(|(n, &pfn)| {
+            let (pfn, order) = (Pfn(pfn), order_of(n)?);
+            page.check_folio(pfn, order)?;
+            check_no_overlap(self.arena.scratch(), "folio", page.phys(pfn), page.folio_bytes(order))?;
+            Ok((pfn, order))
+        });
+        self.arena.check_all_allocated(checked)?;
+        let tracker = &mut *lock(&self.tracker);
+        let folios = pfns.iter().enumerate().map(|(n, &pfn)| (Pfn(pfn), order_of(n).unwrap_or(Order::ZERO)));
+        self.map.prepare(tracker, folios)?;
+        let new = tracker.preserve_many(pfns, orders)?;
         self.map.settle(tracker)?;
         Ok(new)
     }

@@ -5,6 +5,7 @@
 use super::simd;
 use crate::error::{Error, Result};
 use crate::units::Phys;
+use core::ops::Range;
 use core::ptr::{self, NonNull};
 use rustix::mm;
 use std::alloc::{self, Layout};
@@ -14,7 +15,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 ///
 /// # Safety
 /// Every pointer returned by `alloc_block` is valid for reads and writes of `bytes` bytes, 8-aligned, zeroed, and
-/// exclusively the tracker's to write, until the source is dropped or `release_all` is called.
+/// exclusively the tracker's to write, until the source is dropped or `release_all` is called; what `block_at` returns is
+/// as it says there.
 pub unsafe trait BlockSource: Send + Sync {
     /// A zeroed block of `bytes` bytes (512, 4096, 16384 or 65536; the same at every call of one tracker).
     ///
@@ -33,6 +35,22 @@ pub unsafe trait BlockSource: Send + Sync {
 
     /// The physical address of a block, when blocks have one.
     fn phys_of(&self, block: NonNull<u64>) -> Option<Phys>;
+
+    /// The `bytes` bytes at a physical address, to be a block as they are; `None` where the source has no memory there.
+    /// Others may write them at any time.
+    ///
+    /// Implementors: the pointer is valid for reads and writes of `bytes` bytes and 8-aligned as long as the source lives.
+    fn block_at(&self, phys: Phys, bytes: usize) -> Option<NonNull<u64>> {
+        let _ = (phys, bytes);
+        None
+    }
+
+    /// A stretch of memory around a block in which physical addresses go up with pointers, and where it begins: so that
+    /// many blocks' addresses take one call. `None` if blocks have no addresses.
+    fn stretch_of(&self, block: NonNull<u64>) -> Option<(Range<usize>, Phys)> {
+        let at = block.addr().get();
+        Some((at..at + 1, self.phys_of(block)?))
+    }
 
     /// Bytes of memory held, used by blocks or not yet.
     fn nbytes(&self) -> u64;
@@ -64,6 +82,9 @@ impl Shape {
     }
 }
 
+/// Words in a cache line, and in a part of a block that is looked at at once.
+pub(super) const LINE: usize = 8;
+
 /// The words of one block. A block meets only the [`Shape`] it was allocated with: both are private to one tracker.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Block(NonNull<u64>);
@@ -87,8 +108,23 @@ impl Block {
         Ok(block)
     }
 
+    /// The block that lies at an address of a source already, to be read only.
+    pub(super) fn at(source: &dyn BlockSource, phys: Phys, shape: Shape) -> Option<Self> {
+        source.block_at(phys, shape.bytes()).filter(|block| block.is_aligned()).map(Block)
+    }
+
     pub(super) fn phys(self, source: &dyn BlockSource) -> Option<Phys> {
         source.phys_of(self.0)
+    }
+
+    /// As [`BlockSource::stretch_of`].
+    pub(super) fn stretch(self, source: &dyn BlockSource) -> Option<(Range<usize>, Phys)> {
+        source.stretch_of(self.0)
+    }
+
+    /// Where in this process it lies.
+    pub(super) fn addr(self) -> usize {
+        self.0.addr().get()
     }
 
     /// Word `word` modulo the block's words.
@@ -116,6 +152,24 @@ impl Block {
         }
     }
 
+    /// Asks for the words to be brought near.
+    #[inline]
+    pub(super) fn prefetch(self, shape: Shape) {
+        #[cfg(target_arch = "x86_64")]
+        for word in (0..shape.words()).step_by(LINE) {
+            use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            // SAFETY: the word is the block's, as in `load`; and asking changes nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.0.add(word).as_ptr().cast()) }
+        }
+        let _ = shape;
+    }
+
+    /// The words `LINE * n ..` of the block, as many as a cache line has.
+    #[inline(always)]
+    pub(super) fn line(self, shape: Shape, n: usize) -> [u64; LINE] {
+        core::array::from_fn(|word| self.load(shape, n * LINE + word))
+    }
+
     /// The words.
     #[inline(always)]
     pub(super) fn words(self, shape: Shape) -> impl ExactSizeIterator<Item = u64> {
@@ -128,11 +182,9 @@ impl Block {
     pub(super) fn set(self, shape: Shape, folio: u64) -> bool {
         let word = (folio >> 6) as usize;
         let old = self.load(shape, word);
-        let new = old | 1 << (folio & 63);
-        if new != old {
-            self.store(shape, word, new);
-        }
-        new != old
+        // Stored always: a branch that is taken wrongly would wait for the cache miss that others wait for beside it.
+        self.store(shape, word, old | 1 << (folio & 63));
+        old >> (folio & 63) & 1 == 0
     }
 
     /// Clears the bit of a folio. True if it was set.
@@ -140,11 +192,8 @@ impl Block {
     pub(super) fn clear(self, shape: Shape, folio: u64) -> bool {
         let word = (folio >> 6) as usize;
         let old = self.load(shape, word);
-        let new = old & !(1 << (folio & 63));
-        if new != old {
-            self.store(shape, word, new);
-        }
-        new != old
+        self.store(shape, word, old & !(1 << (folio & 63)));
+        old >> (folio & 63) & 1 != 0
     }
 
     #[inline(always)]

@@ -77,6 +77,24 @@ impl Directory {
         }
     }
 
+    /// Takes in a block whose bits are counted, unless there is one already; then false.
+    pub(super) fn adopt(&mut self, index: u64, block: Block, count: u64) -> bool {
+        if self.get(index).is_some() {
+            return false;
+        }
+        self.put(index, block);
+        self.len += count;
+        true
+    }
+
+    /// Puts another block with the same bits in the place of one.
+    pub(super) fn replace(&mut self, index: u64, block: Block) {
+        match self.slots.get_mut(index.wrapping_sub(self.base) as usize) {
+            Some(slot) => *slot = Some(block),
+            None => drop(self.far.insert(index, block)),
+        }
+    }
+
     /// Grows the window to `index` unless that makes it too long for the blocks there are. It grows to a power of two,
     /// towards where it had to grow, so that growing costs a constant per block.
     fn reach(&mut self, index: u64) {
@@ -128,6 +146,13 @@ impl Directory {
             self.far.range(range).map(|(&index, &block)| (index, block))
         };
         far(from..base.min(to)).chain(near).chain(far(from.max(end)..to))
+    }
+
+    /// Asks for the blocks of a range of folios to be brought near, all at once.
+    pub(super) fn prefetch(&self, shape: Shape, folios: Range<u64>) {
+        for (_, block) in self.blocks_in(folios.start >> shape.log2_bits..folios.end >> shape.log2_bits) {
+            block.prefetch(shape);
+        }
     }
 
     /// Bytes held beside the blocks.

@@ -74,6 +74,14 @@ impl Geometry {
         self.folio_limit(order).div_ceil(self.bits())
     }
 
+    /// The memory that a block speaks of: where it begins, and its bytes; `None` if it reaches beyond the address space.
+    pub const fn span(self, order: Order, index: u64) -> Option<(Phys, u64)> {
+        if self.stride_shift(order) >= 64 || index >= self.index_limit(order) {
+            return None;
+        }
+        Some((self.phys_start(order, index), 1 << self.stride_shift(order)))
+    }
+
     /// How many folios of an order the address space has.
     pub(super) const fn folio_limit(self, order: Order) -> u64 {
         self.page.pfn_limit() >> order.get()

@@ -255,10 +255,17 @@ impl Tracker {
 
     /// The blocks of an order, ascending; those that became empty too.
     pub fn blocks(&self, order: Order) -> impl Iterator<Item = BlockRef<'_>> {
+        self.blocks_between(order, Pfn(0), Pfn(u64::MAX))
+    }
+
+    /// As [`Tracker::blocks`], those that speak for a pfn in `[from, end)`.
+    pub fn blocks_between(&self, order: Order, from: Pfn, end: Pfn) -> impl Iterator<Item = BlockRef<'_>> {
+        let index = |pfn: u64| (pfn >> order.get()) >> self.shape.log2_bits;
+        let range = index(from.0)..index(end.0.saturating_sub(1)) + 1;
         self.dirs
             .get(order.index())
             .into_iter()
-            .flat_map(|dir| dir.blocks_from(0))
+            .flat_map(move |dir| dir.blocks_in(range.clone()))
             .map(move |(index, block)| BlockRef { tracker: self, order, index, block })
     }
 

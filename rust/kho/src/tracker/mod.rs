@@ -11,6 +11,7 @@
 //!  pfn -> order's directory -> slot in a flat window -> word in a block
 //! ```
 
+pub(crate) mod adopt;
 mod batch;
 mod block;
 mod directory;
@@ -27,6 +28,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
+pub use adopt::Bitmap;
 pub use batch::{Orders, Words};
 pub use block::{BlockSource, HeapBlocks};
 pub use geometry::Geometry;
@@ -94,11 +96,11 @@ impl Tracker {
     pub fn preserve(&mut self, pfn: Pfn, order: Order) -> Result<bool> {
         let shape = self.shape;
         match self.near(pfn, order) {
-            Some((dir, block, folio)) if block.set(shape, folio) => {
-                dir.len += 1;
-                Ok(true)
+            Some((dir, block, folio)) => {
+                let new = block.set(shape, folio);
+                dir.len += u64::from(new);
+                Ok(new)
             }
-            Some(_) => Ok(false),
             None => self.preserve_slow(pfn, order),
         }
     }
@@ -122,11 +124,11 @@ impl Tracker {
     pub fn unpreserve(&mut self, pfn: Pfn, order: Order) -> Result<bool> {
         let shape = self.shape;
         match self.near(pfn, order) {
-            Some((dir, block, folio)) if block.clear(shape, folio) => {
-                dir.len -= 1;
-                Ok(true)
+            Some((dir, block, folio)) => {
+                let gone = block.clear(shape, folio);
+                dir.len -= u64::from(gone);
+                Ok(gone)
             }
-            Some(_) => Ok(false),
             None => self.unpreserve_slow(pfn, order),
         }
     }

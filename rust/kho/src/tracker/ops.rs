@@ -210,7 +210,8 @@ impl Tracker {
 
     /// How many folios are in either.
     pub fn union_len(&self, other: &Tracker) -> u64 {
-        self.len() + other.len() - self.intersection_len(other)
+        // Saturating, because bits of a map that was taken over may change after they were counted.
+        (self.len() + other.len()).saturating_sub(self.intersection_len(other))
     }
 
     /// How many folios are in this tracker and not in `other`.
@@ -335,9 +336,8 @@ impl Tracker {
             for (index, block) in dir.blocks_from(0) {
                 let into = copy.ensure(order, index)?;
                 by_shape!(put(shape, into, block, block, |mine, _| mine));
-            }
-            if dir.blocks > 0 {
-                copy.dirs[order.index()].len = dir.len;
+                // Counted again: of bitmaps in shared memory the tracker knows what they had.
+                copy.dirs[order.index()].len += simd::count(into, shape);
             }
         }
         Ok(copy)

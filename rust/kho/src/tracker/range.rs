@@ -106,6 +106,13 @@ impl Tracker {
         Ok(first)
     }
 
+    /// Marks the folios `first + bit`, by number, of the bits set; `first` is a multiple of 64, or all bits stay in its word.
+    pub(crate) fn preserve_bits(&mut self, order: Order, first: u64, bits: u64) -> Result<()> {
+        let block = self.ensure(order, first >> self.shape.log2_bits)?;
+        self.dirs[order.index()].len += block.mask(self.shape, (first >> 6) as usize, bits << (first & 63), true);
+        Ok(())
+    }
+
     /// Sets or clears the bits of folios `first .. first + count` in the blocks that exist. Returns how many changed.
     pub(super) fn fill(&mut self, order: Order, first: u64, count: u64, mark: bool) -> u64 {
         let shape = self.shape;

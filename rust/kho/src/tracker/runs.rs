@@ -49,7 +49,13 @@ impl Tracker {
 
     /// The maximal page ranges `[start, end)` that folios of any order cover, ascending and disjoint.
     pub fn extents(&self) -> impl Iterator<Item = (Pfn, Pfn)> + '_ {
-        let mut runs: Vec<_> = self.orders().map(|order| (order, self.runs(order))).collect();
+        self.extents_from(Order::ZERO)
+    }
+
+    /// As [`Tracker::extents`], of the folios of an order and the larger ones.
+    pub fn extents_from(&self, smallest: Order) -> impl Iterator<Item = (Pfn, Pfn)> + '_ {
+        let orders = self.orders().filter(|order| *order >= smallest);
+        let mut runs: Vec<_> = orders.map(|order| (order, self.runs(order))).collect();
         let mut heads = BinaryHeap::new();
         for (i, (order, run)) in runs.iter_mut().enumerate() {
             heads.extend(run.next().map(|(pfn, n)| Reverse((pfn.0, pfn.0 + (n << order.get()), i))));

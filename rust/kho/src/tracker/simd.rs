@@ -2,7 +2,7 @@
 //! once for any processor and once for those with population count, bit manipulation and 256-bit vectors. Which one
 //! runs is decided when it is called.
 
-use super::block::{Block, Shape};
+use super::block::{Block, LINE, Shape};
 use super::iter::Folio;
 use core::mem::MaybeUninit;
 
@@ -119,29 +119,35 @@ const BOLD: usize = 4;
 #[inline(always)]
 fn list<T: Copy>(block: Block, shape: Shape, into: &mut [MaybeUninit<T>], item: impl Fn(u64) -> T) -> usize {
     let mut at = 0;
-    for (n, mut word) in block.words(shape).enumerate() {
-        let (base, ones) = ((n * WORD) as u64, word.count_ones() as usize);
-        if let Some(room) = into.get_mut(at..at + WORD).and_then(|room| room.first_chunk_mut::<WORD>()) {
-            if word == u64::MAX {
-                for (bit, place) in (0..).zip(room.iter_mut()) {
-                    place.write(item(base + bit));
-                }
-            } else {
-                // What is written beyond the last bit is written over next time.
-                for places in room.chunks_exact_mut(BOLD).take(ones.div_ceil(BOLD)) {
-                    for place in places {
-                        place.write(item(base + u64::from(word.trailing_zeros())));
-                        word &= word.wrapping_sub(1);
+    for line in 0..shape.words() / LINE {
+        let words = block.line(shape, line);
+        if words.iter().fold(0, |any, word| any | word) == 0 {
+            continue;
+        }
+        for (n, mut word) in words.into_iter().enumerate() {
+            let (base, ones) = (((line * LINE + n) * WORD) as u64, word.count_ones() as usize);
+            if let Some(room) = into.get_mut(at..).and_then(|room| room.first_chunk_mut::<WORD>()) {
+                if word == u64::MAX {
+                    for (bit, place) in (0..).zip(room.iter_mut()) {
+                        place.write(item(base + bit));
+                    }
+                } else {
+                    // What is written beyond the last bit is written over next time.
+                    for places in room.chunks_exact_mut(BOLD).take(ones.div_ceil(BOLD)) {
+                        for place in places {
+                            place.write(item(base + u64::from(word.trailing_zeros())));
+                            word &= word.wrapping_sub(1);
+                        }
                     }
                 }
+            } else {
+                for place in into.get_mut(at..).into_iter().flatten().take(ones) {
+                    place.write(item(base + u64::from(word.trailing_zeros())));
+                    word &= word.wrapping_sub(1);
+                }
             }
-        } else {
-            for place in into.get_mut(at..).into_iter().flatten().take(ones) {
-                place.write(item(base + u64::from(word.trailing_zeros())));
-                word &= word.wrapping_sub(1);
-            }
+            at = (at + ones).min(into.len());
         }
-        at = (at + ones).min(into.len());
     }
     at
 }

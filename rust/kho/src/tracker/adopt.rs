@@ -1,0 +1,160 @@
+//! Blocks that exist before their tracker does: those of a map that is taken over, which stay where they are.
+//!
+//! What lies in memory that others may write is trusted for nothing but its bits: a count is that of the moment when it
+//! was made, and a bit that changes later is read as it is then.
+
+use super::block::{Block, Shape};
+use super::{Tracker, simd};
+use crate::error::{Error, Result};
+use crate::units::{Order, Pfn, Phys};
+use std::num::NonZero;
+use std::thread;
+
+/// A bitmap in memory: block `index` of an order.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Bitmap {
+    pub order: Order,
+    pub index: u64,
+    pub phys: Phys,
+}
+
+/// Bytes that a thread more is worth: what takes several times as long to look at as a thread takes to start.
+const WORTH_A_THREAD: usize = 4 << 20;
+
+impl Tracker {
+    /// Makes bitmaps that lie in the tracker's source its blocks, without copying them. From here on the tracker is for
+    /// reading: its blocks may be anybody's to write, and it must not.
+    ///
+    /// A bitmap that lies in a page which the tracker marks is copied after all: its page is somebody's to write, by right.
+    ///
+    /// Every bit is counted here, by as many threads as there are processors if there is enough for them.
+    ///
+    /// # Errors
+    /// [`Error::OutsideMemory`] for a bitmap that is not in the source, [`Error::OutOfRange`] for one that begins beyond the
+    /// address space, [`Error::Invalid`] for one whose block exists; the source's, for copies.
+    pub fn adopt(&mut self, bitmaps: &[Bitmap]) -> Result<()> {
+        let shape = self.shape;
+        let mut blocks = Vec::with_capacity(bitmaps.len());
+        for bitmap in bitmaps {
+            let (len, limit) = (shape.bytes() as u64, self.geometry.index_limit(bitmap.order));
+            if bitmap.index >= limit {
+                return Err(Error::OutOfRange { what: "block", value: bitmap.index, limit });
+            }
+            let outside = Error::OutsideMemory { what: "bitmap", phys: bitmap.phys.0, len };
+            blocks.push(Block::at(&*self.source, bitmap.phys, shape).ok_or(outside)?);
+        }
+        let counts = counts(&blocks, shape);
+        for ((bitmap, block), count) in bitmaps.iter().zip(blocks).zip(counts) {
+            if !self.dir_mut(bitmap.order).adopt(bitmap.index, block, count) {
+                let why = format!("there are two of order {} at {:#x}", bitmap.order, bitmap.index);
+                return Err(Error::Invalid { what: "bitmap", why });
+            }
+        }
+        self.keep_written(bitmaps)
+    }
+
+    /// Copies the blocks of adopted bitmaps that lie in pages which are marked.
+    fn keep_written(&mut self, bitmaps: &[Bitmap]) -> Result<()> {
+        let (page, shape) = (self.geometry.page(), self.shape);
+        let marked = |bitmap: &&Bitmap| {
+            let last = Phys(bitmap.phys.0 + (shape.bytes() as u64 - 1));
+            self.overlapping(page.pfn(bitmap.phys), Pfn(page.pfn(last).0 + 1)).is_some()
+        };
+        let marked: Vec<Bitmap> = bitmaps.iter().filter(marked).copied().collect();
+        for Bitmap { order, index, .. } in marked {
+            let copy = Block::allocate(&mut *self.source, shape)?;
+            let dir = &mut self.dirs[order.index()];
+            if let Some(block) = dir.get(index) {
+                block.words(shape).enumerate().for_each(|(n, word)| copy.store(shape, n, word));
+                dir.replace(index, copy);
+            }
+        }
+        Ok(())
+    }
+
+    /// Calls `take` with the place of each block of an order, ascending, those that became empty too: [`Tracker::blocks`]
+    /// for whom it is enough to know where they are.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a tracker whose blocks have no addresses.
+    pub fn each_bitmap(&self, order: Order, mut take: impl FnMut(Bitmap)) -> Result<()> {
+        let Some(dir) = self.dirs.get(order.index()) else { return Ok(()) };
+        let (mut stretch, mut first, mut homeless) = (0..0, Phys(0), false);
+        // A loop inside the iterator, for one around it would ask at every block which part of the directory it is in.
+        dir.blocks_from(0).for_each(|(index, block)| {
+            if !stretch.contains(&block.addr()) {
+                match block.stretch(&*self.source) {
+                    Some(found) => (stretch, first) = found,
+                    None => homeless = true,
+                }
+            }
+            take(Bitmap {
+                order,
+                index,
+                phys: Phys(first.0.wrapping_add(block.addr().wrapping_sub(stretch.start) as u64)),
+            });
+        });
+        match homeless {
+            true => Err(Error::Invalid { what: "tracker", why: "its blocks are not in an arena".into() }),
+            false => Ok(()),
+        }
+    }
+}
+
+/// How many bits each block has set.
+fn counts(blocks: &[Block], shape: Shape) -> Vec<u64> {
+    let count = |blocks: &[Block]| blocks.iter().map(|block| simd::count(*block, shape)).collect::<Vec<_>>();
+    let threads = threads_for(blocks.len() * shape.bytes());
+    if threads < 2 {
+        return count(blocks);
+    }
+    thread::scope(|scope| {
+        let parts: Vec<_> = blocks.chunks(blocks.len().div_ceil(threads)).collect();
+        let running: Vec<_> = parts[1..].iter().map(|part| (*part, scope.spawn(|| count(part)))).collect();
+        let mut counts = count(parts[0]);
+        for (part, thread) in running {
+            counts.extend(thread.join().unwrap_or_else(|_| count(part)));
+        }
+        counts
+    })
+}
+
+/// How many threads looking at so many bytes of bitmaps is worth: at most one for each processor.
+pub(crate) fn threads_for(bytes: usize) -> usize {
+    (bytes / WORTH_A_THREAD).min(thread::available_parallelism().map_or(1, NonZero::get))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tracker::Geometry;
+    use crate::units::PageSize;
+
+    #[test]
+    fn what_is_on_the_heap_has_no_place_and_cannot_be_adopted() {
+        let mut t = Tracker::new(Geometry::paged(PageSize::Size4K));
+        t.preserve(Pfn(7), Order::ZERO).unwrap();
+        assert!(t.each_bitmap(Order::ZERO, |_| {}).is_err());
+        let bitmap = Bitmap { order: Order::ZERO, index: 1, phys: Phys(0x1000) };
+        assert!(matches!(t.adopt(&[bitmap]), Err(Error::OutsideMemory { .. })));
+        assert!(matches!(t.adopt(&[Bitmap { index: 1 << 40, ..bitmap }]), Err(Error::OutOfRange { .. })));
+        assert_eq!(t.len(), 1);
+    }
+
+    #[test]
+    fn every_way_of_counting_counts_the_same() {
+        for page in PageSize::ALL {
+            let mut t = Tracker::new(Geometry::paged(page));
+            let mut x = 1u64;
+            for _ in 0..3000 {
+                x = x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                t.preserve(Pfn((x >> 33) % (3 * t.geometry().bits())), Order::ZERO).unwrap();
+            }
+            t.preserve_run(Pfn(t.geometry().bits() - 100), Order::ZERO, 200).unwrap();
+            let blocks: Vec<_> = t.dirs[0].blocks_from(0).collect();
+            let counted = counts(&blocks.iter().map(|b| b.1).collect::<Vec<_>>(), t.shape);
+            let bit_by_bit = |block: Block| block.words(t.shape).map(|word| u64::from(word.count_ones())).sum();
+            assert!(counted.iter().copied().eq(blocks.iter().map(|b| bit_by_bit(b.1))));
+        }
+    }
+}

@@ -1,0 +1,344 @@
+"""`kho doctor` on machines with several nodes, explicit sizes, chains and other page sizes: against the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kho.doctor import Report, examine, what_if
+
+from command import kho
+from doctor_hosts import MIB, write
+from doctor_numa import GIB, Machine, metadata
+
+DEFAULT = ((0x60000000, 300 * MIB), (0x1_4000_0000, 5 * GIB), (0x2_C000_0000, 4 * GIB), (66 * GIB + 2 * GIB, 1 * GIB))
+SIZES = ((0x60000000, 16 * MIB), (0x1_4000_0000, 512 * MIB), (0x2_C000_0000, 32 * MIB), (68 * GIB, 32 * MIB))
+LINE = "kho=on kho_scratch=16M,512M,32M"
+SAID = "KHO: scratch areas: lowmem: 16MiB global: 512MiB pernode: 32MiB"
+BY_NODE = {0: 560 * MIB, 1: 32 * MIB}
+
+
+def ids(report: Report) -> set[str]:
+    return {finding.id for finding in report.findings}
+
+
+def bounds(report: Report) -> tuple[int | None, int | None, int | None]:
+    return report.scratch_low, report.scratch, report.scratch_high
+
+
+def without(tree: Path, *files: str) -> Path:
+    for file in files:
+        (tree / file).unlink()
+    return tree
+
+
+def held(areas: object) -> int:
+    return sum(size for _, size in areas)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("others", [(), ((0x3_0000_0000, 128 * MIB), (70 * GIB, 64 * MIB))], ids=["alone", "cma=128M"])
+def test_two_nodes_of_three_zones(others: tuple[tuple[int, int], ...], mixed: bool, tmp_path: Path) -> None:
+    made = Machine(areas=DEFAULT, others=others, used=100 * MIB, cmdline="kho=on", mixed=mixed)
+    root = examine(made.with_debugfs(tmp_path / "root"))
+    assert (root.scratch, root.scratch_how, root.cma_total) == (held(DEFAULT), "exact", held(others))
+    assert root.by_node == {0: 300 * MIB + 9 * GIB, 1: GIB}
+    assert [(area.kind, area.phys, area.node) for area in root.areas] == [
+        (kind, at, node)
+        for kind, (at, _), node in zip(("low", "global", "node", "node"), DEFAULT, (0, 0, 0, 1), strict=True)
+    ]
+    assert "DOC023" not in ids(root)
+    user = examine(made.write(tmp_path / "user"))
+    assert (user.scratch, user.scratch_how, user.by_node) == (root.scratch, "inferred", root.by_node)
+    assert user.scratch_low == held(DEFAULT) - 2 * MIB
+    assert user.ram == 125 * GIB
+    assert user.nodes == {0: 64 * GIB, 1: 64 * GIB}
+    assert user.reserved_at_boot == 3 * GIB
+    shown = kho("doctor", tmp_path / "user").out
+    assert "node 0: 9.3 GiB of 64.0 GiB, node 1: 1.0 GiB of 64.0 GiB" in shown
+
+
+@pytest.mark.parametrize("gone", [(), ("proc/pagetypeinfo",), ("proc/zoneinfo",), ("var/log/dmesg",)], ids=str)
+def test_explicit_sizes_are_exact_if_pageblocks_bear_them_out(gone: tuple[str, ...], tmp_path: Path) -> None:
+    report = examine(without(Machine(areas=SIZES, used=90 * MIB, cmdline=LINE, messages=[SAID]).write(tmp_path), *gone))
+    assert bounds(report) == (592 * MIB, 592 * MIB, 592 * MIB)
+    assert (report.scratch_how, report.boot, report.by_node) == ("exact", "cold", BY_NODE)
+    assert [(area.kind, area.bytes) for area in report.areas] == [
+        ("low", 16 * MIB),
+        ("global", 512 * MIB),
+        ("node", 32 * MIB),
+        ("node", 32 * MIB),
+    ]
+    assert [area.node for area in report.areas][2:] == [0, 1]
+
+
+def test_explicit_sizes_and_little_else(tmp_path: Path) -> None:
+    tree = Machine(areas=SIZES, used=90 * MIB, cmdline=LINE, messages=[SAID]).write(tmp_path)
+    by_log = examine(without(tree, "proc/pagetypeinfo", "proc/zoneinfo"))
+    assert (bounds(by_log), by_log.scratch_how) == ((592 * MIB,) * 3, "exact"), "the kernel says that it read them"
+    line = examine(without(tree, "var/log/dmesg"))
+    assert (line.scratch_how, line.scratch_low, line.scratch_high) == ("boot line", 502 * MIB, None)
+    assert line.scratch == 560 * MIB, "one node is assumed"
+    assert line.headline.startswith("KHO holds about 560.0 MiB")
+    assert [f.certainty for f in line.findings if f.id == "DOC001"] == ["guess"]
+    for node in (0, 1):
+        write(tree, f"sys/devices/system/node/node{node}/meminfo", f"Node {node} MemTotal:       67108864 kB\n")
+    assert examine(tree).scratch == 592 * MIB, "sysfs has two"
+
+
+def test_sizes_are_rounded_as_each_kernel_does(tmp_path: Path) -> None:
+    areas = ((0x60000000, 18 * MIB), (0x1_4000_0000, 34 * MIB), (0x2_C000_0000, 18 * MIB), (68 * GIB, 18 * MIB))
+    old = Machine(areas=areas, cmdline="kho=on kho_scratch=17M,33M,17M", release="6.18.15").write(tmp_path / "old")
+    assert (examine(old).scratch, examine(old).scratch_how) == (88 * MIB, "exact")
+    assert what_if(examine(old), "kho_scratch=17M,33M,17M").sizes == [18 * MIB, 34 * MIB, 18 * MIB, 18 * MIB]
+    areas = ((0x60000000, 20 * MIB), (0x1_4000_0000, 36 * MIB), (0x2_C000_0000, 20 * MIB), (68 * GIB, 20 * MIB))
+    new = Machine(areas=areas, cmdline="kho=on kho_scratch=17M,33M,17M").write(tmp_path / "new")
+    assert (examine(new).scratch, examine(new).scratch_how) == (96 * MIB, "exact")
+    assert what_if(examine(new), "kho_scratch=17M,33M,17M").then == 96 * MIB
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("kho_scratch=1G,1G,1G kho_scratch=16M,512M,32M", "16M,512M,32M"),
+        ("kho_scratch=16M,512M,32M kho_scratch=512M", "16M,512M,32M"),
+        ("kho_scratch=16M,512M,32M kho_scratch", "16M,512M,32M"),
+        ("kho-scratch=16M,512M,32M", "16M,512M,32M"),
+        ('"kho_scratch=16M,512M,32M" -- kho_scratch=1M,1M,1M', "16M,512M,32M"),
+        ("kho_scratch=0x1000000,0x20000000,040000000", "0x1000000,0x20000000,040000000"),
+        ("kho_scratch=16384k,512m,32M", "16384k,512m,32M"),
+    ],
+)
+def test_the_last_value_that_can_be_read_counts(line: str, value: str, tmp_path: Path) -> None:
+    sizes = SIZES if "040000000" not in value else (*SIZES[:2], *((at, 8 * MIB) for at, _ in SIZES[2:]))
+    report = examine(Machine(areas=sizes, cmdline=f"kho=on {line}").write(tmp_path))
+    assert (report.scratch, report.scratch_how) == (held(sizes), "exact")
+    assert ("DOC005" in ids(report)) == (line.endswith(("=512M", "kho_scratch")))
+    for finding in report.findings:
+        if finding.id == "DOC005":
+            assert f"{value} is in force" in finding.value
+
+
+def test_a_percentage_after_sizes_counts_and_a_rejected_one_does_not(tmp_path: Path) -> None:
+    made = Machine(areas=DEFAULT, cmdline="kho=on kho_scratch=16M,16M,16M kho_scratch=300%").write(tmp_path / "a")
+    assert (examine(made).scale, examine(made).scratch_how) == (300, "inferred")
+    made = Machine(areas=DEFAULT, cmdline="kho=on kho_scratch=30.5%").write(tmp_path / "b")
+    report = examine(made)
+    assert report.scale == 200
+    assert any("the default of 200 % is in force" in f.value for f in report.findings if f.id == "DOC005")
+
+
+def test_the_second_boot_of_a_chain(tmp_path: Path) -> None:
+    said = ["KHO: found kexec handover data.", SAID, "KHO: exec from: 7.3.3-cloud (count 3)"]
+    made = Machine(areas=SIZES, used=200 * MIB, cold=False, cmdline=LINE, messages=said)
+    user = examine(without(made.write(tmp_path / "user"), "proc/pagetypeinfo"))
+    assert (user.state, user.boot, user.previous_release, user.kexec_count) == ("active", "kho", "7.3.3-cloud", 3)
+    assert (bounds(user), user.scratch_how) == ((392 * MIB, 392 * MIB, None), "at least"), "sizes are not its own"
+    assert "at least 392.0 MiB" in user.headline
+    assert user.by_node == {0: 360 * MIB, 1: 32 * MIB}, "at least, too"
+    root = examine(made.write(tmp_path / "blocks"))
+    assert (root.scratch, root.scratch_how, root.by_node) == (592 * MIB, "inferred", BY_NODE)
+    made.messages = ()
+    tree = made.with_debugfs(tmp_path / "root")
+    write(tree, "sys/kernel/debug/kho/in/fdt", b"kho-v4\0")
+    write(tree, "sys/kernel/debug/kho/in/sub_fdts/kexec-metadata", metadata("7.3.3-cloud", 3))
+    write(tree, "sys/kernel/debug/kho/out/sub_fdts/kexec-metadata", metadata("7.3.4", 4))
+    exact = examine(tree)
+    assert (exact.scratch, exact.scratch_how, exact.boot) == (592 * MIB, "exact", "kho")
+    assert (exact.previous_release, exact.kexec_count, exact.by_node) == ("7.3.3-cloud", 3, BY_NODE)
+    told = next(f for f in exact.findings if f.id == "DOC017")
+    assert told.value == "from Linux 7.3.3-cloud, kexec number 3 since the last cold boot"
+    assert {"DOC001", "DOC008", "DOC017"} <= ids(exact)
+
+
+def test_a_chain_of_6_18_does_not_say_its_release(tmp_path: Path) -> None:
+    made = Machine(areas=SIZES, cold=False, release="6.18.15", messages=["KHO: found kexec handover data."])
+    report = examine(made.write(tmp_path))
+    assert (report.boot, report.previous_release, report.kexec_count) == ("kho", None, None)
+    assert report.scratch == 592 * MIB
+
+
+def test_kho_off_after_a_handover_gives_nothing_back(tmp_path: Path) -> None:
+    made = Machine(areas=SIZES, cold=False, cmdline="kho=off", messages=["KHO: found kexec handover data."])
+    report = examine(made.write(tmp_path))
+    assert (report.scratch, report.exit_code) == (592 * MIB, 1)
+    assert any("kho=off gives it back after a cold boot only" in f.value for f in report.findings if f.id == "DOC001")
+    assert any("cold boot" in note for note in what_if(report, "kho=off").notes)
+
+
+@pytest.mark.parametrize("scratch", [0, 100 * MIB])
+def test_a_node_that_could_not_be_served(scratch: int, tmp_path: Path) -> None:
+    said = [
+        "KHO: Failed to reserve nid 1 scratch buffer",
+        "KHO: Failed to reserve scratch area, disabling kexec handover",
+    ]
+    left = ((0x60000000, 300 * MIB), (0x1_4000_0000, 5 * GIB)) if scratch else ()
+    made = Machine(areas=left, cold=False, messages=said, cmdline="kho=on").write(tmp_path)
+    report = examine(made)
+    assert (report.state, report.leftover, report.scratch) == ("failed", held(left), 0)
+    assert any("the nid 1 scratch buffer" in f.value for f in report.findings if f.id == "DOC003")
+    assert report.by_node == ({0: held(left)} if scratch else {})
+
+
+def test_what_stayed_behind_is_told_from_a_handover_by_the_boot_parameters(tmp_path: Path) -> None:
+    made = Machine(areas=((0x60000000, 300 * MIB),), cold=False, cmdline="kho=on", used=10 * MIB)
+    tree = without(made.write(tmp_path), "var/log/dmesg", "proc/pagetypeinfo")
+    assert examine(tree).state == "active", "as after a handover, for all that is known"
+    write(tree, "sys/kernel/boot_params/version", "0x020f\n")
+    assert (examine(tree).state, examine(tree).leftover) == ("failed", 290 * MIB)
+    write(tree, "sys/kernel/boot_params/setup_data/0/type", "0xa\n")
+    assert (examine(tree).state, examine(tree).boot) == ("active", "kho")
+
+
+@pytest.mark.parametrize(
+    ("page", "block"), [(4096, 2 * MIB), (16384, 32 * MIB), (65536, 512 * MIB), (65536, 2 * MIB), (16384, 16384 << 7)]
+)
+def test_page_sizes(page: int, block: int, tmp_path: Path) -> None:
+    unit = max(block, 32 * MIB)
+    areas = ((0x60000000, unit), (0x1_4000_0000, 2 * unit), (0x2_C000_0000, unit), (68 * GIB, unit))
+    made = Machine(areas=areas, used=unit // 2, page=page, block=block, cmdline="kho=on", release="6.18.15")
+    tree = without(made.write(tmp_path), "var/log/dmesg")
+    report = examine(tree)
+    assert (report.page_size, report.pageblock, report.scratch) == (page, block, 5 * unit)
+    user = examine(without(tree, "proc/pagetypeinfo"))
+    assert (user.page_size, user.scratch, user.by_node) == (page, 5 * unit, {0: 4 * unit, 1: unit})
+    least = examine(without(tree, "proc/zoneinfo"))
+    assert (least.state, least.scratch, least.scratch_how) == ("active", 5 * unit - unit // 2, "at least")
+
+
+def test_nodes_are_named_as_the_kernel_names_them(tmp_path: Path) -> None:
+    ranges = ((0, 0, 2 * GIB), (0, 4 * GIB, 66 * GIB), (4, 66 * GIB, 70 * GIB))
+    areas = (*SIZES[:3], (67 * GIB, 32 * MIB))
+    report = examine(Machine(ranges=ranges, areas=areas, cmdline=LINE).write(tmp_path))
+    assert (report.scratch, report.by_node) == (592 * MIB, {0: 560 * MIB, 4: 32 * MIB})
+    assert what_if(report, "kho_scratch=16M,16M,8G").notes[-1] == "it is more than node 4 has"
+    assert "node 4: 64.0 MiB" in kho("doctor", "--what-if", "kho_scratch=16M,16M,64M", tmp_path).out
+
+
+def test_memoryless_nodes_have_no_scratch(tmp_path: Path) -> None:
+    tree = Machine(areas=SIZES, cmdline=LINE).write(tmp_path)
+    empty = "".join(
+        f"Node 2, zone {zone:>8}\n  pages free     0\n        spanned  0\n        present  0\n        managed  0\n"
+        "        cma      0\n        protection: (0, 0)\n"
+        for zone in ("DMA", "Normal")
+    )
+    write(tree, "proc/zoneinfo", (tree / "proc/zoneinfo").read_text() + empty)
+    report = examine(tree)
+    assert (set(report.nodes), report.scratch_how) == ({0, 1}, "exact")
+
+
+JOURNAL = "-- Logs begin at Mon 2026-11-23 --\n"
+
+
+def sosreport(tree: Path, log: str, lines: str) -> Path:
+    """What sos collects of these: no /proc/version, no debugfs, and the log as commands print it."""
+    Machine(areas=SIZES, cmdline=LINE, release="6.18.15").write(tree)
+    without(tree, "proc/version", "var/log/dmesg")
+    write(tree, "sos_commands/kernel/uname_-a", "Linux db1 6.18.15 #1 SMP PREEMPT_DYNAMIC x86_64 GNU/Linux\n")
+    write(tree, "boot/config-6.18.15", "CONFIG_CMA=y\nCONFIG_KEXEC_HANDOVER=y\n")
+    return write(tree, log, lines)
+
+
+@pytest.mark.parametrize(
+    ("log", "prefix"),
+    [
+        ("sos_commands/kernel/dmesg_-T", "[Mon Nov 23 09:15:57 2026] "),
+        ("sos_commands/kernel/dmesg", "[    0.000000] "),
+        ("sos_commands/logs/journalctl_--no-pager_--boot", "Nov 23 09:15:57 db1 kernel: "),
+        ("sos_commands/logs/journalctl_--no-pager_--catalog_--boot", "Nov 23 09:15:57 db1 kernel: "),
+        ("sos_commands/logs/journalctl_--no-pager", "2026-11-23T09:15:57+0000 db1 kernel: "),
+        ("var/log/messages", "Nov 23 09:15:57 db1 kernel: [    0.000000] "),
+        ("var/log/syslog", "2026-11-23T09:15:57.000000+00:00 db1 kernel: [    0.000000] "),
+    ],
+)
+def test_sosreports(log: str, prefix: str, tmp_path: Path) -> None:
+    said = ("Linux version 6.18.15 (root@vm)", SAID)
+    report = examine(sosreport(tmp_path, log, JOURNAL + "".join(f"{prefix}{line}\n" for line in said)))
+    assert (report.release, report.built_in, report.scratch) == ("6.18.15", True, 592 * MIB)
+    assert report.boot == "cold"
+
+
+def test_a_log_that_lost_its_beginning_gives_way_to_one_that_has_it(tmp_path: Path) -> None:
+    boot = "sos_commands/logs/journalctl_--no-pager_--boot"
+    tree = sosreport(tmp_path, boot, f"kernel: Linux version 6.18.15 (x)\nkernel: {SAID}\n")
+    write(tree, "sos_commands/kernel/dmesg", "[99.0] cma: Reserved 1 MiB at 0x1000000\n[99.1] luo: late\n")
+    report = examine(tree)
+    assert report.boot == "cold"
+    shown = [seen.file for finding in report.findings for seen in finding.evidence]
+    assert "sos_commands/kernel/dmesg" not in shown
+
+
+def test_a_long_log_of_many_boots_is_believed_from_its_last_on(tmp_path: Path) -> None:
+    failed = "kernel: KHO: Failed to reserve scratch area, disabling kexec handover\n"
+    text = f"kernel: Linux version 6.18.15 (x)\n{failed}" + "db1 app: nothing\n" * 600_000
+    assert examine(sosreport(tmp_path, "var/log/messages", text)).state == "active"
+    text += f"kernel: Linux version 6.18.15 (x)\n{failed}"
+    assert examine(write(tmp_path, "var/log/messages", text)).state == "failed"
+
+
+def test_liveupdate_off_is_no_wish(tmp_path: Path) -> None:
+    tree = Machine(cmdline="kho=off liveupdate=off").write(tmp_path)
+    assert "DOC021" not in ids(examine(tree))
+    assert "DOC021" in ids(examine(write(tree, "proc/cmdline", "kho=off liveupdate=1\n")))
+
+
+def test_kho_on_and_nothing_there(tmp_path: Path) -> None:
+    tree = Machine(cmdline="kho=on").write(tmp_path)
+    report = examine(without(tree, "var/log/dmesg"))
+    assert (report.state, report.scratch, report.exit_code) == ("off", 0, 1)
+    assert [f.certainty for f in report.findings if f.id == "DOC025"] == ["likely"]
+    report = examine(without(tree, "proc/pagetypeinfo"))
+    assert [f.certainty for f in report.findings if f.id == "DOC025"] == ["guess"]
+    report = examine(write(tree, "proc/cmdline", "quiet\n"))
+    assert (report.exit_code, "DOC025" in ids(report)) == (0, False), "nobody asked"
+
+
+def test_what_zoneinfo_alone_shows(tmp_path: Path) -> None:
+    left = ((0x60000000, 300 * MIB), (68 * GIB, 100 * MIB))
+    said = [
+        "KHO: Failed to reserve global scratch buffer",
+        "KHO: Failed to reserve scratch area, disabling kexec handover",
+    ]
+    tree = Machine(areas=left, cold=False, cmdline="kho=on", messages=said).write(tmp_path)
+    report = examine(without(tree, "proc/meminfo", "proc/pagetypeinfo"))
+    assert (report.state, report.leftover, report.by_node) == ("failed", 400 * MIB, {0: 300 * MIB, 1: 100 * MIB})
+    assert "at least 400.0 MiB" in report.headline
+    report = examine(without(tree, "proc/zoneinfo"))
+    assert (report.state, report.leftover) == ("failed", None)
+    assert report.headline.endswith("what stayed behind cannot be seen from here.")
+
+
+def test_areas_of_others_are_not_scratch_though_meminfo_is_missing(tmp_path: Path) -> None:
+    others = ((0x3_0000_0000, 128 * MIB),)
+    tree = Machine(areas=(), others=others, cmdline="cma=128M").write(tmp_path / "off")
+    assert examine(without(tree, "proc/meminfo")).exit_code == 0, "the log says how much others have"
+    tree = Machine(areas=SIZES, others=others, cmdline="kho=on").write(tmp_path / "on")
+    told = examine(without(tree, "proc/meminfo"))
+    assert (told.scratch, told.scratch_how) == (592 * MIB, "inferred")
+    report = examine(without(tree, "var/log/dmesg"))
+    assert (report.scratch_low, report.scratch) == (0, 720 * MIB)
+    found = next(f for f in report.findings if f.id == "DOC001")
+    assert (found.certainty, "CmaTotal is not known" in found.value) == ("guess", True)
+
+
+def test_what_may_be_left_or_inherited_is_called_a_guess(tmp_path: Path) -> None:
+    tree = Machine(areas=((0x60000000, 300 * MIB),), cold=False, cmdline="quiet").write(tmp_path)
+    report = examine(without(tree, "var/log/dmesg"))
+    found = next(f for f in report.findings if f.id == "DOC001")
+    assert (found.certainty, "it may be what a failed reservation left" in found.value) == ("guess", True)
+
+
+def test_more_than_there_is_was_not_reserved(tmp_path: Path) -> None:
+    tree = Machine(areas=((0x60000000, 64 * MIB),), cold=False, cmdline="kho=on kho_scratch=64M,200G,64M").write(
+        tmp_path
+    )
+    report = examine(without(tree, "var/log/dmesg", "proc/zoneinfo", "proc/pagetypeinfo"))
+    assert (report.state, report.leftover) == ("failed", 64 * MIB)
+
+
+@pytest.mark.parametrize("gone", ["proc/pagetypeinfo", "proc/zoneinfo"])
+def test_a_boot_line_that_pageblocks_contradict_is_not_believed(gone: str, tmp_path: Path) -> None:
+    tree = Machine(areas=DEFAULT, cmdline=LINE, messages=[SAID]).write(tmp_path)
+    report = examine(without(tree, gone))
+    assert (report.scratch, report.scratch_how, report.areas) == (held(DEFAULT), "inferred", [])
