@@ -55,7 +55,7 @@ def write(tree: Tree, capacity: int = 1 << 20) -> bytes:
 
 
 def write_with_libfdt(tree: Tree) -> bytes:
-    w = libfdt.FdtSw()
+    w = libfdt.FdtSw(1 << 20)  # as_fdt() makes no room for the end of a tree that just fits
     w.finish_reservemap()
 
     def node(tree: Tree) -> None:
