@@ -19,6 +19,7 @@ format's: `RAW` says what they are handed out as, `Tensors.dtypes` what they are
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -158,7 +159,14 @@ def load(
             except SourceError as error:
                 if not isinstance(error.__cause__, FileNotFoundError):
                     raise
-            if (filled := _fill_file(where, name, fd, source, identity, timeout)) is not None:
+            try:
+                filled = _fill_file(where, name, fd, source, identity, timeout)
+            except SourceError:
+                if backing is not None or where.parent.exists():
+                    raise
+                place_of(name)  # a `release` has removed the directory, which it found empty
+                continue
+            if filled is not None:
                 return filled
     finally:
         os.close(fd)
@@ -199,13 +207,17 @@ def release(
     Its memory is given back when the last process that has attached it ends.
     """
     where = place_of(_name_of(Path(path)) if name is None else name) if backing is None else Path(backing)
+    there = True
     try:
         where.unlink()
     except FileNotFoundError:
-        return False
+        there = False
     except OSError as error:
         raise SourceError(f"{where}: {error.strerror}") from error
-    return True
+    if backing is None:
+        with contextlib.suppress(OSError):  # others' images are in it
+            where.parent.rmdir()
+    return there
 
 
 def place_of(name: str) -> Path:

@@ -6,6 +6,7 @@ import os
 import threading
 import warnings
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -44,7 +45,7 @@ class Pinned(NamedTuple):
     by: list[Callable[[], object]]
 
 
-class Turns(Reader):
+class Turns(Reader, ABC):
     """An owner that may stop being one, and may be one again."""
 
     _bytes: memoryview
@@ -182,8 +183,9 @@ class Turns(Reader):
         self._holes |= was
         return was
 
+    @abstractmethod
     def _sweep(self) -> None:
-        raise NotImplementedError
+        """Free what nobody refers to any more."""
 
     def look(self) -> int:
         """Let a successor look that asked for it: until `look_away` or `give` whoever begins to change something waits.
