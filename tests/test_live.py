@@ -354,8 +354,20 @@ def test_there_is_one_owner(path: Path) -> None:
         h["a"]
 
 
+def test_an_owner_that_never_committed_leaves_nothing_to_inherit(path: Path) -> None:
+    kho.live.open("x", "1M", backing=path).close()
+    with kho.live.open("x", "1M", backing=path) as h:
+        assert (h.inherited, h.generation, h.names()) == (False, 0, [])
+        h.put("a", b"1")
+        h.commit()
+    with kho.live.open("x", "1M", backing=path) as h:
+        assert (h.inherited, h.generation) == (True, 1)
+
+
 def test_one_waits_for_an_owner_that_lets_go(path: Path) -> None:
     h = kho.live.open("x", "1M", backing=path)
+    h.put("a", b"1")
+    h.commit()
     closer = threading.Timer(0.1, h.close)
     closer.start()
     with kho.live.open("x", "1M", backing=path, timeout=10) as successor:

@@ -99,11 +99,11 @@ def test_a_command_that_always_fails_is_given_up_on(log: Path) -> None:
 
 
 def test_sighup_restarts_and_sigterm_ends_command_and_holder(log: Path) -> None:
-    with holding("time.sleep(60)") as holder:
-        wait_until(lambda: len(lines(log)) == 1)
-        holder.send_signal(signal.SIGHUP)
+    with holding('say("committed"); time.sleep(60)') as holder:
         wait_until(lambda: len(lines(log)) == 2)
-        assert lines(log)[1] == "2 hold 1 n"
+        holder.send_signal(signal.SIGHUP)
+        wait_until(lambda: len(lines(log)) == 4)
+        assert lines(log)[2] == "2 hold 1 n"
         holder.send_signal(signal.SIGTERM)
         assert holder.wait(20) == 143
 

@@ -55,8 +55,8 @@ class Turns(Reader, ABC):
 
     def __init__(self, image: Image, state: State, *, inherited: bool, predecessor: Predecessor | None) -> None:
         super().__init__(image, state)
-        self.inherited = inherited
-        """Whether there was an image to take over."""
+        self.inherited = inherited and state.root.generation > 0
+        """Whether there was something to take over: an owner that died before it first committed left nothing."""
         self.transport = "path" if image.path is not None else "descriptor"
         """How the image came to this process: new, exec, socket, hold, systemd, found, path or descriptor."""
         self.handed_over = threading.Event()
