@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 import kho.live
-from kho.live import _size
+from kho.live import size_of
 
 CHILD = """
 import json, resource, sys, time, zlib
@@ -150,7 +150,7 @@ def measure(source: str, load: str, end: str, nbytes: int, crc: int) -> dict[str
 
 def main() -> None:
     """Measure every way, print a table or JSON."""
-    nbytes = _size(os.environ.get("KHO_LIVE_BYTES", "256M"))
+    nbytes = size_of(os.environ.get("KHO_LIVE_BYTES", "256M"))
     array = contents(nbytes)
     crc = zlib.crc32(array)
     rows = []
