@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-__all__ = ["FolioInfo", "MemfdFolio", "OwnedRange", "PageInfo"]
+__all__ = ["SEVERITIES", "FolioInfo", "MemfdFolio", "OwnedRange", "PageInfo", "Severity"]
+
+
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+"""Of what a rule finds, the worst first."""
 
 
 class FolioInfo(NamedTuple):

@@ -10,13 +10,11 @@ A third party adds to `RULES` under ids of its own (`RULES["ACME001"] = Rule(...
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-__all__ = ["RULES", "SEVERITIES", "Finding", "Rule", "markdown"]
+from ._types import SEVERITIES, Severity
 
-Severity = Literal["error", "warning", "note"]
-SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
-"""The worst first."""
+__all__ = ["RULES", "SEVERITIES", "Finding", "Rule", "Severity", "markdown"]
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+
+from .._types import SEVERITIES, Severity
 
 __all__ = ["RULES", "SEVERITIES", "Rule", "page"]
-
-Severity = Literal["error", "warning", "note"]
-SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
-"""The worst first, as in `kho.findings`, which is not imported: `kho doctor` starts in a moment."""
 
 
 @dataclass(frozen=True)
