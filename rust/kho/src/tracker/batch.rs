@@ -172,7 +172,7 @@ impl Tracker {
         let mut last = 0;
         let log2_bits = self.shape.log2_bits;
         let mut bad = None;
-        folios(pfns, order, |piece| {
+        folios(pfns, order, u64::MAX, |piece| {
             let (low, high, descents) = simd::survey(piece, last);
             last = piece.last().copied().unwrap_or(last);
             (look.low, look.high) = (look.low.min(low), look.high.max(high));
@@ -207,7 +207,7 @@ impl Tracker {
             return Ok(());
         }
         let mut made = Ok(());
-        folios(pfns, look.order, |piece| {
+        folios(pfns, look.order, look.high, |piece| {
             for folio in piece.iter().filter(|folio| **folio <= look.high) {
                 if made.is_ok() {
                     made = self.ensure(look.order, folio >> log2_bits).map(drop);
@@ -231,7 +231,7 @@ impl Tracker {
         }
         let mut changed = 0;
         if look.descents < pfns.len() / 8 {
-            folios(pfns, look.order, |piece| changed += by_word::<MARK>(dir, shape, piece));
+            folios(pfns, look.order, look.high, |piece| changed += by_word::<MARK>(dir, shape, piece));
         } else {
             let mut change = Change::<MARK> { dir, shape, changed: 0 };
             look.visit(pfns, shape.log2_bits, 1, &mut change);
@@ -295,7 +295,7 @@ impl Look {
             return self.scatter(pfns, log2_bits, trackers, visitor);
         }
         let mut more = true;
-        folios(pfns, self.order, |piece| more = more && visitor.visit(piece.iter().copied()));
+        folios(pfns, self.order, self.high, |piece| more = more && visitor.visit(piece.iter().copied()));
         more
     }
 
@@ -317,7 +317,7 @@ impl Look {
             }
             visitor.visit(held.iter().map(|low| first + u64::from(*low)))
         };
-        folios(pfns, self.order, |piece| {
+        folios(pfns, self.order, self.high, |piece| {
             for &folio in piece {
                 // What was changed since it was looked at may lie anywhere.
                 let bucket = (folio >> shift).wrapping_sub(base) as usize;
@@ -456,14 +456,16 @@ fn by_word<const MARK: bool>(dir: &Directory, shape: Shape, folios: &[u64]) -> u
     changed
 }
 
-/// Calls `f` for piece after piece of a list: the folios' numbers, which are too large where the pfn is not aligned.
-fn folios(pfns: &(impl Words + ?Sized), order: Order, mut f: impl FnMut(&[u64])) {
+/// Calls `f` for piece after piece of a list: the folios' numbers, which are too large where the pfn is not aligned. One above
+/// `high` was not there when the list was looked at, and is that of no folio.
+fn folios(pfns: &(impl Words + ?Sized), order: Order, high: u64, mut f: impl FnMut(&[u64])) {
     let mut piece = [0; PIECE];
     for at in (0..pfns.len()).step_by(PIECE) {
         let piece = &mut piece[..PIECE.min(pfns.len() - at)];
         pfns.copy(at, piece);
         for pfn in piece.iter_mut() {
-            *pfn = pfn.rotate_right(order.get());
+            let folio = pfn.rotate_right(order.get());
+            *pfn = if folio > high { u64::MAX } else { folio };
         }
         f(piece);
     }

@@ -472,6 +472,35 @@ fn long_lists_are_whole_whichever_way_they_are_carried_out() {
     }
 }
 
+/// A list that another thread writes to: what it says changes after it was read once.
+struct Changing(Vec<u64>, core::sync::atomic::AtomicUsize);
+
+impl Words for Changing {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn copy(&self, at: usize, into: &mut [u64]) {
+        let copied = self.1.fetch_add(into.len(), core::sync::atomic::Ordering::Relaxed);
+        for (n, word) in into.iter_mut().enumerate() {
+            *word = if copied < self.0.len() { self.0[at + n] } else { [u64::MAX, 1 << 48, 3, 1 << 60][n % 4] };
+        }
+    }
+}
+
+#[test]
+fn a_list_that_changes_while_it_is_read_marks_nothing_outside_the_address_space() {
+    let g = Geometry::paged(PageSize::Size64K);
+    for o in [0, 1, 30, 36] {
+        let mut t = Tracker::new(g);
+        let limit = g.folio_limit(order(o)).min(1 << 30);
+        let list: Vec<u64> = (0..5000u64).map(|n| (n.wrapping_mul(0x9e37_79b9) % limit) << o).collect();
+        let _ = t.preserve_many(&Changing(list, Default::default()), Orders::One(order(o)));
+        assert!(t.iter().all(|(pfn, o)| g.page().check_folio(pfn, o).is_ok()));
+        assert_eq!(t.len(), t.iter().count() as u64);
+    }
+}
+
 #[test]
 fn two_threads_list_what_one_lists() {
     let mut t = Tracker::new(Geometry::paged(PageSize::Size4K));
