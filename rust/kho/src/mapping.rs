@@ -4,7 +4,6 @@
 //! Python memoryview, another process), so they are never borrowed as slices here: they are copied in and out.
 
 use crate::error::{Error, Result};
-use core::mem::MaybeUninit;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
@@ -118,7 +117,7 @@ impl Drop for Mapping {
 }
 
 /// Asks for huge pages for memory that is about to be written for the first time, where it is long enough for any.
-pub(crate) fn prefer_huge_pages<T>(memory: &mut [MaybeUninit<T>]) {
+pub(crate) fn prefer_huge_pages<T>(memory: &mut [T]) {
     const HUGE_PAGE: usize = 2 << 20;
     let start = memory.as_mut_ptr().cast::<u8>();
     let skip = start.align_offset(HUGE_PAGE);

@@ -45,7 +45,7 @@ impl Tracker {
         }
         let counts = counts(&blocks, shape);
         for ((bitmap, block), count) in bitmaps.iter().zip(blocks).zip(counts) {
-            if !self.dir_mut(bitmap.order).adopt(bitmap.index, block, count) {
+            if !self.dirs[bitmap.order.index()].adopt(bitmap.index, block, count) {
                 let why = format!("there are two of order {} at {:#x}", bitmap.order, bitmap.index);
                 return Err(Error::Invalid { what: "bitmap", why });
             }
@@ -78,7 +78,7 @@ impl Tracker {
     /// # Errors
     /// [`Error::Invalid`] for a tracker whose blocks have no addresses.
     pub fn each_bitmap(&self, order: Order, mut take: impl FnMut(Bitmap)) -> Result<()> {
-        let Some(dir) = self.dirs.get(order.index()) else { return Ok(()) };
+        let dir = &self.dirs[order.index()];
         let (mut stretch, mut first, mut homeless) = (0..0, Phys(0), false);
         // A loop inside the iterator, for one around it would ask at every block which part of the directory it is in.
         dir.blocks_from(0).for_each(|(index, block)| {

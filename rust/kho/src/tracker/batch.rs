@@ -4,7 +4,7 @@
 //! fits the second-level cache, and a bucket is carried out when it is full:
 //!
 //! ```text
-//! pfns --look--> blocks made --scatter--> | bucket | bucket | ... | --full--> bits of 128 KiB of bitmaps
+//! pfns --look--> blocks made --scatter--> | bucket | bucket | ... | --full--> bits of 64 KiB of bitmaps
 //! ```
 //! A list that ascends needs none of that: its bits come word by word.
 
@@ -12,6 +12,7 @@ use super::block::{Block, LINE, Shape};
 use super::directory::Directory;
 use super::{Tracker, simd};
 use crate::error::{Error, Result};
+use crate::mapping;
 use crate::units::{Order, Pfn};
 use core::ops::Range;
 
@@ -46,30 +47,49 @@ pub enum Orders<'a> {
     Each(&'a [u8]),
 }
 
+impl Orders<'_> {
+    /// Whether there are as many as pfns.
+    fn check(self, pfns: usize) -> Result<()> {
+        match self {
+            Orders::Each(orders) if orders.len() != pfns => {
+                Err(Error::Invalid { what: "order", why: format!("{} orders for {pfns} pfns", orders.len()) })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Words copied at a time.
 const PIECE: usize = 1024;
 /// Lists up to here are taken as they come.
 const SHORT: usize = 2048;
-/// Buckets a list is scattered to, at the most, for each tracker that is looked at.
-const BUCKETS: u64 = 256;
-/// log2 of the bits of a bucket, at the least: 128 KiB of bitmaps.
-const BUCKET_BITS: u32 = 20;
-/// log2 of the folios a bucket holds, at the most: 16 MiB of memory for 256 buckets, several for each line of bitmaps.
-const BUCKET_LEN: u32 = 14;
+/// log2 of the buckets a list is scattered to, at the most.
+const BUCKETS: u32 = 9;
+/// log2 of the bits of a bucket, at the least: 64 KiB of bitmaps, of which a second-level cache holds several.
+const BUCKET_BITS: u32 = 19;
+/// Folios a bucket holds, at the most: 64 MiB of memory for all, and never much more than half of what the list takes.
+const BUCKET_LEN: usize = 1 << 15;
+/// Places between two buckets: a cache line, for if all began at the same place of a page, all would share a few lines of the
+/// cache.
+const GAP: usize = 16;
 /// Folios that share a cache line.
 const LINE_BITS: usize = 64 * LINE;
 /// Blocks that a list may span to be scattered: what a table of that many bytes can tell apart.
 const SPAN: usize = 1 << 18;
 
-/// What a list of folios of one order is like.
+/// What the folios of one order in a list are like.
 struct Look {
     order: Order,
-    /// The lowest and the highest folio, by number.
+    /// How many there are.
+    count: usize,
+    /// The lowest and the highest, by number.
     low: u64,
     high: u64,
+    /// The last one seen.
+    last: u64,
     /// How many are lower than the one before.
     descents: usize,
-    /// For each block, by the low bits of its index, whether a folio lies in it. Exact if the list spans no more than that.
+    /// For each block, by the low bits of its index, whether a folio lies in it. Exact if they span no more than that.
     touched: Vec<bool>,
 }
 
@@ -80,21 +100,12 @@ impl Tracker {
     /// As [`Tracker::preserve`], for the first in the list, and [`Error::Invalid`] if there are not as many orders as pfns;
     /// then nothing is marked that was not before.
     pub fn preserve_many(&mut self, pfns: &(impl Words + ?Sized), orders: Orders<'_>) -> Result<u64> {
-        let order = match orders {
-            Orders::One(order) if pfns.len() > SHORT => order,
-            Orders::Each(of) if pfns.len() > SHORT => {
-                let groups = self.by_order(pfns, of)?;
-                for (order, group) in &groups {
-                    let look = self.look(&**group, *order)?;
-                    self.make(&**group, &look)?;
-                }
-                return Ok(groups.iter().map(|(order, group)| self.change::<true>(&**group, *order)).sum());
-            }
-            _ => return self.preserve_short(pfns, orders),
-        };
-        let look = self.look(pfns, order)?;
-        self.make(pfns, &look)?;
-        Ok(self.change_as::<true>(pfns, &look))
+        if pfns.len() <= SHORT {
+            return self.preserve_short(pfns, orders);
+        }
+        let looks = self.look(pfns, orders)?;
+        self.make(pfns, orders, &looks)?;
+        Ok(self.change::<true>(pfns, orders, &looks))
     }
 
     fn preserve_short(&mut self, pfns: &(impl Words + ?Sized), orders: Orders<'_>) -> Result<u64> {
@@ -113,23 +124,15 @@ impl Tracker {
     /// # Errors
     /// As [`Tracker::preserve_many`], but it needs no memory; then nothing is unmarked.
     pub fn unpreserve_many(&mut self, pfns: &(impl Words + ?Sized), orders: Orders<'_>) -> Result<u64> {
-        match orders {
-            _ if pfns.len() <= SHORT => {
-                let page = self.geometry.page();
-                each(pfns, orders, |pfn, order| page.check_folio(pfn, order))?;
-                let mut gone = 0;
-                each(pfns, orders, |pfn, order| self.unpreserve(pfn, order).map(|was| gone += u64::from(was)))?;
-                Ok(gone)
-            }
-            Orders::One(order) => {
-                let look = self.look(pfns, order)?;
-                Ok(self.change_as::<false>(pfns, &look))
-            }
-            Orders::Each(of) => {
-                let groups = self.by_order(pfns, of)?;
-                Ok(groups.iter().map(|(order, group)| self.change::<false>(&**group, *order)).sum())
-            }
+        if pfns.len() > SHORT {
+            let looks = self.look(pfns, orders)?;
+            return Ok(self.change::<false>(pfns, orders, &looks));
         }
+        let page = self.geometry.page();
+        each(pfns, orders, |pfn, order| page.check_folio(pfn, order))?;
+        let mut gone = 0;
+        each(pfns, orders, |pfn, order| self.unpreserve(pfn, order).map(|was| gone += u64::from(was)))?;
+        Ok(gone)
     }
 
     /// For each folio 1 if it is marked, else 0, as [`Tracker::contains`] says.
@@ -152,93 +155,67 @@ impl Tracker {
         })
     }
 
-    /// The pfns of each order, all checked.
-    fn by_order(&self, pfns: &(impl Words + ?Sized), orders: &[u8]) -> Result<Vec<(Order, Vec<u64>)>> {
-        let mut groups: Vec<(Order, Vec<u64>)> = Order::all().map(|order| (order, Vec::new())).collect();
-        let page = self.geometry.page();
-        each(pfns, Orders::Each(orders), |pfn, order| {
-            page.check_folio(pfn, order)?;
-            groups[order.index()].1.push(pfn.0);
-            Ok(())
+    /// Reads a list once, and checks every pfn. One look for each order in it.
+    fn look(&self, pfns: &(impl Words + ?Sized), orders: Orders<'_>) -> Result<Vec<Look>> {
+        let mut looks: Vec<Look> = Vec::new();
+        let mut bad = false;
+        pieces(pfns, orders, |order, piece| {
+            let at = looks.iter().position(|look| look.order == order).unwrap_or_else(|| {
+                looks.push(Look::new(order));
+                looks.len() - 1
+            });
+            looks[at].add(piece, self.shape.log2_bits);
+            bad |= looks[at].high >= self.geometry.folio_limit(order);
         })?;
-        groups.retain(|(_, group)| !group.is_empty());
-        Ok(groups)
-    }
-
-    /// Reads a list once, and checks every pfn.
-    fn look(&self, pfns: &(impl Words + ?Sized), order: Order) -> Result<Look> {
-        let limit = self.geometry.folio_limit(order);
-        let mut look = Look { order, low: u64::MAX, high: 0, descents: 0, touched: vec![false; SPAN] };
-        let mut last = 0;
-        let log2_bits = self.shape.log2_bits;
-        let mut bad = None;
-        folios(pfns, order, u64::MAX, |piece| {
-            let (low, high, descents) = simd::survey(piece, last);
-            last = piece.last().copied().unwrap_or(last);
-            (look.low, look.high) = (look.low.min(low), look.high.max(high));
-            look.descents += descents;
-            if high >= limit {
-                bad = bad.or_else(|| piece.iter().copied().find(|folio| *folio >= limit));
-            }
-            for &folio in piece {
-                look.touched[(folio >> log2_bits) as usize & (SPAN - 1)] = true;
-            }
-        });
-        match bad {
-            Some(folio) => {
-                self.geometry.page().check_folio(Pfn(folio.rotate_left(order.get())), order)?;
-                Err(Error::Invalid { what: "pfns", why: "they changed while they were read".into() })
-            }
-            None => Ok(look),
+        if bad {
+            let page = self.geometry.page();
+            each(pfns, orders, |pfn, order| page.check_folio(pfn, order))?;
+            return Err(Error::Invalid { what: "pfns", why: "they changed while they were read".into() });
         }
+        Ok(looks)
     }
 
     /// Makes the blocks that a list of folios needs.
-    fn make(&mut self, pfns: &(impl Words + ?Sized), look: &Look) -> Result<()> {
+    fn make(&mut self, pfns: &(impl Words + ?Sized), orders: Orders<'_>, looks: &[Look]) -> Result<()> {
         let log2_bits = self.shape.log2_bits;
-        let (first, last) = (look.low >> log2_bits, look.high >> log2_bits);
-        if pfns.is_empty() {
-            return Ok(());
-        }
-        if last - first < SPAN as u64 {
-            for index in (first..=last).filter(|index| look.touched[*index as usize & (SPAN - 1)]) {
-                self.ensure(look.order, index)?;
-            }
-            return Ok(());
-        }
-        let mut made = Ok(());
-        folios(pfns, look.order, look.high, |piece| {
-            for folio in piece.iter().filter(|folio| **folio <= look.high) {
-                if made.is_ok() {
-                    made = self.ensure(look.order, folio >> log2_bits).map(drop);
+        let (near, far): (Vec<&Look>, Vec<&Look>) = looks.iter().partition(|look| look.blocks(log2_bits) < SPAN as u64);
+        for look in near {
+            for index in look.low >> log2_bits..=look.high >> log2_bits {
+                if look.touched[index as usize & (SPAN - 1)] {
+                    self.ensure(look.order, index)?;
                 }
             }
-        });
+        }
+        let mut made = Ok(());
+        if !far.is_empty() {
+            pieces(pfns, orders, |order, piece| {
+                let high = far.iter().find(|look| look.order == order).map(|look| look.high);
+                for folio in piece.iter().filter(|folio| Some(**folio) <= high) {
+                    if made.is_ok() {
+                        made = self.ensure(order, folio >> log2_bits).map(drop);
+                    }
+                }
+            })?;
+        }
         made
     }
 
-    fn change<const MARK: bool>(&mut self, pfns: &(impl Words + ?Sized), order: Order) -> u64 {
-        // The list was looked at before, and is nobody else's.
-        self.look(pfns, order).map_or(0, |look| self.change_as::<MARK>(pfns, &look))
-    }
-
     /// Sets or clears the bits of a list, in the blocks there are. Returns how many changed.
-    fn change_as<const MARK: bool>(&mut self, pfns: &(impl Words + ?Sized), look: &Look) -> u64 {
-        let shape = self.shape;
-        let Some(dir) = self.dirs.get_mut(look.order.index()) else { return 0 };
-        if pfns.is_empty() {
-            return 0;
+    fn change<const MARK: bool>(&mut self, pfns: &(impl Words + ?Sized), orders: Orders<'_>, looks: &[Look]) -> u64 {
+        let mut visits: Vec<_> =
+            looks.iter().map(|look| Visit::new(look, Change::<MARK>::of(self, look.order))).collect();
+        // As many orders as pfns, or there would be no looks.
+        let _ = pieces(pfns, orders, |order, piece| {
+            if let Some(visit) = visits.iter_mut().find(|visit| visit.order == order) {
+                visit.take(piece);
+            }
+        });
+        let changed: Vec<_> = visits.into_iter().map(|visit| (visit.order, visit.finish().1.changed)).collect();
+        for (order, changed) in &changed {
+            let len = &mut self.dirs[order.index()].len;
+            *len = if MARK { *len + changed } else { *len - changed };
         }
-        let mut changed = 0;
-        if look.descents < pfns.len() / 8 {
-            folios(pfns, look.order, look.high, |piece| changed += by_word::<MARK>(dir, shape, piece));
-        } else {
-            let mut change = Change::<MARK> { dir, shape, changed: 0 };
-            look.visit(pfns, shape.log2_bits, 1, &mut change);
-            changed = change.changed;
-        }
-        dir.len = if MARK { dir.len + changed } else { dir.len - changed };
-        changed
+        changed.iter().map(|(_, changed)| changed).sum()
     }
 
     /// Marks folios that `from` marks and this tracker does not yet, and marks them in `also`, where they are not: all, or
@@ -253,28 +230,22 @@ impl Tracker {
         pfns: &(impl Words + ?Sized),
         order: Order,
     ) -> Result<bool> {
-        if pfns.is_empty() {
-            return Ok(true);
-        }
-        let look = self.look(pfns, order)?;
-        self.make(pfns, &look)?;
+        let all = Orders::One(order);
+        let looks = self.look(pfns, all)?;
+        let Some(look) = looks.first() else { return Ok(true) };
+        self.make(pfns, all, &looks)?;
         if let Some(also) = &mut also {
-            also.look(pfns, order).and_then(|look| also.make(pfns, &look))?;
+            also.look(pfns, all).and_then(|looks| also.make(pfns, all, &looks))?;
         }
-        let log2_bits = self.shape.log2_bits.max(from.shape.log2_bits);
-        let log2_bits = log2_bits.max(also.as_ref().map_or(0, |also| also.shape.log2_bits));
-        let (Some(source), Some(mine)) = (from.dirs.get(order.index()), self.dirs.get(order.index())) else {
-            return Ok(false);
+        let take = Take {
+            from: (&from.dirs[order.index()], from.shape),
+            mine: Change::of(self, order),
+            also: also.as_ref().map(|also| Change::of(also, order)),
         };
-        let more = also.as_ref().and_then(|also| Some((also.dirs.get(order.index())?, also.shape)));
-        let mut take = Take {
-            from: (source, from.shape),
-            mine: Change { dir: mine, shape: self.shape, changed: 0 },
-            also: more.map(|(dir, shape)| Change { dir, shape, changed: 0 }),
-        };
-        if !look.visit(pfns, log2_bits, 3, &mut take) {
-            // A list is visited in the same order every time.
-            look.visit(pfns, log2_bits, 3, &mut GiveBack { left: take.mine.changed, take });
+        let (all_taken, take) = look.show(pfns, take);
+        if !all_taken {
+            // A list is shown in the same order every time.
+            look.show(pfns, GiveBack { left: take.mine.changed, take });
             return Ok(false);
         }
         let (taken, also_taken) = (take.mine.changed, take.also.map_or(0, |also| also.changed));
@@ -287,64 +258,174 @@ impl Tracker {
 }
 
 impl Look {
-    /// Shows a visitor the folios of the list, neighbours after neighbours if that pays, until it wants no more; then false.
-    /// `trackers`: how many bitmaps it looks at for each.
-    fn visit(&self, pfns: &(impl Words + ?Sized), log2_bits: u32, trackers: u64, visitor: &mut impl Visitor) -> bool {
-        let blocks = (self.high >> log2_bits) - (self.low >> log2_bits);
-        if self.descents >= pfns.len() / 8 && blocks < SPAN as u64 && (self.high - self.low) >> BUCKET_BITS > 1 {
-            return self.scatter(pfns, log2_bits, trackers, visitor);
-        }
-        let mut more = true;
-        folios(pfns, self.order, self.high, |piece| more = more && visitor.visit(piece.iter().copied()));
-        more
+    fn new(order: Order) -> Self {
+        Look { order, count: 0, low: u64::MAX, high: 0, last: 0, descents: 0, touched: vec![false; SPAN] }
     }
 
-    fn scatter(&self, pfns: &(impl Words + ?Sized), log2_bits: u32, trackers: u64, visitor: &mut impl Visitor) -> bool {
-        let spread = (self.high - self.low) / (BUCKETS * trackers) + 1;
-        let least = BUCKET_BITS - trackers.ilog2();
-        let shift = (u64::BITS - spread.leading_zeros()).max(least).max(log2_bits);
-        let (base, mask) = (self.low >> shift, (1u64 << shift) - 1);
-        let buckets = ((self.high >> shift) - base + 1) as usize;
-        let log2_len = (2 * pfns.len() / buckets).next_power_of_two().ilog2().clamp(6, BUCKET_LEN);
-        let mut held = vec![0u32; buckets << log2_len];
-        let mut fill = vec![0u32; buckets];
-        let lines = (1usize << shift) / LINE_BITS;
-        let mut more = true;
-        let mut empty = |bucket: usize, held: &[u32]| {
-            let first = (base + bucket as u64) << shift;
-            if held.len() > lines / 2 {
-                visitor.ready(first..first + mask + 1);
-            }
-            visitor.visit(held.iter().map(|low| first + u64::from(*low)))
+    fn add(&mut self, piece: &[u64], log2_bits: u32) {
+        let (low, high, descents) = simd::survey(piece, self.last);
+        self.last = piece.last().copied().unwrap_or(self.last);
+        (self.low, self.high) = (self.low.min(low), self.high.max(high));
+        self.descents += descents;
+        self.count += piece.len();
+        for &folio in piece {
+            self.touched[(folio >> log2_bits) as usize & (SPAN - 1)] = true;
+        }
+    }
+
+    /// From the first block to the last one.
+    fn blocks(&self, log2_bits: u32) -> u64 {
+        (self.high >> log2_bits) - (self.low >> log2_bits)
+    }
+
+    /// Shows a visitor all folios of a list, until it wants no more; then false.
+    fn show<V: Visitor>(&self, pfns: &(impl Words + ?Sized), visitor: V) -> (bool, V) {
+        let mut visit = Visit::new(self, visitor);
+        // One order for all is as many as pfns.
+        let _ = pieces(pfns, Orders::One(self.order), |_, piece| visit.take(piece));
+        visit.finish()
+    }
+}
+
+/// Folios of one order being shown to a visitor, neighbours after neighbours if that pays.
+struct Visit<V> {
+    order: Order,
+    /// One above this was not there when the list was looked at, and is that of no folio.
+    high: u64,
+    way: Way,
+    visitor: V,
+    more: bool,
+}
+
+/// How folios come to a visitor.
+enum Way {
+    /// As in the list, which mostly ascends.
+    Ascending,
+    /// As in the list.
+    AsTheyCome,
+    Scattered(Buckets),
+}
+
+/// Folios held back until there are many in the same stretch of bitmaps.
+struct Buckets {
+    layout: Layout,
+    /// Folios less the first of their bucket's, bucket after bucket.
+    held: Vec<u32>,
+    /// How many each bucket holds.
+    fill: Vec<u32>,
+}
+
+/// What each bucket is for.
+#[derive(Clone, Copy)]
+struct Layout {
+    /// log2 of the folios a bucket may be asked to hold, each once.
+    shift: u32,
+    /// The number of the first bucket.
+    base: u64,
+    /// How many folios one holds.
+    len: usize,
+}
+
+impl<V: Visitor> Visit<V> {
+    fn new(look: &Look, visitor: V) -> Self {
+        let way = if look.descents < look.count / 8 {
+            Way::Ascending
+        } else if look.blocks(visitor.log2_bits()) < SPAN as u64 && (look.high - look.low) >> BUCKET_BITS > 1 {
+            Way::Scattered(Buckets::new(look, visitor.log2_bits()))
+        } else {
+            Way::AsTheyCome
         };
-        folios(pfns, self.order, self.high, |piece| {
-            for &folio in piece {
-                // What was changed since it was looked at may lie anywhere.
-                let bucket = (folio >> shift).wrapping_sub(base) as usize;
-                let Some(n) = fill.get_mut(bucket) else { continue };
-                let at = bucket << log2_len;
-                held[at + *n as usize] = (folio & mask) as u32;
-                *n += 1;
-                if *n >> log2_len != 0 {
-                    more = more && empty(bucket, &held[at..at + (1 << log2_len)]);
-                    *n = 0;
+        Visit { order: look.order, high: look.high, way, visitor, more: true }
+    }
+
+    fn take(&mut self, piece: &mut [u64]) {
+        for folio in piece.iter_mut() {
+            *folio = if *folio > self.high { u64::MAX } else { *folio };
+        }
+        self.more = self.more
+            && match &mut self.way {
+                Way::Ascending => self.visitor.visit_ascending(piece),
+                Way::AsTheyCome => self.visitor.visit(piece.iter().copied()),
+                Way::Scattered(buckets) => buckets.take(piece, &mut self.visitor),
+            };
+    }
+
+    /// Whether the visitor wanted all, and the visitor.
+    fn finish(mut self) -> (bool, V) {
+        if let Way::Scattered(buckets) = &mut self.way {
+            self.more = self.more && buckets.empty_all(&mut self.visitor);
+        }
+        (self.more, self.visitor)
+    }
+}
+
+impl Buckets {
+    fn new(look: &Look, log2_bits: u32) -> Self {
+        let spread = u64::BITS - (look.high - look.low).leading_zeros();
+        let shift = spread.saturating_sub(BUCKETS).max(BUCKET_BITS).max(log2_bits);
+        let base = look.low >> shift;
+        let buckets = ((look.high >> shift) - base + 1) as usize;
+        // Some more than there are on an average, so that most are emptied once.
+        let len = (look.count / buckets + look.count / buckets / 16 + GAP).next_multiple_of(GAP).min(BUCKET_LEN);
+        let mut held = vec![0; buckets * (len + GAP)];
+        mapping::prefer_huge_pages(&mut held);
+        Buckets { layout: Layout { shift, base, len }, held, fill: vec![0; buckets] }
+    }
+
+    fn take(&mut self, piece: &[u64], visitor: &mut impl Visitor) -> bool {
+        let (layout, held, fill) = (self.layout, &mut *self.held, &mut *self.fill);
+        for &folio in piece {
+            // What was changed since it was looked at may lie anywhere.
+            let bucket = (folio >> layout.shift).wrapping_sub(layout.base) as usize;
+            let Some(n) = fill.get_mut(bucket) else { continue };
+            let at = bucket * (layout.len + GAP) + *n as usize;
+            held[at] = (folio & ((1 << layout.shift) - 1)) as u32;
+            *n += 1;
+            if *n as usize == layout.len {
+                *n = 0;
+                if !layout.empty(bucket, &held[at + 1 - layout.len..=at], visitor) {
+                    return false;
                 }
             }
-        });
-        for (bucket, n) in fill.iter().enumerate() {
-            more = more && empty(bucket, &held[bucket << log2_len..][..*n as usize]);
         }
-        more
+        true
+    }
+
+    /// Shows what all buckets hold. False if no more is wanted.
+    fn empty_all(&mut self, visitor: &mut impl Visitor) -> bool {
+        let starts = (0..).step_by(self.layout.len + GAP);
+        let mut filled = self.fill.iter().zip(starts).enumerate();
+        filled.all(|(bucket, (n, start))| self.layout.empty(bucket, &self.held[start..][..*n as usize], visitor))
+    }
+}
+
+impl Layout {
+    /// Shows what a bucket holds. False if no more is wanted.
+    #[inline(never)]
+    fn empty(self, bucket: usize, held: &[u32], visitor: &mut impl Visitor) -> bool {
+        let first = (self.base + bucket as u64) << self.shift;
+        if held.len() > (1usize << self.shift) / LINE_BITS / 2 {
+            visitor.ready(first..first + (1 << self.shift));
+        }
+        visitor.visit(held.iter().map(|low| first + u64::from(*low)))
     }
 }
 
 /// What is done with the folios of a list.
 trait Visitor {
+    /// log2 of the bits in the largest block it looks at.
+    fn log2_bits(&self) -> u32;
+
     /// Told what folios come next when many of them do.
     fn ready(&self, folios: Range<u64>);
 
     /// Some folios, in the order in which they are shown every time. False if no more are wanted.
     fn visit(&mut self, folios: impl Iterator<Item = u64> + Clone) -> bool;
+
+    /// The same for folios that mostly ascend.
+    fn visit_ascending(&mut self, folios: &[u64]) -> bool {
+        self.visit(folios.iter().copied())
+    }
 }
 
 /// Sets or clears bits in the blocks there are.
@@ -354,18 +435,34 @@ struct Change<'a, const MARK: bool> {
     changed: u64,
 }
 
+impl<'a, const MARK: bool> Change<'a, MARK> {
+    /// Whoever asks owns the tracker, or what it marks: its count of them is brought up to date afterwards.
+    fn of(tracker: &'a Tracker, order: Order) -> Self {
+        Change { dir: &tracker.dirs[order.index()], shape: tracker.shape, changed: 0 }
+    }
+}
+
 impl<const MARK: bool> Visitor for Change<'_, MARK> {
+    fn log2_bits(&self) -> u32 {
+        self.shape.log2_bits
+    }
+
     fn ready(&self, folios: Range<u64>) {
         self.dir.prefetch(self.shape, folios);
     }
 
     fn visit(&mut self, folios: impl Iterator<Item = u64> + Clone) -> bool {
+        let window = self.dir.window.slots();
         for folio in folios {
-            if let Some(block) = self.dir.get(folio >> self.shape.log2_bits) {
-                self.changed +=
-                    u64::from(if MARK { block.set(self.shape, folio) } else { block.clear(self.shape, folio) });
+            if let Some(word) = window.word(folio).or_else(|| self.dir.far_word(self.shape, folio)) {
+                self.changed += u64::from(if MARK { word.set(folio) } else { word.clear(folio) });
             }
         }
+        true
+    }
+
+    fn visit_ascending(&mut self, folios: &[u64]) -> bool {
+        self.changed += by_word::<MARK>(self.dir, self.shape, folios);
         true
     }
 }
@@ -378,6 +475,11 @@ struct Take<'a> {
 }
 
 impl Visitor for Take<'_> {
+    fn log2_bits(&self) -> u32 {
+        let also = self.also.as_ref().map_or(0, Change::log2_bits);
+        self.from.1.log2_bits.max(self.mine.log2_bits()).max(also)
+    }
+
     fn ready(&self, folios: Range<u64>) {
         self.from.0.prefetch(self.from.1, folios.clone());
         self.mine.ready(folios.clone());
@@ -388,7 +490,9 @@ impl Visitor for Take<'_> {
 
     fn visit(&mut self, folios: impl Iterator<Item = u64> + Clone) -> bool {
         let (dir, shape) = self.from;
-        let there = |folio: u64| dir.get(folio >> shape.log2_bits).is_some_and(|block| block.test(shape, folio));
+        let window = dir.window.slots();
+        let there =
+            |folio: u64| window.word(folio).or_else(|| dir.far_word(shape, folio)).is_some_and(|word| word.test(folio));
         let mut wanted = 0;
         if !folios.clone().fold(true, |all, folio| all & there(folio)) {
             return false;
@@ -416,6 +520,10 @@ struct GiveBack<'a> {
 }
 
 impl Visitor for GiveBack<'_> {
+    fn log2_bits(&self) -> u32 {
+        self.take.log2_bits()
+    }
+
     fn ready(&self, _: Range<u64>) {}
 
     fn visit(&mut self, folios: impl Iterator<Item = u64> + Clone) -> bool {
@@ -456,28 +564,53 @@ fn by_word<const MARK: bool>(dir: &Directory, shape: Shape, folios: &[u64]) -> u
     changed
 }
 
-/// Calls `f` for piece after piece of a list: the folios' numbers, which are too large where the pfn is not aligned. One above
-/// `high` was not there when the list was looked at, and is that of no folio.
-fn folios(pfns: &(impl Words + ?Sized), order: Order, high: u64, mut f: impl FnMut(&[u64])) {
+/// Calls `f` for piece after piece of a list, each of folios of one order: their numbers, which are too large where the pfn
+/// is not aligned. Folios of one order come as they are in the list.
+fn pieces(pfns: &(impl Words + ?Sized), orders: Orders<'_>, mut f: impl FnMut(Order, &mut [u64])) -> Result<()> {
+    orders.check(pfns.len())?;
     let mut piece = [0; PIECE];
+    let mut sorted = [0; PIECE];
     for at in (0..pfns.len()).step_by(PIECE) {
         let piece = &mut piece[..PIECE.min(pfns.len() - at)];
         pfns.copy(at, piece);
-        for pfn in piece.iter_mut() {
-            let folio = pfn.rotate_right(order.get());
-            *pfn = if folio > high { u64::MAX } else { folio };
+        let orders = match orders {
+            Orders::One(order) => {
+                f(order, simd::number(piece, order.get()));
+                continue;
+            }
+            Orders::Each(orders) => &orders[at..at + piece.len()],
+        };
+        // How many there are of each order, and then where they begin.
+        let mut starts = [0; Order::COUNT + 1];
+        for &order in orders {
+            starts[Order::new(order.into())?.index() + 1] += 1;
         }
-        f(piece);
+        if let Some(order) = Order::all().find(|order| starts[order.index() + 1] == piece.len()) {
+            f(order, simd::number(piece, order.get()));
+            continue;
+        }
+        for order in 0..Order::COUNT {
+            starts[order + 1] += starts[order];
+        }
+        let mut next = starts;
+        for (&pfn, &order) in piece.iter().zip(orders) {
+            let place = &mut next[usize::from(order)];
+            sorted[*place] = pfn;
+            *place += 1;
+        }
+        for order in Order::all() {
+            let of_order = &mut sorted[starts[order.index()]..starts[order.index() + 1]];
+            if !of_order.is_empty() {
+                f(order, simd::number(of_order, order.get()));
+            }
+        }
     }
+    Ok(())
 }
 
 /// Calls `f` for each folio of a list.
 fn each(pfns: &(impl Words + ?Sized), orders: Orders<'_>, mut f: impl FnMut(Pfn, Order) -> Result<()>) -> Result<()> {
-    if let Orders::Each(orders) = orders
-        && orders.len() != pfns.len()
-    {
-        return Err(Error::Invalid { what: "order", why: format!("{} orders for {} pfns", orders.len(), pfns.len()) });
-    }
+    orders.check(pfns.len())?;
     let mut piece = [0; PIECE];
     for at in (0..pfns.len()).step_by(PIECE) {
         let piece = &mut piece[..PIECE.min(pfns.len() - at)];

@@ -122,6 +122,19 @@ impl Block {
         source.stretch_of(self.0)
     }
 
+    /// What [`Block::from_raw`] makes the block of again.
+    pub(super) fn as_raw(self) -> *mut u64 {
+        self.0.as_ptr()
+    }
+
+    /// # Safety
+    /// A pointer that [`Block::as_raw`] gave.
+    #[inline(always)]
+    pub(super) unsafe fn from_raw(raw: *mut u64) -> Self {
+        // SAFETY: it was not null when the block had it.
+        Block(unsafe { NonNull::new_unchecked(raw) })
+    }
+
     /// Where in this process it lies.
     pub(super) fn addr(self) -> usize {
         self.0.addr().get()
@@ -177,28 +190,11 @@ impl Block {
         (0..shape.words()).map(move |n| unsafe { self.0.add(n).read() })
     }
 
-    /// Sets the bit of a folio. True if it was clear.
+    /// The word of a folio, modulo the block's words.
     #[inline(always)]
-    pub(super) fn set(self, shape: Shape, folio: u64) -> bool {
-        let word = (folio >> 6) as usize;
-        let old = self.load(shape, word);
-        // Stored always: a branch that is taken wrongly would wait for the cache miss that others wait for beside it.
-        self.store(shape, word, old | 1 << (folio & 63));
-        old >> (folio & 63) & 1 == 0
-    }
-
-    /// Clears the bit of a folio. True if it was set.
-    #[inline(always)]
-    pub(super) fn clear(self, shape: Shape, folio: u64) -> bool {
-        let word = (folio >> 6) as usize;
-        let old = self.load(shape, word);
-        self.store(shape, word, old & !(1 << (folio & 63)));
-        old >> (folio & 63) & 1 != 0
-    }
-
-    #[inline(always)]
-    pub(super) fn test(self, shape: Shape, folio: u64) -> bool {
-        self.load(shape, (folio >> 6) as usize) >> (folio & 63) & 1 != 0
+    pub(super) fn word(self, shape: Shape, folio: u64) -> Word {
+        // SAFETY: the masked index lies inside of the block, as in `load`.
+        Word(unsafe { self.0.add((folio >> 6) as usize & shape.word_mask) })
     }
 
     /// Sets or clears the bits `low ..= high`. Returns how many changed.
@@ -224,6 +220,56 @@ impl Block {
 
     pub(super) fn is_empty(self, shape: Shape) -> bool {
         self.words(shape).all(|word| word == 0)
+    }
+}
+
+/// One word of a block.
+#[derive(Clone, Copy)]
+pub(super) struct Word(NonNull<u64>);
+
+impl Word {
+    /// Word `n` counted from `start`.
+    ///
+    /// # Safety
+    /// That is a word of a block, whatever lies at `start`.
+    #[inline(always)]
+    pub(super) unsafe fn at(start: *mut u64, n: u64) -> Self {
+        // SAFETY: no word of a block is at address 0.
+        Word(unsafe { NonNull::new_unchecked(start.wrapping_add(n as usize)) })
+    }
+
+    /// Sets the bit of a folio. True if it was clear. For the tracker that owns the block alone, as all that writes.
+    #[inline(always)]
+    pub(super) fn set(self, folio: u64) -> bool {
+        let old = self.load();
+        // Stored always: a branch that is taken wrongly would wait for the cache miss that others wait for beside it.
+        self.store(old | 1 << (folio & 63));
+        old >> (folio & 63) & 1 == 0
+    }
+
+    /// Clears the bit of a folio. True if it was set.
+    #[inline(always)]
+    pub(super) fn clear(self, folio: u64) -> bool {
+        let old = self.load();
+        self.store(old & !(1 << (folio & 63)));
+        old >> (folio & 63) & 1 != 0
+    }
+
+    #[inline(always)]
+    pub(super) fn test(self, folio: u64) -> bool {
+        self.load() >> (folio & 63) & 1 != 0
+    }
+
+    #[inline(always)]
+    fn load(self) -> u64 {
+        // SAFETY: a word of a block is readable as long as the block is.
+        unsafe { self.0.read() }
+    }
+
+    #[inline(always)]
+    fn store(self, value: u64) {
+        // SAFETY: as in `load`; only the owner's `&mut` methods come here.
+        unsafe { self.0.write(value) }
     }
 }
 

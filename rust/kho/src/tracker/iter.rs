@@ -147,7 +147,7 @@ impl Tracker {
 
     /// The first folio of an order in `[from, end)`, without looking at what lies behind.
     pub fn next_before(&self, order: Order, from: Pfn, end: Pfn) -> Option<Pfn> {
-        let dir = self.dirs.get(order.index()).filter(|dir| dir.len > 0)?;
+        let dir = Some(&self.dirs[order.index()]).filter(|dir| dir.len > 0)?;
         let (first, last) = (from.0.div_ceil(order.nr_pages()), end.0.div_ceil(order.nr_pages()));
         let blocks = dir.blocks_in(first >> self.shape.log2_bits..(last >> self.shape.log2_bits) + 1);
         let folio = folios_in(self.shape, first, blocks).next().filter(|&folio| folio < last)?;
@@ -223,7 +223,7 @@ impl Tracker {
         items: &mut Vec<T>,
         list: impl Fn(Block, u64, &mut [MaybeUninit<T>]) -> usize + Sync,
     ) {
-        let Some(dir) = self.dirs.get(order.index()) else { return };
+        let dir = &self.dirs[order.index()];
         let len = dir.len as usize;
         items.reserve(len);
         let room = &mut items.spare_capacity_mut()[..len];
@@ -262,16 +262,13 @@ impl Tracker {
     pub fn blocks_between(&self, order: Order, from: Pfn, end: Pfn) -> impl Iterator<Item = BlockRef<'_>> {
         let index = |pfn: u64| (pfn >> order.get()) >> self.shape.log2_bits;
         let range = index(from.0)..index(end.0.saturating_sub(1)) + 1;
-        self.dirs
-            .get(order.index())
-            .into_iter()
-            .flat_map(move |dir| dir.blocks_in(range.clone()))
-            .map(move |(index, block)| BlockRef { tracker: self, order, index, block })
+        let blocks = self.dirs[order.index()].blocks_in(range);
+        blocks.map(move |(index, block)| BlockRef { tracker: self, order, index, block })
     }
 
     /// One block, if it exists.
     pub fn block(&self, order: Order, index: u64) -> Option<BlockRef<'_>> {
-        let block = self.dirs.get(order.index())?.get(index)?;
+        let block = self.dirs[order.index()].get(index)?;
         Some(BlockRef { tracker: self, order, index, block })
     }
 }

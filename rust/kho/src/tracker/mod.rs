@@ -24,6 +24,7 @@ mod roaring;
 mod runs;
 mod simd;
 mod state;
+mod window;
 
 #[cfg(test)]
 mod tests;
@@ -37,13 +38,13 @@ pub use roaring::RoaringBits;
 
 use crate::error::Result;
 use crate::units::{Order, Pfn};
-use block::{Block, Shape};
+use block::{Block, Shape, Word};
 use directory::Directory;
 
 /// A set of folios.
 pub struct Tracker {
-    /// By order, up to the largest ever used.
-    dirs: Vec<Directory>,
+    /// By order. They lie in the tracker itself, so that nothing need be loaded to find one.
+    dirs: [Directory; Order::COUNT],
     shape: Shape,
     geometry: Geometry,
     source: Box<dyn BlockSource>,
@@ -68,23 +69,23 @@ impl Tracker {
 
     /// An empty tracker whose blocks live in `source`.
     pub fn with_source(geometry: Geometry, source: Box<dyn BlockSource>) -> Self {
-        Tracker { dirs: Vec::new(), shape: geometry.shape(), geometry, source }
+        Tracker { dirs: no_blocks(geometry), shape: geometry.shape(), geometry, source }
     }
 
     pub fn geometry(&self) -> Geometry {
         self.geometry
     }
 
-    /// Where a folio's bit is, if its block is in the window: the directory, the block, and the folio's number.
+    /// Where a folio's bit is, if its block is in the window: the directory, the word, and the folio's number.
     ///
     /// A pfn that is not aligned has, rotated, bits above all numbers of folios, so that the window has no block for it;
     /// neither has it one beyond the address space. So one lookup is every check.
     #[inline(always)]
-    fn near(&mut self, pfn: Pfn, order: Order) -> Option<(&mut Directory, Block, u64)> {
-        let dir = self.dirs.get_mut(order.index())?;
+    fn near(&mut self, pfn: Pfn, order: Order) -> Option<(&mut Directory, Word, u64)> {
+        let dir = &mut self.dirs[order.index()];
         let folio = pfn.0.rotate_right(order.get());
-        let block = dir.near(folio >> self.shape.log2_bits)?;
-        Some((dir, block, folio))
+        let word = dir.window.slots().word(folio)?;
+        Some((dir, word, folio))
     }
 
     /// Marks a folio (`__kho_preserve_order`). True if it was not marked yet.
@@ -94,10 +95,9 @@ impl Tracker {
     /// [`Error::OutOfRange`](crate::Error::OutOfRange) beyond the address space, and the source's when a block is needed.
     #[inline]
     pub fn preserve(&mut self, pfn: Pfn, order: Order) -> Result<bool> {
-        let shape = self.shape;
         match self.near(pfn, order) {
-            Some((dir, block, folio)) => {
-                let new = block.set(shape, folio);
+            Some((dir, word, folio)) => {
+                let new = word.set(folio);
                 dir.len += u64::from(new);
                 Ok(new)
             }
@@ -111,7 +111,7 @@ impl Tracker {
     fn preserve_slow(&mut self, pfn: Pfn, order: Order) -> Result<bool> {
         self.geometry.page().check_folio(pfn, order)?;
         let folio = pfn.0 >> order.get();
-        let new = self.ensure(order, folio >> self.shape.log2_bits)?.set(self.shape, folio);
+        let new = self.ensure(order, folio >> self.shape.log2_bits)?.word(self.shape, folio).set(folio);
         self.dirs[order.index()].len += u64::from(new);
         Ok(new)
     }
@@ -122,10 +122,9 @@ impl Tracker {
     /// As [`Tracker::preserve`], but it needs no memory.
     #[inline]
     pub fn unpreserve(&mut self, pfn: Pfn, order: Order) -> Result<bool> {
-        let shape = self.shape;
         match self.near(pfn, order) {
-            Some((dir, block, folio)) => {
-                let gone = block.clear(shape, folio);
+            Some((dir, word, folio)) => {
+                let gone = word.clear(folio);
                 dir.len -= u64::from(gone);
                 Ok(gone)
             }
@@ -139,8 +138,8 @@ impl Tracker {
     fn unpreserve_slow(&mut self, pfn: Pfn, order: Order) -> Result<bool> {
         self.geometry.page().check_folio(pfn, order)?;
         let folio = pfn.0 >> order.get();
-        let Some(dir) = self.dirs.get_mut(order.index()) else { return Ok(false) };
-        let gone = dir.get(folio >> self.shape.log2_bits).is_some_and(|block| block.clear(self.shape, folio));
+        let dir = &mut self.dirs[order.index()];
+        let gone = dir.word(self.shape, folio).is_some_and(|word| word.clear(folio));
         dir.len -= u64::from(gone);
         Ok(gone)
     }
@@ -148,12 +147,9 @@ impl Tracker {
     /// Whether exactly this folio is marked; false for what no folio could be.
     #[inline]
     pub fn contains(&self, pfn: Pfn, order: Order) -> bool {
-        let Some(dir) = self.dirs.get(order.index()) else {
-            return false;
-        };
         let folio = pfn.0.rotate_right(order.get());
-        match dir.near(folio >> self.shape.log2_bits) {
-            Some(block) => block.test(self.shape, folio),
+        match self.dirs[order.index()].window.slots().word(folio) {
+            Some(word) => word.test(folio),
             None => self.contains_slow(pfn, order),
         }
     }
@@ -163,9 +159,7 @@ impl Tracker {
     fn contains_slow(&self, pfn: Pfn, order: Order) -> bool {
         let folio = pfn.0 >> order.get();
         self.geometry.page().check_folio(pfn, order).is_ok()
-            && self.dirs[order.index()]
-                .get(folio >> self.shape.log2_bits)
-                .is_some_and(|block| block.test(self.shape, folio))
+            && self.dirs[order.index()].word(self.shape, folio).is_some_and(|word| word.test(folio))
     }
 
     /// Folios marked.
@@ -179,7 +173,7 @@ impl Tracker {
 
     /// Folios of one order marked.
     pub fn len_of(&self, order: Order) -> u64 {
-        self.dirs.get(order.index()).map_or(0, |dir| dir.len)
+        self.dirs[order.index()].len
     }
 
     /// Pages in the folios marked. A page in two folios counts twice.
@@ -189,20 +183,19 @@ impl Tracker {
 
     /// Orders that ever had a block, even if all are empty by now; ascending.
     pub fn orders(&self) -> impl Iterator<Item = Order> + '_ {
-        Order::all().zip(&self.dirs).filter(|(_, dir)| dir.blocks > 0).map(|(order, _)| order)
+        Order::all().zip(&self.dirs).filter(|(_, dir)| dir.blocks() > 0).map(|(order, _)| order)
     }
 
     /// Unmarks everything and gives every block back.
     pub fn clear(&mut self) {
-        self.dirs = Vec::new();
+        self.dirs = no_blocks(self.geometry);
         self.source.release_all();
     }
 
     /// Bytes of memory held: the source's, the directories', the tracker's own.
     pub fn nbytes(&self) -> u64 {
-        let own = size_of::<Self>() + self.dirs.capacity() * size_of::<Directory>();
         let dirs: u64 = self.dirs.iter().map(Directory::nbytes).sum();
-        own as u64 + dirs + self.source.nbytes()
+        size_of::<Self>() as u64 + dirs + self.source.nbytes()
     }
 
     /// One row per order of [`Tracker::orders`].
@@ -213,25 +206,16 @@ impl Tracker {
                 OrderStats {
                     order,
                     folios: dir.len,
-                    blocks: dir.blocks,
+                    blocks: dir.blocks(),
                     empty_blocks: self.blocks(order).filter(BlockRef::is_empty).count() as u64,
-                    bytes: dir.blocks * self.geometry.block_bytes() + dir.nbytes(),
+                    bytes: dir.blocks() * self.geometry.block_bytes() + dir.nbytes(),
                 }
             })
             .collect()
     }
 
-    /// An order's directory, made if need be.
-    fn dir_mut(&mut self, order: Order) -> &mut Directory {
-        for order in Order::all().take(order.index() + 1).skip(self.dirs.len()) {
-            self.dirs.push(Directory::new(self.geometry.folio_limit(order) >> self.shape.log2_bits));
-        }
-        &mut self.dirs[order.index()]
-    }
-
     /// A block, made if need be.
     fn ensure(&mut self, order: Order, index: u64) -> Result<Block> {
-        self.dir_mut(order);
         self.dirs[order.index()].ensure(index, &mut *self.source, self.shape)
     }
 
@@ -239,11 +223,18 @@ impl Tracker {
     fn make_full(&mut self, order: Order, index: u64) -> Result<()> {
         let block = Block::allocate_full(&mut *self.source, self.shape)?;
         let bits = self.geometry.bits();
-        let dir = self.dir_mut(order);
+        let dir = &mut self.dirs[order.index()];
         dir.put(index, block);
         dir.len += bits;
         Ok(())
     }
+}
+
+/// Directories without blocks.
+fn no_blocks(geometry: Geometry) -> [Directory; Order::COUNT] {
+    let shape = geometry.shape();
+    let whole = |order| geometry.folio_limit(Order::saturating(order)) >> shape.log2_bits;
+    std::array::from_fn(|order| Directory::new(shape, whole(order as u32)))
 }
 
 impl Drop for Tracker {

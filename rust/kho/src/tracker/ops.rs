@@ -79,7 +79,7 @@ impl<'a> Lens<'a> {
     /// What there is where block `index` lies, if anything. Good until the next call.
     fn get(&mut self, order: Order, index: u64) -> Option<Block> {
         let Some((_, block)) = &self.gathered else {
-            return self.tracker.dirs.get(order.index())?.get(index);
+            return self.tracker.dirs[order.index()].get(index);
         };
         let per_block = self.shape.words() / CHUNK;
         let mut found = false;
@@ -98,7 +98,7 @@ impl<'a> Lens<'a> {
     fn indices(&self, order: Order) -> impl Iterator<Item = u64> + use<'a> {
         let (tracker, same) = (self.tracker, self.gathered.is_none());
         let (theirs, mine) = (tracker.shape.words() / CHUNK, (self.shape.words() / CHUNK) as u64);
-        let blocks = tracker.dirs.get(order.index()).into_iter().flat_map(|dir| dir.blocks_from(0));
+        let blocks = tracker.dirs[order.index()].blocks_from(0);
         let mut last = None;
         let indices = blocks.flat_map(move |(index, block)| {
             (0..if same { 1 } else { theirs }).filter_map(move |n| {
@@ -236,7 +236,7 @@ impl Tracker {
     /// The block that holds a chunk, if it exists, and the chunk's first word in it.
     fn chunk(&self, order: Order, chunk: u64) -> Option<(Block, usize)> {
         let per_block = (self.shape.words() / CHUNK) as u64;
-        let block = self.dirs.get(order.index())?.get(chunk / per_block)?;
+        let block = self.dirs[order.index()].get(chunk / per_block)?;
         Some((block, (chunk % per_block) as usize * CHUNK))
     }
 

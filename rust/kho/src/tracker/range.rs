@@ -53,7 +53,7 @@ impl Tracker {
         let mut full: Vec<Range<u64>> = Vec::new();
         for index in first >> self.shape.log2_bits..=last >> self.shape.log2_bits {
             let block = index * bits..(index + 1) * bits;
-            let whole = block.start >= first && block.end <= last + 1 && self.dir_mut(order).get(index).is_none();
+            let whole = block.start >= first && block.end <= last + 1 && self.dirs[order.index()].get(index).is_none();
             let made = match whole {
                 true => self.make_full(order, index),
                 false => self.ensure(order, index).map(drop),
@@ -116,9 +116,7 @@ impl Tracker {
     /// Sets or clears the bits of folios `first .. first + count` in the blocks that exist. Returns how many changed.
     pub(super) fn fill(&mut self, order: Order, first: u64, count: u64, mark: bool) -> u64 {
         let shape = self.shape;
-        let Some(dir) = self.dirs.get_mut(order.index()) else {
-            return 0;
-        };
+        let dir = &mut self.dirs[order.index()];
         if count == 0 {
             return 0;
         }

@@ -9,9 +9,10 @@ use crate::units::{Order, Pfn};
 impl Tracker {
     /// How many folios of an order begin below a pfn, which need not be one.
     pub fn rank(&self, pfn: Pfn, order: Order) -> u64 {
-        let Some(dir) = self.dirs.get(order.index()).filter(|dir| dir.len > 0) else {
+        let dir = &self.dirs[order.index()];
+        if dir.len == 0 {
             return 0;
-        };
+        }
         let folio = pfn.0.div_ceil(order.nr_pages());
         let index = folio >> self.shape.log2_bits;
         let before: u64 = dir.blocks_in(0..index).map(|(_, block)| simd::count(block, self.shape)).sum();
@@ -26,7 +27,7 @@ impl Tracker {
 
     /// The folio of an order that `rank` others of it lie below; `None` if there are not as many.
     pub fn select(&self, rank: u64, order: Order) -> Option<Pfn> {
-        let dir = self.dirs.get(order.index()).filter(|dir| rank < dir.len)?;
+        let dir = Some(&self.dirs[order.index()]).filter(|dir| rank < dir.len)?;
         let mut left = rank;
         let (index, block) = dir.blocks_from(0).find(|&(_, block)| {
             let count = simd::count(block, self.shape);

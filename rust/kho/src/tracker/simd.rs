@@ -8,19 +8,19 @@ use core::mem::MaybeUninit;
 
 /// Compiles a function for this processor's extensions as well, and chooses at run time.
 macro_rules! dispatch {
-    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),*) -> $ret:ty = $portable:ident / $native:ident $body:block) => {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident$(<$life:lifetime>)?($($arg:ident: $ty:ty),*) -> $ret:ty = $portable:ident / $native:ident $body:block) => {
         #[inline(always)]
-        fn $portable($($arg: $ty),*) -> $ret $body
+        fn $portable$(<$life>)?($($arg: $ty),*) -> $ret $body
 
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
-        fn $native($($arg: $ty),*) -> $ret {
+        fn $native$(<$life>)?($($arg: $ty),*) -> $ret {
             $portable($($arg),*)
         }
 
         $(#[$doc])*
         #[inline]
-        $vis fn $name($($arg: $ty),*) -> $ret {
+        $vis fn $name$(<$life>)?($($arg: $ty),*) -> $ret {
             #[cfg(target_arch = "x86_64")]
             if has_extensions() {
                 // SAFETY: the processor has what the function was compiled for.
@@ -89,6 +89,18 @@ dispatch! {
         }
         let first = usize::from(list.first().is_some_and(|first| *first < last));
         (low, high, first + list.windows(2).filter(|pair| pair[1] < pair[0]).count())
+    }
+}
+
+dispatch! {
+    /// Pfns, in their place, as the numbers of folios of an order.
+    pub(super) fn number<'a>(pfns: &'a mut [u64], order: u32) -> &'a mut [u64] = number_portable / number_native {
+        if order > 0 {
+            for pfn in pfns.iter_mut() {
+                *pfn = pfn.rotate_right(order);
+            }
+        }
+        pfns
     }
 }
 

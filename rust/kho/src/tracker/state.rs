@@ -16,7 +16,7 @@ impl Tracker {
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = MAGIC.to_vec();
         for order in self.orders() {
-            let blocks = self.dirs[order.index()].blocks;
+            let blocks = self.dirs[order.index()].blocks();
             bytes.push(order.index() as u8);
             bytes.extend(blocks.to_le_bytes());
             bytes.reserve(blocks as usize * (8 + self.shape.bytes()));
