@@ -10,7 +10,7 @@ use crate::arena::{Arena, Inherited};
 use crate::claims::Preserved;
 use crate::error::{Error, MapProblem, NO_BITMAP, NO_START, Result};
 use crate::memory::PhysMemory;
-use crate::tracker::{Bitmap, Geometry, Tracker};
+use crate::tracker::{Bitmap, Geometry, Place, Tracker};
 use crate::units::{Order, PageSize, Phys};
 use std::collections::HashSet;
 use zerocopy::{FromBytes, IntoBytes};
@@ -162,76 +162,37 @@ fn each(geometry: Geometry, chunks: &[Chunk], mut take: impl FnMut(Bitmap) -> Re
 /// Whatever `alloc` and `write` return; [`Error::Invalid`] for a tracker whose blocks have no physical address.
 pub fn serialize(
     tracker: &Tracker,
-    alloc: impl FnMut() -> Result<Phys>,
-    write: impl FnMut(Phys, &[u8]) -> Result<()>,
+    mut alloc: impl FnMut() -> Result<Phys>,
+    mut write: impl FnMut(Phys, &[u8]) -> Result<()>,
 ) -> Result<()> {
-    let geometry = tracker.geometry();
-    let bytes = vec![0; usize::try_from(geometry.page().bytes()).unwrap_or(0)];
-    let mut chunks = Writer { alloc, write, bytes, at: None, filled: 0, failed: Ok(()) };
+    let room = chunk_entries(tracker.geometry().page()) as usize;
+    // A chunk, whose header is as long as an entry. The last one stays here until it is known what follows it.
+    let mut chunk: Vec<Place> = vec![[0; 2]; 1 + room];
+    let mut last: Option<Phys> = None;
     for order in tracker.orders() {
-        chunks.begin(order);
-        // From one bitmap to the next; 0 where there is one bitmap only, as none of them begins elsewhere.
-        let step = geometry.phys_start(order, 1).0;
-        tracker.each_bitmap(order, |bitmap| {
-            let start = bitmap.index.wrapping_mul(step);
-            let entry = BitmapPtr { phys_start: start.into(), bitmap: bitmap.phys.0.into() };
-            if !chunks.push(entry) {
-                chunks.begin(order);
-                chunks.push(entry);
+        let (mut index, mut more) = (0, true);
+        while more {
+            let at = alloc()?;
+            if let Some(last) = last.replace(at) {
+                chunk[0][0] = at.0.to_le();
+                write(last, chunk.as_bytes())?;
             }
-        })?;
-        std::mem::replace(&mut chunks.failed, Ok(()))?;
+            let filled;
+            (filled, index) = tracker.places_from(order, index, &mut chunk[1..])?;
+            chunk[1 + filled..].fill([0; 2]);
+            if cfg!(target_endian = "big") {
+                chunk[1..].as_flattened_mut().iter_mut().for_each(|word| *word = word.to_le());
+            }
+            let num = u32::try_from(filled).unwrap_or(u32::MAX);
+            let header = ChunkHeader { next: 0.into(), order: order.get().into(), num_elms: num.into() };
+            chunk[0].as_mut_bytes().copy_from_slice(header.as_bytes());
+            more = filled == room && tracker.has_blocks_from(order, index);
+        }
     }
-    chunks.end(Phys(0))
+    last.map_or(Ok(()), |last| write(last, chunk.as_bytes()))
 }
 
-/// Chunks being written, one at a time: the last is in `bytes` until it is known what follows.
-struct Writer<A, W> {
-    alloc: A,
-    write: W,
-    bytes: Vec<u8>,
-    /// Where the chunk in `bytes` goes.
-    at: Option<Phys>,
-    /// Bytes of it that are filled.
-    filled: usize,
-    failed: Result<()>,
-}
-
-impl<A: FnMut() -> Result<Phys>, W: FnMut(Phys, &[u8]) -> Result<()>> Writer<A, W> {
-    /// Begins another chunk. What fails is kept in `failed`, once for all entries; then none is written any more.
-    fn begin(&mut self, order: Order) {
-        self.failed = std::mem::replace(&mut self.failed, Ok(())).and_then(|()| {
-            let phys = (self.alloc)()?;
-            self.end(phys)?;
-            self.at = Some(phys);
-            Ok(())
-        });
-        let header = ChunkHeader { next: 0.into(), order: order.get().into(), num_elms: 0.into() };
-        self.bytes[..size_of::<ChunkHeader>()].copy_from_slice(header.as_bytes());
-        self.filled = size_of::<ChunkHeader>();
-    }
-
-    /// False if the chunk is full.
-    #[inline(always)]
-    fn push(&mut self, entry: BitmapPtr) -> bool {
-        let end = self.filled + size_of::<BitmapPtr>();
-        let Some(place) = self.bytes.get_mut(self.filled..end) else { return false };
-        place.copy_from_slice(entry.as_bytes());
-        self.filled = end;
-        true
-    }
-
-    /// Writes the chunk, if there is one, with what follows it.
-    fn end(&mut self, next: Phys) -> Result<()> {
-        let Some(at) = self.at else { return Ok(()) };
-        let entries = (self.filled - size_of::<ChunkHeader>()) / size_of::<BitmapPtr>();
-        let entries = u32::try_from(entries).unwrap_or(u32::MAX);
-        self.bytes[..8].copy_from_slice(&next.0.to_le_bytes());
-        self.bytes[12..size_of::<ChunkHeader>()].copy_from_slice(&entries.to_le_bytes());
-        self.bytes[self.filled..].fill(0);
-        (self.write)(at, &self.bytes)
-    }
-}
+const _: () = assert!(size_of::<Place>() == size_of::<BitmapPtr>() && size_of::<Place>() == size_of::<ChunkHeader>());
 
 /// The geometry of a page size and a bitmap size.
 ///

@@ -18,6 +18,28 @@ pub struct Bitmap {
     pub phys: Phys,
 }
 
+/// Physical addresses: of the folio that a block's bit 0 stands for, and of the block.
+pub type Place = [u64; 2];
+
+/// How an index and a pointer become a [`Place`].
+#[derive(Clone, Copy)]
+pub(super) struct Rule {
+    /// Bytes from one block's first folio to the next one's.
+    pub(super) stride: u64,
+    /// The pointers that this holds for, and the physical address of the first of them.
+    pub(super) within: usize,
+    pub(super) len: usize,
+    pub(super) first: u64,
+}
+
+impl Rule {
+    /// `None` for a block that lies elsewhere.
+    pub(super) fn place(self, index: u64, block: Block) -> Option<Place> {
+        let offset = block.addr().wrapping_sub(self.within);
+        (offset < self.len).then(|| [index.wrapping_mul(self.stride), self.first + offset as u64])
+    }
+}
+
 /// Bytes that a thread more is worth: what takes several times as long to look at as a thread takes to start.
 const WORTH_A_THREAD: usize = 4 << 20;
 
@@ -72,31 +94,34 @@ impl Tracker {
         Ok(())
     }
 
-    /// Calls `take` with the place of each block of an order, ascending, those that became empty too: [`Tracker::blocks`]
-    /// for whom it is enough to know where they are.
+    /// Whether an order has blocks of an index from `index` on.
+    pub fn has_blocks_from(&self, order: Order, index: u64) -> bool {
+        self.dirs[order.index()].blocks_from(index).next().is_some()
+    }
+
+    /// Of an order's blocks from `index` on, ascending, those that became empty too, as many as fit `into`: the address of the
+    /// folio that bit 0 stands for, and that of the bitmap. [`Tracker::blocks`] for whom it is enough to know where they are.
+    /// Returns how many there were, and the index to go on from.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a tracker whose blocks have no addresses.
-    pub fn each_bitmap(&self, order: Order, mut take: impl FnMut(Bitmap)) -> Result<()> {
+    pub fn places_from(&self, order: Order, index: u64, into: &mut [Place]) -> Result<(usize, u64)> {
         let dir = &self.dirs[order.index()];
-        let (mut stretch, mut first, mut homeless) = (0..0, Phys(0), false);
-        // A loop inside the iterator, for one around it would ask at every block which part of the directory it is in.
-        dir.blocks_from(0).for_each(|(index, block)| {
-            if !stretch.contains(&block.addr()) {
-                match block.stretch(&*self.source) {
-                    Some(found) => (stretch, first) = found,
-                    None => homeless = true,
+        // From one bitmap to the next; 0 where there is one bitmap only, as none of them begins elsewhere.
+        let stride = self.geometry.phys_start(order, 1).0;
+        let (mut filled, mut index, mut stretch) = (0, index, (0..0, Phys(0)));
+        loop {
+            let (within, first) = stretch;
+            let rule = Rule { stride, within: within.start, len: within.len(), first: first.0 };
+            let filled_now = dir.fill_from(index, &mut into[filled..], rule);
+            (filled, index) = (filled + filled_now.0, filled_now.1);
+            match dir.blocks_from(index).next() {
+                Some((_, block)) if filled < into.len() => {
+                    let why = || Error::Invalid { what: "tracker", why: "its blocks are not in an arena".into() };
+                    stretch = block.stretch(&*self.source).ok_or_else(why)?;
                 }
+                _ => return Ok((filled, index)),
             }
-            take(Bitmap {
-                order,
-                index,
-                phys: Phys(first.0.wrapping_add(block.addr().wrapping_sub(stretch.start) as u64)),
-            });
-        });
-        match homeless {
-            true => Err(Error::Invalid { what: "tracker", why: "its blocks are not in an arena".into() }),
-            false => Ok(()),
         }
     }
 }
@@ -134,7 +159,7 @@ mod tests {
     fn what_is_on_the_heap_has_no_place_and_cannot_be_adopted() {
         let mut t = Tracker::new(Geometry::paged(PageSize::Size4K));
         t.preserve(Pfn(7), Order::ZERO).unwrap();
-        assert!(t.each_bitmap(Order::ZERO, |_| {}).is_err());
+        assert!(t.places_from(Order::ZERO, 0, &mut [[0; 2]]).is_err());
         let bitmap = Bitmap { order: Order::ZERO, index: 1, phys: Phys(0x1000) };
         assert!(matches!(t.adopt(&[bitmap]), Err(Error::OutsideMemory { .. })));
         assert!(matches!(t.adopt(&[Bitmap { index: 1 << 40, ..bitmap }]), Err(Error::OutOfRange { .. })));

@@ -10,6 +10,7 @@
 //! are blocks: so that a lookup is one comparison and one load for any memory a machine has, while a few folios at the end
 //! of the address space cost a map entry each.
 
+use super::adopt::{Place, Rule};
 use super::block::{Block, BlockSource, Shape, Word};
 use super::window::Window;
 use crate::error::Result;
@@ -20,6 +21,8 @@ use std::collections::BTreeMap;
 const SLACK: u64 = 64;
 /// Slots the window may have whatever the blocks: 128 TiB of pages of 4 KiB. They take memory where blocks are.
 const LONG: u64 = 1 << 20;
+/// Slots looked at together, and one by one where not all of them have blocks.
+const GROUP: u64 = 256;
 /// Slots it has at least.
 const SHORT: u64 = 16;
 
@@ -136,6 +139,39 @@ impl Directory {
         near.chain(
             far.into_iter().flat_map(move |far| far.range(beyond.clone())).map(|(&index, &block)| (index, block)),
         )
+    }
+
+    /// Fills in where blocks from index `from` on lie, ascending, as many as fit, as long as the rule holds. Returns how many
+    /// it filled in, and where to go on.
+    pub(super) fn fill_from(&self, from: u64, into: &mut [Place], rule: Rule) -> (usize, u64) {
+        let Some(rest) = &self.rest else { return (0, from) };
+        let (mut filled, mut index) = (0, from.max(rest.used.start));
+        while index < rest.used.end && filled < into.len() {
+            let free = &mut into[filled..];
+            let group = GROUP.min(rest.used.end - index).min(free.len() as u64);
+            if self.window.places(index..index + group, &mut free[..group as usize], rule) {
+                filled += group as usize;
+            } else {
+                for (at, block) in self.window.blocks(index..index + group) {
+                    let Some(place) = rule.place(at, block) else { return (filled, at) };
+                    into[filled] = place;
+                    filled += 1;
+                }
+            }
+            index += group;
+        }
+        if filled == into.len() {
+            return (filled, index);
+        }
+        let mut next = from.max(rest.used.end);
+        for (&index, &block) in rest.far.range(from..) {
+            let Some((place, free)) = rule.place(index, block).zip(into.get_mut(filled)) else {
+                return (filled, index);
+            };
+            *free = place;
+            (filled, next) = (filled + 1, index + 1);
+        }
+        (filled, next)
     }
 
     /// Asks for the blocks of a range of folios to be brought near, all at once.

@@ -2,6 +2,7 @@
 //! once for any processor and once for those with population count, bit manipulation and 256-bit vectors. Which one
 //! runs is decided when it is called.
 
+use super::adopt::{Place, Rule};
 use super::block::{Block, LINE, Shape};
 use super::iter::Folio;
 use core::mem::MaybeUninit;
@@ -101,6 +102,28 @@ dispatch! {
             }
         }
         pfns
+    }
+}
+
+dispatch! {
+    /// Fills in the places of blocks whose slots follow each other, the first being that of block `index`. False, and what is
+    /// filled in is nothing, unless there are blocks in them all and a rule holds for all, whose distance is what a slot comes
+    /// to with `before` added, and `step` for each slot before.
+    pub(super) fn places(
+        slots: &[*mut u8], before: u64, step: u64, index: u64, rule: Rule, into: &mut [Place]
+    ) -> bool = places_portable / places_native {
+        // The uppermost bit of `wrong` says that a distance lies below 0 or beyond the last, bit 0 of `taken` that all exist.
+        let (mut wrong, mut taken) = (0, u64::MAX);
+        let (mut start, mut at, last) = (index.wrapping_mul(rule.stride), before, (rule.len as u64).wrapping_sub(1));
+        for (place, slot) in into.iter_mut().zip(slots) {
+            let slot = slot.addr() as u64;
+            let distance = slot.wrapping_add(at);
+            wrong |= distance | last.wrapping_sub(distance);
+            taken &= slot;
+            *place = [start, rule.first.wrapping_add(distance)];
+            (start, at) = (start.wrapping_add(rule.stride), at.wrapping_add(step));
+        }
+        wrong >> 63 == 0 && taken & 1 != 0
     }
 }
 

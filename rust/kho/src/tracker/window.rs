@@ -13,7 +13,9 @@
 //! where word 0 of all folios would be if the block's were among them, so that no mask is needed; slots of blocks that do
 //! not exist are null. Memory of the table that was never written takes none.
 
+use super::adopt::{Place, Rule};
 use super::block::{Block, Shape, Word};
+use super::simd;
 use core::marker::PhantomData;
 use core::ops::Range;
 use core::ptr;
@@ -54,6 +56,14 @@ impl Slots<'_> {
         let slot = self.slot(folio >> (self.table.addr() % ALIGN))?;
         // SAFETY: the slot is that of the block which the folio is in, and leads to its words as `Window::put` says.
         Some(unsafe { Word::at(slot.wrapping_sub(TAKEN).cast(), folio >> 6) })
+    }
+
+    /// A block, if it is here.
+    #[inline(always)]
+    pub(super) fn get(self, index: u64) -> Option<Block> {
+        let slot = self.slot(index)?;
+        // SAFETY: this is what `Window::put` was given: what it took away is added again.
+        Some(unsafe { Block::from_raw(slot.wrapping_sub(TAKEN).wrapping_add(self.bytes_before(index)).cast()) })
     }
 
     /// Block `index`'s slot, if the block is here.
@@ -99,9 +109,30 @@ impl Window {
     /// A block, if it is here.
     #[inline(always)]
     pub(super) fn get(&self, index: u64) -> Option<Block> {
-        let slot = self.slots.slot(index)?;
-        // SAFETY: this is what `put` was given: what it took away is added again.
-        Some(unsafe { Block::from_raw(slot.wrapping_sub(TAKEN).wrapping_add(self.slots.bytes_before(index)).cast()) })
+        self.slots.get(index)
+    }
+
+    /// The slots of a range, as far as there are any.
+    #[inline(always)]
+    fn range(&self, range: Range<u64>) -> &[Slot] {
+        let end = range.end.min(self.len());
+        let start = range.start.min(end);
+        // SAFETY: the table has `len` slots, and is written only by who borrows the window for it.
+        unsafe { core::slice::from_raw_parts(self.slots.start().add(start as usize), (end - start) as usize) }
+    }
+
+    /// The blocks that are here of a range, ascending, with their indexes.
+    #[inline(always)]
+    pub(super) fn blocks(&self, range: Range<u64>) -> impl Iterator<Item = (u64, Block)> + '_ {
+        let slots = self.range(range.clone()).iter().zip(range.start..);
+        slots.filter(|(slot, _)| !slot.is_null()).filter_map(|(_, index)| Some((index, self.get(index)?)))
+    }
+
+    /// Fills in the places of the blocks of a range, all of which must be here and the rule hold for them; else false.
+    pub(super) fn places(&self, range: Range<u64>, into: &mut [Place], rule: Rule) -> bool {
+        let before = self.slots.bytes_before(range.start).wrapping_sub(rule.within).wrapping_sub(TAKEN);
+        let step = self.slots.bytes_before(1);
+        simd::places(self.range(range.clone()), before as u64, step as u64, range.start, rule, into)
     }
 
     /// Puts a block in the place of what is there. False if there is no slot for it.
