@@ -451,11 +451,17 @@ def _cost(layout: Layout, page_size: int, zones: Sequence[Zone], calibration: Ca
 
 
 def _directory(runs: Sequence[Run], leaf: int, blocks: float) -> int:
-    """Estimate an order's directory: a window of slots over all its blocks, or an entry for each that is far away."""
+    """Estimate an order's directory: slots from block 0 to its last, or an entry for each that is far away.
+
+    Of a large table only pages with slots in use take memory.
+    """
     low = min(run.first for run in runs) >> leaf
     high = max(run.first + run.slots - 1 for run in runs) >> leaf
-    span = 1 << max(4, (high - low).bit_length())
-    return SLOT * span if span <= max(1024, 64 * blocks) else round(3 * SLOT * blocks)
+    slots = 1 << max(4, high.bit_length())
+    if slots > max(1 << 20, 64 * blocks):
+        return round(3 * SLOT * blocks)
+    pages = min(high * SLOT // 4096 - low * SLOT // 4096 + 1, math.ceil(blocks))
+    return SLOT * slots if SLOT * slots < 128 << 10 else 4096 * pages
 
 
 def _scratch(value: str, reserved: Sequence[int] | None, memory: int, nodes: int, page_sizes: Iterable[int]) -> Scratch:

@@ -490,26 +490,25 @@ impl Visitor for Take<'_> {
 
     fn visit(&mut self, folios: impl Iterator<Item = u64> + Clone) -> bool {
         let (dir, shape) = self.from;
-        let window = dir.window.slots();
-        let there =
-            |folio: u64| window.word(folio).or_else(|| dir.far_word(shape, folio)).is_some_and(|word| word.test(folio));
-        let mut wanted = 0;
-        if !folios.clone().fold(true, |all, folio| all & there(folio)) {
+        let (theirs, mine) = (dir.window.slots(), self.mine.dir.window.slots());
+        let free = |folio: u64| {
+            let there = theirs.word(folio).or_else(|| dir.far_word(shape, folio));
+            let taken = mine.word(folio).or_else(|| self.mine.dir.far_word(self.mine.shape, folio));
+            there.is_some_and(|word| word.test(folio)) & taken.is_some_and(|word| !word.test(folio))
+        };
+        if !folios.clone().fold(true, |all, folio| all & free(folio)) {
             return false;
         }
-        for folio in folios.clone() {
-            let before = self.mine.changed;
-            self.mine.visit(std::iter::once(folio));
-            if self.mine.changed == before {
-                break;
-            }
-            wanted += 1;
+        let before = self.mine.changed;
+        self.mine.visit(folios.clone());
+        if self.mine.changed - before != folios.clone().count() as u64 {
+            // One of them comes twice. All were clear.
+            let mut clear = Change::<false> { dir: self.mine.dir, shape: self.mine.shape, changed: 0 };
+            clear.visit(folios);
+            self.mine.changed = before;
+            return false;
         }
-        let all = folios.clone().nth(wanted).is_none();
-        if let Some(also) = &mut self.also {
-            also.visit(folios.take(wanted));
-        }
-        all
+        self.also.as_mut().is_none_or(|also| also.visit(folios))
     }
 }
 

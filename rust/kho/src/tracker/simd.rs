@@ -168,10 +168,17 @@ fn list<T: Copy>(block: Block, shape: Shape, into: &mut [MaybeUninit<T>], item: 
                     }
                 } else {
                     // What is written beyond the last bit is written over next time.
-                    for places in room.chunks_exact_mut(BOLD).take(ones.div_ceil(BOLD)) {
-                        for place in places {
-                            place.write(item(base + u64::from(word.trailing_zeros())));
-                            word &= word.wrapping_sub(1);
+                    let (first, rest) = room.split_at_mut(BOLD);
+                    for place in first {
+                        place.write(item(base + u64::from(word.trailing_zeros())));
+                        word &= word.wrapping_sub(1);
+                    }
+                    if word != 0 {
+                        for places in rest.chunks_exact_mut(BOLD).take((ones - 1) / BOLD) {
+                            for place in places {
+                                place.write(item(base + u64::from(word.trailing_zeros())));
+                                word &= word.wrapping_sub(1);
+                            }
                         }
                     }
                 }
