@@ -159,17 +159,19 @@ impl Tracker {
     fn look(&self, pfns: &(impl Words + ?Sized), orders: Orders<'_>) -> Result<Vec<Look>> {
         let mut looks: Vec<Look> = Vec::new();
         let mut bad = false;
-        pieces(pfns, orders, |order, piece| {
+        let read = pieces(pfns, orders, |order, piece| {
             let at = looks.iter().position(|look| look.order == order).unwrap_or_else(|| {
                 looks.push(Look::new(order));
                 looks.len() - 1
             });
             looks[at].add(piece, self.shape.log2_bits);
             bad |= looks[at].high >= self.geometry.folio_limit(order);
-        })?;
-        if bad {
+        });
+        if bad || read.is_err() {
+            // Whatever comes first in the list is what is wrong with it.
             let page = self.geometry.page();
             each(pfns, orders, |pfn, order| page.check_folio(pfn, order))?;
+            read?;
             return Err(Error::Invalid { what: "pfns", why: "they changed while they were read".into() });
         }
         Ok(looks)

@@ -502,6 +502,33 @@ fn a_list_that_changes_while_it_is_read_marks_nothing_outside_the_address_space(
 }
 
 #[test]
+fn of_a_long_list_with_several_mistakes_the_first_is_named() {
+    let mut t = Tracker::new(Geometry::paged(PageSize::Size4K));
+    let mut pfns: Vec<u64> = (0..9000u64).map(|n| (n.wrapping_mul(0x9e37_79b9) % (1 << 30)) << 3).collect();
+    let mut orders: Vec<u8> = (0..9000u64).map(|n| (n * n % 7 % 4) as u8).collect();
+    let marked = t.preserve_many(&*pfns, Orders::Each(&orders)).unwrap();
+    let mut one_by_one = Tracker::new(t.geometry());
+    for (pfn, o) in pfns.iter().zip(&orders) {
+        one_by_one.preserve(Pfn(*pfn), order((*o).into())).unwrap();
+    }
+    assert!(t == one_by_one && marked == t.len() && marked > 8000);
+    // An order that is none, behind a pfn that is not aligned, behind one that is out of range.
+    orders[8000] = 37;
+    let error = |t: &mut Tracker, pfns: &[u64], orders: &[u8]| {
+        let refused = t.preserve_many(pfns, Orders::Each(orders)).unwrap_err().to_string();
+        assert_eq!(t.unpreserve_many(pfns, Orders::Each(orders)).unwrap_err().to_string(), refused);
+        assert!(*t == one_by_one);
+        refused
+    };
+    assert!(error(&mut t, &pfns, &orders).contains("order 37"));
+    (pfns[7000], orders[7000]) = (7, 3);
+    assert!(error(&mut t, &pfns, &orders).contains("multiple of 0x8"));
+    (pfns[1234], orders[1234]) = (1 << 60, 0);
+    assert!(error(&mut t, &pfns, &orders).contains("0x1000000000000000"));
+    assert!(error(&mut t, &pfns[1..], &orders).contains("9000 orders for 8999 pfns"));
+}
+
+#[test]
 fn two_threads_list_what_one_lists() {
     let mut t = Tracker::new(Geometry::paged(PageSize::Size4K));
     t.preserve_run(Pfn(1000), order(0), (2 << 20) + 77).unwrap();
