@@ -1,7 +1,7 @@
 //! Memory mappings: reserved address space that commits a page when it is first touched.
 //!
-//! With `tracker/block.rs` the only `unsafe` of the crate. Mapped bytes are shared with whoever holds a view (a
-//! Python memoryview, another process), so they are never borrowed as slices here: they are copied in and out.
+//! Mapped bytes are shared with whoever holds a view (a Python memoryview, another process), so they are never borrowed as
+//! slices here: they are copied in and out.
 
 use crate::error::{Error, Result};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};

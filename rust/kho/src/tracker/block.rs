@@ -1,4 +1,4 @@
-//! Where a tracker's blocks live, and the only unsafe code of this room: words read and written through raw pointers.
+//! Where a tracker's blocks live; their words are read and written through raw pointers.
 //!
 //! No reference into a block outlives a statement, because a source may lie in memory that others look at.
 
