@@ -158,21 +158,27 @@ impl Tracker {
     /// Reads a list once, and checks every pfn. One look for each order in it.
     fn look(&self, pfns: &(impl Words + ?Sized), orders: Orders<'_>) -> Result<Vec<Look>> {
         let mut looks: Vec<Look> = Vec::new();
-        let mut bad = false;
+        let mut bad = None;
         let read = pieces(pfns, orders, |order, piece| {
             let at = looks.iter().position(|look| look.order == order).unwrap_or_else(|| {
                 looks.push(Look::new(order));
                 looks.len() - 1
             });
             looks[at].add(piece, self.shape.log2_bits);
-            bad |= looks[at].high >= self.geometry.folio_limit(order);
+            let limit = self.geometry.folio_limit(order);
+            if looks[at].high >= limit && bad.is_none() {
+                bad = piece
+                    .iter()
+                    .find(|folio| **folio >= limit)
+                    .map(|folio| (Pfn(folio.rotate_left(order.get())), order));
+            }
         });
-        if bad || read.is_err() {
-            // Whatever comes first in the list is what is wrong with it.
+        if bad.is_some() || read.is_err() {
+            // Whatever comes first in the list is what is wrong with it; what was, if that is not there any more.
             let page = self.geometry.page();
             each(pfns, orders, |pfn, order| page.check_folio(pfn, order))?;
+            bad.map_or(Ok(()), |(pfn, order)| page.check_folio(pfn, order))?;
             read?;
-            return Err(Error::Invalid { what: "pfns", why: "they changed while they were read".into() });
         }
         Ok(looks)
     }
