@@ -10,7 +10,7 @@ use crate::arena::{Arena, Inherited};
 use crate::claims::Preserved;
 use crate::error::{Error, MapProblem, NO_BITMAP, NO_START, Result};
 use crate::memory::PhysMemory;
-use crate::tracker::{Bitmap, Geometry, Place, Tracker};
+use crate::tracker::{Bitmap, BitmapPlace, Geometry, Tracker};
 use crate::units::{Order, PageSize, Phys};
 use std::collections::HashSet;
 use zerocopy::{FromBytes, IntoBytes};
@@ -167,7 +167,7 @@ pub fn serialize(
 ) -> Result<()> {
     let room = chunk_entries(tracker.geometry().page()) as usize;
     // A chunk, whose header is as long as an entry. The last one stays here until it is known what follows it.
-    let mut chunk: Vec<Place> = vec![[0; 2]; 1 + room];
+    let mut chunk: Vec<BitmapPlace> = vec![[0; 2]; 1 + room];
     let mut last: Option<Phys> = None;
     for order in tracker.orders() {
         let (mut index, mut more) = (0, true);
@@ -192,7 +192,8 @@ pub fn serialize(
     last.map_or(Ok(()), |last| write(last, chunk.as_bytes()))
 }
 
-const _: () = assert!(size_of::<Place>() == size_of::<BitmapPtr>() && size_of::<Place>() == size_of::<ChunkHeader>());
+const _: () =
+    assert!(size_of::<BitmapPlace>() == size_of::<BitmapPtr>() && size_of::<BitmapPlace>() == size_of::<ChunkHeader>());
 
 /// The geometry of a page size and a bitmap size.
 ///

@@ -19,9 +19,9 @@ pub struct Bitmap {
 }
 
 /// Physical addresses: of the folio that a block's bit 0 stands for, and of the block.
-pub type Place = [u64; 2];
+pub type BitmapPlace = [u64; 2];
 
-/// How an index and a pointer become a [`Place`].
+/// How an index and a pointer become a [`BitmapPlace`].
 #[derive(Clone, Copy)]
 pub(super) struct Rule {
     /// Bytes from one block's first folio to the next one's.
@@ -34,7 +34,7 @@ pub(super) struct Rule {
 
 impl Rule {
     /// `None` for a block that lies elsewhere.
-    pub(super) fn place(self, index: u64, block: Block) -> Option<Place> {
+    pub(super) fn place(self, index: u64, block: Block) -> Option<BitmapPlace> {
         let offset = block.addr().wrapping_sub(self.within);
         (offset < self.len).then(|| [index.wrapping_mul(self.stride), self.first + offset as u64])
     }
@@ -105,7 +105,7 @@ impl Tracker {
     ///
     /// # Errors
     /// [`Error::Invalid`] for a tracker whose blocks have no addresses.
-    pub fn places_from(&self, order: Order, index: u64, into: &mut [Place]) -> Result<(usize, u64)> {
+    pub fn places_from(&self, order: Order, index: u64, into: &mut [BitmapPlace]) -> Result<(usize, u64)> {
         let dir = &self.dirs[order.index()];
         // From one bitmap to the next; 0 where there is one bitmap only, as none of them begins elsewhere.
         let stride = self.geometry.phys_start(order, 1).0;

@@ -582,7 +582,8 @@ fn pieces(pfns: &(impl Words + ?Sized), orders: Orders<'_>, mut f: impl FnMut(Or
         pfns.copy(at, piece);
         let orders = match orders {
             Orders::One(order) => {
-                f(order, simd::number(piece, order.get()));
+                simd::number(piece, order.get());
+                f(order, piece);
                 continue;
             }
             Orders::Each(orders) => &orders[at..at + piece.len()],
@@ -593,7 +594,8 @@ fn pieces(pfns: &(impl Words + ?Sized), orders: Orders<'_>, mut f: impl FnMut(Or
             starts[Order::new(order.into())?.index() + 1] += 1;
         }
         if let Some(order) = Order::all().find(|order| starts[order.index() + 1] == piece.len()) {
-            f(order, simd::number(piece, order.get()));
+            simd::number(piece, order.get());
+            f(order, piece);
             continue;
         }
         for order in 0..Order::COUNT {
@@ -608,7 +610,8 @@ fn pieces(pfns: &(impl Words + ?Sized), orders: Orders<'_>, mut f: impl FnMut(Or
         for order in Order::all() {
             let of_order = &mut sorted[starts[order.index()]..starts[order.index() + 1]];
             if !of_order.is_empty() {
-                f(order, simd::number(of_order, order.get()));
+                simd::number(of_order, order.get());
+                f(order, of_order);
             }
         }
     }

@@ -10,7 +10,7 @@
 //! are blocks: so that a lookup is one comparison and one load for any memory a machine has, while a few folios at the end
 //! of the address space cost a map entry each.
 
-use super::adopt::{Place, Rule};
+use super::adopt::{BitmapPlace, Rule};
 use super::block::{Block, BlockSource, Shape, Word};
 use super::window::Window;
 use crate::error::Result;
@@ -143,7 +143,7 @@ impl Directory {
 
     /// Fills in where blocks from index `from` on lie, ascending, as many as fit, as long as the rule holds. Returns how many
     /// it filled in, and where to go on.
-    pub(super) fn fill_from(&self, from: u64, into: &mut [Place], rule: Rule) -> (usize, u64) {
+    pub(super) fn fill_from(&self, from: u64, into: &mut [BitmapPlace], rule: Rule) -> (usize, u64) {
         let Some(rest) = &self.rest else { return (0, from) };
         let (mut filled, mut index) = (0, from.max(rest.used.start));
         while index < rest.used.end && filled < into.len() {

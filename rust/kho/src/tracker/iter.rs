@@ -180,7 +180,6 @@ impl Tracker {
 
     /// Orders that have a folio now.
     fn used(&self) -> impl DoubleEndedIterator<Item = Order> + '_ {
-        // Order::all() is one long, so rev() would meet orders without a directory: these are filtered, not zipped.
         Order::all().filter(|&order| self.len_of(order) > 0)
     }
 

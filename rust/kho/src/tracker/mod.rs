@@ -29,7 +29,7 @@ mod window;
 #[cfg(test)]
 mod tests;
 
-pub use adopt::{Bitmap, Place};
+pub use adopt::{Bitmap, BitmapPlace};
 pub use batch::{Orders, Words};
 pub use block::{BlockSource, HeapBlocks};
 pub use geometry::Geometry;

@@ -2,26 +2,26 @@
 //! once for any processor and once for those with population count, bit manipulation and 256-bit vectors. Which one
 //! runs is decided when it is called.
 
-use super::adopt::{Place, Rule};
+use super::adopt::{BitmapPlace, Rule};
 use super::block::{Block, LINE, Shape};
 use super::iter::Folio;
 use core::mem::MaybeUninit;
 
 /// Compiles a function for this processor's extensions as well, and chooses at run time.
 macro_rules! dispatch {
-    ($(#[$doc:meta])* $vis:vis fn $name:ident$(<$life:lifetime>)?($($arg:ident: $ty:ty),*) -> $ret:ty = $portable:ident / $native:ident $body:block) => {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),*) -> $ret:ty = $portable:ident / $native:ident $body:block) => {
         #[inline(always)]
-        fn $portable$(<$life>)?($($arg: $ty),*) -> $ret $body
+        fn $portable($($arg: $ty),*) -> $ret $body
 
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
-        fn $native$(<$life>)?($($arg: $ty),*) -> $ret {
+        fn $native($($arg: $ty),*) -> $ret {
             $portable($($arg),*)
         }
 
         $(#[$doc])*
         #[inline]
-        $vis fn $name$(<$life>)?($($arg: $ty),*) -> $ret {
+        $vis fn $name($($arg: $ty),*) -> $ret {
             #[cfg(target_arch = "x86_64")]
             if has_extensions() {
                 // SAFETY: the processor has what the function was compiled for.
@@ -95,13 +95,10 @@ dispatch! {
 
 dispatch! {
     /// Pfns, in their place, as the numbers of folios of an order.
-    pub(super) fn number<'a>(pfns: &'a mut [u64], order: u32) -> &'a mut [u64] = number_portable / number_native {
+    pub(super) fn number(pfns: &mut [u64], order: u32) -> () = number_portable / number_native {
         if order > 0 {
-            for pfn in pfns.iter_mut() {
-                *pfn = pfn.rotate_right(order);
-            }
+            pfns.iter_mut().for_each(|pfn| *pfn = pfn.rotate_right(order));
         }
-        pfns
     }
 }
 
@@ -110,7 +107,7 @@ dispatch! {
     /// filled in is nothing, unless there are blocks in them all and a rule holds for all, whose distance is what a slot comes
     /// to with `before` added, and `step` for each slot before.
     pub(super) fn places(
-        slots: &[*mut u8], before: u64, step: u64, index: u64, rule: Rule, into: &mut [Place]
+        slots: &[*mut u8], before: u64, step: u64, index: u64, rule: Rule, into: &mut [BitmapPlace]
     ) -> bool = places_portable / places_native {
         // The uppermost bit of `wrong` says that a distance lies below 0 or beyond the last, bit 0 of `taken` that all exist.
         let (mut wrong, mut taken) = (0, u64::MAX);
@@ -268,6 +265,57 @@ mod tests {
             prop_assert!(written(&folios)[..fit].iter().map(|folio| folio.phys).eq(all[..fit].iter().copied()));
             prop_assert_eq!(list_folios_portable(block, SHAPE, 40960, shift, like, &mut folios), fit);
             prop_assert!(written(&folios)[..fit].iter().map(|folio| folio.phys).eq(all[..fit].iter().copied()));
+        }
+
+        #[test]
+        fn both_builds_compare_alike(one in words(), other in words()) {
+            let ((_one, a), (_other, b)) = (block_of(&one), block_of(&other));
+            let ones = |op: fn(u64, u64) -> u64| -> u64 {
+                one.iter().zip(&other).map(|(a, b)| u64::from(op(*a, *b).count_ones())).sum()
+            };
+            let found = both!(compare_portable, compare_native, a, b, SHAPE);
+            prop_assert_eq!(found, (ones(|a, b| a & !b), ones(|a, b| a & b), ones(|a, b| b & !a)));
+            prop_assert_eq!(both!(common_portable, common_native, a, b, SHAPE), found.1);
+        }
+
+        #[test]
+        fn both_builds_number_alike(pfns: Vec<u64>, order in 0..37u32) {
+            let (mut one, mut two) = (pfns.clone(), pfns.clone());
+            number_portable(&mut one, order);
+            number(&mut two, order);
+            prop_assert!(one.iter().zip(&pfns).all(|(folio, pfn)| folio.rotate_left(order) == *pfn));
+            prop_assert_eq!(one, two);
+        }
+
+        #[test]
+        fn both_builds_find_the_places_that_one_by_one_has(
+            offsets in proptest::collection::vec(0..64u64, 0..40),
+            odd in proptest::option::of((any::<proptest::sample::Index>(), prop_oneof![Just(None), any::<i16>().prop_map(Some)])),
+            index in 0..1u64 << 40,
+        ) {
+            let (within, len, step) = (0x7f00_0000_0000u64, 64 * 4096, 4096u64);
+            let rule = Rule { stride: 1 << 27, within: within as usize, len, first: 1 << 32 };
+            // Where each block lies; none where its slot is empty.
+            let mut blocks: Vec<_> = offsets.iter().map(|n| Some(within.wrapping_add(n * step))).collect();
+            if let (Some((at, how)), false) = (odd, blocks.is_empty()) {
+                *at.get_mut(&mut blocks) = how.map(|off| within.wrapping_add_signed(i64::from(off) * 4096));
+            }
+            let slots: Vec<*mut u8> = (index..).zip(&blocks).map(|(index, block)| {
+                let slot = block.map_or(0, |addr| addr.wrapping_sub(index * step) | 1);
+                core::ptr::without_provenance_mut(slot as usize)
+            }).collect();
+            let before = (index * step).wrapping_sub(within).wrapping_sub(1);
+            let expected: Option<Vec<_>> = (index..).zip(&blocks).map(|(index, block)| {
+                let offset = (*block)?.wrapping_sub(within);
+                (offset < len as u64).then(|| [index.wrapping_mul(1 << 27), (1 << 32) + offset])
+            }).collect();
+            let (mut one, mut two) = (vec![[0; 2]; slots.len()], vec![[0; 2]; slots.len()]);
+            let found = places_portable(&slots, before, step, index, rule, &mut one);
+            prop_assert_eq!(found, expected.is_some());
+            prop_assert_eq!(places(&slots, before, step, index, rule, &mut two), found);
+            if let Some(expected) = expected {
+                prop_assert!(one == expected && two == expected);
+            }
         }
 
         #[test]

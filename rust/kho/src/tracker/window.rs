@@ -13,7 +13,7 @@
 //! where word 0 of all folios would be if the block's were among them, so that no mask is needed; slots of blocks that do
 //! not exist are null. Memory of the table that was never written takes none.
 
-use super::adopt::{Place, Rule};
+use super::adopt::{BitmapPlace, Rule};
 use super::block::{Block, Shape, Word};
 use super::simd;
 use core::marker::PhantomData;
@@ -129,7 +129,7 @@ impl Window {
     }
 
     /// Fills in the places of the blocks of a range, all of which must be here and the rule hold for them; else false.
-    pub(super) fn places(&self, range: Range<u64>, into: &mut [Place], rule: Rule) -> bool {
+    pub(super) fn places(&self, range: Range<u64>, into: &mut [BitmapPlace], rule: Rule) -> bool {
         let before = self.slots.bytes_before(range.start).wrapping_sub(rule.within).wrapping_sub(TAKEN);
         let step = self.slots.bytes_before(1);
         simd::places(self.range(range.clone()), before as u64, step as u64, range.start, rule, into)
