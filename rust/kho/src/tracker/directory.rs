@@ -10,8 +10,8 @@
 //! are blocks: so that a lookup is one comparison and one load for any memory a machine has, while a few folios at the end
 //! of the address space cost a map entry each.
 
-use super::adopt::{BitmapPlace, Rule};
 use super::block::{Block, BlockSource, Shape, Word};
+use super::places::{BitmapPlace, Rule};
 use super::window::Window;
 use crate::error::Result;
 use core::ops::Range;

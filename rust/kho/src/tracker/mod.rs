@@ -18,6 +18,7 @@ mod directory;
 mod geometry;
 mod iter;
 mod ops;
+mod places;
 mod range;
 mod rank;
 mod roaring;
@@ -29,11 +30,12 @@ mod window;
 #[cfg(test)]
 mod tests;
 
-pub use adopt::{Bitmap, BitmapPlace};
+pub use adopt::Bitmap;
 pub use batch::{Orders, Words};
 pub use block::{BlockSource, HeapBlocks};
 pub use geometry::Geometry;
 pub use iter::{BlockRef, Folio};
+pub use places::BitmapPlace;
 pub use roaring::RoaringBits;
 
 use crate::error::Result;

@@ -2,9 +2,9 @@
 //! once for any processor and once for those with population count, bit manipulation and 256-bit vectors. Which one
 //! runs is decided when it is called.
 
-use super::adopt::{BitmapPlace, Rule};
 use super::block::{Block, LINE, Shape};
 use super::iter::Folio;
+use super::places::{BitmapPlace, Rule};
 use core::mem::MaybeUninit;
 
 /// Compiles a function for this processor's extensions as well, and chooses at run time.

@@ -13,8 +13,8 @@
 //! where word 0 of all folios would be if the block's were among them, so that no mask is needed; slots of blocks that do
 //! not exist are null. Memory of the table that was never written takes none.
 
-use super::adopt::{BitmapPlace, Rule};
 use super::block::{Block, Shape, Word};
+use super::places::{BitmapPlace, Rule};
 use super::simd;
 use core::marker::PhantomData;
 use core::ops::Range;
