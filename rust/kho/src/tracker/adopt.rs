@@ -45,7 +45,7 @@ impl Tracker {
         }
         let counts = counts(&blocks, shape);
         for ((bitmap, block), count) in bitmaps.iter().zip(blocks).zip(counts) {
-            if !self.dirs[bitmap.order.index()].adopt(bitmap.index, block, count) {
+            if !self.dirs[bitmap.order.index()].adopt(bitmap.index, block, self.shape, count) {
                 let why = format!("there are two of order {} at {:#x}", bitmap.order, bitmap.index);
                 return Err(Error::Invalid { what: "bitmap", why });
             }

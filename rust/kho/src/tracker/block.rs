@@ -241,23 +241,23 @@ impl Word {
     /// Sets the bit of a folio. True if it was clear. For the tracker that owns the block alone, as all that writes.
     #[inline(always)]
     pub(super) fn set(self, folio: u64) -> bool {
-        let old = self.load();
+        let (old, bit) = (self.load(), bit_of(folio));
         // Stored always: a branch that is taken wrongly would wait for the cache miss that others wait for beside it.
-        self.store(old | 1 << (folio & 63));
-        old >> (folio & 63) & 1 == 0
+        self.store(old | bit);
+        old & bit == 0
     }
 
     /// Clears the bit of a folio. True if it was set.
     #[inline(always)]
     pub(super) fn clear(self, folio: u64) -> bool {
-        let old = self.load();
-        self.store(old & !(1 << (folio & 63)));
-        old >> (folio & 63) & 1 != 0
+        let (old, bit) = (self.load(), bit_of(folio));
+        self.store(old & !bit);
+        old & bit != 0
     }
 
     #[inline(always)]
     pub(super) fn test(self, folio: u64) -> bool {
-        self.load() >> (folio & 63) & 1 != 0
+        self.load() & bit_of(folio) != 0
     }
 
     #[inline(always)]
@@ -271,6 +271,12 @@ impl Word {
         // SAFETY: as in `load`; only the owner's `&mut` methods come here.
         unsafe { self.0.write(value) }
     }
+}
+
+/// A folio's bit in its word.
+#[inline(always)]
+const fn bit_of(folio: u64) -> u64 {
+    1u64.wrapping_shl(folio as u32)
 }
 
 /// Blocks on the heap: slabs that double from one page on, then huge pages. Small trackers stay small, and big ones take

@@ -51,8 +51,8 @@ struct Rest {
 
 impl Directory {
     /// `end`: how many blocks of the order lie in the address space whole.
-    pub(super) const fn new(shape: Shape, end: u64) -> Self {
-        Directory { window: Window::new(shape), len: 0, end, rest: None }
+    pub(super) const fn new(end: u64) -> Self {
+        Directory { window: Window::new(), len: 0, end, rest: None }
     }
 
     /// Blocks that exist.
@@ -85,18 +85,18 @@ impl Directory {
             return Ok(block);
         }
         let block = Block::allocate(source, shape)?;
-        self.put(index, block);
+        self.put(index, block, shape);
         Ok(block)
     }
 
     /// Puts a block where none is.
-    pub(super) fn put(&mut self, index: u64, block: Block) {
+    pub(super) fn put(&mut self, index: u64, block: Block, shape: Shape) {
         let rest = self.rest.get_or_insert_default();
         rest.blocks += 1;
         if index >= self.window.len() && index < self.end {
             let len = (index + 1).next_power_of_two().max(SHORT);
             if len <= LONG.max(SLACK * rest.blocks) {
-                self.window.grow(len.min(self.end), rest.used.clone());
+                self.window.grow(len.min(self.end), shape, rest.used.clone());
                 let beyond = rest.far.split_off(&self.window.len());
                 for (index, block) in std::mem::replace(&mut rest.far, beyond) {
                     rest.place(&mut self.window, index, block);
@@ -107,11 +107,11 @@ impl Directory {
     }
 
     /// Takes in a block whose bits are counted, unless there is one already; then false.
-    pub(super) fn adopt(&mut self, index: u64, block: Block, count: u64) -> bool {
+    pub(super) fn adopt(&mut self, index: u64, block: Block, shape: Shape, count: u64) -> bool {
         if self.get(index).is_some() {
             return false;
         }
-        self.put(index, block);
+        self.put(index, block, shape);
         self.len += count;
         true
     }

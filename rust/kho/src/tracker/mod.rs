@@ -226,7 +226,7 @@ impl Tracker {
         let block = Block::allocate_full(&mut *self.source, self.shape)?;
         let bits = self.geometry.bits();
         let dir = &mut self.dirs[order.index()];
-        dir.put(index, block);
+        dir.put(index, block, self.shape);
         dir.len += bits;
         Ok(())
     }
@@ -236,7 +236,7 @@ impl Tracker {
 fn no_blocks(geometry: Geometry) -> [Directory; Order::COUNT] {
     let shape = geometry.shape();
     let whole = |order| geometry.folio_limit(Order::saturating(order)) >> shape.log2_bits;
-    std::array::from_fn(|order| Directory::new(shape, whole(order as u32)))
+    std::array::from_fn(|order| Directory::new(whole(order as u32)))
 }
 
 impl Drop for Tracker {

@@ -670,6 +670,23 @@ fn folios_at_both_ends_of_the_address_space_cost_next_to_nothing() {
 }
 
 #[test]
+fn the_first_folios_behind_a_window_have_no_block_until_they_are_marked() {
+    for g in
+        PageSize::ALL.into_iter().flat_map(|page| [512, page.bytes()].map(|bytes| Geometry::new(page, bytes).unwrap()))
+    {
+        let mut t = Tracker::new(g);
+        t.preserve(Pfn(0), Order::ZERO).unwrap();
+        let behind = t.dirs[0].window.len() * g.bits();
+        for folio in behind - 1..behind + 64 {
+            assert!(!t.contains(Pfn(folio), Order::ZERO) && !t.unpreserve(Pfn(folio), Order::ZERO).unwrap());
+        }
+        assert_eq!((t.len(), t.blocks(Order::ZERO).count()), (1, 1));
+        assert!(t.preserve(Pfn(behind), Order::ZERO).unwrap() && t.contains(Pfn(behind), Order::ZERO));
+        assert_eq!(t.pfns(Order::ZERO), [0, behind]);
+    }
+}
+
+#[test]
 fn a_window_grows_over_scattered_blocks_in_any_order_of_creation() {
     let g = Geometry::new(PageSize::Size4K, 512).unwrap();
     let mut x = 1u64;
