@@ -5,6 +5,7 @@
 use kho::Result;
 use kho::abi::layout::BitmapSize;
 use kho::abi::{Abi, chunk, radix};
+use kho::mapping::Mapping;
 use kho::memory::SliceMemory;
 use kho::tracker::{BlockSource, Geometry, Tracker};
 use kho::units::{Order, PageSize, Pfn, Phys};
@@ -83,23 +84,24 @@ fn the_chunk_list_of_the_twin_is_ours_byte_for_byte() {
             filled(&mut twin, &mut t, &workload);
             let bitmaps: usize = t.orders().map(|order| t.blocks(order).count()).sum();
             let first = twin.serialize();
-            let mut at = next + 4096 * bitmaps as u64;
-            let mut chunks = Vec::new();
+            let chunks_at = next + 4096 * bitmaps as u64;
+            // As many pages as bitmaps are more than chunks need; none is zero before.
+            let memory = Mapping::anonymous(4096 * (bitmaps as u64 + 1)).unwrap();
+            assert!(memory.write(0, &vec![0xa5; 4096 * bitmaps]));
+            let mut used = 0;
             let alloc = || {
-                at += 4096;
-                Ok(Phys(at - 4096))
+                used += 4096;
+                Ok((Phys(chunks_at + used - 4096), memory.items(used - 4096, 4096).unwrap()))
             };
-            let write = |phys, bytes: &[u8]| {
-                chunks.push((phys, bytes.to_vec()));
-                Ok(())
-            };
-            chunk::serialize(&t, alloc, write).unwrap();
+            chunk::serialize(&t, alloc).unwrap();
+            let mut chunks = vec![0; used as usize];
+            assert!(memory.read(0, &mut chunks));
             let (start, bytes) = twin.memory();
             let page = |phys: u64| &bytes[(phys - start) as usize..][..4096];
-            assert_eq!(chunks.first().map_or(0, |(phys, _)| phys.0), first, "{}", workload.name);
-            assert_eq!(bytes.len(), 4096 * (bitmaps + chunks.len()), "{}", workload.name);
-            for (phys, ours) in &chunks {
-                assert!(page(phys.0) == ours, "{} at {phys}", workload.name);
+            assert_eq!(first, if used > 0 { chunks_at } else { 0 }, "{}", workload.name);
+            assert_eq!(bytes.len(), 4096 * bitmaps + chunks.len(), "{}", workload.name);
+            for (phys, ours) in (chunks_at..).step_by(4096).zip(chunks.chunks(4096)) {
+                assert!(page(phys) == ours, "{} at {phys:#x}", workload.name);
             }
             for order in t.orders() {
                 for block in t.blocks(order) {

@@ -1,12 +1,14 @@
 //! Memory mappings: reserved address space that commits a page when it is first touched.
 //!
 //! Mapped bytes are shared with whoever holds a view (a Python memoryview, another process), so they are never borrowed as
-//! slices here: they are copied in and out.
+//! slices here: they are copied in and out, or written in place as [`Items`].
 
 use crate::error::{Error, Result};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+use std::marker::PhantomData;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
+use zerocopy::IntoBytes;
 
 /// A readable and writable mapping, unmapped when dropped.
 #[derive(Debug)]
@@ -99,6 +101,13 @@ impl Mapping {
         true
     }
 
+    /// A part of the mapping as items; `None` if it is not in it, or does not begin where an item can.
+    pub fn items<T: IntoBytes>(&self, offset: u64, len: u64) -> Option<Items<'_, T>> {
+        let start = self.ptr(offset, len)?.cast::<T>();
+        let len = usize::try_from(len).ok()?.checked_div(size_of::<T>())?;
+        start.is_aligned().then_some(Items { start, len, memory: PhantomData })
+    }
+
     /// Zeroes a part of the mapping; `false` if it is not in it.
     #[must_use]
     pub fn zero(&self, offset: u64, len: u64) -> bool {
@@ -106,6 +115,45 @@ impl Mapping {
         // SAFETY: `to` is valid for `len` bytes.
         unsafe { to.write_bytes(0, len) };
         true
+    }
+}
+
+/// Items in memory that others may look at, or write, at any time: they are written, and never borrowed.
+#[derive(Clone, Copy)]
+pub struct Items<'a, T> {
+    start: NonNull<T>,
+    len: usize,
+    memory: PhantomData<&'a mut [T]>,
+}
+
+impl<T: IntoBytes> Items<'_, T> {
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The items from item `n` on; none from behind the last.
+    #[must_use]
+    pub fn from(self, n: usize) -> Self {
+        let skip = n.min(self.len);
+        // SAFETY: at most one past the last item.
+        Items { start: unsafe { self.start.add(skip) }, len: self.len - skip, memory: PhantomData }
+    }
+
+    /// Writes the items one after another, as many as there are here and there.
+    #[inline(always)]
+    pub fn write(self, items: impl Iterator<Item = T>) {
+        // SAFETY: an item that is here, in memory that is valid for writes as long as `'a`.
+        (0..self.len).zip(items).for_each(|(n, item)| unsafe { self.start.add(n).write(item) });
+    }
+}
+
+impl<'a, T> From<&'a mut [T]> for Items<'a, T> {
+    fn from(items: &'a mut [T]) -> Self {
+        Items { len: items.len(), start: NonNull::from(items).cast(), memory: PhantomData }
     }
 }
 
@@ -154,6 +202,23 @@ mod tests {
         assert_eq!(&buf, b"\0\0");
         assert_eq!(m.offset_of(m.ptr(4096, 1).unwrap()), Some(4096));
         assert!(Mapping::anonymous(0).is_err());
+    }
+
+    #[test]
+    fn items_are_written_where_they_lie_and_nowhere_else() {
+        let m = Mapping::anonymous(4096).unwrap();
+        assert!(m.items::<u64>(4, 16).is_none() && m.items::<u64>(4096 - 8, 16).is_none());
+        let items = m.items::<u64>(16, 31).unwrap();
+        assert_eq!((items.len(), items.from(2).len(), items.from(7).len()), (3, 1, 0));
+        items.write(1..=2);
+        items.from(2).write(std::iter::repeat(3));
+        items.from(9).write(std::iter::once(4));
+        let mut bytes = [0; 48];
+        assert!(m.read(8, &mut bytes));
+        assert_eq!(
+            bytes.as_chunks().0.iter().map(|word| u64::from_ne_bytes(*word)).collect::<Vec<_>>(),
+            [0, 1, 2, 3, 0, 0]
+        );
     }
 
     #[test]

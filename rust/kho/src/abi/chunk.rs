@@ -9,11 +9,12 @@ use super::layout::{BitmapPtr, BitmapSize, ChunkHeader, chunk_entries};
 use crate::arena::{Arena, Inherited};
 use crate::claims::Preserved;
 use crate::error::{Error, MapProblem, NO_BITMAP, NO_START, Result};
+use crate::mapping::Items;
 use crate::memory::PhysMemory;
 use crate::tracker::{Bitmap, BitmapPlace, Geometry, Tracker};
 use crate::units::{Order, PageSize, Phys};
 use std::collections::HashSet;
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::FromBytes;
 
 /// A chunk as it lies in memory. Its bitmaps are not followed yet.
 #[derive(Clone, Debug)]
@@ -156,40 +157,41 @@ fn each(geometry: Geometry, chunks: &[Chunk], mut take: impl FnMut(Bitmap) -> Re
 }
 
 /// Writes a tracker's chunks: orders ascending, in each the bitmaps ascending, each order in chunks of its own. `alloc`
-/// gives the pages, `write` gets their addresses and bytes. Bitmaps stay where they are.
+/// gives the pages, each with its address. Bitmaps stay where they are.
 ///
 /// # Errors
-/// Whatever `alloc` and `write` return; [`Error::Invalid`] for a tracker whose blocks have no physical address.
-pub fn serialize(
+/// Whatever `alloc` returns; [`Error::Invalid`] for a tracker whose blocks have no physical address.
+pub fn serialize<'a>(
     tracker: &Tracker,
-    mut alloc: impl FnMut() -> Result<Phys>,
-    mut write: impl FnMut(Phys, &[u8]) -> Result<()>,
+    mut alloc: impl FnMut() -> Result<(Phys, Items<'a, BitmapPlace>)>,
 ) -> Result<()> {
-    let room = chunk_entries(tracker.geometry().page()) as usize;
-    // A chunk, whose header is as long as an entry. The last one stays here until it is known what follows it.
-    let mut chunk: Vec<BitmapPlace> = vec![[0; 2]; 1 + room];
-    let mut last: Option<Phys> = None;
+    // The header, as long as an entry, is written when it is known what follows.
+    let write_header = |(chunk, order, num): (Items<'a, BitmapPlace>, Order, usize), next: Phys| {
+        let num = u32::try_from(num).unwrap_or(u32::MAX).into();
+        let header = ChunkHeader { next: next.0.into(), order: order.get().into(), num_elms: num };
+        chunk.write(std::iter::once(zerocopy::transmute!(header)));
+    };
+    let mut last = None;
     for order in tracker.orders() {
-        let (mut index, mut more) = (0, true);
-        while more {
-            let at = alloc()?;
-            if let Some(last) = last.replace(at) {
-                chunk[0][0] = at.0.to_le();
-                write(last, chunk.as_bytes())?;
-            }
+        let mut index = 0;
+        loop {
+            let (phys, chunk) = alloc()?;
+            let entries = chunk.from(1);
             let filled;
-            (filled, index) = tracker.places_from(order, index, &mut chunk[1..])?;
-            chunk[1 + filled..].fill([0; 2]);
-            if cfg!(target_endian = "big") {
-                chunk[1..].as_flattened_mut().iter_mut().for_each(|word| *word = word.to_le());
+            (filled, index) = tracker.places_from(order, index, entries)?;
+            entries.from(filled).write(std::iter::repeat([0; 2]));
+            if let Some(last) = last.replace((chunk, order, filled)) {
+                write_header(last, phys);
             }
-            let num = u32::try_from(filled).unwrap_or(u32::MAX);
-            let header = ChunkHeader { next: 0.into(), order: order.get().into(), num_elms: num.into() };
-            chunk[0].as_mut_bytes().copy_from_slice(header.as_bytes());
-            more = filled == room && tracker.has_blocks_from(order, index);
+            if filled < entries.len() || !tracker.has_blocks_from(order, index) {
+                break;
+            }
         }
     }
-    last.map_or(Ok(()), |last| write(last, chunk.as_bytes()))
+    if let Some(last) = last {
+        write_header(last, Phys(0));
+    }
+    Ok(())
 }
 
 const _: () =

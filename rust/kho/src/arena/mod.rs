@@ -13,6 +13,7 @@ pub use scratch::{ScratchArea, check_no_overlap, nodes, place};
 
 use crate::claims::Claims;
 use crate::error::{Error, Result};
+use crate::mapping::Items;
 use crate::memory::{PhysMemory, PhysRange};
 use crate::tracker::Tracker;
 use crate::units::{Order, PageSize, Pfn, Phys};
@@ -24,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use zerocopy::IntoBytes;
 
 /// RAM: `len` bytes from `start` on a NUMA node. Page-aligned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -348,6 +350,15 @@ impl Arena {
     /// [`Error::OutsideMemory`] unless all of it is in one run of RAM.
     pub fn write(&self, phys: Phys, bytes: &[u8]) -> Result<()> {
         self.spans.write(phys, bytes)
+    }
+
+    /// A page of physical memory as items, to be written where they lie.
+    ///
+    /// # Errors
+    /// [`Error::OutsideMemory`] unless it is in RAM.
+    pub(crate) fn page_items<T: IntoBytes>(&self, phys: Phys) -> Result<Items<'_, T>> {
+        let len = self.page().bytes();
+        self.spans.items(phys, len).ok_or(Error::OutsideMemory { what: "page", phys: phys.0, len })
     }
 
     /// Registers the tracker whose folios must not be freed. One at a time, as the kernel has one `kho_out`.

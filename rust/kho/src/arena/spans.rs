@@ -3,7 +3,7 @@
 use super::header::{self, ArenaNote, Recorded, SPAN_ALIGN};
 use super::{Backing, Region};
 use crate::error::{Error, Result};
-use crate::mapping::Mapping;
+use crate::mapping::{Items, Mapping};
 use crate::memory::{PhysMemory, PhysRange};
 use crate::units::Phys;
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::ptr::NonNull;
+use zerocopy::IntoBytes;
 
 /// A maximal run of adjacent regions, mapped in one piece.
 #[derive(Debug)]
@@ -114,6 +115,12 @@ impl Spans {
     fn span_of(&self, phys: u64) -> Option<&Span> {
         let after = self.spans.partition_point(|s| s.phys <= phys);
         self.spans[..after].last()
+    }
+
+    /// `len` bytes of physical memory as items.
+    pub(super) fn items<T: IntoBytes>(&self, phys: Phys, len: u64) -> Option<Items<'_, T>> {
+        let span = self.span_of(phys.0)?;
+        span.map.items(phys.0 - span.phys, len)
     }
 
     /// Where `len` bytes of physical memory are in this process.

@@ -104,9 +104,10 @@ impl Map {
                 None => arena.alloc(Order::ZERO, None, false)?,
             };
             new.push(pfn);
-            Ok(arena.page().phys(pfn))
+            let phys = arena.page().phys(pfn);
+            Ok((phys, arena.page_items(phys)?))
         };
-        let written = chunk::serialize(&super::lock(tracker), page, |phys, bytes| arena.write(phys, bytes));
+        let written = chunk::serialize(&super::lock(tracker), page);
         if let Err(e) = written {
             free(arena, new, *first);
             return Err(e);

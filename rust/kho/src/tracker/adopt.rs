@@ -106,7 +106,7 @@ mod tests {
     fn what_is_on_the_heap_has_no_place_and_cannot_be_adopted() {
         let mut t = Tracker::new(Geometry::paged(PageSize::Size4K));
         t.preserve(Pfn(7), Order::ZERO).unwrap();
-        assert!(t.places_from(Order::ZERO, 0, &mut [[0; 2]]).is_err());
+        assert!(t.places_from(Order::ZERO, 0, [[0; 2]][..].as_mut().into()).is_err());
         let bitmap = Bitmap { order: Order::ZERO, index: 1, phys: Phys(0x1000) };
         assert!(matches!(t.adopt(&[bitmap]), Err(Error::OutsideMemory { .. })));
         assert!(matches!(t.adopt(&[Bitmap { index: 1 << 40, ..bitmap }]), Err(Error::OutOfRange { .. })));

@@ -14,6 +14,8 @@ use super::block::{Block, BlockSource, Shape, Word};
 use super::places::{BitmapPlace, Rule};
 use super::window::Window;
 use crate::error::Result;
+use crate::mapping::Items;
+use core::iter::once;
 use core::ops::Range;
 use std::collections::BTreeMap;
 
@@ -143,18 +145,17 @@ impl Directory {
 
     /// Fills in where blocks from index `from` on lie, ascending, as many as fit, as long as the rule holds. Returns how many
     /// it filled in, and where to go on.
-    pub(super) fn fill_from(&self, from: u64, into: &mut [BitmapPlace], rule: Rule) -> (usize, u64) {
+    pub(super) fn fill_from(&self, from: u64, into: Items<'_, BitmapPlace>, rule: Rule) -> (usize, u64) {
         let Some(rest) = &self.rest else { return (0, from) };
         let (mut filled, mut index) = (0, from.max(rest.used.start));
         while index < rest.used.end && filled < into.len() {
-            let free = &mut into[filled..];
-            let group = GROUP.min(rest.used.end - index).min(free.len() as u64);
-            if self.window.places(index..index + group, &mut free[..group as usize], rule) {
+            let group = GROUP.min(rest.used.end - index).min((into.len() - filled) as u64);
+            if self.window.places(index..index + group, into.from(filled), rule) {
                 filled += group as usize;
             } else {
                 for (at, block) in self.window.blocks(index..index + group) {
                     let Some(place) = rule.place(at, block) else { return (filled, at) };
-                    into[filled] = place;
+                    into.from(filled).write(once(place));
                     filled += 1;
                 }
             }
@@ -165,10 +166,9 @@ impl Directory {
         }
         let mut next = from.max(rest.used.end);
         for (&index, &block) in rest.far.range(from..) {
-            let Some((place, free)) = rule.place(index, block).zip(into.get_mut(filled)) else {
-                return (filled, index);
-            };
-            *free = place;
+            let free = into.from(filled);
+            let Some(place) = rule.place(index, block).filter(|_| !free.is_empty()) else { return (filled, index) };
+            free.write(once(place));
             (filled, next) = (filled + 1, index + 1);
         }
         (filled, next)

@@ -3,9 +3,10 @@
 use super::Tracker;
 use super::block::Block;
 use crate::error::{Error, Result};
-use crate::units::{Order, Phys};
+use crate::mapping::Items;
+use crate::units::Order;
 
-/// Physical addresses: of the folio that a block's bit 0 stands for, and of the block.
+/// Physical addresses, little-endian: of the folio that a block's bit 0 stands for, and of the block.
 pub type BitmapPlace = [u64; 2];
 
 /// How an index and a pointer become a [`BitmapPlace`].
@@ -23,7 +24,7 @@ impl Rule {
     /// `None` for a block that lies elsewhere.
     pub(super) fn place(self, index: u64, block: Block) -> Option<BitmapPlace> {
         let offset = block.addr().wrapping_sub(self.within);
-        (offset < self.len).then(|| [index.wrapping_mul(self.stride), self.first + offset as u64])
+        (offset < self.len).then(|| [index.wrapping_mul(self.stride).to_le(), (self.first + offset as u64).to_le()])
     }
 }
 
@@ -39,23 +40,20 @@ impl Tracker {
     ///
     /// # Errors
     /// [`Error::Invalid`] for a tracker whose blocks have no addresses.
-    pub fn places_from(&self, order: Order, index: u64, into: &mut [BitmapPlace]) -> Result<(usize, u64)> {
+    pub fn places_from(&self, order: Order, index: u64, into: Items<'_, BitmapPlace>) -> Result<(usize, u64)> {
         let dir = &self.dirs[order.index()];
         // From one bitmap to the next; 0 where there is one bitmap only, as none of them begins elsewhere.
         let stride = self.geometry.phys_start(order, 1).0;
-        let (mut filled, mut index, mut stretch) = (0, index, (0..0, Phys(0)));
-        loop {
-            let (within, first) = stretch;
+        let (mut filled, mut index) = (0, index);
+        while filled < into.len()
+            && let Some((_, block)) = dir.blocks_from(index).next()
+        {
+            let why = || Error::Invalid { what: "tracker", why: "its blocks are not in an arena".into() };
+            let (within, first) = block.stretch(&*self.source).ok_or_else(why)?;
             let rule = Rule { stride, within: within.start, len: within.len(), first: first.0 };
-            let filled_now = dir.fill_from(index, &mut into[filled..], rule);
-            (filled, index) = (filled + filled_now.0, filled_now.1);
-            match dir.blocks_from(index).next() {
-                Some((_, block)) if filled < into.len() => {
-                    let why = || Error::Invalid { what: "tracker", why: "its blocks are not in an arena".into() };
-                    stretch = block.stretch(&*self.source).ok_or_else(why)?;
-                }
-                _ => return Ok((filled, index)),
-            }
+            let (more, next) = dir.fill_from(index, into.from(filled), rule);
+            (filled, index) = (filled + more, next);
         }
+        Ok((filled, index))
     }
 }

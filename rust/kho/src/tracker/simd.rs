@@ -5,6 +5,7 @@
 use super::block::{Block, LINE, Shape};
 use super::iter::Folio;
 use super::places::{BitmapPlace, Rule};
+use crate::mapping::Items;
 use core::mem::MaybeUninit;
 
 /// Compiles a function for this processor's extensions as well, and chooses at run time.
@@ -107,19 +108,20 @@ dispatch! {
     /// filled in is nothing, unless there are blocks in them all and a rule holds for all, whose distance is what a slot comes
     /// to with `before` added, and `step` for each slot before.
     pub(super) fn places(
-        slots: &[*mut u8], before: u64, step: u64, index: u64, rule: Rule, into: &mut [BitmapPlace]
+        slots: &[*mut u8], before: u64, step: u64, index: u64, rule: Rule, into: Items<'_, BitmapPlace>
     ) -> bool = places_portable / places_native {
         // The uppermost bit of `wrong` says that a distance lies below 0 or beyond the last, bit 0 of `taken` that all exist.
         let (mut wrong, mut taken) = (0, u64::MAX);
         let (mut start, mut at, last) = (index.wrapping_mul(rule.stride), before, (rule.len as u64).wrapping_sub(1));
-        for (place, slot) in into.iter_mut().zip(slots) {
+        into.write(slots.iter().map(|slot| {
             let slot = slot.addr() as u64;
             let distance = slot.wrapping_add(at);
             wrong |= distance | last.wrapping_sub(distance);
             taken &= slot;
-            *place = [start, rule.first.wrapping_add(distance)];
+            let place = [start.to_le(), rule.first.wrapping_add(distance).to_le()];
             (start, at) = (start.wrapping_add(rule.stride), at.wrapping_add(step));
-        }
+            place
+        }));
         wrong >> 63 == 0 && taken & 1 != 0
     }
 }
@@ -310,9 +312,9 @@ mod tests {
                 (offset < len as u64).then(|| [index.wrapping_mul(1 << 27), (1 << 32) + offset])
             }).collect();
             let (mut one, mut two) = (vec![[0; 2]; slots.len()], vec![[0; 2]; slots.len()]);
-            let found = places_portable(&slots, before, step, index, rule, &mut one);
+            let found = places_portable(&slots, before, step, index, rule, one[..].as_mut().into());
             prop_assert_eq!(found, expected.is_some());
-            prop_assert_eq!(places(&slots, before, step, index, rule, &mut two), found);
+            prop_assert_eq!(places(&slots, before, step, index, rule, two[..].as_mut().into()), found);
             if let Some(expected) = expected {
                 prop_assert!(one == expected && two == expected);
             }

@@ -16,6 +16,7 @@
 use super::block::{Block, Shape, Word};
 use super::places::{BitmapPlace, Rule};
 use super::simd;
+use crate::mapping::Items;
 use core::marker::PhantomData;
 use core::ops::Range;
 use core::ptr;
@@ -113,7 +114,7 @@ impl Window {
     }
 
     /// Fills in the places of the blocks of a range, all of which must be here and the rule hold for them; else false.
-    pub(super) fn places(&self, range: Range<u64>, into: &mut [BitmapPlace], rule: Rule) -> bool {
+    pub(super) fn places(&self, range: Range<u64>, into: Items<'_, BitmapPlace>, rule: Rule) -> bool {
         let before = self.bytes_before(range.start).wrapping_sub(rule.within).wrapping_sub(TAKEN);
         let step = self.bytes_before(1);
         simd::places(self.range(range.clone()), before as u64, step as u64, range.start, rule, into)
