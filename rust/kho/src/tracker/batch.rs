@@ -80,6 +80,8 @@ const SPAN: usize = 1 << 18;
 /// What the folios of one order in a list are like.
 struct Look {
     order: Order,
+    /// log2 of the bits in the blocks that are told apart.
+    log2_bits: u32,
     /// How many there are.
     count: usize,
     /// The lowest and the highest, by number.
@@ -103,7 +105,7 @@ impl Tracker {
         if pfns.len() <= SHORT {
             return self.preserve_short(pfns, orders);
         }
-        let looks = self.look(pfns, orders)?;
+        let looks = self.look(pfns, orders, self.shape.log2_bits)?;
         self.make(pfns, orders, &looks)?;
         Ok(self.change::<true>(pfns, orders, &looks))
     }
@@ -125,7 +127,7 @@ impl Tracker {
     /// As [`Tracker::preserve_many`], but it needs no memory; then nothing is unmarked.
     pub fn unpreserve_many(&mut self, pfns: &(impl Words + ?Sized), orders: Orders<'_>) -> Result<u64> {
         if pfns.len() > SHORT {
-            let looks = self.look(pfns, orders)?;
+            let looks = self.look(pfns, orders, self.shape.log2_bits)?;
             return Ok(self.change::<false>(pfns, orders, &looks));
         }
         let page = self.geometry.page();
@@ -155,16 +157,16 @@ impl Tracker {
         })
     }
 
-    /// Reads a list once, and checks every pfn. One look for each order in it.
-    fn look(&self, pfns: &(impl Words + ?Sized), orders: Orders<'_>) -> Result<Vec<Look>> {
+    /// Reads a list once, and checks every pfn. One look for each order in it, which tells blocks of a size apart.
+    fn look(&self, pfns: &(impl Words + ?Sized), orders: Orders<'_>, log2_bits: u32) -> Result<Vec<Look>> {
         let mut looks: Vec<Look> = Vec::new();
         let mut bad = None;
         let read = pieces(pfns, orders, |order, piece| {
             let at = looks.iter().position(|look| look.order == order).unwrap_or_else(|| {
-                looks.push(Look::new(order));
+                looks.push(Look::new(order, log2_bits));
                 looks.len() - 1
             });
-            looks[at].add(piece, self.shape.log2_bits);
+            looks[at].add(piece);
             let limit = self.geometry.folio_limit(order);
             if looks[at].high >= limit && bad.is_none() {
                 bad = piece
@@ -183,13 +185,14 @@ impl Tracker {
         Ok(looks)
     }
 
-    /// Makes the blocks that a list of folios needs.
+    /// Makes the blocks that a list of folios needs. Blocks that were told apart are no larger than these.
     fn make(&mut self, pfns: &(impl Words + ?Sized), orders: Orders<'_>, looks: &[Look]) -> Result<()> {
         let log2_bits = self.shape.log2_bits;
-        let (near, far): (Vec<&Look>, Vec<&Look>) = looks.iter().partition(|look| look.blocks(log2_bits) < SPAN as u64);
+        let (near, far): (Vec<&Look>, Vec<&Look>) = looks.iter().partition(|look| look.is_near());
         for look in near {
-            for index in look.low >> log2_bits..=look.high >> log2_bits {
-                if look.touched[index as usize & (SPAN - 1)] {
+            let mut last = None;
+            for index in look.touched().map(|index| index >> (log2_bits - look.log2_bits)) {
+                if last.replace(index) != Some(index) {
                     self.ensure(look.order, index)?;
                 }
             }
@@ -239,11 +242,12 @@ impl Tracker {
         order: Order,
     ) -> Result<bool> {
         let all = Orders::One(order);
-        let looks = self.look(pfns, all)?;
+        let smallest = also.as_ref().map_or(u32::MAX, |also| also.shape.log2_bits).min(self.shape.log2_bits);
+        let looks = self.look(pfns, all, smallest)?;
         let Some(look) = looks.first() else { return Ok(true) };
         self.make(pfns, all, &looks)?;
         if let Some(also) = &mut also {
-            also.look(pfns, all).and_then(|looks| also.make(pfns, all, &looks))?;
+            also.make(pfns, all, &looks)?;
         }
         let take = Take {
             from: (&from.dirs[order.index()], from.shape),
@@ -266,19 +270,30 @@ impl Tracker {
 }
 
 impl Look {
-    fn new(order: Order) -> Self {
-        Look { order, count: 0, low: u64::MAX, high: 0, last: 0, descents: 0, touched: vec![false; SPAN] }
+    fn new(order: Order, log2_bits: u32) -> Self {
+        Look { order, log2_bits, count: 0, low: u64::MAX, high: 0, last: 0, descents: 0, touched: vec![false; SPAN] }
     }
 
-    fn add(&mut self, piece: &[u64], log2_bits: u32) {
+    fn add(&mut self, piece: &[u64]) {
         let (low, high, descents) = simd::survey(piece, self.last);
         self.last = piece.last().copied().unwrap_or(self.last);
         (self.low, self.high) = (self.low.min(low), self.high.max(high));
         self.descents += descents;
         self.count += piece.len();
         for &folio in piece {
-            self.touched[(folio >> log2_bits) as usize & (SPAN - 1)] = true;
+            self.touched[(folio >> self.log2_bits) as usize & (SPAN - 1)] = true;
         }
+    }
+
+    /// Whether `touched` tells all blocks apart.
+    fn is_near(&self) -> bool {
+        self.blocks(self.log2_bits) < SPAN as u64
+    }
+
+    /// Blocks with a folio in them, ascending, if they are near.
+    fn touched(&self) -> impl Iterator<Item = u64> + '_ {
+        let blocks = self.low >> self.log2_bits..=self.high >> self.log2_bits;
+        blocks.filter(|index| self.touched[*index as usize & (SPAN - 1)])
     }
 
     /// From the first block to the last one.
@@ -450,6 +465,15 @@ impl<'a, const MARK: bool> Change<'a, MARK> {
     }
 }
 
+impl Change<'_, true> {
+    /// Clears bits that were set. Returns how many.
+    fn clear(&self, folios: impl Iterator<Item = u64> + Clone) -> u64 {
+        let mut back = Change::<false> { dir: self.dir, shape: self.shape, changed: 0 };
+        back.visit(folios);
+        back.changed
+    }
+}
+
 impl<const MARK: bool> Visitor for Change<'_, MARK> {
     fn log2_bits(&self) -> u32 {
         self.shape.log2_bits
@@ -499,23 +523,20 @@ impl Visitor for Take<'_> {
     fn visit(&mut self, folios: impl Iterator<Item = u64> + Clone) -> bool {
         let (dir, shape) = self.from;
         let (theirs, mine) = (dir.window.slots(), self.mine.dir.window.slots());
-        let free = |folio: u64| {
+        let mut taken = 0;
+        let all_taken = folios.clone().all(|folio| {
             let there = theirs.word(folio).or_else(|| dir.far_word(shape, folio));
-            let taken = mine.word(folio).or_else(|| self.mine.dir.far_word(self.mine.shape, folio));
-            there.is_some_and(|word| word.test(folio)) & taken.is_some_and(|word| !word.test(folio))
-        };
-        if !folios.clone().fold(true, |all, folio| all & free(folio)) {
+            let place = mine.word(folio).or_else(|| self.mine.dir.far_word(self.mine.shape, folio));
+            // One that comes twice is set when it comes again.
+            let free = there.is_some_and(|word| word.test(folio)) && place.is_some_and(|word| word.set(folio));
+            taken += usize::from(free);
+            free
+        });
+        if !all_taken {
+            self.mine.clear(folios.take(taken));
             return false;
         }
-        let before = self.mine.changed;
-        self.mine.visit(folios.clone());
-        if self.mine.changed - before != folios.clone().count() as u64 {
-            // One of them comes twice. All were clear.
-            let mut clear = Change::<false> { dir: self.mine.dir, shape: self.mine.shape, changed: 0 };
-            clear.visit(folios);
-            self.mine.changed = before;
-            return false;
-        }
+        self.mine.changed += taken as u64;
         self.also.as_mut().is_none_or(|also| also.visit(folios))
     }
 }
@@ -534,15 +555,9 @@ impl Visitor for GiveBack<'_> {
     fn ready(&self, _: Range<u64>) {}
 
     fn visit(&mut self, folios: impl Iterator<Item = u64> + Clone) -> bool {
-        let back = |to: &Change<'_, true>, n: u64| {
-            let folios = folios.clone().take(usize::try_from(n).unwrap_or(usize::MAX));
-            let mut clear = Change::<false> { dir: to.dir, shape: to.shape, changed: 0 };
-            clear.visit(folios);
-            clear.changed
-        };
-        let given = back(&self.take.mine, self.left);
-        self.take.also.as_ref().map(|also| back(also, self.left));
-        self.left -= given;
+        let taken = folios.take(usize::try_from(self.left).unwrap_or(usize::MAX));
+        self.left -= self.take.mine.clear(taken.clone());
+        self.take.also.as_ref().map(|also| also.clear(taken));
         self.left > 0
     }
 }
