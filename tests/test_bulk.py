@@ -150,6 +150,28 @@ def test_pfns_and_runs_are_buffers_without_a_copy_that_outlive_the_tracker() -> 
     assert rows.tolist() == [(10, 10), (30, 1)]
 
 
+def test_the_memory_of_a_long_list_that_was_dropped_serves_the_next() -> None:
+    """Long enough to be kept; an address that comes back says that it was, and nothing of the old list does."""
+    long, short = (marked(np.arange(0, stop, 3)) for stop in (3_000_000, 2_400_000))
+    first, folios = long.pfns(0), long.folios()
+    at = np.asarray(first).ctypes.data
+    part = np.asarray(first)[10:20]
+    # Somebody still looks at a part of it.
+    del first
+    other = np.asarray(long.pfns(0))
+    assert other.ctypes.data != at
+    assert part.tolist() == list(range(30, 60, 3))
+    del part
+    again = short.pfns(0)
+    assert np.asarray(again).ctypes.data == at
+    assert np.array_equal(np.asarray(again), np.arange(0, 2_400_000, 3))
+    del folios
+    listed = np.asarray(short.folios())
+    assert np.array_equal(listed["phys"], np.arange(0, 2_400_000, 3) << 12)
+    assert not listed["order"].any()
+    assert len(marked([5]).pfns(0)) == 1
+
+
 def test_pfns_are_a_sequence_of_ints() -> None:
     pfns = marked(range(0, 50, 10)).pfns()
     whole = [0, 10, 20, 30, 40]

@@ -1,13 +1,14 @@
 //! Immutable arrays of records, as sequences and as buffers: what all their classes share.
 
+use crate::listed::Listed;
 use pyo3::exceptions::{PyBufferError, PyIndexError, PyOverflowError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PySequence, PySlice};
 use std::ffi::{CStr, c_int, c_void};
 use std::ptr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// A record of an array.
 ///
@@ -26,12 +27,15 @@ pub(crate) unsafe trait Item: Copy + Send + Sync + 'static {
     fn to_object(self, py: Python<'_>) -> PyResult<Bound<'_, PyAny>>;
 
     fn shown(self) -> String;
+
+    /// Memory of a list that nobody has any more.
+    fn spare() -> &'static Mutex<Vec<Self>>;
 }
 
 /// Records one after another. Parts share the memory.
 #[derive(Clone)]
-pub(crate) struct Array<T> {
-    items: Arc<Vec<T>>,
+pub(crate) struct Array<T: Item> {
+    items: Arc<Listed<T>>,
     start: usize,
     /// Items here: the buffer's shape.
     shape: isize,
@@ -40,18 +44,18 @@ pub(crate) struct Array<T> {
 }
 
 /// What an index picks.
-pub(crate) enum Picked<'py, T> {
+pub(crate) enum Picked<'py, T: Item> {
     Item(Bound<'py, PyAny>),
     Part(Array<T>),
 }
 
 impl<T: Item> Array<T> {
-    pub(crate) fn new(items: Vec<T>) -> Self {
-        Self::part(Arc::new(items), 0..usize::MAX)
+    pub(crate) fn new(items: impl Into<Listed<T>>) -> Self {
+        Self::part(Arc::new(items.into()), 0..usize::MAX)
     }
 
     /// The part of `items` inside `range`.
-    fn part(items: Arc<Vec<T>>, range: std::ops::Range<usize>) -> Self {
+    fn part(items: Arc<Listed<T>>, range: std::ops::Range<usize>) -> Self {
         let start = range.start.min(items.len());
         let end = range.end.clamp(start, items.len());
         // A vector has at most isize::MAX bytes.
@@ -77,7 +81,7 @@ impl<T: Item> Array<T> {
             } else {
                 let all = self.as_slice();
                 let nth = |n: isize| all[(at.start + n * at.step).cast_unsigned()];
-                Self::new((0..at.slicelength.cast_signed()).map(nth).collect())
+                Self::new((0..at.slicelength.cast_signed()).map(nth).collect::<Vec<_>>())
             }));
         }
         let item = match at.extract::<isize>() {
@@ -208,7 +212,7 @@ macro_rules! array_class {
         pub(crate) struct $class(Array<$item>);
 
         impl $class {
-            pub(crate) fn new(items: Vec<$item>) -> Self {
+            pub(crate) fn new(items: impl Into<Listed<$item>>) -> Self {
                 Self(Array::new(items))
             }
         }

@@ -4,13 +4,15 @@
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use crate::array::{Array, ArrayIter, Item, Picked, array_class};
-use kho::tracker::Folio;
-use kho::units::Pfn;
+use crate::listed::Listed;
+use kho::tracker::{Folio, Tracker};
+use kho::units::{Order, Pfn};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 use std::ffi::{CStr, c_int};
+use std::sync::Mutex;
 
 array_class! {
     /// Folios sorted by address, then order; immutable. Slices share the memory where they can.
@@ -25,6 +27,20 @@ array_class! {
 array_class! {
     /// Runs of pages or folios, ascending; immutable. Slices share the memory where they can.
     RunArray of Run
+}
+
+impl FolioArray {
+    /// Every folio of a tracker.
+    pub(crate) fn of(tracker: &Tracker) -> Self {
+        Self::new(Listed::new(tracker.len() as usize, |folios| tracker.folios_into(folios)))
+    }
+}
+
+impl PfnArray {
+    /// The pfns of one order.
+    pub(crate) fn of(tracker: &Tracker, order: Order) -> Self {
+        Self::new(Listed::new(tracker.len_of(order) as usize, |pfns| tracker.pfns_into(order, pfns)))
+    }
 }
 
 // SAFETY: `repr(C)`, with its padding as a field.
@@ -46,6 +62,11 @@ unsafe impl Item for Folio {
     fn shown(self) -> String {
         format!("({:#x}, {})", self.phys, self.order)
     }
+
+    fn spare() -> &'static Mutex<Vec<Folio>> {
+        static SPARE: Mutex<Vec<Folio>> = Mutex::new(Vec::new());
+        &SPARE
+    }
 }
 
 // SAFETY: an integer.
@@ -64,6 +85,11 @@ unsafe impl Item for u64 {
 
     fn shown(self) -> String {
         format!("{self:#x}")
+    }
+
+    fn spare() -> &'static Mutex<Vec<u64>> {
+        static SPARE: Mutex<Vec<u64>> = Mutex::new(Vec::new());
+        &SPARE
     }
 }
 
@@ -97,5 +123,10 @@ unsafe impl Item for Run {
 
     fn shown(self) -> String {
         format!("({:#x}, {})", self.pfn, self.n)
+    }
+
+    fn spare() -> &'static Mutex<Vec<Run>> {
+        static SPARE: Mutex<Vec<Run>> = Mutex::new(Vec::new());
+        &SPARE
     }
 }

@@ -154,8 +154,7 @@ impl PyIncoming {
     }
 
     fn unrestored(&self, py: Python<'_>) -> PyResult<FolioArray> {
-        let left = py.detach(|| self.inner.unrestored().map(|left| left.folios()));
-        Ok(FolioArray::new(left.or_raise()?))
+        py.detach(|| self.inner.unrestored().map(|left| FolioArray::of(&left))).or_raise()
     }
 
     /// A copy of what was preserved, as a `Tracker`.
@@ -165,7 +164,7 @@ impl PyIncoming {
 
     #[getter]
     fn folios(&self, py: Python<'_>) -> FolioArray {
-        FolioArray::new(py.detach(|| self.inner.preserved().folios()))
+        py.detach(|| FolioArray::of(self.inner.preserved()))
     }
 
     #[getter]

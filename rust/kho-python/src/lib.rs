@@ -9,6 +9,7 @@ mod fdt;
 mod folio;
 mod folios;
 mod incoming;
+mod listed;
 mod memory;
 mod outgoing;
 mod payload;

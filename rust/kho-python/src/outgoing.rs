@@ -144,7 +144,7 @@ impl PyOutgoing {
     }
 
     fn folios(&self, py: Python<'_>) -> FolioArray {
-        FolioArray::new(py.detach(|| self.lock().tracker().folios()))
+        py.detach(|| FolioArray::of(&self.lock().tracker()))
     }
 
     #[getter]

@@ -276,27 +276,27 @@ impl PyTracker {
     /// Runs of pages that some folio covers, as (pfn, pages), ascending.
     fn extents(&self, py: Python<'_>) -> RunArray {
         let run = |(start, end): (Pfn, Pfn)| Run::new(start, end.0 - start.0);
-        RunArray::new(self.read(py, |t| t.extents().map(run).collect()))
+        RunArray::new(self.read(py, |t| t.extents().map(run).collect::<Vec<_>>()))
     }
 
     /// Runs of consecutive folios of one order, as (pfn, folios), ascending.
     #[pyo3(signature = (order = Number(0)), text_signature = "($self, order=0)")]
     fn runs(&self, py: Python<'_>, order: Number) -> PyResult<RunArray> {
         let order = order_of(order)?;
-        let runs = self.read(py, |t| t.runs(order).map(|(pfn, n)| Run::new(pfn, n)).collect());
+        let runs = self.read(py, |t| t.runs(order).map(|(pfn, n)| Run::new(pfn, n)).collect::<Vec<_>>());
         Ok(RunArray::new(runs))
     }
 
     /// Every folio by address, then order, as a `FolioArray`.
     fn folios(&self, py: Python<'_>) -> FolioArray {
-        FolioArray::new(self.long(py, |t| t.folios()))
+        self.read(py, FolioArray::of)
     }
 
     /// The pfns of one order, ascending, as a `PfnArray`.
     #[pyo3(signature = (order = Number(0)), text_signature = "($self, order=0)")]
     fn pfns(&self, py: Python<'_>, order: Number) -> PyResult<PfnArray> {
         let order = order_of(order)?;
-        Ok(PfnArray::new(self.read(py, |t| t.pfns(order))))
+        Ok(self.read(py, |t| PfnArray::of(t, order)))
     }
 
     /// How many folios of one order begin below `pfn`, which need not be one.

@@ -6,6 +6,7 @@
 use crate::error::{Error, Result};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use zerocopy::IntoBytes;
@@ -166,16 +167,28 @@ impl Drop for Mapping {
 
 /// Asks for huge pages for memory that is about to be written for the first time, where it is long enough for any.
 pub(crate) fn prefer_huge_pages<T>(memory: &mut [T]) {
+    // SAFETY: this advice changes no byte.
+    let _ = unsafe { advise(memory, Advice::LinuxHugepage) };
+}
+
+/// Lets the kernel have the memory of what is not needed any more, when it wants it; whoever writes there before finds it as
+/// fast as if nothing had been said. False if the kernel would not hear of it.
+pub fn unneeded<T>(memory: &mut [MaybeUninit<T>]) -> bool {
+    // SAFETY: the kernel may turn bytes to zeros, which is as good as anything where nothing is initialized.
+    unsafe { advise(memory, Advice::LinuxFree) }
+}
+
+/// Gives the kernel advice about the huge pages that memory has whole. False if it does not take it, or there are none.
+///
+/// # Safety
+/// The advice does nothing to the bytes that `memory` does not allow.
+unsafe fn advise<T>(memory: &mut [T], advice: Advice) -> bool {
     const HUGE_PAGE: usize = 2 << 20;
     let start = memory.as_mut_ptr().cast::<u8>();
     let skip = start.align_offset(HUGE_PAGE);
-    let Some(len) = size_of_val(memory).checked_sub(skip).map(|len| len & !(HUGE_PAGE - 1)).filter(|len| *len > 0)
-    else {
-        return;
-    };
-    // SAFETY: the range lies in `memory`, which is borrowed for writing; the advice changes no byte of it. Where it is not
-    // taken, memory is only slower.
-    let _ = unsafe { madvise(start.wrapping_add(skip).cast(), len, Advice::LinuxHugepage) };
+    let len = size_of_val(memory).saturating_sub(skip) & !(HUGE_PAGE - 1);
+    // SAFETY: the range lies in `memory`, which is borrowed for writing; what the advice does there is the caller's.
+    len > 0 && unsafe { madvise(start.wrapping_add(skip).cast(), len, advice) }.is_ok()
 }
 
 fn size(len: u64) -> Result<usize> {
@@ -219,6 +232,18 @@ mod tests {
             bytes.as_chunks().0.iter().map(|word| u64::from_ne_bytes(*word)).collect::<Vec<_>>(),
             [0, 1, 2, 3, 0, 0]
         );
+    }
+
+    #[test]
+    fn memory_that_was_not_needed_can_be_written_again() {
+        let mut list: Vec<u64> = Vec::with_capacity(1 << 20);
+        assert!(!unneeded(&mut list.spare_capacity_mut()[..100]));
+        for round in 0..2 {
+            list.extend((0..1 << 20).map(|n| n ^ round));
+            assert!((0..).zip(&list).all(|(n, item)| *item == n ^ round));
+            list.clear();
+            assert!(unneeded(list.spare_capacity_mut()));
+        }
     }
 
     #[test]

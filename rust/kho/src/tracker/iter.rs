@@ -185,31 +185,39 @@ impl Tracker {
 
     /// Every folio by address, then order. A long list is made by two threads.
     pub fn folios(&self) -> Vec<Folio> {
-        let mut folios = Vec::with_capacity(self.len() as usize);
+        let mut folios = Vec::new();
+        self.folios_into(&mut folios);
+        folios
+    }
+
+    /// The same in the place of what is in a list, which may have room already.
+    pub fn folios_into(&self, folios: &mut Vec<Folio>) {
+        folios.clear();
+        folios.reserve_exact(self.len() as usize);
         let mut runs = 0;
         for order in self.used() {
             let shift = order.get() + self.geometry.page().shift();
             let like = Folio::new(Phys(0), order);
             let list = |block, first, into: &mut _| simd::list_folios(block, self.shape, first, shift, like, into);
-            self.list_blocks(order, &mut folios, list);
+            self.list_blocks(order, folios, list);
             runs += 1;
         }
         if runs > 1 {
             // A stable sort finds the orders' runs, which are sorted already, and merges them.
             folios.sort();
         }
-        folios
     }
 
     /// The pfns of one order, ascending. A long list is made by two threads.
     pub fn pfns(&self, order: Order) -> Vec<u64> {
-        let mut pfns = Vec::with_capacity(self.len_of(order) as usize);
+        let mut pfns = Vec::new();
         self.pfns_into(order, &mut pfns);
         pfns
     }
 
-    /// Appends the pfns of one order, ascending, to a list that may have room already.
+    /// The same in the place of what is in a list, which may have room already.
     pub fn pfns_into(&self, order: Order, pfns: &mut Vec<u64>) {
+        pfns.clear();
         self.list_blocks(order, pfns, |block, first, into| {
             simd::list_numbers(block, self.shape, first, order.get(), into)
         });
@@ -224,7 +232,7 @@ impl Tracker {
     ) {
         let dir = &self.dirs[order.index()];
         let len = dir.len as usize;
-        items.reserve(len);
+        items.reserve_exact(len);
         let room = &mut items.spare_capacity_mut()[..len];
         mapping::prefer_huge_pages(room);
         let write = |blocks: &[(u64, Block)], room: &mut [MaybeUninit<T>]| {

@@ -541,9 +541,12 @@ fn two_threads_list_what_one_lists() {
     assert_eq!(t.pfns(order(0)), pfns);
     let folios: Vec<_> = t.iter().map(|(p, o)| Folio::new(Phys(p.0 << 12), o)).collect();
     assert_eq!(t.folios(), folios);
-    let mut more = vec![5];
-    t.pfns_into(order(3), &mut more);
-    assert_eq!((more.len(), more[1]), (1235, 1 << 30));
+    let mut other = vec![5; 2000];
+    t.pfns_into(order(3), &mut other);
+    assert_eq!((other.len(), other[0]), (1234, 1 << 30));
+    let mut other = vec![folios[7]];
+    t.folios_into(&mut other);
+    assert_eq!(other, folios);
 }
 
 #[test]
