@@ -314,9 +314,9 @@ class Pages:
 class FolioArray:
     """Folios as a sequence of `FolioInfo(phys, order)`, and as a read-only buffer of 16-byte records.
 
-    `numpy.asarray(folios)` is a structured array with the fields `phys` (u8) and `order` (u1), without a copy. The memory
-    of a long one (4 to 256 MiB) that nobody has any more waits for the next: it counts as resident until the kernel
-    wants it (MADV_FREE).
+    `numpy.asarray(folios)` is a structured array with the fields `phys` (u8) and `order` (u1), without a copy. The
+    memory of a long one (4 to 256 MiB) that nobody has any more waits for the next: it counts as resident until the
+    kernel wants it (MADV_FREE).
     """
 
     def __len__(self) -> int: ...
@@ -333,8 +333,8 @@ class FolioArray:
 class PfnArray:
     """Pfns, ascending, as a sequence of int, and as a read-only buffer of 8-byte integers (format `Q`).
 
-    `numpy.asarray(pfns)` is an array of uint64 without a copy, and `memoryview(pfns).tolist()` the quickest list. Memory
-    of long ones is used again, as that of a `FolioArray`.
+    `numpy.asarray(pfns)` is an array of uint64 without a copy, and `memoryview(pfns).tolist()` the quickest list.
+    Memory of long ones is used again, as that of a `FolioArray`.
     """
 
     def __len__(self) -> int: ...
