@@ -9,11 +9,14 @@ V1, BEST, V4 = "twin v1", "best C", "twin v4"
 
 
 class Goal(NamedTuple):
-    """So many times as fast as the peer, whose time may stand in another row."""
+    """So many times as fast as the peer, whose time may stand in another row; divided by what one other peer of the row
+    is to another, if that tells what the machine does to such a ratio.
+    """
 
     peer: str
     times: float
     row: tuple[str, str] | None = None
+    machine: tuple[str, str] | None = None
 
 
 ONE = "preserve, one call each"
@@ -28,7 +31,7 @@ GOALS: dict[tuple[str, str], list[Goal]] = {
     ("W1", "serialize"): [Goal(V1, 8)],
     ("W1", "mark on take-over"): [Goal(V1, 10)],
     ("W1", "restore once, random"): [Goal(V1, 3)],
-    ("W1", "preserve, per thread"): [Goal("one thread", 0.9)],
+    ("W1", "preserve, per thread"): [Goal("one thread", 0.9, machine=("flat bitmap, one thread", "flat bitmaps"))],
     ("W2", ONE): [Goal(V1, 7)],
     ("W2", "as a range kept order-0"): [Goal(V1, 1000, ("W2", ONE))],
     ("W3", ONE): [Goal(V1, 4)],

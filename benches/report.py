@@ -61,17 +61,19 @@ def peer_of(peers: dict[str, Cell], name: str) -> Cell | None:
 
 
 def judged(rows: dict[Row, tuple[str, dict[str, Cell]]]) -> list[dict[str, Any]]:
-    """Every goal whose both sides were measured: ratio reached, and whether that is enough."""
+    """Every goal whose cells were all measured: ratio reached, and whether that is enough."""
     found = []
     for row, goals in GOALS.items():
-        ours = rows.get(row, ("", {}))[1].get("kho")
+        cells = rows.get(row, ("", {}))[1]
+        ours = cells.get("kho")
         for goal in goals:
             peer = peer_of(rows.get(goal.row or row, ("", {}))[1], goal.peer)
-            if ours and peer:
-                ratio = peer.median / ours.median
+            one, other = (peer_of(cells, name) for name in goal.machine or ("kho", "kho"))
+            if ours and peer and one and other:
+                ratio = peer.median / ours.median / (one.median / other.median)
                 found.append(
                     {"workload": row[0], "operation": row[1], "peer": goal.peer, "goal": goal.times, "ratio": ratio}
-                    | {"met": ratio >= goal.times}
+                    | {"beside": " to ".join(goal.machine or ()), "met": ratio >= goal.times}
                 )
     return found
 
@@ -107,7 +109,8 @@ def text(result: dict[str, Any]) -> str:
         for (name, what, peer), goal in goals.items():
             if (name, what) == (workload, operation):
                 sign = "met" if goal["met"] else "MISSED"
-                lines.append(f"  goal: {goal['goal']:g}x {peer}; reached {number(goal['ratio'])}x, {sign}")
+                beside = f", divided by {goal['beside']}" if goal["beside"] else ""
+                lines.append(f"  goal: {goal['goal']:g}x {peer}{beside}; reached {number(goal['ratio'])}x, {sign}")
         if not floor:
             lines.append("")
     met = sum(goal["met"] for goal in result["goals"])

@@ -11,6 +11,7 @@ mod rows;
 use criterion::{Criterion, criterion_group, criterion_main};
 use kho::units::{Order, Pfn};
 use kho_benches::api;
+use kho_benches::memory::Touched;
 use kho_benches::twin::{BEST, Build, KERNEL, Twin, Version};
 use kho_benches::workload::{self, Workload};
 use peers::{Hashed, Peer};
@@ -169,23 +170,50 @@ fn range(rows: &mut Rows, c: &mut Criterion, workload: &Workload) {
     });
 }
 
-/// Two trackers, each filled by a thread of its own, against one filled by one: per folio and thread.
-fn threads(rows: &mut Rows, c: &mut Criterion, workload: &Workload) {
+/// Two trackers, each filled by a thread of its own, against one filled by one: per folio and thread. Two processors share
+/// caches and memory, so that two flat bitmaps say what of it is the machine's.
+fn threads(rows: &mut Rows, workload: &Workload) {
+    const ROUNDS: usize = 11;
     let row = row(workload, "preserve, per thread");
-    let sample = |threads: u32| {
-        std::thread::scope(|scope| {
-            let fill = || {
-                let mut t = api::empty();
-                let took = time(|| api::preserve_each(&mut t, workload)).0;
-                (took, t.len())
-            };
-            let running: Vec<_> = (0..threads).map(|_| scope.spawn(fill)).collect();
-            let times = running.into_iter().filter_map(|thread| thread.join().ok().map(|(took, _)| took));
-            times.max().unwrap_or_default()
+    let tracker = || {
+        let mut t = api::empty();
+        let took = time(|| api::preserve_each(&mut t, workload)).0;
+        (took, t.len())
+    };
+    let flat = || {
+        let memory = Touched::new(workload.span as usize / 8);
+        // SAFETY: touched, zeroed, and this function's own.
+        let bitmap = unsafe { std::slice::from_raw_parts_mut(memory.ptr().cast::<u64>(), memory.len() / 8) };
+        time(|| {
+            workload.pfns.iter().fold(0, |new, pfn| {
+                let (word, bit) = (&mut bitmap[(pfn >> 6) as usize], 1 << (pfn & 63));
+                let clear = *word & bit == 0;
+                *word |= bit;
+                new + u64::from(clear)
+            })
         })
     };
-    rows.run(c, row, "kho", || sample(2));
-    rows.run(c, row, "kho, one thread", || sample(1));
+    let sample = |threads: usize, fill: &(dyn Fn() -> (Duration, u64) + Sync)| {
+        std::thread::scope(|scope| {
+            let running: Vec<_> = (0..threads).map(|_| scope.spawn(fill)).collect();
+            let filled = running.into_iter().filter_map(|thread| thread.join().ok());
+            filled.inspect(|(_, n)| assert_eq!(*n, row.units)).map(|(took, _)| took).max().unwrap_or_default()
+        })
+    };
+    // One after the other, as the machine is not the same from one minute to the next.
+    for round in 0..ROUNDS {
+        for (peer, threads, fill) in [
+            ("kho", 2, &tracker as &(dyn Fn() -> _ + Sync)),
+            ("kho, one thread", 1, &tracker),
+            ("flat bitmaps", 2, &flat),
+            ("flat bitmap, one thread", 1, &flat),
+        ] {
+            let took = sample(threads, fill);
+            if round > 0 {
+                rows.record(row, peer, took.as_secs_f64());
+            }
+        }
+    }
 }
 
 fn all(c: &mut Criterion) {
@@ -197,7 +225,7 @@ fn all(c: &mut Criterion) {
     preserve_batch(&mut rows, c, &w1, true);
     unpreserve(&mut rows, c, &w1);
     iterate(&mut rows, c, &w1);
-    threads(&mut rows, c, &w1);
+    threads(&mut rows, &w1);
     handover::all(&mut rows, c, &w1);
     let w2 = Workload::w2(n);
     preserve(&mut rows, c, &w2, true);
