@@ -347,6 +347,15 @@ mod tests {
         assert_eq!((claims.nr_restored(), allocated.len()), (phys.len() as u64, phys.len() as u64));
         assert!(allocated == *claims.preserved());
         assert!(claims.restore_many(&phys[3..4], None, None).is_err());
+        // In two lists, of which the second comes folio by folio, beside what was allocated before.
+        let claims = super::tests::claims(&pages.iter().map(|pfn| (*pfn, 0)).collect::<Vec<_>>());
+        allocated.clear();
+        allocated.preserve(Pfn(1 << 30), Order::new(4).unwrap()).unwrap();
+        for part in phys.chunks(phys.len() / 2) {
+            assert_eq!(claims.restore_many(part, None, Some(&mut allocated)).unwrap(), vec![0; part.len()]);
+        }
+        assert!(allocated.unpreserve(Pfn(1 << 30), Order::new(4).unwrap()).unwrap());
+        assert!(allocated == *claims.preserved());
     }
 
     proptest! {

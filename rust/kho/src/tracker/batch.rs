@@ -245,14 +245,20 @@ impl Tracker {
         let smallest = also.as_ref().map_or(u32::MAX, |also| also.shape.log2_bits).min(self.shape.log2_bits);
         let looks = self.look(pfns, all, smallest)?;
         let Some(look) = looks.first() else { return Ok(true) };
+        let was_empty = self.is_empty();
         self.make(pfns, all, &looks)?;
-        if let Some(also) = &mut also {
+        // A tracker's first folios are all of it. Where they are many to a block, they come by words; each block there is
+        // takes as long then as a few folios.
+        let words = self.dirs[order.index()].blocks() * self.shape.words() as u64;
+        let blocks: u64 = also.iter().flat_map(|also| &also.dirs).map(Directory::blocks).sum();
+        let by_words = was_empty && look.count as u64 >= words.max(8 * blocks);
+        if let Some(also) = also.as_mut().filter(|_| !by_words) {
             also.make(pfns, all, &looks)?;
         }
         let take = Take {
             from: (&from.dirs[order.index()], from.shape),
             mine: Change::of(self, order),
-            also: also.as_ref().map(|also| Change::of(also, order)),
+            also: also.as_ref().filter(|_| !by_words).map(|also| Change::of(also, order)),
         };
         let (all_taken, take) = look.show(pfns, take);
         if !all_taken {
@@ -262,8 +268,12 @@ impl Tracker {
         }
         let (taken, also_taken) = (take.mine.changed, take.also.map_or(0, |also| also.changed));
         self.dirs[order.index()].len += taken;
-        if let Some(also) = also {
-            also.dirs[order.index()].len += also_taken;
+        match also {
+            Some(also) if by_words => {
+                also.union_with(self).inspect_err(|_| self.clear())?;
+            }
+            Some(also) => also.dirs[order.index()].len += also_taken,
+            None => {}
         }
         Ok(true)
     }

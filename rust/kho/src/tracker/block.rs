@@ -177,10 +177,11 @@ impl Block {
         let _ = shape;
     }
 
-    /// The words `LINE * n ..` of the block, as many as a cache line has.
+    /// The words, as many at once as a cache line has.
     #[inline(always)]
-    pub(super) fn line(self, shape: Shape, n: usize) -> [u64; LINE] {
-        core::array::from_fn(|word| self.load(shape, n * LINE + word))
+    pub(super) fn lines(self, shape: Shape) -> impl ExactSizeIterator<Item = [u64; LINE]> {
+        // SAFETY: words of the block, as in `load`: it has a multiple of as many.
+        (0..shape.words() / LINE).map(move |n| unsafe { self.0.cast::<[u64; LINE]>().add(n).read() })
     }
 
     /// The words.

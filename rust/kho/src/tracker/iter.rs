@@ -1,5 +1,6 @@
 //! What is marked: by order and pfn, by address, by block, and the neighbours of a pfn.
 
+use super::adopt::counts;
 use super::block::{Block, Shape};
 use super::{Geometry, Tracker, simd};
 use crate::mapping;
@@ -242,9 +243,11 @@ impl Tracker {
         };
         let blocks: Vec<_> = dir.blocks_from(0).collect();
         let (low, high) = if len < PARALLEL { (&*blocks, &[][..]) } else { blocks.split_at(blocks.len() / 2) };
-        let first = match high {
-            [] => len,
-            _ => low.iter().map(|&(_, block)| simd::count(block, self.shape) as usize).sum::<usize>().min(len),
+        let first = if high.is_empty() {
+            len
+        } else {
+            let low: Vec<_> = low.iter().map(|&(_, block)| block).collect();
+            len.min(counts(&low, self.shape).iter().sum::<u64>() as usize)
         };
         let (low_room, high_room) = room.split_at_mut(first);
         let listed = std::thread::scope(|scope| {

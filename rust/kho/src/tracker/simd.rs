@@ -132,7 +132,10 @@ dispatch! {
     pub(super) fn list_numbers(
         block: Block, shape: Shape, first: u64, shift: u32, into: &mut [MaybeUninit<u64>]
     ) -> usize = list_numbers_portable / list_numbers_native {
-        list(block, shape, into, |bit| (first + bit) << shift)
+        match shift {
+            0 => list(block, shape, into, |bit| first + bit),
+            _ => list(block, shape, into, |bit| (first + bit) << shift),
+        }
     }
 }
 
@@ -153,39 +156,35 @@ const BOLD: usize = 4;
 #[inline(always)]
 fn list<T: Copy>(block: Block, shape: Shape, into: &mut [MaybeUninit<T>], item: impl Fn(u64) -> T) -> usize {
     let mut at = 0;
-    for line in 0..shape.words() / LINE {
-        let words = block.line(shape, line);
+    for (line, words) in block.lines(shape).enumerate() {
         if words.iter().fold(0, |any, word| any | word) == 0 {
             continue;
         }
         for (n, mut word) in words.into_iter().enumerate() {
             let (base, ones) = (((line * LINE + n) * WORD) as u64, word.count_ones() as usize);
-            if let Some(room) = into.get_mut(at..).and_then(|room| room.first_chunk_mut::<WORD>()) {
-                if word == u64::MAX {
-                    for (bit, place) in (0..).zip(room.iter_mut()) {
-                        place.write(item(base + bit));
-                    }
-                } else {
-                    // What is written beyond the last bit is written over next time.
-                    let (first, rest) = room.split_at_mut(BOLD);
-                    for place in first {
-                        place.write(item(base + u64::from(word.trailing_zeros())));
-                        word &= word.wrapping_sub(1);
-                    }
-                    if word != 0 {
-                        for places in rest.chunks_exact_mut(BOLD).take((ones - 1) / BOLD) {
-                            for place in places {
-                                place.write(item(base + u64::from(word.trailing_zeros())));
-                                word &= word.wrapping_sub(1);
-                            }
-                        }
-                    }
-                }
-            } else {
-                for place in into.get_mut(at..).into_iter().flatten().take(ones) {
+            let mut write = |places: &mut [MaybeUninit<T>]| {
+                for place in places {
                     place.write(item(base + u64::from(word.trailing_zeros())));
                     word &= word.wrapping_sub(1);
                 }
+                word != 0
+            };
+            if let Some(room) = into.get_mut(at..at + WORD).and_then(|room| room.first_chunk_mut::<WORD>()) {
+                // What is written beyond the last bit is written over next time.
+                let (first, rest) = room.split_at_mut(BOLD);
+                if write(first) {
+                    if ones == WORD {
+                        for (bit, place) in (BOLD as u64..).zip(rest) {
+                            place.write(item(base + bit));
+                        }
+                    } else {
+                        let _ = rest.chunks_exact_mut(BOLD).all(write);
+                    }
+                }
+            } else {
+                let room = &mut into[at..];
+                let fit = ones.min(room.len());
+                write(&mut room[..fit]);
             }
             at = (at + ones).min(into.len());
         }

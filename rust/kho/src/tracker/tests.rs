@@ -421,6 +421,25 @@ proptest! {
 }
 
 #[test]
+fn folios_are_taken_in_both_trackers_or_in_none_whichever_finds_no_blocks() {
+    let g = Geometry::paged(PageSize::Size4K);
+    for (n, step) in [(200_000u64, 1), (5000, 700)] {
+        let pfns: Vec<u64> = (0..n).map(|pfn| pfn * step).collect();
+        let mut from = Tracker::new(g);
+        from.preserve_many(&*pfns, Orders::One(order(0))).unwrap();
+        let need = from.blocks(order(0)).count();
+        for (mine, theirs) in [(need, need), (need, need - 1), (need - 1, need)] {
+            let (mut t, mut also) = (limited(g, mine), limited(g, theirs));
+            let taken = t.take_many(&from, Some(&mut also), &*pfns, order(0));
+            assert_eq!(taken.is_ok(), mine + theirs == 2 * need);
+            let expected = if taken.is_ok() { (n, n) } else { (0, 0) };
+            assert_eq!((t.len(), also.len()), expected, "{n} folios, {mine} and {theirs} of {need} blocks");
+            assert!(taken.is_err() || (t == from && also == from));
+        }
+    }
+}
+
+#[test]
 fn many_are_marked_whole_or_not_at_all() {
     let (pfns, orders) = ([0, 1 << 30, 512, 1 << 30].as_slice(), [0, 0, 9, 0].as_slice());
     let mut t = Tracker::new(Geometry::paged(PageSize::Size4K));
