@@ -123,7 +123,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rust", type=Path, metavar="FILE", help="the samples of the Rust half")
     parser.add_argument("--folios", type=int, help="folios of W1 (default: those of the Rust half, else 10,000,000)")
-    parser.add_argument("--rounds", type=int, default=3, help="samples a cell (default 3)")
+    parser.add_argument("--rounds", type=int, default=5, help="samples a cell (default 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep every sample there")
     args = parser.parse_args()
     rust: dict[str, Any] = json.loads(args.rust.read_text()) if args.rust else {}
