@@ -28,8 +28,10 @@ pub(crate) unsafe trait Item: Copy + Send + Sync + 'static {
 
     fn shown(self) -> String;
 
-    /// Memory of a list that nobody has any more.
-    fn spare() -> &'static Mutex<Vec<Self>>;
+    /// Where the memory of a list that nobody has any more waits for [`Listed::new`]; `None` if no list is made so.
+    fn spare() -> Option<&'static Mutex<Vec<Self>>> {
+        None
+    }
 }
 
 /// Records one after another. Parts share the memory.

@@ -63,9 +63,9 @@ unsafe impl Item for Folio {
         format!("({:#x}, {})", self.phys, self.order)
     }
 
-    fn spare() -> &'static Mutex<Vec<Folio>> {
+    fn spare() -> Option<&'static Mutex<Vec<Folio>>> {
         static SPARE: Mutex<Vec<Folio>> = Mutex::new(Vec::new());
-        &SPARE
+        Some(&SPARE)
     }
 }
 
@@ -87,9 +87,9 @@ unsafe impl Item for u64 {
         format!("{self:#x}")
     }
 
-    fn spare() -> &'static Mutex<Vec<u64>> {
+    fn spare() -> Option<&'static Mutex<Vec<u64>>> {
         static SPARE: Mutex<Vec<u64>> = Mutex::new(Vec::new());
-        &SPARE
+        Some(&SPARE)
     }
 }
 
@@ -123,10 +123,5 @@ unsafe impl Item for Run {
 
     fn shown(self) -> String {
         format!("({:#x}, {})", self.pfn, self.n)
-    }
-
-    fn spare() -> &'static Mutex<Vec<Run>> {
-        static SPARE: Mutex<Vec<Run>> = Mutex::new(Vec::new());
-        &SPARE
     }
 }

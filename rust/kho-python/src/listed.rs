@@ -3,6 +3,7 @@
 use crate::array::Item;
 use kho::mapping;
 use std::ops::Deref;
+use std::sync::MutexGuard;
 
 /// Bytes of a list that is not worth keeping, and of one that is too much to keep.
 const KEPT: std::ops::Range<usize> = 4 << 20..256 << 20;
@@ -15,15 +16,20 @@ impl<T: Item> Listed<T> {
     /// What `fill` makes of an empty list of about `len` items.
     pub(crate) fn new(len: usize, fill: impl FnOnce(&mut Vec<T>)) -> Self {
         let mut items = Vec::new();
-        if let Ok(mut spare) = T::spare().try_lock() {
-            // Not for what would leave most of it unused.
-            if (spare.capacity() / 2..=spare.capacity()).contains(&len) {
-                items = std::mem::take(&mut *spare);
-            }
+        // Not for what would leave most of it unused.
+        if let Some(mut spare) = spare::<T>()
+            && (spare.capacity() / 2..=spare.capacity()).contains(&len)
+        {
+            items = std::mem::take(&mut *spare);
         }
         fill(&mut items);
         Listed(items)
     }
+}
+
+/// Memory that waits. Its lock is not waited for: in a child of fork() nobody may have it.
+fn spare<T: Item>() -> Option<MutexGuard<'static, Vec<T>>> {
+    T::spare()?.try_lock().ok()
 }
 
 impl<T: Item> From<Vec<T>> for Listed<T> {
@@ -45,8 +51,7 @@ impl<T: Item> Drop for Listed<T> {
         let mut items = std::mem::take(&mut self.0);
         items.clear();
         let worth = KEPT.contains(&(items.capacity() * size_of::<T>()));
-        // Not waited for: in a child of fork() a lock may be held by nobody.
-        if let Ok(mut spare) = T::spare().try_lock()
+        if let Some(mut spare) = spare::<T>()
             && worth
             && items.capacity() > spare.capacity()
             && mapping::unneeded(items.spare_capacity_mut())
