@@ -237,7 +237,7 @@ impl Tracker {
     pub(crate) fn take_many(
         &mut self,
         from: &Tracker,
-        mut also: Option<&mut Tracker>,
+        also: Option<&mut Tracker>,
         pfns: &(impl Words + ?Sized),
         order: Order,
     ) -> Result<bool> {
@@ -252,13 +252,14 @@ impl Tracker {
         let words = self.dirs[order.index()].blocks() * self.shape.words() as u64;
         let blocks: u64 = also.iter().flat_map(|also| &also.dirs).map(Directory::blocks).sum();
         let by_words = was_empty && look.count as u64 >= words.max(8 * blocks);
-        if let Some(also) = also.as_mut().filter(|_| !by_words) {
-            also.make(pfns, all, &looks)?;
+        let (mut beside, later) = if by_words { (None, also) } else { (also, None) };
+        if let Some(beside) = &mut beside {
+            beside.make(pfns, all, &looks)?;
         }
         let take = Take {
             from: (&from.dirs[order.index()], from.shape),
             mine: Change::of(self, order),
-            also: also.as_ref().filter(|_| !by_words).map(|also| Change::of(also, order)),
+            also: beside.as_ref().map(|beside| Change::of(beside, order)),
         };
         let (all_taken, take) = look.show(pfns, take);
         if !all_taken {
@@ -268,12 +269,11 @@ impl Tracker {
         }
         let (taken, also_taken) = (take.mine.changed, take.also.map_or(0, |also| also.changed));
         self.dirs[order.index()].len += taken;
-        match also {
-            Some(also) if by_words => {
-                also.union_with(self).inspect_err(|_| self.clear())?;
-            }
-            Some(also) => also.dirs[order.index()].len += also_taken,
-            None => {}
+        if let Some(beside) = beside {
+            beside.dirs[order.index()].len += also_taken;
+        }
+        if let Some(later) = later {
+            later.union_with(self).inspect_err(|_| self.clear())?;
         }
         Ok(true)
     }
