@@ -535,8 +535,3 @@ def contents_of(fd: int) -> bytes:
         return os.pread(fd, 1 << 20, 0)
     finally:
         os.close(fd)
-
-
-def nr_open() -> int:
-    """How many descriptors this process has."""
-    return len(list(Path("/proc/self/fd").iterdir()))

@@ -6,7 +6,6 @@ import errno
 import gzip
 import json
 import os
-import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bounded import bounded
 from kho.cli.doctor import text
 from kho.doctor import Report, examine, what_if
 from kho.doctor.export import prometheus
@@ -114,32 +114,28 @@ def test_a_log_of_a_gigabyte_is_read_at_its_ends(tmp_path: Path) -> None:
         file.seek(0, 2)
         file.write(b"\nKHO: Failed to reserve scratch area, disabling kexec handover\n")
     tracemalloc.start()
-    began = time.perf_counter()
-    report = examine(tree)
-    taken = time.perf_counter() - began
+    with bounded(10):
+        report = examine(tree)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert report.state == "failed"
     assert "bytes" in why(report, "var/log/dmesg")
     assert peak < 8 * FILE_LIMIT
-    assert taken < 10
 
 
 def test_a_large_log_of_lines_that_all_matter_is_bounded(tmp_path: Path) -> None:
     tree = machine(tmp_path, cmdline="kho=on")
     write(tree, "var/log/dmesg", b"Linux version 7.3.4 (x)\n" + b"KHO: exec from: x (count 1)\n" * 200_000)
-    began = time.perf_counter()
-    sane(examine(tree))
-    assert time.perf_counter() - began < 10
+    with bounded(10):
+        sane(examine(tree))
 
 
 @pytest.mark.parametrize("line", [b"\n", b" \n", b"Node 0, zone " + b" " * 400 + b"x\n", b"a" * 100])
 def test_large_files_of_odd_lines_take_a_moment(line: bytes, tmp_path: Path) -> None:
     for file in ("proc/zoneinfo", "proc/pagetypeinfo", "proc/meminfo", "var/log/dmesg", "proc/modules", "proc/iomem"):
         write(tmp_path, file, line * (2 * FILE_LIMIT // len(line)))
-    began = time.perf_counter()
-    sane(examine(tmp_path))
-    assert time.perf_counter() - began < 20
+    with bounded(20):
+        sane(examine(tmp_path))
 
 
 def test_a_gzip_bomb_is_cut_off(tmp_path: Path) -> None:

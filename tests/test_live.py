@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -268,7 +269,7 @@ def test_a_thousand_generations_take_no_more_memory_than_ten(path: Path) -> None
     with kho.live.open("x", "4M", backing=path) as h:
         h.put("stays", bytes(50_000))
         seen = []
-        before = (0, 0, 0, 0)
+        before = (0, Counter[str](), 0, 0)
         for i in range(1000):
             h.put("a", np.full(20_000 + i % 7 * 5000, i % 256, "u1"))
             h.put(f"b{i % 5}", b"x" * (i % 3000))

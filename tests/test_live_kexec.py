@@ -105,8 +105,8 @@ def test_a_service_finds_its_image_after_a_kexec_with_the_same_lines(machine: Fa
     with start() as h:
         assert h.names() == ["vectors", *(f"life-{life}" for life in range(4))]
     gc.collect()
-    assert descriptors() == before
     assert (machine.outgoing(), machine.incoming()) == ({}, {})
+    assert descriptors() == before
 
 
 def test_what_comes_back_is_sealed_private_and_writable(machine: FakeLuo) -> None:
@@ -481,12 +481,13 @@ def test_of_two_that_take_over_one_does(machine: FakeLuo, monkeypatch: pytest.Mo
 
 def test_while_one_preserves_an_image_another_of_its_name_is_refused(machine: FakeLuo) -> None:
     with start(serve=False) as h:
+        assert machine.outgoing() == {SESSION: {TOKEN}}
         fds = descriptors()
         with pytest.raises(kho.LuoExistsError):
             start()
         gc.collect()
-        assert descriptors() == fds
         assert machine.outgoing() == {SESSION: {TOKEN}}
+        assert descriptors() == fds
         assert h.verify()
 
 

@@ -20,7 +20,8 @@ import pytest
 import kho
 from kho import luo
 
-from fake_luo import CLIENT, FakeLuo, contents_of, create, hand_over, memfd, nr_open, opened, retrieve
+from fake_luo import CLIENT, FakeLuo, contents_of, create, hand_over, memfd, opened, retrieve
+from livefiles import descriptors
 
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 NAME = "search-index"
@@ -329,7 +330,7 @@ OPEN = [
 
 @pytest.mark.parametrize(("number", "kind", "message"), OPEN)
 def test_a_refused_open_says_what_to_do(number: int | None, kind: type[kho.LuoError], message: str) -> None:
-    before = nr_open()
+    before = descriptors()
     with pytest.raises(kind, match=message) as caught:
         luo.Device("/dev/elsewhere", transport=Refusing(number, on_open=True))
     name = errno.errorcode[number or errno.EIO]
@@ -337,7 +338,7 @@ def test_a_refused_open_says_what_to_do(number: int | None, kind: type[kho.LuoEr
     assert caught.value.errno == (number or errno.EIO)
     assert str(caught.value).startswith("/dev/elsewhere: ")
     assert str(caught.value).endswith(f"({name})")
-    assert nr_open() == before
+    assert descriptors() == before
 
 
 CALLS = ["create_session", "retrieve_session", "preserve_fd", "retrieve_fd", "finish", "name"]
@@ -356,7 +357,7 @@ CALLS = ["create_session", "retrieve_session", "preserve_fd", "retrieve_fd", "fi
     ],
 )
 def test_every_refusal_has_a_class_and_leaks_nothing(call: str, number: int | None, kind: type[kho.LuoError]) -> None:
-    before = nr_open()
+    before = descriptors()
     kernel = Refusing(number)
     with luo.Device(transport=kernel) as device:
         session = luo.Session(os.dup(device.fileno()), incoming=call != "preserve_fd", transport=kernel)
@@ -373,7 +374,7 @@ def test_every_refusal_has_a_class_and_leaks_nothing(call: str, number: int | No
                 getattr(device, call)("x")
     assert isinstance(caught.value, OSError)
     assert caught.value.errno == (number or errno.EIO)
-    assert nr_open() == before
+    assert descriptors() == before
 
 
 @pytest.mark.parametrize(
@@ -424,7 +425,7 @@ def test_another_device_is_told_apart() -> None:
 
 
 def test_nothing_stays_open(tmp_path: Path) -> None:
-    before = nr_open()
+    before = descriptors()
     with FakeLuo(tmp_path / "liveupdate") as machine:
         with hand_over(machine, {1: b"one", 2: b"two"}) as session:
             os.close(session.retrieve_fd(1))
@@ -436,7 +437,7 @@ def test_nothing_stays_open(tmp_path: Path) -> None:
                 with create(machine, "a"), pytest.raises(kho.LuoExistsError):
                     create(machine, "a")
         machine.kexec()
-    assert nr_open() == before
+    assert descriptors() == before
 
 
 # The fake device, where `kho.luo` cannot reach

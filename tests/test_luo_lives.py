@@ -21,7 +21,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 import kho
 from kho import luo
 
-from fake_luo import CLIENT, FakeLuo, contents_of, create, hand_over, memfd, nr_open, opened, retrieve
+from fake_luo import CLIENT, FakeLuo, contents_of, create, hand_over, memfd, opened, retrieve
+from livefiles import descriptors
 
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 NAME = "search-index"
@@ -246,12 +247,12 @@ def test_a_process_that_is_killed_leaves_no_session(machine: FakeLuo) -> None:
 
 
 def test_what_is_dropped_open_says_so_and_is_closed(machine: FakeLuo) -> None:
-    before = nr_open()
+    before = descriptors()
     session = create(machine)
     with pytest.warns(ResourceWarning, match="session 'search-index': was never closed"):
         del session
     assert machine.outgoing() == {}
-    assert nr_open() == before
+    assert descriptors() == before
 
 
 def test_what_is_closed_says_so(machine: FakeLuo) -> None:
@@ -360,7 +361,7 @@ class Lives(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.before = nr_open()
+        self.before = descriptors()
         self.count = 0
         # A path of its own, and short: a Unix socket's has 107 bytes.
         self.path = Path(os.environ.get("TMPDIR", "/tmp")) / f"kho-luo-{os.getpid()}-{id(self):x}"
@@ -496,7 +497,7 @@ class Lives(RuleBasedStateMachine):
         for fd in self.files:
             os.close(fd)
         self.machine.close()
-        assert nr_open() == self.before
+        assert descriptors() == self.before
 
 
 TestLives = Lives.TestCase
