@@ -35,7 +35,7 @@ _SUPER = struct.Struct("<8sIIQQQQI")
 _SLOT = struct.Struct("<8sQQQQII")
 _CRC = struct.Struct("<I")
 SUPER_BYTES, SLOT_BYTES = _SUPER.size + _CRC.size, _SLOT.size + _CRC.size
-_JOURNAL = struct.Struct("<QQ")
+NAMES_AT = JOURNAL_AT + 16
 EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 PHDR = struct.Struct("<IIQQQQQQ")
 PT_LOAD, PT_NOTE = 1, 4
@@ -153,37 +153,42 @@ def read_root(head: memoryview, slot: int, sup: Super) -> Root | None:
 
 
 class Journal:
-    """Names of objects that were changed since the commit of a generation, as far as they fit."""
+    """Names of objects that were changed since the commit of a generation, as far as they fit.
+
+    Two words tell the generation, plus one, and how many bytes of names there are. Each is stored at once (`struct`
+    would store zeros first), so that whoever dies meanwhile leaves the names as they were, or with one more.
+    """
 
     def __init__(self, head: memoryview) -> None:
         self._head = head
+        self._words = head[JOURNAL_AT:NAMES_AT].cast("Q")
 
     def clear(self) -> None:
         """Forget all."""
-        _JOURNAL.pack_into(self._head, JOURNAL_AT, 0, 0)
+        self._words[0] = 0
 
     def begin(self, generation: int) -> None:
         """Begin, empty, behind a generation."""
         self.clear()
-        _JOURNAL.pack_into(self._head, JOURNAL_AT, generation + 1, 0)
+        self._words[1] = 0
+        self._words[0] = generation + 1
 
     def add(self, name: str) -> None:
         """Note a name before its memory changes."""
-        tag, used = _JOURNAL.unpack_from(self._head, JOURNAL_AT)
+        used = self._words[1]
         raw = name.encode()
-        at = JOURNAL_AT + _JOURNAL.size + used
+        at = NAMES_AT + used
         if at + 1 + len(raw) > JOURNAL_END:
             return
         self._head[at : at + 1 + len(raw)] = bytes([len(raw)]) + raw
-        _JOURNAL.pack_into(self._head, JOURNAL_AT, tag, used + 1 + len(raw))
+        self._words[1] = used + 1 + len(raw)
 
     def names(self, generation: int) -> tuple[str, ...]:
         """List the names noted since a generation, each once; what is none is left out."""
-        tag, used = _JOURNAL.unpack_from(self._head, JOURNAL_AT)
-        begin = JOURNAL_AT + _JOURNAL.size
-        if tag != generation + 1 or used > JOURNAL_END - begin:
+        tag, used = self._words
+        if tag != generation + 1 or used > JOURNAL_END - NAMES_AT:
             return ()
-        raw = bytes(self._head[begin : begin + used])
+        raw = bytes(self._head[NAMES_AT : NAMES_AT + used])
         names: dict[str, None] = {}
         at = 0
         while at < len(raw):
