@@ -1,17 +1,17 @@
 //! From one owner to the next: serialize, take over, restore.
 
-use crate::TWINS;
-use crate::rows::{Row, Rows, time};
+use crate::rows::{EVERY, Row, Rows, time};
+use crate::{TWINS, in_turn, twins};
 use criterion::Criterion;
 use kho::Result;
 use kho::tracker::Tracker;
 use kho::units::Order;
 use kho_benches::api;
-use kho_benches::twin::{Machine, Twin, Version};
+use kho_benches::twin::{Machine, Version};
 use kho_benches::workload::{Workload, shuffled};
 
 /// How often everything is taken over; once does not count.
-const ROUNDS: usize = 9;
+const ROUNDS: usize = 12;
 
 /// What was found wrong ends the run: a row that did not do its work must not be in the table.
 #[allow(clippy::expect_used)]
@@ -30,21 +30,22 @@ fn serialize(rows: &mut Rows, c: &mut Criterion, workload: &Workload, folios: &T
     let blocks = folios.blocks(Order::ZERO).count() as u64;
     let row = Row { workload: workload.name, operation: "serialize", unit: "block", units: blocks };
     let live = Row { operation: "finalize when live (kho-v4)", unit: "call", units: 1, ..row };
+    let mut twins = twins(workload);
+    let each = twins.iter_mut().zip(TWINS).filter(|(_, (_, version))| *version == Version::V1).map(|(twin, _)| {
+        twin.preserve_each(workload);
+        in_turn(twin.name(), || time(|| twin.serialize_again()).0)
+    });
     let arena = done(api::arena(workload.span));
-    for (row, abi) in [(row, "kho-v1"), (live, "kho-v4")] {
+    let finalize = |abi| {
         let mut out = done(api::outgoing(&arena, abi, folios));
-        rows.run(c, row, "kho", || {
+        move || {
             let took = time(|| done(out.finalize())).0;
             done(out.abort());
             took
-        });
-    }
-    for (build, version) in TWINS.into_iter().filter(|(_, version)| *version == Version::V1) {
-        let mut twin = Twin::for_workload(build, version, workload);
-        twin.preserve_each(workload);
-        let name = twin.name();
-        rows.few(row, &name, || time(|| twin.serialize_again()).0);
-    }
+        }
+    };
+    rows.turns(c, row, ("kho", finalize("kho-v1")), each);
+    rows.run(c, live, "kho", finalize("kho-v4"));
 }
 
 /// Taking over, then restoring every folio in another random order.
@@ -58,6 +59,12 @@ fn take_over(rows: &mut Rows, workload: &Workload, folios: &Tracker) {
 
     let phys = api::addresses(&pfns);
     let each = Row { operation: "restore once, one call each", ..mark };
+    let mut machine = Machine::new(workload.span);
+    let mut twins = twins(workload).map(|mut twin| {
+        twin.preserve_each(workload);
+        let map = twin.serialize();
+        (twin, map)
+    });
     for round in 0..ROUNDS {
         let arena = done(api::arena(workload.span));
         let mut out = done(api::outgoing(&arena, "kho-v1", folios));
@@ -78,25 +85,16 @@ fn take_over(rows: &mut Rows, workload: &Workload, folios: &Tracker) {
             rows.record(mark, "kho", (took + counted).as_secs_f64());
             rows.record(row, "kho", restored.as_secs_f64());
         }
-    }
-
-    let mut machine = Machine::new(workload.span);
-    for (build, version) in TWINS {
-        let mut twin = Twin::for_workload(build, version, workload);
-        twin.preserve_each(workload);
-        let map = twin.serialize();
-        let name = twin.name();
-        let mut restored = Vec::new();
-        rows.few(mark, &name, || {
-            let (took, n) = time(|| machine.take_over(&mut twin, map, workload));
+        // In turns with the twin, as `Rows::turns`.
+        for ((build, _), (twin, map)) in TWINS.iter().zip(&mut twins).filter(|_| round % EVERY == 0) {
+            let (took, n) = time(|| machine.take_over(twin, *map, workload));
             assert_eq!(n, workload.len());
-            let (restoring, n) = time(|| machine.restore_each(build, &pfns));
+            let (restored, n) = time(|| machine.restore_each(build, &pfns));
             assert_eq!(n, workload.len());
-            restored.push(restoring);
-            took
-        });
-        for took in restored.iter().skip(1) {
-            rows.record(restore, &name, took.as_secs_f64());
+            if round > 0 {
+                rows.record(mark, &twin.name(), took.as_secs_f64());
+                rows.record(restore, &twin.name(), restored.as_secs_f64());
+            }
         }
     }
 }

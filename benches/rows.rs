@@ -24,6 +24,12 @@ pub(crate) struct Cell {
     pub bytes: Option<f64>,
 }
 
+/// Who is measured in turns with us: a name, and a sample.
+pub(crate) type Other<'a> = (String, Box<dyn FnMut() -> Duration + 'a>);
+
+/// After how many of our samples the others have one each.
+pub(crate) const EVERY: usize = 3;
+
 /// How long `work` takes.
 pub(crate) fn time<T>(work: impl FnOnce() -> T) -> (Duration, T) {
     let start = Instant::now();
@@ -43,21 +49,45 @@ pub(crate) struct Row {
 impl Rows {
     /// Runs a peer's `sample` under criterion; it returns how long the work in it took. The first, in which memory
     /// is touched and caches fill, does not count.
-    pub(crate) fn run(&mut self, c: &mut Criterion, row: Row, peer: &str, mut sample: impl FnMut() -> Duration) {
-        let mut samples = Vec::new();
+    pub(crate) fn run(&mut self, c: &mut Criterion, row: Row, peer: &str, sample: impl FnMut() -> Duration) {
+        self.turns(c, row, (peer, sample), Vec::new());
+    }
+
+    /// The same for our sample, with others in turns: what a row compares has one machine, which is not the same from
+    /// one minute to the next.
+    pub(crate) fn turns<'a>(
+        &mut self,
+        c: &mut Criterion,
+        row: Row,
+        (peer, mut sample): (&str, impl FnMut() -> Duration),
+        others: impl IntoIterator<Item = Other<'a>>,
+    ) {
+        let mut ours = Vec::new();
+        let mut others: Vec<_> = others.into_iter().map(|(peer, sample)| (peer, sample, Vec::new())).collect();
         c.bench_function(&format!("{} {}/{peer}", row.workload, row.operation), |b| {
             b.iter_custom(|iterations| {
-                (0..iterations).map(|_| sample()).inspect(|time| samples.push(time.as_secs_f64())).sum()
+                let round = |_| {
+                    ours.push(sample());
+                    if ours.len() % EVERY == 1 {
+                        others.iter_mut().for_each(|(_, sample, samples)| samples.push(sample()));
+                    }
+                    ours.last().copied().unwrap_or_default()
+                };
+                (0..iterations).map(round).sum()
             });
         });
-        for seconds in samples.into_iter().skip(1) {
-            self.record(row, peer, seconds);
+        self.count(row, peer, ours);
+        for (peer, _, samples) in others {
+            self.count(row, &peer, samples);
         }
     }
 
-    /// Three samples after one that does not count: for peers, and for what takes long to prepare.
+    /// Three samples after one that does not count: for other sets of numbers.
     pub(crate) fn few(&mut self, row: Row, peer: &str, mut sample: impl FnMut() -> Duration) {
-        let samples: Vec<Duration> = (0..4).map(|_| sample()).collect();
+        self.count(row, peer, (0..4).map(|_| sample()));
+    }
+
+    fn count(&mut self, row: Row, peer: &str, samples: impl IntoIterator<Item = Duration>) {
         for time in samples.into_iter().skip(1) {
             self.record(row, peer, time.as_secs_f64());
         }

@@ -15,7 +15,8 @@ use kho_benches::memory::Touched;
 use kho_benches::twin::{BEST, Build, KERNEL, Twin, Version};
 use kho_benches::workload::{self, Workload};
 use peers::{Hashed, Peer};
-use rows::{Row, Rows, time};
+use rows::{Other, Row, Rows, time};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::time::Duration;
@@ -27,26 +28,36 @@ fn row(workload: &Workload, operation: &'static str) -> Row {
     Row { workload: workload.name, operation, unit: "folio", units: workload.len() as u64 }
 }
 
+fn twins(workload: &Workload) -> [Twin; 4] {
+    TWINS.map(|(build, version)| Twin::for_workload(build, version, workload))
+}
+
+fn in_turn<'a>(name: String, sample: impl FnMut() -> Duration + 'a) -> Other<'a> {
+    (name, Box::new(sample))
+}
+
 /// Into nothing, one call a folio.
 fn preserve(rows: &mut Rows, c: &mut Criterion, workload: &Workload, others: bool) {
     let one = row(workload, "preserve, one call each");
     let mut bytes = 0;
-    rows.run(c, one, "kho", || {
+    let kho = || {
         let mut t = api::empty();
         let took = time(|| api::preserve_each(&mut t, workload)).0;
         assert_eq!(t.len(), workload.len() as u64);
         bytes = t.nbytes();
         took
-    });
-    rows.bytes(one, "kho", bytes, workload.len());
-    for (build, version) in TWINS {
-        let mut twin = Twin::for_workload(build, version, workload);
-        let name = twin.name();
-        rows.few(one, &name, || {
+    };
+    let mut twins = twins(workload);
+    let each = twins.iter_mut().map(|twin| {
+        in_turn(twin.name(), || {
             twin.clear();
             time(|| twin.preserve_each(workload)).0
-        });
-        rows.bytes(one, &name, twin.nbytes(), workload.len());
+        })
+    });
+    rows.turns(c, one, ("kho", kho), each);
+    rows.bytes(one, "kho", bytes, workload.len());
+    for twin in &twins {
+        rows.bytes(one, &twin.name(), twin.nbytes(), workload.len());
     }
     if !others {
         return;
@@ -85,22 +96,22 @@ fn unpreserve(rows: &mut Rows, c: &mut Criterion, workload: &Workload) {
     let row = row(workload, "unpreserve");
     let mut full = api::empty();
     api::preserve_many(&mut full, workload);
-    rows.run(c, row, "kho", || {
+    let kho = || {
         let mut t = full.clone();
         let took = time(|| api::unpreserve_each(&mut t, workload)).0;
         assert!(t.is_empty());
         took
-    });
-    for (build, version) in TWINS {
-        let mut twin = Twin::for_workload(build, version, workload);
-        let name = twin.name();
+    };
+    let mut twins = twins(workload);
+    let each = twins.iter_mut().map(|twin| {
         twin.preserve_each(workload);
         let (_, full) = twin.memory();
-        rows.few(row, &name, || {
+        in_turn(twin.name(), move || {
             twin.put_back(&full);
             time(|| twin.unpreserve_each(workload)).0
-        });
-    }
+        })
+    });
+    rows.turns(c, row, ("kho", kho), each);
     fn other<P: Peer>(rows: &mut Rows, row: Row, workload: &Workload) {
         let full = P::inserted(&workload.pfns);
         rows.few(row, P::NAME, || {
@@ -123,25 +134,24 @@ fn iterate(rows: &mut Rows, c: &mut Criterion, workload: &Workload) {
     let mut sorted = workload.pfns.clone();
     sorted.sort_unstable();
     let mut pfns = Vec::with_capacity(sorted.len());
-    rows.run(c, row, "kho", || {
+    let kho = || {
         pfns.clear();
         let took = time(|| full.pfns_into(Order::ZERO, &mut pfns)).0;
         assert_eq!(pfns, sorted);
         took
-    });
-    drop(pfns);
-    rows.run(c, row, "kho, folios", || time(|| black_box(full.folios())).0);
-    let mut out = vec![0; workload.len()];
-    for (build, version) in TWINS {
-        let mut twin = Twin::for_workload(build, version, workload);
+    };
+    let mut twins = twins(workload);
+    let out = RefCell::new(vec![0; workload.len()]);
+    let each = twins.iter_mut().map(|twin| {
         twin.preserve_each(workload);
-        let name = twin.name();
-        rows.few(row, &name, || {
-            let (took, n) = time(|| twin.iterate(&mut out, workload.len()));
+        in_turn(twin.name(), || {
+            let (took, n) = time(|| twin.iterate(&mut out.borrow_mut(), workload.len()));
             assert_eq!(n, workload.len());
             took
-        });
-    }
+        })
+    });
+    rows.turns(c, row, ("kho", kho), each);
+    rows.run(c, row, "kho, folios", || time(|| black_box(full.folios())).0);
     fn other<P: Peer>(rows: &mut Rows, row: Row, workload: &Workload) {
         let set = P::inserted(&workload.pfns);
         rows.few(row, P::NAME, || time(|| black_box(set.list())).0);

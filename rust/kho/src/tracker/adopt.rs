@@ -74,7 +74,7 @@ impl Tracker {
 }
 
 /// How many bits each block has set.
-pub(super) fn counts(blocks: &[Block], shape: Shape) -> Vec<u64> {
+fn counts(blocks: &[Block], shape: Shape) -> Vec<u64> {
     let count = |blocks: &[Block]| blocks.iter().map(|block| simd::count(*block, shape)).collect::<Vec<_>>();
     let threads = threads_for(blocks.len() * shape.bytes());
     if threads < 2 {

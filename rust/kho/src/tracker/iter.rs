@@ -1,11 +1,11 @@
 //! What is marked: by order and pfn, by address, by block, and the neighbours of a pfn.
 
-use super::adopt::counts;
 use super::block::{Block, Shape};
 use super::{Geometry, Tracker, simd};
 use crate::mapping;
 use crate::units::{Order, Pfn, Phys};
 use core::mem::MaybeUninit;
+use std::sync::{Mutex, PoisonError};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// A folio by address, in the form that buffers hold.
@@ -29,6 +29,52 @@ impl Folio {
 
 /// Folios from which on two threads list them.
 const PARALLEL: usize = 1 << 20;
+
+/// Bytes of bitmaps that a thread takes at once: what its first cache holds.
+const SHARE: usize = 16 << 10;
+
+/// Blocks that are not listed yet, and the room for their items.
+struct Left<'a, T> {
+    blocks: &'a [(u64, Block)],
+    room: &'a mut [MaybeUninit<T>],
+    /// How many blocks a thread takes at once.
+    share: usize,
+}
+
+impl<'a, T: Send> Left<'a, T> {
+    /// Takes blocks from one end.
+    fn blocks(&mut self, low: bool) -> Option<&'a [(u64, Block)]> {
+        let n = self.share.min(self.blocks.len());
+        if low { self.blocks.split_off(..n) } else { self.blocks.split_off(self.blocks.len() - n..) }
+    }
+
+    /// Takes the room of so many items from one end.
+    fn room(&mut self, n: usize, low: bool) -> Option<&'a mut [MaybeUninit<T>]> {
+        if low { self.room.split_off_mut(..n) } else { self.room.split_off_mut(self.room.len().checked_sub(n)?..) }
+    }
+
+    /// Has `write` list all blocks: one thread begins with the first, another with the last, and they meet wherever that
+    /// is. False if that has not filled the room without a gap.
+    fn by_two(self, shape: Shape, write: impl Fn(&[(u64, Block)], &mut [MaybeUninit<T>]) -> usize + Sync) -> bool {
+        let left = Mutex::new(self);
+        let left = || left.lock().unwrap_or_else(PoisonError::into_inner);
+        let side = |low| {
+            loop {
+                let Some(blocks) = left().blocks(low).filter(|blocks| !blocks.is_empty()) else { return true };
+                let n = blocks.iter().map(|(_, block)| simd::count(*block, shape)).sum::<u64>() as usize;
+                let Some(room) = left().room(n, low) else { return false };
+                if write(blocks, room) < n {
+                    return false;
+                }
+            }
+        };
+        let both = std::thread::scope(|scope| {
+            let high = scope.spawn(|| side(false));
+            side(true) & high.join().unwrap_or(false)
+        });
+        both && left().room.is_empty()
+    }
+}
 
 /// The numbers of the bits set in a word, ascending.
 #[derive(Clone, Copy)]
@@ -242,23 +288,9 @@ impl Tracker {
                 .fold(0, |at, &(index, block)| at + list(block, index << self.shape.log2_bits, &mut room[at..]))
         };
         let blocks: Vec<_> = dir.blocks_from(0).collect();
-        let (low, high) = if len < PARALLEL { (&*blocks, &[][..]) } else { blocks.split_at(blocks.len() / 2) };
-        let first = if high.is_empty() {
-            len
-        } else {
-            let low: Vec<_> = low.iter().map(|&(_, block)| block).collect();
-            len.min(counts(&low, self.shape).iter().sum::<u64>() as usize)
-        };
-        let (low_room, high_room) = room.split_at_mut(first);
-        let listed = std::thread::scope(|scope| {
-            let high = (!high.is_empty()).then(|| scope.spawn(|| write(high, high_room)));
-            let listed = write(low, low_room);
-            // Fewer than there were, if another process changes the bitmaps, must not leave a gap.
-            match high.map(|high| high.join()) {
-                Some(Ok(more)) if listed == first => listed + more,
-                _ => listed,
-            }
-        });
+        let left = Left { blocks: &blocks, room, share: (SHARE / self.shape.bytes()).max(1) };
+        // Where other processes change the bitmaps meanwhile there may be more or fewer than there were: no gap is left.
+        let listed = if len >= PARALLEL && left.by_two(self.shape, write) { len } else { write(&blocks, room) };
         // SAFETY: so many items were written, one after the other, into the capacity reserved above.
         unsafe { items.set_len(items.len() + listed) };
     }

@@ -153,6 +153,9 @@ const WORD: usize = 64;
 /// Items written without asking how many there are.
 const BOLD: usize = 4;
 
+/// Items that the words of a line can come to.
+const ROOM: usize = LINE * WORD;
+
 #[inline(always)]
 fn list<T: Copy>(block: Block, shape: Shape, into: &mut [MaybeUninit<T>], item: impl Fn(u64) -> T) -> usize {
     let mut at = 0;
@@ -160,36 +163,49 @@ fn list<T: Copy>(block: Block, shape: Shape, into: &mut [MaybeUninit<T>], item: 
         if words.iter().fold(0, |any, word| any | word) == 0 {
             continue;
         }
-        for (n, mut word) in words.into_iter().enumerate() {
-            let (base, ones) = (((line * LINE + n) * WORD) as u64, word.count_ones() as usize);
-            let mut write = |places: &mut [MaybeUninit<T>]| {
-                for place in places {
-                    place.write(item(base + u64::from(word.trailing_zeros())));
-                    word &= word.wrapping_sub(1);
-                }
-                word != 0
-            };
-            if let Some(room) = into.get_mut(at..at + WORD).and_then(|room| room.first_chunk_mut::<WORD>()) {
-                // What is written beyond the last bit is written over next time.
-                let (first, rest) = room.split_at_mut(BOLD);
-                if write(first) {
-                    if ones == WORD {
-                        for (bit, place) in (BOLD as u64..).zip(rest) {
-                            place.write(item(base + bit));
-                        }
-                    } else {
-                        let _ = rest.chunks_exact_mut(BOLD).all(write);
-                    }
-                }
-            } else {
-                let room = &mut into[at..];
-                let fit = ones.min(room.len());
-                write(&mut room[..fit]);
-            }
-            at = (at + ones).min(into.len());
+        let rest = &mut into[at..];
+        let mut beside = [MaybeUninit::uninit(); ROOM];
+        let room = rest.first_chunk_mut().unwrap_or(&mut beside);
+        let fit = list_line(words, room, |bit| item((line * ROOM) as u64 + bit)).min(rest.len());
+        if rest.len() < ROOM {
+            rest[..fit].copy_from_slice(&beside[..fit]);
         }
+        at += fit;
     }
     at
+}
+
+/// The items of a line at the beginning of the room, in which more may be written over. Returns how many there are.
+#[inline(always)]
+fn list_line<T: Copy>(words: [u64; LINE], room: &mut [MaybeUninit<T>; ROOM], item: impl Fn(u64) -> T) -> usize {
+    let start = room.as_mut_ptr();
+    let (mut at, mut base) = (start, 0);
+    for mut word in words {
+        let ones = word.count_ones() as usize;
+        // SAFETY: the words before have at most WORD items each, so that in the room of a line there is that of one more.
+        let room = unsafe { &mut *at.cast::<[MaybeUninit<T>; WORD]>() };
+        let mut write = |places: &mut [MaybeUninit<T>]| {
+            for place in places {
+                place.write(item(base + u64::from(word.trailing_zeros())));
+                word &= word.wrapping_sub(1);
+            }
+            word != 0
+        };
+        // What is written beyond the last bit is written over next time.
+        let (first, rest) = room.split_at_mut(BOLD);
+        if write(first) {
+            if ones == WORD {
+                for (bit, place) in (BOLD as u64..).zip(rest) {
+                    place.write(item(base + bit));
+                }
+            } else {
+                let _ = rest.chunks_exact_mut(BOLD).all(write);
+            }
+        }
+        at = at.wrapping_add(ones);
+        base += WORD as u64;
+    }
+    (at.addr() - start.addr()) / size_of::<T>()
 }
 
 #[cfg(all(test, target_arch = "x86_64"))]

@@ -569,6 +569,25 @@ fn two_threads_list_what_one_lists() {
 }
 
 #[test]
+fn what_others_change_while_it_is_listed_leaves_no_gap() {
+    for (word, fewer) in [(0, true), (u64::MAX, false)] {
+        let mut t = Tracker::new(Geometry::paged(PageSize::Size4K));
+        t.preserve_run(Pfn(0), Order::ZERO, 2 << 20).unwrap();
+        for hole in (0..2 << 20).step_by(977) {
+            t.unpreserve(Pfn(hole), Order::ZERO).unwrap();
+        }
+        let len = t.len() as usize;
+        for index in [3, 40] {
+            t.dirs[0].get(index).unwrap().replace(t.shape, 0, t.shape.words(), |_| word);
+        }
+        let there: Vec<u64> = t.iter().map(|(pfn, _)| pfn.0).collect();
+        assert!(if fewer { there.len() < len } else { there.len() > len });
+        assert!(t.pfns(Order::ZERO) == there[..len.min(there.len())]);
+        assert!(t.folios().iter().map(|folio| folio.phys >> 12).eq(there.into_iter().take(len)));
+    }
+}
+
+#[test]
 fn memory_given_back_is_zeroed_for_the_next_tracker() {
     let g = Geometry::paged(PageSize::Size4K);
     for _ in 0..3 {
