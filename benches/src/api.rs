@@ -21,9 +21,9 @@ pub fn preserve_each(t: &mut Tracker, workload: &Workload) {
                 let _ = t.preserve(Pfn(pfn), Order::ZERO);
             }
         }
-        Some(_) => {
-            for (pfn, order) in workload.folios() {
-                let _ = t.preserve(pfn, order);
+        Some(orders) => {
+            for (&pfn, &order) in workload.pfns.iter().zip(orders) {
+                let _ = Order::new(order.into()).and_then(|order| t.preserve(Pfn(pfn), order));
             }
         }
     }
