@@ -6,6 +6,8 @@ pub mod units;
 
 pub mod error;
 
+mod threads;
+
 pub mod cmdline;
 pub mod mapping;
 pub mod memory;

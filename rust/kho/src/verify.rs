@@ -5,12 +5,11 @@ use crate::arena::ScratchArea;
 use crate::incoming::Incoming;
 use crate::memory::{Coverage, PhysRange};
 use crate::payload::Memfd;
+use crate::threads::{both, processors};
 use crate::tracker::Tracker;
 use crate::units::{Order, PageSize, Pfn, Phys};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::num::NonZero;
-use std::thread;
 
 /// A place where something is wrong: `pages` from `phys`, in a folio of `order`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,6 +69,9 @@ pub struct Checks {
     pub empty: Vec<(Order, u64, u64)>,
 }
 
+/// Folios that take longer to look at than a thread takes to start.
+const WORTH_A_THREAD: u64 = 1 << 16;
+
 /// Checks a handover's map against itself, its memory, its scratch areas and, if there are any, NUMA nodes. `most` bounds
 /// the places listed for each check.
 pub fn check(incoming: &Incoming, numa: &[NodeRange], most: usize) -> Checks {
@@ -83,7 +85,9 @@ pub fn check(incoming: &Incoming, numa: &[NodeRange], most: usize) -> Checks {
         let outside = outside(tracker, incoming.memory().ranges(), page, most);
         (in_scratch, outside, check_nodes(incoming, &scratch, page, most))
     };
-    let (overlapping, (in_scratch, outside, (nodes_in_scratch, nodes_preserved))) = both(tracker, overlapping, rest);
+    let worth_a_thread = tracker.len() >= WORTH_A_THREAD && processors() > 1;
+    let (overlapping, rest) = if worth_a_thread { both(overlapping, rest) } else { (overlapping(), rest()) };
+    let (in_scratch, outside, (nodes_in_scratch, nodes_preserved)) = rest;
     let stats = tracker.stats().into_iter().filter(|s| s.empty_blocks > 0);
     Checks {
         overlapping,
@@ -94,20 +98,6 @@ pub fn check(incoming: &Incoming, numa: &[NodeRange], most: usize) -> Checks {
         spanning: spanning(tracker, numa, page, most),
         empty: stats.map(|s| (s.order, s.empty_blocks, s.blocks)).collect(),
     }
-}
-
-/// Does two things: at the same time, if the map is worth a thread and there are processors.
-fn both<A, B: Send>(tracker: &Tracker, a: impl FnOnce() -> A, b: impl FnOnce() -> B + Send) -> (A, B) {
-    /// Folios that take longer to look at than a thread takes to start.
-    const WORTH_A_THREAD: u64 = 1 << 16;
-    if tracker.len() < WORTH_A_THREAD || thread::available_parallelism().map_or(1, NonZero::get) < 2 {
-        return (a(), b());
-    }
-    thread::scope(|scope| {
-        let b = scope.spawn(b);
-        let a = a();
-        (a, b.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-    })
 }
 
 /// A run of consecutive folios of one order, as pages `[start, end)`.

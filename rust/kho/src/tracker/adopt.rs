@@ -6,9 +6,8 @@
 use super::block::{Block, Shape};
 use super::{Tracker, simd};
 use crate::error::{Error, Result};
+use crate::threads::{both, threads_for};
 use crate::units::{Order, Pfn, Phys};
-use std::num::NonZero;
-use std::thread;
 
 /// A bitmap in memory: block `index` of an order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -17,9 +16,6 @@ pub struct Bitmap {
     pub index: u64,
     pub phys: Phys,
 }
-
-/// Bytes that a thread more is worth: what takes several times as long to look at as a thread takes to start.
-const WORTH_A_THREAD: usize = 4 << 20;
 
 impl Tracker {
     /// Makes bitmaps that lie in the tracker's source its blocks, without copying them. From here on the tracker is for
@@ -43,7 +39,7 @@ impl Tracker {
             let outside = Error::OutsideMemory { what: "bitmap", phys: bitmap.phys.0, len };
             blocks.push(Block::at(&*self.source, bitmap.phys, shape).ok_or(outside)?);
         }
-        let counts = counts(&blocks, shape);
+        let counts = counts(&blocks, shape, threads_for(blocks.len() * shape.bytes()));
         for ((bitmap, block), count) in bitmaps.iter().zip(blocks).zip(counts) {
             if !self.dirs[bitmap.order.index()].adopt(bitmap.index, block, self.shape, count) {
                 let why = format!("there are two of order {} at {:#x}", bitmap.order, bitmap.index);
@@ -73,27 +69,16 @@ impl Tracker {
     }
 }
 
-/// How many bits each block has set.
-fn counts(blocks: &[Block], shape: Shape) -> Vec<u64> {
-    let count = |blocks: &[Block]| blocks.iter().map(|block| simd::count(*block, shape)).collect::<Vec<_>>();
-    let threads = threads_for(blocks.len() * shape.bytes());
+/// How many bits each block has set; by so many threads.
+fn counts(blocks: &[Block], shape: Shape, threads: usize) -> Vec<u64> {
     if threads < 2 {
-        return count(blocks);
+        return blocks.iter().map(|block| simd::count(*block, shape)).collect();
     }
-    thread::scope(|scope| {
-        let parts: Vec<_> = blocks.chunks(blocks.len().div_ceil(threads)).collect();
-        let running: Vec<_> = parts[1..].iter().map(|part| (*part, scope.spawn(|| count(part)))).collect();
-        let mut counts = count(parts[0]);
-        for (part, thread) in running {
-            counts.extend(thread.join().unwrap_or_else(|_| count(part)));
-        }
-        counts
-    })
-}
-
-/// How many threads looking at so many bytes of bitmaps is worth: at most one for each processor.
-pub(crate) fn threads_for(bytes: usize) -> usize {
-    (bytes / WORTH_A_THREAD).min(thread::available_parallelism().map_or(1, NonZero::get))
+    let (few, more) = (threads / 2, threads - threads / 2);
+    let (first, second) = blocks.split_at(blocks.len() / threads * few);
+    let (mut counts, others) = both(|| counts(first, shape, few), || counts(second, shape, more));
+    counts.extend(others);
+    counts
 }
 
 #[cfg(test)]
@@ -124,9 +109,11 @@ mod tests {
             }
             t.preserve_run(Pfn(t.geometry().bits() - 100), Order::ZERO, 200).unwrap();
             let blocks: Vec<_> = t.dirs[0].blocks_from(0).collect();
-            let counted = counts(&blocks.iter().map(|b| b.1).collect::<Vec<_>>(), t.shape);
             let bit_by_bit = |block: Block| block.words(t.shape).map(|word| u64::from(word.count_ones())).sum();
-            assert!(counted.iter().copied().eq(blocks.iter().map(|b| bit_by_bit(b.1))));
+            for threads in [0, 1, 2, 3, 7, 1000] {
+                let counted = counts(&blocks.iter().map(|b| b.1).collect::<Vec<_>>(), t.shape, threads);
+                assert!(counted.iter().copied().eq(blocks.iter().map(|b| bit_by_bit(b.1))));
+            }
         }
     }
 }

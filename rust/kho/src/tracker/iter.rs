@@ -3,6 +3,7 @@
 use super::block::{Block, Shape};
 use super::{Geometry, Tracker, simd};
 use crate::mapping;
+use crate::threads::both;
 use crate::units::{Order, Pfn, Phys};
 use core::mem::MaybeUninit;
 use std::sync::{Mutex, PoisonError};
@@ -68,11 +69,8 @@ impl<'a, T: Send> Left<'a, T> {
                 }
             }
         };
-        let both = std::thread::scope(|scope| {
-            let high = scope.spawn(|| side(false));
-            side(true) & high.join().unwrap_or(false)
-        });
-        both && left().room.is_empty()
+        let whole = both(|| side(true), || side(false));
+        whole == (true, true) && left().room.is_empty()
     }
 }
 
