@@ -15,12 +15,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bounded import bounded
 from kho.cli.doctor import text
 from kho.doctor import Report, examine, what_if
 from kho.doctor.export import prometheus
 from kho.doctor.tree import FILE_LIMIT, Tree
 
+from bounded import bounded
 from command import kho, process
 from doctor_hosts import HOSTS, copied, debugfs, machine, write
 

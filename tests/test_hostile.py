@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kho
-from bounded import bounded
 from kho.report import describe
 
 import captures
 import hostile
+from bounded import bounded
 from command import kho as run
 from command import process
 from images import MIB

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -15,8 +16,10 @@ import numpy as np
 import pytest
 
 import kho
+from kho.verify import verify
 
 import model
+from bounded import bounded
 from images import GIB, MIB
 
 BASE = GIB
@@ -418,6 +421,27 @@ def test_another_process_takes_over_and_hands_back(backing: str, tmp_path: Path)
     assert again.fdt_phys is not None
     inc = kho.Incoming(again)
     assert bytes(inc.restore_folio(folio.phys))[:5] == b"reply"
+
+
+def test_a_search_of_an_arenas_file_reads_and_fills_no_hole() -> None:
+    arena = kho.Arena([(BASE, 256 << 30), (BASE + (512 << 30), 768 << 30)], backing="memfd")
+    far = arena.alloc_at(BASE + (1000 << 30), 0)
+    out = kho.Outgoing(arena)
+    out.preserve_folio(far)
+    out.finalize()
+    fdt = arena.fdt_phys
+    kho.Incoming(arena)
+    assert arena.fdt_phys is None  # so that whoever looks at it now has to search
+    for page in far.phys - 8192, far.phys + 8192:
+        arena.write(page, b"so that it is no hole")
+    seen: list[int] = []
+    with bounded(5):
+        inc = kho.open(arena, progress=seen.append)
+        found = verify(arena)
+    assert (inc.fdt_phys, list(inc.folios)) == (fdt, [*kho.open(arena, fdt_phys=fdt).folios])
+    assert [finding for finding in found if finding.severity == "error"] == []
+    assert os.fstat(arena.fileno()).st_blocks * 512 < MIB
+    assert max(seen) < 16 * MIB
 
 
 def test_what_was_read_is_shown() -> None:

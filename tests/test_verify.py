@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kho
-from bounded import bounded
 from kho import findings
 from kho.findings import RULES, Finding
 from kho.payload import KhoTest, MemfdFile
@@ -24,6 +23,7 @@ from kho.verify import verify, verify_fdt
 import captures
 import hostile
 import model
+from bounded import bounded
 from command import kho as run
 from images import MIB, Layout, merged
 from model import Node

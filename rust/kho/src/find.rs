@@ -54,7 +54,7 @@ pub fn find(memory: &dyn PhysMemory, mut progress: impl FnMut(u64)) -> Result<Fo
     let mut fdts = BTreeSet::new();
     let mut window = vec![0; WINDOW];
     let mut seen = 0;
-    let mut next = memory.next_data(Phys(0))?;
+    let mut next = memory.next_to_search(Phys(0))?;
     while let Some(PhysRange { start, len }) = next {
         let first = start.0 & !(STEP as u64 - 1);
         let mut at = if memory.contains(Phys(first), start.0 - first) { first } else { start.0 };
@@ -72,7 +72,7 @@ pub fn find(memory: &dyn PhysMemory, mut progress: impl FnMut(u64)) -> Result<Fo
             at += (WINDOW - OVERLAP) as u64;
         }
         next = match last.checked_add(1) {
-            Some(behind) => memory.next_data(Phys(behind))?,
+            Some(behind) => memory.next_to_search(Phys(behind))?,
             None => None,
         };
     }

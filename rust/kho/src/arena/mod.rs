@@ -437,6 +437,10 @@ impl PhysMemory for Arena {
     fn next_data(&self, phys: Phys) -> Result<Option<PhysRange>> {
         self.spans.next_data(phys)
     }
+
+    fn next_to_search(&self, phys: Phys) -> Result<Option<PhysRange>> {
+        self.spans.next_to_search(phys)
+    }
 }
 
 /// The page ranges nobody may allocate, ascending: page 0 (an address of 0 means "none" in every KHO structure), and scratch.

@@ -4,7 +4,7 @@ use super::header::{self, ArenaNote, Recorded, SPAN_ALIGN};
 use super::{Backing, Region};
 use crate::error::{Error, Result};
 use crate::mapping::{Items, Mapping};
-use crate::memory::{PhysMemory, PhysRange};
+use crate::memory::{PhysMemory, PhysRange, data_in};
 use crate::units::Phys;
 use rustix::fs::{MemfdFlags, SealFlags};
 use std::fs::File;
@@ -19,6 +19,8 @@ use zerocopy::IntoBytes;
 #[derive(Debug)]
 struct Span {
     phys: u64,
+    /// Where in the file, if there is one.
+    offset: u64,
     map: Mapping,
 }
 
@@ -105,7 +107,7 @@ impl Spans {
                 None => Mapping::anonymous(len),
                 Some((file, _)) => Mapping::shared(file, offset, len),
             };
-            Ok(Span { phys, map: map? })
+            Ok(Span { phys, offset, map: map? })
         });
         let spans = spans.collect::<Result<Vec<_>>>()?;
         let ranges = layout.iter().map(|s| PhysRange { start: Phys(s.0), len: s.1 }).collect();
@@ -181,6 +183,16 @@ impl PhysMemory for Spans {
         Ok(self.ranges.iter().find_map(|r| {
             let skip = phys.0.saturating_sub(r.start.0);
             (skip < r.len).then(|| PhysRange { start: Phys(r.start.0 + skip), len: r.len - skip })
+        }))
+    }
+
+    fn next_to_search(&self, phys: Phys) -> Result<Option<PhysRange>> {
+        let Some((file, _)) = &self.file else { return self.next_data(phys) };
+        Ok(self.spans.iter().find_map(|span| {
+            let skip = phys.0.saturating_sub(span.phys);
+            let rest = span.offset.checked_add(skip)?..span.offset + span.map.len();
+            let run = data_in(file, rest).filter(|run| !run.is_empty())?;
+            Some(PhysRange { start: Phys(span.phys + (run.start - span.offset)), len: run.end - run.start })
         }))
     }
 }

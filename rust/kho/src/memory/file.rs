@@ -41,20 +41,25 @@ impl Store for File {
         FileExt::read_exact_at(self, buf, offset)
     }
 
-    /// By SEEK_DATA and SEEK_HOLE; where there is no such thing, all may be data.
     fn data_in(&self, within: Range<u64>) -> Option<Range<u64>> {
-        use rustix::fs::{SeekFrom, seek};
-        match seek(self, SeekFrom::Data(within.start)) {
-            Ok(data) if data >= within.end => None,
-            Ok(data) => {
-                let data = data.max(within.start);
-                let hole = seek(self, SeekFrom::Hole(data)).unwrap_or(within.end);
-                // A hole before the data is a file that changes under us.
-                Some(data..if hole > data { hole.min(within.end) } else { within.end })
-            }
-            Err(rustix::io::Errno::NXIO) => None,
-            Err(_) => Some(within),
+        data_in(self, within)
+    }
+}
+
+/// The first run of a file in `within` that may be other than zeros, by SEEK_DATA and SEEK_HOLE; where there is no such
+/// thing, all may be.
+pub(crate) fn data_in(file: &File, within: Range<u64>) -> Option<Range<u64>> {
+    use rustix::fs::{SeekFrom, seek};
+    match seek(file, SeekFrom::Data(within.start)) {
+        Ok(data) if data >= within.end => None,
+        Ok(data) => {
+            let data = data.max(within.start);
+            let hole = seek(file, SeekFrom::Hole(data)).unwrap_or(within.end);
+            // A hole before the data is a file that changes under us.
+            Some(data..if hole > data { hole.min(within.end) } else { within.end })
         }
+        Err(rustix::io::Errno::NXIO) => None,
+        Err(_) => Some(within),
     }
 }
 

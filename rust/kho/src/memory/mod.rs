@@ -10,6 +10,7 @@ mod slices;
 mod source;
 
 pub use elf::{Machine, Note};
+pub(crate) use file::data_in;
 pub use file::{Cut, FileMemory};
 pub use slices::SliceMemory;
 pub use source::{Board, Source, open_elf, open_raw, open_sources, parse_number};
@@ -50,6 +51,15 @@ pub trait PhysMemory: Send + Sync {
     /// # Errors
     /// [`Error::Io`] if the file says no.
     fn next_data(&self, phys: Phys) -> Result<Option<PhysRange>>;
+
+    /// As [`PhysMemory::next_data`], for whoever will read all of it: holes are looked for even where that takes a moment
+    /// of its own, and reading them would fill them.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file says no.
+    fn next_to_search(&self, phys: Phys) -> Result<Option<PhysRange>> {
+        self.next_data(phys)
+    }
 
     /// Whether `len` bytes at `phys` are here.
     fn contains(&self, phys: Phys, len: u64) -> bool {
