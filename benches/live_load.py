@@ -84,7 +84,10 @@ class Service:
 
 
 async def client(port: int) -> dict[str, Any]:
-    """Ask until stdin ends, over connections that are kept: latencies in milliseconds, and what failed."""
+    """Ask until stdin ends, over connections that are kept: latencies in milliseconds, and what failed.
+
+    A line says when a service has answered for the first time.
+    """
     latencies: list[float] = []
     failures: list[str] = []
     pids: set[int] = set()
@@ -100,8 +103,8 @@ async def client(port: int) -> dict[str, Any]:
                 answer = (await http.get(f"/search/{number}")).raise_for_status().json()
                 if answer["hits"][0] != answer["query"]:
                     failures.append(f"wrong answer: {answer}")
-                if not pids:
-                    print("begun", flush=True)
+                if answer["pid"] not in pids:
+                    print("answered by", answer["pid"], flush=True)
                 pids.add(answer["pid"])
             except httpx.HTTPError as error:
                 failures.append(repr(error))
@@ -149,6 +152,7 @@ def measure(way: str, program: Path, how: str) -> dict[str, Any]:
         service.pid, index_ms = service.ready()
         restart = time.perf_counter() - begun
         taken = memory(before, service.pid)
+        asking.stdout.readline()
         time.sleep(SECONDS)
         said, _ = asking.communicate(timeout=120)
     service.end()
