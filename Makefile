@@ -125,17 +125,8 @@ guard: need
 charts: $(VENV)/.stamp-dev $(VENV)/.stamp-kho
 	$(PY) benches/chart.py
 
-# cargo-fuzz wants a nightly toolchain; without it the property tests run many more cases instead.
-fuzz: need $(VENV)/.stamp-dev $(VENV)/.stamp-kho
-	@if cargo +nightly fuzz --version >/dev/null 2>&1; then \
-	    cd rust/fuzz && for target in $$(cargo +nightly fuzz list --fuzz-dir .); do \
-	        echo "fuzz $$target"; cargo +nightly fuzz run --fuzz-dir . $$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
-	    done; \
-	else \
-	    echo 'cargo +nightly fuzz is not here (rustup toolchain install nightly; cargo install cargo-fuzz): property tests instead'; \
-	    PROPTEST_CASES=20000 cargo test --quiet --locked --release -p kho && \
-	    HYPOTHESIS_PROFILE=thorough $(PY) -m pytest --benchmark-skip; \
-	fi
+fuzz: need $(VENV)/.stamp-dev
+	PYTHON=$(PY) rust/fuzz/run $(FUZZ_SECONDS)
 
 docs: $(VENV)/.stamp-dev $(VENV)/.stamp-kho
 	$(PY) scripts/docs.py

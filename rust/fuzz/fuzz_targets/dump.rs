@@ -1,7 +1,4 @@
 //! Any bytes as a file of memory: ELF, kdump, flattened, LiME or raw. No panic; what is claimed can be asked for.
-//!
-//! From the root: `mkdir -p rust/fuzz/corpus/dump`, put unpacked files of tests/data/dumps there, then
-//! `cargo +nightly fuzz run --fuzz-dir rust/fuzz dump -- -max_total_time=60`.
 
 #![no_main]
 

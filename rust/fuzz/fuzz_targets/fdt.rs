@@ -1,7 +1,4 @@
 //! Any bytes as a devicetree: no panic, both readers agree, and what was read whole is written back whole.
-//!
-//! From the root: `mkdir -p rust/fuzz/corpus/fdt`, then
-//! `cargo +nightly fuzz run --fuzz-dir rust/fuzz fdt rust/fuzz/corpus/fdt tests/data/fdt -- -max_total_time=60`.
 
 #![no_main]
 

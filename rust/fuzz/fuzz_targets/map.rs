@@ -2,7 +2,6 @@
 //! read again from what is written of it.
 //!
 //! The first byte picks the page size, the rest is memory from the first page on; its map begins there.
-//! `cargo +nightly fuzz run --fuzz-dir rust/fuzz map -- -max_total_time=60`
 
 #![no_main]
 

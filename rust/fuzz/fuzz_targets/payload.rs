@@ -1,7 +1,6 @@
 //! Any memory as page lists and memfds: no panic, no chunk visited twice, and no more read than there is.
 //!
 //! The first byte picks page size and version, the rest is memory from the first page on.
-//! `cargo +nightly fuzz run --fuzz-dir rust/fuzz payload -- -max_total_time=60`
 
 #![no_main]
 

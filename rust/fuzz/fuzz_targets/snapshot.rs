@@ -1,7 +1,4 @@
 //! Any bytes as the root FDT that debugfs shows: no panic, and what is not whole has a problem.
-//!
-//! From the root: `mkdir -p rust/fuzz/corpus/snapshot`, then
-//! `cargo +nightly fuzz run --fuzz-dir rust/fuzz snapshot rust/fuzz/corpus/snapshot tests/data/fdt -- -max_total_time=60`.
 
 #![no_main]
 
