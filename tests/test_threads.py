@@ -8,12 +8,15 @@ import sys
 
 PROGRAM = """
 import json, os, resource
+import numpy as np
 import kho
 from kho.verify import verify
 
 def everything():
-    # Listing, counting what is taken over, checking: whatever has a second thread.
+    # Long lists, listing, counting what is taken over, checking: whatever has a second thread.
     tracker = kho.Tracker()
+    pfns = np.random.default_rng(1).permutation(3 << 20).astype("u8")
+    changed = tracker.preserve_many(pfns), tracker.unpreserve_many(pfns[: 5 << 19])
     tracker.preserve_run(5, 0, (1 << 20) + 7)
     arena = kho.Arena([(1 << 32, 260 << 30)], max_page_order=18)
     for at in range(1 << 32, 260 << 30, 1 << 30):
@@ -22,7 +25,7 @@ def everything():
     out.preserve_run(1 << 32, 0, 1 << 26)
     out.finalize()
     inc = kho.Incoming(arena)
-    return len(tracker.pfns(0)), inc.nr_folios, [finding.id for finding in verify(inc)]
+    return changed, len(tracker.pfns(0)), inc.nr_folios, [finding.id for finding in verify(inc)]
 
 
 with_threads = everything()

@@ -1,14 +1,15 @@
 //! Immutable arrays of records, as sequences and as buffers: what all their classes share.
 
 use crate::listed::Listed;
+use kho::spare::Spare;
 use pyo3::exceptions::{PyBufferError, PyIndexError, PyOverflowError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PySequence, PySlice};
 use std::ffi::{CStr, c_int, c_void};
 use std::ptr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 
 /// A record of an array.
 ///
@@ -29,7 +30,7 @@ pub(crate) unsafe trait Item: Copy + Send + Sync + 'static {
     fn shown(self) -> String;
 
     /// Where the memory of a list that nobody has any more waits for [`Listed::new`]; `None` if no list is made so.
-    fn spare() -> Option<&'static Mutex<Vec<Self>>> {
+    fn spare() -> Option<&'static Spare<Self>> {
         None
     }
 }

@@ -5,6 +5,7 @@
 
 use crate::array::{Array, ArrayIter, Item, Picked, array_class};
 use crate::listed::Listed;
+use kho::spare::Spare;
 use kho::tracker::{Folio, Tracker};
 use kho::units::{Order, Pfn};
 use pyo3::ffi;
@@ -12,7 +13,6 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 use std::ffi::{CStr, c_int};
-use std::sync::Mutex;
 
 array_class! {
     /// Folios sorted by address, then order; immutable. Slices share the memory where they can.
@@ -63,8 +63,8 @@ unsafe impl Item for Folio {
         format!("({:#x}, {})", self.phys, self.order)
     }
 
-    fn spare() -> Option<&'static Mutex<Vec<Folio>>> {
-        static SPARE: Mutex<Vec<Folio>> = Mutex::new(Vec::new());
+    fn spare() -> Option<&'static Spare<Folio>> {
+        static SPARE: Spare<Folio> = Spare::new();
         Some(&SPARE)
     }
 }
@@ -87,8 +87,8 @@ unsafe impl Item for u64 {
         format!("{self:#x}")
     }
 
-    fn spare() -> Option<&'static Mutex<Vec<u64>>> {
-        static SPARE: Mutex<Vec<u64>> = Mutex::new(Vec::new());
+    fn spare() -> Option<&'static Spare<u64>> {
+        static SPARE: Spare<u64> = Spare::new();
         Some(&SPARE)
     }
 }

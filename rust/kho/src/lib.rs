@@ -11,6 +11,7 @@ mod threads;
 pub mod cmdline;
 pub mod mapping;
 pub mod memory;
+pub mod spare;
 
 pub mod fdt;
 pub mod tracker;

@@ -173,7 +173,7 @@ pub(crate) fn prefer_huge_pages<T>(memory: &mut [T]) {
 
 /// Lets the kernel have the memory of what is not needed any more, when it wants it; whoever writes there before finds it as
 /// fast as if nothing had been said. False if the kernel would not hear of it.
-pub fn unneeded<T>(memory: &mut [MaybeUninit<T>]) -> bool {
+pub(crate) fn unneeded<T>(memory: &mut [MaybeUninit<T>]) -> bool {
     // SAFETY: the kernel may turn bytes to zeros, which is as good as anything where nothing is initialized.
     unsafe { advise(memory, Advice::LinuxFree) }
 }

@@ -13,7 +13,10 @@ use super::directory::Directory;
 use super::{Tracker, simd};
 use crate::error::{Error, Result};
 use crate::mapping;
+use crate::spare::Spare;
+use crate::threads::{both, threads_for};
 use crate::units::{Order, Pfn};
+use core::mem;
 use core::ops::Range;
 
 /// Pfns that may lie in memory of somebody else: they are copied, a few at a time, before they are looked at.
@@ -159,9 +162,36 @@ impl Tracker {
 
     /// Reads a list once, and checks every pfn. One look for each order in it, which tells blocks of a size apart.
     fn look(&self, pfns: &(impl Words + ?Sized), orders: Orders<'_>, log2_bits: u32) -> Result<Vec<Look>> {
+        orders.check(pfns.len())?;
+        let looks = if threads_for(pfns.len() * size_of::<u64>()) < 2 {
+            self.look_at(pfns, orders, log2_bits, 0..pfns.len())
+        } else {
+            let half = pfns.len() / 2;
+            let (low, high) = both(
+                || self.look_at(pfns, orders, log2_bits, 0..half),
+                || self.look_at(pfns, orders, log2_bits, half..pfns.len()),
+            );
+            low.and_then(|low| Ok(joined(low, high?)))
+        };
+        if looks.is_err() {
+            // Whatever comes first in the list is what is wrong with it; what was, if that is not there any more.
+            let page = self.geometry.page();
+            each(pfns, orders, |pfn, order| page.check_folio(pfn, order))?;
+        }
+        looks
+    }
+
+    /// A part of that, where not the first is named that is wrong but some.
+    fn look_at(
+        &self,
+        pfns: &(impl Words + ?Sized),
+        orders: Orders<'_>,
+        log2_bits: u32,
+        part: Range<usize>,
+    ) -> Result<Vec<Look>> {
         let mut looks: Vec<Look> = Vec::new();
         let mut bad = None;
-        let read = pieces(pfns, orders, |order, piece| {
+        pieces(pfns, orders, part, |order, piece| {
             let at = looks.iter().position(|look| look.order == order).unwrap_or_else(|| {
                 looks.push(Look::new(order, log2_bits));
                 looks.len() - 1
@@ -174,14 +204,8 @@ impl Tracker {
                     .find(|folio| **folio >= limit)
                     .map(|folio| (Pfn(folio.rotate_left(order.get())), order));
             }
-        });
-        if bad.is_some() || read.is_err() {
-            // Whatever comes first in the list is what is wrong with it; what was, if that is not there any more.
-            let page = self.geometry.page();
-            each(pfns, orders, |pfn, order| page.check_folio(pfn, order))?;
-            bad.map_or(Ok(()), |(pfn, order)| page.check_folio(pfn, order))?;
-            read?;
-        }
+        })?;
+        bad.map_or(Ok(()), |(pfn, order)| self.geometry.page().check_folio(pfn, order))?;
         Ok(looks)
     }
 
@@ -199,7 +223,7 @@ impl Tracker {
         }
         let mut made = Ok(());
         if !far.is_empty() {
-            pieces(pfns, orders, |order, piece| {
+            pieces(pfns, orders, 0..pfns.len(), |order, piece| {
                 let high = far.iter().find(|look| look.order == order).map(|look| look.high);
                 for folio in piece.iter().filter(|folio| Some(**folio) <= high) {
                     if made.is_ok() {
@@ -216,7 +240,7 @@ impl Tracker {
         let mut visits: Vec<_> =
             looks.iter().map(|look| Visit::new(look, Change::<MARK>::of(self, look.order))).collect();
         // As many orders as pfns, or there would be no looks.
-        let _ = pieces(pfns, orders, |order, piece| {
+        let _ = pieces(pfns, orders, 0..pfns.len(), |order, piece| {
             if let Some(visit) = visits.iter_mut().find(|visit| visit.order == order) {
                 visit.take(piece);
             }
@@ -279,6 +303,17 @@ impl Tracker {
     }
 }
 
+/// What two parts of a list are like together, the second behind the first.
+fn joined(mut looks: Vec<Look>, later: Vec<Look>) -> Vec<Look> {
+    for later in later {
+        match looks.iter_mut().find(|look| look.order == later.order) {
+            Some(look) => look.join(&later),
+            None => looks.push(later),
+        }
+    }
+    looks
+}
+
 impl Look {
     fn new(order: Order, log2_bits: u32) -> Self {
         Look { order, log2_bits, count: 0, low: u64::MAX, high: 0, last: 0, descents: 0, touched: vec![false; SPAN] }
@@ -293,6 +328,14 @@ impl Look {
         for &folio in piece {
             self.touched[(folio >> self.log2_bits) as usize & (SPAN - 1)] = true;
         }
+    }
+
+    fn join(&mut self, later: &Look) {
+        self.count += later.count;
+        (self.low, self.high) = (self.low.min(later.low), self.high.max(later.high));
+        self.descents += later.descents;
+        self.last = later.last;
+        self.touched.iter_mut().zip(&later.touched).for_each(|(touched, later)| *touched |= later);
     }
 
     /// Whether `touched` tells all blocks apart.
@@ -315,7 +358,7 @@ impl Look {
     fn show<V: Visitor>(&self, pfns: &(impl Words + ?Sized), visitor: V) -> (bool, V) {
         let mut visit = Visit::new(self, visitor);
         // One order for all is as many as pfns.
-        let _ = pieces(pfns, Orders::One(self.order), |_, piece| visit.take(piece));
+        let _ = pieces(pfns, Orders::One(self.order), 0..pfns.len(), |_, piece| visit.take(piece));
         visit.finish()
     }
 }
@@ -344,8 +387,17 @@ struct Buckets {
     layout: Layout,
     /// Folios less the first of their bucket's, bucket after bucket.
     held: Vec<u32>,
-    /// How many each bucket holds.
-    fill: Vec<u32>,
+    /// Where the next folio of each bucket goes, and where there is no more room for it.
+    ends: Vec<(u32, u32)>,
+}
+
+/// Memory of buckets that are empty.
+static SPARE: Spare<u32> = Spare::new();
+
+impl Drop for Buckets {
+    fn drop(&mut self) {
+        SPARE.keep(mem::take(&mut self.held));
+    }
 }
 
 /// What each bucket is for.
@@ -355,7 +407,9 @@ struct Layout {
     shift: u32,
     /// The number of the first bucket.
     base: u64,
-    /// How many folios one holds.
+    /// Above this is no folio.
+    high: u64,
+    /// How many folios a bucket holds.
     len: usize,
 }
 
@@ -372,14 +426,17 @@ impl<V: Visitor> Visit<V> {
     }
 
     fn take(&mut self, piece: &mut [u64]) {
+        if let Way::Scattered(buckets) = &mut self.way {
+            self.more = self.more && buckets.take(piece, &mut self.visitor);
+            return;
+        }
         for folio in piece.iter_mut() {
             *folio = if *folio > self.high { u64::MAX } else { *folio };
         }
         self.more = self.more
             && match &mut self.way {
                 Way::Ascending => self.visitor.visit_ascending(piece),
-                Way::AsTheyCome => self.visitor.visit(piece.iter().copied()),
-                Way::Scattered(buckets) => buckets.take(piece, &mut self.visitor),
+                _ => self.visitor.visit(piece.iter().copied()),
             };
     }
 
@@ -400,23 +457,30 @@ impl Buckets {
         let buckets = ((look.high >> shift) - base + 1) as usize;
         // Some more than there are on an average, so that most are emptied once.
         let len = (look.count / buckets + look.count / buckets / 16 + GAP).next_multiple_of(GAP).min(BUCKET_LEN);
-        let mut held = vec![0; buckets * (len + GAP)];
-        mapping::prefer_huge_pages(&mut held);
-        Buckets { layout: Layout { shift, base, len }, held, fill: vec![0; buckets] }
+        let places = buckets * (len + GAP);
+        let mut held = SPARE.take(places);
+        if held.capacity() == 0 {
+            held = vec![0; places];
+            mapping::prefer_huge_pages(&mut held);
+        }
+        held.resize(places, 0);
+        let layout = Layout { shift, base, high: look.high, len };
+        Buckets { layout, held, ends: (0..buckets).map(|bucket| layout.ends(bucket)).collect() }
     }
 
     fn take(&mut self, piece: &[u64], visitor: &mut impl Visitor) -> bool {
-        let (layout, held, fill) = (self.layout, &mut *self.held, &mut *self.fill);
+        let (layout, held, ends) = (self.layout, &mut *self.held, &mut *self.ends);
         for &folio in piece {
             // What was changed since it was looked at may lie anywhere.
             let bucket = (folio >> layout.shift).wrapping_sub(layout.base) as usize;
-            let Some(n) = fill.get_mut(bucket) else { continue };
-            let at = bucket * (layout.len + GAP) + *n as usize;
-            held[at] = (folio & ((1 << layout.shift) - 1)) as u32;
-            *n += 1;
-            if *n as usize == layout.len {
-                *n = 0;
-                if !layout.empty(bucket, &held[at + 1 - layout.len..=at], visitor) {
+            let Some((next, end)) = ends.get_mut(bucket) else { continue };
+            let at = *next as usize;
+            let Some(place) = held.get_mut(at) else { continue };
+            *place = (folio & ((1 << layout.shift) - 1)) as u32;
+            *next += 1;
+            if at + 1 == *end as usize {
+                *next -= layout.len as u32;
+                if !layout.empty(bucket, &held[*next as usize..=at], visitor) {
                     return false;
                 }
             }
@@ -425,14 +489,38 @@ impl Buckets {
     }
 
     /// Shows what all buckets hold. False if no more is wanted.
-    fn empty_all(&mut self, visitor: &mut impl Visitor) -> bool {
-        let starts = (0..).step_by(self.layout.len + GAP);
-        let mut filled = self.fill.iter().zip(starts).enumerate();
-        filled.all(|(bucket, (n, start))| self.layout.empty(bucket, &self.held[start..][..*n as usize], visitor))
+    fn empty_all<V: Visitor>(&mut self, visitor: &mut V) -> bool {
+        let buckets = self.ends.len();
+        if threads_for(size_of_val(&*self.held)) < 2 || visitor.beside().is_none() {
+            return self.empty_some(0..buckets, visitor);
+        }
+        let half = |part: Range<usize>| visitor.beside().map(|mut beside| (self.empty_some(part, &mut beside), beside));
+        match both(|| half(0..buckets / 2), || half(buckets / 2..buckets)) {
+            (Some((low_more, low)), Some((high_more, high))) => {
+                visitor.join(low);
+                visitor.join(high);
+                low_more && high_more
+            }
+            _ => self.empty_some(0..buckets, visitor),
+        }
+    }
+
+    fn empty_some(&self, mut part: Range<usize>, visitor: &mut impl Visitor) -> bool {
+        part.all(|bucket| {
+            let (next, end) = self.ends[bucket];
+            let held = &self.held[end as usize - self.layout.len..next as usize];
+            self.layout.empty(bucket, held, visitor)
+        })
     }
 }
 
 impl Layout {
+    /// Where a bucket begins, and where it ends. There is a gap behind each, and never as many places as 2^32.
+    fn ends(self, bucket: usize) -> (u32, u32) {
+        let start = bucket * (self.len + GAP);
+        (start as u32, (start + self.len) as u32)
+    }
+
     /// Shows what a bucket holds. False if no more is wanted.
     #[inline(never)]
     fn empty(self, bucket: usize, held: &[u32], visitor: &mut impl Visitor) -> bool {
@@ -440,12 +528,25 @@ impl Layout {
         if held.len() > (1usize << self.shift) / LINE_BITS / 2 {
             visitor.ready(first..first + (1 << self.shift));
         }
-        visitor.visit(held.iter().map(|low| first + u64::from(*low)))
+        let folios = held.iter().map(|low| first + u64::from(*low));
+        if self.high >> self.shift > self.base + bucket as u64 {
+            visitor.visit(folios)
+        } else {
+            visitor.visit(folios.filter(|folio| *folio <= self.high))
+        }
     }
 }
 
 /// What is done with the folios of a list.
-trait Visitor {
+trait Visitor: Send + Sync + Sized {
+    /// One more, for folios of other blocks at the same time; none if a visitor has to see them all.
+    fn beside(&self) -> Option<Self> {
+        None
+    }
+
+    /// Takes in what one beside it has done.
+    fn join(&mut self, _beside: Self) {}
+
     /// log2 of the bits in the largest block it looks at.
     fn log2_bits(&self) -> u32;
 
@@ -485,6 +586,14 @@ impl Change<'_, true> {
 }
 
 impl<const MARK: bool> Visitor for Change<'_, MARK> {
+    fn beside(&self) -> Option<Self> {
+        Some(Change { dir: self.dir, shape: self.shape, changed: 0 })
+    }
+
+    fn join(&mut self, beside: Self) {
+        self.changed += beside.changed;
+    }
+
     fn log2_bits(&self) -> u32 {
         self.shape.log2_bits
     }
@@ -495,11 +604,11 @@ impl<const MARK: bool> Visitor for Change<'_, MARK> {
 
     fn visit(&mut self, folios: impl Iterator<Item = u64> + Clone) -> bool {
         let window = self.dir.window.slots();
-        for folio in folios {
-            if let Some(word) = window.word(folio).or_else(|| self.dir.far_word(self.shape, folio)) {
-                self.changed += u64::from(if MARK { word.set(folio) } else { word.clear(folio) });
-            }
-        }
+        let changed = |folio| {
+            let word = window.word(folio).or_else(|| self.dir.far_word(self.shape, folio));
+            word.is_some_and(|word| if MARK { word.set(folio) } else { word.clear(folio) })
+        };
+        self.changed += folios.map(changed).map(u64::from).sum::<u64>();
         true
     }
 
@@ -596,14 +705,18 @@ fn by_word<const MARK: bool>(dir: &Directory, shape: Shape, folios: &[u64]) -> u
     changed
 }
 
-/// Calls `f` for piece after piece of a list, each of folios of one order: their numbers, which are too large where the pfn
+/// Calls `f` for piece after piece of a part of a list that has as many orders as pfns, each of folios of one order: their numbers, which are too large where the pfn
 /// is not aligned. Folios of one order come as they are in the list.
-fn pieces(pfns: &(impl Words + ?Sized), orders: Orders<'_>, mut f: impl FnMut(Order, &mut [u64])) -> Result<()> {
-    orders.check(pfns.len())?;
+fn pieces(
+    pfns: &(impl Words + ?Sized),
+    orders: Orders<'_>,
+    part: Range<usize>,
+    mut f: impl FnMut(Order, &mut [u64]),
+) -> Result<()> {
     let mut piece = [0; PIECE];
     let mut sorted = [0; PIECE];
-    for at in (0..pfns.len()).step_by(PIECE) {
-        let piece = &mut piece[..PIECE.min(pfns.len() - at)];
+    for at in part.clone().step_by(PIECE) {
+        let piece = &mut piece[..PIECE.min(part.end - at)];
         pfns.copy(at, piece);
         let orders = match orders {
             Orders::One(order) => {

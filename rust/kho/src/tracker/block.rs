@@ -91,7 +91,7 @@ pub(super) struct Block(NonNull<u64>);
 
 // SAFETY: the words are plain integers owned by one tracker, written only through `&mut Tracker`.
 unsafe impl Send for Block {}
-// SAFETY: as above; `&Tracker` only reads.
+// SAFETY: as above; `&Tracker` only reads, and of the two threads of a call that changes one each has blocks of its own.
 unsafe impl Sync for Block {}
 
 impl Block {

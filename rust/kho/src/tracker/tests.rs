@@ -465,9 +465,11 @@ fn many_are_marked_whole_or_not_at_all() {
 
 #[test]
 fn long_lists_are_whole_whichever_way_they_are_carried_out() {
-    const N: u64 = 300_000;
-    for g in [Geometry::new(PageSize::Size4K, 512).unwrap(), Geometry::paged(PageSize::Size64K)] {
-        let scattered: Vec<u64> = (0..N).map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 36).collect();
+    // The longer one by two threads.
+    let [short, long] = [300_000, 5 << 19];
+    let small = Geometry::new(PageSize::Size4K, 512).unwrap();
+    for (g, n) in [(small, short), (Geometry::paged(PageSize::Size64K), short), (small, long)] {
+        let scattered: Vec<u64> = (0..n as u64).map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 36).collect();
         let mut ascending = scattered.clone();
         ascending.sort();
         let mut one_by_one = Tracker::new(g);
@@ -475,16 +477,18 @@ fn long_lists_are_whole_whichever_way_they_are_carried_out() {
         for list in [&scattered, &ascending] {
             let mut t = Tracker::new(g);
             assert_eq!(t.preserve_many(&**list, Orders::One(Order::ZERO)).unwrap(), new);
-            assert_eq!(t.preserve_many(&**list, Orders::Each(&vec![0; N as usize])).unwrap(), 0);
+            assert_eq!(t.preserve_many(&**list, Orders::Each(&vec![0; n])).unwrap(), 0);
             assert_eq!(t, one_by_one);
             assert_eq!(t.blocks(Order::ZERO).count(), one_by_one.blocks(Order::ZERO).count());
             assert_eq!(t.unpreserve_many(&**list, Orders::One(Order::ZERO)).unwrap(), new);
             assert!(t.is_empty());
         }
-        for bad in [(1 << 52) - 1, u64::MAX] {
+        for bad in [1 << 52, u64::MAX] {
             let mut with_bad = scattered.clone();
-            with_bad[N as usize / 2] = bad;
+            (with_bad[n / 4 * 3], with_bad[n - 1]) = (bad, 1 << 60);
             let mut t = Tracker::new(g);
+            let error = t.preserve_many(&*with_bad, Orders::One(Order::ZERO)).map(drop);
+            assert_eq!(error.unwrap_err().to_string(), t.preserve(Pfn(bad), Order::ZERO).unwrap_err().to_string());
             assert!(t.preserve_many(&*with_bad, Orders::One(order(1))).is_err());
             assert!(t.orders().next().is_none());
         }
