@@ -65,19 +65,21 @@ def packed(pages: Any, size: int) -> Any:
     return bitmap
 
 
-def samples(work: Work, units: int, rounds: int) -> list[float]:
-    """Nanoseconds a unit of each round; what a round made is dropped outside of it. One round more, the first, in which
-    memory is touched and caches fill, counts only if it leaves no time for another.
+def samples(row: dict[str, Work], units: int, rounds: int) -> dict[str, list[float]]:
+    """Nanoseconds a unit of each round, of all peers in turns; what a round made is dropped outside of it.
+
+    One round more, the first, in which memory is touched and caches fill, counts only if it leaves no time for another.
     """
-    times: list[int] = []
+    times: dict[str, list[int]] = {peer: [] for peer in row}
     for _ in range(rounds + 1):
-        start = time.perf_counter_ns()
-        made = work()
-        times.append(time.perf_counter_ns() - start)
-        del made
-        if sum(times) > PATIENCE * 1e9:
-            break
-    return [spent / units for spent in times[1:] or times]
+        for peer, work in row.items():
+            if sum(times[peer]) > PATIENCE * 1e9:
+                continue
+            start = time.perf_counter_ns()
+            made = work()
+            times[peer].append(time.perf_counter_ns() - start)
+            del made
+    return {peer: [spent / units for spent in spent[1:] or spent] for peer, spent in times.items()}
 
 
 def bulk(folios: int) -> Iterator[tuple[str, dict[str, Work]]]:
@@ -242,9 +244,9 @@ def cells(folios: int, rounds: int) -> list[dict[str, Any]]:
 
     def add(workload: str, unit: str, units: int, rows: Iterator[tuple[str, dict[str, Work]]], times: int) -> None:
         for operation, row in rows:
-            for peer, work in row.items():
+            for peer, taken in samples(row, units, times).items():
                 cell = {"workload": workload, "operation": operation, "unit": unit, "peer": peer, "bytes": None}
-                found.append({**cell, "samples": samples(work, units, times)})
+                found.append({**cell, "samples": taken})
 
     add(WORKLOAD, "folio", folios, bulk(folios), rounds)
     part = min(SINGLE, folios)
