@@ -10,10 +10,13 @@ const WORTH_A_THREAD: usize = 4 << 20;
 
 /// How many threads looking at so many bytes is worth: at most one for each processor.
 pub(crate) fn threads_for(bytes: usize) -> usize {
-    (bytes / WORTH_A_THREAD).min(processors())
+    match bytes / WORTH_A_THREAD {
+        few @ 0..2 => few,
+        many => many.min(processors()),
+    }
 }
 
-/// How many processors this process may use.
+/// How many processors this process may use. To ask takes longer than a short list does.
 pub(crate) fn processors() -> usize {
     thread::available_parallelism().map_or(1, NonZero::get)
 }

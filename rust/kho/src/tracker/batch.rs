@@ -1,22 +1,16 @@
 //! Many folios at once, given by their pfns in any order.
 //!
-//! The floor of a random bit is a cache miss, so a long list is first scattered to buckets, each a stretch of bitmaps that
-//! fits the second-level cache, and a bucket is carried out when it is full:
-//!
-//! ```text
-//! pfns --look--> blocks made --scatter--> | bucket | bucket | ... | --full--> bits of 64 KiB of bitmaps
-//! ```
-//! A list that ascends needs none of that: its bits come word by word.
+//! A long list is looked at (`look`), then its blocks are made, then it is carried out (`scatter`); one that ascends word by
+//! word.
 
-use super::block::{Block, LINE, Shape};
+use super::block::{Block, Shape};
 use super::directory::Directory;
+use super::look::{Look, joined};
+use super::scatter::{Visit, Visitor};
 use super::{Tracker, simd};
 use crate::error::{Error, Result};
-use crate::mapping;
-use crate::spare::Spare;
 use crate::threads::{both, threads_for};
 use crate::units::{Order, Pfn};
-use core::mem;
 use core::ops::Range;
 
 /// Pfns that may lie in memory of somebody else: they are copied, a few at a time, before they are looked at.
@@ -66,38 +60,6 @@ impl Orders<'_> {
 const PIECE: usize = 1024;
 /// Lists up to here are taken as they come.
 const SHORT: usize = 2048;
-/// log2 of the buckets a list is scattered to, at the most.
-const BUCKETS: u32 = 9;
-/// log2 of the bits of a bucket, at the least: 64 KiB of bitmaps, of which a second-level cache holds several.
-const BUCKET_BITS: u32 = 19;
-/// Folios a bucket holds, at the most: 64 MiB of memory for all, and never much more than half of what the list takes.
-const BUCKET_LEN: usize = 1 << 15;
-/// Places between two buckets: a cache line, for if all began at the same place of a page, all would share a few lines of the
-/// cache.
-const GAP: usize = 16;
-/// Folios that share a cache line.
-const LINE_BITS: usize = 64 * LINE;
-/// Blocks that a list may span to be scattered: what a table of that many bytes can tell apart.
-const SPAN: usize = 1 << 18;
-
-/// What the folios of one order in a list are like.
-struct Look {
-    order: Order,
-    /// log2 of the bits in the blocks that are told apart.
-    log2_bits: u32,
-    /// How many there are.
-    count: usize,
-    /// The lowest and the highest, by number.
-    low: u64,
-    high: u64,
-    /// The last one seen.
-    last: u64,
-    /// How many are lower than the one before.
-    descents: usize,
-    /// For each block, by the low bits of its index, whether a folio lies in it. Exact if they span no more than that.
-    touched: Vec<bool>,
-}
-
 impl Tracker {
     /// Marks many folios. Returns how many were not marked yet.
     ///
@@ -285,10 +247,10 @@ impl Tracker {
             mine: Change::of(self, order),
             also: beside.as_ref().map(|beside| Change::of(beside, order)),
         };
-        let (all_taken, take) = look.show(pfns, take);
+        let (all_taken, take) = show(look, pfns, take);
         if !all_taken {
             // A list is shown in the same order every time.
-            look.show(pfns, GiveBack { left: take.mine.changed, take });
+            show(look, pfns, GiveBack { left: take.mine.changed, take });
             return Ok(false);
         }
         let (taken, also_taken) = (take.mine.changed, take.also.map_or(0, |also| also.changed));
@@ -303,263 +265,12 @@ impl Tracker {
     }
 }
 
-/// What two parts of a list are like together, the second behind the first.
-fn joined(mut looks: Vec<Look>, later: Vec<Look>) -> Vec<Look> {
-    for later in later {
-        match looks.iter_mut().find(|look| look.order == later.order) {
-            Some(look) => look.join(&later),
-            None => looks.push(later),
-        }
-    }
-    looks
-}
-
-impl Look {
-    fn new(order: Order, log2_bits: u32) -> Self {
-        Look { order, log2_bits, count: 0, low: u64::MAX, high: 0, last: 0, descents: 0, touched: vec![false; SPAN] }
-    }
-
-    fn add(&mut self, piece: &[u64]) {
-        let (low, high, descents) = simd::survey(piece, self.last);
-        self.last = piece.last().copied().unwrap_or(self.last);
-        (self.low, self.high) = (self.low.min(low), self.high.max(high));
-        self.descents += descents;
-        self.count += piece.len();
-        for &folio in piece {
-            self.touched[(folio >> self.log2_bits) as usize & (SPAN - 1)] = true;
-        }
-    }
-
-    fn join(&mut self, later: &Look) {
-        self.count += later.count;
-        (self.low, self.high) = (self.low.min(later.low), self.high.max(later.high));
-        self.descents += later.descents;
-        self.last = later.last;
-        self.touched.iter_mut().zip(&later.touched).for_each(|(touched, later)| *touched |= later);
-    }
-
-    /// Whether `touched` tells all blocks apart.
-    fn is_near(&self) -> bool {
-        self.blocks(self.log2_bits) < SPAN as u64
-    }
-
-    /// Blocks with a folio in them, ascending, if they are near.
-    fn touched(&self) -> impl Iterator<Item = u64> + '_ {
-        let blocks = self.low >> self.log2_bits..=self.high >> self.log2_bits;
-        blocks.filter(|index| self.touched[*index as usize & (SPAN - 1)])
-    }
-
-    /// From the first block to the last one.
-    fn blocks(&self, log2_bits: u32) -> u64 {
-        (self.high >> log2_bits) - (self.low >> log2_bits)
-    }
-
-    /// Shows a visitor all folios of a list, until it wants no more; then false.
-    fn show<V: Visitor>(&self, pfns: &(impl Words + ?Sized), visitor: V) -> (bool, V) {
-        let mut visit = Visit::new(self, visitor);
-        // One order for all is as many as pfns.
-        let _ = pieces(pfns, Orders::One(self.order), 0..pfns.len(), |_, piece| visit.take(piece));
-        visit.finish()
-    }
-}
-
-/// Folios of one order being shown to a visitor, neighbours after neighbours if that pays.
-struct Visit<V> {
-    order: Order,
-    /// One above this was not there when the list was looked at, and is that of no folio.
-    high: u64,
-    way: Way,
-    visitor: V,
-    more: bool,
-}
-
-/// How folios come to a visitor.
-enum Way {
-    /// As in the list, which mostly ascends.
-    Ascending,
-    /// As in the list.
-    AsTheyCome,
-    Scattered(Buckets),
-}
-
-/// Folios held back until there are many in the same stretch of bitmaps.
-struct Buckets {
-    layout: Layout,
-    /// Folios less the first of their bucket's, bucket after bucket.
-    held: Vec<u32>,
-    /// Where the next folio of each bucket goes, and where there is no more room for it.
-    ends: Vec<(u32, u32)>,
-}
-
-/// Memory of buckets that are empty.
-static SPARE: Spare<u32> = Spare::new();
-
-impl Drop for Buckets {
-    fn drop(&mut self) {
-        SPARE.keep(mem::take(&mut self.held));
-    }
-}
-
-/// What each bucket is for.
-#[derive(Clone, Copy)]
-struct Layout {
-    /// log2 of the folios a bucket may be asked to hold, each once.
-    shift: u32,
-    /// The number of the first bucket.
-    base: u64,
-    /// Above this is no folio.
-    high: u64,
-    /// How many folios a bucket holds.
-    len: usize,
-}
-
-impl<V: Visitor> Visit<V> {
-    fn new(look: &Look, visitor: V) -> Self {
-        let way = if look.descents < look.count / 8 {
-            Way::Ascending
-        } else if look.blocks(visitor.log2_bits()) < SPAN as u64 && (look.high - look.low) >> BUCKET_BITS > 1 {
-            Way::Scattered(Buckets::new(look, visitor.log2_bits()))
-        } else {
-            Way::AsTheyCome
-        };
-        Visit { order: look.order, high: look.high, way, visitor, more: true }
-    }
-
-    fn take(&mut self, piece: &mut [u64]) {
-        if let Way::Scattered(buckets) = &mut self.way {
-            self.more = self.more && buckets.take(piece, &mut self.visitor);
-            return;
-        }
-        for folio in piece.iter_mut() {
-            *folio = if *folio > self.high { u64::MAX } else { *folio };
-        }
-        self.more = self.more
-            && match &mut self.way {
-                Way::Ascending => self.visitor.visit_ascending(piece),
-                _ => self.visitor.visit(piece.iter().copied()),
-            };
-    }
-
-    /// Whether the visitor wanted all, and the visitor.
-    fn finish(mut self) -> (bool, V) {
-        if let Way::Scattered(buckets) = &mut self.way {
-            self.more = self.more && buckets.empty_all(&mut self.visitor);
-        }
-        (self.more, self.visitor)
-    }
-}
-
-impl Buckets {
-    fn new(look: &Look, log2_bits: u32) -> Self {
-        let spread = u64::BITS - (look.high - look.low).leading_zeros();
-        let shift = spread.saturating_sub(BUCKETS).max(BUCKET_BITS).max(log2_bits);
-        let base = look.low >> shift;
-        let buckets = ((look.high >> shift) - base + 1) as usize;
-        // Some more than there are on an average, so that most are emptied once.
-        let len = (look.count / buckets + look.count / buckets / 16 + GAP).next_multiple_of(GAP).min(BUCKET_LEN);
-        let places = buckets * (len + GAP);
-        let mut held = SPARE.take(places);
-        if held.capacity() == 0 {
-            held = vec![0; places];
-            mapping::prefer_huge_pages(&mut held);
-        }
-        held.resize(places, 0);
-        let layout = Layout { shift, base, high: look.high, len };
-        Buckets { layout, held, ends: (0..buckets).map(|bucket| layout.ends(bucket)).collect() }
-    }
-
-    fn take(&mut self, piece: &[u64], visitor: &mut impl Visitor) -> bool {
-        let (layout, held, ends) = (self.layout, &mut *self.held, &mut *self.ends);
-        for &folio in piece {
-            // What was changed since it was looked at may lie anywhere.
-            let bucket = (folio >> layout.shift).wrapping_sub(layout.base) as usize;
-            let Some((next, end)) = ends.get_mut(bucket) else { continue };
-            let at = *next as usize;
-            let Some(place) = held.get_mut(at) else { continue };
-            *place = (folio & ((1 << layout.shift) - 1)) as u32;
-            *next += 1;
-            if at + 1 == *end as usize {
-                *next -= layout.len as u32;
-                if !layout.empty(bucket, &held[*next as usize..=at], visitor) {
-                    return false;
-                }
-            }
-        }
-        true
-    }
-
-    /// Shows what all buckets hold. False if no more is wanted.
-    fn empty_all<V: Visitor>(&mut self, visitor: &mut V) -> bool {
-        let buckets = self.ends.len();
-        if threads_for(size_of_val(&*self.held)) < 2 || visitor.beside().is_none() {
-            return self.empty_some(0..buckets, visitor);
-        }
-        let half = |part: Range<usize>| visitor.beside().map(|mut beside| (self.empty_some(part, &mut beside), beside));
-        match both(|| half(0..buckets / 2), || half(buckets / 2..buckets)) {
-            (Some((low_more, low)), Some((high_more, high))) => {
-                visitor.join(low);
-                visitor.join(high);
-                low_more && high_more
-            }
-            _ => self.empty_some(0..buckets, visitor),
-        }
-    }
-
-    fn empty_some(&self, mut part: Range<usize>, visitor: &mut impl Visitor) -> bool {
-        part.all(|bucket| {
-            let (next, end) = self.ends[bucket];
-            let held = &self.held[end as usize - self.layout.len..next as usize];
-            self.layout.empty(bucket, held, visitor)
-        })
-    }
-}
-
-impl Layout {
-    /// Where a bucket begins, and where it ends. There is a gap behind each, and never as many places as 2^32.
-    fn ends(self, bucket: usize) -> (u32, u32) {
-        let start = bucket * (self.len + GAP);
-        (start as u32, (start + self.len) as u32)
-    }
-
-    /// Shows what a bucket holds. False if no more is wanted.
-    #[inline(never)]
-    fn empty(self, bucket: usize, held: &[u32], visitor: &mut impl Visitor) -> bool {
-        let first = (self.base + bucket as u64) << self.shift;
-        if held.len() > (1usize << self.shift) / LINE_BITS / 2 {
-            visitor.ready(first..first + (1 << self.shift));
-        }
-        let folios = held.iter().map(|low| first + u64::from(*low));
-        if self.high >> self.shift > self.base + bucket as u64 {
-            visitor.visit(folios)
-        } else {
-            visitor.visit(folios.filter(|folio| *folio <= self.high))
-        }
-    }
-}
-
-/// What is done with the folios of a list.
-trait Visitor: Send + Sync + Sized {
-    /// One more, for folios of other blocks at the same time; none if a visitor has to see them all.
-    fn beside(&self) -> Option<Self> {
-        None
-    }
-
-    /// Takes in what one beside it has done.
-    fn join(&mut self, _beside: Self) {}
-
-    /// log2 of the bits in the largest block it looks at.
-    fn log2_bits(&self) -> u32;
-
-    /// Told what folios come next when many of them do.
-    fn ready(&self, folios: Range<u64>);
-
-    /// Some folios, in the order in which they are shown every time. False if no more are wanted.
-    fn visit(&mut self, folios: impl Iterator<Item = u64> + Clone) -> bool;
-
-    /// The same for folios that mostly ascend.
-    fn visit_ascending(&mut self, folios: &[u64]) -> bool {
-        self.visit(folios.iter().copied())
-    }
+/// Shows a visitor all folios of a list, until it wants no more; then false.
+fn show<V: Visitor>(look: &Look, pfns: &(impl Words + ?Sized), visitor: V) -> (bool, V) {
+    let mut visit = Visit::new(look, visitor);
+    // One order for all is as many as pfns.
+    let _ = pieces(pfns, Orders::One(look.order), 0..pfns.len(), |_, piece| visit.take(piece));
+    visit.finish()
 }
 
 /// Sets or clears bits in the blocks there are.
@@ -705,8 +416,8 @@ fn by_word<const MARK: bool>(dir: &Directory, shape: Shape, folios: &[u64]) -> u
     changed
 }
 
-/// Calls `f` for piece after piece of a part of a list that has as many orders as pfns, each of folios of one order: their numbers, which are too large where the pfn
-/// is not aligned. Folios of one order come as they are in the list.
+/// Calls `f` for piece after piece of a part of a list, each of folios of one order: their numbers, which are too large where
+/// the pfn is not aligned. Folios of one order come as they are in the list. There are as many orders as pfns.
 fn pieces(
     pfns: &(impl Words + ?Sized),
     orders: Orders<'_>,

@@ -1,0 +1,229 @@
+//! Folios of a list, shown to whoever does something with them: neighbours after neighbours where that pays.
+//!
+//! The floor of a random bit is a cache miss, so a long list is first scattered to buckets, each a stretch of bitmaps that
+//! fits the second-level cache, and a bucket is shown when it is full:
+//!
+//! ```text
+//! pfns --look--> blocks made --scatter--> | bucket | bucket | ... | --full--> bits of 64 KiB of bitmaps
+//! ```
+//! A list that ascends needs none of that.
+
+use super::block::LINE;
+use super::look::{Look, SPAN};
+use crate::mapping;
+use crate::spare::Spare;
+use crate::threads::{both, threads_for};
+use crate::units::Order;
+use core::mem;
+use core::ops::Range;
+
+/// log2 of the buckets a list is scattered to, at the most.
+const BUCKETS: u32 = 9;
+/// log2 of the bits of a bucket, at the least: 64 KiB of bitmaps, of which a second-level cache holds several.
+const BUCKET_BITS: u32 = 19;
+/// Folios a bucket holds, at the most: 64 MiB of memory for all, and never much more than half of what the list takes.
+const BUCKET_LEN: usize = 1 << 15;
+/// Places between two buckets: a cache line, for if all began at the same place of a page, all would share a few lines of the
+/// cache.
+const GAP: usize = 16;
+/// Folios that share a cache line.
+const LINE_BITS: usize = 64 * LINE;
+
+/// Folios of one order being shown to a visitor, neighbours after neighbours if that pays.
+pub(super) struct Visit<V> {
+    pub(super) order: Order,
+    /// One above this was not there when the list was looked at, and is that of no folio.
+    high: u64,
+    way: Way,
+    visitor: V,
+    more: bool,
+}
+
+/// How folios come to a visitor.
+enum Way {
+    /// As in the list, which mostly ascends.
+    Ascending,
+    /// As in the list.
+    AsTheyCome,
+    Scattered(Buckets),
+}
+
+/// Folios held back until there are many in the same stretch of bitmaps.
+struct Buckets {
+    layout: Layout,
+    /// Folios less the first of their bucket's, bucket after bucket.
+    held: Vec<u32>,
+    /// Where the next folio of each bucket goes, and where there is no more room for it.
+    ends: Vec<(u32, u32)>,
+}
+
+/// Memory of buckets that are empty.
+static SPARE: Spare<u32> = Spare::new();
+
+impl Drop for Buckets {
+    fn drop(&mut self) {
+        SPARE.keep(mem::take(&mut self.held));
+    }
+}
+
+/// What each bucket is for.
+#[derive(Clone, Copy)]
+struct Layout {
+    /// log2 of the folios a bucket may be asked to hold, each once.
+    shift: u32,
+    /// The number of the first bucket.
+    base: u64,
+    /// Above this is no folio.
+    high: u64,
+    /// How many folios a bucket holds.
+    len: usize,
+}
+
+impl<V: Visitor> Visit<V> {
+    pub(super) fn new(look: &Look, visitor: V) -> Self {
+        let way = if look.descents < look.count / 8 {
+            Way::Ascending
+        } else if look.blocks(visitor.log2_bits()) < SPAN as u64 && (look.high - look.low) >> BUCKET_BITS > 1 {
+            Way::Scattered(Buckets::new(look, visitor.log2_bits()))
+        } else {
+            Way::AsTheyCome
+        };
+        Visit { order: look.order, high: look.high, way, visitor, more: true }
+    }
+
+    pub(super) fn take(&mut self, piece: &mut [u64]) {
+        if let Way::Scattered(buckets) = &mut self.way {
+            self.more = self.more && buckets.take(piece, &mut self.visitor);
+            return;
+        }
+        for folio in piece.iter_mut() {
+            *folio = if *folio > self.high { u64::MAX } else { *folio };
+        }
+        self.more = self.more
+            && match &mut self.way {
+                Way::Ascending => self.visitor.visit_ascending(piece),
+                _ => self.visitor.visit(piece.iter().copied()),
+            };
+    }
+
+    /// Whether the visitor wanted all, and the visitor.
+    pub(super) fn finish(mut self) -> (bool, V) {
+        if let Way::Scattered(buckets) = &mut self.way {
+            self.more = self.more && buckets.empty_all(&mut self.visitor);
+        }
+        (self.more, self.visitor)
+    }
+}
+
+impl Buckets {
+    fn new(look: &Look, log2_bits: u32) -> Self {
+        let spread = u64::BITS - (look.high - look.low).leading_zeros();
+        let shift = spread.saturating_sub(BUCKETS).max(BUCKET_BITS).max(log2_bits);
+        let base = look.low >> shift;
+        let buckets = ((look.high >> shift) - base + 1) as usize;
+        // Some more than there are on an average, so that most are emptied once.
+        let len = (look.count / buckets + look.count / buckets / 16 + GAP).next_multiple_of(GAP).min(BUCKET_LEN);
+        let places = buckets * (len + GAP);
+        let mut held = SPARE.take(places);
+        if held.capacity() == 0 {
+            held = vec![0; places];
+            mapping::prefer_huge_pages(&mut held);
+        }
+        held.resize(places, 0);
+        let layout = Layout { shift, base, high: look.high, len };
+        Buckets { layout, held, ends: (0..buckets).map(|bucket| layout.ends(bucket)).collect() }
+    }
+
+    fn take(&mut self, piece: &[u64], visitor: &mut impl Visitor) -> bool {
+        let (layout, held, ends) = (self.layout, &mut *self.held, &mut *self.ends);
+        for &folio in piece {
+            // What was changed since it was looked at may lie anywhere.
+            let bucket = (folio >> layout.shift).wrapping_sub(layout.base) as usize;
+            let Some((next, end)) = ends.get_mut(bucket) else { continue };
+            let at = *next as usize;
+            let Some(place) = held.get_mut(at) else { continue };
+            *place = (folio & ((1 << layout.shift) - 1)) as u32;
+            *next += 1;
+            if at + 1 == *end as usize {
+                *next -= layout.len as u32;
+                if !layout.empty(bucket, &held[*next as usize..=at], visitor) {
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Shows what all buckets hold. False if no more is wanted.
+    fn empty_all<V: Visitor>(&mut self, visitor: &mut V) -> bool {
+        let buckets = self.ends.len();
+        if threads_for(size_of_val(&*self.held)) < 2 || visitor.beside().is_none() {
+            return self.empty_some(0..buckets, visitor);
+        }
+        let half = |part: Range<usize>| visitor.beside().map(|mut beside| (self.empty_some(part, &mut beside), beside));
+        match both(|| half(0..buckets / 2), || half(buckets / 2..buckets)) {
+            (Some((low_more, low)), Some((high_more, high))) => {
+                visitor.join(low);
+                visitor.join(high);
+                low_more && high_more
+            }
+            _ => self.empty_some(0..buckets, visitor),
+        }
+    }
+
+    fn empty_some(&self, mut part: Range<usize>, visitor: &mut impl Visitor) -> bool {
+        part.all(|bucket| {
+            let (next, end) = self.ends[bucket];
+            let held = &self.held[end as usize - self.layout.len..next as usize];
+            self.layout.empty(bucket, held, visitor)
+        })
+    }
+}
+
+impl Layout {
+    /// Where a bucket begins, and where it ends. There is a gap behind each, and never as many places as 2^32.
+    fn ends(self, bucket: usize) -> (u32, u32) {
+        let start = bucket * (self.len + GAP);
+        (start as u32, (start + self.len) as u32)
+    }
+
+    /// Shows what a bucket holds. False if no more is wanted.
+    #[inline(never)]
+    fn empty(self, bucket: usize, held: &[u32], visitor: &mut impl Visitor) -> bool {
+        let first = (self.base + bucket as u64) << self.shift;
+        if held.len() > (1usize << self.shift) / LINE_BITS / 2 {
+            visitor.ready(first..first + (1 << self.shift));
+        }
+        let folios = held.iter().map(|low| first + u64::from(*low));
+        if self.high >> self.shift > self.base + bucket as u64 {
+            visitor.visit(folios)
+        } else {
+            visitor.visit(folios.filter(|folio| *folio <= self.high))
+        }
+    }
+}
+
+/// What is done with the folios of a list.
+pub(super) trait Visitor: Send + Sync + Sized {
+    /// One more, for folios of other blocks at the same time; none if a visitor has to see them all.
+    fn beside(&self) -> Option<Self> {
+        None
+    }
+
+    /// Takes in what one beside it has done.
+    fn join(&mut self, _beside: Self) {}
+
+    /// log2 of the bits in the largest block it looks at.
+    fn log2_bits(&self) -> u32;
+
+    /// Told what folios come next when many of them do.
+    fn ready(&self, folios: Range<u64>);
+
+    /// Some folios, in the order in which they are shown every time. False if no more are wanted.
+    fn visit(&mut self, folios: impl Iterator<Item = u64> + Clone) -> bool;
+
+    /// The same for folios that mostly ascend.
+    fn visit_ascending(&mut self, folios: &[u64]) -> bool {
+        self.visit(folios.iter().copied())
+    }
+}
