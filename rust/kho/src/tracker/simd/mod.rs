@@ -1,6 +1,9 @@
 //! What pays to be compiled for newer processors too: each function here is one piece of portable code, built twice,
-//! once for any processor and once for those with population count, bit manipulation and 256-bit vectors. Which one
-//! runs is decided when it is called.
+//! once for any processor and once for those with population count, bit manipulation and 256-bit vectors. Listing has a
+//! third way, for those that compress vectors (`compress`). Which one runs is decided when it is called.
+
+#[cfg(target_arch = "x86_64")]
+mod compress;
 
 use super::block::{Block, LINE, Shape};
 use super::iter::Folio;
@@ -126,38 +129,78 @@ dispatch! {
     }
 }
 
+/// The folios of a block, as `first + bit << shift`, at the beginning of `into`. Returns how many were written: all there
+/// are, or as many as fit.
+#[inline]
+pub(super) fn list_numbers(block: Block, shape: Shape, first: u64, shift: u32, into: &mut [MaybeUninit<u64>]) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if compress::is_there() {
+        // SAFETY: the processor has what the function was compiled for.
+        return unsafe { compress::list_numbers(block, shape, first, shift, into) };
+    }
+    list_numbers_by_bits(block, shape, first, shift, into)
+}
+
+/// As [`list_numbers`], with the rest of the record that `like` is.
+#[inline]
+pub(super) fn list_folios(
+    block: Block,
+    shape: Shape,
+    first: u64,
+    shift: u32,
+    like: Folio,
+    into: &mut [MaybeUninit<Folio>],
+) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if compress::is_there() {
+        // SAFETY: the processor has what the function was compiled for.
+        return unsafe { compress::list_folios(block, shape, first, shift, like, into) };
+    }
+    list_folios_by_bits(block, shape, first, shift, like, into)
+}
+
 dispatch! {
-    /// The folios of a block, as `first + bit << shift`, at the beginning of `into`. Returns how many were written: all
-    /// there are, or as many as fit.
-    pub(super) fn list_numbers(
+    /// [`list_numbers`], bit by bit.
+    fn list_numbers_by_bits(
         block: Block, shape: Shape, first: u64, shift: u32, into: &mut [MaybeUninit<u64>]
     ) -> usize = list_numbers_portable / list_numbers_native {
         match shift {
-            0 => list(block, shape, into, |bit| first + bit),
-            _ => list(block, shape, into, |bit| (first + bit) << shift),
+            0 => list(block, shape, into, |word, base, room| list_word(word, room, |bit| first + base + bit)),
+            _ => list(block, shape, into, |word, base, room| list_word(word, room, |bit| (first + base + bit) << shift)),
         }
     }
 }
 
 dispatch! {
-    /// As [`list_numbers`], with the rest of the record that `like` is.
-    pub(super) fn list_folios(
+    /// [`list_folios`], bit by bit.
+    fn list_folios_by_bits(
         block: Block, shape: Shape, first: u64, shift: u32, like: Folio, into: &mut [MaybeUninit<Folio>]
     ) -> usize = list_folios_portable / list_folios_native {
-        list(block, shape, into, |bit| Folio { phys: (first + bit) << shift, ..like })
+        list(block, shape, into, |word, base, room| {
+            list_word(word, room, |bit| Folio { phys: (first + base + bit) << shift, ..like });
+        })
     }
 }
 
 /// What a word of bits can come to.
 const WORD: usize = 64;
+/// Items that the words of a line can come to.
+const ROOM: usize = LINE * WORD;
 /// Items written without asking how many there are.
 const BOLD: usize = 4;
 
-/// Items that the words of a line can come to.
-const ROOM: usize = LINE * WORD;
+/// The room for what a word can come to.
+type Room<T> = [MaybeUninit<T>; WORD];
 
+/// Lists a block: `write` is given a word, the number of its bit 0 in the block and the room for its items, in which it may
+/// write beyond them. Returns how many items there are: all, or as many as fit.
 #[inline(always)]
-fn list<T: Copy>(block: Block, shape: Shape, into: &mut [MaybeUninit<T>], item: impl Fn(u64) -> T) -> usize {
+fn list<T: Copy>(
+    block: Block,
+    shape: Shape,
+    into: &mut [MaybeUninit<T>],
+    mut write: impl FnMut(u64, u64, &mut Room<T>),
+) -> usize {
     let mut at = 0;
     for (line, words) in block.lines(shape).enumerate() {
         if words.iter().fold(0, |any, word| any | word) == 0 {
@@ -166,7 +209,7 @@ fn list<T: Copy>(block: Block, shape: Shape, into: &mut [MaybeUninit<T>], item: 
         let rest = &mut into[at..];
         let mut beside = [MaybeUninit::uninit(); ROOM];
         let room = rest.first_chunk_mut().unwrap_or(&mut beside);
-        let fit = list_line(words, room, |bit| item((line * ROOM) as u64 + bit)).min(rest.len());
+        let fit = list_line(words, (line * ROOM) as u64, room, &mut write).min(rest.len());
         if rest.len() < ROOM {
             rest[..fit].copy_from_slice(&beside[..fit]);
         }
@@ -177,35 +220,46 @@ fn list<T: Copy>(block: Block, shape: Shape, into: &mut [MaybeUninit<T>], item: 
 
 /// The items of a line at the beginning of the room, in which more may be written over. Returns how many there are.
 #[inline(always)]
-fn list_line<T: Copy>(words: [u64; LINE], room: &mut [MaybeUninit<T>; ROOM], item: impl Fn(u64) -> T) -> usize {
+fn list_line<T: Copy>(
+    words: [u64; LINE],
+    mut base: u64,
+    room: &mut [MaybeUninit<T>; ROOM],
+    write: &mut impl FnMut(u64, u64, &mut Room<T>),
+) -> usize {
     let start = room.as_mut_ptr();
-    let (mut at, mut base) = (start, 0);
-    for mut word in words {
-        let ones = word.count_ones() as usize;
+    let mut at = start;
+    for word in words {
         // SAFETY: the words before have at most WORD items each, so that in the room of a line there is that of one more.
-        let room = unsafe { &mut *at.cast::<[MaybeUninit<T>; WORD]>() };
-        let mut write = |places: &mut [MaybeUninit<T>]| {
-            for place in places {
-                place.write(item(base + u64::from(word.trailing_zeros())));
-                word &= word.wrapping_sub(1);
-            }
-            word != 0
-        };
+        write(word, base, unsafe { &mut *at.cast::<Room<T>>() });
         // What is written beyond the last bit is written over next time.
-        let (first, rest) = room.split_at_mut(BOLD);
-        if write(first) {
-            if ones == WORD {
-                for (bit, place) in (BOLD as u64..).zip(rest) {
-                    place.write(item(base + bit));
-                }
-            } else {
-                let _ = rest.chunks_exact_mut(BOLD).all(write);
-            }
-        }
-        at = at.wrapping_add(ones);
+        at = at.wrapping_add(word.count_ones() as usize);
         base += WORD as u64;
     }
     (at.addr() - start.addr()) / size_of::<T>()
+}
+
+/// The items of a word.
+#[inline(always)]
+fn list_word<T: Copy>(mut word: u64, room: &mut Room<T>, item: impl Fn(u64) -> T) {
+    let full = word == u64::MAX;
+    let mut write = |places: &mut [MaybeUninit<T>]| {
+        for place in places {
+            place.write(item(u64::from(word.trailing_zeros())));
+            word &= word.wrapping_sub(1);
+        }
+        word != 0
+    };
+    let (first, rest) = room.split_at_mut(BOLD);
+    if !write(first) {
+        return;
+    }
+    if full {
+        for (bit, place) in (BOLD as u64..).zip(rest) {
+            place.write(item(bit));
+        }
+    } else {
+        let _ = rest.chunks_exact_mut(BOLD).all(write);
+    }
 }
 
 #[cfg(all(test, target_arch = "x86_64"))]
@@ -264,24 +318,25 @@ mod tests {
         }
 
         #[test]
-        fn both_builds_list_alike_whatever_room_there_is(words in words(), room in 0..5000usize, shift in 0..9u32) {
+        fn every_way_lists_alike_whatever_room_there_is(words in words(), room in 0..5000usize, shift in 0..9u32) {
             let (_source, block) = block_of(&words);
             let mut all = Vec::new();
             for (n, word) in words.iter().enumerate() {
                 all.extend((0..64u64).filter(|bit| word >> bit & 1 != 0).map(|bit| (40960 + 64 * n as u64 + bit) << shift));
             }
             let fit = room.min(all.len());
-            let (mut one, mut two) = (vec![MaybeUninit::new(9); room], vec![MaybeUninit::new(9); room]);
-            prop_assert_eq!(list_numbers_portable(block, SHAPE, 40960, shift, &mut one), fit);
-            prop_assert_eq!(list_numbers(block, SHAPE, 40960, shift, &mut two), fit);
-            prop_assert_eq!(&written(&one)[..fit], &all[..fit]);
-            prop_assert_eq!(&written(&two)[..fit], &all[..fit]);
-            let like = Folio::new(Phys(0), Order::ZERO);
-            let mut folios = vec![MaybeUninit::new(like); room];
-            prop_assert_eq!(list_folios(block, SHAPE, 40960, shift, like, &mut folios), fit);
-            prop_assert!(written(&folios)[..fit].iter().map(|folio| folio.phys).eq(all[..fit].iter().copied()));
-            prop_assert_eq!(list_folios_portable(block, SHAPE, 40960, shift, like, &mut folios), fit);
-            prop_assert!(written(&folios)[..fit].iter().map(|folio| folio.phys).eq(all[..fit].iter().copied()));
+            for list in [list_numbers_portable, list_numbers_by_bits, list_numbers] {
+                let mut numbers = vec![MaybeUninit::new(9); room];
+                prop_assert_eq!(list(block, SHAPE, 40960, shift, &mut numbers), fit);
+                prop_assert_eq!(&written(&numbers)[..fit], &all[..fit]);
+            }
+            let like = Folio::new(Phys(0), Order::saturating(shift));
+            let all: Vec<_> = all.iter().map(|phys| Folio { phys: *phys, ..like }).collect();
+            for list in [list_folios_portable, list_folios_by_bits, list_folios] {
+                let mut folios = vec![MaybeUninit::new(like); room];
+                prop_assert_eq!(list(block, SHAPE, 40960, shift, like, &mut folios), fit);
+                prop_assert_eq!(&written(&folios)[..fit], &all[..fit]);
+            }
         }
 
         #[test]
