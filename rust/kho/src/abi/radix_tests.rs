@@ -264,7 +264,7 @@ fn a_live_tree_without_room_for_a_node_stays_as_it_was() {
     let arena = arena(page);
     let s = shape("kho-v4", page);
     let mut tree = LiveTree::new(&arena, s, None).unwrap();
-    let mut t = Tracker::with_source(Geometry::paged(page), Box::new(ArenaBlocks::new(&arena)));
+    let mut t = Tracker::with_source(Geometry::paged(page), Arc::new(ArenaBlocks::new(&arena)));
     tree.prepare(&mut t, Order::ZERO, 0).unwrap();
     t.preserve(Pfn(1), Order::ZERO).unwrap();
     let mut hog = Vec::new();
@@ -317,7 +317,7 @@ proptest! {
     ) {
         let arena = arena(s.page());
         let mut tree = LiveTree::new(&arena, s, None).unwrap();
-        let mut t = Tracker::with_source(Geometry::paged(s.page()), Box::new(ArenaBlocks::new(&arena)));
+        let mut t = Tracker::with_source(Geometry::paged(s.page()), Arc::new(ArenaBlocks::new(&arena)));
         let mut model = BTreeSet::new();
         let mut last = None;
         for ((pfn, order), kind) in ops {

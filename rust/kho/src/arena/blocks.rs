@@ -7,9 +7,10 @@ use crate::error::{Error, Result};
 use crate::memory::PhysMemory;
 use crate::tracker::{Bitmap, BlockSource, Geometry, HeapBlocks, Tracker};
 use crate::units::{Order, PageSize, Pfn, Phys};
+use std::mem;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// Hands out blocks from pages it allocates; blocks smaller than a page share one.
 #[derive(Debug)]
@@ -19,6 +20,12 @@ pub struct ArenaBlocks {
     spans: Arc<Spans>,
     page: PageSize,
     generation: u64,
+    pages: Mutex<Pages>,
+}
+
+/// Pages that were allocated for blocks.
+#[derive(Debug)]
+struct Pages {
     pages: Vec<Pfn>,
     /// Bytes of the last page that are taken.
     used: u64,
@@ -26,13 +33,29 @@ pub struct ArenaBlocks {
 
 impl ArenaBlocks {
     pub fn new(arena: &Arc<Arena>) -> Self {
+        Self::on(Arc::downgrade(arena), Arc::clone(&arena.spans), arena.page(), arena.generation())
+    }
+
+    fn on(arena: Weak<Arena>, spans: Arc<Spans>, page: PageSize, generation: u64) -> Self {
         ArenaBlocks {
-            arena: Arc::downgrade(arena),
-            spans: Arc::clone(&arena.spans),
-            page: arena.page(),
-            generation: arena.generation(),
-            pages: Vec::new(),
-            used: arena.page().bytes(),
+            arena,
+            spans,
+            page,
+            generation,
+            pages: Mutex::new(Pages { pages: Vec::new(), used: page.bytes() }),
+        }
+    }
+
+    fn pages(&self) -> MutexGuard<'_, Pages> {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for ArenaBlocks {
+    fn drop(&mut self) {
+        let pages = mem::take(&mut self.pages().pages);
+        if let Some(arena) = self.arena.upgrade().filter(|arena| arena.generation() == self.generation) {
+            arena.put_own(pages);
         }
     }
 }
@@ -40,19 +63,19 @@ impl ArenaBlocks {
 // SAFETY: a block lies in a page that was allocated for this source alone, zeroed, inside a mapping that `spans` keeps
 // mapped; `used` only grows within a page, so no two blocks share a byte.
 unsafe impl BlockSource for ArenaBlocks {
-    fn alloc_block(&mut self, bytes: usize) -> Result<NonNull<u64>> {
+    fn alloc_block(&self, bytes: usize) -> Result<NonNull<u64>> {
         let arena = self.arena.upgrade().ok_or(Error::Stale { what: "tracker" })?;
         arena.check_generation("tracker", self.generation)?;
-        let bytes = bytes as u64;
-        if self.used + bytes > self.page.bytes() {
-            self.pages.push(arena.alloc_bytes(self.page.bytes(), None)?.0);
-            self.used = 0;
+        let (bytes, mut own) = (bytes as u64, self.pages());
+        if own.used + bytes > self.page.bytes() {
+            own.pages.push(arena.alloc_bytes(self.page.bytes(), None)?.0);
+            own.used = 0;
         }
-        let pfn = self.pages.last().copied().unwrap_or_default();
-        let phys = Phys(self.page.phys(pfn).0 + self.used);
+        let pfn = own.pages.last().copied().unwrap_or_default();
+        let phys = Phys(self.page.phys(pfn).0 + own.used);
         let outside = Error::OutsideMemory { what: "tracker block", phys: phys.0, len: bytes };
         let block = self.spans.ptr(phys, bytes).ok_or(outside)?;
-        self.used += bytes;
+        own.used += bytes;
         Ok(block.cast())
     }
 
@@ -65,15 +88,11 @@ unsafe impl BlockSource for ArenaBlocks {
     }
 
     fn nbytes(&self) -> u64 {
-        self.pages.len() as u64 * self.page.bytes()
+        self.pages().pages.len() as u64 * self.page.bytes()
     }
 
-    fn release_all(&mut self) {
-        let pages = std::mem::take(&mut self.pages);
-        if let Some(arena) = self.arena.upgrade().filter(|arena| arena.generation() == self.generation) {
-            arena.put_own(pages);
-        }
-        self.used = self.page.bytes();
+    fn renewed(&self) -> Arc<dyn BlockSource> {
+        Arc::new(Self::on(Weak::clone(&self.arena), Arc::clone(&self.spans), self.page, self.generation))
     }
 }
 
@@ -85,7 +104,7 @@ struct MapBlocks {
 
 // SAFETY: new blocks are the heap's. One at an address lies inside a mapping that `spans` keeps mapped and writable.
 unsafe impl BlockSource for MapBlocks {
-    fn alloc_block(&mut self, bytes: usize) -> Result<NonNull<u64>> {
+    fn alloc_block(&self, bytes: usize) -> Result<NonNull<u64>> {
         self.heap.alloc_block(bytes)
     }
 
@@ -105,8 +124,8 @@ unsafe impl BlockSource for MapBlocks {
         self.heap.nbytes()
     }
 
-    fn release_all(&mut self) {
-        self.heap.release_all();
+    fn renewed(&self) -> Arc<dyn BlockSource> {
+        Arc::new(MapBlocks { spans: Arc::clone(&self.spans), heap: HeapBlocks::default() })
     }
 }
 
@@ -125,7 +144,7 @@ pub struct Inherited<'a> {
 impl<'a> Inherited<'a> {
     pub fn new(arena: &'a Arena, geometry: Geometry) -> Self {
         let blocks = MapBlocks { spans: Arc::clone(&arena.spans), heap: HeapBlocks::default() };
-        Inherited { arena, geometry, copied: Tracker::with_source(geometry, Box::new(blocks)), bitmaps: Vec::new() }
+        Inherited { arena, geometry, copied: Tracker::with_source(geometry, Arc::new(blocks)), bitmaps: Vec::new() }
     }
 
     /// Takes in a bitmap that lies in the arena.

@@ -76,7 +76,7 @@ impl Outgoing {
             return Err(Error::Invalid { what: "bitmap_bytes", why: evidence::no_bitmap_size(abi) });
         }
         let bitmap = BitmapSize::new(bitmap_bytes.unwrap_or(page.bytes()), page)?;
-        let source = Box::new(ArenaBlocks::new(arena));
+        let source = Arc::new(ArenaBlocks::new(arena));
         let tracker = Arc::new(Mutex::new(Tracker::with_source(chunk::geometry(page, bitmap)?, source)));
         let at = |phys: Option<Phys>| phys.map(|phys| page.pfn_exact("placement", phys)).transpose();
         let (fdt_at, map_at) = (at(place.fdt)?, at(place.map)?);

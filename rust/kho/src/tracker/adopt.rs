@@ -41,7 +41,8 @@ impl Tracker {
         }
         let counts = counts(&blocks, shape, threads_for(blocks.len() * shape.bytes()));
         for ((bitmap, block), count) in bitmaps.iter().zip(blocks).zip(counts) {
-            if !self.dirs[bitmap.order.index()].adopt(bitmap.index, block, self.shape, count) {
+            let whole = self.whole(bitmap.order);
+            if !self.dirs[bitmap.order.index()].adopt(bitmap.index, block, self.shape, count, whole) {
                 let why = format!("there are two of order {} at {:#x}", bitmap.order, bitmap.index);
                 return Err(Error::Invalid { what: "bitmap", why });
             }
@@ -58,7 +59,7 @@ impl Tracker {
         };
         let marked: Vec<Bitmap> = bitmaps.iter().filter(marked).copied().collect();
         for Bitmap { order, index, .. } in marked {
-            let copy = Block::allocate(&mut *self.source, shape)?;
+            let copy = Block::allocate(&*self.source, shape)?;
             let dir = &mut self.dirs[order.index()];
             if let Some(block) = dir.get(index) {
                 block.words(shape).enumerate().for_each(|(n, word)| copy.store(shape, n, word));

@@ -3,33 +3,30 @@
 //! No reference into a block outlives a statement, because a source may lie in memory that others look at.
 
 use super::simd;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::units::Phys;
 use core::ops::Range;
-use core::ptr::{self, NonNull};
-use rustix::mm;
-use std::alloc::{self, Layout};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use core::ptr::NonNull;
+use std::sync::Arc;
 
 /// Where a tracker's blocks live.
 ///
 /// # Safety
 /// Every pointer returned by `alloc_block` is valid for reads and writes of `bytes` bytes, 8-aligned, zeroed, and
-/// exclusively the tracker's to write, until the source is dropped or `release_all` is called; what `block_at` returns is
-/// as it says there.
+/// exclusively the tracker's to write, until the source is dropped; what `block_at` returns is as it says there.
 pub unsafe trait BlockSource: Send + Sync {
     /// A zeroed block of `bytes` bytes (512, 4096, 16384 or 65536; the same at every call of one tracker).
     ///
     /// # Errors
     /// [`Error::NoMemory`], or whatever else keeps the source from giving one.
-    fn alloc_block(&mut self, bytes: usize) -> Result<NonNull<u64>>;
+    fn alloc_block(&self, bytes: usize) -> Result<NonNull<u64>>;
 
     /// As [`BlockSource::alloc_block`], for a caller that writes every word before it reads any: the block need not be
     /// zeroed.
     ///
     /// # Errors
     /// As [`BlockSource::alloc_block`].
-    fn alloc_unwritten(&mut self, bytes: usize) -> Result<NonNull<u64>> {
+    fn alloc_unwritten(&self, bytes: usize) -> Result<NonNull<u64>> {
         self.alloc_block(bytes)
     }
 
@@ -52,11 +49,11 @@ pub unsafe trait BlockSource: Send + Sync {
         Some((at..at + 1, self.phys_of(block)?))
     }
 
-    /// Bytes of memory held, used by blocks or not yet.
+    /// Bytes of memory that blocks take.
     fn nbytes(&self) -> u64;
 
-    /// Gives every block back.
-    fn release_all(&mut self);
+    /// Another source of the same kind that has given out no blocks yet. Those of this one come back when it is dropped.
+    fn renewed(&self) -> Arc<dyn BlockSource>;
 }
 
 /// A block's size as the shifts and masks of the hot path.
@@ -96,12 +93,12 @@ unsafe impl Sync for Block {}
 
 impl Block {
     /// A block of that shape from a source; its words are zero.
-    pub(super) fn allocate(source: &mut dyn BlockSource, shape: Shape) -> Result<Self> {
+    pub(super) fn allocate(source: &dyn BlockSource, shape: Shape) -> Result<Self> {
         source.alloc_block(shape.bytes()).map(Block)
     }
 
     /// A block of that shape from a source; every bit is set.
-    pub(super) fn allocate_full(source: &mut dyn BlockSource, shape: Shape) -> Result<Self> {
+    pub(super) fn allocate_full(source: &dyn BlockSource, shape: Shape) -> Result<Self> {
         let block = Block(source.alloc_unwritten(shape.bytes())?);
         // SAFETY: the source gave memory for that many words, the tracker's alone.
         unsafe { block.0.write_bytes(0xff, shape.words()) };
@@ -242,10 +239,10 @@ impl Word {
     /// Sets the bit of a folio. True if it was clear. For the tracker that owns the block alone, as all that writes.
     #[inline(always)]
     pub(super) fn set(self, folio: u64) -> bool {
-        let (old, bit) = (self.load(), bit_of(folio));
+        let old = self.load();
         // Stored always: a branch that is taken wrongly would wait for the cache miss that others wait for beside it.
-        self.store(old | bit);
-        old & bit == 0
+        self.store(old | bit_of(folio));
+        old & bit_of(folio) == 0
     }
 
     /// Clears the bit of a folio. True if it was set.
@@ -278,150 +275,4 @@ impl Word {
 #[inline(always)]
 const fn bit_of(folio: u64) -> u64 {
     1u64.wrapping_shl(folio as u32)
-}
-
-/// Blocks on the heap: slabs that double from one page on, then huge pages. Small trackers stay small, and big ones take
-/// few TLB entries and few page faults. Huge pages that were given back serve the next tracker: for the first touch of one
-/// the kernel takes longer than filling it does.
-#[derive(Default)]
-pub struct HeapBlocks {
-    slabs: Vec<Slab>,
-    /// What is left of the last slab.
-    next: usize,
-    held: usize,
-}
-
-struct Slab {
-    start: NonNull<u8>,
-    layout: Layout,
-    mapped: bool,
-    /// Another tracker's words may still be in it.
-    used: bool,
-}
-
-// SAFETY: a slab is plain memory that this owner alone allocates and frees.
-unsafe impl Send for Slab {}
-// SAFETY: nothing is reached through a shared slab.
-unsafe impl Sync for Slab {}
-
-/// Huge pages given back, for the next tracker of this process.
-static SPARE: Mutex<Vec<Slab>> = Mutex::new(Vec::new());
-/// Most of them: 32 MiB.
-const MOST_SPARE: usize = 16;
-
-const SMALLEST_SLAB: usize = 4096;
-const HUGE_PAGE: usize = 2 << 20;
-
-impl Slab {
-    fn allocate(bytes: usize) -> Option<Self> {
-        if bytes == HUGE_PAGE {
-            return spare().pop().or_else(Self::map);
-        }
-        let layout = Layout::from_size_align(bytes, SMALLEST_SLAB).ok()?;
-        // SAFETY: `bytes` is never 0.
-        let start = NonNull::new(unsafe { alloc::alloc_zeroed(layout) })?;
-        Some(Slab { start, layout, mapped: false, used: false })
-    }
-
-    /// A huge page, or memory that asks to be one: the aligned half of an anonymous mapping twice as long.
-    fn map() -> Option<Self> {
-        let (prot, flags) = (mm::ProtFlags::READ | mm::ProtFlags::WRITE, mm::MapFlags::PRIVATE);
-        // SAFETY: a fresh anonymous mapping touches no existing memory.
-        let start = unsafe { mm::mmap_anonymous(ptr::null_mut(), 2 * HUGE_PAGE, prot, flags) };
-        let start = start.ok()?.cast::<u8>();
-        let head = start.align_offset(HUGE_PAGE);
-        let aligned = start.wrapping_add(head);
-        // SAFETY: head, tail and the page between them are parts of the mapping just made, and nothing points there.
-        // A part that cannot be unmapped is only address space; a page that cannot be huge is only slower.
-        unsafe {
-            if head > 0 {
-                let _ = mm::munmap(start.cast(), head);
-            }
-            let _ = mm::munmap(aligned.wrapping_add(HUGE_PAGE).cast(), HUGE_PAGE - head);
-            let _ = mm::madvise(aligned.cast(), HUGE_PAGE, mm::Advice::LinuxHugepage);
-        }
-        Some(Slab {
-            start: NonNull::new(aligned)?,
-            layout: Layout::from_size_align(HUGE_PAGE, HUGE_PAGE).ok()?,
-            mapped: true,
-            used: false,
-        })
-    }
-}
-
-impl Drop for Slab {
-    fn drop(&mut self) {
-        // SAFETY: `start` and `layout` are those of the allocation or mapping, and every block in it was given up.
-        unsafe {
-            if self.mapped {
-                let _ = mm::munmap(self.start.as_ptr().cast(), self.layout.size());
-            } else {
-                alloc::dealloc(self.start.as_ptr(), self.layout);
-            }
-        }
-    }
-}
-
-fn spare() -> MutexGuard<'static, Vec<Slab>> {
-    SPARE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl HeapBlocks {
-    /// The next piece of a slab, and whether it must be zeroed.
-    fn take(&mut self, bytes: usize) -> Result<(NonNull<u64>, bool)> {
-        let room = self.slabs.last().map_or(0, |slab| slab.layout.size() - self.next);
-        if room < bytes {
-            let size = match self.held {
-                held if held >= HUGE_PAGE / 4 => HUGE_PAGE,
-                held => held.next_power_of_two().max(SMALLEST_SLAB).max(bytes.next_power_of_two()),
-            };
-            let slab = Slab::allocate(size)
-                .ok_or(Error::NoMemory { order: (bytes / SMALLEST_SLAB).max(1).ilog2(), node: None })?;
-            self.slabs.push(slab);
-            self.next = 0;
-            self.held += size;
-        }
-        let slab = self.slabs.last().ok_or(Error::NoMemory { order: 0, node: None })?;
-        // SAFETY: `next + bytes` lies inside the slab, as checked above.
-        let block = unsafe { slab.start.add(self.next) };
-        self.next += bytes;
-        Ok((block.cast(), slab.used))
-    }
-}
-
-// SAFETY: blocks are disjoint, page-aligned pieces (512 bytes: block-aligned) of slabs, which live until `release_all` or
-// drop and which nothing else writes; those that held something are zeroed when they are given out.
-unsafe impl BlockSource for HeapBlocks {
-    fn alloc_block(&mut self, bytes: usize) -> Result<NonNull<u64>> {
-        let (block, used) = self.take(bytes)?;
-        if used {
-            // SAFETY: `take` gave that many bytes, to nobody else.
-            unsafe { block.cast::<u8>().write_bytes(0, bytes) };
-        }
-        Ok(block)
-    }
-
-    fn alloc_unwritten(&mut self, bytes: usize) -> Result<NonNull<u64>> {
-        self.take(bytes).map(|(block, _)| block)
-    }
-
-    fn phys_of(&self, _: NonNull<u64>) -> Option<Phys> {
-        None
-    }
-
-    fn nbytes(&self) -> u64 {
-        self.held as u64
-    }
-
-    fn release_all(&mut self) {
-        let mut spare = spare();
-        let room = MOST_SPARE.saturating_sub(spare.len());
-        let huge = self.slabs.extract_if(.., |slab| slab.mapped).take(room);
-        spare.extend(huge.map(|mut slab| {
-            slab.used = true;
-            slab
-        }));
-        drop(spare);
-        *self = HeapBlocks::default();
-    }
 }

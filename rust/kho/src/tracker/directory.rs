@@ -6,9 +6,9 @@
 //!                       |
 //!                     block
 //! ```
-//! The window is as long as memory asks for, up to [`LONG`] slots, and beyond them up to [`SLACK`] times as long as there
-//! are blocks: so that a lookup is one comparison and one load for any memory a machine has, while a few folios at the end
-//! of the address space cost a map entry each.
+//! The window is up to [`SLACK`] times as long as there are blocks: so that a lookup is one comparison and one load, while
+//! few blocks far apart cost a map entry each, and slots take no more than the nodes of the kernel's tree. Of the blocks
+//! beyond the window the last one used is kept at hand, so that neighbours need no search either.
 
 use super::block::{Block, BlockSource, Shape, Word};
 use super::places::{BitmapPlace, Rule};
@@ -19,23 +19,23 @@ use core::iter::once;
 use core::ops::Range;
 use std::collections::BTreeMap;
 
-/// Slots the window may have per block.
-const SLACK: u64 = 64;
-/// Slots the window may have whatever the blocks: 128 TiB of pages of 4 KiB. They take memory where blocks are.
-const LONG: u64 = 1 << 20;
+/// Slots the window may have per block. Nodes of the kernel's tree take 9 bytes a slot, and where blocks lie at random as
+/// densely as this there are as good as all of them.
+const SLACK: u64 = 16;
 /// Slots looked at together, and one by one where not all of them have blocks.
 const GROUP: u64 = 256;
+/// Bytes of a far block's entry: a node of the map has 192, and at least five entries.
+const FAR: usize = 40;
 /// Slots it has at least.
 const SHORT: u64 = 16;
 
 /// The blocks of one order. What a lookup needs is in one cache line.
-#[repr(C, align(64))]
+#[repr(C, align(32))]
+#[derive(Default)]
 pub(super) struct Directory {
     pub(super) window: Window,
     /// Bits set in all.
     pub(super) len: u64,
-    /// Blocks from here on are never in the window: they do not exist, or an end of theirs lies beyond the address space.
-    end: u64,
     /// What no lookup asks for, once there are blocks.
     rest: Option<Box<Rest>>,
 }
@@ -49,14 +49,11 @@ struct Rest {
     used: Range<u64>,
     /// Blocks whose index the window does not cover.
     far: BTreeMap<u64, Block>,
+    /// The last one of them that was looked for.
+    last: Option<(u64, Block)>,
 }
 
 impl Directory {
-    /// `end`: how many blocks of the order lie in the address space whole.
-    pub(super) const fn new(end: u64) -> Self {
-        Directory { window: Window::new(), len: 0, end, rest: None }
-    }
-
     /// Blocks that exist.
     pub(super) fn blocks(&self) -> u64 {
         self.rest.as_ref().map_or(0, |rest| rest.blocks)
@@ -67,53 +64,66 @@ impl Directory {
         if index < self.window.len() {
             return self.window.get(index);
         }
-        self.rest.as_ref()?.far.get(&index).copied()
+        let rest = self.rest.as_ref()?;
+        match rest.last {
+            Some((last, block)) if last == index => Some(block),
+            _ => rest.far.get(&index).copied(),
+        }
     }
 
-    /// The word of a folio, wherever its block is.
-    pub(super) fn word(&self, shape: Shape, folio: u64) -> Option<Word> {
-        self.get(folio >> shape.log2_bits).map(|block| block.word(shape, folio))
+    /// The same, for who is likely to ask for it again.
+    pub(super) fn seek(&mut self, index: u64) -> Option<Block> {
+        let block = self.get(index)?;
+        if index >= self.window.len()
+            && let Some(rest) = &mut self.rest
+        {
+            rest.last = Some((index, block));
+        }
+        Some(block)
     }
 
     /// The word of a folio whose block the window does not have.
     #[cold]
     pub(super) fn far_word(&self, shape: Shape, folio: u64) -> Option<Word> {
-        self.word(shape, folio)
+        self.get(folio >> shape.log2_bits).map(|block| block.word(shape, folio))
     }
 
-    /// Makes sure that block `index` exists.
-    pub(super) fn ensure(&mut self, index: u64, source: &mut dyn BlockSource, shape: Shape) -> Result<Block> {
-        if let Some(block) = self.get(index) {
+    /// Makes sure that block `index` exists. `end`: how many blocks of the order lie in the address space whole.
+    pub(super) fn ensure(&mut self, index: u64, source: &dyn BlockSource, shape: Shape, end: u64) -> Result<Block> {
+        if let Some(block) = self.seek(index) {
             return Ok(block);
         }
         let block = Block::allocate(source, shape)?;
-        self.put(index, block, shape);
+        self.put(index, block, shape, end);
         Ok(block)
     }
 
-    /// Puts a block where none is.
-    pub(super) fn put(&mut self, index: u64, block: Block, shape: Shape) {
+    /// Puts a block where none is. Those from `end` on are never in the window: an end of theirs lies beyond the address
+    /// space.
+    pub(super) fn put(&mut self, index: u64, block: Block, shape: Shape, end: u64) {
         let rest = self.rest.get_or_insert_default();
         rest.blocks += 1;
-        if index >= self.window.len() && index < self.end {
-            let len = (index + 1).next_power_of_two().max(SHORT);
-            if len <= LONG.max(SLACK * rest.blocks) {
-                self.window.grow(len.min(self.end), shape, rest.used.clone());
-                let beyond = rest.far.split_off(&self.window.len());
-                for (index, block) in std::mem::replace(&mut rest.far, beyond) {
-                    rest.place(&mut self.window, index, block);
-                }
+        rest.place(&mut self.window, index, block);
+        // Whichever is next to come into the window may, once there are enough.
+        while let Some((&next, _)) = rest.far.first_key_value().filter(|(next, _)| **next < end) {
+            let len = (next + 1).max(self.window.len() / 8 * 9).next_multiple_of(SHORT);
+            if len > SLACK * rest.blocks {
+                break;
+            }
+            self.window.grow(len.min(end), shape, rest.used.clone());
+            let beyond = rest.far.split_off(&self.window.len());
+            for (index, block) in std::mem::replace(&mut rest.far, beyond) {
+                rest.place(&mut self.window, index, block);
             }
         }
-        rest.place(&mut self.window, index, block);
     }
 
     /// Takes in a block whose bits are counted, unless there is one already; then false.
-    pub(super) fn adopt(&mut self, index: u64, block: Block, shape: Shape, count: u64) -> bool {
+    pub(super) fn adopt(&mut self, index: u64, block: Block, shape: Shape, count: u64, end: u64) -> bool {
         if self.get(index).is_some() {
             return false;
         }
-        self.put(index, block, shape);
+        self.put(index, block, shape, end);
         self.len += count;
         true
     }
@@ -121,6 +131,7 @@ impl Directory {
     /// Puts another block with the same bits in the place of one.
     pub(super) fn replace(&mut self, index: u64, block: Block) {
         if let Some(rest) = &mut self.rest {
+            rest.last = None;
             rest.place(&mut self.window, index, block);
         }
     }
@@ -183,10 +194,7 @@ impl Directory {
 
     /// Bytes held beside the blocks.
     pub(super) fn nbytes(&self) -> u64 {
-        let rest = self
-            .rest
-            .as_ref()
-            .map_or(0, |rest| size_of::<Rest>() + rest.far.len() * (size_of::<Block>() + size_of::<u64>()));
+        let rest = self.rest.as_ref().map_or(0, |rest| size_of::<Rest>() + rest.far.len() * FAR);
         self.window.nbytes() + rest as u64
     }
 }

@@ -16,6 +16,7 @@ mod batch;
 mod block;
 mod directory;
 mod geometry;
+mod heap;
 mod iter;
 mod look;
 mod ops;
@@ -34,8 +35,9 @@ mod tests;
 
 pub use adopt::Bitmap;
 pub use batch::{Orders, Words};
-pub use block::{BlockSource, HeapBlocks};
+pub use block::BlockSource;
 pub use geometry::Geometry;
+pub use heap::HeapBlocks;
 pub use iter::{BlockRef, Folio};
 pub use places::BitmapPlace;
 pub use roaring::RoaringBits;
@@ -43,7 +45,9 @@ pub use roaring::RoaringBits;
 use crate::error::Result;
 use crate::units::{Order, Pfn};
 use block::{Block, Shape, Word};
+use core::{array, mem};
 use directory::Directory;
+use std::sync::Arc;
 
 /// A set of folios.
 pub struct Tracker {
@@ -51,7 +55,7 @@ pub struct Tracker {
     dirs: [Directory; Order::COUNT],
     shape: Shape,
     geometry: Geometry,
-    source: Box<dyn BlockSource>,
+    source: Arc<dyn BlockSource>,
 }
 
 /// What one order holds, and what that costs.
@@ -68,12 +72,12 @@ pub struct OrderStats {
 impl Tracker {
     /// An empty tracker whose blocks live on the heap.
     pub fn new(geometry: Geometry) -> Self {
-        Self::with_source(geometry, Box::new(HeapBlocks::default()))
+        Self::with_source(geometry, Arc::new(HeapBlocks::default()))
     }
 
     /// An empty tracker whose blocks live in `source`.
-    pub fn with_source(geometry: Geometry, source: Box<dyn BlockSource>) -> Self {
-        Tracker { dirs: no_blocks(geometry), shape: geometry.shape(), geometry, source }
+    pub fn with_source(geometry: Geometry, source: Arc<dyn BlockSource>) -> Self {
+        Tracker { dirs: no_blocks(), shape: geometry.shape(), geometry, source }
     }
 
     pub fn geometry(&self) -> Geometry {
@@ -143,7 +147,8 @@ impl Tracker {
         self.geometry.page().check_folio(pfn, order)?;
         let folio = pfn.0 >> order.get();
         let dir = &mut self.dirs[order.index()];
-        let gone = dir.word(self.shape, folio).is_some_and(|word| word.clear(folio));
+        let block = dir.seek(folio >> self.shape.log2_bits);
+        let gone = block.is_some_and(|block| block.word(self.shape, folio).clear(folio));
         dir.len -= u64::from(gone);
         Ok(gone)
     }
@@ -163,7 +168,7 @@ impl Tracker {
     fn contains_slow(&self, pfn: Pfn, order: Order) -> bool {
         let folio = pfn.0 >> order.get();
         self.geometry.page().check_folio(pfn, order).is_ok()
-            && self.dirs[order.index()].word(self.shape, folio).is_some_and(|word| word.test(folio))
+            && self.dirs[order.index()].far_word(self.shape, folio).is_some_and(|word| word.test(folio))
     }
 
     /// Folios marked.
@@ -192,11 +197,34 @@ impl Tracker {
 
     /// Unmarks everything and gives every block back.
     pub fn clear(&mut self) {
-        self.dirs = no_blocks(self.geometry);
-        self.source.release_all();
+        self.dirs = no_blocks();
+        self.source = self.source.renewed();
     }
 
-    /// Bytes of memory held: the source's, the directories', the tracker's own.
+    /// Takes an order out: a tracker that has its folios, and this one has them no more. Both get blocks from one source,
+    /// and nothing is copied; so two threads work on two orders of one tracker, and [`Tracker::append`] puts them together
+    /// again.
+    pub fn split_off(&mut self, order: Order) -> Tracker {
+        let mut dirs = no_blocks();
+        mem::swap(&mut dirs[order.index()], &mut self.dirs[order.index()]);
+        Tracker { dirs, shape: self.shape, geometry: self.geometry, source: Arc::clone(&self.source) }
+    }
+
+    /// Marks what `other` marks, as [`Tracker::union_with`] does. Orders that were taken out of this tracker are put back,
+    /// without a copy, if it has got no blocks of them since.
+    ///
+    /// # Errors
+    /// As [`Tracker::union_with`]; never for what was taken out and has not come back.
+    pub fn append(&mut self, mut other: Tracker) -> Result<()> {
+        if Arc::ptr_eq(&self.source, &other.source) && self.geometry == other.geometry {
+            for (mine, theirs) in self.dirs.iter_mut().zip(&mut other.dirs).filter(|(mine, _)| mine.blocks() == 0) {
+                *mine = mem::take(theirs);
+            }
+        }
+        if other.orders().next().is_some() { self.union_with(&other).map(drop) } else { Ok(()) }
+    }
+
+    /// Bytes of memory that it takes: blocks, directories, the tracker itself.
     pub fn nbytes(&self) -> u64 {
         let dirs: u64 = self.dirs.iter().map(Directory::nbytes).sum();
         size_of::<Self>() as u64 + dirs + self.source.nbytes()
@@ -218,31 +246,28 @@ impl Tracker {
             .collect()
     }
 
+    /// How many blocks of an order lie in the address space whole.
+    fn whole(&self, order: Order) -> u64 {
+        self.geometry.folio_limit(order) >> self.shape.log2_bits
+    }
+
     /// A block, made if need be.
     fn ensure(&mut self, order: Order, index: u64) -> Result<Block> {
-        self.dirs[order.index()].ensure(index, &mut *self.source, self.shape)
+        let whole = self.whole(order);
+        self.dirs[order.index()].ensure(index, &*self.source, self.shape, whole)
     }
 
     /// Makes a block, where none is, with every bit set.
     fn make_full(&mut self, order: Order, index: u64) -> Result<()> {
-        let block = Block::allocate_full(&mut *self.source, self.shape)?;
-        let bits = self.geometry.bits();
+        let (block, whole) = (Block::allocate_full(&*self.source, self.shape)?, self.whole(order));
         let dir = &mut self.dirs[order.index()];
-        dir.put(index, block, self.shape);
-        dir.len += bits;
+        dir.put(index, block, self.shape, whole);
+        dir.len += self.geometry.bits();
         Ok(())
     }
 }
 
 /// Directories without blocks.
-fn no_blocks(geometry: Geometry) -> [Directory; Order::COUNT] {
-    let shape = geometry.shape();
-    let whole = |order| geometry.folio_limit(Order::saturating(order)) >> shape.log2_bits;
-    std::array::from_fn(|order| Directory::new(whole(order as u32)))
-}
-
-impl Drop for Tracker {
-    fn drop(&mut self) {
-        self.source.release_all();
-    }
+fn no_blocks() -> [Directory; Order::COUNT] {
+    array::from_fn(|_| Directory::default())
 }

@@ -67,8 +67,8 @@ struct Lens<'a> {
 impl<'a> Lens<'a> {
     fn new(tracker: &'a Tracker, shape: Shape) -> Self {
         let gathered = (tracker.shape != shape).then(|| {
-            let mut source = HeapBlocks::default();
-            match Block::allocate(&mut source, shape) {
+            let source = HeapBlocks::default();
+            match Block::allocate(&source, shape) {
                 Ok(block) => (source, block),
                 Err(_) => handle_alloc_error(Layout::new::<[u64; CHUNK]>()),
             }

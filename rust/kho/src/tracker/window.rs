@@ -19,13 +19,15 @@ use super::simd;
 use crate::mapping::Items;
 use core::marker::PhantomData;
 use core::ops::Range;
-use core::ptr;
+use core::ptr::{self, NonNull};
+use core::slice;
 
-/// A table of slots.
+/// A table of slots, one more than there are blocks with slots.
+#[derive(Default)]
 pub(super) struct Window {
     /// As [`Slots::limit`].
     limit: u64,
-    slots: Vec<Slot>,
+    table: Option<NonNull<Slot>>,
 }
 
 /// What a lookup needs to know of a window: so little that a loop keeps it in registers.
@@ -69,14 +71,19 @@ impl Slots<'_> {
 }
 
 impl Window {
-    /// A window of no blocks.
-    pub(super) const fn new() -> Self {
-        Window { limit: 0, slots: Vec::new() }
-    }
-
     #[inline(always)]
     pub(super) fn slots(&self) -> Slots<'_> {
-        Slots { limit: self.limit, table: self.slots.as_ptr(), window: PhantomData }
+        Slots { limit: self.limit, table: self.table.map_or(ptr::null(), |table| table.as_ptr()), window: PhantomData }
+    }
+
+    /// The table, with the slot at its end that stays null.
+    #[inline(always)]
+    fn table(&self) -> &[Slot] {
+        match self.table {
+            // SAFETY: it is the window's own, and as long as `Window::grow` made it.
+            Some(table) => unsafe { slice::from_raw_parts(table.as_ptr(), self.len() as usize + 1) },
+            None => &[],
+        }
     }
 
     /// How many blocks have slots: blocks `0 .. len`.
@@ -94,7 +101,7 @@ impl Window {
     /// A block, if it is here.
     #[inline(always)]
     pub(super) fn get(&self, index: u64) -> Option<Block> {
-        let slot = self.slots.get(usize::try_from(index).ok()?).filter(|slot| !slot.is_null())?;
+        let slot = self.table().get(usize::try_from(index).ok()?).filter(|slot| !slot.is_null())?;
         // SAFETY: this is what `Window::put` was given: what it took away is added again.
         Some(unsafe { Block::from_raw(slot.wrapping_sub(TAKEN).wrapping_add(self.bytes_before(index)).cast()) })
     }
@@ -103,7 +110,7 @@ impl Window {
     #[inline(always)]
     fn range(&self, range: Range<u64>) -> &[Slot] {
         let end = range.end.min(self.len());
-        &self.slots[range.start.min(end) as usize..end as usize]
+        &self.table()[range.start.min(end) as usize..end as usize]
     }
 
     /// The blocks that are here of a range, ascending, with their indexes.
@@ -125,15 +132,19 @@ impl Window {
         if index >= self.len() {
             return false;
         }
-        self.slots[index as usize] =
-            block.as_raw().cast::<u8>().wrapping_sub(self.bytes_before(index)).wrapping_add(TAKEN);
+        let slot = block.as_raw().cast::<u8>().wrapping_sub(self.bytes_before(index)).wrapping_add(TAKEN);
+        if let Some(table) = self.table {
+            // SAFETY: the table is the window's own, and longer than that.
+            unsafe { table.add(index as usize).write(slot) };
+        }
         true
     }
 
     /// Makes the window longer: slots for `len` blocks, and one that stays null. Its blocks have indexes in `used`.
     pub(super) fn grow(&mut self, len: u64, shape: Shape, used: Range<u64>) {
         let limit = (len << shape.log2_bits) + u64::from(shape.log2_bits);
-        let mut grown = Window { limit, slots: vec![ptr::null_mut(); len as usize + 1] };
+        let table = Box::leak(vec![ptr::null_mut::<u8>(); len as usize + 1].into_boxed_slice());
+        let mut grown = Window { limit, table: Some(NonNull::from(table).cast()) };
         for index in used {
             if let Some(block) = self.get(index) {
                 grown.put(index, block);
@@ -145,11 +156,21 @@ impl Window {
     /// Bytes of memory that the table takes: of a large one only pages with a block's slot were ever written.
     pub(super) fn nbytes(&self) -> u64 {
         const PAGE: usize = 4096;
-        let bytes = self.slots.capacity() * size_of::<Slot>();
+        let bytes = size_of_val(self.table());
         if bytes < LARGE {
             return bytes as u64;
         }
-        let pages = self.slots.chunks(PAGE / size_of::<Slot>());
+        let pages = self.table().chunks(PAGE / size_of::<Slot>());
         (PAGE * pages.filter(|page| page.iter().any(|slot| !slot.is_null())).count()) as u64
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        if let Some(table) = self.table {
+            let table = ptr::slice_from_raw_parts_mut(table.as_ptr(), self.len() as usize + 1);
+            // SAFETY: the box that `Window::grow` made; no other window has it.
+            drop(unsafe { Box::from_raw(table) });
+        }
     }
 }

@@ -276,8 +276,8 @@ mod tests {
     }
 
     fn block_of(words: &[u64]) -> (HeapBlocks, Block) {
-        let mut source = HeapBlocks::default();
-        let Ok(block) = Block::allocate(&mut source, SHAPE) else { unreachable!("there is memory") };
+        let source = HeapBlocks::default();
+        let Ok(block) = Block::allocate(&source, SHAPE) else { unreachable!("there is memory") };
         words.iter().enumerate().for_each(|(n, word)| block.store(SHAPE, n, *word));
         (source, block)
     }
