@@ -16,7 +16,7 @@ def everything():
     # Long lists, listing, counting what is taken over, checking: whatever has a second thread.
     tracker = kho.Tracker()
     pfns = np.random.default_rng(1).permutation(3 << 20).astype("u8")
-    changed = tracker.preserve_many(pfns), tracker.unpreserve_many(pfns[: 5 << 19])
+    changed = tracker.preserve_many(pfns), tracker.unpreserve_many(pfns[: 5 << 19]), sum(tracker.contains_many(pfns))
     tracker.preserve_run(5, 0, (1 << 20) + 7)
     arena = kho.Arena([(1 << 32, 260 << 30)], max_page_order=18)
     for at in range(1 << 32, 260 << 30, 1 << 30):

@@ -1,9 +1,8 @@
 //! Many folios at once, given by their pfns in any order.
 //!
-//! A long list is looked at (`look`), then its blocks are made, then it is carried out (`scatter`); one that ascends word by
-//! word.
+//! A long list is looked at (`look`), then its blocks are made, then it is carried out (`scatter`).
 
-use super::block::{Block, Shape};
+use super::block::Shape;
 use super::directory::Directory;
 use super::look::{Look, joined};
 use super::scatter::{Visit, Visitor};
@@ -12,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::threads::{both, threads_for};
 use crate::units::{Order, Pfn};
 use core::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 /// Pfns that may lie in memory of somebody else: they are copied, a few at a time, before they are looked at.
 pub trait Words: Sync {
@@ -56,8 +56,10 @@ impl Orders<'_> {
     }
 }
 
+/// How many folios before its turn the word of one is asked for.
+const AHEAD: usize = 24;
 /// Words copied at a time.
-const PIECE: usize = 1024;
+const PIECE: usize = 256;
 /// Lists up to here are taken as they come.
 const SHORT: usize = 2048;
 impl Tracker {
@@ -113,13 +115,52 @@ impl Tracker {
                 why: format!("{} places for {} pfns", found.len(), pfns.len()),
             });
         }
-        let mut places = found.iter_mut();
-        each(pfns, orders, |pfn, order| {
-            if let Some(place) = places.next() {
-                *place = self.contains(pfn, order).into();
+        orders.check(pfns.len())?;
+        if threads_for(pfns.len() * size_of::<u64>()) < 2 {
+            return self.find(pfns, orders, 0, found);
+        }
+        let half = pfns.len() / 2;
+        let (low, high) = found.split_at_mut(half);
+        let high = Mutex::new(high);
+        let (low, high) = both(
+            || self.find(pfns, orders, 0, low),
+            || self.find(pfns, orders, half, &mut high.lock().unwrap_or_else(PoisonError::into_inner)),
+        );
+        low.and(high)
+    }
+
+    /// Looks for as many folios as there are places, from `start` in the list on.
+    fn find(&self, pfns: &(impl Words + ?Sized), orders: Orders<'_>, start: usize, found: &mut [u8]) -> Result<()> {
+        let mut piece = [0; PIECE];
+        for (at, found) in (start..).step_by(PIECE).zip(found.chunks_mut(PIECE)) {
+            let piece = &mut piece[..found.len()];
+            pfns.copy(at, piece);
+            match orders {
+                Orders::One(order) => self.find_piece(piece, order, found),
+                Orders::Each(orders) => {
+                    for ((&pfn, &order), found) in piece.iter().zip(&orders[at..]).zip(found) {
+                        *found = self.contains(Pfn(pfn), Order::new(order.into())?).into();
+                    }
+                }
             }
-            Ok(())
-        })
+        }
+        Ok(())
+    }
+
+    /// Looks for folios of one order: words that are still on their way are asked for all at once.
+    fn find_piece(&self, pfns: &mut [u64], order: Order, found: &mut [u8]) {
+        let window = self.dirs[order.index()].window.slots();
+        simd::number(pfns, order.get());
+        for (n, (&folio, found)) in pfns.iter().zip(found).enumerate() {
+            if let Some(word) = pfns.get(n + AHEAD).and_then(|folio| window.word(*folio)) {
+                word.prefetch();
+            }
+            *found = match window.word(folio) {
+                Some(word) => word.test(folio),
+                None => self.contains(Pfn(folio.rotate_left(order.get())), order),
+            }
+            .into();
+        }
     }
 
     /// Reads a list once, and checks every pfn. One look for each order in it, which tells blocks of a size apart.
@@ -322,11 +363,6 @@ impl<const MARK: bool> Visitor for Change<'_, MARK> {
         self.changed += folios.map(changed).map(u64::from).sum::<u64>();
         true
     }
-
-    fn visit_ascending(&mut self, folios: &[u64]) -> bool {
-        self.changed += by_word::<MARK>(self.dir, self.shape, folios);
-        true
-    }
 }
 
 /// Sets bits that are set in one tracker and not in the other, and in a third.
@@ -390,30 +426,6 @@ impl Visitor for GiveBack<'_> {
         self.take.also.as_ref().map(|also| also.clear(taken));
         self.left > 0
     }
-}
-
-/// Carries out folios that mostly ascend: the bits of a word at once.
-fn by_word<const MARK: bool>(dir: &Directory, shape: Shape, folios: &[u64]) -> u64 {
-    let mut changed = 0;
-    let mut at = 0;
-    let mut current: Option<(u64, Option<Block>)> = None;
-    while let Some(&folio) = folios.get(at) {
-        let (word, mut mask) = (folio >> 6, 0);
-        while let Some(&next) = folios.get(at).filter(|next| **next >> 6 == word) {
-            mask |= 1 << (next & 63);
-            at += 1;
-        }
-        let index = folio >> shape.log2_bits;
-        let block = match current {
-            Some((same, block)) if same == index => block,
-            _ => dir.get(index),
-        };
-        current = Some((index, block));
-        if let Some(block) = block {
-            changed += block.mask(shape, word as usize, mask, MARK);
-        }
-    }
-    changed
 }
 
 /// Calls `f` for piece after piece of a part of a list, each of folios of one order: their numbers, which are too large where

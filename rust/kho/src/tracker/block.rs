@@ -165,13 +165,10 @@ impl Block {
     /// Asks for the words to be brought near.
     #[inline]
     pub(super) fn prefetch(self, shape: Shape) {
-        #[cfg(target_arch = "x86_64")]
         for word in (0..shape.words()).step_by(LINE) {
-            use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: the word is the block's, as in `load`; and asking changes nothing.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.0.add(word).as_ptr().cast()) }
+            // SAFETY: the word is the block's, as in `load`.
+            Word(unsafe { self.0.add(word) }).prefetch();
         }
-        let _ = shape;
     }
 
     /// The words, as many at once as a cache line has.
@@ -234,6 +231,17 @@ impl Word {
     pub(super) unsafe fn at(start: *mut u64, n: u64) -> Self {
         // SAFETY: no word of a block is at address 0.
         Word(unsafe { NonNull::new_unchecked(start.wrapping_add(n as usize)) })
+    }
+
+    /// Asks for the word to be brought near.
+    #[inline(always)]
+    pub(super) fn prefetch(self) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            // SAFETY: to ask changes nothing, and every processor can be asked.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.0.as_ptr().cast()) }
+        }
     }
 
     /// Sets the bit of a folio. True if it was clear. For the tracker that owns the block alone, as all that writes.

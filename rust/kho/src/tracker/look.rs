@@ -46,7 +46,9 @@ impl Look {
         (self.low, self.high) = (self.low.min(low), self.high.max(high));
         self.descents += descents;
         self.count += piece.len();
-        for &folio in piece {
+        // Where all are in one block there is one to touch: an empty piece touches none.
+        let all = if low >> self.log2_bits == high >> self.log2_bits { &piece[..1] } else { piece };
+        for &folio in all {
             self.touched[(folio >> self.log2_bits) as usize & (SPAN - 1)] = true;
         }
     }

@@ -34,18 +34,10 @@ pub(super) struct Visit<V> {
     pub(super) order: Order,
     /// One above this was not there when the list was looked at, and is that of no folio.
     high: u64,
-    way: Way,
+    /// None for a list that is shown as it comes.
+    buckets: Option<Buckets>,
     visitor: V,
     more: bool,
-}
-
-/// How folios come to a visitor.
-enum Way {
-    /// As in the list, which mostly ascends.
-    Ascending,
-    /// As in the list.
-    AsTheyCome,
-    Scattered(Buckets),
 }
 
 /// Folios held back until there are many in the same stretch of bitmaps.
@@ -81,34 +73,27 @@ struct Layout {
 
 impl<V: Visitor> Visit<V> {
     pub(super) fn new(look: &Look, visitor: V) -> Self {
-        let way = if look.descents < look.count / 8 {
-            Way::Ascending
-        } else if look.blocks(visitor.log2_bits()) < SPAN as u64 && (look.high - look.low) >> BUCKET_BITS > 1 {
-            Way::Scattered(Buckets::new(look, visitor.log2_bits()))
-        } else {
-            Way::AsTheyCome
-        };
-        Visit { order: look.order, high: look.high, way, visitor, more: true }
+        let ascends = look.descents < look.count / 8;
+        let far = look.blocks(visitor.log2_bits()) >= SPAN as u64;
+        let pays = !ascends && !far && (look.high - look.low) >> BUCKET_BITS > 1;
+        let buckets = pays.then(|| Buckets::new(look, visitor.log2_bits()));
+        Visit { order: look.order, high: look.high, buckets, visitor, more: true }
     }
 
     pub(super) fn take(&mut self, piece: &mut [u64]) {
-        if let Way::Scattered(buckets) = &mut self.way {
+        if let Some(buckets) = &mut self.buckets {
             self.more = self.more && buckets.take(piece, &mut self.visitor);
             return;
         }
         for folio in piece.iter_mut() {
             *folio = if *folio > self.high { u64::MAX } else { *folio };
         }
-        self.more = self.more
-            && match &mut self.way {
-                Way::Ascending => self.visitor.visit_ascending(piece),
-                _ => self.visitor.visit(piece.iter().copied()),
-            };
+        self.more = self.more && self.visitor.visit(piece.iter().copied());
     }
 
     /// Whether the visitor wanted all, and the visitor.
     pub(super) fn finish(mut self) -> (bool, V) {
-        if let Way::Scattered(buckets) = &mut self.way {
+        if let Some(buckets) = &mut self.buckets {
             self.more = self.more && buckets.empty_all(&mut self.visitor);
         }
         (self.more, self.visitor)
@@ -221,9 +206,4 @@ pub(super) trait Visitor: Send + Sync + Sized {
 
     /// Some folios, in the order in which they are shown every time. False if no more are wanted.
     fn visit(&mut self, folios: impl Iterator<Item = u64> + Clone) -> bool;
-
-    /// The same for folios that mostly ascend.
-    fn visit_ascending(&mut self, folios: &[u64]) -> bool {
-        self.visit(folios.iter().copied())
-    }
 }

@@ -483,6 +483,15 @@ fn long_lists_are_whole_whichever_way_they_are_carried_out() {
             assert_eq!(t.preserve_many(&**list, Orders::Each(&vec![0; n])).unwrap(), 0);
             assert_eq!(t, one_by_one);
             assert_eq!(t.blocks(Order::ZERO).count(), one_by_one.blocks(Order::ZERO).count());
+            let mut asked = list.clone();
+            asked.iter_mut().step_by(3).for_each(|pfn| *pfn ^= 1);
+            (asked[n / 3], asked[n - 1]) = (1 << 60, 1 << 45);
+            let there: Vec<u8> = asked.iter().map(|pfn| t.contains(Pfn(*pfn), Order::ZERO).into()).collect();
+            let mut found = vec![7; n];
+            for orders in [Orders::One(Order::ZERO), Orders::Each(&vec![0; n])] {
+                t.contains_many(&*asked, orders, &mut found).unwrap();
+                assert!(found == there && found.contains(&0) && found.contains(&1));
+            }
             assert_eq!(t.unpreserve_many(&**list, Orders::One(Order::ZERO)).unwrap(), new);
             assert!(t.is_empty());
         }
