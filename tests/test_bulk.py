@@ -66,10 +66,23 @@ def test_pfns_may_lie_in_any_buffer_of_64_bit_integers(kind: str) -> None:
     assert not t
 
 
+@pytest.mark.parametrize("kind", ["u4", "i4"])
+def test_pfns_may_be_integers_of_32_bits(kind: str) -> None:
+    pfns = np.array([5, 70_000, 5, 2**31 - 1], kind)
+    for buffer in (pfns, pfns[::-1], np.repeat(pfns, 3)[::3], memoryview(pfns), array.array("Ii"[kind == "i4"], pfns)):
+        t = Tracker()
+        assert t.preserve_many(buffer) == 3
+        assert t.pfns() == [5, 70_000, 2**31 - 1]
+        assert t.contains_many(buffer) == bytes([1] * 4)
+    t = Tracker()
+    assert t.preserve_many(np.arange(10_000, dtype=kind)[::-1].copy()) == 10_000
+    assert t.runs() == [(0, 10_000)]
+
+
 BAD: dict[str, Callable[[], Any]] = {
     "a list": lambda: [1],
     "an int": lambda: 1,
-    "uint32": lambda: np.array([1], np.uint32),
+    "uint16": lambda: np.array([1], np.uint16),
     "float64": lambda: np.array([1.0]),
     "bool": lambda: np.array([True]),
     "bytes": lambda: b"12345678",
@@ -81,10 +94,10 @@ BAD: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_what_is_no_buffer_of_64_bit_integers_is_refused(kind: str) -> None:
+def test_what_is_no_buffer_of_such_integers_is_refused(kind: str) -> None:
     t = marked([1])
     for call in (t.preserve_many, t.unpreserve_many, t.contains_many):
-        with pytest.raises(TypeError, match="pfns: a one-dimensional buffer of 64-bit integers is wanted"):
+        with pytest.raises(TypeError, match="pfns: a one-dimensional buffer of 64-bit or 32-bit integers is wanted"):
             call(BAD[kind]())
     assert t.pfns() == [1]
 
@@ -95,7 +108,8 @@ def test_two_dimensions_are_refused_as_one_is_wanted() -> None:
 
 
 @pytest.mark.parametrize(
-    "order", [np.zeros(3, np.int8), np.zeros(3, np.uint16), np.zeros((3, 1), np.uint8), "0", 1.5, None]
+    "order",
+    [np.zeros(3), np.zeros(3, ">u2"), np.zeros((3, 1), np.uint8), np.full(3, 256), np.full(3, -1), "0", 1.5, None],
 )
 def test_what_is_no_order_is_refused(order: Any) -> None:
     t = Tracker()
@@ -105,6 +119,19 @@ def test_what_is_no_order_is_refused(order: Any) -> None:
         else:
             with pytest.raises((TypeError, errors.ParameterError)):
                 call(np.arange(3), order)
+
+
+@pytest.mark.parametrize("kind", ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8"])
+def test_orders_may_be_integers_of_any_size(kind: str) -> None:
+    t = Tracker()
+    orders = np.array([9, 0, 3, 9], kind)
+    pfns = np.array([512, 7, 8, 1024])
+    assert t.preserve_many(pfns, orders) == 4
+    assert list(t) == [(7, 0), (8, 3), (512, 9), (1024, 9)]
+    assert t.contains_many(pfns[::-1], orders[::-1]) == bytes([1] * 4)
+    assert t.contains_many(pfns, np.repeat(orders, 2)[1::2]) == bytes([1] * 4)
+    with pytest.raises(errors.OrderError, match="order 37"):
+        t.preserve_many(pfns, orders + np.array(28, kind))
 
 
 def test_a_bad_folio_among_many_changes_nothing() -> None:
@@ -406,6 +433,57 @@ def test_threads_fill_different_trackers_and_combine_them() -> None:
         thread.join(60)
     whole = trackers[0] | trackers[1] | trackers[2] | trackers[3]
     assert whole.runs() == [(0, 400_000)]
+
+
+def test_threads_work_on_different_orders_of_one_tracker() -> None:
+    t = Tracker()
+    done = threading.Event()
+    beside: list[bool] = []
+
+    def single_pages() -> None:
+        for _ in range(3):
+            t.preserve_many(np.random.default_rng(0).permutation(3_000_000))
+        done.set()
+
+    thread = threading.Thread(target=single_pages)
+    thread.start()
+    large = np.arange(5000) << 9
+    for _ in range(1_000_000):
+        if done.is_set():
+            break
+        # Neither call waits for the other's order; what looks at all of them waits for both.
+        assert t.preserve_many(large, 9) == 5000
+        assert t.contains_many(large, 9) == bytes([1] * 5000)
+        assert t.unpreserve_many(large, 9) == 5000
+        beside.append(not done.is_set())
+    thread.join(60)
+    assert sum(beside) > 3
+    assert t.runs(0) == [(0, 3_000_000)]
+    assert len(t) == 3_000_000
+
+
+def test_whoever_looks_at_a_whole_tracker_sees_calls_on_one_order_done_or_not_begun() -> None:
+    t = Tracker()
+    lists = {order: np.random.default_rng(order).permutation(200_000).astype("u8") << order for order in (0, 1, 2)}
+
+    def there_and_back(order: int) -> None:
+        for _ in range(20):
+            assert t.preserve_many(lists[order], order) == 200_000
+            assert t.unpreserve_many(lists[order], order) == 200_000
+
+    threads = [threading.Thread(target=there_and_back, args=(order,)) for order in lists]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        assert len(t) in range(0, 800_000, 200_000)
+        copy = t.copy()
+        assert {row["folios"] for row in copy.stats().values()} <= {0, 200_000}
+        assert len(t | copy) % 200_000 == 0
+        assert t.preserve(1 << 40, 3)
+        assert t.unpreserve(1 << 40, 3)
+    for thread in threads:
+        thread.join(60)
+    assert len(t) == 0
 
 
 def test_runs_are_marked_as_the_folios_they_are_of() -> None:

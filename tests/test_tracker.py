@@ -279,8 +279,9 @@ def test_many_are_preserved_whole_or_not_at_all(tracker: Tracker) -> None:
         (array.array("Q", [8, 9]), 1, errors.MisalignedError),
         (array.array("Q", [8, 9]), b"\0", errors.ParameterError),
         (array.array("Q", [8, 9]), b"\0\x25", errors.OrderError),
-        (array.array("I", [8]), 0, TypeError),
-        (array.array("Q", [8]), array.array("I", [0]), TypeError),
+        (array.array("i", [8, -1]), 0, errors.OutOfRangeError),
+        (array.array("H", [8]), 0, TypeError),
+        (array.array("Q", [8]), array.array("f", [0]), TypeError),
         ([8], 0, TypeError),
     ]
     for pfns, order, error in bad:

@@ -428,9 +428,11 @@ class Tracker:
         """Mark many folios at once, all or nothing.
 
         Args:
-            pfns: a one-dimensional buffer of 64-bit integers, signed or not (numpy array, array.array, memoryview,
-                PfnArray), in any order; contiguous ones are read where they are, strided ones copied.
-            order: one order for all, or a buffer of bytes (uint8) with one for each.
+            pfns: a one-dimensional buffer of 64-bit or 32-bit integers, signed or not (numpy array, array.array,
+                memoryview, PfnArray), in any order; contiguous ones are read where they are, strided ones copied.
+            order: one order for all, or a buffer of integers of any size with one for each; bytes are quickest.
+
+        Calls with one order run beside those of other threads with other orders.
 
         Returns: how many were not yet marked.  Raises: as `preserve`, ParameterError; TypeError for other buffers.
 
@@ -591,7 +593,7 @@ class Outgoing:
         """Preserve many allocated folios at once, all or none.
 
         Args:
-            phys: their addresses, a buffer of 64-bit integers (numpy array, array.array, memoryview).
+            phys: their addresses, a buffer of 64-bit or 32-bit integers (numpy array, array.array, memoryview).
             order: one order for all, or a buffer of bytes with one for each.
 
         Returns: how many were not preserved before.  Raises: as `preserve_folio`, for the first in the list.
@@ -710,7 +712,7 @@ class Incoming:
     def restore_many(self, phys: Buffer) -> bytes:
         """Restore the folios whose heads are at many addresses, all or none. In an arena they are allocated then.
 
-        Args: phys: a buffer of 64-bit integers (numpy array, array.array, memoryview).
+        Args: phys: a buffer of 64-bit or 32-bit integers (numpy array, array.array, memoryview).
         Returns: their orders, a byte each.
         Raises: as `restore_folio`, for the first that cannot be restored; one that stands there twice cannot.
 

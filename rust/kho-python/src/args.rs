@@ -28,11 +28,60 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Number {
     }
 }
 
-/// A one-dimensional buffer of 64-bit integers (signed ones as two's complement): the caller's memory itself where they
-/// lie one after another, else a copy.
+/// What items of a buffer are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Integer {
+    bytes: usize,
+    signed: bool,
+}
+
+impl Integer {
+    const WORD: usize = size_of::<u64>();
+
+    /// `None` of what are no integers in this machine's order of bytes.
+    fn of(buffer: &PyUntypedBuffer) -> Option<Self> {
+        let kind = match buffer.format().to_bytes() {
+            [kind] | [b'@' | b'=', kind] => *kind,
+            [b'<', kind] if cfg!(target_endian = "little") => *kind,
+            [b'>' | b'!', kind] if cfg!(target_endian = "big") => *kind,
+            _ => return None,
+        };
+        let known = b"bBhHiIlLqQnN".contains(&kind) && [1, 2, 4, 8].contains(&buffer.item_size());
+        known.then_some(Integer { bytes: buffer.item_size(), signed: kind.is_ascii_lowercase() })
+    }
+
+    /// An item, a signed one as two's complement of 64 bits.
+    ///
+    /// # Safety
+    /// There is one.
+    #[inline]
+    unsafe fn read(self, at: *const u8) -> u64 {
+        // SAFETY: an item is as long as it says, and any bytes are one.
+        unsafe {
+            match (self.bytes, self.signed) {
+                (1, false) => at.read().into(),
+                (1, true) => i64::from(at.cast::<i8>().read()) as u64,
+                (2, false) => at.cast::<u16>().read_unaligned().into(),
+                (2, true) => i64::from(at.cast::<i16>().read_unaligned()) as u64,
+                (4, false) => at.cast::<u32>().read_unaligned().into(),
+                (4, true) => i64::from(at.cast::<i32>().read_unaligned()) as u64,
+                _ => at.cast::<u64>().read_unaligned(),
+            }
+        }
+    }
+
+    /// All items, wherever they lie.
+    fn all(self, buffer: &PyUntypedBuffer) -> impl Iterator<Item = u64> + '_ {
+        // SAFETY: `get_ptr` says where item `n` of those there are lies.
+        (0..buffer.item_count()).map(move |n| unsafe { self.read(buffer.get_ptr(&[n]).cast()) })
+    }
+}
+
+/// A one-dimensional buffer of integers of 64 or 32 bits (signed ones as two's complement): the caller's memory itself
+/// where they lie one after another, else a copy.
 pub(crate) enum Numbers {
     Copied(Vec<u64>),
-    There { start: *const u8, len: usize, _held: PyUntypedBuffer },
+    There { start: *const u8, len: usize, item: Integer, _held: PyUntypedBuffer },
 }
 
 // SAFETY: the memory is only read, and only by `copy`, which says why it may be; a buffer may be released by any thread.
@@ -43,32 +92,23 @@ unsafe impl Sync for Numbers {}
 impl Numbers {
     pub(crate) fn new(what: &str, obj: &Bound<'_, PyAny>) -> PyResult<Self> {
         let wanted = |what: &str, got: &str| {
-            PyTypeError::new_err(format!("{what}: a one-dimensional buffer of 64-bit integers is wanted, not {got}"))
+            PyTypeError::new_err(format!(
+                "{what}: a one-dimensional buffer of 64-bit or 32-bit integers is wanted, not {got}"
+            ))
         };
         let Ok(buffer) = PyUntypedBuffer::get(obj) else {
             return Err(wanted(what, &obj.get_type().name()?.to_string()));
         };
         check_flat(what, &buffer)?;
-        let kind = match buffer.format().to_bytes() {
-            [kind] | [b'@' | b'=', kind] => *kind,
-            [b'<', kind] if cfg!(target_endian = "little") => *kind,
-            [b'>' | b'!', kind] if cfg!(target_endian = "big") => *kind,
-            _ => b'x',
-        };
-        let len = buffer.item_count();
-        if !b"qQlLnN".contains(&kind) || buffer.item_size() != size_of::<u64>() {
+        let Some(item) = Integer::of(&buffer).filter(|item| item.bytes >= Integer::WORD / 2) else {
             return Err(wanted(what, &format!("one of format {:?}", buffer.format().to_string_lossy())));
+        };
+        if !buffer.is_c_contiguous() {
+            return Ok(Numbers::Copied(item.all(&buffer).collect()));
         }
-        if buffer.is_c_contiguous() {
-            return Ok(Numbers::There { start: buffer.buf_ptr().cast(), len, _held: buffer });
-        }
-        // SAFETY: `get_ptr` says where item `n` of those there are lies, and it is 8 bytes long.
-        let item = |n: usize| unsafe { buffer.get_ptr(&[n]).cast::<u64>().read_unaligned() };
-        Ok(Numbers::Copied((0..len).map(item).collect()))
+        Ok(Numbers::There { start: buffer.buf_ptr().cast(), len: buffer.item_count(), item, _held: buffer })
     }
-}
 
-impl Numbers {
     /// A copy, that nobody else writes to.
     pub(crate) fn to_vec(&self) -> Vec<u64> {
         let mut words = vec![0; self.len()];
@@ -88,12 +128,21 @@ impl Words for Numbers {
     fn copy(&self, at: usize, into: &mut [u64]) {
         match self {
             Numbers::Copied(words) => Words::copy(&**words, at, into),
-            Numbers::There { start, len, .. } => {
+            Numbers::There { start, len, item, .. } => {
                 let n = into.len().min(len.saturating_sub(at));
-                // SAFETY: words `at .. at + n` lie inside the contiguous buffer of 8-byte items that is held, and need
-                // no alignment as bytes. Another thread may write to them meanwhile; what is copied then is some words
-                // or others, each of which is checked before it is used, and no reference to the memory is ever made.
-                unsafe { ptr::copy_nonoverlapping(start.add(8 * at), into.as_mut_ptr().cast::<u8>(), 8 * n) };
+                // SAFETY: items `at .. at + n` lie inside the contiguous buffer that is held, and need no alignment as
+                // bytes. Another thread may write to them meanwhile; what is copied then is some words or others, each of
+                // which is checked before it is used, and no reference to the memory is ever made.
+                unsafe {
+                    let start = start.add(item.bytes * at);
+                    if item.bytes == Integer::WORD {
+                        ptr::copy_nonoverlapping(start, into.as_mut_ptr().cast::<u8>(), Integer::WORD * n);
+                    } else {
+                        for (n, word) in into.iter_mut().take(n).enumerate() {
+                            *word = item.read(start.add(item.bytes * n));
+                        }
+                    }
+                }
             }
         }
     }
@@ -114,7 +163,7 @@ pub(crate) fn bytes<'a>(what: &str, obj: &'a Bound<'_, PyAny>) -> PyResult<Optio
     bytes.to_vec(obj.py()).map(|bytes| Some(Cow::Owned(bytes)))
 }
 
-/// The orders of a bulk operation: one for all, or a buffer with one for each.
+/// The orders of a bulk operation: one for all, or a buffer of integers of any size with one for each.
 pub(crate) enum OrderArg<'a> {
     One(Order),
     Each(Cow<'a, [u8]>),
@@ -126,12 +175,26 @@ impl<'a> OrderArg<'a> {
             return Ok(OrderArg::One(Order::ZERO));
         };
         if !order.is_instance_of::<PyInt>()
-            && let Some(each) = bytes("order", order)?
+            && let Some(each) = Self::each(order)?
         {
             return Ok(OrderArg::Each(each));
         }
         let one: Number = order.extract()?;
         Order::new(one.0).map(OrderArg::One).or_raise()
+    }
+
+    /// `None` of what is no array, as a number is none.
+    fn each(orders: &'a Bound<'_, PyAny>) -> PyResult<Option<Cow<'a, [u8]>>> {
+        let wider = PyUntypedBuffer::get(orders).ok().filter(|buffer| buffer.dimensions() == 1);
+        let Some((item, buffer)) = wider.and_then(|buffer| Integer::of(&buffer).map(|item| (item, buffer))) else {
+            return bytes("order", orders);
+        };
+        if item == (Integer { bytes: 1, signed: false }) {
+            return bytes("order", orders);
+        }
+        // One that is too large for a byte is none, as one that is too large for an address.
+        let order = |order: u64| u8::try_from(order).map_err(|_| Error::OrderTooLarge { order, max: Order::MAX });
+        item.all(&buffer).map(order).collect::<Result<Vec<u8>, _>>().map(|orders| Some(Cow::Owned(orders))).or_raise()
     }
 
     pub(crate) fn orders(&self) -> Orders<'_> {

@@ -13,6 +13,7 @@ mod listed;
 mod memory;
 mod outgoing;
 mod payload;
+mod shared;
 mod snapshot;
 mod tracker;
 mod verify;

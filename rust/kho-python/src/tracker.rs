@@ -3,16 +3,16 @@
 use crate::args::{Number, Numbers, OrderArg, bytes};
 use crate::errors::OrRaise;
 use crate::folios::{FolioArray, PfnArray, Run, RunArray};
-use kho::tracker::{Geometry, RoaringBits, Tracker, Words};
+use crate::shared::{Shared, Whole};
+use kho::tracker::{Geometry, Orders, RoaringBits, Tracker, Words};
 use kho::units::{Order, PageSize, Pfn};
 use kho::{Error, Result};
 use pyo3::exceptions::{PyIndexError, PyOverflowError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple, PyType};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::ptr;
+use std::sync::{Mutex, PoisonError};
 use std::vec;
-
-type Shared = Arc<Mutex<Tracker>>;
 
 /// The folios to hand to the next kernel: a set of (pfn, order).
 #[pyclass(frozen, module = "kho", name = "Tracker")]
@@ -20,14 +20,12 @@ pub(crate) struct PyTracker {
     shared: Shared,
 }
 
-fn lock(shared: &Shared) -> MutexGuard<'_, Tracker> {
-    // What panicked while it held the lock changed words and counts together or not at all.
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
-}
+/// Folios in a list that is long enough to leave the other orders to others meanwhile.
+const LONG: usize = 4096;
 
 impl PyTracker {
     pub(crate) fn from_tracker(tracker: Tracker) -> Self {
-        PyTracker { shared: Arc::new(Mutex::new(tracker)) }
+        PyTracker { shared: Shared::new(tracker) }
     }
 
     /// Runs `f` on the tracker, detached from the interpreter.
@@ -35,18 +33,36 @@ impl PyTracker {
         self.long(py, |tracker| f(tracker))
     }
 
-    /// A short operation: attached, unless another thread has the tracker.
+    /// A short operation: attached, unless another thread has any of the tracker.
     fn quick<R: Send>(&self, py: Python<'_>, f: impl FnOnce(&mut Tracker) -> R + Send) -> R {
-        match self.shared.try_lock() {
-            Ok(mut tracker) => f(&mut tracker),
-            Err(TryLockError::Poisoned(poisoned)) => f(&mut poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => self.long(py, f),
+        match self.shared.try_whole() {
+            Some(mut tracker) => f(&mut tracker),
+            None => self.long(py, f),
         }
     }
 
     /// A long operation: detached from the interpreter.
     fn long<R: Send>(&self, py: Python<'_>, f: impl FnOnce(&mut Tracker) -> R + Send) -> R {
-        py.detach(|| f(&mut lock(&self.shared)))
+        py.detach(|| f(&mut self.shared.whole()))
+    }
+
+    /// A long operation on folios of one order: detached from the interpreter, beside others on other orders.
+    fn of_order<R: Send>(&self, py: Python<'_>, order: Order, f: impl FnOnce(&mut Tracker) -> R + Send) -> R {
+        py.detach(|| f(&mut self.shared.order(order)))
+    }
+
+    /// An operation on a list of folios.
+    fn many<R: Send>(
+        &self,
+        py: Python<'_>,
+        pfns: &Numbers,
+        orders: Orders<'_>,
+        f: impl FnOnce(&mut Tracker) -> R + Send,
+    ) -> R {
+        match orders {
+            Orders::One(order) if pfns.len() >= LONG => self.of_order(py, order, f),
+            _ => self.long(py, f),
+        }
     }
 
     /// Runs `f` on two trackers, which may be one, detached from the interpreter.
@@ -89,15 +105,15 @@ impl PyTracker {
 }
 
 /// Two trackers, locked in the order of their addresses so that no two threads wait for each other; or the one they are.
-fn lock_both<'a>(mine: &'a Shared, theirs: &'a Shared) -> (MutexGuard<'a, Tracker>, Option<MutexGuard<'a, Tracker>>) {
-    if Arc::ptr_eq(mine, theirs) {
-        (lock(mine), None)
-    } else if Arc::as_ptr(mine) < Arc::as_ptr(theirs) {
-        let mine = lock(mine);
-        (mine, Some(lock(theirs)))
+fn lock_both<'a>(mine: &'a Shared, theirs: &'a Shared) -> (Whole<'a>, Option<Whole<'a>>) {
+    if ptr::eq(mine, theirs) {
+        (mine.whole(), None)
+    } else if ptr::from_ref(mine) < ptr::from_ref(theirs) {
+        let mine = mine.whole();
+        (mine, Some(theirs.whole()))
     } else {
-        let theirs = lock(theirs);
-        (lock(mine), Some(theirs))
+        let theirs = theirs.whole();
+        (mine.whole(), Some(theirs))
     }
 }
 
@@ -182,7 +198,7 @@ impl PyTracker {
     /// Returns how many were not yet marked. Raises as `preserve`; then nothing changed.
     fn preserve_run(&self, py: Python<'_>, pfn: Number, order: Number, count: Number) -> PyResult<u64> {
         let order = Order::new(order.0).or_raise()?;
-        self.long(py, |t| t.preserve_run(Pfn(pfn.0), order, count.0)).or_raise()
+        self.of_order(py, order, |t| t.preserve_run(Pfn(pfn.0), order, count.0)).or_raise()
     }
 
     /// Unmark the folios that `preserve_run` marks.
@@ -190,11 +206,11 @@ impl PyTracker {
     /// Returns how many were marked. Raises MisalignedError, OrderError, OutOfRangeError.
     fn unpreserve_run(&self, py: Python<'_>, pfn: Number, order: Number, count: Number) -> PyResult<u64> {
         let order = Order::new(order.0).or_raise()?;
-        self.long(py, |t| t.unpreserve_run(Pfn(pfn.0), order, count.0)).or_raise()
+        self.of_order(py, order, |t| t.unpreserve_run(Pfn(pfn.0), order, count.0)).or_raise()
     }
 
-    /// Mark many folios: `pfns` is a one-dimensional buffer of 64-bit integers, `order` one order for all or a buffer of
-    /// as many uint8.
+    /// Mark many folios: `pfns` is a one-dimensional buffer of 64-bit or 32-bit integers, `order` one order for all or a
+    /// buffer of as many integers.
     ///
     /// Returns how many were not yet marked. Raises as `preserve` and ParameterError; then nothing changed.
     #[pyo3(signature = (pfns, order = None), text_signature = "($self, pfns, order=0)")]
@@ -205,7 +221,7 @@ impl PyTracker {
         order: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<u64> {
         let (pfns, orders) = (Numbers::new("pfns", pfns)?, OrderArg::new(order)?);
-        self.long(py, |t| t.preserve_many(&pfns, orders.orders())).or_raise()
+        self.many(py, &pfns, orders.orders(), |t| t.preserve_many(&pfns, orders.orders())).or_raise()
     }
 
     /// Unmark many folios, given as to `preserve_many`.
@@ -219,7 +235,7 @@ impl PyTracker {
         order: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<u64> {
         let (pfns, orders) = (Numbers::new("pfns", pfns)?, OrderArg::new(order)?);
-        self.long(py, |t| t.unpreserve_many(&pfns, orders.orders())).or_raise()
+        self.many(py, &pfns, orders.orders(), |t| t.unpreserve_many(&pfns, orders.orders())).or_raise()
     }
 
     /// For each folio, given as to `preserve_many`, a byte: 1 if it is marked, else 0, as of what no folio can be.
@@ -234,7 +250,7 @@ impl PyTracker {
     ) -> PyResult<Bound<'py, PyBytes>> {
         let (pfns, orders) = (Numbers::new("pfns", pfns)?, OrderArg::new(order)?);
         PyBytes::new_with(py, pfns.len(), |found| {
-            self.long(py, |t| t.contains_many(&pfns, orders.orders(), found)).or_raise()
+            self.many(py, &pfns, orders.orders(), |t| t.contains_many(&pfns, orders.orders(), found)).or_raise()
         })
     }
 
@@ -283,7 +299,7 @@ impl PyTracker {
     #[pyo3(signature = (order = Number(0)), text_signature = "($self, order=0)")]
     fn runs(&self, py: Python<'_>, order: Number) -> PyResult<RunArray> {
         let order = order_of(order)?;
-        let runs = self.read(py, |t| t.runs(order).map(|(pfn, n)| Run::new(pfn, n)).collect::<Vec<_>>());
+        let runs = self.of_order(py, order, |t| t.runs(order).map(|(pfn, n)| Run::new(pfn, n)).collect::<Vec<_>>());
         Ok(RunArray::new(runs))
     }
 
@@ -296,7 +312,7 @@ impl PyTracker {
     #[pyo3(signature = (order = Number(0)), text_signature = "($self, order=0)")]
     fn pfns(&self, py: Python<'_>, order: Number) -> PyResult<PfnArray> {
         let order = order_of(order)?;
-        Ok(self.read(py, |t| PfnArray::of(t, order)))
+        Ok(self.of_order(py, order, |t| PfnArray::of(t, order)))
     }
 
     /// How many folios of one order begin below `pfn`, which need not be one.
@@ -331,7 +347,7 @@ impl PyTracker {
         runs: bool,
     ) -> PyResult<Bound<'py, PyBytes>> {
         let (order, bits) = (order_of(order)?, roaring_bits(bits.0).or_raise()?);
-        let bytes = self.read(py, |t| t.to_roaring(order, bits, runs)).or_raise()?;
+        let bytes = self.of_order(py, order, |t| t.to_roaring(order, bits, runs)).or_raise()?;
         Ok(PyBytes::new(py, &bytes))
     }
 
@@ -342,7 +358,7 @@ impl PyTracker {
     fn update_roaring(&self, py: Python<'_>, data: &Bound<'_, PyAny>, order: Number, bits: Number) -> PyResult<u64> {
         let (order, bits) = (order_of(order)?, roaring_bits(bits.0).or_raise()?);
         let data = bytes("data", data)?.ok_or_else(|| PyTypeError::new_err("data: a buffer of bytes is wanted"))?;
-        self.long(py, |t| t.adopt_roaring(order, bits, &data)).or_raise()
+        self.of_order(py, order, |t| t.adopt_roaring(order, bits, &data)).or_raise()
     }
 
     /// A new tracker from a Roaring bitmap, as `update_roaring` reads it.

@@ -1,0 +1,107 @@
+//! A tracker that threads share: one at a time has all of it, or several have an order each.
+
+use kho::tracker::Tracker;
+use kho::units::Order;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+
+/// A tracker between threads.
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    /// Told when an order comes back.
+    back: Condvar,
+}
+
+struct State {
+    tracker: Tracker,
+    /// The orders that threads have taken out, a bit each.
+    out: u64,
+}
+
+/// All of a tracker, for as long as it is held.
+pub(crate) struct Whole<'a>(MutexGuard<'a, State>);
+
+/// One order of a tracker, for as long as it is held: a tracker that has no other folios.
+pub(crate) struct Part<'a> {
+    shared: &'a Shared,
+    order: Order,
+    tracker: Tracker,
+}
+
+impl Shared {
+    pub(crate) fn new(tracker: Tracker) -> Self {
+        Shared { state: Mutex::new(State { tracker, out: 0 }), back: Condvar::new() }
+    }
+
+    /// Waits until no other thread has any of it.
+    pub(crate) fn whole(&self) -> Whole<'_> {
+        Whole(self.when(|out| out == 0))
+    }
+
+    /// `None` while another thread has any of it.
+    pub(crate) fn try_whole(&self) -> Option<Whole<'_>> {
+        let state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        (state.out == 0).then_some(Whole(state))
+    }
+
+    /// Waits until no other thread has all of it, or this order.
+    pub(crate) fn order(&self, order: Order) -> Part<'_> {
+        let mut state = self.when(|out| out & bit(order) == 0);
+        state.out |= bit(order);
+        Part { shared: self, order, tracker: state.tracker.split_off(order) }
+    }
+
+    /// The lock, once that holds of the orders that are out.
+    fn when(&self, free: impl Fn(u64) -> bool) -> MutexGuard<'_, State> {
+        // What panicked while it held the lock changed words and counts together or not at all.
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.back.wait_while(state, |state| !free(state.out)).unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+const fn bit(order: Order) -> u64 {
+    1 << order.get()
+}
+
+impl Deref for Whole<'_> {
+    type Target = Tracker;
+
+    fn deref(&self) -> &Tracker {
+        &self.0.tracker
+    }
+}
+
+impl DerefMut for Whole<'_> {
+    fn deref_mut(&mut self) -> &mut Tracker {
+        &mut self.0.tracker
+    }
+}
+
+impl Deref for Part<'_> {
+    type Target = Tracker;
+
+    fn deref(&self) -> &Tracker {
+        &self.tracker
+    }
+}
+
+impl DerefMut for Part<'_> {
+    fn deref_mut(&mut self) -> &mut Tracker {
+        &mut self.tracker
+    }
+}
+
+impl Drop for Part<'_> {
+    fn drop(&mut self) {
+        let mut state = self.shared.when(|_| true);
+        let part = self.tracker.split_off(self.order);
+        // Nobody else could give the tracker blocks of this order meanwhile, so that there is nothing to copy.
+        let _ = state.tracker.append(part);
+        state.out &= !bit(self.order);
+        self.shared.back.notify_all();
+    }
+}
