@@ -1,7 +1,7 @@
 //! From one owner to the next: serialize, take over, restore.
 
 use crate::rows::{EVERY, Row, Rows, time};
-use crate::{TWINS, in_turn, twins};
+use crate::sets::{TWINS, in_turn, twins};
 use criterion::Criterion;
 use kho::Result;
 use kho::tracker::Tracker;

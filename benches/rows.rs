@@ -1,6 +1,7 @@
 //! Samples by row and peer. Criterion runs them; the table is made of these.
 
 use criterion::Criterion;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::{Duration, Instant};
@@ -35,6 +36,20 @@ pub(crate) fn time<T>(work: impl FnOnce() -> T) -> (Duration, T) {
     let start = Instant::now();
     let made = work();
     (start.elapsed(), made)
+}
+
+/// Does something where there is one processor for it.
+pub(crate) fn one_processor<T>(work: impl FnOnce() -> T) -> T {
+    let all = sched_getaffinity(None).ok();
+    let first = all.and_then(|all| (0..CpuSet::MAX_CPU).find(|cpu| all.is_set(*cpu)));
+    let mut one = CpuSet::new();
+    first.into_iter().for_each(|cpu| one.set(cpu));
+    let kept = first.is_some() && sched_setaffinity(None, &one).is_ok();
+    let done = work();
+    if let Some(all) = all.filter(|_| kept) {
+        let _ = sched_setaffinity(None, &all);
+    }
+    done
 }
 
 /// A row: what is done, to what, per what, and how often in one sample.
@@ -82,9 +97,9 @@ impl Rows {
         }
     }
 
-    /// Three samples after one that does not count: for other sets of numbers.
+    /// Three samples: for other sets of numbers, which make their memory anew each time.
     pub(crate) fn few(&mut self, row: Row, peer: &str, mut sample: impl FnMut() -> Duration) {
-        self.count(row, peer, (0..4).map(|_| sample()));
+        (0..3).for_each(|_| self.record(row, peer, sample().as_secs_f64()));
     }
 
     fn count(&mut self, row: Row, peer: &str, samples: impl IntoIterator<Item = Duration>) {

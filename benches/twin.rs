@@ -13,33 +13,42 @@ use kho_benches::twin::{BEST, KERNEL, Machine, Twin, Version};
 use kho_benches::workload::{Workload, shuffled};
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
+use std::sync::{Arc, Mutex};
 
 /// Pages at addresses that count up from where the twin's do.
 struct Same {
-    next: u64,
-    blocks: Vec<(u64, Box<[u64; 512]>)>,
+    first: u64,
+    blocks: Mutex<Vec<Box<[u64; 512]>>>,
+}
+
+impl Same {
+    fn from(first: u64) -> Arc<Self> {
+        Arc::new(Same { first, blocks: Mutex::default() })
+    }
 }
 
 // SAFETY: a block is a box of its own, which lives as long as the source.
 unsafe impl BlockSource for Same {
-    fn alloc_block(&mut self, bytes: usize) -> Result<NonNull<u64>> {
+    fn alloc_block(&self, bytes: usize) -> Result<NonNull<u64>> {
         assert_eq!(bytes, 4096);
-        self.blocks.push((self.next, Box::new([0; 512])));
-        self.next += 4096;
-        let block = self.blocks.last_mut().map(|(_, block)| NonNull::from(&mut **block));
-        Ok(block.expect("it was just pushed").cast())
+        let mut blocks = self.blocks.lock().unwrap();
+        blocks.push(Box::new([0; 512]));
+        Ok(NonNull::from(&mut **blocks.last_mut().unwrap()).cast())
     }
 
     fn phys_of(&self, block: NonNull<u64>) -> Option<Phys> {
-        let at = self.blocks.iter().find(|(_, words)| words.as_ptr() == block.as_ptr())?;
-        Some(Phys(at.0))
+        let blocks = self.blocks.lock().unwrap();
+        let at = blocks.iter().position(|words| words.as_ptr() == block.as_ptr())?;
+        Some(Phys(self.first + 4096 * at as u64))
     }
 
     fn nbytes(&self) -> u64 {
-        4096 * self.blocks.len() as u64
+        4096 * self.blocks.lock().unwrap().len() as u64
     }
 
-    fn release_all(&mut self) {}
+    fn renewed(&self) -> Arc<dyn BlockSource> {
+        Same::from(self.first)
+    }
 }
 
 fn workloads() -> Vec<Workload> {
@@ -80,7 +89,7 @@ fn the_chunk_list_of_the_twin_is_ours_byte_for_byte() {
             let mut twin = Twin::new(build, Version::V1, 8192);
             let (next, _) = twin.memory();
             let geometry = Geometry::paged(PageSize::Size4K);
-            let mut t = Tracker::with_source(geometry, Box::new(Same { next, blocks: Vec::new() }));
+            let mut t = Tracker::with_source(geometry, Same::from(next));
             filled(&mut twin, &mut t, &workload);
             let bitmaps: usize = t.orders().map(|order| t.blocks(order).count()).sum();
             let first = twin.serialize();

@@ -13,26 +13,26 @@ pub fn empty() -> Tracker {
     Tracker::new(Geometry::paged(PageSize::Size4K))
 }
 
-/// One call a folio.
-pub fn preserve_each(t: &mut Tracker, workload: &Workload) {
+/// Calls `f` for each folio, in a loop of its own where all are of order 0.
+#[inline(always)]
+fn each(workload: &Workload, mut f: impl FnMut(Pfn, Order)) {
     match &workload.orders {
-        None => {
-            for &pfn in &workload.pfns {
-                let _ = t.preserve(Pfn(pfn), Order::ZERO);
-            }
-        }
+        None => workload.pfns.iter().for_each(|pfn| f(Pfn(*pfn), Order::ZERO)),
         Some(orders) => {
-            for (&pfn, &order) in workload.pfns.iter().zip(orders) {
-                let _ = Order::new(order.into()).and_then(|order| t.preserve(Pfn(pfn), order));
+            for (pfn, order) in workload.pfns.iter().zip(orders) {
+                let _ = Order::new((*order).into()).map(|order| f(Pfn(*pfn), order));
             }
         }
     }
 }
 
+/// One call a folio.
+pub fn preserve_each(t: &mut Tracker, workload: &Workload) {
+    each(workload, |pfn, order| drop(t.preserve(pfn, order)));
+}
+
 pub fn unpreserve_each(t: &mut Tracker, workload: &Workload) {
-    for &pfn in &workload.pfns {
-        let _ = t.unpreserve(Pfn(pfn), Order::ZERO);
-    }
+    each(workload, |pfn, order| drop(t.unpreserve(pfn, order)));
 }
 
 /// One call for all.

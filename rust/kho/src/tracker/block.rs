@@ -3,6 +3,7 @@
 //! No reference into a block outlives a statement, because a source may lie in memory that others look at.
 
 use super::simd;
+use super::word::{TAKEN, Word};
 use crate::error::Result;
 use crate::units::Phys;
 use core::ops::Range;
@@ -166,8 +167,7 @@ impl Block {
     #[inline]
     pub(super) fn prefetch(self, shape: Shape) {
         for word in (0..shape.words()).step_by(LINE) {
-            // SAFETY: the word is the block's, as in `load`.
-            Word(unsafe { self.0.add(word) }).prefetch();
+            self.nth(word as u64).prefetch();
         }
     }
 
@@ -188,8 +188,14 @@ impl Block {
     /// The word of a folio, modulo the block's words.
     #[inline(always)]
     pub(super) fn word(self, shape: Shape, folio: u64) -> Word {
-        // SAFETY: the masked index lies inside of the block, as in `load`.
-        Word(unsafe { self.0.add((folio >> 6) as usize & shape.word_mask) })
+        self.nth(folio >> 6 & shape.word_mask as u64)
+    }
+
+    /// A word of the block.
+    #[inline(always)]
+    fn nth(self, n: u64) -> Word {
+        // SAFETY: callers' numbers lie inside of the block, as in `load`.
+        unsafe { Word::at(self.as_raw().cast::<u8>().wrapping_add(TAKEN), n) }
     }
 
     /// Sets or clears the bits `low ..= high`. Returns how many changed.
@@ -216,71 +222,4 @@ impl Block {
     pub(super) fn is_empty(self, shape: Shape) -> bool {
         self.words(shape).all(|word| word == 0)
     }
-}
-
-/// One word of a block.
-#[derive(Clone, Copy)]
-pub(super) struct Word(NonNull<u64>);
-
-impl Word {
-    /// Word `n` counted from `start`.
-    ///
-    /// # Safety
-    /// That is a word of a block, whatever lies at `start`.
-    #[inline(always)]
-    pub(super) unsafe fn at(start: *mut u64, n: u64) -> Self {
-        // SAFETY: no word of a block is at address 0.
-        Word(unsafe { NonNull::new_unchecked(start.wrapping_add(n as usize)) })
-    }
-
-    /// Asks for the word to be brought near.
-    #[inline(always)]
-    pub(super) fn prefetch(self) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: to ask changes nothing, and every processor can be asked.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.0.as_ptr().cast()) }
-        }
-    }
-
-    /// Sets the bit of a folio. True if it was clear. For the tracker that owns the block alone, as all that writes.
-    #[inline(always)]
-    pub(super) fn set(self, folio: u64) -> bool {
-        let old = self.load();
-        // Stored always: a branch that is taken wrongly would wait for the cache miss that others wait for beside it.
-        self.store(old | bit_of(folio));
-        old & bit_of(folio) == 0
-    }
-
-    /// Clears the bit of a folio. True if it was set.
-    #[inline(always)]
-    pub(super) fn clear(self, folio: u64) -> bool {
-        let (old, bit) = (self.load(), bit_of(folio));
-        self.store(old & !bit);
-        old & bit != 0
-    }
-
-    #[inline(always)]
-    pub(super) fn test(self, folio: u64) -> bool {
-        self.load() & bit_of(folio) != 0
-    }
-
-    #[inline(always)]
-    fn load(self) -> u64 {
-        // SAFETY: a word of a block is readable as long as the block is.
-        unsafe { self.0.read() }
-    }
-
-    #[inline(always)]
-    fn store(self, value: u64) {
-        // SAFETY: as in `load`; only the owner's `&mut` methods come here.
-        unsafe { self.0.write(value) }
-    }
-}
-
-/// A folio's bit in its word.
-#[inline(always)]
-const fn bit_of(folio: u64) -> u64 {
-    1u64.wrapping_shl(folio as u32)
 }

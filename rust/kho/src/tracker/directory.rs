@@ -10,12 +10,14 @@
 //! few blocks far apart cost a map entry each, and slots take no more than the nodes of the kernel's tree. Of the blocks
 //! beyond the window the last one used is kept at hand, so that neighbours need no search either.
 
-use super::block::{Block, BlockSource, Shape, Word};
+use super::block::{Block, BlockSource, Shape};
 use super::places::{BitmapPlace, Rule};
 use super::window::Window;
+use super::word::Word;
 use crate::error::Result;
 use crate::mapping::Items;
 use core::iter::once;
+use core::mem::offset_of;
 use core::ops::Range;
 use std::collections::BTreeMap;
 
@@ -86,6 +88,24 @@ impl Directory {
     #[cold]
     pub(super) fn far_word(&self, shape: Shape, folio: u64) -> Option<Word> {
         self.get(folio >> shape.log2_bits).map(|block| block.word(shape, folio))
+    }
+
+    /// Sets the bit of a folio, whose word that is. True if it was clear.
+    #[inline(always)]
+    pub(super) fn set(&mut self, word: Word, folio: u64) -> bool {
+        let before = self.len;
+        // SAFETY: that is where the count is.
+        unsafe { word.set_counted::<_, { offset_of!(Directory, len) }>(folio, self) };
+        self.len != before
+    }
+
+    /// Clears the bit of a folio, whose word that is. True if it was set.
+    #[inline(always)]
+    pub(super) fn clear(&mut self, word: Word, folio: u64) -> bool {
+        let before = self.len;
+        // SAFETY: that is where the count is.
+        unsafe { word.clear_counted::<_, { offset_of!(Directory, len) }>(folio, self) };
+        self.len != before
     }
 
     /// Makes sure that block `index` exists. `end`: how many blocks of the order lie in the address space whole.

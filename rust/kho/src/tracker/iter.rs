@@ -3,7 +3,7 @@
 use super::block::{Block, Shape};
 use super::{Geometry, Tracker, simd};
 use crate::mapping;
-use crate::threads::both;
+use crate::threads::{both, threads_for};
 use crate::units::{Order, Pfn, Phys};
 use core::mem::MaybeUninit;
 use std::sync::{Mutex, PoisonError};
@@ -27,9 +27,6 @@ impl Folio {
         Folio { phys: phys.0, order: order.index() as u8, pad: [0; 7] }
     }
 }
-
-/// Folios from which on two threads list them.
-const PARALLEL: usize = 1 << 20;
 
 /// Bytes of bitmaps that a thread takes at once: what its first cache holds.
 const SHARE: usize = 16 << 10;
@@ -286,9 +283,10 @@ impl Tracker {
                 .fold(0, |at, &(index, block)| at + list(block, index << self.shape.log2_bits, &mut room[at..]))
         };
         let blocks: Vec<_> = dir.blocks_from(0).collect();
+        let by_two = threads_for(size_of_val(room)) > 1;
         let left = Left { blocks: &blocks, room, share: (SHARE / self.shape.bytes()).max(1) };
         // Where other processes change the bitmaps meanwhile there may be more or fewer than there were: no gap is left.
-        let listed = if len >= PARALLEL && left.by_two(self.shape, write) { len } else { write(&blocks, room) };
+        let listed = if by_two && left.by_two(self.shape, write) { len } else { write(&blocks, room) };
         // SAFETY: so many items were written, one after the other, into the capacity reserved above.
         unsafe { items.set_len(items.len() + listed) };
     }

@@ -29,6 +29,7 @@ mod scatter;
 mod simd;
 mod state;
 mod window;
+mod word;
 
 #[cfg(test)]
 mod tests;
@@ -44,10 +45,11 @@ pub use roaring::RoaringBits;
 
 use crate::error::Result;
 use crate::units::{Order, Pfn};
-use block::{Block, Shape, Word};
+use block::{Block, Shape};
 use core::{array, mem};
 use directory::Directory;
 use std::sync::Arc;
+use word::Word;
 
 /// A set of folios.
 pub struct Tracker {
@@ -104,11 +106,7 @@ impl Tracker {
     #[inline]
     pub fn preserve(&mut self, pfn: Pfn, order: Order) -> Result<bool> {
         match self.near(pfn, order) {
-            Some((dir, word, folio)) => {
-                let new = word.set(folio);
-                dir.len += u64::from(new);
-                Ok(new)
-            }
+            Some((dir, word, folio)) => Ok(dir.set(word, folio)),
             None => self.preserve_slow(pfn, order),
         }
     }
@@ -131,11 +129,7 @@ impl Tracker {
     #[inline]
     pub fn unpreserve(&mut self, pfn: Pfn, order: Order) -> Result<bool> {
         match self.near(pfn, order) {
-            Some((dir, word, folio)) => {
-                let gone = word.clear(folio);
-                dir.len -= u64::from(gone);
-                Ok(gone)
-            }
+            Some((dir, word, folio)) => Ok(dir.clear(word, folio)),
             None => self.unpreserve_slow(pfn, order),
         }
     }

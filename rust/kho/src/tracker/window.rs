@@ -13,9 +13,10 @@
 //! exist are. A slot points to where word 0 of all folios would be if the block's were among them, so that no mask is
 //! needed. Memory of the table that was never written takes none.
 
-use super::block::{Block, Shape, Word};
+use super::block::{Block, Shape};
 use super::places::{BitmapPlace, Rule};
 use super::simd;
+use super::word::{TAKEN, Word};
 use crate::mapping::Items;
 use core::marker::PhantomData;
 use core::ops::Range;
@@ -45,8 +46,6 @@ type Slot = *mut u8;
 const LOG2: u64 = 63;
 /// Bytes from which on zeroed memory comes from the kernel, and takes none until it is written.
 const LARGE: usize = 128 << 10;
-/// Says that a slot has a block, whatever its address.
-const TAKEN: usize = 1;
 
 // SAFETY: what the slots point to are blocks, which are fit for this themselves.
 unsafe impl Send for Window {}
@@ -66,7 +65,7 @@ impl Slots<'_> {
             return None;
         }
         // SAFETY: the slot is that of the block which the folio is in, and leads to its words as `Window::put` says.
-        Some(unsafe { Word::at(slot.wrapping_sub(TAKEN).cast(), folio >> 6) })
+        Some(unsafe { Word::at(slot, folio >> 6) })
     }
 }
 
