@@ -363,6 +363,11 @@ impl<const MARK: bool> Visitor for Change<'_, MARK> {
         self.changed += folios.map(changed).map(u64::from).sum::<u64>();
         true
     }
+
+    fn visit_run(&mut self, folios: Range<u64>) -> bool {
+        self.changed += self.dir.fill(self.shape, folios, MARK);
+        true
+    }
 }
 
 /// Sets bits that are set in one tracker and not in the other, and in a third.

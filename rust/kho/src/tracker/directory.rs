@@ -205,6 +205,22 @@ impl Directory {
         (filled, next)
     }
 
+    /// Sets or clears the bits of a range of folios in the blocks that exist. Returns how many changed, which is not counted.
+    /// For the tracker that owns the blocks alone.
+    pub(super) fn fill(&self, shape: Shape, folios: Range<u64>, mark: bool) -> u64 {
+        if folios.is_empty() {
+            return 0;
+        }
+        let (first, last, bits) = (folios.start, folios.end - 1, 1 << shape.log2_bits);
+        let mut changed = 0;
+        for (index, block) in self.blocks_in(first >> shape.log2_bits..(last >> shape.log2_bits) + 1) {
+            let low = first.max(index << shape.log2_bits) & (bits - 1);
+            let high = last.min(index << shape.log2_bits | (bits - 1)) & (bits - 1);
+            changed += block.fill(shape, low, high, mark);
+        }
+        changed
+    }
+
     /// Asks for the blocks of a range of folios to be brought near, all at once.
     pub(super) fn prefetch(&self, shape: Shape, folios: Range<u64>) {
         for (_, block) in self.blocks_in(folios.start >> shape.log2_bits..folios.end >> shape.log2_bits) {

@@ -115,18 +115,8 @@ impl Tracker {
 
     /// Sets or clears the bits of folios `first .. first + count` in the blocks that exist. Returns how many changed.
     pub(super) fn fill(&mut self, order: Order, first: u64, count: u64, mark: bool) -> u64 {
-        let shape = self.shape;
         let dir = &mut self.dirs[order.index()];
-        if count == 0 {
-            return 0;
-        }
-        let (last, bits) = (first + (count - 1), 1 << shape.log2_bits);
-        let mut changed = 0;
-        for (index, block) in dir.blocks_in(first >> shape.log2_bits..(last >> shape.log2_bits) + 1) {
-            let low = first.max(index << shape.log2_bits) & (bits - 1);
-            let high = last.min(index << shape.log2_bits | (bits - 1)) & (bits - 1);
-            changed += block.fill(shape, low, high, mark);
-        }
+        let changed = dir.fill(self.shape, first..first + count, mark);
         dir.len = if mark { dir.len + changed } else { dir.len - changed };
         changed
     }

@@ -10,6 +10,7 @@
 
 use super::block::LINE;
 use super::look::{Look, SPAN};
+use super::simd;
 use crate::mapping;
 use crate::spare::Spare;
 use crate::threads::{both, threads_for};
@@ -88,7 +89,11 @@ impl<V: Visitor> Visit<V> {
         for folio in piece.iter_mut() {
             *folio = if *folio > self.high { u64::MAX } else { *folio };
         }
-        self.more = self.more && self.visitor.visit(piece.iter().copied());
+        self.more = self.more
+            && match run_of(piece) {
+                Some(run) => self.visitor.visit_run(run),
+                None => self.visitor.visit(piece.iter().copied()),
+            };
     }
 
     /// Whether the visitor wanted all, and the visitor.
@@ -98,6 +103,13 @@ impl<V: Visitor> Visit<V> {
         }
         (self.more, self.visitor)
     }
+}
+
+/// Folios side by side, ascending, if that is what they are.
+fn run_of(folios: &[u64]) -> Option<Range<u64>> {
+    let (first, last) = (*folios.first()?, *folios.last()?);
+    let run = last.wrapping_sub(first) == folios.len() as u64 - 1 && simd::ascends_by_one(folios);
+    run.then_some(first..last.checked_add(1)?)
 }
 
 impl Buckets {
@@ -206,4 +218,9 @@ pub(super) trait Visitor: Send + Sync + Sized {
 
     /// Some folios, in the order in which they are shown every time. False if no more are wanted.
     fn visit(&mut self, folios: impl Iterator<Item = u64> + Clone) -> bool;
+
+    /// The same for folios side by side.
+    fn visit_run(&mut self, folios: Range<u64>) -> bool {
+        self.visit(folios)
+    }
 }

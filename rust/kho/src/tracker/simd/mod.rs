@@ -98,6 +98,13 @@ dispatch! {
 }
 
 dispatch! {
+    /// Whether each of a list is one more than the one before.
+    pub(super) fn ascends_by_one(list: &[u64]) -> bool = ascends_by_one_portable / ascends_by_one_native {
+        list.windows(2).fold(0, |other, pair| other | (pair[1].wrapping_sub(pair[0]) ^ 1)) == 0
+    }
+}
+
+dispatch! {
     /// Pfns, in their place, as the numbers of folios of an order.
     pub(super) fn number(pfns: &mut [u64], order: u32) -> () = number_portable / number_native {
         if order > 0 {
@@ -397,6 +404,17 @@ mod tests {
             let low = list.iter().copied().min().unwrap_or(u64::MAX);
             prop_assert_eq!(found, (low, list.iter().copied().max().unwrap_or(0), falls));
             prop_assert_eq!(survey(&list, last), found);
+        }
+
+        #[test]
+        fn both_builds_know_a_run_from_others(first: u64, len in 0..70u64, odd in proptest::option::of((0..70usize, any::<u64>()))) {
+            let mut list: Vec<u64> = (0..len).map(|n| first.wrapping_add(n)).collect();
+            if let Some((at, other)) = odd.filter(|(at, _)| *at < list.len()) {
+                list[at] = other;
+            }
+            let runs = both!(ascends_by_one_portable, ascends_by_one_native, &list);
+            prop_assert_eq!(runs, list.iter().zip(0..).all(|(n, at)| *n == list[0].wrapping_add(at)));
+            prop_assert_eq!(ascends_by_one(&list), runs);
         }
     }
 }
