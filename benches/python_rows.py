@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,11 +30,22 @@ try:
 except ImportError:
     libfdt = None
 
-WORKLOAD = "Python W1"
+FULL = 10_000_000
+"""Folios of W1; with fewer everything else shrinks along."""
 SINGLE = 1_000_000
 """Folios of a row with a Python call each."""
 
 Work = Callable[[], object]
+
+
+class Row(NamedTuple):
+    """What is done, by peer; and the bytes of metadata of what that makes."""
+
+    operation: str
+    peers: dict[str, Work]
+    sizes: dict[str, Callable[[Any], int]] = {}
+
+
 PATIENCE = 4.0
 """Seconds after which a cell gets no further sample."""
 
@@ -47,9 +60,14 @@ def shuffled(number: Any, bits: int) -> Any:
     return x
 
 
+def power(n: int) -> int:
+    """The smallest power of two that is not below it."""
+    return 1 << (max(n, 1) - 1).bit_length()
+
+
 def span(folios: int) -> int:
     """Pages of W1's address space: 2^28 for 10,000,000."""
-    return 1 << (max((1 << 28) * folios // 10_000_000, 1) - 1).bit_length()
+    return power((1 << 28) * folios // FULL)
 
 
 def one_by_one(call: Callable[[int], object], numbers: Iterable[int]) -> None:
@@ -65,46 +83,114 @@ def packed(pages: Any, size: int) -> Any:
     return bitmap
 
 
-def samples(row: dict[str, Work], units: int, rounds: int) -> dict[str, list[float]]:
+def cells_of(row: Row, units: int, rounds: int) -> Iterator[dict[str, Any]]:
     """Nanoseconds a unit of each round, of all peers in turns; what a round made is dropped outside of it.
 
     One round more, the first, in which memory is touched and caches fill, counts only if it leaves no time for another.
     """
-    times: dict[str, list[int]] = {peer: [] for peer in row}
+    times: dict[str, list[int]] = {peer: [] for peer in row.peers}
+    sizes: dict[str, float] = {}
     for _ in range(rounds + 1):
-        for peer, work in row.items():
+        for peer, work in row.peers.items():
             if sum(times[peer]) > PATIENCE * 1e9:
                 continue
             start = time.perf_counter_ns()
             made = work()
             times[peer].append(time.perf_counter_ns() - start)
+            if peer in row.sizes and peer not in sizes:
+                sizes[peer] = row.sizes[peer](made) / units
             del made
-    return {peer: [spent / units for spent in spent[1:] or spent] for peer, spent in times.items()}
+    for peer, spent in times.items():
+        taken = [time / units for time in spent[1:] or spent]
+        yield {"operation": row.operation, "peer": peer, "bytes": sizes.get(peer), "samples": taken}
 
 
-def bulk(folios: int) -> Iterator[tuple[str, dict[str, Work]]]:
-    """Calls for all of W1 at once."""
-    size = span(folios)
-    pfns = shuffled(np.arange(folios, dtype=np.uint64), size.bit_length() - 1)
-    in_order = np.sort(pfns)
-    signed, narrow, narrow_in_order = pfns.astype(np.int64), pfns.astype(np.uint32), in_order.astype(np.uint32)
-    row: dict[str, Work] = {"kho": lambda: kho.Tracker().preserve_many(pfns), "numpy": lambda: packed(signed, size)}
-    numbers: list[int] = pfns.tolist()
-    row["set"] = lambda: set(numbers)
+class Workload(NamedTuple):
+    """Folios in the order in which they come, as the Rust half has them (benches/src/workload.rs)."""
+
+    name: str
+    pfns: Any
+    orders: Any
+    """As many; None where all are of order 0."""
+    span: int
+    """One past the last pfn that may occur, rounded up to whole bytes of a bitmap."""
+
+    @classmethod
+    def w1(cls, folios: int) -> Workload:
+        """10,000,000 random order-0 folios of 1 TiB."""
+        size = span(folios)
+        return cls("W1", shuffled(np.arange(folios, dtype=np.uint64), size.bit_length() - 1), None, size)
+
+    @classmethod
+    def w2(cls, folios: int) -> Workload:
+        """2^24 consecutive order-0 folios."""
+        n = (1 << 24) * folios // FULL
+        return cls("W2", np.arange(n, dtype=np.uint64), None, (n + 7) & ~7)
+
+    @classmethod
+    def w3(cls, folios: int) -> Workload:
+        """A guest of 2 TiB in order-9 folios, shuffled; then order-0 and order-18 folios behind it."""
+        guest = power((1 << 20) * folios // FULL)
+        small, huge = max(1_000_000 * folios // FULL, 1), max(512 * folios // FULL, 1)
+        small_span = max(span(folios), power(small))
+        behind = guest << 9
+        aligned = (behind + small_span + (1 << 18) - 1) >> 18 << 18
+        large = shuffled(np.arange(guest, dtype=np.uint64), guest.bit_length() - 1) << np.uint64(9)
+        single = np.uint64(behind) + shuffled(np.arange(small, dtype=np.uint64), small_span.bit_length() - 1)
+        gigantic = np.uint64(aligned) + (np.arange(huge, dtype=np.uint64) << np.uint64(18))
+        orders = np.repeat(np.array([9, 0, 18], np.uint8), [guest, small, huge])
+        return cls("W3", np.concatenate([large, single, gigantic]), orders, aligned + (huge << 18))
+
+
+def size_of_set(numbers: set[int]) -> int:
+    """A set's table, and the integers in it."""
+    return sys.getsizeof(numbers) + sum(map(sys.getsizeof, itertools.islice(numbers, 1000))) * len(numbers) // 1000
+
+
+def preserving(w: Workload) -> tuple[dict[str, Work], dict[str, Callable[[Any], int]]]:
+    """Filling from nothing, by peer; and how many bytes what that made takes."""
+    signed, narrow, numbers = w.pfns.astype(np.int64), w.pfns.astype(np.uint32), w.pfns.tolist()
+
+    def fill() -> kho.Tracker:
+        tracker = kho.Tracker()
+        tracker.preserve_many(w.pfns, 0 if w.orders is None else w.orders)
+        return tracker
+
+    row: dict[str, Work] = {"kho": fill, "numpy": lambda: packed(signed, w.span), "set": lambda: set(numbers)}
+    sizes: dict[str, Callable[[Any], int]] = {"kho": lambda made: made.nbytes, "numpy": lambda made: made.nbytes}
+    sizes["set"] = size_of_set
     if BitMap is not None:
         row["pyroaring"] = lambda: BitMap(narrow)
+        sizes["pyroaring"] = lambda made: len(made.serialize())
     if bitarray is not None:
-        row["bitarray"] = lambda: bitarray(size).__setitem__(numbers, 1)
-    yield "preserve in bulk, unsorted", row
-    row = {"kho": lambda: kho.Tracker().preserve_many(in_order)}
-    if BitMap is not None:
-        row["pyroaring"] = lambda: BitMap(narrow_in_order)
-    yield "preserve in bulk, sorted", row
+
+        def bits() -> Any:
+            made = bitarray(w.span)
+            made[numbers] = 1
+            return made
+
+        row["bitarray"] = bits
+        sizes["bitarray"] = lambda made: made.nbytes
+    return row, sizes
+
+
+def bulk(w: Workload) -> Iterator[Row]:
+    """Calls for all of a workload at once. Peers know no orders: pfns alone."""
+    count = len(w.pfns)
+    yield Row("preserve in bulk, unsorted" if w.name == "W1" else "preserve in bulk", *preserving(w))
+    in_order = np.sort(w.pfns)
+    narrow_in_order = in_order.astype(np.uint32)
+    if w.name == "W1":
+        row: dict[str, Work] = {"kho": lambda: kho.Tracker().preserve_many(in_order)}
+        if BitMap is not None:
+            row["pyroaring"] = lambda: BitMap(narrow_in_order)
+        yield Row("preserve in bulk, sorted", row)
 
     tracker = kho.Tracker()
-    tracker.preserve_many(pfns)
-    assert len(tracker) == folios
-    bitmap = packed(signed, size)
+    tracker.preserve_many(w.pfns, 0 if w.orders is None else w.orders)
+    assert len(tracker) == count
+    signed = w.pfns.astype(np.int64)
+    bitmap = packed(signed, w.span)
     roaring = BitMap(narrow_in_order) if BitMap is not None else None
     listing: dict[str, Work] = {"numpy": lambda: np.flatnonzero(np.unpackbits(bitmap, bitorder="little"))}
     if roaring is not None:
@@ -113,30 +199,28 @@ def bulk(folios: int) -> Iterator[tuple[str, dict[str, Work]]]:
         bits = bitarray(endian="little")
         bits.frombytes(bitmap.tobytes())
         listing["bitarray"] = lambda: list(bits.search(1))
-    if hasattr(tracker, "pfns"):
-        yield "pfns()", {"kho": lambda: tracker.pfns(0), **listing}
-    yield "folios()", {"kho": tracker.folios, **listing}
-    row = {}
-    if hasattr(tracker, "contains_many"):
-        row["kho"] = lambda: tracker.contains_many(pfns)
+    if w.orders is None:
+        yield Row("pfns()", {"kho": lambda: tracker.pfns(0), **listing})
+    yield Row("folios()", {"kho": tracker.folios, **listing})
+    orders = 0 if w.orders is None else w.orders
+    row = {"kho": lambda: tracker.contains_many(w.pfns, orders)}
     row["numpy"] = lambda: bitmap[signed >> 3] >> (signed & 7).astype(np.uint8) & 1
-    yield "contains in bulk", row
-    if hasattr(tracker, "unpreserve_many"):
+    yield Row("contains in bulk", row)
 
-        def there_and_back() -> None:
-            tracker.unpreserve_many(pfns)
-            tracker.preserve_many(pfns)
+    def there_and_back() -> None:
+        tracker.unpreserve_many(w.pfns, orders)
+        tracker.preserve_many(w.pfns, orders)
 
-        yield "unpreserve in bulk, and preserve again", {"kho": there_and_back}
+    yield Row("unpreserve in bulk, and preserve again", {"kho": there_and_back})
     other = tracker.copy()
     row = {"kho": lambda: tracker | other, "numpy": lambda: bitmap | bitmap}
     if roaring is not None:
         twin = BitMap(roaring)
         row["pyroaring"] = lambda: roaring | twin
-    yield "union", row
+    yield Row("union", row)
 
 
-def single(folios: int) -> Iterator[tuple[str, dict[str, Work]]]:
+def single(folios: int) -> Iterator[Row]:
     """A call a folio, and iterating in Python."""
     pages: list[int] = shuffled(np.arange(folios, dtype=np.uint64), 28).tolist()
     row: dict[str, Work] = {"kho": lambda: one_by_one(kho.Tracker().preserve, pages)}
@@ -152,8 +236,8 @@ def single(folios: int) -> Iterator[tuple[str, dict[str, Work]]]:
     if bitarray is not None:
         bits = bitarray(1 << 28)
         row["bitarray"] = lambda: one_by_one(lambda page: bits.__setitem__(page, 1), pages)
-    yield "preserve, one call each", row
-    yield "iterate in Python", iterating
+    yield Row("preserve, one call each", row)
+    yield Row("iterate in Python", iterating)
 
 
 def write_kho(nodes: int) -> bytes:
@@ -219,7 +303,7 @@ def walk_fdt(blob: bytes) -> int:
     return sum(len(props) for _, _, props in pyfdt.parse_dtb(blob).walk())
 
 
-def trees(nodes: int) -> Iterator[tuple[str, dict[str, Work]]]:
+def trees(nodes: int) -> Iterator[Row]:
     """FDTs: writing and walking."""
     blob = write_kho(nodes)
     building: dict[str, Work] = {"kho": lambda: write_kho(nodes)}
@@ -234,23 +318,22 @@ def trees(nodes: int) -> Iterator[tuple[str, dict[str, Work]]]:
         walking["fdt"] = lambda: walk_fdt(blob)
         counted["fdt"] = walk_fdt(blob)
     assert set(counted.values()) == {2 * nodes + 1}, counted
-    yield f"build an FDT of {nodes:,} nodes", building
-    yield f"walk an FDT of {nodes:,} nodes", walking
+    yield Row(f"build an FDT of {nodes:,} nodes", building)
+    yield Row(f"walk an FDT of {nodes:,} nodes", walking)
 
 
-def cells(folios: int, rounds: int) -> list[dict[str, Any]]:
+def cells(folios: int, rounds: int) -> Iterator[dict[str, Any]]:
     """The cells of the table, as the Rust half writes them."""
-    found: list[dict[str, Any]] = []
 
-    def add(workload: str, unit: str, units: int, rows: Iterator[tuple[str, dict[str, Work]]], times: int) -> None:
-        for operation, row in rows:
-            for peer, taken in samples(row, units, times).items():
-                cell = {"workload": workload, "operation": operation, "unit": unit, "peer": peer, "bytes": None}
-                found.append({**cell, "samples": taken})
+    def of(workload: str, unit: str, units: int, rows: Iterator[Row], times: int) -> Iterator[dict[str, Any]]:
+        for row in rows:
+            for cell in cells_of(row, units, times):
+                yield {"workload": workload, "unit": unit, **cell}
 
-    add(WORKLOAD, "folio", folios, bulk(folios), rounds)
+    for make in (Workload.w1, Workload.w2, Workload.w3):
+        w = make(folios)
+        yield from of(f"Python {w.name}", "folio", len(w.pfns), bulk(w), rounds)
     part = min(SINGLE, folios)
-    add(f"Python, {part:,} of W1", "folio", part, single(part), rounds)
+    yield from of(f"Python, {part:,} of W1", "folio", part, single(part), rounds)
     for nodes in (100, 10_000):
-        add("FDT", "node", nodes, trees(nodes), 2 * rounds + 1)
-    return found
+        yield from of("FDT", "node", nodes, trees(nodes), 2 * rounds + 1)

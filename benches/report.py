@@ -128,7 +128,7 @@ def main() -> int:
     args = parser.parse_args()
     rust: dict[str, Any] = json.loads(args.rust.read_text()) if args.rust else {}
     folios = args.folios or int(rust.get("folios", 10_000_000))
-    cells = rust.get("cells", []) + python_rows.cells(folios, args.rounds)
+    cells = [*rust.get("cells", []), *python_rows.cells(folios, args.rounds)]
     result = {**rust, "folios": folios, "python": sys.version.split()[0], "cells": cells}
     result["goals"] = judged(table(cells))
     print(text(result))

@@ -236,17 +236,28 @@ impl Tracker {
     pub fn folios_into(&self, folios: &mut Vec<Folio>) {
         folios.clear();
         folios.reserve_exact(self.len() as usize);
-        let mut runs = 0;
-        for order in self.used() {
+        // Orders that lie one behind the other are listed as they lie. Where some do not, a stable sort finds what each of
+        // them has, which is sorted already, and merges that.
+        let mut orders: Vec<_> = self.used().map(|order| (self.first(order), order)).collect();
+        orders.sort();
+        let (mut group, mut runs, mut highest) = (0, 0, None);
+        for (_, order) in orders {
             let shift = order.get() + self.geometry.page().shift();
             let like = Folio::new(Phys(0), order);
             let list = |block, first, into: &mut _| simd::list_folios(block, self.shape, first, shift, like, into);
+            let start = folios.len();
             self.list_blocks(order, folios, list);
+            if folios.get(start) > highest.as_ref() {
+                if runs > 1 {
+                    folios[group..start].sort();
+                }
+                (group, runs) = (start, 0);
+            }
+            highest = highest.max(folios.last().copied());
             runs += 1;
         }
         if runs > 1 {
-            // A stable sort finds the orders' runs, which are sorted already, and merges them.
-            folios.sort();
+            folios[group..].sort();
         }
     }
 

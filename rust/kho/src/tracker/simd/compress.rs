@@ -3,37 +3,39 @@
 //! ```text
 //!   word   ...0010 1001        bytes  63 ... 5 4 3 2 1 0   --compress-->   5 3 0   --widen, add, shift-->  3 items
 //! ```
+//! A line that has no two bits in one word is one vector of items, compressed by which words have one.
 
-use super::super::block::{Block, Shape};
+use super::super::block::{Block, LINE, Shape};
 use super::super::iter::Folio;
-use super::{Room, WORD, list};
+use super::{Line, Room, WORD, WordRoom, each_word, list};
 use core::arch::x86_64::*;
 use core::mem::{MaybeUninit, transmute};
 
 /// Numbers in a vector.
 const LANES: usize = 8;
+const _: () = assert!(LANES == LINE);
 
 /// Whether this processor has what the functions here are compiled for.
 #[inline]
 pub(super) fn is_there() -> bool {
     use std::arch::is_x86_feature_detected as has;
-    has!("avx512f") && has!("avx512bw") && has!("avx512vbmi2") && has!("popcnt") && has!("bmi1")
+    has!("avx512f") && has!("avx512bw") && has!("avx512cd") && has!("avx512vbmi2") && has!("popcnt") && has!("bmi1")
 }
 
 /// [`super::list_numbers`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,popcnt,bmi1")]
+#[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512vbmi2,popcnt,bmi1")]
 pub(super) fn list_numbers(block: Block, shape: Shape, first: u64, shift: u32, into: &mut [MaybeUninit<u64>]) -> usize {
     let items = Items::new(first, shift);
-    list(block, shape, into, |word, base, room: &mut Room<u64>| {
-        items.of(word, base, room, |numbers, room: &mut [MaybeUninit<u64>; LANES]| {
+    list(block, shape, into, |words, base, room| {
+        items.of_line(words, base, room, |numbers, room| {
             // SAFETY: a vector is eight numbers, and any number is a number.
             *room = unsafe { transmute::<__m512i, [MaybeUninit<u64>; LANES]>(numbers) };
-        });
+        })
     })
 }
 
 /// [`super::list_folios`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,popcnt,bmi1")]
+#[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512vbmi2,popcnt,bmi1")]
 pub(super) fn list_folios(
     block: Block,
     shape: Shape,
@@ -47,12 +49,12 @@ pub(super) fn list_folios(
     let [_, rest] = zerocopy::transmute!(like);
     let rest = _mm512_set1_epi64(rest);
     let (low, high) = (_mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15));
-    list(block, shape, into, |word, base, room: &mut Room<Folio>| {
-        items.of(word, base, room, |phys, room: &mut [MaybeUninit<Folio>; LANES]| {
+    list(block, shape, into, |words, base, room| {
+        items.of_line(words, base, room, |phys, room| {
             let records = [low, high].map(|half| _mm512_permutex2var_epi64(phys, half, rest));
             // SAFETY: two vectors are eight records: an address each, and what follows it in `like`.
             *room = unsafe { transmute::<[__m512i; 2], [MaybeUninit<Folio>; LANES]>(records) };
-        });
+        })
     })
 }
 
@@ -75,16 +77,43 @@ impl Items {
         Items { first, shift: _mm_cvtsi32_si128(shift as i32), bits: unsafe { transmute::<[u8; WORD], __m512i>(bits) } }
     }
 
-    /// Calls `write` with the numbers of a word's bits, eight at a time, and with the room for their items; at least once, and
-    /// with what is nobody's number behind the last.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,popcnt,bmi1")]
+    /// Calls `write` with the numbers of a line's bits, eight at a time, and with the room for their items; with what is
+    /// nobody's number behind the last. Returns how many bits there are.
+    #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512vbmi2,popcnt,bmi1")]
     #[inline]
-    fn of<T>(
+    fn of_line<T: Copy>(
+        self,
+        words: Line,
+        base: u64,
+        room: &mut Room<T>,
+        write: impl Fn(__m512i, &mut [MaybeUninit<T>; LANES]),
+    ) -> usize {
+        // SAFETY: a vector is as many words.
+        let line = unsafe { transmute::<Line, __m512i>(words) };
+        let one = _mm512_set1_epi64(1);
+        let further = _mm512_and_si512(line, _mm512_sub_epi64(line, one));
+        if _mm512_test_epi64_mask(further, further) != 0 {
+            return each_word(words, room, |word, at, room| self.of_word(word, base + at, room, &write));
+        }
+        let there = _mm512_test_epi64_mask(line, line);
+        let bits = _mm512_sub_epi64(_mm512_set1_epi64(WORD as i64 - 1), _mm512_lzcnt_epi64(line));
+        let starts = _mm512_setr_epi64(0, 64, 128, 192, 256, 320, 384, 448);
+        let numbers = _mm512_add_epi64(_mm512_add_epi64(bits, starts), _mm512_set1_epi64((self.first + base) as i64));
+        let numbers = _mm512_maskz_compress_epi64(there, numbers);
+        let (rooms, _) = room.as_chunks_mut::<LANES>();
+        write(_mm512_sll_epi64(numbers, self.shift), &mut rooms[0]);
+        there.count_ones() as usize
+    }
+
+    /// The same for a word; `write` is called at least once.
+    #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512vbmi2,popcnt,bmi1")]
+    #[inline]
+    fn of_word<T>(
         self,
         word: u64,
         base: u64,
-        room: &mut Room<T>,
-        mut write: impl FnMut(__m512i, &mut [MaybeUninit<T>; LANES]),
+        room: &mut WordRoom<T>,
+        write: &impl Fn(__m512i, &mut [MaybeUninit<T>; LANES]),
     ) {
         let base = _mm512_set1_epi64((self.first + base) as i64);
         let mut bits = _mm512_maskz_compress_epi8(word, self.bits);

@@ -172,8 +172,8 @@ dispatch! {
         block: Block, shape: Shape, first: u64, shift: u32, into: &mut [MaybeUninit<u64>]
     ) -> usize = list_numbers_portable / list_numbers_native {
         match shift {
-            0 => list(block, shape, into, |word, base, room| list_word(word, room, |bit| first + base + bit)),
-            _ => list(block, shape, into, |word, base, room| list_word(word, room, |bit| (first + base + bit) << shift)),
+            0 => list(block, shape, into, |words, base, room| list_line(words, room, |bit| first + base + bit)),
+            _ => list(block, shape, into, |words, base, room| list_line(words, room, |bit| (first + base + bit) << shift)),
         }
     }
 }
@@ -183,12 +183,14 @@ dispatch! {
     fn list_folios_by_bits(
         block: Block, shape: Shape, first: u64, shift: u32, like: Folio, into: &mut [MaybeUninit<Folio>]
     ) -> usize = list_folios_portable / list_folios_native {
-        list(block, shape, into, |word, base, room| {
-            list_word(word, room, |bit| Folio { phys: (first + base + bit) << shift, ..like });
+        list(block, shape, into, |words, base, room| {
+            list_line(words, room, |bit| Folio { phys: (first + base + bit) << shift, ..like })
         })
     }
 }
 
+/// The words of a line.
+type Line = [u64; LINE];
 /// What a word of bits can come to.
 const WORD: usize = 64;
 /// Items that the words of a line can come to.
@@ -196,17 +198,19 @@ const ROOM: usize = LINE * WORD;
 /// Items written without asking how many there are.
 const BOLD: usize = 4;
 
-/// The room for what a word can come to.
-type Room<T> = [MaybeUninit<T>; WORD];
+/// The room for what a line can come to, and for what a word can.
+type Room<T> = [MaybeUninit<T>; ROOM];
+type WordRoom<T> = [MaybeUninit<T>; WORD];
 
-/// Lists a block: `write` is given a word, the number of its bit 0 in the block and the room for its items, in which it may
-/// write beyond them. Returns how many items there are: all, or as many as fit.
+/// Lists a block: `write` is given a line that is not empty, the number of its bit 0 in the block and the room for its
+/// items, at the beginning of which it writes them, and beyond them whatever it likes; it returns how many there are.
+/// Returns how many items there are in all, or as many as fit.
 #[inline(always)]
 fn list<T: Copy>(
     block: Block,
     shape: Shape,
     into: &mut [MaybeUninit<T>],
-    mut write: impl FnMut(u64, u64, &mut Room<T>),
+    write: impl Fn(Line, u64, &mut Room<T>) -> usize,
 ) -> usize {
     let mut at = 0;
     for (line, words) in block.lines(shape).enumerate() {
@@ -216,7 +220,7 @@ fn list<T: Copy>(
         let rest = &mut into[at..];
         let mut beside = [MaybeUninit::uninit(); ROOM];
         let room = rest.first_chunk_mut().unwrap_or(&mut beside);
-        let fit = list_line(words, (line * ROOM) as u64, room, &mut write).min(rest.len());
+        let fit = write(words, (line * ROOM) as u64, room).min(rest.len());
         if rest.len() < ROOM {
             rest[..fit].copy_from_slice(&beside[..fit]);
         }
@@ -225,19 +229,30 @@ fn list<T: Copy>(
     at
 }
 
-/// The items of a line at the beginning of the room, in which more may be written over. Returns how many there are.
+/// The items of a line, bit by bit.
 #[inline(always)]
-fn list_line<T: Copy>(
-    words: [u64; LINE],
-    mut base: u64,
-    room: &mut [MaybeUninit<T>; ROOM],
-    write: &mut impl FnMut(u64, u64, &mut Room<T>),
-) -> usize {
+fn list_line<T: Copy>(words: Line, room: &mut Room<T>, item: impl Fn(u64) -> T) -> usize {
+    // Where most words are empty it pays to ask; where most are not, to be wrong about it now and then does not.
+    if words.iter().map(|word| word.count_ones()).sum::<u32>() < LINE as u32 {
+        each_word(words, room, |word, base, room| {
+            if word != 0 {
+                list_word(word, room, |bit| item(base + bit));
+            }
+        })
+    } else {
+        each_word(words, room, |word, base, room| list_word(word, room, |bit| item(base + bit)))
+    }
+}
+
+/// Calls `write` for each word with the number of its bit 0 in the line and the room for its items, in which it may write
+/// beyond them. Returns how many there are in all.
+#[inline(always)]
+fn each_word<T: Copy>(words: Line, room: &mut Room<T>, mut write: impl FnMut(u64, u64, &mut WordRoom<T>)) -> usize {
     let start = room.as_mut_ptr();
-    let mut at = start;
+    let (mut at, mut base) = (start, 0);
     for word in words {
         // SAFETY: the words before have at most WORD items each, so that in the room of a line there is that of one more.
-        write(word, base, unsafe { &mut *at.cast::<Room<T>>() });
+        write(word, base, unsafe { &mut *at.cast::<WordRoom<T>>() });
         // What is written beyond the last bit is written over next time.
         at = at.wrapping_add(word.count_ones() as usize);
         base += WORD as u64;
@@ -247,7 +262,7 @@ fn list_line<T: Copy>(
 
 /// The items of a word.
 #[inline(always)]
-fn list_word<T: Copy>(mut word: u64, room: &mut Room<T>, item: impl Fn(u64) -> T) {
+fn list_word<T: Copy>(mut word: u64, room: &mut WordRoom<T>, item: impl Fn(u64) -> T) {
     let full = word == u64::MAX;
     let mut write = |places: &mut [MaybeUninit<T>]| {
         for place in places {
