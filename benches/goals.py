@@ -21,7 +21,11 @@ class Goal(NamedTuple):
 
 ONE = "preserve, one call each"
 BATCH = "preserve, batch"
+THREADS = "preserve, per thread"
 PYTHON = "Python W1"
+
+SCALES = Goal("one thread", 0.9, machine=("flat bitmap, one thread", "flat bitmaps"))
+"""Two threads keep nine tenths of what two of them on two flat bitmaps keep."""
 
 GOALS: dict[tuple[str, str], list[Goal]] = {
     ("W1", ONE): [Goal(V1, 5), Goal(BEST, 2)],
@@ -31,7 +35,8 @@ GOALS: dict[tuple[str, str], list[Goal]] = {
     ("W1", "serialize"): [Goal(V1, 8)],
     ("W1", "mark on take-over"): [Goal(V1, 10)],
     ("W1", "restore once, random"): [Goal(V1, 3)],
-    ("W1", "preserve, per thread"): [Goal("one thread", 0.9, machine=("flat bitmap, one thread", "flat bitmaps"))],
+    ("W1", THREADS): [SCALES],
+    ("W1", f"{THREADS}, orders of one tracker"): [SCALES],
     ("W2", ONE): [Goal(V1, 7)],
     ("W2", "as a range kept order-0"): [Goal(V1, 1000, ("W2", ONE))],
     ("W3", ONE): [Goal(V1, 4)],

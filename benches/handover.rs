@@ -1,6 +1,6 @@
 //! From one owner to the next: serialize, take over, restore.
 
-use crate::rows::{EVERY, Row, Rows, time};
+use crate::rows::{ALONE, EVERY, Row, Rows, one_processor, time};
 use crate::sets::{TWINS, in_turn, twins};
 use criterion::Criterion;
 use kho::Result;
@@ -59,6 +59,7 @@ fn take_over(rows: &mut Rows, workload: &Workload, folios: &Tracker) {
 
     let phys = api::addresses(&pfns);
     let each = Row { operation: "restore once, one call each", ..mark };
+    let checked = Row { operation: "verify the map", ..mark };
     let mut machine = Machine::new(workload.span);
     let mut twins = twins(workload).map(|mut twin| {
         twin.preserve_each(workload);
@@ -70,9 +71,18 @@ fn take_over(rows: &mut Rows, workload: &Workload, folios: &Tracker) {
         let mut out = done(api::outgoing(&arena, "kho-v1", folios));
         done(out.finalize());
         drop(out);
-        let (took, incoming) = time(|| done(api::take_over(&arena)));
         // What is counted when it is first asked for belongs to taking over.
-        let counted = time(|| assert!(incoming.preserved().len() > units)).0;
+        let take = || {
+            time(|| {
+                let incoming = done(api::take_over(&arena));
+                assert!(incoming.preserved().len() > units);
+                incoming
+            })
+        };
+        let alone = round % 4 == 3;
+        let (taker, (took, incoming)) = if alone { (ALONE, one_processor(take)) } else { ("kho", take()) };
+        let verify = || time(|| assert_eq!(kho::verify::check(&incoming, &[], 1).outside.count, 0)).0;
+        let verified = [("kho", verify()), (ALONE, one_processor(verify))];
         // Every third time a call each.
         let (row, restored) = match round % 3 {
             2 => (each, time(|| done(api::restore_each(&incoming, &pfns))).0),
@@ -82,7 +92,11 @@ fn take_over(rows: &mut Rows, workload: &Workload, folios: &Tracker) {
         assert_eq!(incoming.nr_restored(), units);
         // The first time memory is touched and caches fill.
         if round > 0 {
-            rows.record(mark, "kho", (took + counted).as_secs_f64());
+            rows.record(mark, taker, took.as_secs_f64());
+            verified
+                .into_iter()
+                .filter(|_| alone)
+                .for_each(|(who, took)| rows.record(checked, who, took.as_secs_f64()));
             rows.record(row, "kho", restored.as_secs_f64());
         }
         // In turns with the twin, as `Rows::turns`.

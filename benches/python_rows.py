@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,7 +44,7 @@ class Row(NamedTuple):
 
     operation: str
     peers: dict[str, Work]
-    sizes: dict[str, Callable[[Any], int]] = {}
+    sizes: Mapping[str, Callable[[Any], int]] = MappingProxyType({})
 
 
 PATIENCE = 4.0

@@ -28,6 +28,9 @@ pub(crate) struct Cell {
 /// Who is measured in turns with us: a name, and a sample.
 pub(crate) type Other<'a> = (String, Box<dyn FnMut() -> Duration + 'a>);
 
+/// What the library does by two threads, done by one.
+pub(crate) const ALONE: &str = "kho, one thread";
+
 /// After how many of our samples the others have one each.
 pub(crate) const EVERY: usize = 3;
 

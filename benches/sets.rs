@@ -1,7 +1,7 @@
 //! What a set of folios does, on each workload: this library, the C twin, and other sets of numbers.
 
 use crate::peers::{Hashed, Peer};
-use crate::rows::{Other, Row, Rows, one_processor, time};
+use crate::rows::{ALONE, Other, Row, Rows, one_processor, time};
 use criterion::Criterion;
 use kho::tracker::Tracker;
 use kho::units::{Order, Pfn};
@@ -14,9 +14,6 @@ use std::time::Duration;
 
 pub(crate) const TWINS: [(&Build, Version); 4] =
     [(&KERNEL, Version::V1), (&BEST, Version::V1), (&KERNEL, Version::V4), (&BEST, Version::V4)];
-
-/// What the library does by two threads, done by one.
-const ALONE: &str = "kho, one thread";
 
 const ONE: &str = "preserve, one call each";
 const BATCH: &str = "preserve, batch";

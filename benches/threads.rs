@@ -1,6 +1,6 @@
 //! Two threads at once, on a tracker each and on an order each of one tracker.
 
-use crate::rows::{Rows, time};
+use crate::rows::{ALONE, Rows, time};
 use crate::sets::row;
 use kho::tracker::Tracker;
 use kho::units::{Order, Pfn};
@@ -29,11 +29,11 @@ pub(crate) fn all(rows: &mut Rows, workload: &Workload) {
         let flat = || flat(workload);
         let samples = [
             ("kho", together([&tracker, &tracker])),
-            ("kho, one thread", tracker()),
+            (ALONE, tracker()),
             ("flat bitmaps", together([&flat, &flat])),
             ("flat bitmap, one thread", flat()),
         ];
-        let apart = [("kho", two_orders(workload)), ("kho, one thread", one_order(workload))];
+        let apart = [("kho", two_orders(workload)), (ALONE, one_order(workload))];
         for (row, (peer, (took, n))) in samples
             .into_iter()
             .map(|sample| (trackers, sample))
