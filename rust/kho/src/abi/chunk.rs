@@ -156,6 +156,12 @@ fn each(geometry: Geometry, chunks: &[Chunk], mut take: impl FnMut(Bitmap) -> Re
     Ok(())
 }
 
+/// How many chunks a tracker takes.
+pub fn nr_chunks(tracker: &Tracker) -> u64 {
+    let entries = chunk_entries(tracker.geometry().page());
+    tracker.orders().map(|order| tracker.nr_blocks(order).div_ceil(entries)).sum()
+}
+
 /// Writes a tracker's chunks: orders ascending, in each the bitmaps ascending, each order in chunks of its own. `alloc`
 /// gives the pages, each with its address. Bitmaps stay where they are.
 ///

@@ -247,6 +247,26 @@ impl Arena {
         self.settled()?.alloc(order, node, gigantic)
     }
 
+    /// Allocates many single pages, or none.
+    ///
+    /// # Errors
+    /// [`Error::NoMemory`].
+    pub(crate) fn alloc_pages(&self, n: u64) -> Result<Vec<Pfn>> {
+        let mut pages = self.settled()?;
+        let mut all = Vec::new();
+        for _ in 0..n {
+            match pages.alloc(Order::ZERO, None, false) {
+                Ok(pfn) => all.push(pfn),
+                Err(e) => {
+                    drop(pages);
+                    self.put_own(all);
+                    return Err(e);
+                }
+            }
+        }
+        Ok(all)
+    }
+
     /// Allocates one particular block.
     ///
     /// # Errors

@@ -96,18 +96,21 @@ impl Map {
     /// these; a tree has nothing to write.
     pub(super) fn write(&mut self, arena: &Arena, tracker: &Mutex<Tracker>) -> Result<Vec<Pfn>> {
         let Map::Chunks { first, pages } = self else { return Ok(Vec::new()) };
-        let mut new = Vec::new();
         // The lock is not held any longer than this, because freeing pages takes it too.
-        let page = || {
-            let pfn = match first.filter(|_| new.is_empty()) {
-                Some(pfn) => pfn,
-                None => arena.alloc(Order::ZERO, None, false)?,
+        let (new, written) = {
+            let tracker = super::lock(tracker);
+            let nr = chunk::nr_chunks(&tracker);
+            let first = first.filter(|_| nr > 0);
+            let mut new: Vec<Pfn> = first.into_iter().collect();
+            new.extend(arena.alloc_pages(nr - new.len() as u64)?);
+            let mut next = new.iter().map(|pfn| arena.page().phys(*pfn));
+            let page = || {
+                let phys = next.next().unwrap_or_default();
+                Ok((phys, arena.page_items(phys)?))
             };
-            new.push(pfn);
-            let phys = arena.page().phys(pfn);
-            Ok((phys, arena.page_items(phys)?))
+            let written = chunk::serialize(&tracker, page);
+            (new, written)
         };
-        let written = chunk::serialize(&super::lock(tracker), page);
         if let Err(e) = written {
             free(arena, new, *first);
             return Err(e);

@@ -414,12 +414,14 @@ impl Outgoing {
         if let Some(root) = &self.root {
             return Ok(root.clone());
         }
-        if !self.finalized {
-            let old = self.map.write(&self.arena, &self.tracker)?;
-            self.write_fdt(&self.fdt_bytes()?)?;
-            self.map.free_old(&self.arena, old);
+        if self.finalized {
+            return self.fdt_bytes();
         }
-        self.fdt_bytes()
+        let old = self.map.write(&self.arena, &self.tracker)?;
+        let fdt = self.fdt_bytes()?;
+        self.write_fdt(&fdt)?;
+        self.map.free_old(&self.arena, old);
+        Ok(fdt)
     }
 
     fn fdt_bytes(&self) -> Result<Vec<u8>> {

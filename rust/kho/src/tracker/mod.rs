@@ -189,6 +189,11 @@ impl Tracker {
         Order::all().zip(&self.dirs).filter(|(_, dir)| dir.blocks() > 0).map(|(order, _)| order)
     }
 
+    /// Blocks of an order that exist, those that became empty too.
+    pub fn nr_blocks(&self, order: Order) -> u64 {
+        self.dirs[order.index()].blocks()
+    }
+
     /// Unmarks everything and gives every block back.
     pub fn clear(&mut self) {
         self.dirs = no_blocks();
