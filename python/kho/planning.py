@@ -25,7 +25,8 @@ MOST = 1 << 48
 PAGE_SIZES = (4096, 16384, 65536)
 SMALL_BITMAP = 512
 ENTRY, CHUNK_HEADER = 16, 16
-SLOT = 8
+SLOT, SLACK, FAR = 8, 16, 40
+"""Bytes of a slot of the tracker's directory; slots it has for a block at most; bytes of a block that has none."""
 FOUR_GIB = 1 << 32
 
 
@@ -451,15 +452,15 @@ def _cost(layout: Layout, page_size: int, zones: Sequence[Zone], calibration: Ca
 
 
 def _directory(runs: Sequence[Run], leaf: int, blocks: float) -> int:
-    """Estimate an order's directory: slots from block 0 to its last, or an entry for each that is far away.
+    """Estimate an order's directory: slots from block 0 to its last, or an entry for each that is far from the others.
 
     Of a large table only pages with slots in use take memory.
     """
     low = min(run.first for run in runs) >> leaf
     high = max(run.first + run.slots - 1 for run in runs) >> leaf
-    slots = 1 << max(4, high.bit_length())
-    if slots > max(1 << 20, 64 * blocks):
-        return round(3 * SLOT * blocks)
+    if high >= SLACK * max(blocks, 1):
+        return round(FAR * blocks)
+    slots = (high // 16 + 1) * 16 + 1
     pages = min(high * SLOT // 4096 - low * SLOT // 4096 + 1, math.ceil(blocks))
     return SLOT * slots if SLOT * slots < 128 << 10 else 4096 * pages
 
