@@ -12,6 +12,42 @@ pub(super) struct Word {
     n: u64,
 }
 
+/// A change of a bit that is counted where it was one, in a u64 that is `AT` bytes into `counts`.
+macro_rules! counted {
+    ($(#[$doc:meta])* $name:ident = $change:ident as $portable:tt, $instruction:literal then $count:literal) => {
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// There is a u64.
+        #[inline(always)]
+        pub(super) unsafe fn $name<T, const AT: usize>(self, folio: u64, counts: &mut T) {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the word is readable and writable, as in `load` and `store`, and the caller says that the count is.
+            unsafe {
+                core::arch::asm!(
+                    "mov {word}, [{start} + 8 * {n} - {taken}]",
+                    concat!($instruction, " {word}, {folio}"),
+                    "mov [{start} + 8 * {n} - {taken}], {word}",
+                    concat!("sbb qword ptr [{counts} + {at}], ", $count),
+                    word = out(reg) _,
+                    start = in(reg) self.start,
+                    n = in(reg) self.n,
+                    taken = const TAKEN,
+                    folio = in(reg) folio,
+                    counts = in(reg) &raw mut *counts,
+                    at = const AT,
+                    options(nostack)
+                );
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            // SAFETY: the caller says so.
+            unsafe {
+                *(&raw mut *counts).byte_add(AT).cast::<u64>() $portable u64::from(self.$change(folio));
+            }
+        }
+    };
+}
+
 /// Added to where words are, so that this is never null.
 pub(super) const TAKEN: usize = 1;
 
@@ -28,6 +64,17 @@ impl Word {
     #[inline(always)]
     fn ptr(self) -> *mut u64 {
         self.start.wrapping_sub(TAKEN).cast::<u64>().wrapping_add(self.n as usize)
+    }
+
+    counted! {
+        /// As [`Word::set`]; one more is counted if the bit was clear: the carry that `bts` leaves is the bit as it was, and
+        /// `count + 1 - carry` is what is wanted.
+        set_counted = set as +=, "bts" then "-1"
+    }
+
+    counted! {
+        /// As [`Word::clear`]; one less is counted if the bit was set: `count - carry`.
+        clear_counted = clear as -=, "btr" then "0"
     }
 
     /// Asks for the word to be brought near.
@@ -61,69 +108,6 @@ impl Word {
     #[inline(always)]
     pub(super) fn test(self, folio: u64) -> bool {
         self.load() & bit_of(folio) != 0
-    }
-
-    /// As [`Word::set`]; one more is counted if the bit was clear, in the u64 that is `AT` bytes into `counts`.
-    ///
-    /// # Safety
-    /// There is one.
-    #[inline(always)]
-    pub(super) unsafe fn set_counted<T, const AT: usize>(self, folio: u64, counts: &mut T) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the word is readable and writable, as in `load` and `store`; the carry that `bts` leaves is the bit as it
-        // was, and `count + 1 - carry` is what is wanted.
-        unsafe {
-            core::arch::asm!(
-                "mov {word}, [{start} + 8 * {n} - {taken}]",
-                "bts {word}, {folio}",
-                "mov [{start} + 8 * {n} - {taken}], {word}",
-                "sbb qword ptr [{counts} + {at}], -1",
-                word = out(reg) _,
-                start = in(reg) self.start,
-                n = in(reg) self.n,
-                taken = const TAKEN,
-                folio = in(reg) folio,
-                counts = in(reg) &raw mut *counts,
-                at = const AT,
-                options(nostack)
-            );
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        // SAFETY: the caller says so.
-        unsafe {
-            *(&raw mut *counts).byte_add(AT).cast::<u64>() += u64::from(self.set(folio));
-        }
-    }
-
-    /// As [`Word::clear`]; one less is counted if the bit was set.
-    ///
-    /// # Safety
-    /// As [`Word::set_counted`].
-    #[inline(always)]
-    pub(super) unsafe fn clear_counted<T, const AT: usize>(self, folio: u64, counts: &mut T) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as in `set_counted`, with `btr` and `count - carry`.
-        unsafe {
-            core::arch::asm!(
-                "mov {word}, [{start} + 8 * {n} - {taken}]",
-                "btr {word}, {folio}",
-                "mov [{start} + 8 * {n} - {taken}], {word}",
-                "sbb qword ptr [{counts} + {at}], 0",
-                word = out(reg) _,
-                start = in(reg) self.start,
-                n = in(reg) self.n,
-                taken = const TAKEN,
-                folio = in(reg) folio,
-                counts = in(reg) &raw mut *counts,
-                at = const AT,
-                options(nostack)
-            );
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        // SAFETY: the caller says so.
-        unsafe {
-            *(&raw mut *counts).byte_add(AT).cast::<u64>() -= u64::from(self.clear(folio));
-        }
     }
 
     #[inline(always)]

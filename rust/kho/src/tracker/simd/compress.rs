@@ -7,7 +7,7 @@
 
 use super::super::block::{Block, LINE, Shape};
 use super::super::iter::Folio;
-use super::{Line, Room, WORD, WordRoom, each_word, list};
+use super::{Line, Lines, Room, WORD, WordRoom, each_word, list};
 use core::arch::x86_64::*;
 use core::mem::{MaybeUninit, transmute};
 
@@ -25,13 +25,11 @@ pub(super) fn is_there() -> bool {
 /// [`super::list_numbers`].
 #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512vbmi2,popcnt,bmi1")]
 pub(super) fn list_numbers(block: Block, shape: Shape, first: u64, shift: u32, into: &mut [MaybeUninit<u64>]) -> usize {
-    let items = Items::new(first, shift);
-    list(block, shape, into, |words, base, room| {
-        items.of_line(words, base, room, |numbers, room| {
-            // SAFETY: a vector is eight numbers, and any number is a number.
-            *room = unsafe { transmute::<__m512i, [MaybeUninit<u64>; LANES]>(numbers) };
-        })
-    })
+    let write = |numbers, room: &mut [MaybeUninit<u64>; LANES]| {
+        // SAFETY: a vector is eight numbers, and any number is a number.
+        *room = unsafe { transmute::<__m512i, [MaybeUninit<u64>; LANES]>(numbers) };
+    };
+    list(block, shape, into, &Compressed { numbers: Numbers::new(first, shift), write })
 }
 
 /// [`super::list_folios`].
@@ -44,23 +42,35 @@ pub(super) fn list_folios(
     like: Folio,
     into: &mut [MaybeUninit<Folio>],
 ) -> usize {
-    let items = Items::new(first, shift);
     // Of each record the address, and the rest, which is that of `like`.
     let [_, rest] = zerocopy::transmute!(like);
     let rest = _mm512_set1_epi64(rest);
     let (low, high) = (_mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15));
-    list(block, shape, into, |words, base, room| {
-        items.of_line(words, base, room, |phys, room| {
-            let records = [low, high].map(|half| _mm512_permutex2var_epi64(phys, half, rest));
-            // SAFETY: two vectors are eight records: an address each, and what follows it in `like`.
-            *room = unsafe { transmute::<[__m512i; 2], [MaybeUninit<Folio>; LANES]>(records) };
-        })
-    })
+    let write = |phys, room: &mut [MaybeUninit<Folio>; LANES]| {
+        let records = [low, high].map(|half| _mm512_permutex2var_epi64(phys, half, rest));
+        // SAFETY: two vectors are eight records: an address each, and what follows it in `like`.
+        *room = unsafe { transmute::<[__m512i; 2], [MaybeUninit<Folio>; LANES]>(records) };
+    };
+    list(block, shape, into, &Compressed { numbers: Numbers::new(first, shift), write })
+}
+
+/// Eight items at a time, of which `write` is given the numbers and the room.
+struct Compressed<W> {
+    numbers: Numbers,
+    write: W,
+}
+
+impl<T: Copy, W: Fn(__m512i, &mut [MaybeUninit<T>; LANES])> Lines<T> for Compressed<W> {
+    #[inline(always)]
+    fn line(&self, words: Line, base: u64, room: &mut Room<T>) -> usize {
+        // SAFETY: who made the numbers was compiled for the same processors.
+        unsafe { self.numbers.of_line(words, base, room, &self.write) }
+    }
 }
 
 /// How bits become numbers.
 #[derive(Clone, Copy)]
-struct Items {
+struct Numbers {
     /// What the block's bit 0 stands for, and what every number is shifted by.
     first: u64,
     shift: __m128i,
@@ -68,13 +78,14 @@ struct Items {
     bits: __m512i,
 }
 
-impl Items {
+impl Numbers {
     #[target_feature(enable = "avx512f")]
     #[inline]
     fn new(first: u64, shift: u32) -> Self {
         let bits: [u8; WORD] = core::array::from_fn(|bit| bit as u8);
         // SAFETY: a vector is as many bytes.
-        Items { first, shift: _mm_cvtsi32_si128(shift as i32), bits: unsafe { transmute::<[u8; WORD], __m512i>(bits) } }
+        let bits = unsafe { transmute::<[u8; WORD], __m512i>(bits) };
+        Numbers { first, shift: _mm_cvtsi32_si128(shift as i32), bits }
     }
 
     /// Calls `write` with the numbers of a line's bits, eight at a time, and with the room for their items; with what is
@@ -86,14 +97,14 @@ impl Items {
         words: Line,
         base: u64,
         room: &mut Room<T>,
-        write: impl Fn(__m512i, &mut [MaybeUninit<T>; LANES]),
+        write: &impl Fn(__m512i, &mut [MaybeUninit<T>; LANES]),
     ) -> usize {
         // SAFETY: a vector is as many words.
         let line = unsafe { transmute::<Line, __m512i>(words) };
         let one = _mm512_set1_epi64(1);
         let further = _mm512_and_si512(line, _mm512_sub_epi64(line, one));
         if _mm512_test_epi64_mask(further, further) != 0 {
-            return each_word(words, room, |word, at, room| self.of_word(word, base + at, room, &write));
+            return each_word(words, room, |word, at, room| self.of_word(word, base + at, room, write));
         }
         let there = _mm512_test_epi64_mask(line, line);
         let bits = _mm512_sub_epi64(_mm512_set1_epi64(WORD as i64 - 1), _mm512_lzcnt_epi64(line));

@@ -172,8 +172,8 @@ dispatch! {
         block: Block, shape: Shape, first: u64, shift: u32, into: &mut [MaybeUninit<u64>]
     ) -> usize = list_numbers_portable / list_numbers_native {
         match shift {
-            0 => list(block, shape, into, |words, base, room| list_line(words, room, |bit| first + base + bit)),
-            _ => list(block, shape, into, |words, base, room| list_line(words, room, |bit| (first + base + bit) << shift)),
+            0 => list(block, shape, into, &ByBits(|bit| first + bit)),
+            _ => list(block, shape, into, &ByBits(|bit| (first + bit) << shift)),
         }
     }
 }
@@ -183,9 +183,7 @@ dispatch! {
     fn list_folios_by_bits(
         block: Block, shape: Shape, first: u64, shift: u32, like: Folio, into: &mut [MaybeUninit<Folio>]
     ) -> usize = list_folios_portable / list_folios_native {
-        list(block, shape, into, |words, base, room| {
-            list_line(words, room, |bit| Folio { phys: (first + base + bit) << shift, ..like })
-        })
+        list(block, shape, into, &ByBits(|bit| Folio { phys: (first + bit) << shift, ..like }))
     }
 }
 
@@ -202,16 +200,16 @@ const BOLD: usize = 4;
 type Room<T> = [MaybeUninit<T>; ROOM];
 type WordRoom<T> = [MaybeUninit<T>; WORD];
 
-/// Lists a block: `write` is given a line that is not empty, the number of its bit 0 in the block and the room for its
-/// items, at the beginning of which it writes them, and beyond them whatever it likes; it returns how many there are.
-/// Returns how many items there are in all, or as many as fit.
+/// How the items of a line are written. Not a closure: it must become a part of what calls it, with that one's extensions.
+trait Lines<T> {
+    /// Writes the items of a line, which is not empty, at the beginning of its room, and whatever it likes behind them.
+    /// `base` is the number of the line's bit 0 in the block. Returns how many there are.
+    fn line(&self, words: Line, base: u64, room: &mut Room<T>) -> usize;
+}
+
+/// Lists a block. Returns how many items there are: all, or as many as fit.
 #[inline(always)]
-fn list<T: Copy>(
-    block: Block,
-    shape: Shape,
-    into: &mut [MaybeUninit<T>],
-    write: impl Fn(Line, u64, &mut Room<T>) -> usize,
-) -> usize {
+fn list<T: Copy>(block: Block, shape: Shape, into: &mut [MaybeUninit<T>], lines: &impl Lines<T>) -> usize {
     let mut at = 0;
     for (line, words) in block.lines(shape).enumerate() {
         if words.iter().fold(0, |any, word| any | word) == 0 {
@@ -220,7 +218,7 @@ fn list<T: Copy>(
         let rest = &mut into[at..];
         let mut beside = [MaybeUninit::uninit(); ROOM];
         let room = rest.first_chunk_mut().unwrap_or(&mut beside);
-        let fit = write(words, (line * ROOM) as u64, room).min(rest.len());
+        let fit = lines.line(words, (line * ROOM) as u64, room).min(rest.len());
         if rest.len() < ROOM {
             rest[..fit].copy_from_slice(&beside[..fit]);
         }
@@ -229,18 +227,23 @@ fn list<T: Copy>(
     at
 }
 
-/// The items of a line, bit by bit.
-#[inline(always)]
-fn list_line<T: Copy>(words: Line, room: &mut Room<T>, item: impl Fn(u64) -> T) -> usize {
-    // Where most words are empty it pays to ask; where most are not, to be wrong about it now and then does not.
-    if words.iter().map(|word| word.count_ones()).sum::<u32>() < LINE as u32 {
-        each_word(words, room, |word, base, room| {
-            if word != 0 {
-                list_word(word, room, |bit| item(base + bit));
-            }
-        })
-    } else {
-        each_word(words, room, |word, base, room| list_word(word, room, |bit| item(base + bit)))
+/// Bit by bit, each as an item.
+struct ByBits<F>(F);
+
+impl<T: Copy, F: Fn(u64) -> T> Lines<T> for ByBits<F> {
+    #[inline(always)]
+    fn line(&self, words: Line, base: u64, room: &mut Room<T>) -> usize {
+        let item = |bit| self.0(base + bit);
+        // Where most words are empty it pays to ask; where most are not, to be wrong about it now and then does not.
+        if words.iter().map(|word| word.count_ones()).sum::<u32>() < LINE as u32 {
+            each_word(words, room, |word, base, room| {
+                if word != 0 {
+                    list_word(word, room, |bit| item(base + bit));
+                }
+            })
+        } else {
+            each_word(words, room, |word, base, room| list_word(word, room, |bit| item(base + bit)))
+        }
     }
 }
 
