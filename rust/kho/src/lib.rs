@@ -6,6 +6,8 @@ pub mod units;
 
 pub mod error;
 
+mod ways;
+
 mod threads;
 
 pub mod cmdline;

@@ -1,6 +1,9 @@
 //! Work for more than one processor. A thread may not be had (limits of processes, of a container, of memory): then
 //! whoever asked does its work as well.
 
+#[cfg(test)]
+use crate::ways::go;
+use crate::ways::ways;
 use std::num::NonZero;
 use std::panic;
 use std::thread::{self, Builder};
@@ -10,7 +13,7 @@ const WORTH_A_THREAD: usize = 4 << 20;
 
 /// How many threads looking at so many bytes is worth: at most one for each processor.
 pub(crate) fn threads_for(bytes: usize) -> usize {
-    match bytes / WORTH_A_THREAD {
+    match bytes / ways().worth_a_thread.unwrap_or(WORTH_A_THREAD) {
         few @ 0..2 => few,
         many => many.min(processors()),
     }
@@ -18,11 +21,22 @@ pub(crate) fn threads_for(bytes: usize) -> usize {
 
 /// How many processors this process may use. To ask takes longer than a short list does.
 pub(crate) fn processors() -> usize {
-    thread::available_parallelism().map_or(1, NonZero::get)
+    match ways().worth_a_thread {
+        Some(_) => 2,
+        None => thread::available_parallelism().map_or(1, NonZero::get),
+    }
 }
 
 /// Does two things at the same time, the second in a thread of its own.
 pub(crate) fn both<A, B: Send>(a: impl FnOnce() -> A, b: impl Fn() -> B + Sync) -> (A, B) {
+    #[cfg(test)]
+    let b = {
+        let mine = ways();
+        move || {
+            go(mine);
+            b()
+        }
+    };
     thread::scope(|scope| {
         let beside = Builder::new().spawn_scoped(scope, &b);
         let a = a();

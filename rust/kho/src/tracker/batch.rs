@@ -10,6 +10,7 @@ use super::{Tracker, simd};
 use crate::error::{Error, Result};
 use crate::threads::{both, threads_for};
 use crate::units::{Order, Pfn};
+use crate::ways::ways;
 use core::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
@@ -62,6 +63,11 @@ const AHEAD: usize = 24;
 const PIECE: usize = 256;
 /// Lists up to here are taken as they come.
 const SHORT: usize = 2048;
+
+fn short() -> usize {
+    ways().short.unwrap_or(SHORT)
+}
+
 impl Tracker {
     /// Marks many folios. Returns how many were not marked yet.
     ///
@@ -69,7 +75,7 @@ impl Tracker {
     /// As [`Tracker::preserve`], for the first in the list, and [`Error::Invalid`] if there are not as many orders as pfns;
     /// then nothing is marked that was not before.
     pub fn preserve_many(&mut self, pfns: &(impl Words + ?Sized), orders: Orders<'_>) -> Result<u64> {
-        if pfns.len() <= SHORT {
+        if pfns.len() <= short() {
             return self.preserve_short(pfns, orders);
         }
         let looks = self.look(pfns, orders, self.shape.log2_bits)?;
@@ -93,7 +99,7 @@ impl Tracker {
     /// # Errors
     /// As [`Tracker::preserve_many`], but it needs no memory; then nothing is unmarked.
     pub fn unpreserve_many(&mut self, pfns: &(impl Words + ?Sized), orders: Orders<'_>) -> Result<u64> {
-        if pfns.len() > SHORT {
+        if pfns.len() > short() {
             let looks = self.look(pfns, orders, self.shape.log2_bits)?;
             return Ok(self.change::<false>(pfns, orders, &looks));
         }

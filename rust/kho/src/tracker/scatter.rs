@@ -15,6 +15,7 @@ use crate::mapping;
 use crate::spare::Spare;
 use crate::threads::{both, threads_for};
 use crate::units::Order;
+use crate::ways::ways;
 use core::mem;
 use core::ops::Range;
 
@@ -76,7 +77,7 @@ impl<V: Visitor> Visit<V> {
     pub(super) fn new(look: &Look, visitor: V) -> Self {
         let ascends = look.descents < look.count / 8;
         let far = look.blocks(visitor.log2_bits()) >= SPAN as u64;
-        let pays = !ascends && !far && (look.high - look.low) >> BUCKET_BITS > 1;
+        let pays = !ascends && !far && (look.high - look.low) >> bucket_bits() > 1;
         let buckets = pays.then(|| Buckets::new(look, visitor.log2_bits()));
         Visit { order: look.order, high: look.high, buckets, visitor, more: true }
     }
@@ -105,6 +106,10 @@ impl<V: Visitor> Visit<V> {
     }
 }
 
+fn bucket_bits() -> u32 {
+    ways().bucket_bits.unwrap_or(BUCKET_BITS)
+}
+
 /// Folios side by side, ascending, if that is what they are.
 fn run_of(folios: &[u64]) -> Option<Range<u64>> {
     let (first, last) = (*folios.first()?, *folios.last()?);
@@ -115,7 +120,7 @@ fn run_of(folios: &[u64]) -> Option<Range<u64>> {
 impl Buckets {
     fn new(look: &Look, log2_bits: u32) -> Self {
         let spread = u64::BITS - (look.high - look.low).leading_zeros();
-        let shift = spread.saturating_sub(BUCKETS).max(BUCKET_BITS).max(log2_bits);
+        let shift = spread.saturating_sub(BUCKETS).max(bucket_bits()).max(log2_bits);
         let base = look.low >> shift;
         let buckets = ((look.high >> shift) - base + 1) as usize;
         // Some more than there are on an average, so that most are emptied once.

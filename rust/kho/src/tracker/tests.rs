@@ -1,6 +1,7 @@
 use super::*;
 use crate::error::Error;
 use crate::units::{PageSize, Phys, aligned_blocks};
+use crate::ways::{Ways, go};
 use core::ptr::NonNull;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -131,9 +132,19 @@ fn apply(t: &mut Tracker, model: &mut Model, op: &Op) {
             t.contains_many(&*pfns, orders, &mut found).unwrap();
             let held = list.iter().map(|(p, o)| u8::from(model.contains(&(o.get(), p.0))));
             assert!(found.into_iter().eq(held));
-            let changed = match on {
+            let change = |t: &mut Tracker| match on {
                 true => t.preserve_many(&*pfns, orders),
                 false => t.unpreserve_many(&*pfns, orders),
+            };
+            // Now and then apart from the other orders, as a thread beside others has it.
+            let changed = match one.filter(|_| pfns.len() % 2 == 1) {
+                Some((_, o)) => {
+                    let mut part = t.split_off(*o);
+                    let changed = change(&mut part);
+                    t.append(part).unwrap();
+                    changed
+                }
+                None => change(t),
             };
             assert_eq!(changed.unwrap(), toggle(model, on, list.iter().copied()));
         }
@@ -170,9 +181,28 @@ pub(super) fn contents(t: &Tracker) -> Model {
     t.iter().map(|(p, o)| (o.get(), p.0)).collect()
 }
 
-/// A tracker with its model.
+/// Every way there is: with and without the processor's extensions, lists as they come and in buckets, one thread and two.
+fn every_way() -> impl Strategy<Value = Ways> {
+    let simd = select(vec![(false, false), (false, true), (true, false)]);
+    let bucket_bits = select(vec![None, Some(12), Some(1)]);
+    let ways = (simd, select(vec![None, Some(0), Some(3)]), select(vec![None, None, Some(16)]), bucket_bits);
+    ways.prop_map(|((portable, by_bits), short, worth_a_thread, bucket_bits)| Ways {
+        portable,
+        by_bits,
+        short,
+        worth_a_thread,
+        bucket_bits,
+    })
+}
+
+/// A tracker with its model, made in some way that is gone from here on.
 pub(super) fn trackers() -> impl Strategy<Value = (Tracker, Model)> {
-    geometries().prop_flat_map(|g| proptest::collection::vec(ops(g), 0..40).prop_map(move |ops| build(g, &ops)))
+    geometries().prop_flat_map(|g| {
+        (every_way(), proptest::collection::vec(ops(g), 0..40)).prop_map(move |(ways, ops)| {
+            go(ways);
+            build(g, &ops)
+        })
+    })
 }
 
 /// Two trackers of one page size, with the same or different blocks, that have much in common.
@@ -184,7 +214,8 @@ fn pairs() -> impl Strategy<Value = ((Tracker, Model), (Tracker, Model))> {
             false => Geometry::paged(page),
         };
         let ops = || proptest::collection::vec(ops(g(a)), 0..20);
-        (ops(), ops(), ops()).prop_map(move |(both, mine, theirs)| {
+        (every_way(), ops(), ops(), ops()).prop_map(move |(ways, both, mine, theirs)| {
+            go(ways);
             let fits = |ops: &[Op]| {
                 // A block to adopt is of one size: leave those out where sizes differ.
                 let keep = |op: &&Op| a == b || !matches!(op, Op::Adopt(..));

@@ -8,6 +8,7 @@
 use super::super::block::{Block, LINE, Shape};
 use super::super::iter::Folio;
 use super::{Line, Lines, Room, WORD, WordRoom, each_word, list};
+use crate::ways::{Ways, ways};
 use core::arch::x86_64::*;
 use core::mem::{MaybeUninit, transmute};
 
@@ -19,7 +20,14 @@ const _: () = assert!(LANES == LINE);
 #[inline]
 pub(super) fn is_there() -> bool {
     use std::arch::is_x86_feature_detected as has;
-    has!("avx512f") && has!("avx512bw") && has!("avx512cd") && has!("avx512vbmi2") && has!("popcnt") && has!("bmi1")
+    let Ways { portable, by_bits, .. } = ways();
+    !(portable || by_bits)
+        && has!("avx512f")
+        && has!("avx512bw")
+        && has!("avx512cd")
+        && has!("avx512vbmi2")
+        && has!("popcnt")
+        && has!("bmi1")
 }
 
 /// [`super::list_numbers`].
