@@ -83,7 +83,7 @@ pub fn check(memory: &dyn PhysMemory, geometry: Geometry, chunks: &[Chunk]) -> R
     let page = geometry.page().bytes();
     let align = if bytes == page { page } else { 8 };
     let mut nodes: Vec<(u64, u64, u64, u64)> = chunks.iter().map(|c| (c.phys, page, c.phys, u64::MAX)).collect();
-    let mut starts = HashSet::new();
+    let mut starts = Starts::default();
     for chunk in chunks {
         for (index, entry) in (0..).zip(&chunk.entries) {
             let (start, bitmap) = (entry.phys_start.get(), entry.bitmap.get());
@@ -97,7 +97,7 @@ pub fn check(memory: &dyn PhysMemory, geometry: Geometry, chunks: &[Chunk]) -> R
             if geometry.index_of(chunk.order, Phys(start)).is_none() {
                 return refuse(start, NO_START);
             }
-            if !starts.insert((chunk.order, start)) {
+            if !starts.insert(chunk.order, start) {
                 return refuse(start, "is where another bitmap of the same order starts");
             }
             nodes.push((bitmap, bytes, chunk.phys, index));
@@ -113,6 +113,25 @@ pub fn check(memory: &dyn PhysMemory, geometry: Geometry, chunks: &[Chunk]) -> R
         }
     }
     Ok(())
+}
+
+/// Where bitmaps start. Those that ascend, as kernels write them, are a set without being put into one.
+#[derive(Default)]
+struct Starts {
+    ascending: Vec<(Order, u64)>,
+    others: HashSet<(Order, u64)>,
+}
+
+impl Starts {
+    /// False for one that was there.
+    fn insert(&mut self, order: Order, start: u64) -> bool {
+        let start = (order, start);
+        if self.ascending.last().is_none_or(|last| *last < start) {
+            self.ascending.push(start);
+            return !self.others.contains(&start);
+        }
+        self.ascending.binary_search(&start).is_err() && self.others.insert(start)
+    }
 }
 
 /// Reads the bitmaps of chunks that [`check`] accepted.
@@ -209,4 +228,20 @@ const _: () =
 /// None for the pairs that exist.
 pub fn geometry(page: PageSize, bitmap: BitmapSize) -> Result<Geometry> {
     Geometry::new(page, bitmap.bytes(page))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_start_is_new_once_whatever_the_order(starts in proptest::collection::vec((0..3u32, 0..8u64), 0..40)) {
+            let (mut found, mut all) = (Starts::default(), HashSet::new());
+            for (order, start) in starts {
+                prop_assert_eq!(found.insert(Order::saturating(order), start), all.insert((order, start)));
+            }
+        }
+    }
 }

@@ -6,7 +6,7 @@ use crate::claims::{Bitmaps, Preserved};
 use crate::error::{Error, Result};
 use crate::memory::PhysMemory;
 use crate::tracker::{Bitmap, BlockSource, Geometry, HeapBlocks, Tracker};
-use crate::units::{Order, PageSize, Pfn, Phys};
+use crate::units::{Order, PageSize, Pfn, Phys, joined};
 use std::mem;
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -192,14 +192,7 @@ impl<'a> Inherited<'a> {
             return Err(Error::Invalid { what: "preserved-memory map", why });
         }
         let last = |bitmap: &Bitmap| page.pfn(Phys(bitmap.phys.0 + (geometry.block_bytes() - 1)));
-        let mut pages: Vec<(Pfn, Pfn)> = bitmaps.iter().map(|b| (page.pfn(b.phys), Pfn(last(b).0 + 1))).collect();
-        pages.sort_unstable();
-        pages.dedup_by(|next, run| {
-            next.0 <= run.1 && {
-                run.1 = run.1.max(next.1);
-                true
-            }
-        });
+        let pages = joined(bitmaps.iter().map(|b| (page.pfn(b.phys), Pfn(last(b).0 + 1))).collect());
         let kept = Bitmaps { count: bitmaps.len() as u64, pages };
         let outside = copied.extents().map(|(start, end)| (page.phys(start), (end.0 - start.0) << page.shift()));
         let outside = { outside }.find(|&(phys, len)| !arena.contains(phys, len));

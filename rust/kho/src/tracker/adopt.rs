@@ -7,7 +7,7 @@ use super::block::{Block, Shape};
 use super::{Tracker, simd};
 use crate::error::{Error, Result};
 use crate::threads::{both, threads_for};
-use crate::units::{Order, Pfn, Phys};
+use crate::units::{Order, Pfn, Phys, joined};
 
 /// A bitmap in memory: block `index` of an order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -53,11 +53,20 @@ impl Tracker {
     /// Copies the blocks of adopted bitmaps that lie in pages which are marked.
     fn keep_written(&mut self, bitmaps: &[Bitmap]) -> Result<()> {
         let (page, shape) = (self.geometry.page(), self.shape);
-        let marked = |bitmap: &&Bitmap| {
+        let pages = |bitmap: &Bitmap| {
             let last = Phys(bitmap.phys.0 + (shape.bytes() as u64 - 1));
-            self.overlapping(page.pfn(bitmap.phys), Pfn(page.pfn(last).0 + 1)).is_some()
+            (page.pfn(bitmap.phys), Pfn(page.pfn(last).0 + 1))
         };
-        let marked: Vec<Bitmap> = bitmaps.iter().filter(marked).copied().collect();
+        // In most maps there is none, which is soon said of bitmaps side by side.
+        let runs = joined(bitmaps.iter().map(pages).collect());
+        if runs.iter().all(|(start, end)| self.overlapping(*start, *end).is_none()) {
+            return Ok(());
+        }
+        let is_marked = |bitmap: &&Bitmap| {
+            let (start, end) = pages(bitmap);
+            self.overlapping(start, end).is_some()
+        };
+        let marked: Vec<Bitmap> = bitmaps.iter().filter(is_marked).copied().collect();
         for Bitmap { order, index, .. } in marked {
             let copy = Block::allocate(&*self.source, shape)?;
             let dir = &mut self.dirs[order.index()];
