@@ -4,8 +4,11 @@
 /// What decides otherwise than usual; nothing does but a test.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ways {
-    /// Without the processor's newer extensions, or without those that compress vectors.
+    /// Without the processor's newer extensions.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(crate) portable: bool,
+    /// Without those that compress vectors.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(crate) by_bits: bool,
     /// Folios of a list that is taken as it comes.
     pub(crate) short: Option<usize>,

@@ -9,7 +9,6 @@ use super::block::{Block, LINE, Shape};
 use super::iter::Folio;
 use super::places::{BitmapPlace, Rule};
 use crate::mapping::Items;
-use crate::ways::ways;
 use core::mem::MaybeUninit;
 
 /// Compiles a function for this processor's extensions as well, and chooses at run time.
@@ -41,7 +40,7 @@ macro_rules! dispatch {
 #[inline]
 fn has_extensions() -> bool {
     use std::arch::is_x86_feature_detected as has;
-    !ways().portable && has!("avx2") && has!("bmi1") && has!("bmi2") && has!("lzcnt") && has!("popcnt")
+    !crate::ways::ways().portable && has!("avx2") && has!("bmi1") && has!("bmi2") && has!("lzcnt") && has!("popcnt")
 }
 
 dispatch! {
