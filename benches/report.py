@@ -1,10 +1,11 @@
 """One table of ratios: what `make bench` prints.
 
-    python benches/report.py [--rust FILE] [--folios N] [--rounds N] [--json FILE]
+    python benches/report.py [--rust FILE] [--instructions FILE] [--folios N] [--rounds N] [--json FILE]
 
 Measures the Python API beside set, pyroaring, bitarray and numpy, FDTs beside fdt and pylibfdt; takes the samples of
-the Rust half from FILE (`cargo bench --manifest-path benches/Cargo.toml`). Peers that are not installed are left out. A
-goal is a ratio of medians of one run; see benches/README.md.
+the Rust half from FILE (`cargo bench --manifest-path benches/Cargo.toml`), and instructions from what
+`benches/guard --json` wrote, if anything. Peers that are not installed are left out. A goal is a ratio of medians of one
+run; see benches/README.md.
 """
 
 from __future__ import annotations
@@ -113,6 +114,9 @@ def text(result: dict[str, Any]) -> str:
                 lines.append(f"  goal: {goal['goal']:g}x {peer}{beside}; reached {number(goal['ratio'])}x, {sign}")
         if not floor:
             lines.append("")
+    if result["instructions"]:
+        lines += ["instructions, counted by callgrind"]
+        lines += [f"  {path:24}{it['count']:>10.2f}  per {it['per']}" for path, it in result["instructions"].items()]
     met = sum(goal["met"] for goal in result["goals"])
     lines += ["", f"{met} of {len(result['goals'])} goals met"]
     return "\n".join(lines)
@@ -122,6 +126,9 @@ def main() -> int:
     """Measure, print, and keep."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rust", type=Path, metavar="FILE", help="the samples of the Rust half")
+    parser.add_argument(
+        "--instructions", type=Path, metavar="FILE", help="instruction counts of benches/guard, if it is there"
+    )
     parser.add_argument("--folios", type=int, help="folios of W1 (default: those of the Rust half, else 10,000,000)")
     parser.add_argument("--rounds", type=int, default=5, help="samples a cell (default 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep every sample there")
@@ -131,6 +138,8 @@ def main() -> int:
     cells = [*rust.get("cells", []), *python_rows.cells(folios, args.rounds)]
     result = {**rust, "folios": folios, "python": sys.version.split()[0], "cells": cells}
     result["goals"] = judged(table(cells))
+    counted = args.instructions and args.instructions.exists()
+    result["instructions"] = json.loads(args.instructions.read_text()) if counted else {}
     print(text(result))
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
