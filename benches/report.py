@@ -4,8 +4,8 @@
 
 Measures the Python API beside set, pyroaring, bitarray and numpy, FDTs beside fdt and pylibfdt; takes the samples of
 the Rust half from FILE (`cargo bench --manifest-path benches/Cargo.toml`), and instructions from what
-`benches/guard --json` wrote, if anything. Peers that are not installed are left out. A goal is a ratio of medians of one
-run; see benches/README.md.
+`benches/guard --json` wrote, if anything. Peers that are not installed are left out. A goal is a ratio of medians of
+one run; see benches/README.md.
 """
 
 from __future__ import annotations
