@@ -33,37 +33,67 @@ impl fmt::Display for Pfn {
 }
 
 /// The log2 of a folio's size in pages: `0..=Order::MAX`.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
-pub struct Order(u8);
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Order(Level);
+
+/// Makes a type of numbers that has no others, so that compilers know which they are.
+macro_rules! numbers {
+    ($(#[$doc:meta])* $name:ident: $($number:literal $variant:ident,)+) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u8)]
+        enum $name { $($variant = $number),+ }
+
+        impl $name {
+            const ALL: &[Self] = &[$($name::$variant),+];
+
+            const fn new(number: u64) -> Option<Self> {
+                match number {
+                    $($number => Some($name::$variant),)+
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+numbers! {
+    /// What an order can be. An array with an item for each has one for any, and nobody need check.
+    Level:
+    0 L0, 1 L1, 2 L2, 3 L3, 4 L4, 5 L5, 6 L6, 7 L7, 8 L8, 9 L9, 10 L10, 11 L11, 12 L12,
+    13 L13, 14 L14, 15 L15, 16 L16, 17 L17, 18 L18, 19 L19, 20 L20, 21 L21, 22 L22, 23 L23, 24 L24, 25 L25,
+    26 L26, 27 L27, 28 L28, 29 L29, 30 L30, 31 L31, 32 L32, 33 L33, 34 L34, 35 L35, 36 L36,
+}
 
 impl Order {
     /// The largest order: a bitmap of 32768 folios of 4 KiB << 36 spans 2^63 bytes, and the next one up could not
     /// say where it starts in 64 bits.
-    pub const MAX: u8 = 36;
+    pub const MAX: u8 = Level::L36 as u8;
     /// How many orders there are.
-    pub const COUNT: usize = Self::MAX as usize + 1;
+    pub const COUNT: usize = Level::ALL.len();
     /// A single page.
-    pub const ZERO: Order = Order(0);
+    pub const ZERO: Order = Order(Level::L0);
 
     /// # Errors
     /// [`Error::OrderTooLarge`] beyond [`Order::MAX`].
     pub const fn new(order: u64) -> Result<Self> {
-        if order > Self::MAX as u64 {
-            return Err(Error::OrderTooLarge { order, max: Self::MAX });
+        match Level::new(order) {
+            Some(level) => Ok(Order(level)),
+            None => Err(Error::OrderTooLarge { order, max: Self::MAX }),
         }
-        #[allow(clippy::cast_possible_truncation)]
-        Ok(Order(order as u8))
     }
 
     /// The largest order not above `order`.
     pub const fn saturating(order: u32) -> Self {
-        #[allow(clippy::cast_possible_truncation)]
-        if order > Self::MAX as u32 { Order(Self::MAX) } else { Order(order as u8) }
+        match Level::new(order as u64) {
+            Some(level) => Order(level),
+            None => Order(Level::L36),
+        }
     }
 
     /// Every order, ascending.
     pub fn all() -> impl DoubleEndedIterator<Item = Order> + ExactSizeIterator {
-        (0..=Self::MAX).map(Order)
+        Level::ALL.iter().map(|level| Order(*level))
     }
 
     pub const fn get(self) -> u32 {
@@ -76,13 +106,25 @@ impl Order {
 
     /// The folio's size in pages, `1 << order`.
     pub const fn nr_pages(self) -> u64 {
-        1 << self.0
+        1 << self.get()
+    }
+}
+
+impl Default for Order {
+    fn default() -> Self {
+        Order::ZERO
+    }
+}
+
+impl fmt::Debug for Order {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Order({})", self.get())
     }
 }
 
 impl fmt::Display for Order {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.get().fmt(f)
     }
 }
 
