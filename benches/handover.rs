@@ -82,7 +82,7 @@ fn take_over(rows: &mut Rows, workload: &Workload, folios: &Tracker) {
         let alone = round % 4 == 3;
         let (taker, (took, incoming)) = if alone { (ALONE, one_processor(take)) } else { ("kho", take()) };
         let verify = || time(|| assert_eq!(kho::verify::check(&incoming, &[], 1).outside.count, 0)).0;
-        let verified = [("kho", verify()), (ALONE, one_processor(verify))];
+        let checks = [("kho", verify()), (ALONE, one_processor(verify))];
         // Every third time a call each.
         let (row, restored) = match round % 3 {
             2 => (each, time(|| done(api::restore_each(&incoming, &pfns))).0),
@@ -93,10 +93,7 @@ fn take_over(rows: &mut Rows, workload: &Workload, folios: &Tracker) {
         // The first time memory is touched and caches fill.
         if round > 0 {
             rows.record(mark, taker, took.as_secs_f64());
-            verified
-                .into_iter()
-                .filter(|_| alone)
-                .for_each(|(who, took)| rows.record(checked, who, took.as_secs_f64()));
+            checks.into_iter().for_each(|(who, took)| rows.record(checked, who, took.as_secs_f64()));
             rows.record(row, "kho", restored.as_secs_f64());
         }
         // In turns with the twin, as `Rows::turns`.

@@ -41,17 +41,16 @@ pub(crate) fn time<T>(work: impl FnOnce() -> T) -> (Duration, T) {
     (start.elapsed(), made)
 }
 
-/// Does something where there is one processor for it.
+/// Does something where there is one processor for it. Without leave to choose one the run ends: a cell must be what it says.
+#[allow(clippy::expect_used)]
 pub(crate) fn one_processor<T>(work: impl FnOnce() -> T) -> T {
-    let all = sched_getaffinity(None).ok();
-    let first = all.and_then(|all| (0..CpuSet::MAX_CPU).find(|cpu| all.is_set(*cpu)));
+    let stay_on = |processors: &CpuSet| sched_setaffinity(None, processors).expect("a choice of processors");
+    let all = sched_getaffinity(None).expect("the processors of this thread");
     let mut one = CpuSet::new();
-    first.into_iter().for_each(|cpu| one.set(cpu));
-    let kept = first.is_some() && sched_setaffinity(None, &one).is_ok();
+    one.set((0..CpuSet::MAX_CPU).find(|cpu| all.is_set(*cpu)).expect("a processor"));
+    stay_on(&one);
     let done = work();
-    if let Some(all) = all.filter(|_| kept) {
-        let _ = sched_setaffinity(None, &all);
-    }
+    stay_on(&all);
     done
 }
 

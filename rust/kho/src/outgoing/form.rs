@@ -11,7 +11,7 @@ use crate::abi::live::LiveTree;
 use crate::abi::radix::Shape;
 use crate::abi::{Abi, COMPATIBLE_PROPERTY, MAP_PROPERTY, chunk};
 use crate::arena::Arena;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fdt::{FdtEditor, FdtWriter};
 use crate::tracker::Tracker;
 use crate::units::{Order, Pfn, Phys};
@@ -105,7 +105,7 @@ impl Map {
             new.extend(arena.alloc_pages(nr - new.len() as u64)?);
             let mut next = new.iter().map(|pfn| arena.page().phys(*pfn));
             let page = || {
-                let phys = next.next().unwrap_or_default();
+                let phys = next.next().ok_or(Error::NoMemory { order: 0, node: None })?;
                 Ok((phys, arena.page_items(phys)?))
             };
             let written = chunk::serialize(&tracker, page);
