@@ -1,13 +1,18 @@
-"""What every test shares: how hypothesis runs, and a place for sockets that no service outside knows."""
+"""What tests share: how hypothesis runs, places for sockets that no service outside knows, and for an image."""
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from kho.live import runtime as live_sockets
+
+from livefiles import descriptors, folder
 
 # The model is slow on purpose and machines are shared, so a slow example is no failure.
 settings.register_profile("quick", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -27,3 +32,22 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del os.environ["XDG_RUNTIME_DIR"]
     else:
         os.environ["XDG_RUNTIME_DIR"] = before
+
+
+@pytest.fixture
+def sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where kho.live has its sockets in this test alone; nothing is left there, or open."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    before = descriptors()
+    yield tmp_path / "kho"
+    gc.collect()
+    left = [file.name for file in (tmp_path / "kho").iterdir()] if (tmp_path / "kho").is_dir() else []
+    assert descriptors() == before
+    assert left == [] or all(live_sockets.connect("x") is None for _ in left), left
+
+
+@pytest.fixture
+def image() -> Iterator[Path]:
+    """Where an image may be."""
+    with folder() as here:
+        yield here / "image"

@@ -1,4 +1,4 @@
-"""Images of services for the tests: where they lie, what is in them, children that do something and die."""
+"""Images of services for the tests: where they lie, what is in them, children that serve one, do something and die."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +21,7 @@ import numpy as np
 
 import kho
 import kho.live
-from kho.live import Candidate, Handle
+from kho.live import Candidate, Handle, census
 
 SHM = Path("/dev/shm")
 DTYPES = ["|b1", "|u1", "<i2", "<f4", "<c16", "<M8[ns]", "|S3", "<U2", ">i4"]
@@ -217,3 +219,34 @@ def service(line: Channel, name: str = "x", **options: Any) -> None:
         except kho.KhoError as error:
             answer = [type(error).__name__, str(error)]
         line.say(answer)
+
+
+def owner(**options: Any) -> AbstractContextManager[Channel]:
+    """A process that opens the image `x`."""
+    return process(partial(service, **options))
+
+
+@contextmanager
+def filled(**options: Any) -> Iterator[Channel]:
+    """A process that has `x` with an object `a` in it."""
+    with owner(**options) as old:
+        assert old.hear() == ["new", 0, []]
+        assert old.ask("put", "a", "one") == "put"
+        assert old.ask("commit") == 1
+        yield old
+
+
+def goes_on(old: Channel) -> None:
+    """The old one is the owner, and others find it."""
+    generation = old.ask("generation")
+    assert old.ask("put", "b", "two") == "put"
+    assert old.ask("commit") == generation + 1
+    assert [(row.name, row.pid, row.state) for row in census.holdings()] == [("x", old.pid, "serving")]
+
+
+def wait_until(true: Callable[[], object], within: float = 20) -> None:
+    """Look until something is so."""
+    until = time.monotonic() + within
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.01)

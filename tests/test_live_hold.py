@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import kho.live
 from kho.live import census
 
 from command import kho as run
-from livefiles import process, service
+from livefiles import process, service, wait_until
 
 SERVICE = """
 import os, signal, subprocess, sys, time, kho.live
@@ -61,13 +60,6 @@ def holding(program: str, *options: str) -> Iterator[subprocess.Popen[str]]:
             yield holder
         finally:
             holder.kill()
-
-
-def wait_until(true: Callable[[], object]) -> None:
-    until = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 def lines(log: Path) -> list[str]:
