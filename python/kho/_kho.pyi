@@ -429,7 +429,7 @@ class Tracker:
 
         Args:
             pfns: a one-dimensional buffer of 64-bit or 32-bit integers, signed or not (numpy array, array.array,
-                memoryview, PfnArray), in any order; contiguous ones are read where they are, strided ones copied.
+                memoryview, PfnArray), in any order; they are read where they are.
             order: one order for all, or a buffer of integers of any size with one for each; bytes are quickest.
 
         Calls with one order run beside those of other threads with other orders.
@@ -450,16 +450,19 @@ class Tracker:
         """
 
     def extents(self) -> RunArray:
-        """List the runs of pages that folios of any order cover: (pfn, pages), ascending, disjoint, none adjacent."""
+        """List the runs of pages that folios of any order cover: (pfn, pages), ascending, disjoint, none adjacent.
+
+        Raises: OutOfMemoryError if this process cannot have so long a list.
+        """
 
     def runs(self, order: int = 0) -> RunArray:
-        """List the maximal runs of consecutive folios of one order: (pfn, folios), ascending."""
+        """List the maximal runs of consecutive folios of one order: (pfn, folios), ascending. Raises: as `extents`."""
 
     def folios(self) -> FolioArray:
-        """List every folio, by address, then order."""
+        """List every folio, by address, then order. Raises: as `extents`."""
 
     def pfns(self, order: int = 0) -> PfnArray:
-        """List the folios of one order by pfn."""
+        """List the folios of one order by pfn. Raises: as `extents`."""
 
     def rank(self, pfn: int, order: int = 0) -> int:
         """Count the folios of one order that begin below `pfn`, which need not be one.

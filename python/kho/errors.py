@@ -99,7 +99,7 @@ class PageStateError(KhoError, ValueError):
 
 
 class OutOfMemoryError(KhoError, MemoryError):
-    """The arena has no free block of that order (ENOMEM)."""
+    """The arena has no free block of that order (ENOMEM), or this process no memory for a list or a copy as long."""
 
 
 class StaleError(KhoError):

@@ -1,6 +1,6 @@
 //! `kho.Arena`: physical memory one can write.
 
-use crate::args::Number;
+use crate::args::{Number, copied};
 use crate::errors::{OrRaise, to_py};
 use crate::folio::{Folio, phys_of};
 use kho::arena::{ArenaConfig, Backing, PageKind, Region, ScratchArea};
@@ -187,7 +187,7 @@ impl PyArena {
     }
 
     fn write(&self, py: Python<'_>, phys: Number, data: PyBuffer<u8>) -> PyResult<()> {
-        let bytes = data.to_vec(py)?;
+        let bytes = copied(py, &data)?;
         self.inner.write(Phys(phys.0), &bytes).or_raise()
     }
 

@@ -1,6 +1,7 @@
 //! Arguments as Python gives them: whole numbers, and buffers of whole numbers.
 
 use crate::errors::{OrRaise, to_py};
+use crate::listed::reserve;
 use kho::Error;
 use kho::tracker::{Orders, Words};
 use kho::units::Order;
@@ -77,11 +78,14 @@ impl Integer {
     }
 }
 
-/// A one-dimensional buffer of integers of 64 or 32 bits (signed ones as two's complement): the caller's memory itself
-/// where they lie one after another, else a copy.
-pub(crate) enum Numbers {
-    Copied(Vec<u64>),
-    There { start: *const u8, len: usize, item: Integer, _held: PyUntypedBuffer },
+/// A one-dimensional buffer of integers of 64 or 32 bits (signed ones as two's complement), read where it is.
+pub(crate) struct Numbers {
+    start: *const u8,
+    /// Bytes from an item to the next.
+    stride: isize,
+    len: usize,
+    item: Integer,
+    _held: PyUntypedBuffer,
 }
 
 // SAFETY: the memory is only read, and only by `copy`, which says why it may be; a buffer may be released by any thread.
@@ -103,49 +107,60 @@ impl Numbers {
         let Some(item) = Integer::of(&buffer).filter(|item| item.bytes >= Integer::WORD / 2) else {
             return Err(wanted(what, &format!("one of format {:?}", buffer.format().to_string_lossy())));
         };
-        if !buffer.is_c_contiguous() {
-            return Ok(Numbers::Copied(item.all(&buffer).collect()));
+        let leads_on = buffer.suboffsets().is_some_and(|offsets| offsets.iter().any(|offset| *offset >= 0));
+        let &[stride] = buffer.strides() else { return Err(wanted(what, "one without strides")) };
+        if leads_on {
+            return Err(wanted(what, "one of pointers"));
         }
-        Ok(Numbers::There { start: buffer.buf_ptr().cast(), len: buffer.item_count(), item, _held: buffer })
+        Ok(Numbers { start: buffer.buf_ptr().cast(), stride, len: buffer.item_count(), item, _held: buffer })
     }
 
     /// A copy, that nobody else writes to.
-    pub(crate) fn to_vec(&self) -> Vec<u64> {
-        let mut words = vec![0; self.len()];
+    ///
+    /// # Errors
+    /// [`Error::TooLong`].
+    pub(crate) fn to_vec(&self) -> kho::Result<Vec<u64>> {
+        let mut words = Vec::new();
+        reserve(&mut words, self.len)?;
+        words.resize(self.len, 0);
         self.copy(0, &mut words);
-        words
+        Ok(words)
     }
 }
 
 impl Words for Numbers {
     fn len(&self) -> usize {
-        match self {
-            Numbers::Copied(words) => words.len(),
-            Numbers::There { len, .. } => *len,
-        }
+        self.len
     }
 
     fn copy(&self, at: usize, into: &mut [u64]) {
-        match self {
-            Numbers::Copied(words) => Words::copy(&**words, at, into),
-            Numbers::There { start, len, item, .. } => {
-                let n = into.len().min(len.saturating_sub(at));
-                // SAFETY: items `at .. at + n` lie inside the contiguous buffer that is held, and need no alignment as
-                // bytes. Another thread may write to them meanwhile; what is copied then is some words or others, each of
-                // which is checked before it is used, and no reference to the memory is ever made.
-                unsafe {
-                    let start = start.add(item.bytes * at);
-                    if item.bytes == Integer::WORD {
-                        ptr::copy_nonoverlapping(start, into.as_mut_ptr().cast::<u8>(), Integer::WORD * n);
-                    } else {
-                        for (n, word) in into.iter_mut().take(n).enumerate() {
-                            *word = item.read(start.add(item.bytes * n));
-                        }
-                    }
+        let n = into.len().min(self.len.saturating_sub(at));
+        let place = |n: usize| self.start.wrapping_offset(self.stride * n.cast_signed());
+        // SAFETY: items `at .. at + n` are the buffer's, which is held, and need no alignment as bytes. Another thread may
+        // write to them meanwhile; what is copied then is some words or others, each of which is checked before it is used,
+        // and no reference to the memory is ever made.
+        unsafe {
+            if (self.item.bytes, self.stride) == (Integer::WORD, Integer::WORD.cast_signed()) {
+                ptr::copy_nonoverlapping(place(at), into.as_mut_ptr().cast::<u8>(), Integer::WORD * n);
+            } else {
+                for (word, at) in into.iter_mut().take(n).zip(at..) {
+                    *word = self.item.read(place(at));
                 }
             }
         }
     }
+}
+
+/// A buffer's bytes, copied.
+///
+/// # Errors
+/// [`Error::TooLong`].
+pub(crate) fn copied(py: Python<'_>, buffer: &PyBuffer<u8>) -> PyResult<Vec<u8>> {
+    let mut bytes = Vec::new();
+    reserve(&mut bytes, buffer.item_count()).or_raise()?;
+    bytes.resize(buffer.item_count(), 0);
+    buffer.copy_to_slice(py, &mut bytes)?;
+    Ok(bytes)
 }
 
 /// A one-dimensional buffer of bytes, copied unless it is `bytes`; `None` of what is no array, as a number is none.
@@ -160,7 +175,7 @@ pub(crate) fn bytes<'a>(what: &str, obj: &'a Bound<'_, PyAny>) -> PyResult<Optio
     check_flat(what, &buffer)?;
     let bytes: PyBuffer<u8> =
         buffer.into_typed().map_err(|_| PyTypeError::new_err(format!("{what}: a buffer of uint8 is wanted")))?;
-    bytes.to_vec(obj.py()).map(|bytes| Some(Cow::Owned(bytes)))
+    copied(obj.py(), &bytes).map(|bytes| Some(Cow::Owned(bytes)))
 }
 
 /// The orders of a bulk operation: one for all, or a buffer of integers of any size with one for each.
@@ -194,7 +209,12 @@ impl<'a> OrderArg<'a> {
         }
         // One that is too large for a byte is none, as one that is too large for an address.
         let order = |order: u64| u8::try_from(order).map_err(|_| Error::OrderTooLarge { order, max: Order::MAX });
-        item.all(&buffer).map(order).collect::<Result<Vec<u8>, _>>().map(|orders| Some(Cow::Owned(orders))).or_raise()
+        let mut each = Vec::new();
+        reserve(&mut each, buffer.item_count()).or_raise()?;
+        for number in item.all(&buffer) {
+            each.push(order(number).or_raise()?);
+        }
+        Ok(Some(Cow::Owned(each)))
     }
 
     pub(crate) fn orders(&self) -> Orders<'_> {

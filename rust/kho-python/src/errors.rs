@@ -22,7 +22,7 @@ pub(crate) fn to_py(error: Error) -> PyErr {
         } => "NotFoundError",
         Error::NotRestorable { .. } => "NotRestorableError",
         Error::PageState { .. } => "PageStateError",
-        Error::NoMemory { .. } => "OutOfMemoryError",
+        Error::NoMemory { .. } | Error::TooLong { .. } => "OutOfMemoryError",
         Error::Stale { .. } => "StaleError",
         Error::Fdt { .. } => "FdtError",
         Error::Root { .. } | Error::Map { .. } | Error::NoLayout { .. } => "FormatError",

@@ -1,5 +1,6 @@
 //! Devicetrees: `Fdt`, `FdtNode`, `FdtWriter`, and the placeholders and `with` blocks of the writer.
 
+use crate::args::copied;
 use crate::errors::{OrRaise, to_py};
 use kho::error::{Error, FdtProblem};
 use kho::fdt::{Fdt, FdtWriter, Node, Placeholder, totalsize};
@@ -17,12 +18,12 @@ fn copy_blob(blob: &Bound<'_, PyAny>) -> PyResult<Vec<u8>> {
     let py = blob.py();
     let buffer = PyBuffer::<u8>::get(blob)?;
     if buffer.dimensions() != 1 {
-        return buffer.to_vec(py);
+        return copied(py, &buffer);
     }
     let view = PyMemoryView::from(blob)?;
     let head = |n: u32| -> PyResult<Vec<u8>> {
         let slice = view.get_item(PySlice::new(py, 0, n as isize, 1))?;
-        PyBuffer::get(&slice)?.to_vec(py)
+        copied(py, &PyBuffer::get(&slice)?)
     };
     let header = head(HEADER)?;
     match totalsize(&header) {
@@ -307,7 +308,7 @@ impl PyFdtWriter {
     }
 
     fn property(&self, py: Python<'_>, name: &str, value: PyBuffer<u8>) -> PyResult<()> {
-        let value = value.to_vec(py)?;
+        let value = copied(py, &value)?;
         self.with(|w| w.property(name, &value))
     }
 
@@ -355,7 +356,7 @@ pub(crate) struct PyFdtPlaceholder {
 #[pymethods]
 impl PyFdtPlaceholder {
     fn fill(&self, py: Python<'_>, value: PyBuffer<u8>) -> PyResult<()> {
-        let value = value.to_vec(py)?;
+        let value = copied(py, &value)?;
         self.writer.get().with(|w| w.fill(self.place, &value))
     }
 

@@ -5,6 +5,7 @@
 
 use crate::array::{Array, ArrayIter, Item, Picked, array_class};
 use crate::listed::Listed;
+use kho::Result;
 use kho::spare::Spare;
 use kho::tracker::{Folio, Tracker};
 use kho::units::{Order, Pfn};
@@ -31,15 +32,31 @@ array_class! {
 
 impl FolioArray {
     /// Every folio of a tracker.
-    pub(crate) fn of(tracker: &Tracker) -> Self {
-        Self::new(Listed::new(tracker.len() as usize, |folios| tracker.folios_into(folios)))
+    ///
+    /// # Errors
+    /// [`kho::Error::TooLong`].
+    pub(crate) fn of(tracker: &Tracker) -> Result<Self> {
+        Listed::new(tracker.len() as usize, |folios| tracker.folios_into(folios)).map(Self::new)
     }
 }
 
 impl PfnArray {
     /// The pfns of one order.
-    pub(crate) fn of(tracker: &Tracker, order: Order) -> Self {
-        Self::new(Listed::new(tracker.len_of(order) as usize, |pfns| tracker.pfns_into(order, pfns)))
+    ///
+    /// # Errors
+    /// [`kho::Error::TooLong`].
+    pub(crate) fn of(tracker: &Tracker, order: Order) -> Result<Self> {
+        Listed::new(tracker.len_of(order) as usize, |pfns| tracker.pfns_into(order, pfns)).map(Self::new)
+    }
+}
+
+impl RunArray {
+    /// Runs that start somewhere, each with its length.
+    ///
+    /// # Errors
+    /// [`kho::Error::TooLong`].
+    pub(crate) fn of(runs: impl Iterator<Item = (Pfn, u64)>) -> Result<Self> {
+        Listed::of(runs.map(|(pfn, n)| Run { pfn: pfn.0, n })).map(Self::new)
     }
 }
 
@@ -99,12 +116,6 @@ unsafe impl Item for u64 {
 pub(crate) struct Run {
     pfn: u64,
     n: u64,
-}
-
-impl Run {
-    pub(crate) fn new(pfn: Pfn, n: u64) -> Self {
-        Run { pfn: pfn.0, n }
-    }
 }
 
 // SAFETY: `repr(C)`, two integers.

@@ -126,7 +126,7 @@ impl PyIncoming {
 
     fn restore_many<'py>(&self, py: Python<'py>, phys: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
         let phys = Numbers::new("phys", phys)?;
-        Ok(PyBytes::new(py, &py.detach(|| self.inner.restore_many(&phys.to_vec())).or_raise()?))
+        Ok(PyBytes::new(py, &py.detach(|| self.inner.restore_many(&phys.to_vec()?)).or_raise()?))
     }
 
     fn restore_pages(&self, phys: &Bound<'_, PyAny>, n: Number) -> PyResult<Pages> {
@@ -154,7 +154,7 @@ impl PyIncoming {
     }
 
     fn unrestored(&self, py: Python<'_>) -> PyResult<FolioArray> {
-        py.detach(|| self.inner.unrestored().map(|left| FolioArray::of(&left))).or_raise()
+        py.detach(|| self.inner.unrestored().and_then(|left| FolioArray::of(&left))).or_raise()
     }
 
     /// A copy of what was preserved, as a `Tracker`.
@@ -163,8 +163,8 @@ impl PyIncoming {
     }
 
     #[getter]
-    fn folios(&self, py: Python<'_>) -> FolioArray {
-        py.detach(|| FolioArray::of(self.inner.preserved()))
+    fn folios(&self, py: Python<'_>) -> PyResult<FolioArray> {
+        py.detach(|| FolioArray::of(self.inner.preserved())).or_raise()
     }
 
     #[getter]

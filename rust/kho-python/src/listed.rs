@@ -1,18 +1,51 @@
 //! Lists that Python has, in memory that serves the next list when they are dropped.
 
 use crate::array::Item;
+use kho::{Error, Result};
 use std::ops::Deref;
+
+/// Items that there is room for to begin with.
+const FEW: usize = 64;
 
 /// A list that was made. Dropped, its memory is kept for the next of its kind.
 pub(crate) struct Listed<T: Item>(Vec<T>);
 
 impl<T: Item> Listed<T> {
-    /// What `fill` makes of an empty list of about `len` items.
-    pub(crate) fn new(len: usize, fill: impl FnOnce(&mut Vec<T>)) -> Self {
+    /// What `fill` makes of an empty list with room for `len` items.
+    ///
+    /// # Errors
+    /// [`Error::TooLong`].
+    pub(crate) fn new(len: usize, fill: impl FnOnce(&mut Vec<T>)) -> Result<Self> {
         let mut items = T::spare().map_or_else(Vec::new, |spare| spare.take(len));
+        reserve(&mut items, len)?;
         fill(&mut items);
-        Listed(items)
+        Ok(Listed(items))
     }
+
+    /// What there is, however much.
+    ///
+    /// # Errors
+    /// [`Error::TooLong`].
+    pub(crate) fn of(there: impl Iterator<Item = T>) -> Result<Self> {
+        let mut items = Vec::new();
+        for item in there {
+            if items.len() == items.capacity() {
+                let more = items.len().max(FEW);
+                reserve(&mut items, more)?;
+            }
+            items.push(item);
+        }
+        Ok(Listed(items))
+    }
+}
+
+/// Makes room for more items.
+///
+/// # Errors
+/// [`Error::TooLong`]: where Rust would end the process.
+pub(crate) fn reserve<T>(items: &mut Vec<T>, more: usize) -> Result<()> {
+    let bytes = size_of::<T>();
+    items.try_reserve_exact(more).map_err(|_| Error::TooLong { items: items.len().saturating_add(more), bytes })
 }
 
 impl<T: Item> From<Vec<T>> for Listed<T> {

@@ -1,7 +1,7 @@
 //! `kho.Outgoing`: handing an arena over.
 
 use crate::arena::PyArena;
-use crate::args::{Number, Numbers, OrderArg};
+use crate::args::{Number, Numbers, OrderArg, copied};
 use crate::errors::OrRaise;
 use crate::folio::{Folio, phys_of};
 use crate::folios::FolioArray;
@@ -84,7 +84,7 @@ impl PyOutgoing {
         let page = self.arena.get().inner.page();
         let (phys, orders) = (Numbers::new("phys", phys)?, OrderArg::new(order)?);
         py.detach(|| {
-            let mut pfns = phys.to_vec();
+            let mut pfns = phys.to_vec()?;
             for phys in &mut pfns {
                 *phys = page.pfn_exact("phys", Phys(*phys))?.0;
             }
@@ -114,7 +114,7 @@ impl PyOutgoing {
 
     #[pyo3(signature = (name, blob, *, phys=None))]
     fn add_subtree(&self, py: Python<'_>, name: &str, blob: PyBuffer<u8>, phys: Option<Number>) -> PyResult<u64> {
-        let bytes = blob.to_vec(py)?;
+        let bytes = copied(py, &blob)?;
         Ok(self.lock().add_subtree(name, &bytes, phys.map(|phys| Phys(phys.0))).or_raise()?.0)
     }
 
@@ -143,8 +143,8 @@ impl PyOutgoing {
         PyTracker::from_tracker(py.detach(|| self.lock().tracker().clone()))
     }
 
-    fn folios(&self, py: Python<'_>) -> FolioArray {
-        py.detach(|| FolioArray::of(&self.lock().tracker()))
+    fn folios(&self, py: Python<'_>) -> PyResult<FolioArray> {
+        py.detach(|| FolioArray::of(&self.lock().tracker())).or_raise()
     }
 
     #[getter]

@@ -2,7 +2,7 @@
 
 use crate::args::{Number, Numbers, OrderArg, bytes};
 use crate::errors::OrRaise;
-use crate::folios::{FolioArray, PfnArray, Run, RunArray};
+use crate::folios::{FolioArray, PfnArray, RunArray};
 use crate::shared::{Shared, Whole};
 use kho::tracker::{Geometry, Orders, RoaringBits, Tracker, Words};
 use kho::units::{Order, PageSize, Pfn};
@@ -290,29 +290,27 @@ impl PyTracker {
     }
 
     /// Runs of pages that some folio covers, as (pfn, pages), ascending.
-    fn extents(&self, py: Python<'_>) -> RunArray {
-        let run = |(start, end): (Pfn, Pfn)| Run::new(start, end.0 - start.0);
-        RunArray::new(self.read(py, |t| t.extents().map(run).collect::<Vec<_>>()))
+    fn extents(&self, py: Python<'_>) -> PyResult<RunArray> {
+        self.read(py, |t| RunArray::of(t.extents().map(|(start, end)| (start, end.0 - start.0)))).or_raise()
     }
 
     /// Runs of consecutive folios of one order, as (pfn, folios), ascending.
     #[pyo3(signature = (order = Number(0)), text_signature = "($self, order=0)")]
     fn runs(&self, py: Python<'_>, order: Number) -> PyResult<RunArray> {
         let order = order_of(order)?;
-        let runs = self.of_order(py, order, |t| t.runs(order).map(|(pfn, n)| Run::new(pfn, n)).collect::<Vec<_>>());
-        Ok(RunArray::new(runs))
+        self.of_order(py, order, |t| RunArray::of(t.runs(order))).or_raise()
     }
 
     /// Every folio by address, then order, as a `FolioArray`.
-    fn folios(&self, py: Python<'_>) -> FolioArray {
-        self.read(py, FolioArray::of)
+    fn folios(&self, py: Python<'_>) -> PyResult<FolioArray> {
+        self.read(py, FolioArray::of).or_raise()
     }
 
     /// The pfns of one order, ascending, as a `PfnArray`.
     #[pyo3(signature = (order = Number(0)), text_signature = "($self, order=0)")]
     fn pfns(&self, py: Python<'_>, order: Number) -> PyResult<PfnArray> {
         let order = order_of(order)?;
-        Ok(self.of_order(py, order, |t| PfnArray::of(t, order)))
+        self.of_order(py, order, |t| PfnArray::of(t, order)).or_raise()
     }
 
     /// How many folios of one order begin below `pfn`, which need not be one.

@@ -76,6 +76,12 @@ pub enum Error {
     #[error("no free block of order {order}{}", .node.map_or(String::new(), |n| format!(" on node {n}")))]
     NoMemory { order: u32, node: Option<u32> },
 
+    /// More than this process can have at once, for a list or a copy.
+    #[error(
+        "{items} items of {bytes} bytes each are more than this process can have memory for; less at a time may do, of a tracker its runs or extents"
+    )]
+    TooLong { items: usize, bytes: usize },
+
     /// The arena was taken over since this object was made of it.
     #[error("{what}: the arena has been taken over since; what it held belongs to the new owner")]
     Stale { what: &'static str },

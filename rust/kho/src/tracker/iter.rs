@@ -161,6 +161,18 @@ fn folios_in(shape: Shape, from: u64, blocks: impl Iterator<Item = (u64, Block)>
     })
 }
 
+/// Sorts a list of so many sorted runs: merges them, if there is memory for that.
+fn merge(folios: &mut [Folio], runs: usize) {
+    if runs < 2 {
+        return;
+    }
+    // A stable sort finds the runs. It takes up to as much memory again, without which it would end the process.
+    match Vec::<Folio>::new().try_reserve_exact(folios.len()) {
+        Ok(()) => folios.sort(),
+        Err(_) => folios.sort_unstable(),
+    }
+}
+
 impl Tracker {
     /// Every folio: order ascending, then pfn, as they are serialized.
     pub fn iter(&self) -> impl Iterator<Item = (Pfn, Order)> + '_ {
@@ -236,8 +248,7 @@ impl Tracker {
     pub fn folios_into(&self, folios: &mut Vec<Folio>) {
         folios.clear();
         folios.reserve_exact(self.len() as usize);
-        // Orders that lie one behind the other are listed as they lie. Where some do not, a stable sort finds what each of
-        // them has, which is sorted already, and merges that.
+        // Orders that lie one behind the other are listed as they lie. Where some do not, what each of them has is merged.
         let mut orders: Vec<_> = self.used().map(|order| (self.first(order), order)).collect();
         orders.sort();
         let (mut group, mut runs, mut highest) = (0, 0, None);
@@ -248,17 +259,13 @@ impl Tracker {
             let start = folios.len();
             self.list_blocks(order, folios, list);
             if folios.get(start) > highest.as_ref() {
-                if runs > 1 {
-                    folios[group..start].sort();
-                }
+                merge(&mut folios[group..start], runs);
                 (group, runs) = (start, 0);
             }
             highest = highest.max(folios.last().copied());
             runs += 1;
         }
-        if runs > 1 {
-            folios[group..].sort();
-        }
+        merge(&mut folios[group..], runs);
     }
 
     /// The pfns of one order, ascending. A long list is made by two threads.
