@@ -142,7 +142,7 @@ def test_extents_are_runs_of_neighbours(chosen: set[tuple[int, int]]) -> None:
     tracker = kho.Tracker()
     for index, order in chosen:
         tracker.preserve(index << order, order)
-    found = extents_of(tracker.folios(), 4096)
+    found = extents_of(tracker)
     spread = {
         ((extent.phys >> 12 >> order) + i, order)
         for order, extents in found.items()

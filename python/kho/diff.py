@@ -7,18 +7,15 @@
 
 from __future__ import annotations
 
-import struct
-from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 from . import errors
-from ._kho import FolioArray, Incoming, Tracker
+from ._kho import Incoming, Tracker
 from .extract import WINDOW, Allowance, Content, Item, items, sha256_of
 
-__all__ = ["Change", "ContentChange", "Diff", "Extent", "FolioChange", "diff", "extents_of", "runs_of"]
+__all__ = ["Change", "ContentChange", "Diff", "Extent", "FolioChange", "diff", "extents_of"]
 
 Side = Literal["added", "removed", "changed"]
 """In B only, in A only, or in both and not the same."""
@@ -128,43 +125,33 @@ def diff(a: Incoming, b: Incoming, *, progress: Callable[[int], object] | None =
 
 def _folios(a: Incoming, b: Incoming, page: int) -> list[FolioChange]:
     in_a, in_b = _tracker(a, page), _tracker(b, page)
-    only_a, only_b = extents_of((in_a - in_b).folios(), page), extents_of((in_b - in_a).folios(), page)
+    only_a, only_b = extents_of(in_a - in_b), extents_of(in_b - in_a)
     orders = sorted(only_a.keys() | only_b.keys())
     return [FolioChange(order, only_a.get(order, []), only_b.get(order, [])) for order in orders]
 
 
 def _tracker(inc: Incoming, page: int) -> Tracker:
     """Give what is preserved in pages of another size: as many orders more as they are smaller."""
+    own = inc.tracker()
     if inc.page_size == page:
-        return inc.tracker()
+        return own
     more = (inc.page_size // page).bit_length() - 1
     tracker = Tracker(page)
-    by_order: dict[int, array[int]] = {}
-    for phys, order in struct.iter_unpack("<QB7x", inc.folios):
-        by_order.setdefault(order, array("Q")).append(phys // page)
-    for order, pfns in by_order.items():
-        tracker.preserve_many(pfns, order + more)
+    for order in inc.folios_by_order:
+        for pfn, folios in own.runs(order):
+            tracker.preserve_run(pfn << more, order + more, folios)
     return tracker
 
 
-def extents_of(folios: FolioArray, page_size: int) -> dict[int, list[Extent]]:
+def extents_of(tracker: Tracker) -> dict[int, list[Extent]]:
     """Join neighbours of one order: order to extents by address."""
-    return {
-        order: [Extent(start, end - start, (end - start) // (page_size << order)) for start, end in runs]
-        for order, runs in runs_of(folios, page_size)
-    }
-
-
-def runs_of(folios: FolioArray, page_size: int) -> Iterator[tuple[int, Iterator[tuple[int, int]]]]:
-    """Yield (order, runs), a run being (start, end) of neighbours; a million folios that never adjoin take a second."""
-    words = memoryview(folios).cast("B").cast("Q")
-    phys, orders = words[::2].tolist(), words[1::2].tolist()
-    for order in sorted(set(orders)):
-        heads = [at for at, of in zip(phys, orders, strict=True) if of == order]
-        step = page_size << order
-        starts = heads[:1] + [at for before, at in pairwise(heads) if at - before != step]
-        ends = [before + step for before, at in pairwise(heads) if at - before != step] + [heads[-1] + step]
-        yield order, zip(starts, ends, strict=True)
+    found = {}
+    for order, row in tracker.stats().items():
+        size = tracker.page_size << order
+        if row["folios"]:
+            runs = tracker.runs(order)
+            found[order] = [Extent(pfn * tracker.page_size, folios * size, folios) for pfn, folios in runs]
+    return found
 
 
 # Contents

@@ -15,7 +15,6 @@ from typing import Any
 
 from . import errors
 from ._kho import Incoming, Memfd, Tracker, Vmalloc
-from .diff import runs_of
 from .payload import Owned
 
 __all__ = ["KINDS", "Cell", "Gap", "MemoryMap", "Row", "Span", "build", "spans_of"]
@@ -181,7 +180,7 @@ def spans_of(inc: Incoming) -> list[Span]:
         add("scratch", "scratch, " + (("low memory", "global")[i] if i < 2 else f"node {i - 2}"), phys, nbytes)
     spans = [Span(kind, owner, merged(intervals)) for (kind, owner), intervals in found.items()]
 
-    preserved = merged(run for _, runs in runs_of(inc.folios, page) for run in runs)
+    preserved = [(pfn * page, (pfn + pages) * page) for pfn, pages in tracker.extents()]
     claimed = merged(interval for span in spans if span.kind != "scratch" for interval in span.intervals)
     rest = without(preserved, claimed)
     if rest:
