@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -298,6 +299,64 @@ def test_ctrl_c_ends_every_process_and_leaves_no_file(tmp_path: Path) -> None:
     gone, alive = psutil.wait_procs(kids, timeout=60)
     assert (len(gone), alive) == (len(kids), [])
     assert [path.name for path in tmp_path.iterdir()] == ["script.py"]
+
+
+def releasing(act: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Call `act` when this thread first drops a future: Python ignores what a finalizer raises."""
+    release, left = distributed.Future.release, [act]
+
+    def acting(self: object) -> None:
+        if left and threading.current_thread() is threading.main_thread():
+            left.pop()()
+        release(self)
+
+    monkeypatch.setattr(distributed.Future, "release", acting)
+
+
+def ctrl_c() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_is_not_lost_in_a_finalizer(
+    there: str, snapshots: Mapping[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    releasing(ctrl_c, monkeypatch)
+    seen: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        list(fleet.run(slow, snapshots, scheduler=there, progress=seen.append))
+    assert max(seen) < SNAPSHOTS
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_handler_that_raises_nothing_ends_nothing(
+    there: str, snapshots: Mapping[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        releasing(ctrl_c, monkeypatch)
+        waiting = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+        waiting.start()
+        assert len(list(fleet.run(slow, sorted(snapshots)[:64], scheduler=there))) == 64
+        waiting.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert came == [signal.SIGINT] * 2
+
+
+def test_the_second_ctrl_c_does_not_wait_for_dask(there: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reached: list[str] = []
+
+    def hanging(*_: object) -> None:
+        ctrl_c()
+        reached.append("after one")
+        ctrl_c()
+        reached.append("after two")
+
+    monkeypatch.setattr(fleet, "_gathered", hanging)
+    with pytest.raises(KeyboardInterrupt):
+        list(fleet.run(slow, ["a"], scheduler=there))
+    assert reached == ["after one"]
 
 
 def patient(source: str, **options: object) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from contextlib import ExitStack, closing, contextmanager
 from itertools import islice
 from multiprocessing import resource_tracker
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import __version__
@@ -205,10 +206,16 @@ def run(
     with _cluster(scheduler, workers and min(workers, len(names))) as client:
         paths = names if scheduler is None else [os.path.abspath(name) for name in names]  # noqa: PTH100 - a@0x0 is no Path
         threads = max(1, sum(client.nthreads().values()))
+        done: SimpleQueue[Any] = SimpleQueue()
+        results = _results(client, examine, names, paths, threads, done)
         rows: dict[int, Row] = {}
         at = 0
-        for indices, found in _results(client, examine, names, paths, threads):
-            rows.update(zip(indices, found, strict=True))
+        while True:
+            with _put_off(lambda: done.put(None)):
+                result = next(results, None)
+            if result is None:
+                return
+            rows.update(zip(*result, strict=True))
             if progress is not None:
                 progress(at + len(rows))
             while at in rows:
@@ -222,25 +229,24 @@ def _results(
     names: Sequence[str],
     paths: Sequence[str],
     threads: int,
+    done: SimpleQueue[Any],
 ) -> Iterator[tuple[Sequence[int], list[Row]]]:
-    """Yield indices and their rows as tasks end; each index once.
+    """Yield indices and their rows as tasks end; each index once. None in `done` ends a wait, with nothing.
 
     A task that fails is done again, a source at a time. Dask blames the death of a worker on all tasks it had been
     given, so these are then done alone, with nothing else running: who fails then is guilty.
     """
-    from distributed import as_completed
     from distributed.scheduler import KilledWorker, NoWorkerError
 
     todo: deque[Sequence[int]] = deque(_batches(paths, threads))
     suspects: deque[Sequence[int]] = deque()
     running: dict[Any, Sequence[int]] = {}
-    done = as_completed(loop=client.loop)
 
     def submit(batch: Sequence[int]) -> None:
         pairs = [(names[i], paths[i]) for i in batch]
         future = client.submit(_examine, examine, pairs, pure=False, retries=1)
         running[future] = batch
-        done.add(future)
+        future.add_done_callback(done.put)
 
     while todo or suspects or running:
         oldest = min((batch[0] for batch in (*running.values(), *suspects)), default=0)
@@ -249,7 +255,10 @@ def _results(
         alone = not running
         if alone and suspects:
             submit(suspects.popleft())
-        future = next(done)
+        future = done.get()
+        if future is None:
+            yield (), []
+            continue
         batch = running.pop(future)
         found = _gathered(client, future)
         if isinstance(found, list):
@@ -342,12 +351,13 @@ def _cluster(scheduler: str | None, workers: int | None) -> Iterator[Client]:
         security = Security.temporary() if scheduler is None else None
     except ImportError as error:
         raise missing(error) from error
-    with ExitStack() as stack:
+    stack = ExitStack()
+    try:
         if scheduler is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="kho-fleet-", ignore_cleanup_errors=True))
             stack.enter_context(dask.config.set({**LOCAL, "temporary-directory": folder}))
             try:
-                with _undisturbed():
+                with _put_off(), _shielded():
                     cluster = LocalCluster(
                         n_workers=workers or os.cpu_count(),
                         threads_per_worker=1,
@@ -358,7 +368,7 @@ def _cluster(scheduler: str | None, workers: int | None) -> Iterator[Client]:
                         silence_logs=logging.CRITICAL + 1,  # it logs as such what is only an end
                     )
                     stack.enter_context(closing(cluster))
-                client = stack.enter_context(Client(cluster, set_as_default=False))
+                    client = stack.enter_context(Client(cluster, set_as_default=False))
             except (OSError, RuntimeError) as error:
                 raise FleetError(f"no cluster can be started here: {error}; try fewer --workers") from error
             yield client
@@ -372,24 +382,50 @@ def _cluster(scheduler: str | None, workers: int | None) -> Iterator[Client]:
             raise FleetError(f"{scheduler}: no Dask scheduler answers: {error}") from error
         _check(client, scheduler)
         yield client
+    finally:
+        with _put_off():
+            stack.close()
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Start processes that no Ctrl-C reaches, and put off one that comes meanwhile: half a cluster cannot be ended."""
-    resource_tracker.ensure_running()  # which else would unblock the signal, in the thread that starts a worker
+def _put_off(tell: Callable[[], object] = bool) -> Iterator[None]:
+    """Put off the first Ctrl-C until the block ends, and call `tell`; the second one is not put off.
+
+    Raised in the midst of Dask it leaves half a cluster, or is lost: a finalizer drops what it raises.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no signal's handler runs here
+        return
     came: list[int] = []
-    here = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number)) if here else None
+
+    def note(number: int, _frame: object) -> None:
+        came.append(number)
+        if len(came) > 1:
+            restore()
+            signal.raise_signal(number)
+        tell()
+
+    def restore() -> None:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        restore()
+        if len(came) == 1:
+            signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def _shielded() -> Iterator[None]:
+    """Start processes that no Ctrl-C reaches: it is for this one to end them."""
+    resource_tracker.ensure_running()  # which else would unblock the signal, in the thread that starts a worker
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if here:
-            signal.signal(signal.SIGINT, before or signal.SIG_DFL)
-    if came:
-        signal.raise_signal(signal.SIGINT)
 
 
 def _check(client: Client, scheduler: str) -> None:
