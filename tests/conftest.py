@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from hypothesis import HealthCheck, settings
 from kho.live import runtime as live_sockets
 
 from livefiles import descriptors, folder
+
+# A shell starts what runs in the background with Ctrl-C ignored, for it and for all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The model is slow on purpose and machines are shared, so a slow example is no failure.
 settings.register_profile("quick", deadline=None, suppress_health_check=[HealthCheck.too_slow])

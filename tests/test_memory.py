@@ -9,12 +9,17 @@ import pytest
 
 pytest.importorskip("numpy")
 
-PROGRAM = """
+HEAD = """
 import resource
 import numpy as np
 import kho
 
-MIB = 1 << 20
+def leave(mib):
+    pages = int(open("/proc/self/statm").read().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + (mib << 20), resource.RLIM_INFINITY))
+
+"""
+LISTS = """
 scattered, mixed = kho.Tracker(), kho.Tracker()
 scattered.preserve_many(np.arange(0, 1 << 25, 2))
 mixed.preserve_many(np.arange(0, 12 << 20, 3))
@@ -23,8 +28,7 @@ merged = np.asarray(mixed.folios())
 arena = kho.Arena([(1 << 30, 64 << 20)])
 out = kho.Outgoing(arena, "kho-v4")
 address = arena.alloc(0)
-pages = int(open("/proc/self/statm").read().split()[0])
-resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + 120 * MIB, resource.RLIM_INFINITY))
+leave(120)
 
 numbers = np.broadcast_to(np.uint64(address.phys), 1 << 40)
 octets = np.broadcast_to(np.uint8(0), 1 << 40)
@@ -54,9 +58,19 @@ assert scattered.preserve_many(np.arange(1, 9, 2)) == 4
 assert scattered.rank(9) == 9
 """
 
+UNSORTED = """
+shuffled = np.random.default_rng(1).permutation(16 << 20) << 4
+tracker = kho.Tracker()
+tracker.preserve_run(0, 0, 1 << 28)
+leave(16)
+print(tracker.unpreserve_many(shuffled), tracker.preserve_many(shuffled))
+"""
+
 
 def test_without_memory_for_a_list_or_a_copy_nothing_ends() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", HEAD + LISTS], capture_output=True, text=True, timeout=120, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
     said = done.stdout.splitlines()
     assert said[0] == (
@@ -64,3 +78,9 @@ def test_without_memory_for_a_list_or_a_copy_nothing_ends() -> None:
         "less at a time may do, of a tracker its runs or extents"
     )
     assert [line.split()[0] for line in said].count("OutOfMemoryError") == len(said)
+
+
+def test_without_memory_to_sort_a_long_list_in_it_is_carried_out_as_it_comes() -> None:
+    done = subprocess.run([sys.executable, "-c", HEAD + UNSORTED], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == [str(1 << 24)] * 2

@@ -48,7 +48,7 @@ const HUGE_PAGE: usize = 2 << 20;
 impl Slab {
     fn allocate(bytes: usize) -> Option<Self> {
         if bytes == HUGE_PAGE {
-            return spare().pop().or_else(Self::map);
+            return spare().and_then(|mut spare| spare.pop()).or_else(Self::map);
         }
         let layout = Layout::from_size_align(bytes, SMALLEST_SLAB).ok()?;
         // SAFETY: `bytes` is never 0.
@@ -95,8 +95,9 @@ impl Drop for Slab {
     }
 }
 
-fn spare() -> MutexGuard<'static, Vec<Slab>> {
-    SPARE.lock().unwrap_or_else(PoisonError::into_inner)
+/// Is not waited for, as [`crate::spare`] is not.
+fn spare() -> Option<MutexGuard<'static, Vec<Slab>>> {
+    SPARE.try_lock().ok()
 }
 
 impl Slabs {
@@ -128,7 +129,7 @@ impl Drop for Slabs {
         if self.held < HUGE_PAGE {
             return;
         }
-        let mut spare = spare();
+        let Some(mut spare) = spare() else { return };
         let room = MOST_SPARE.saturating_sub(spare.len());
         let huge = self.slabs.extract_if(.., |slab| slab.mapped).take(room);
         spare.extend(huge.map(|mut slab| {
@@ -170,5 +171,22 @@ unsafe impl BlockSource for HeapBlocks {
 
     fn renewed(&self) -> Arc<dyn BlockSource> {
         Arc::new(HeapBlocks::default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn huge_pages_that_somebody_else_is_looking_for_are_not_waited_for() {
+        let somebody = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
+        let blocks = HeapBlocks::default();
+        for _ in 0..1024 {
+            blocks.alloc_block(SMALLEST_SLAB).unwrap();
+        }
+        assert!(blocks.slabs().slabs.iter().any(|slab| slab.mapped));
+        drop(blocks);
+        drop(somebody);
     }
 }

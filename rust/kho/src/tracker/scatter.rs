@@ -36,7 +36,7 @@ pub(super) struct Visit<V> {
     pub(super) order: Order,
     /// One above this was not there when the list was looked at, and is that of no folio.
     high: u64,
-    /// None for a list that is shown as it comes.
+    /// None for a list that is shown as it comes: where buckets do not pay, or there is no memory for them.
     buckets: Option<Buckets>,
     visitor: V,
     more: bool,
@@ -78,7 +78,7 @@ impl<V: Visitor> Visit<V> {
         let ascends = look.descents < look.count / 8;
         let far = look.blocks(visitor.log2_bits()) >= SPAN as u64;
         let pays = !ascends && !far && (look.high - look.low) >> bucket_bits() > 1;
-        let buckets = pays.then(|| Buckets::new(look, visitor.log2_bits()));
+        let buckets = if pays { Buckets::new(look, visitor.log2_bits()) } else { None };
         Visit { order: look.order, high: look.high, buckets, visitor, more: true }
     }
 
@@ -118,7 +118,8 @@ fn run_of(folios: &[u64]) -> Option<Range<u64>> {
 }
 
 impl Buckets {
-    fn new(look: &Look, log2_bits: u32) -> Self {
+    /// None if there is no memory for them.
+    fn new(look: &Look, log2_bits: u32) -> Option<Self> {
         let spread = u64::BITS - (look.high - look.low).leading_zeros();
         let shift = spread.saturating_sub(BUCKETS).max(bucket_bits()).max(log2_bits);
         let base = look.low >> shift;
@@ -128,12 +129,12 @@ impl Buckets {
         let places = buckets * (len + GAP);
         let mut held = SPARE.take(places);
         if held.capacity() == 0 {
-            held = vec![0; places];
-            mapping::prefer_huge_pages(&mut held);
+            held.try_reserve_exact(places).ok()?;
+            mapping::prefer_huge_pages(held.spare_capacity_mut());
         }
         held.resize(places, 0);
         let layout = Layout { shift, base, high: look.high, len };
-        Buckets { layout, held, ends: (0..buckets).map(|bucket| layout.ends(bucket)).collect() }
+        Some(Buckets { layout, held, ends: (0..buckets).map(|bucket| layout.ends(bucket)).collect() })
     }
 
     fn take(&mut self, piece: &[u64], visitor: &mut impl Visitor) -> bool {
