@@ -162,16 +162,7 @@ def attach(source: str | os.PathLike[str] | int, *, lock_fd: int | None = None) 
             image = Image(open_file(path), str(path), path, lock_fd=lock_fd)
         except FileNotFoundError as error:
             raise SourceError(f"{path}: no such file") from error
-    return _candidate(image)
-
-
-def _candidate(image: Image) -> Candidate:
-    """Read an image that was opened, which is closed if that fails."""
-    try:
-        return Candidate(image, image.committed())
-    except BaseException:
-        image.close()
-        raise
+    return Candidate.of(image)
 
 
 def size_of(size: int | str) -> int:
@@ -288,7 +279,7 @@ def _inherited(came: Inherited, name: str, size: int, version: str, timeout: flo
         # A holder has said how large it is to be.
         handle = _new(came.fd, max(os.fstat(came.fd).st_size - HEAD, 0) or size, name, version, where, None)
     else:
-        handle = _adopt(_candidate(Image(came.fd, where, lock_fd=came.lock_fd)), name, version, timeout, ready)
+        handle = _adopt(Candidate.of(Image(came.fd, where, lock_fd=came.lock_fd)), name, version, timeout, ready)
     handle.transport = came.transport
     return handle
 
@@ -360,7 +351,7 @@ def _open_path(path: Path, name: str, size: int, version: str, timeout: float, r
             image = None
         try:
             if image is not None:
-                return _adopt(_candidate(image), name, version, max(until - time.monotonic(), 0.0), ready)
+                return _adopt(Candidate.of(image), name, version, max(until - time.monotonic(), 0.0), ready)
             return _new(_nameless(path), size, name, version, str(path), path)
         except (FileExistsError, StaleError):
             # Somebody was faster: made it, or released it.

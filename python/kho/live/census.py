@@ -149,12 +149,7 @@ def _release_path(path: Path) -> int:
         image = Image(open_file(path), str(path), path)
     except FileNotFoundError as error:
         raise NotFoundError(f"{path}: no such file") from error
-    try:
-        candidate = Candidate(image, image.committed())
-    except BaseException:
-        image.close()
-        raise
-    with candidate:
+    with Candidate.of(image) as candidate:
         handle: Handle = candidate.adopt()
     freed = os.fstat(handle.fileno()).st_blocks * 512
     handle.release()

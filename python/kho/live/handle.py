@@ -52,6 +52,15 @@ class Candidate(Reader):
     the memory of what they replace, unless it keeps them back (`Handle.offer`).
     """
 
+    @classmethod
+    def of(cls, image: Image) -> Candidate:
+        """Read what an image has committed; if that fails, the image is closed. Raises: FormatError."""
+        try:
+            return cls(image, image.committed())
+        except BaseException:
+            image.close()
+            raise
+
     def adopt(
         self, timeout: float = 0.0, *, version: str | None = None, predecessor: Predecessor | None = None
     ) -> Handle:

@@ -93,12 +93,7 @@ class Offer:
             goes on then.
         """
         image = Image(self.keep(), f"{name!r} of process {self.pid}")
-        try:
-            candidate = Candidate(image, image.committed())
-        except BaseException:
-            image.close()
-            raise
-        with candidate:
+        with Candidate.of(image) as candidate:
             candidate.check(name, version)
             if ready is not None:
                 ready(candidate)
