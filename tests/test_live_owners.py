@@ -267,7 +267,7 @@ def test_a_reader_beside_a_committing_owner_sees_whole_generations(image: Path) 
         writer = threading.Thread(target=commits)
         writer.start()
         try:
-            seen = []
+            seen: list[int] = []
             until = time.monotonic() + 60
             while len(seen) < 60 or len(set(seen)) < 4:
                 assert time.monotonic() < until, "the owner commits meanwhile"

@@ -388,7 +388,7 @@ def _cluster(scheduler: str | None, workers: int | None) -> Iterator[Client]:
 
 
 @contextmanager
-def _put_off(tell: Callable[[], object] = bool) -> Iterator[None]:
+def _put_off(tell: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Put off the first Ctrl-C until the block ends, and call `tell`; the second one is not put off.
 
     Raised in the midst of Dask it leaves half a cluster, or is lost: a finalizer drops what it raises.
