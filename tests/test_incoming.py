@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from array import array
 from collections.abc import Callable
 from pathlib import Path
@@ -442,6 +444,46 @@ def test_a_search_of_an_arenas_file_reads_and_fills_no_hole() -> None:
     assert [finding for finding in found if finding.severity == "error"] == []
     assert os.fstat(arena.fileno()).st_blocks * 512 < MIB
     assert max(seen) < 16 * MIB
+
+
+def dense(mib: int) -> kho.Memory:
+    """Memory that has no holes, and no handover."""
+    return kho.Memory.from_segments([(BASE, b"\xaa" * (mib << 20))])
+
+
+def test_what_progress_raises_ends_the_search() -> None:
+    memory = dense(64)
+    seen: list[int] = []
+
+    def told(nbytes: int) -> None:
+        seen.append(nbytes)
+        if len(seen) == 3:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        kho.open(memory, progress=told)
+    assert len(seen) == 3
+    with pytest.raises(kho.NoHandoverError):
+        kho.open(memory, progress=seen.append)
+    assert seen[-1] >= 64 * MIB
+
+
+def test_a_signal_ends_a_search_of_which_nobody_is_told() -> None:
+    """As Ctrl-C does, for those who have to read a terabyte."""
+    memory = dense(512)
+    before = signal.signal(signal.SIGVTALRM, lambda *_: 1 // 0)
+    took = []
+    try:
+        for interrupt in (0, 0.01):
+            signal.setitimer(signal.ITIMER_VIRTUAL, interrupt)
+            began = time.thread_time()
+            with pytest.raises(ZeroDivisionError if interrupt else kho.NoHandoverError):
+                kho.open(memory)
+            took.append(time.thread_time() - began)
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+    assert took[1] < took[0]
 
 
 def test_what_was_read_is_shown() -> None:

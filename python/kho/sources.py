@@ -40,7 +40,7 @@ def open(  # noqa: A001 - kho.open reads like open()
             from evidence when not given.
         scratch: `(addr, size)` of the scratch areas; searched for when not given.
         max_page_order: refuse to restore folios of a larger order, as Linux before 7.x does with MAX_PAGE_ORDER.
-        progress: called with the number of bytes searched so far.
+        progress: called with the number of bytes searched so far; what it raises ends the search.
 
     Raises:
         SourceError: a file that is missing, empty, a directory, or no usable ELF core or dump.

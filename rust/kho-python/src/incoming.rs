@@ -89,8 +89,7 @@ pub(crate) fn open_memory(
         options.know_files(files);
     }
     let memory = memory_of(memory)?;
-    let inner = with_progress(py, progress, |told| Incoming::open(memory, &options, told))?;
-    Ok(inner.or_raise()?.into())
+    Ok(with_progress(py, progress, |told| Incoming::open(memory, &options, told))?.into())
 }
 
 #[pymethods]

@@ -5,6 +5,7 @@ use crate::args::Number;
 use crate::errors::OrRaise;
 use kho::memory::{FileMemory, PhysMemory, SliceMemory, Source, open_sources};
 use kho::units::Phys;
+use kho::{Error, Result};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
@@ -12,6 +13,10 @@ use pyo3::types::{PyBytes, PyString, PyTuple};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long a signal may wait for its handler during long work of whose progress nobody is told.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Physical memory that can be read: ELF cores, raw images, bytes.
 #[pyclass(frozen, module = "kho")]
@@ -33,21 +38,31 @@ pub(crate) fn memory_of(object: &Bound<'_, PyAny>) -> PyResult<Arc<dyn PhysMemor
     }
 }
 
-/// Does long work detached, telling `progress` (a callable, if any) how many bytes have been seen. What it raises is
-/// raised once the work is done.
+/// Does long work detached, telling `progress` (a callable, if any) how many bytes have been seen. What it raises, or the
+/// handler of a signal does (Ctrl-C), ends the work.
 pub(crate) fn with_progress<R: Send>(
     py: Python<'_>,
     progress: Option<Py<PyAny>>,
-    work: impl FnOnce(&mut (dyn FnMut(u64) + Send)) -> R + Send,
+    work: impl FnOnce(&mut (dyn FnMut(u64) -> Result<()> + Send)) -> Result<R> + Send,
 ) -> PyResult<R> {
     let mut raised = None;
+    let mut asked = Instant::now();
     let mut told = |bytes: u64| {
-        if let (Some(progress), None) = (&progress, &raised) {
-            raised = Python::attach(|py| progress.call1(py, (bytes,)).err());
+        if progress.is_none() && asked.elapsed() < PATIENCE {
+            return Ok(());
         }
+        asked = Instant::now();
+        let said = Python::attach(|py| {
+            py.check_signals()?;
+            progress.as_ref().map_or(Ok(()), |progress| progress.call1(py, (bytes,)).map(drop))
+        });
+        said.map_err(|error| {
+            raised = Some(error);
+            Error::Interrupted
+        })
     };
     let done = py.detach(|| work(&mut told));
-    raised.map_or(Ok(done), Err)
+    raised.map_or_else(|| done.or_raise(), Err)
 }
 
 #[pymethods]

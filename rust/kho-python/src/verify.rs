@@ -1,6 +1,6 @@
 //! Bulk checks and the join of owners with pages, for `kho.verify` and `kho.owners`.
 
-use crate::errors::{OrRaise, to_py};
+use crate::errors::to_py;
 use crate::incoming::PyIncoming;
 use crate::memory::{memory_of, with_progress};
 use crate::payload::{PyMemfd, PyVmalloc};
@@ -25,7 +25,7 @@ pub(crate) fn find_memory(
     progress: Option<Py<PyAny>>,
 ) -> PyResult<(Vec<u64>, Vec<(u64, u64, u64)>, Vec<(u64, Vec<(u64, u64)>)>)> {
     let memory = memory_of(memory)?;
-    let found = with_progress(py, progress, |told| kho::find::find(&*memory, told))?.or_raise()?;
+    let found = with_progress(py, progress, |told| kho::find::find(&*memory, told))?;
     let fdts = found.fdts.iter().map(|phys| phys.0).collect();
     let pointers = found.pointers.iter().map(|p| (p.fdt.0, p.scratch.0, p.scratch_len)).collect();
     let arrays = found.scratch_arrays.iter();

@@ -110,6 +110,10 @@ pub enum Error {
     #[error("no handover: {why}")]
     NoHandover { why: String },
 
+    /// Whoever was told of the progress wants no more.
+    #[error("interrupted")]
+    Interrupted,
+
     /// A file that cannot be used as a source.
     #[error("{}: {problem}", .path.display())]
     Source { path: PathBuf, problem: SourceProblem },

@@ -44,11 +44,11 @@ const MOST_BOOT_FDTS: usize = 64;
 const SETUP_KEXEC_KHO: [u8; 8] = [10, 0, 0, 0, 32, 0, 0, 0];
 const FDT_MAGIC: [u8; 4] = [0xd0, 0x0d, 0xfe, 0xed];
 
-/// Searches all of `memory`. `progress` is told how many bytes of data have been seen.
+/// Searches all of `memory`. `progress` is told how many bytes of data have been seen, and ends the search with an error.
 ///
 /// # Errors
-/// What reading the memory returns.
-pub fn find(memory: &dyn PhysMemory, mut progress: impl FnMut(u64)) -> Result<Found> {
+/// What reading the memory returns; what `progress` does.
+pub fn find(memory: &dyn PhysMemory, mut progress: impl FnMut(u64) -> Result<()>) -> Result<Found> {
     let setup = memmem::Finder::new(&SETUP_KEXEC_KHO);
     let mut found = Found::default();
     let mut fdts = BTreeSet::new();
@@ -65,7 +65,7 @@ pub fn find(memory: &dyn PhysMemory, mut progress: impl FnMut(u64)) -> Result<Fo
             memory.read(Phys(at), bytes)?;
             look(memory, &setup, Phys(at), bytes, &mut found, &mut fdts);
             seen += size as u64;
-            progress(seen);
+            progress(seen)?;
             if last - at < WINDOW as u64 {
                 break;
             }

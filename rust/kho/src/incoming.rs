@@ -119,12 +119,17 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    /// Reads the handover in `memory`, at `options.fdt_phys` or wherever it is found. Nothing is changed.
+    /// Reads the handover in `memory`, at `options.fdt_phys` or wherever it is found. Nothing is changed. `progress` is as
+    /// for [`find::find`].
     ///
     /// # Errors
     /// [`Error::NoHandover`] if none is found; what is wrong with the one given or found: [`Error::Root`],
     /// [`Error::UnsupportedAbi`], [`Error::Map`], [`Error::NoLayout`], [`Error::OutsideMemory`].
-    pub fn open(memory: Arc<dyn PhysMemory>, options: &Options, progress: impl FnMut(u64)) -> Result<Self> {
+    pub fn open(
+        memory: Arc<dyn PhysMemory>,
+        options: &Options,
+        progress: impl FnMut(u64) -> Result<()>,
+    ) -> Result<Self> {
         let found = match (options.fdt_phys, &options.scratch) {
             (Some(_), Some(_)) => Found::default(),
             _ => find::find(&*memory, progress)?,

@@ -15,7 +15,7 @@ fn capture(name: &str) -> Incoming {
     let files = open_elf(path).unwrap();
     let mut options = Options::default();
     options.know_files(&files);
-    Incoming::open(Arc::new(files), &options, |_| {}).unwrap()
+    Incoming::open(Arc::new(files), &options, |_| Ok(())).unwrap()
 }
 
 /// An arena whose RAM is a capture's and room beside it, with everything preserved allocated at its place, apart from
@@ -102,7 +102,7 @@ fn a_handover_keeps_its_folios_from_abi_to_abi() {
             let memory: Arc<dyn PhysMemory> = out.arena().clone();
             let mut options = Options::default();
             options.know_arena(out.arena());
-            let back = Incoming::open(memory, &options, |_| {}).unwrap();
+            let back = Incoming::open(memory, &options, |_| Ok(())).unwrap();
             assert_eq!((back.abi().compatible, back.root().phys), (abi, fdt));
             assert_eq!(back.preserved(), inc.preserved(), "{name} as {abi}");
             assert_eq!(back.layout().bitmap.is_some(), abi == "kho-v1");
@@ -180,7 +180,7 @@ fn what_is_live_is_readable_at_every_moment() {
     let fdt = Some(out.fdt_phys().0);
     let read = |out: &Outgoing| {
         let options = Options { fdt_phys: fdt, scratch: Some(Vec::new()), ..Options::default() };
-        let inc = Incoming::open(Arc::clone(&arena) as Arc<dyn PhysMemory>, &options, |_| {}).unwrap();
+        let inc = Incoming::open(Arc::clone(&arena) as Arc<dyn PhysMemory>, &options, |_| Ok(())).unwrap();
         assert_eq!(*inc.preserved(), *out.tracker());
         inc.root().subtrees.iter().map(|s| s.name.clone()).collect::<Vec<_>>()
     };
@@ -211,7 +211,7 @@ fn a_bitmap_size_is_refused_where_there_is_none() {
     let out = Outgoing::new(&arena, "kho-v3", None, Placement::default()).unwrap();
     let options = Options { fdt_phys: Some(out.fdt_phys().0), bitmap_bytes: Some(512), ..Options::default() };
     let memory: Arc<dyn PhysMemory> = arena.clone();
-    assert!(Incoming::open(memory, &options, |_| {}).err().unwrap().to_string().starts_with("bitmap_bytes"));
+    assert!(Incoming::open(memory, &options, |_| Ok(())).err().unwrap().to_string().starts_with("bitmap_bytes"));
     assert_eq!(out.bitmap_bytes(), None);
 }
 
