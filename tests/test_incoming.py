@@ -446,13 +446,14 @@ def test_a_search_of_an_arenas_file_reads_and_fills_no_hole() -> None:
     assert max(seen) < 16 * MIB
 
 
-def dense(mib: int) -> kho.Memory:
-    """Memory that has no holes, and no handover."""
-    return kho.Memory.from_segments([(BASE, b"\xaa" * (mib << 20))])
+def dense(nbytes: int) -> kho.Memory:
+    """Memory that has no holes, and no handover; it takes 64 MiB, however much it is."""
+    part = b"\xaa" * (64 * MIB)
+    return kho.Memory.from_segments([(BASE + at, part) for at in range(0, nbytes, len(part))])
 
 
 def test_what_progress_raises_ends_the_search() -> None:
-    memory = dense(64)
+    memory = dense(64 * MIB)
     seen: list[int] = []
 
     def told(nbytes: int) -> None:
@@ -470,7 +471,7 @@ def test_what_progress_raises_ends_the_search() -> None:
 
 def test_a_signal_ends_a_search_of_which_nobody_is_told() -> None:
     """As Ctrl-C does, for those who have to read a terabyte."""
-    memory = dense(512)
+    memory = dense(8 * GIB)
     before = signal.signal(signal.SIGVTALRM, lambda *_: 1 // 0)
     took = []
     try:
@@ -483,7 +484,7 @@ def test_a_signal_ends_a_search_of_which_nobody_is_told() -> None:
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
-    assert took[1] < took[0]
+    assert took[1] < took[0] / 2
 
 
 def test_what_was_read_is_shown() -> None:
