@@ -6,6 +6,7 @@ use super::block::Shape;
 use super::directory::Directory;
 use super::look::{Look, joined};
 use super::scatter::{Visit, Visitor};
+use super::word::Word;
 use super::{Tracker, simd};
 use crate::error::{Error, Result};
 use crate::threads::{both, threads_for};
@@ -57,8 +58,6 @@ impl Orders<'_> {
     }
 }
 
-/// How many folios before its turn the word of one is asked for.
-const AHEAD: usize = 24;
 /// Words copied at a time.
 const PIECE: usize = 256;
 /// Lists up to here are taken as they come.
@@ -157,10 +156,8 @@ impl Tracker {
     fn find_piece(&self, pfns: &mut [u64], order: Order, found: &mut [u8]) {
         let window = self.dirs[order.index()].window.slots();
         simd::number(pfns, order.get());
-        for (n, (&folio, found)) in pfns.iter().zip(found).enumerate() {
-            if let Some(word) = pfns.get(n + AHEAD).and_then(|folio| window.word(*folio)) {
-                word.prefetch();
-            }
+        pfns.iter().filter_map(|folio| window.word(*folio)).for_each(Word::prefetch);
+        for (&folio, found) in pfns.iter().zip(found) {
             *found = match window.word(folio) {
                 Some(word) => word.test(folio),
                 None => self.contains(Pfn(folio.rotate_left(order.get())), order),
@@ -360,6 +357,11 @@ impl<const MARK: bool> Visitor for Change<'_, MARK> {
         self.dir.prefetch(self.shape, folios);
     }
 
+    fn expect(&self, folios: impl Iterator<Item = u64>) {
+        let window = self.dir.window.slots();
+        folios.filter_map(|folio| window.word(folio)).for_each(Word::prefetch);
+    }
+
     fn visit(&mut self, folios: impl Iterator<Item = u64> + Clone) -> bool {
         let window = self.dir.window.slots();
         let changed = |folio| {
@@ -394,6 +396,15 @@ impl Visitor for Take<'_> {
         self.mine.ready(folios.clone());
         if let Some(also) = &self.also {
             also.ready(folios);
+        }
+    }
+
+    fn expect(&self, folios: impl Iterator<Item = u64>) {
+        let (theirs, mine) = (self.from.0.window.slots(), self.mine.dir.window.slots());
+        let also = self.also.as_ref().map(|also| also.dir.window.slots());
+        for folio in folios {
+            let words = [theirs.word(folio), mine.word(folio), also.and_then(|also| also.word(folio))];
+            words.into_iter().flatten().for_each(Word::prefetch);
         }
     }
 

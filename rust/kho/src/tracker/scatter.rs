@@ -6,7 +6,8 @@
 //! ```text
 //! pfns --look--> blocks made --scatter--> | bucket | bucket | ... | --full--> bits of 64 KiB of bitmaps
 //! ```
-//! A list that ascends needs none of that.
+//! A list that ascends needs none of that. Of one with few folios for each line of the cache most lines are brought near for
+//! one folio each, whatever the order: that is asked for as it comes, some hundreds at once.
 
 use super::block::LINE;
 use super::look::{Look, SPAN};
@@ -30,6 +31,9 @@ const BUCKET_LEN: usize = 1 << 15;
 const GAP: usize = 16;
 /// Folios that share a cache line.
 const LINE_BITS: usize = 64 * LINE;
+/// Folios in each line that a list reaches, on an average, from which on buckets pay: with fewer, most of the bitmaps are
+/// brought near for one folio each, in whatever order.
+const CROWD: u64 = 3;
 
 /// Folios of one order being shown to a visitor, neighbours after neighbours if that pays.
 pub(super) struct Visit<V> {
@@ -38,6 +42,8 @@ pub(super) struct Visit<V> {
     high: u64,
     /// None for a list that is shown as it comes: where buckets do not pay, or there is no memory for them.
     buckets: Option<Buckets>,
+    /// Whether folios that come one after another lie anywhere.
+    scattered: bool,
     visitor: V,
     more: bool,
 }
@@ -77,9 +83,12 @@ impl<V: Visitor> Visit<V> {
     pub(super) fn new(look: &Look, visitor: V) -> Self {
         let ascends = look.descents < look.count / 8;
         let far = look.blocks(visitor.log2_bits()) >= SPAN as u64;
-        let pays = !ascends && !far && (look.high - look.low) >> bucket_bits() > 1;
+        let span = look.high - look.low;
+        let sparse = look.count as u64 / CROWD < span / LINE_BITS as u64;
+        let scattered = !ascends && span >> bucket_bits() > 1;
+        let pays = scattered && !far && !sparse;
         let buckets = if pays { Buckets::new(look, visitor.log2_bits()) } else { None };
-        Visit { order: look.order, high: look.high, buckets, visitor, more: true }
+        Visit { order: look.order, high: look.high, buckets, scattered, visitor, more: true }
     }
 
     pub(super) fn take(&mut self, piece: &mut [u64]) {
@@ -89,6 +98,9 @@ impl<V: Visitor> Visit<V> {
         }
         for folio in piece.iter_mut() {
             *folio = if *folio > self.high { u64::MAX } else { *folio };
+        }
+        if self.scattered {
+            self.visitor.expect(piece.iter().copied());
         }
         self.more = self.more
             && match run_of(piece) {
@@ -221,6 +233,9 @@ pub(super) trait Visitor: Send + Sync + Sized {
 
     /// Told what folios come next when many of them do.
     fn ready(&self, folios: Range<u64>);
+
+    /// Told what folios come next when they lie anywhere: a few, whose words are asked for all at once.
+    fn expect(&self, _folios: impl Iterator<Item = u64>) {}
 
     /// Some folios, in the order in which they are shown every time. False if no more are wanted.
     fn visit(&mut self, folios: impl Iterator<Item = u64> + Clone) -> bool;
