@@ -242,8 +242,6 @@ class Handovers(RuleBasedStateMachine):
         """Only what is allocated, and not in scratch."""
         pfn -= pfn % (1 << order)
         n = 1 << order
-        if overlap(pfn, n, map(pages_of, self.own.values())):
-            return  # while somebody else preserves pages of a subtree it cannot be removed
         if overlap(pfn, n, SCRATCH):
             with pytest.raises(kho.ScratchOverlapError):
                 self.out.preserve_folio(pfn * self.page, order)
@@ -277,6 +275,12 @@ class Handovers(RuleBasedStateMachine):
             with pytest.raises(kho.NotFoundError):
                 self.out.remove_subtree(name)
             return
+        if not self.finalized:
+            others = [pages_of(folio) for folio in self.tracker.marked if folio != self.own[name]]
+            if overlap(*pages_of(self.own[name]), others):
+                with pytest.raises(kho.PageStateError):
+                    self.out.remove_subtree(name)
+                return
         self.change(lambda: self.out.remove_subtree(name))
         if not self.finalized:
             folio = self.own.pop(name)

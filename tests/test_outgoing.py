@@ -470,3 +470,23 @@ def test_many_are_preserved_at_once_or_not_at_all(abi: str) -> None:
     with pytest.raises(kho.FinalizedError):
         out.preserve_many(phys)
     assert list(kho.Incoming(arena).folios) == expected
+
+
+@pytest.mark.parametrize("abi", ["kho-v1", "kho-v4"])
+def test_a_subtree_stays_whole_while_something_else_in_its_pages_is_preserved(abi: str) -> None:
+    arena = small()
+    out = kho.Outgoing(arena, abi)
+    blob = b"blob" * 2000
+    phys = out.add_subtree("x", blob)
+    before = list(out.folios())
+    assert out.preserve_folio(phys, 0)
+    with pytest.raises(kho.PageStateError, match="is preserved"):
+        out.remove_subtree("x")
+    assert arena.read(phys, len(blob)) == blob
+    assert out.unpreserve_folio(phys, 0)
+    assert list(out.folios()) == before
+    out.remove_subtree("x")
+    out.add_subtree("x", b"another")
+    out.finalize()
+    inc = kho.Incoming(arena)
+    assert inc.read(inc.retrieve_subtree("x").phys, 7) == b"another"

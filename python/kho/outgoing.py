@@ -324,7 +324,7 @@ class Outgoing(_kho.Outgoing):
     def remove_subtree(self, name: str) -> None:
         """Remove a subtree and free the pages made for it (kho_remove_subtree), with all that a writer added to it.
 
-        Raises: NotFoundError, FinalizedError.
+        Raises: NotFoundError, FinalizedError; PageStateError while something else in these pages is preserved.
         """
         super().remove_subtree(name)
         if name == "LUO" and self._luo is not None:

@@ -187,7 +187,10 @@ impl Outgoing {
     pub fn unpreserve_folio(&mut self, pfn: Pfn, order: Order) -> Result<bool> {
         self.check_open("unpreserve_folio")?;
         self.page().check_folio(pfn, order)?;
-        self.check_not_own("unpreserve_folio", pfn, Pfn(pfn.0 + order.nr_pages()))?;
+        // One of another order is somebody else's, wherever it lies.
+        if self.own().any(|own| own == (pfn, order)) {
+            return Err(self.is_own("unpreserve_folio", pfn));
+        }
         let tracker = &mut *lock(&self.tracker);
         let gone = tracker.unpreserve(pfn, order)?;
         self.map.settle(tracker)?;
@@ -312,15 +315,19 @@ impl Outgoing {
     }
 
     /// The FDT and the subtrees' blobs stay preserved: without them there is no handover.
+    fn own(&self) -> impl Iterator<Item = (Pfn, Order)> + '_ {
+        self.subtrees.iter().filter_map(|s| s.folio).chain([(self.fdt, Order::ZERO)])
+    }
+
+    fn is_own(&self, what: &'static str, pfn: Pfn) -> Error {
+        Error::Invalid { what, why: format!("{} holds the FDT or a subtree of this handover", self.page().phys(pfn)) }
+    }
+
     fn check_not_own(&self, what: &'static str, start: Pfn, end: Pfn) -> Result<()> {
-        let folios = self.subtrees.iter().filter_map(|s| s.folio);
-        for (pfn, order) in folios.chain([(self.fdt, Order::ZERO)]) {
-            if pfn < end && start.0 < pfn.0 + order.nr_pages() {
-                let why = format!("{} holds the FDT or a subtree of this handover", self.page().phys(pfn));
-                return Err(Error::Invalid { what, why });
-            }
+        match self.own().find(|(pfn, order)| *pfn < end && start.0 < pfn.0 + order.nr_pages()) {
+            Some((pfn, _)) => Err(self.is_own(what, pfn)),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Adds a subtree (`kho_add_subtree`): copies `blob` into pages of its own and preserves them. Returns its address.
@@ -388,19 +395,31 @@ impl Outgoing {
     /// Removes a subtree (`kho_remove_subtree`); the pages made for its blob are freed.
     ///
     /// # Errors
-    /// [`Error::NoSubtree`]; [`Error::Finalized`].
+    /// [`Error::NoSubtree`]; [`Error::Finalized`]; [`Error::PageState`] while something else in these pages is preserved,
+    /// and then nothing has changed.
     pub fn remove_subtree(&mut self, name: &str) -> Result<()> {
         self.check_open("remove_subtree")?;
         let at = self.subtrees.iter().position(|s| s.name == name);
         let at = at.ok_or_else(|| Error::NoSubtree { name: name.into() })?;
         let root = self.root.as_ref().map(|root| form::remove_from_root(root, self.fdt_capacity(), name));
-        self.edit_root(root.transpose()?)?;
+        let root = root.transpose()?;
         let subtree = self.subtrees.remove(at);
-        if let Some((pfn, order)) = subtree.folio {
-            self.unpreserve_folio(pfn, order)?;
-            self.arena.put(pfn)?;
+        if let Err(error) = self.free(&subtree) {
+            self.subtrees.insert(at, subtree);
+            return Err(error);
         }
-        Ok(())
+        self.edit_root(root)
+    }
+
+    /// Frees the pages made for a subtree's blob, or leaves them as they are.
+    fn free(&mut self, subtree: &OutSubtree) -> Result<()> {
+        let Some((pfn, order)) = subtree.folio else { return Ok(()) };
+        self.unpreserve_folio(pfn, order)?;
+        let freed = self.arena.put(pfn);
+        if freed.is_err() {
+            self.preserve_folio(pfn, order)?;
+        }
+        freed.map(drop)
     }
 
     /// The FDT's bytes, once map and FDT are in the arena. Where they always are, that is all. Else they are written:
