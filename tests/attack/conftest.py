@@ -1,0 +1,19 @@
+"""How long each law is tried, and from which seed."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def attack_seconds() -> float:
+    """Seconds for each law: `ATTACK_SECONDS`."""
+    return float(os.environ.get("ATTACK_SECONDS", "4"))
+
+
+@pytest.fixture(scope="session")
+def attack_seed() -> int:
+    """Seed of every generator: `ATTACK_SEED`."""
+    return int(os.environ.get("ATTACK_SEED", "1"))
