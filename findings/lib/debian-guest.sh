@@ -59,7 +59,10 @@ def content(pattern):
         return file.read()
 
 
-INIT = b"#!/busybox sh\n/busybox insmod /fw.ko && /busybox echo READY >/dev/ttyS0\n/busybox sleep 1000\n"
+INIT = b"""#!/busybox sh
+/busybox insmod /fw.ko && /busybox echo READY >/dev/ttyS0
+/busybox sleep 1000
+"""
 with open(out, "wb") as file:
     file.write(entry("dev", 0o40755) + entry("dev/console", 0o20600, major=5, minor=1))
     file.write(entry("dev/ttyS0", 0o20600, major=4, minor=64))
