@@ -61,7 +61,7 @@ def content(pattern):
 
 INIT = b"""#!/busybox sh
 /busybox insmod /fw.ko && /busybox echo READY >/dev/ttyS0
-/busybox sleep 1000
+/busybox sleep 300
 """
 with open(out, "wb") as file:
     file.write(entry("dev", 0o40755) + entry("dev/console", 0o20600, major=5, minor=1))
@@ -71,9 +71,12 @@ with open(out, "wb") as file:
     file.write(entry("init", 0o100755, INIT) + entry("TRAILER!!!", 0))
 EOF
     mkfifo "$tmp/to-qemu" "$tmp/from-qemu"
-    QEMU_MODULE_DIR=$tmp/root/usr/lib/x86_64-linux-gnu/qemu program usr/bin/qemu-system-x86_64 -L "$tmp/root/usr/share/qemu" -L "$tmp/root/usr/share/seabios" \
+    local share=$tmp/root/usr/share
+    # The guest ends by itself after 300 s: panic=-1 and -no-reboot make QEMU exit once init has ended.
+    QEMU_MODULE_DIR=$tmp/root/usr/lib/x86_64-linux-gnu/qemu \
+        program usr/bin/qemu-system-x86_64 -L "$share/qemu" -L "$share/seabios" -no-reboot \
         -machine q35 -accel tcg -cpu max -m 512M -display none -vga none -nic none -device vmcoreinfo \
-        -kernel "$tmp"/root/boot/vmlinuz-* -initrd "$tmp/initrd" -append console=ttyS0 \
+        -kernel "$tmp"/root/boot/vmlinuz-* -initrd "$tmp/initrd" -append "console=ttyS0 panic=-1" \
         -serial "file:$tmp/serial" -qmp stdio <"$tmp/to-qemu" >"$tmp/from-qemu" &
     python3 - "$tmp" "$@" <<'EOF'
 import json, sys, time
@@ -94,20 +97,24 @@ def qmp(command, **arguments):
     sys.exit("QEMU has ended")
 
 
-qmp("qmp_capabilities")
-for _ in range(600):
-    qmp("query-status")
-    with open(tmp + "/serial", "rb") as serial:
-        if b"READY" in serial.read():
-            break
-    time.sleep(0.2)
-else:
-    qmp("quit")
-    sys.exit("the guest has not booted within two minutes")
-for dump in dumps:
-    form, path = dump.split("=")
-    qmp("dump-guest-memory", paging=False, protocol="file:" + path, format=form)
-qmp("quit")
+try:
+    qmp("qmp_capabilities")
+    for _ in range(600):
+        qmp("query-status")
+        with open(tmp + "/serial", "rb") as serial:
+            if b"READY" in serial.read():
+                break
+        time.sleep(0.2)
+    else:
+        sys.exit("the guest has not booted within two minutes")
+    for dump in dumps:
+        form, path = dump.split("=")
+        qmp("dump-guest-memory", paging=False, protocol="file:" + path, format=form)
+finally:
+    try:
+        print(json.dumps({"execute": "quit"}), file=commands, flush=True)
+    except BrokenPipeError:
+        pass
 EOF
     wait
 }
