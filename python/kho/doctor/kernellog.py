@@ -1,4 +1,4 @@
-"""The kernel's own messages, from dmesg in any of the forms it is kept in.
+"""What the kernel's own messages say of KHO and memory, of the last boot that a log has.
 
 The wordings are those of kernel/kexec_handover.c (6.16 to 6.18) and kernel/liveupdate/ (from 6.19 on); later kernels
 say the same and more.
@@ -7,25 +7,19 @@ say the same and more.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from .logforms import Said, messages
 from .tree import Piece, clean
 
-HIT_LIMIT = 2000
-LINE_LIMIT = 4096
-
-WORDS = re.compile(
-    rb"KHO: |luo: |LUO: |liveupdate: |cma: Reserved |hugetlb_cma: reserve|Memory: \d|Linux version \d|ommand line: |"
-    rb"  node +\d+: \[mem |Malformed early option '(?:kho|liveupdate)|crashkernel reserved: "
-)
-PREFIX = re.compile(r"^(?:.*? kernel: )?(?:<\d+>|\d+,\d+,\d+,[^;]*;)?(?:\[[\w .:+]{1,40}\] ?)?(?:\[ *[TC]\d+\] ?)?")
+REBOOT = 2.0
+"""Seconds that time stamps go back where another boot begins without its first lines."""
 AREAS = re.compile(r"KHO: scratch areas: lowmem: (\d{1,12})MiB global: (\d{1,12})MiB pernode: (\d{1,12})MiB")
 EXEC_FROM = re.compile(r"KHO: exec from: (\S{1,65}) \(count:? (\d{1,10})\)")
 MEMORY = re.compile(r"Memory: (\d{1,15})K/(\d{1,15})K available .*?(\d{1,15})K reserved(?:, (\d{1,15})K cma-reserved)?")
 CMA = re.compile(r"cma: Reserved (\d{1,12}) MiB at (?:0x)?([0-9a-fA-F]{1,16})")
-NODE = re.compile(r"  node +(\d{1,5}): \[mem 0x([0-9a-fA-F]{1,16})-0x([0-9a-fA-F]{1,16})\]")
+NODE = re.compile(r"node +(\d{1,5}): \[mem 0x([0-9a-fA-F]{1,16})-0x([0-9a-fA-F]{1,16})\]")
 
 
 class Evidence(NamedTuple):
@@ -43,6 +37,13 @@ class KernelLog:
 
     file: str
     version: str | None = None
+    banner: str | None = None
+    """The line that begins with `Linux version`, as /proc/version has it."""
+    boots: int = 1
+    """How many boots the log has, this being the last."""
+    boot_id: str | None = None
+    """As the journal has it, 32 hexadecimal digits."""
+    stamped: bool = False
     cmdline: Evidence | None = None
     kho: list[Evidence] = field(default_factory=list)
     luo: list[Evidence] = field(default_factory=list)
@@ -67,56 +68,76 @@ class KernelLog:
     """(phys, bytes) of CMA areas of others."""
     nodes: list[tuple[int, int, int]] = field(default_factory=list)
     """(node, start, end) of memory."""
+    kdump: Evidence | None = None
+    """That KHO is off on purpose, since this is the kernel that saves a crash dump."""
 
-
-def hits(piece: Piece) -> Iterator[Evidence]:
-    """Find the lines that matter, in order."""
-    for data, numbered in ((piece.head, True), (piece.tail, False)):
-        line, seen, end, count = 1, 0, -1, 0
-        for match in WORDS.finditer(data):
-            if match.start() < end:
-                continue
-            start = data.rfind(b"\n", max(match.start() - LINE_LIMIT, 0), match.start()) + 1
-            start = max(start, match.start() - LINE_LIMIT)
-            end = data.find(b"\n", match.end(), match.end() + LINE_LIMIT)
-            end = end if end >= 0 else min(match.end() + LINE_LIMIT, len(data))
-            line += data.count(b"\n", seen, match.start())
-            seen = match.start()
-            text = PREFIX.sub("", data[start:end].decode("utf-8", "replace"))
-            yield Evidence(piece.file, line if numbered else None, text)
-            count += 1
-            if count >= HIT_LIMIT:
-                break
+    @property
+    def silent(self) -> bool:
+        """Say whether nothing is known of this boot."""
+        return not (
+            self.version or self.cmdline or self.kho or self.luo or self.malformed or self.memory or self.cma or self.nodes
+        )
 
 
 def parse(piece: Piece) -> KernelLog | None:
-    """Read a log; None if it is none of a kernel."""
+    """Read a log: what its last boot says; None if it is none of a kernel."""
     log: KernelLog | None = None
-    for seen in hits(piece):
-        if log is None or re.match(r"Linux version \d", seen.text):
-            log = KernelLog(piece.file)
-        _take(log, seen.text, Evidence(seen.file, seen.line, clean(seen.text)))
-    return log
+    last: float | None = None
+    boots = 0
+    for data, numbered in ((piece.head, True), (piece.tail, False)):
+        for said in messages(data, numbered) if data else ():
+            if log is None or _begins(said, log, last):
+                boots += 1
+                log = KernelLog(piece.file, boots=boots, stamped=said.stamp is not None)
+                last = None
+            if said.boot_id is not None:
+                log.boot_id = said.boot_id
+            if said.stamp is not None:
+                last = said.stamp
+            seen = Evidence(piece.file, said.line, clean(said.text))
+            if said.text and not said.text.startswith("-- "):
+                _take(log, said.text, seen)
+    return log if log is not None and not (log.boots == 1 and log.silent) else None
+
+
+def _begins(said: Said, log: KernelLog, last: float | None) -> bool:
+    """Say whether a message is the first of another boot than the log's so far."""
+    if said.text.startswith("-- ") or (said.boot_id is not None and not said.text):
+        return not log.silent or log.boot_id is not None
+    if said.text.startswith("Linux version "):
+        if log.silent:
+            return False  # the journal said that a boot begins, and this is its first line
+        # /proc/version printed by a program has no stamp where the kernel's messages have one: no boot.
+        quoted = log.stamped and said.stamp is None and log.version is not None
+        return not (quoted and said.text.startswith(f"Linux version {log.version} "))
+    return last is not None and said.stamp is not None and said.stamp + REBOOT < last
 
 
 def _take(log: KernelLog, text: str, seen: Evidence) -> None:
     """Add a line to what is known."""
     if text.startswith("Linux version "):
-        log.version = text.removeprefix("Linux version ").split(" ")[0][:80]
-    elif "Kernel command line: " in text or (text.startswith("Command line: ") and log.cmdline is None):
-        log.cmdline = Evidence(seen.file, seen.line, text.split("ommand line: ", 1)[1])
+        if log.version is None:
+            log.version = text.removeprefix("Linux version ").split(" ")[0][:80]
+            log.banner = text[:1024]
+    elif text.startswith("Kernel command line: "):
+        # Linux 6.19 and later wrap a long one, with " \\" at the end of each line but the last.
+        before = log.cmdline.text if log.cmdline is not None and log.cmdline.text.endswith(" \\") else ""
+        log.cmdline = Evidence(seen.file, seen.line, before.removesuffix("\\") + text.split("ommand line: ", 1)[1])
+    elif text.startswith("Command line: "):
+        if log.cmdline is None:
+            log.cmdline = Evidence(seen.file, seen.line, text.split("ommand line: ", 1)[1])
     elif "Malformed early option" in text:
         log.malformed.append(seen)
     elif match := MEMORY.search(text):
         log.reserved, log.memory = int(match[3]) << 10, seen
         log.cma_reserved = int(match[4]) << 10 if match[4] is not None else None
-    elif match := CMA.search(text):
+    elif match := CMA.match(text):
         log.cma.append((int(match[2], 16), int(match[1]) << 20, seen))
-    elif match := NODE.search(text):
+    elif match := NODE.match(text):
         log.nodes.append((int(match[1]), int(match[2], 16), int(match[3], 16) + 1))
-    elif re.search(r"\bluo: |\bLUO: |\bliveupdate: ", text):
+    elif text.startswith(("luo: ", "LUO: ", "liveupdate: ")):
         log.luo.append(seen)
-    elif "KHO: " in text:
+    elif text.startswith("KHO: "):
         log.kho.append(seen)
         _take_kho(log, text, seen)
 
@@ -130,6 +151,8 @@ def _take_kho(log: KernelLog, text: str, seen: Evidence) -> None:
         log.disabled = seen
     elif "Failed to reserve" in text:
         log.failures.append(seen)
+    elif "disabled in the kdump kernel" in text:
+        log.kdump = seen
     elif "ound kexec handover data" in text:
         log.found = seen
     elif match := EXEC_FROM.search(text):

@@ -1,0 +1,280 @@
+"""Kernel messages in any form a log is kept in: they are found by their content, whatever stands before them in a line.
+
+dmesg in each of its formats, journalctl in each of its outputs, syslog of two RFCs, console captures with and without
+line ends, CI runners, container runtimes, netconsole and pstore all put something of their own around the same text.
+So a message is looked for by the words that this package needs (`TOKENS`) and runs to the next time stamp, message or
+line end. JSON is decoded, terminal escapes are taken away. Work and memory are linear in the size of the log.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+LINE_LIMIT = 4096
+"""Characters of a line that are looked at before and after a word that matters."""
+PER_BOOT = 2000
+"""Messages taken of a boot; the rest of a flood is skipped, up to the next boot."""
+BROKEN_JSON = 100
+"""Values that are no JSON, after which a file is read as text: each may cost a scan of its own."""
+TOKENS = re.compile(
+    r"Linux version \d+\.\d\S{0,80} \(|Kernel command line: |Command line: |KHO: |luo: |LUO: |liveupdate: |"
+    r"cma: Reserved |hugetlb_cma: reserve|Memory: \d{1,15}K/\d{1,15}K available|node +\d{1,5}: \[mem 0x|"
+    r"Malformed early option '(?:kho|liveupdate)|crashkernel reserved: |cannot allocate crashkernel|"
+    r"-- Boot [0-9a-f]{32} --|-- Reboot --"
+)
+BANNER = re.compile(r"Linux version \d+\.\d\S{0,80} \(|-- Boot [0-9a-f]{32} --|-- Reboot --")
+END = re.compile(r"[\r\n]|(?:<\d{1,3}>)?\[ *\+?\d{1,10}\.\d{6}[\] ]|\[(?: {1,2}OK {1,2}|FAILED|DEPEND|[ *]{6})\] ")
+STAMP = re.compile(r"\[ *(\d{1,10}\.\d{6})(?: <[ +\d.]{1,20}>)?\]|\d{1,3},\d{1,20},(\d{1,15}),[^;\n]{0,200};$")
+KMSG = re.compile(r"\d{1,3},\d{1,20},\d{1,15},[^;\n]{0,200};$")
+IDENTIFIER = re.compile(r"([\w./@-]{1,64})\[\d{1,10}\]: (?:\[ *\d{1,10}\.\d{6}\] ?)?$")
+FIELD = re.compile(r"\s*([A-Z_][A-Z0-9_]{0,63})=")
+ENTRY = re.compile(r";b=([0-9a-f]{32})")
+"""The cursor at the beginning of each entry of journalctl -o export and verbose: its boot."""
+KEYS = ("message", "msg", "log", "line", "text", "textpayload", "output", "content", "body", "event", "raw", "value")
+PAIR = re.compile(rf'"(?:{"|".join(KEYS)})"\s{{0,8}}:\s{{0,8}}"((?:[^"\\]|\\.)*)"', re.IGNORECASE)
+ANY_PAIR = re.compile(r'"[^"\\]{1,64}"\s{0,8}:\s{0,8}"((?:[^"\\]|\\.)*)"')
+LOGFMT = re.compile(r'\b(?:msg|message|log|line)="((?:[^"\\]|\\.)*)"')
+ESCAPE = re.compile(
+    rb"\x1b(?:\[[0-?]{0,64}[ -/]{0,8}[@-~]|[_\]PX^][^\x07\x1b\n]{0,4096}(?:\x07|\x1b\\)?|[@-Z\\-_]|[ -/]{1,8}[0-~])"
+)
+SHOWN_ESCAPE = re.compile(r"(?:#033|\^\[|\\x1b|\\033|\\u001b|\\e|\xe2\x90\x9b|\x1b)\[[0-9;]{0,32}[A-Za-z]")
+
+
+class Said(NamedTuple):
+    """A message of the kernel, or a border between boots (no text)."""
+
+    line: int | None
+    """Counted from 1; None where it is not known."""
+    text: str
+    """From the word on by which it was found."""
+    stamp: float | None = None
+    """Seconds since the kernel's start."""
+    boot_id: str | None = None
+    """As the journal has it."""
+
+
+def messages(data: bytes, numbered: bool = True) -> Iterator[Said]:
+    """Find the messages that matter, in order.
+
+    Args: data: a log in any form. numbered: whether lines can be counted from its beginning.
+    """
+    text = decoded(data)
+    start = text.lstrip("\ufeff \t\r\n")[:1]
+    if start and start in "{[\x1e" and (found := _values(text)) is not None:
+        yield from _of_values(found, text, numbered)
+        return
+    yield from _of_lines(text, numbered)
+
+
+def decoded(data: bytes) -> str:
+    """Give a log as text without terminal escapes, a character for each byte of its UTF-8."""
+    sample = data[:4096]
+    encoding = None
+    if sample.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        encoding = "utf-32"
+    elif sample.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encoding = "utf-16"
+    elif len(sample) >= 4:
+        even, odd = sample[::2].count(0) * 2 / len(sample), sample[1::2].count(0) * 2 / len(sample)
+        encoding = "utf-16-le" if odd > 0.6 and even < 0.1 else "utf-16-be" if even > 0.6 and odd < 0.1 else None
+    if encoding is not None:
+        data = data.decode(encoding, "replace").encode("utf-8", "replace")
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    if b"\0" in data:
+        data = data.replace(b"\0", b" ")
+    if b"\x1b" in data:
+        data = ESCAPE.sub(b"", data)
+    text = data.decode("latin-1")
+    if ",ncfrag=" in text:  # netconsole cuts a long message in pieces, each a line of its own
+        text = re.sub(r"\n[^\n;]{0,200},ncfrag=[1-9]\d{0,6}/\d{1,7};", "", text)
+    return text
+
+
+def utf8(text: str) -> str:
+    """Give the Unicode of text that has a character for each byte."""
+    return text.encode("latin-1", "replace").decode("utf-8", "replace")
+
+
+def _of_lines(text: str, numbered: bool) -> Iterator[Said]:
+    """Find messages in lines, or in what is left of lines."""
+    kernels = " kernel: " in text
+    exported = re.search(r"^[ \t]{0,16}MESSAGE=", text, re.MULTILINE) is not None
+    chosen = "_TRANSPORT=kernel" in text
+    borders = _borders(text)
+    border = next(borders, None)
+    at, line, counted, taken = 0, 1, 0, 0
+    while True:
+        match = (TOKENS if taken < PER_BOOT else BANNER).search(text, at)
+        if match is None:
+            return
+        while border is not None and border[0] <= match.start():
+            yield Said(None, "", boot_id=border[1])
+            border, taken = next(borders, None), 0
+        start = max(text.rfind("\n", max(match.start() - LINE_LIMIT, 0), match.start()) + 1, at)
+        start = max(start, match.start() - LINE_LIMIT)
+        end = text.find("\n", match.end(), match.end() + LINE_LIMIT)
+        if end < 0:  # a longer line, or none at all: it is cut where a message begins, if there is a place
+            end = min(match.end() + LINE_LIMIT, len(text))
+            if end < len(text):
+                cuts = [cut.start() for cut in END.finditer(text, match.end(), end)]
+                end = cuts[-1] if cuts else end
+        line += text.count("\n", counted, match.start())
+        counted, at = match.start(), end
+        shown = text[start:end]
+        field = FIELD.match(shown) if exported else None
+        if field is not None and field[1] != "MESSAGE":
+            continue
+        if chosen and not _of_kernel(text, match.start()):
+            continue
+        for part in unwrapped(shown):
+            for said in spoken(part, line if numbered else None, kernels):
+                taken = 0 if BANNER.match(said.text) else taken + 1
+                yield said
+
+
+def _of_kernel(text: str, at: int) -> bool:
+    """Say whether an entry of an exported journal is the kernel's own, and not of a program that quotes it."""
+    start = text.rfind("\n\n", max(at - LINE_LIMIT, 0), at)
+    end = text.find("\n\n", at, at + LINE_LIMIT)
+    entry = text[max(start, at - LINE_LIMIT, 0) : end if end >= 0 else at + LINE_LIMIT]
+    transport = re.search(r"_TRANSPORT=(\w{1,16})", entry)
+    return transport is None or transport[1] == "kernel"
+
+
+def _borders(text: str) -> Iterator[tuple[int, str]]:
+    """Find where a journal's entries begin to be another boot's."""
+    last = None
+    for match in ENTRY.finditer(text) if ";b=" in text else ():
+        if match[1] != last:
+            yield match.start(), match[1]
+            last = match[1]
+
+
+def unwrapped(line: str, depth: int = 0) -> list[str]:
+    """Take a message out of the JSON or key="value" that it is in; a line of anything else stays as it is."""
+    if '"' not in line or depth > 3:
+        return [line]
+    for pattern, needs in ((PAIR, '":'), (PAIR, '" :'), (ANY_PAIR, '":'), (LOGFMT, '="')):
+        if needs not in line:
+            continue
+        found = [text for match in pattern.finditer(line) if TOKENS.search(text := _unescaped(match[1]))]
+        if found:
+            return [inner for text in found for inner in unwrapped(text, depth + 1)]
+    return [line]
+
+
+def _unescaped(body: str) -> str:
+    """Read a JSON string; as it stands if it is none."""
+    import json
+
+    try:
+        value = str(json.loads(f'"{body}"', strict=False))
+    except ValueError:
+        return body
+    return SHOWN_ESCAPE.sub("", value.encode("utf-8", "replace").decode("latin-1"))
+
+
+def spoken(text: str, line: int | None, kernels: bool = False) -> Iterator[Said]:
+    """Find messages in a piece of text.
+
+    Args: kernels: whether the log names the kernel before its messages: then those of programs are not the kernel's.
+    """
+    if "[" in text:
+        text = SHOWN_ESCAPE.sub("", text)
+    at = 0
+    while (match := TOKENS.search(text, at)) is not None:
+        start = match.start()
+        stop = END.search(text, match.end())
+        end = stop.start() if stop is not None else len(text)
+        following = TOKENS.search(text, match.end(), end)
+        end = following.start() if following is not None else end
+        begin = max(text.rfind("\n", at, start) + 1, text.rfind("\r", at, start) + 1, at)
+        before, at = text[begin:start], end
+        if start and match[0][0] in "KlLn" and not match[0].startswith(("Linux", "Kernel")):
+            if text[start - 1] == "_" or (text[start - 1].isascii() and text[start - 1].isalnum()):
+                continue
+        who = IDENTIFIER.search(before) if kernels else None
+        if who is not None and who[1] != "kernel":
+            continue
+        said = text[start:end].rstrip()
+        if KMSG.search(before):
+            said = re.sub(r"\\x([0-9a-f]{2})", lambda code: chr(int(code[1], 16)), said)
+        stamps = STAMP.findall(before)
+        seconds = (float(stamps[-1][0]) if stamps[-1][0] else int(stamps[-1][1]) / 1e6) if stamps else None
+        yield Said(line, utf8(said), seconds)
+
+
+def _values(text: str) -> list[tuple[int, Any]] | None:
+    """Read JSON values that stand one after the other, with where each begins; None if it is no JSON."""
+    import json
+
+    decoder = json.JSONDecoder(strict=False)
+    found: list[tuple[int, Any]] = []
+    broken = at = 0
+    skip = re.compile(r"[\s\x1e,\]\[]*(?:data: ?)?")
+    while True:
+        match = skip.match(text, at)
+        at = match.end() if match is not None else at
+        if at >= len(text):
+            return found
+        try:
+            if text[at] != "{":
+                raise ValueError(text[at])
+            line_end = text.find("\n", at)
+            value, end = decoder.raw_decode(text, at) if broken < BROKEN_JSON else (None, line_end)
+            found.append((at, value))
+            at = end
+        except (ValueError, RecursionError):
+            broken += 1
+            if broken >= BROKEN_JSON or not found:
+                return None
+            end = text.find("\n", at)
+            if end < 0:
+                return found
+            found.append((at, text[at:end]))
+            at = end
+
+
+def _of_values(values: list[tuple[int, Any]], text: str, numbered: bool) -> Iterator[Said]:
+    """Find messages in JSON values: journalctl, dmesg --json, docker, and what cloud consoles give."""
+    chosen = re.search(r'"_TRANSPORT"\s{0,8}:\s{0,8}"kernel"', text) is not None
+    line, counted, last = 1, 0, None
+    for at, value in values:
+        line += text.count("\n", counted, at)
+        counted = at
+        for part, record in _texts(value, 0):
+            boot_id = record.get("_BOOT_ID")
+            if isinstance(boot_id, str) and boot_id != last:
+                last = boot_id
+                yield Said(None, "", boot_id=boot_id)
+            if chosen and record.get("_TRANSPORT", "kernel") != "kernel":
+                continue
+            when = record.get("time")
+            plain = part.encode("utf-8", "replace").decode("latin-1")
+            for inner in unwrapped(plain) if plain.lstrip().startswith("{") else [plain]:
+                for said in spoken(inner, line if numbered else None):
+                    stamp = float(when) if said.stamp is None and isinstance(when, int | float) else said.stamp
+                    yield said._replace(stamp=stamp)
+
+
+def _texts(value: Any, depth: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Find the texts of a JSON value, each with the object it is in."""
+    if isinstance(value, str):
+        if value:
+            yield value, {}
+    elif isinstance(value, list) and depth < 8:
+        for item in value:
+            yield from _texts(item, depth + 1)
+    elif isinstance(value, dict) and depth < 8:
+        known = [item for key, item in value.items() if key.lower() in KEYS]
+        if "MESSAGE" not in value and not any(isinstance(item, str) and TOKENS.search(item) for item in known):
+            known = list(value.values())
+        for item in known:
+            if isinstance(item, list) and item and all(isinstance(code, int) and 0 <= code < 256 for code in item):
+                yield ESCAPE.sub(b"", bytes(item)).decode("utf-8", "replace"), value
+            elif isinstance(item, str):
+                yield item, value
+            else:
+                yield from _texts(item, depth + 1)
