@@ -133,7 +133,12 @@ def text(report: Report, change: WhatIf | None) -> str:
         if remedy:
             from ..doctor.bootline import text as steps
 
-            lines += [*steps("kho=off", report.platforms), ""]
+            lines += [*steps("kho=off", report.platforms, report.container), ""]
+    if report.looked:
+        import textwrap
+
+        where = f"no kernel log of this boot; it was looked for in {', '.join(report.looked)}"
+        lines += [*textwrap.wrap(where, 110, subsequent_indent="  ", break_on_hyphens=False), ""]
     if report.unread:
         lines.append("not read:")
         lines += [f"  {file}: {why}" for file, why in report.unread]
@@ -153,7 +158,8 @@ def about(report: Report) -> list[str]:
         parts += [
             f"node {node}: {size(report.by_node.get(node, 0))} of {size(ram)}" for node, ram in report.nodes.items()
         ]
-    return ["  " + ", ".join(parts)] if parts else []
+    where = f"{report.layout or 'a report'} in {report.folder}/" if report.folder else report.layout
+    return [f"  {line}" for line in (", ".join(parts), where) if line]
 
 
 def finding_text(finding: dict[str, Any]) -> list[str]:
@@ -187,7 +193,7 @@ def what_if_text(report: Report, change: WhatIf) -> list[str]:
     lines += [f"  {note}" for note in change.notes] if change.accepted else []
     lines += [f"  not known: {what}" for what in change.unknown]
     lines.append("")
-    return [*lines, *steps(change.parameters, report.platforms), ""] if change.accepted else lines
+    return [*lines, *steps(change.parameters, report.platforms, report.container), ""] if change.accepted else lines
 
 
 def csv_of(reports: list[Report]) -> str:

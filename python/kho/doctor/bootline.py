@@ -1,51 +1,378 @@
-"""How to change the boot line: steps that are printed, never taken."""
+"""How to change the boot line: steps that are printed, never taken, for the boot loader that is there.
+
+One table: what shows a loader or system, the line to edit, the command that applies it. The steps are those of the
+systems' own documentation, named in `source`.
+"""
 
 from __future__ import annotations
 
-PLATFORMS = {
-    "grub": "GRUB (Debian, Ubuntu, Fedora, SUSE)",
-    "systemd-boot": "systemd-boot",
-    "rpi": "Raspberry Pi",
-    "cloud": "cloud images (Ubuntu, Debian)",
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Loader:
+    """A way to change the boot line."""
+
+    title: str
+    steps: tuple[str, ...]
+    """With names in braces that `_fill` replaces."""
+    source: str
+    files: tuple[str, ...] = ()
+    """Files that show it; `*` at the beginning of the last name stands for anything."""
+    system: str = ""
+    """What /etc/os-release has."""
+    line: str = ""
+    """What the command line has."""
+    release: str = ""
+    unless: str = ""
+    """What the command line does not have."""
+    alone: bool = False
+    """Whether it takes the place of what its files look like: /etc/default/grub is there, and nothing reads it."""
+    note: bool = False
+    """Whether it comes in addition to a loader."""
+
+
+GRUB_LINE = "/etc/default/grub: in GRUB_CMDLINE_LINUX take away any {drop}, {append}"
+CMDLINE = "/etc/kernel/cmdline: take away any {drop}, {append}"
+APPENDED = "(the last one on the line counts)"
+LOADERS: dict[str, Loader] = {
+    "firecracker": Loader(
+        "a microVM (Firecracker): the boot line comes from outside",
+        ("boot_args of boot-source, in what starts the machine: {append}", "nothing in the machine itself changes it"),
+        "firecracker docs/getting-started.md: boot-source",
+        line=r"(?:^| )virtio_mmio\.device=|(?:^| )reboot=k .*panic=1(?: |$)",
+        alone=True,
+    ),
+    "wsl": Loader(
+        "WSL",
+        (
+            "%UserProfile%\\.wslconfig, under [wsl2]: kernelCommandLine = {parameters}",
+            "wsl --shutdown",
+        ),
+        "learn.microsoft.com/windows/wsl/wsl-config",
+        release=r"(?i)microsoft.*wsl",
+        alone=True,
+    ),
+    "talos": Loader(
+        "Talos Linux",
+        (
+            "talosctl get securitystate -o yaml    (bootedWithUKI: which of the two it is)",
+            "GRUB: machine.install.extraKernelArgs: [{quoted}] in the machine configuration, then talosctl upgrade",
+            "systemd-boot (UKI): that is ignored; customization.extraKernelArgs: [{quoted}] in a schematic of Image Factory,",
+            "then talosctl upgrade --image factory.talos.dev/installer/SCHEMATIC:VERSION",
+        ),
+        "docs.siderolabs.com/talos: bare-metal-platforms/bootloader",
+        system=r"^ID=\"?talos\b",
+        line=r"(?:^| )talos\.platform=",
+        alone=True,
+    ),
+    "bottlerocket": Loader(
+        "Bottlerocket",
+        (
+            'echo \'{"settings": {"boot": {"kernel-parameters": {json}}}}\' | apiclient apply',
+            "apiclient reboot    (new nodes: the same in user data, with settings.boot.reboot-to-reconcile = true)",
+        ),
+        "bottlerocket.dev: api/settings/boot",
+        system=r"^ID=\"?bottlerocket\b",
+        alone=True,
+    ),
+    "ubuntu-core": Loader(
+        "Ubuntu Core",
+        (
+            'snap set system system.kernel.cmdline-append="{parameters}"    (if the gadget allows it)',
+            'snap set system system.kernel.dangerous-cmdline-append="{parameters}"    (models of grade dangerous)',
+        ),
+        "ubuntu.com/core/docs/modify-kernel-options",
+        system=r"^ID=\"?ubuntu-core\b",
+        line=r"(?:^| )snapd_recovery_mode=",
+        alone=True,
+    ),
+    "chromeos": Loader(
+        "ChromeOS",
+        (
+            "the boot line is signed with the kernel; without developer mode it cannot be changed",
+            "developer mode: /usr/share/vboot/bin/make_dev_ssd.sh --edit_config",
+        ),
+        "chromium.org: developer mode, make_dev_ssd.sh",
+        system=r"^ID=\"?chrome?ium-?os\b|^ID=\"?chromeos\b|^CHROMEOS_",
+        line=r"(?:^| )cros_(?:efi|secure|legacy)(?: |$)",
+        alone=True,
+    ),
+    "flatcar": Loader(
+        "Flatcar Container Linux",
+        (
+            "/oem/grub.cfg (before: /usr/share/oem/grub.cfg): "
+            'set linux_append="$linux_append {parameters}"',
+            "new machines: kernel_arguments: should_exist: [{quoted}] in the Butane configuration",
+        ),
+        "flatcar.org: setup/customization/other-settings",
+        system=r"^ID=\"?flatcar\b",
+        line=r"(?:^| )flatcar\.",
+        alone=True,
+    ),
+    "openshift": Loader(
+        "OpenShift (RHEL CoreOS)",
+        (
+            "a MachineConfig for the pool of nodes, with spec.kernelArguments: [{quoted}]; oc apply -f it",
+            "its operator drains and reboots the nodes one after the other; rpm-ostree on a node is undone",
+        ),
+        "docs.redhat.com: OpenShift, adding kernel arguments to nodes",
+        system=r"^ID=\"?rhcos\b|^OPENSHIFT_VERSION=",
+        alone=True,
+    ),
+    "rpm-ostree": Loader(
+        "rpm-ostree (Fedora CoreOS, Silverblue, IoT; bootc)",
+        (
+            "rpm-ostree kargs {appended}    " + APPENDED,
+            "images that bootc builds: kargs = [{quoted}] in /usr/lib/bootc/kargs.d/50-kho.toml",
+        ),
+        "docs.fedoraproject.org: fedora-coreos/kernel-args; bootc: building/kernel-arguments",
+        files=("run/ostree-booted", "sysroot/ostree", "ostree/repo", "usr/lib/bootc/kargs.d"),
+        system=r"^VARIANT_ID=\"?(?:coreos|silverblue|kinoite|iot|sericea|onyx|atomic|cosmic-atomic)\b|^OSTREE_VERSION=",
+        line=r"(?:^| )ostree=",
+        alone=True,
+    ),
+    "nixos": Loader(
+        "NixOS",
+        (
+            "/etc/nixos/configuration.nix (or the flake): boot.kernelParams = [ {spaced} ];",
+            "nixos-rebuild boot",
+        ),
+        "nixos.org: manual, boot.kernelParams",
+        files=("etc/NIXOS",),
+        system=r"^ID=\"?nixos\b",
+        line=r"(?:^| )init=/nix/store/",
+        alone=True,
+    ),
+    "guix": Loader(
+        "Guix System",
+        (
+            "the operating-system: (kernel-arguments (cons* {spaced} %default-kernel-arguments))",
+            "guix system reconfigure",
+        ),
+        "guix.gnu.org: manual, operating-system reference",
+        system=r"^ID=\"?guix\b",
+        line=r"(?:^| )gnu\.system=",
+        alone=True,
+    ),
+    "proxmox": Loader(
+        "Proxmox (proxmox-boot-tool, systemd-boot)",
+        (CMDLINE + "; it stays one line", "proxmox-boot-tool refresh"),
+        "pve.proxmox.com: Host Bootloader, editing the kernel commandline",
+        files=("etc/kernel/proxmox-boot-uuids",),
+        line=r"(?:^| )initrd=\\EFI\\proxmox\\",
+        unless=r"(?:^| )BOOT_IMAGE=",
+        alone=True,
+    ),
+    "proxmox-grub": Loader(
+        "Proxmox (GRUB)",
+        (
+            "/etc/default/grub: in GRUB_CMDLINE_LINUX_DEFAULT take away any {drop}, {append}",
+            "proxmox-boot-tool refresh    (without /etc/kernel/proxmox-boot-uuids: update-grub)",
+        ),
+        "pve.proxmox.com: Host Bootloader, editing the kernel commandline",
+        files=("etc/kernel/proxmox-boot-uuids", "etc/pve"),
+        release=r"-pve$",
+        alone=True,
+    ),
+    "transactional": Loader(
+        "SUSE with transactional-update (SLE Micro, MicroOS)",
+        (
+            "/etc/default/grub: in GRUB_CMDLINE_LINUX_DEFAULT take away any {drop}, {append}",
+            "transactional-update grub.cfg",
+        ),
+        "documentation.suse.com: SLE Micro, transactional-update",
+        system=r"^ID=\"?(?:sle-micro|sl-micro|opensuse-microos|opensuse-leap-micro|opensuse-aeon)\b",
+        alone=True,
+    ),
+    "sdbootutil": Loader(
+        "openSUSE with sdbootutil",
+        (CMDLINE, "sdbootutil update-all-entries"),
+        "en.opensuse.org: Systemd-boot",
+        files=("usr/bin/sdbootutil", "etc/sysconfig/sdbootutil"),
+        alone=True,
+    ),
+    "uki": Loader(
+        "a unified kernel image (UKI)",
+        (
+            CMDLINE + " (dracut: kernel_cmdline= in /etc/dracut.conf.d/*.conf)",
+            "and have the image built again: kernel-install add-all (ukify), mkinitcpio -P,",
+            "or dracut --uefi --regenerate-all --force; under Secure Boot nothing else is taken",
+        ),
+        "ukify(1), kernel-install(8), mkinitcpio(8), dracut(8)",
+        files=(
+            "etc/kernel/uki.conf",
+            "boot/efi/EFI/Linux/*.efi",
+            "efi/EFI/Linux/*.efi",
+            "boot/EFI/Linux/*.efi",
+        ),
+        alone=True,
+    ),
+    "grubby": Loader(
+        "Fedora, RHEL and kin (boot loader entries)",
+        ('grubby --update-kernel=ALL --remove-args="{names}" --args="{parameters}"',),
+        "grubby(8); docs.redhat.com: configuring kernel command-line parameters",
+        system=r"^ID=\"?(?:fedora|rhel|centos|rocky|almalinux|ol|amzn|azurelinux|mariner)\b",
+        alone=True,
+    ),
+    "alpine": Loader(
+        "Alpine (update-extlinux)",
+        ("/etc/update-extlinux.conf: in default_kernel_opts take away any {drop}, {append}", "update-extlinux"),
+        "wiki.alpinelinux.org: Bootloaders",
+        files=("etc/update-extlinux.conf",),
+        alone=True,
+    ),
+    "u-boot-menu": Loader(
+        "U-Boot (u-boot-menu)",
+        (
+            '/etc/default/u-boot: U_BOOT_PARAMETERS="$(cat /proc/cmdline without BOOT_IMAGE) {parameters}", without any {drop}',
+            "u-boot-update",
+        ),
+        "u-boot-update(8)",
+        files=("etc/default/u-boot",),
+        alone=True,
+    ),
+    "armbian": Loader(
+        "Armbian (U-Boot)",
+        ("/boot/armbianEnv.txt: extraargs={parameters}    (after what stands there, separated by a space)",),
+        "docs.armbian.com: User-Guide_Advanced-Configuration",
+        files=("boot/armbianEnv.txt",),
+        alone=True,
+    ),
+    "extlinux": Loader(
+        "U-Boot or SYSLINUX (extlinux.conf)",
+        ("/boot/extlinux/extlinux.conf: in APPEND of the entry that boots take away any {drop}, {append}",),
+        "docs.u-boot.org: develop/distro; uapi-group.org: Boot Loader Specification",
+        files=("boot/extlinux/extlinux.conf", "extlinux/extlinux.conf"),
+        alone=True,
+    ),
+    "refind": Loader(
+        "rEFInd",
+        ("/boot/refind_linux.conf: in the second string of the line that boots take away any {drop}, {append}",),
+        "rodsbooks.com/refind/linux.html",
+        files=("boot/refind_linux.conf",),
+        alone=True,
+    ),
+    "grub": Loader(
+        "GRUB (Debian, Ubuntu, Fedora, SUSE)",
+        (
+            GRUB_LINE,
+            "update-grub        (Fedora, SUSE: grub2-mkconfig -o /boot/grub2/grub.cfg)",
+            'or, with grubby:   grubby --update-kernel=ALL --remove-args="{names}" --args="{parameters}"',
+        ),
+        "gnu.org: GRUB manual, simple configuration",
+        files=("etc/default/grub",),
+    ),
+    "systemd-boot": Loader(
+        "systemd-boot",
+        (CMDLINE, "kernel-install add-all    (or the options line of each /boot/loader/entries/*.conf)"),
+        "kernel-install(8), loader.conf(5)",
+        files=("boot/loader/loader.conf", "efi/loader/loader.conf", "boot/efi/loader/loader.conf", "etc/kernel/cmdline"),
+    ),
+    "rpi": Loader(
+        "Raspberry Pi",
+        ("/boot/firmware/cmdline.txt: take away any {drop}, {append}; it stays one line",),
+        "raspberrypi.com: documentation, configuration, cmdline.txt (before bookworm: /boot/cmdline.txt)",
+        files=("boot/firmware/cmdline.txt", "boot/cmdline.txt"),
+    ),
+    "cloud": Loader(
+        "cloud images (Ubuntu, Debian)",
+        (
+            "echo 'GRUB_CMDLINE_LINUX_DEFAULT=\"$GRUB_CMDLINE_LINUX_DEFAULT {parameters}\"' > /etc/default/grub.d/99-kho.cfg",
+            "update-grub        (settings in grub.d come after /etc/default/grub; the last one on the line counts)",
+        ),
+        "ubuntu.com: cloud images; /etc/default/grub.d",
+        files=("etc/default/grub.d/50-cloudimg-settings.cfg",),
+    ),
+    "managed": Loader(
+        "a node that a provider manages (EKS, GKE, AKS): the machine is not yours to keep",
+        (
+            "a node that is replaced or repaired loses any edit: put it into the node group's launch template, user data or image",
+            "where the provider has no setting for it (GKE Autopilot, Fargate): only the provider can change it",
+        ),
+        "docs.aws.amazon.com/eks: launch templates; learn.microsoft.com/azure/aks: node configuration",
+        files=("etc/eks", "etc/kubernetes/azure.json", "home/kubernetes/bin", "var/lib/toolbox/cos"),
+        system=r"^ID=\"?cos\b",
+        note=True,
+    ),
 }
+PLATFORMS = {name: loader.title for name, loader in LOADERS.items()}
+USUAL = ("grub", "systemd-boot", "rpi", "cloud")
+"""What is printed where no boot loader was seen."""
+UNSEEN = (
+    "  which boot loader this machine has cannot be seen from here; to find out, on the machine:",
+    "    bootctl status; ls /boot /boot/firmware /boot/extlinux /etc/default/grub /etc/kernel; cat /etc/os-release",
+)
+NOT_OURS = (
+    "The machine is not this container's: its boot line is the host's, and no file in here changes it.",
+    "  On the host: kho doctor; with a provider's containers (Fargate, Cloud Run, Autopilot) only the provider can.",
+)
+
+
+def detect(there: Callable[[str], bool], system: str, line: str, release: str) -> list[str]:
+    """Find which ways there are, the best first.
+
+    Args: there: whether a file exists, relative to the root. system: /etc/os-release. line: the command line.
+    release: as uname -r gives it.
+    """
+    found = []
+    for name, loader in LOADERS.items():
+        if loader.unless and re.search(loader.unless, line):
+            continue
+        if (
+            any(there(file) for file in loader.files)
+            or (loader.system and re.search(loader.system, system, re.MULTILINE))
+            or (loader.line and re.search(loader.line, line))
+            or (loader.release and re.search(loader.release, release))
+        ):
+            found.append(name)
+    alone = [name for name in found if LOADERS[name].alone]
+    notes = [name for name in found if LOADERS[name].note]
+    if alone:
+        return [alone[0], *notes]
+    # /etc/default/grub stays behind on a Raspberry Pi or with systemd-boot; which one boots cannot be told: all are named.
+    order = ("rpi", "cloud", "systemd-boot", "grub")
+    return [*(name for name in order if name in found), *notes]
+
+
+def _fill(step: str, parameters: str) -> str:
+    """Write a step for parameters."""
+    words = parameters.split()
+    names = [word.split("=")[0] for word in words]
+    filled = {
+        "parameters": parameters,
+        "names": " ".join(names),
+        "drop": ", ".join(f"{name}=..." for name in names),
+        "append": f"append {parameters} behind a space",
+        "quoted": ", ".join(f'"{word}"' for word in words),
+        "spaced": " ".join(f'"{word}"' for word in words),
+        "appended": " ".join(f"--append={word}" for word in words),
+        "json": "{" + ", ".join(f'"{word.partition("=")[0]}": ["{word.partition("=")[2]}"]' for word in words) + "}",
+    }
+    return re.sub(r"\{(\w+)\}", lambda match: filled.get(match[1], match[0]), step)
 
 
 def edits(parameters: str, platforms: list[str] | None = None) -> dict[str, list[str]]:
     """Give the steps that put parameters on the boot line, by platform.
 
-    Args: parameters: as `kho=off`, separated by spaces. platforms: those that were seen; every one if none was.
+    Args: parameters: as `kho=off`, separated by spaces. platforms: those that were seen; the usual ones if none was.
     """
-    names = [word.split("=")[0] for word in parameters.split()]
-    drop = ", ".join(f"{name}=..." for name in names)
-    append = f"append {parameters} behind a space"
-    line = f'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT {parameters}"'
-    steps = {
-        "grub": [
-            f"/etc/default/grub: in GRUB_CMDLINE_LINUX take away any {drop}, {append}",
-            "update-grub        (Fedora, SUSE: grub2-mkconfig -o /boot/grub2/grub.cfg)",
-            f'or, with grubby:   grubby --update-kernel=ALL --remove-args="{" ".join(names)}" --args="{parameters}"',
-        ],
-        "systemd-boot": [
-            f"/etc/kernel/cmdline: take away any {drop}, {append}",
-            "kernel-install add-all    (or the options line of each /boot/loader/entries/*.conf)",
-        ],
-        "rpi": [
-            f"/boot/firmware/cmdline.txt: take away any {drop}, {append}; it stays one line",
-        ],
-        "cloud": [
-            f"echo '{line}' > /etc/default/grub.d/99-kho.cfg",
-            "update-grub        (settings in grub.d come after /etc/default/grub; the last one on the line counts)",
-        ],
-    }
-    wanted = [name for name in PLATFORMS if name in (platforms or PLATFORMS)]
+    wanted = [name for name in LOADERS if name in (platforms or USUAL)]
     if "cloud" in wanted and platforms:
         wanted = [name for name in wanted if name != "grub"]
-    return {name: steps[name] for name in wanted}
+    return {name: [_fill(step, parameters) for step in LOADERS[name].steps] for name in wanted}
 
 
-def text(parameters: str, platforms: list[str] | None = None) -> list[str]:
+def text(parameters: str, platforms: list[str] | None = None, container: bool = False) -> list[str]:
     """Write the steps as lines."""
+    if container:
+        return list(NOT_OURS)
     found = [f"To boot with {parameters} (nothing was changed):"]
+    if not set(platforms or ()) - {name for name, loader in LOADERS.items() if loader.note}:
+        found += UNSEEN
+        platforms = [*USUAL, *platforms] if platforms else None
     for name, steps in edits(parameters, platforms).items():
         found.append(f"  {PLATFORMS[name]}")
         found += [f"    {step}" for step in steps]

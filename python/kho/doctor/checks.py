@@ -10,6 +10,7 @@ from .facts import Facts
 from .kernellog import Evidence
 from .report import Certainty, Report
 from .scratch import Figures, enablement, excess, judged, words
+from .surroundings import FIRST, incapable, version
 from .text import share, size
 
 LARGE = 0.1
@@ -155,7 +156,7 @@ def switch(facts: Facts, report: Report, found: Figures) -> None:
         said = facts.log.malformed if facts.log is not None else []
         shown = facts.cmdline._replace(text=" ".join(wrong)[:200])
         report.add("DOC007", f"{wrong[-1][:80]}: neither on nor off", "certain", shown, *said)
-    asked_for = enablement(facts, None) is True
+    asked_for = enablement(facts, None) is True and not (facts.log is not None and facts.log.kdump)
     if asked_for and report.state in ("off", "absent"):
         certainty: Certainty = "certain" if report.built_in is False else "likely" if found.blocks == 0 else "guess"
         text = "it is not built in" if report.built_in is False else "it is not built in, or it disabled itself"
@@ -221,6 +222,10 @@ def absence(facts: Facts, report: Report, found: Figures) -> None:
         default = facts.config.get("CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT")
         enabled = enablement(facts, report.enabled_by_default)
         text = "kho=off on the command line" if enablement(facts, None) is False else "it is not enabled"
+        kdump = facts.log.kdump if facts.log is not None else None
+        if kdump is not None:
+            report.add("DOC015", "off on purpose, in the kernel that saves a crash dump", "certain", kdump, shown)
+            return
         if enabled:
             text = "it is asked for, and there is no CMA memory outside CmaTotal: not built in, or it disabled itself"
         if enablement(facts, None):
@@ -228,11 +233,18 @@ def absence(facts: Facts, report: Report, found: Figures) -> None:
         sure: Certainty = "certain" if enabled is False else "likely"
         report.add("DOC015", text, sure, shown, default, built, cma)
     elif report.state == "absent":
+        foreign = facts.config_file is None and excess(found)
+        numbers = version(report.release)
         sure = "certain" if facts.config_file is not None else "likely"
+        if foreign and numbers is not None and (6, 0) <= numbers < FIRST:
+            sure = "guess"  # vendors bring features to their long-lived kernels
         config = Evidence(facts.config_file, None, "no CONFIG_KEXEC_HANDOVER=y") if facts.config_file else None
         memory = facts.mem_total.seen if facts.mem_total is not None else None
-        report.add("DOC016", "holds nothing", sure, built or config, facts.release, memory)
-    else:
+        text = incapable(facts) or "holds nothing"
+        what = "nothing is gained by kho=off" if foreign else "holds nothing"
+        text = f"{text}; {what}" if incapable(facts) and facts.config_file is None else what
+        report.add("DOC016", text, sure, built or config, facts.architecture, facts.release, memory)
+    elif report.state != "unknown":
         inferred = found.blocks if found.blocks is not None else found.zones if report.boot == "cold" else None
         if found.exact is None or inferred is None:
             return
@@ -242,7 +254,11 @@ def absence(facts: Facts, report: Report, found: Figures) -> None:
         return
     if excess(found):
         text = f"{size(excess(found))} of CMA memory outside CmaTotal, and KHO is not active"
-        report.add("DOC023", text, "likely", *found.evidence)
+        if report.state == "unknown":
+            text = f"{size(excess(found))} of CMA memory outside CmaTotal, where kho=off or the kernel speak against KHO"
+        remedy = "Look at what else reserves CMA memory: cma=, reserved-memory in the devicetree, a vendor's driver. "
+        remedy += "kho=off gains nothing here, unless this kernel was booted by a handover: then it takes a cold boot."
+        report.add("DOC023", text, "likely", *found.evidence, remedy=remedy)
 
 
 def chain(facts: Facts, report: Report, found: Figures) -> None:
@@ -295,8 +311,15 @@ def live(facts: Facts, report: Report, found: Figures) -> None:
         holders = len(facts.sessions)
         text += f"; {holders} descriptor{'' if holders == 1 else 's'} of it or of sessions seen" if holders else ""
         report.add("DOC022", text, "certain", facts.device, *luo, *facts.sessions, wanted)
-    if facts.container is not None:
-        report.add("DOC024", "the figures are the host's", "likely", facts.container)
+    if facts.container is not None or facts.mixed is not None:
+        text = "the figures are the host's"
+        shown = [facts.cma_free.seen if facts.cma_free is not None else None]
+        if facts.mixed is not None:
+            own = facts.of_container
+            limit = f"MemTotal ({size(own.bytes)}) is the container's" if own is not None else "MemTotal is the container's"
+            text = f"{facts.mixed}: {limit}, CmaTotal and CmaFree are its host's; no share of RAM is made of them"
+            shown.append(own.seen if own is not None else None)
+        report.add("DOC024", text, "likely", facts.container, *shown)
 
 
 Check = Callable[[Facts, Report, Figures], None]

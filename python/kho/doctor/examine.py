@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
+from dataclasses import dataclass
 
 from ..errors import ParameterError
 from . import checks
 from .facts import Facts
 from .reading import gather
-from .report import Report
+from .layout import ARCHIVE
+from .report import Report, State
 from .scratch import Figures, alignment, areas_of, enablement, excess, figures, judged
+from .surroundings import amount_of_zones, incapable
 from .text import share, size
-from .tree import Tree
+from .tree import Tree, clean
 
 
 def examine(root: str | os.PathLike[str] = "/") -> Report:
@@ -28,9 +30,14 @@ def examine(root: str | os.PathLike[str] = "/") -> Report:
     tree = Tree(root)
     if tree.live and not sys.platform.startswith("linux"):
         return Report(tree.root, f"This is no Linux ({sys.platform}): it has no KHO, and none of its memory.", "absent")
+    root = clean(tree.root)
     facts = gather(tree)
-    report = Report(facts.root)
-    report.unread = tree.unread
+    report = Report(root)
+    report.unread, report.layout, report.elsewhere = tree.unread, tree.layout, [clean(name) for name in tree.elsewhere]
+    report.folder = clean(tree.folder) or None
+    if facts.log is None:
+        report.looked = [clean(name) for name in facts.looked]
+    report.there = [] if tree.live else [clean(name) for name in tree.names("")]
     diagnose(facts, report)
     return report
 
@@ -39,7 +46,10 @@ def diagnose(facts: Facts, report: Report) -> None:
     """Fill in a report from facts."""
     found = figures(facts)
     report.release = facts.release.text if facts.release is not None else None
+    if facts.mixed is not None and facts.mem_total is None:
+        facts.mem_total = amount_of_zones(facts)
     report.ram = facts.mem_total.bytes if facts.mem_total is not None else None
+    report.container = facts.container is not None or facts.mixed is not None
     report.cma_total = facts.cma_total.bytes if facts.cma_total is not None else None
     report.hugetlb = facts.hugetlb.bytes if facts.hugetlb is not None else None
     report.nodes, report.page_size, report.pageblock = facts.nodes, facts.page_size, facts.block_bytes
@@ -70,55 +80,91 @@ def _boot(facts: Facts, report: Report) -> None:
         report.boot = "cold"
 
 
-def old(release: str | None) -> bool:
-    """Say whether a release is older than Linux 6.16, which brought KHO."""
-    match = re.match(r"(\d{1,4})\.(\d{1,4})", release or "")
-    return match is not None and (int(match[1]), int(match[2])) < (6, 16)
+@dataclass(frozen=True)
+class Signs:
+    """What speaks for and against memory held by KHO, each None where nothing is known."""
+
+    held: bool
+    """CMA memory outside CmaTotal is seen: KHO's, or what a failed reservation left."""
+    nothing: bool
+    """There is surely none: pageblocks are counted, or the zones of a cold boot."""
+    idle: bool
+    """None is seen free while most of RAM is, or there is no room for any: likely there is none."""
+    enabled: bool | None
+    """By the command line, or the kernel's default."""
+
+
+def signs(facts: Facts, report: Report, found: Figures) -> Signs:
+    """Weigh the figures. A lower bound of 0 is no sign of anything: scratch may be full of movable pages."""
+    total, free = facts.mem_total, facts.mem_free
+    room = None if total is None else total.bytes - (free.bytes if free is not None else 0) + excess(found)
+    nothing = found.blocks == 0 or (found.zones == 0 and not found.free and report.boot == "cold")
+    # What others have in use hides as much of scratch from CmaFree, unless zones tell the two apart.
+    plain = not found.others or found.zones == 0
+    idle = report.boot != "kho" and found.free == 0 and plain and total is not None and free is not None
+    # By default scratch is a sixteenth of RAM or more: less memory in use than that has no room for it. Where zones show
+    # that there is none of a cold boot, half of RAM is enough.
+    most = total.bytes // 2 if total is not None and found.zones == 0 else (total.bytes // 16 * 15 if total else 0)
+    idle = idle and free is not None and free.bytes >= most
+    idle = idle or (found.free == 0 and room is not None and room < facts.block_bytes)
+    return Signs(bool(excess(found)), nothing, idle, enablement(facts, report.enabled_by_default))
+
+
+def _built_in(facts: Facts, found: Figures) -> bool | None:
+    """Decide whether the kernel has KHO; None where nothing tells."""
+    built = facts.config.get("CONFIG_KEXEC_HANDOVER")
+    if facts.debugfs is not None or (facts.log is not None and facts.log.kho):
+        return True
+    if facts.config_file is not None:
+        return built is not None and built.text.endswith("=y")
+    if incapable(facts) is not None:
+        # A vendor may have brought KHO to an older kernel; memory held and kho=on together would be a sign of it.
+        return None if excess(found) and enablement(facts, None) else False
+    if excess(found):
+        return True
+    return False if facts.meminfo and facts.cma_total is None else None
 
 
 def _state(facts: Facts, report: Report, found: Figures) -> None:
-    """Decide which state KHO is in."""
-    built = facts.config.get("CONFIG_KEXEC_HANDOVER")
-    if facts.debugfs is not None or (facts.log is not None and facts.log.kho):
-        report.built_in = True
-    elif facts.config_file is not None:
-        report.built_in = built is not None and built.text.endswith("=y")
-    elif excess(found):
-        report.built_in = True
-    elif old(report.release) or (facts.meminfo and facts.cma_total is None):
-        report.built_in = False
-    enabled = enablement(facts, report.enabled_by_default)
-    zero = found.blocks == 0 or (found.zones == 0 and not found.free and report.boot != "kho")
-    if facts.log is not None and facts.log.disabled is not None:
-        report.state = "failed"
-    elif facts.debugfs is not None:
-        report.state = "active"
-    elif report.built_in is False:
-        report.state = "absent"
-    elif excess(found):
-        off = enabled is False and report.boot != "kho"
-        report.state = "off" if off else "failed" if left_behind(facts, report, found) else "active"
-    elif enabled and facts.cma_free is not None:
-        report.state = "unknown" if not zero else "failed" if report.built_in else "off"
-    elif enabled is False or facts.cma_free is not None or zero:
-        report.state = "off"
-    elif enabled and facts.log is not None and facts.log.asked is not None:
-        report.state = "active"
+    """Decide which state KHO is in: the first row that applies. Only proof makes it off or absent."""
+    report.built_in = _built_in(facts, found)
+    seen = signs(facts, report, found)
+    log, boot, enabled = facts.log, report.boot, seen.enabled
+    foreign = report.built_in is None and incapable(facts) is not None
+    taken = log is not None and log.asked is not None and boot == "cold"
+    finished = log is not None and log.memory is not None
+    rows: tuple[tuple[object, State], ...] = (
+        (log is not None and log.disabled, "failed"),
+        (log is not None and log.kdump, "off"),
+        (facts.debugfs is not None, "active"),
+        (report.built_in is False, "absent"),
+        (foreign, "unknown"),
+        # A kernel that was handed its scratch keeps it, whatever its own command line says.
+        (boot == "kho" and not (seen.nothing and not seen.held), "active"),
+        (boot == "kho", "unknown"),
+        (seen.held and enabled is False and boot == "cold", "off"),
+        (seen.held and enabled is False, "unknown"),
+        (seen.held and left_behind(facts, report, found), "failed"),
+        (seen.held, "active"),
+        (enabled and seen.nothing and report.built_in, "failed"),
+        (enabled and (seen.nothing or (seen.idle and found.zones == 0)), "off"),
+        (enabled and taken and (finished or facts.cma_free is None), "active"),
+        (enabled, "unknown"),
+        (enabled is False, "off"),
+        (seen.nothing or seen.idle, "off"),
+    )
+    report.state = next((state for applies, state in rows if applies), "unknown")
 
 
 def left_behind(facts: Facts, report: Report, found: Figures) -> bool:
     """Say whether CMA memory outside CmaTotal is what a failed reservation left, though no message says so.
 
-    An active KHO that booted cold has its scratch in zoneinfo's `cma`; a failed one has not, and has less than asked.
+    An active KHO that booted cold has its scratch in zoneinfo's `cma`; a failed one has not.
     """
-    if report.boot == "kho":
+    if report.boot == "kho" or found.zones:
         return False
-    uncounted = found.zones == 0 and found.best is not None
-    short = (
-        found.asked is not None and found.asked - (found.best or 0) >= found.block_bytes and found.blocks is not None
-    )
     impossible = found.asked is not None and facts.mem_total is not None and found.asked > facts.mem_total.bytes
-    return impossible or (uncounted and (short or report.boot == "cold"))
+    return impossible or (found.zones == 0 and found.best is not None and report.boot == "cold")
 
 
 def _amounts(facts: Facts, report: Report, found: Figures) -> None:
@@ -129,7 +175,11 @@ def _amounts(facts: Facts, report: Report, found: Figures) -> None:
     if report.boot == "kho":
         report.scale = None
     held = excess(found) if found.exact is None else found.exact
-    if report.state == "active":
+    if report.state == "active" and not held and found.exact is None:
+        report.scratch_low = 0  # it is active, and nothing of it is seen free: all of it may be in use
+        if found.asked is not None and report.boot != "kho":
+            _as_asked(facts, report, found, found.asked)
+    elif report.state == "active":
         report.scratch, report.scratch_how, report.areas = held, found.how, found.areas
         slack = 0 if found.how == "exact" else found.block_bytes
         least = max(found.free or 0, held - slack)
@@ -137,13 +187,16 @@ def _amounts(facts: Facts, report: Report, found: Figures) -> None:
         report.scratch_high = None if report.scratch_how == "at least" else held + slack
         if found.doubts:
             report.scratch_low = 0
-        if found.zones == 0 and report.boot is None and found.exact is None:
-            found.doubts.append("it may be what a failed reservation left: zoneinfo does not count it as CMA")
+        if not found.zones and report.boot is None and found.exact is None:
+            why = "zoneinfo does not count it as CMA" if found.zones == 0 else "neither log nor zoneinfo tells them apart"
+            found.doubts.append(f"it may be what a failed reservation left: {why}")
         if found.exact is None and found.asked is not None and report.boot != "kho":
             _as_asked(facts, report, found, found.asked)
     elif report.state in ("failed", "off", "absent"):
         report.scratch = report.scratch_low = report.scratch_high = 0
         report.scratch_how = "none"
+        if report.state == "off" and not _surely_nothing(facts, report, found):
+            report.scratch_high = None
         if report.state == "failed" and (found.blocks is not None or found.free is not None):
             report.leftover = excess(found)
     if (report.scratch or report.leftover) and not report.by_node:
@@ -155,6 +208,12 @@ def _amounts(facts: Facts, report: Report, found: Figures) -> None:
         report.preserved = [
             {"direction": side, "name": name, "bytes": nbytes} for side, name, nbytes in facts.debugfs.subtrees
         ]
+
+
+def _surely_nothing(facts: Facts, report: Report, found: Figures) -> bool:
+    """Say whether KHO, being off, holds nothing: a kernel that was handed scratch keeps it with kho=off, too."""
+    seen = signs(facts, report, found)
+    return report.boot == "cold" or seen.nothing or seen.idle
 
 
 def _as_asked(facts: Facts, report: Report, found: Figures, asked: int) -> None:
@@ -181,9 +240,12 @@ def headline(facts: Facts, report: Report, found: Figures) -> str:
     ram = f" ({share(report.share)} of RAM)" if report.share is not None else ""
     if report.state == "active" and report.scratch:
         least = {"at least": "at least ", "boot line": "about "}.get(report.scratch_how, "")
-        return f"KHO holds {least}{size(report.scratch)}{ram} as scratch: no kernel memory and no pins can live there."
+        where = " on the host of this container" if report.container else ""
+        what = f"KHO holds {least}{size(report.scratch)}{ram}{where} as scratch"
+        return f"{what}: no kernel memory and no pins can live there."
     if report.state == "active":
-        return "KHO is active; how much it holds cannot be seen from here."
+        handed = " (this kernel was booted by a handover, and keeps the scratch it was handed)" if report.boot == "kho" else ""
+        return f"KHO is active{handed}; how much it holds cannot be seen from here."
     if report.state == "failed":
         value = judged(facts)[0] if found.asked is not None else None
         asked = (
@@ -193,15 +255,22 @@ def headline(facts: Facts, report: Report, found: Figures) -> str:
         left = "nothing stayed behind" if report.leftover == 0 else "what stayed behind cannot be seen from here"
         left = f"{least}{size(report.leftover)}{ram} stayed behind in CMA" if report.leftover else left
         return f"KHO {asked}could not reserve {'it' if asked else 'its scratch'} and disabled itself; {left}."
+    others = f"; {size(excess(found))} of CMA memory outside CmaTotal is something else's" if excess(found) else ""
     if report.state == "off":
+        if others:
+            return f"KHO is off ({why_off(facts, report)}){others}."
+        if report.scratch_high is None:
+            return f"KHO is off ({why_off(facts, report)}), and holds nothing unless a handover brought it scratch."
         return f"KHO is off ({why_off(facts, report)}) and holds nothing."
     if report.state == "absent":
-        return f"KHO is not in this kernel ({why_absent(facts, report)}) and holds nothing."
-    return f"It cannot be told whether KHO holds memory: {what_is_missing(facts)}."
+        return f"KHO is not in this kernel ({why_absent(facts, report)}){others or ' and holds nothing'}."
+    return f"It cannot be told whether KHO holds memory: {what_is_missing(facts, report, found)}."
 
 
 def why_off(facts: Facts, report: Report) -> str:
     """Say why KHO is off."""
+    if facts.log is not None and facts.log.kdump is not None:
+        return "on purpose, in the kernel that saves a crash dump"
     if facts.cmdline is not None and enablement(facts, None) is False:
         return "kho=off on the command line" if "kho=" in facts.cmdline.text else "not asked for"
     if enablement(facts, report.enabled_by_default):
@@ -215,17 +284,42 @@ def why_absent(facts: Facts, report: Report) -> str:
     """Say why KHO is not there."""
     if facts.config_file is not None:
         return "CONFIG_KEXEC_HANDOVER is not set"
-    if old(report.release):
-        return f"Linux {report.release} is older than 6.16"
-    return "it has no CMA, which KHO needs"
+    return incapable(facts) or "it has no CMA, which KHO needs"
 
 
-def what_is_missing(facts: Facts) -> str:
-    """Say what would have been needed."""
+def what_is_missing(facts: Facts, report: Report, found: Figures) -> str:
+    """Say what would have been needed, and where it was looked for."""
     if not facts.meminfo and facts.log is None and facts.cmdline is None:
-        return "there is no proc/meminfo, no kernel log and no command line"
+        return "there is no proc/meminfo, no kernel log and no command line" + what_is_there(report)
+    foreign = incapable(facts)
+    if foreign is not None and excess(found):
+        return f"{foreign}, yet {size(excess(found))} of CMA memory are outside CmaTotal and kho= asks for it"
+    if excess(found):
+        why = why_off(facts, report)
+        return f"{why}, yet {size(excess(found))} of CMA memory are outside CmaTotal: a handover's, or something else's"
+    if report.boot == "kho":
+        return "it was handed over, yet no pageblock is scratch: figures of two machines or moments"
     if not facts.meminfo:
         return "there is no proc/meminfo with CmaTotal and CmaFree"
     if facts.cma_free is None:
         return "proc/meminfo does not say CmaFree"
-    return "it is enabled, and its memory may be in use; root sees more (proc/pagetypeinfo, debugfs)"
+    free = facts.mem_free.bytes / facts.mem_total.bytes if facts.mem_free and facts.mem_total and facts.mem_total.bytes else None
+    full = f" while {share(free)} of memory is free" if free is not None else ""
+    enabled = "it is enabled, and its memory" if enablement(facts, report.enabled_by_default) else "scratch, if there is any,"
+    proves = f"none of it is seen free, which proves nothing{full}: {enabled} may be in use"
+    return f"{proves}; root sees more (proc/pagetypeinfo, debugfs), and a kernel log or config may tell"
+
+
+def what_is_there(report: Report) -> str:
+    """Say where it was looked, and what is there instead."""
+    if report.elsewhere:
+        named = ", ".join(f"{name}/" for name in report.elsewhere[:6])
+        many = len(report.elsewhere) > 1
+        return f"; {named} look{'' if many else 's'} like {'reports: name one of them' if many else 'a report: name it'}"
+    packed = [name for name in report.there if ARCHIVE.fullmatch(name)]
+    if packed:
+        return f"; {packed[0]} is an archive: unpack it, and name the folder"
+    if report.there:
+        more = f" and {len(report.there) - 8} more" if len(report.there) > 8 else ""
+        return f"; it was looked for in proc/, var/log, sos_commands, insights_commands and sections; there is {', '.join(report.there[:8])}{more}"
+    return "; the directory is empty"

@@ -94,6 +94,10 @@ class Facts:
     """CONFIG_ names with their values, those that matter and are there."""
     config_file: str | None = None
     log: KernelLog | None = None
+    looked: list[str] = field(default_factory=list)
+    """Where a kernel log was looked for."""
+    banner: str | None = None
+    """/proc/version, whole."""
     debugfs: Debugfs | None = None
     handed_over: Evidence | None = None
     """That the boot loader or device tree told this kernel of a handover."""
@@ -104,6 +108,12 @@ class Facts:
     sessions: list[Evidence] = field(default_factory=list)
     pins: list[Evidence] = field(default_factory=list)
     container: Evidence | None = None
+    of_container: Amount | None = None
+    """MemTotal, where meminfo is a container's and CmaTotal and CmaFree are its host's; `mem_total` is None then."""
+    mixed: str | None = None
+    """What shows that meminfo has the figures of two machines."""
+    architecture: Evidence | None = None
+    """As uname -m names it."""
     platforms: list[str] = field(default_factory=list)
 
     @property

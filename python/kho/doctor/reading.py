@@ -10,25 +10,21 @@ import zlib
 from collections.abc import Iterator
 
 from .facts import BLOCK_ORDERS, MEMORY_LIMIT, PAGE_SIZES, Amount, Blocks, Debugfs, Facts, Zone, number
-from .kernellog import Evidence, parse
+from . import layout, logs, surroundings
+from .kernellog import Evidence, KernelLog, parse
 from .tree import FILE_LIMIT, Piece, Tree, clean
 
-LOG_TAIL = 256 << 10
-LOGS = (
-    "var/log/dmesg",
-    "sos_commands/kernel/dmesg",
-    "sos_commands/kernel/dmesg_-T",
-    "sos_commands/general/dmesg",
-    "sos_commands/boot/dmesg",
-    "dmesg",
-    "dmesg.txt",
-    "sos_commands/logs/journalctl_--no-pager_--boot",
-    "sos_commands/logs/journalctl_--no-pager_--catalog_--boot",
-    "sos_commands/logs/journalctl_--all_--this-boot_--no-pager",
-)
-MANY_BOOTS = ("var/log/kern.log", "var/log/messages", "var/log/syslog", "sos_commands/logs/journalctl_--no-pager")
-"""Logs of more than one boot: what is before their last one does not count."""
 LIVE_LOGS = ("var/log/dmesg", "var/log/kern.log")
+UNAMES = (
+    "proc/version",
+    "sos_commands/kernel/uname_-a",
+    "sos_commands/host/uname_-a",
+    "insights_commands/uname_-a",
+    "uname",
+    "uname.txt",
+    "uname_-a",
+    "uname-a.txt",
+)
 DEBUGFS = "sys/kernel/debug/kho"
 LIVEUPDATE_WORDS = ("[luo_session]", "luo_session", "/dev/liveupdate")
 LINES = 200_000
@@ -38,20 +34,26 @@ LINE = 512
 def gather(tree: Tree) -> Facts:
     """Read everything."""
     facts = Facts(clean(tree.root), tree.live)
+    layout.settle(tree)
     meminfo(tree, facts)
     zoneinfo(tree, facts)
     nodes(tree, facts)
     free = pagetypeinfo(tree, facts)
+    surroundings.container(tree, facts)
     page_size(tree, facts, free)
     release(tree, facts)
+    surroundings.architecture(tree, facts)
     hugepages(tree, facts)
     debugfs(tree, facts)
     handed_over(tree, facts)
-    surroundings(tree, facts)
+    pins(tree, facts)
     liveupdate(tree, facts)
-    log(tree, facts)  # late, since logs may use up what is read of a tree
     cmdline(tree, facts)
+    log(tree, facts)  # late, since logs may use up what is read of a tree
+    if facts.cmdline is None and facts.log is not None and facts.log.cmdline is not None:
+        _cmdline(facts, facts.log.cmdline)
     config(tree, facts)
+    surroundings.loaders(tree, facts)
     return facts
 
 
@@ -60,19 +62,21 @@ def lines(piece: Piece) -> Iterator[tuple[int, str]]:
     for count, line in enumerate(io.BytesIO(piece.head), 1):
         if count > LINES:
             return
-        yield count, line[:LINE].decode("utf-8", "replace").rstrip("\n")
+        yield count + (piece.before or 0), line[:LINE].decode("utf-8", "replace").rstrip("\n")
 
 
 def first_line(tree: Tree, file: str) -> Evidence | None:
     """Read a file of one line."""
-    piece = tree.read(file, 1 << 16)
-    text = clean(piece.head.replace(b"\0", b" ").split(b"\n")[0]) if piece is not None else ""
-    return Evidence(file, 1, text) if text else None
+    piece = layout.read(tree, file, 1 << 16)
+    if piece is None:
+        return None
+    text = clean(piece.head.removeprefix(b"\xef\xbb\xbf").replace(b"\0", b" ").split(b"\n")[0])
+    return Evidence(piece.file, piece.line(0), text) if text else None
 
 
 def meminfo(tree: Tree, facts: Facts) -> None:
     """Read /proc/meminfo."""
-    piece = tree.read("proc/meminfo", 1 << 20)
+    piece = layout.read(tree, "proc/meminfo", 1 << 20)
     if piece is None:
         return
     names = {"MemTotal": "mem_total", "MemFree": "mem_free", "CmaTotal": "cma_total", "CmaFree": "cma_free"}
@@ -84,7 +88,7 @@ def meminfo(tree: Tree, facts: Facts) -> None:
             tree.skipped(piece.file, f"not a size: {text}")
             continue
         facts.meminfo = True
-        line = piece.head.count(b"\n", 0, match.start()) + 1
+        line = piece.line(match.start())
         setattr(facts, names[match[1].decode()], Amount(value, Evidence(piece.file, line, text)))
     if not facts.meminfo:
         tree.skipped(piece.file, "no meminfo in it")
@@ -96,7 +100,7 @@ FIELD = re.compile(r"^ +(pages free|spanned|present|managed|cma|start_pfn:|nr_fr
 
 def zoneinfo(tree: Tree, facts: Facts) -> None:
     """Read /proc/zoneinfo, which everyone may read."""
-    piece = tree.read("proc/zoneinfo", 2 * FILE_LIMIT)
+    piece = layout.read(tree, "proc/zoneinfo", 2 * FILE_LIMIT)
     if piece is None:
         return
     current: tuple[int, str, int] | None = None
@@ -147,7 +151,7 @@ def nodes(tree: Tree, facts: Facts) -> None:
 
 def pagetypeinfo(tree: Tree, facts: Facts) -> int | None:
     """Read /proc/pagetypeinfo, which root may read; give how many pages are free, if it says."""
-    piece = tree.read("proc/pagetypeinfo")
+    piece = layout.read(tree, "proc/pagetypeinfo", FILE_LIMIT)
     if piece is None:
         return None
     column: int | None = None
@@ -210,40 +214,80 @@ def page_size(tree: Tree, facts: Facts, free: int | None) -> None:
 def release(tree: Tree, facts: Facts) -> None:
     """Read which kernel this is."""
     facts.release = first_line(tree, "proc/sys/kernel/osrelease")
-    for file in ("proc/version", "sos_commands/kernel/uname_-a", "uname", "uname.txt"):
-        seen = first_line(tree, file) if facts.release is None else None
-        if seen is not None and (match := re.match(r"Linux (?:version|\S+) (\d+\.\S+)", seen.text)):
+    for file in UNAMES:
+        seen = first_line(tree, file)
+        if seen is None:
+            continue
+        if file == "proc/version":
+            facts.banner = seen.text
+        match = re.match(r"Linux (?:version |\S+ )?(\d+\.\d\S*)", seen.text)
+        if facts.release is None and match is not None:
             facts.release = seen._replace(text=match[1])
 
 
 def log(tree: Tree, facts: Facts) -> None:
-    """Read the kernel's messages: of the running kernel its own buffer, else the first log that fits its release."""
-    release = facts.release.text if facts.release is not None else None
+    """Read the kernel's messages: of the running kernel its own buffer, else the first log that is of this boot."""
     if facts.live:
         piece = running_log(tree)
         found = parse(piece) if piece is not None else None
+        facts.looked.append("dev/kmsg")
         if found is not None and found.version is not None:
             facts.log = found
             return
-    for file in (*LOGS, *MANY_BOOTS) if not facts.live else LIVE_LOGS:
-        piece = tree.read(file, tail=FILE_LIMIT if file in MANY_BOOTS else LOG_TAIL)
-        if piece is not None and piece.tail and file in MANY_BOOTS:
-            piece = Piece(file, b"", piece.tail)
+    for file in LIVE_LOGS if facts.live else logs.candidates(tree):
+        facts.looked.append(file)
+        piece = logs.read(tree, file)
         found = parse(piece) if piece is not None else None
-        if found is None or (facts.live and found.version is None):
+        if piece is None or found is None or (facts.live and found.version is None):
             continue
-        if release is not None and found.version not in (None, release):
-            tree.skipped(file, f"it is of Linux {found.version}, this is {release}")
+        why = logs.of_another_boot(tree, facts, found)
+        if why is not None:
+            tree.skipped(piece.file, why)
             continue
         if facts.log is None or (found.version is not None and facts.log.version is None):
-            facts.log = found  # one that has the boot's beginning, if there is one
+            facts.log = _placed(found, piece)  # one that has the boot's beginning, if there is one
         if facts.log.version is not None:
             break
+    if facts.log is None and not facts.live:
+        _crashed(tree, facts)
     if not facts.meminfo and facts.log is not None and facts.log.memory is not None:
         total = number(str(facts.log.cma_reserved or 0))
         facts.cma_total = Amount(total, facts.log.memory) if total is not None else None
     if facts.release is None and facts.log is not None and facts.log.version is not None:
         facts.release = Evidence(facts.log.file, None, clean(facts.log.version))
+
+
+def _crashed(tree: Tree, facts: Facts) -> None:
+    """Take the log of a kernel that crashed for what is examined, if nothing shows a machine that runs."""
+    for file in logs.crashed(tree):
+        if facts.meminfo or facts.zones or facts.blocks or facts.cmdline is not None:
+            tree.skipped(file, "the log of a kernel that crashed: of an earlier boot")
+            continue
+        piece = logs.read(tree, file)
+        found = parse(piece) if piece is not None else None
+        facts.looked.append(file)
+        if found is not None and (facts.log is None or (found.version is not None and facts.log.version is None)):
+            facts.log = found
+            tree.layout = tree.layout or "the log of a kernel that crashed"
+
+
+def _placed(found: KernelLog, piece: Piece) -> KernelLog:
+    """Give a log the line numbers of the file that it is a section of."""
+    shift = piece.before
+    if shift == 0:
+        return found
+
+    def moved(value: object) -> object:
+        if isinstance(value, Evidence):
+            line = None if shift is None or value.line is None else value.line + shift
+            return value._replace(line=line)
+        if isinstance(value, list):
+            return [moved(item) for item in value]
+        return tuple(map(moved, value)) if type(value) is tuple else value
+
+    for name, value in list(vars(found).items()):
+        setattr(found, name, moved(value))
+    return found
 
 
 def running_log(tree: Tree) -> Piece | None:
@@ -268,15 +312,16 @@ def running_log(tree: Tree) -> Piece | None:
 
 
 def cmdline(tree: Tree, facts: Facts) -> None:
-    """Read the command line, from the log if nowhere else."""
-    piece = tree.read("proc/cmdline", 1 << 16)
+    """Read the command line."""
+    piece = layout.read(tree, "proc/cmdline", 1 << 16)
     if piece is not None:
-        facts.cmdline = Evidence(piece.file, 1, piece.head.split(b"\n")[0].decode("utf-8", "replace"))
-    elif facts.log is not None:
-        facts.cmdline = facts.log.cmdline
-    if facts.cmdline is not None:
-        text = "".join(c if c.isprintable() else " " for c in facts.cmdline.text)
-        facts.cmdline = facts.cmdline._replace(text=text)
+        _cmdline(facts, Evidence(piece.file, piece.line(0), logs.first(piece.head)))
+
+
+def _cmdline(facts: Facts, seen: Evidence) -> None:
+    """Take a command line, fit to be printed."""
+    text = "".join(c if c.isprintable() else " " for c in seen.text)
+    facts.cmdline = seen._replace(text=text)
 
 
 OPTION = re.compile(
@@ -291,17 +336,20 @@ def config(tree: Tree, facts: Facts) -> None:
     release = facts.release.text if facts.release is not None else ""
     piece = None
     if re.fullmatch(r"[\w.+~-]{1,100}", release):
-        for file in (f"boot/config-{release}", f"lib/modules/{release}/config", f"usr/lib/modules/{release}/config"):
-            piece = piece or tree.read(file)
+        for file in (f"boot/config-{release}", f"config-{release}", f"lib/modules/{release}/config", f"usr/lib/modules/{release}/config"):
+            piece = piece or tree.kept.get(file) or tree.read(file)
     if piece is None:
-        piece = tree.read("proc/config.gz")
-        if piece is not None:
+        piece = tree.kept.get("config")
+    for file in ("proc/config.gz", "config.gz") if piece is None else ():
+        piece = tree.read(file) if piece is None and (file == "proc/config.gz" or tree.exists(file)) else piece
+        if piece is not None and piece.file == file:
             try:
                 text = zlib.decompressobj(31).decompress(piece.head, FILE_LIMIT)
             except zlib.error:
                 tree.skipped(piece.file, "not gzip")
                 return
             piece = Piece(piece.file, text)
+            break
     if piece is None and not facts.live:
         found = [name for name in tree.names("boot") if name.startswith("config-")]
         piece = tree.read(f"boot/{found[0]}") if len(found) == 1 and not release else None
@@ -313,7 +361,7 @@ def config(tree: Tree, facts: Facts) -> None:
     facts.config_file = piece.file
     for match in OPTION.finditer(piece.head):
         name = (match[1] or match[2]).decode()
-        seen = Evidence(piece.file, piece.head.count(b"\n", 0, match.start()) + 1, clean(match[0]))
+        seen = Evidence(piece.file, piece.line(match.start()), clean(match[0]))
         facts.config.setdefault(name, seen)
 
 
@@ -330,7 +378,7 @@ def hugepages(tree: Tree, facts: Facts) -> None:
         if total is not None and size > facts.page_size << 10 and size > facts.block_bytes:
             before = facts.gigantic.bytes if facts.gigantic is not None else 0
             facts.gigantic = Amount(before + total, seen._replace(text=f"{count} pages of {size >> 10} kB"))
-    piece = tree.read("proc/iomem")
+    piece = layout.read(tree, "proc/iomem", FILE_LIMIT)
     if piece is not None:
         total = 0
         seen = None
@@ -345,12 +393,12 @@ def hugepages(tree: Tree, facts: Facts) -> None:
             total = sum(max(int(end, 16) + 1 - int(start, 16), 0) for start, end in ram)
             if len(ram) < total < MEMORY_LIMIT:
                 facts.mem_total = Amount(total, Evidence(piece.file, None, "System RAM"))
-    piece = tree.read("proc/vmstat")
+    piece = layout.read(tree, "proc/vmstat", FILE_LIMIT)
     if piece is not None:
         match_b = re.search(rb"^nr_memmap_boot_pages (\S+)$", piece.head, re.MULTILINE)
         pages = number(match_b[1], facts.page_size) if match_b else None
         if match_b is not None and pages:
-            line = piece.head.count(b"\n", 0, match_b.start()) + 1
+            line = piece.line(match_b.start())
             facts.memmap = Amount(pages, Evidence(piece.file, line, clean(match_b[0])))
 
 
@@ -418,8 +466,8 @@ def handed_over(tree: Tree, facts: Facts) -> None:
         facts.boot_data = Evidence("sys/kernel/boot_params/setup_data", None, "no entry of type SETUP_KEXEC_KHO")
 
 
-def surroundings(tree: Tree, facts: Facts) -> None:
-    """Look for what pins memory, containers, hypervisors, and boot loaders."""
+def pins(tree: Tree, facts: Facts) -> None:
+    """Look for what pins memory for long."""
     for folder, what in (
         ("sys/class/infiniband", "RDMA device"),
         ("sys/class/vfio-dev", "VFIO device"),
@@ -434,25 +482,12 @@ def surroundings(tree: Tree, facts: Facts) -> None:
             more = f" and {len(found) - 4} more" if len(found) > 4 else ""
             facts.pins.append(Evidence(folder, None, f"{what} {', '.join(map(clean, found[:4]))}{more}"))
     wanted = r"(vfio_pci|mlx5_ib|ib_uverbs|nvidia|nvidia_peermem|amdgpu|irdma|bnxt_re|efa|habanalabs) \d+ (\d+) "
-    for file in ("proc/modules", "sos_commands/kernel/lsmod"):
-        piece = tree.read(file, 1 << 20)
+    for file in ("proc/modules", "sos_commands/kernel/lsmod", "insights_commands/lsmod", "lsmod", "lsmod.txt"):
+        piece = layout.read(tree, file, 1 << 20)
         for line, text in lines(piece) if piece is not None else []:
             match = re.match(wanted, re.sub(r" +", " ", text) + " ")
             if match and not any(match[1] in seen.text for seen in facts.pins) and len(facts.pins) < 20:
-                facts.pins.append(Evidence(file, line, f"module {match[1]}"))
-    if facts.live:
-        for file in ("run/.containerenv", ".dockerenv", "run/systemd/container"):
-            if facts.container is None and tree.stat(file) is not None:
-                facts.container = Evidence(file, None, "is there")
-    for name, file in (
-        ("rpi", "boot/firmware/cmdline.txt"),
-        ("cloud", "etc/default/grub.d/50-cloudimg-settings.cfg"),
-        ("systemd-boot", "boot/loader/loader.conf"),
-        ("systemd-boot", "etc/kernel/cmdline"),
-        ("grub", "etc/default/grub"),
-    ):
-        if name not in facts.platforms and tree.stat(file) is not None:
-            facts.platforms.append(name)
+                facts.pins.append(Evidence(piece.file if piece is not None else file, line, f"module {match[1]}"))
 
 
 def liveupdate(tree: Tree, facts: Facts) -> None:
@@ -464,7 +499,7 @@ def liveupdate(tree: Tree, facts: Facts) -> None:
             usable = stat.S_ISCHR(found.st_mode) and os.access("/dev/liveupdate", os.R_OK | os.W_OK)
             facts.device_usable = usable
     else:
-        piece = tree.read("proc/misc", 1 << 16)
+        piece = layout.read(tree, "proc/misc", 1 << 16)
         for line, text in lines(piece) if piece is not None else []:
             if text.split()[1:] == ["liveupdate"]:
                 facts.device = Evidence("proc/misc", line, clean(text))

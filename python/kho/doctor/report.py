@@ -10,6 +10,7 @@ from .rules import RULES, SEVERITIES
 from .scratch import Area
 from .tree import Unread
 
+HIDDEN = ("findings", "unread", "areas", "there")
 Certainty = Literal["certain", "likely", "guess"]
 State = Literal["active", "failed", "off", "absent", "unknown"]
 
@@ -95,13 +96,25 @@ class Report:
     platforms: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     unread: list[Unread] = field(default_factory=list)
+    container: bool = False
+    """Whether the figures are those of a container's host."""
+    layout: str | None = None
+    """What the tree is, if a collector made it."""
+    folder: str | None = None
+    """Where in `root` the report was found; files of evidence are relative to it."""
+    looked: list[str] = field(default_factory=list)
+    """Where a kernel log was looked for, if none was found."""
+    elsewhere: list[str] = field(default_factory=list)
+    """Folders of `root` that look like reports, where it cannot be said which is meant."""
+    there: list[str] = field(default_factory=list)
+    """What the root has, at most 1024 names."""
 
     @property
     def exit_code(self) -> int:
         """Give 2 if nothing can be told, 1 if there are errors or warnings, else 0."""
         if any(finding.severity != "note" for finding in self.findings):
             return 1
-        return 2 if self.state == "unknown" else 0
+        return 2 if self.state == "unknown" or (self.state == "active" and self.scratch is None) else 0
 
     @property
     def share(self) -> float | None:
@@ -111,7 +124,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Give everything as data for JSON; node numbers become strings there."""
-        made = {name: value for name, value in vars(self).items() if name not in ("findings", "unread", "areas")}
+        made = {name: value for name, value in vars(self).items() if name not in HIDDEN}
         made["share"] = self.share
         made["exit_code"] = self.exit_code
         made["areas"] = [asdict(area) for area in self.areas]

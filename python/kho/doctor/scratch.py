@@ -87,9 +87,9 @@ class Figures:
 
 
 def enablement(facts: Facts, default: bool | None) -> bool | None:
-    """Say whether the boot enabled KHO; None if it is left to a default that is not known."""
+    """Say whether the boot enabled KHO; None if no command line is known, or it leaves it to an unknown default."""
     if facts.cmdline is None:
-        return default
+        return None
     on, off = kho_is_enabled(facts.cmdline.text, True), kho_is_enabled(facts.cmdline.text, False)
     return on if on == off else default
 
@@ -185,7 +185,16 @@ def figures(facts: Facts) -> Figures:
         found.evidence += [facts.cma_free.seen, *([facts.cma_total.seen] if facts.cma_total is not None else [])]
     if zones and not found.zones:
         _uncounted(found, facts)
+    default = facts.config.get("CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT")
     if facts.cma_total is None and found.exact is None:
+        if not enablement(facts, default.text.endswith("=y") if default is not None else None):
+            # All of it may be areas of others, and nothing says that KHO is on: then it is no sign of scratch.
+            found.blocks = found.zones = found.free = None
+            found.by_node = {}
+            if facts.blocks and not any(row.cma for row in facts.blocks):
+                found.blocks = 0
+            if zones and not any(zone.cma for zone in zones):
+                found.zones = 0
         found.doubts.append("CmaTotal is not known: areas of others may be in it")
     spec = judged(facts)[1]
     align = alignment(facts.release.text if facts.release is not None else None, facts.page_size, facts.block_bytes)

@@ -35,6 +35,12 @@ class Piece(NamedTuple):
     file: str
     head: bytes
     tail: bytes = b""
+    before: int | None = 0
+    """Lines of the file before this piece, where it is a section of it; None where that is not known."""
+
+    def line(self, at: int) -> int | None:
+        """Give the line, counted from 1, of a place in `head`."""
+        return None if self.before is None else self.before + self.head.count(b"\n", 0, at) + 1
 
 
 def clean(text: bytes | str) -> str:
@@ -53,7 +59,20 @@ class Tree:
         self.root = os.fspath(root)
         self.live = os.path.realpath(self.root) == "/"
         self.unread: list[Unread] = []
+        self.folder = ""
+        """Where in the root the report is that was found deeper; names of files are relative to it."""
+        self.layout: str | None = None
+        """What the tree is, if a collector made it."""
+        self.elsewhere: list[str] = []
+        """Folders that look like reports, where it cannot be said which is meant."""
+        self.kept: dict[str, Piece] = {}
+        """What is kept as sections of other files, by the names the machine has for it."""
         self._left = TREE_LIMIT
+
+    def enter(self, folder: str) -> None:
+        """Take a folder of the tree for its root."""
+        self.root = os.path.join(self.root, folder)
+        self.folder = folder
 
     def skipped(self, file: str, why: str) -> None:
         """Note, once, that something was not read."""
@@ -108,6 +127,20 @@ class Tree:
             self.skipped(file, _reason(error))
             return None
 
+    def exists(self, name: str) -> bool:
+        """Say whether there is a file or folder, without a word on why not."""
+        try:
+            return os.path.lexists(os.path.join(self.root, name))
+        except (OSError, ValueError):
+            return False
+
+    def is_folder(self, name: str) -> bool:
+        """Say whether there is a folder of this name, and no link to one."""
+        try:
+            return stat.S_ISDIR(os.lstat(os.path.join(self.root, name)).st_mode)
+        except (OSError, ValueError):
+            return False
+
     def stat(self, file: str) -> os.stat_result | None:
         """Say what a file is; None if there is none."""
         place = self._place(file)
@@ -146,6 +179,13 @@ class Tree:
             os.close(fd)
         return Piece(file, head, end)
 
+    def peek(self, file: str, nbytes: int) -> bytes:
+        """Read how a file begins, without a word on what is not read of it."""
+        kept, left = list(self.unread), self._left
+        piece = self.read(file, nbytes)
+        self.unread[:], self._left = kept, left
+        return piece.head if piece is not None else b""
+
     def _bytes(self, fd: int, limit: int) -> bytes:
         """Read up to `limit` bytes, of which there may be fewer, and as many as the tree has left."""
         parts = []
@@ -157,7 +197,7 @@ class Tree:
 
     def names(self, folder: str) -> list[str]:
         """List a directory, sorted; empty if there is none or it says no."""
-        place = self._place(folder)
+        place = self._place(folder) if folder else (self.root, os.stat(self.root))
         if place is None:
             return []
         if not stat.S_ISDIR(place[1].st_mode):

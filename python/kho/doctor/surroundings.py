@@ -1,0 +1,246 @@
+"""What a kernel runs in: its processor, a container whose figures are its host's, the boot loader that started it."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from . import bootline, layout
+from .facts import Amount, Facts
+from .kernellog import Evidence
+from .tree import Tree, clean
+
+ARCHITECTURES = {
+    "amd64": "x86_64",
+    "x86_64": "x86_64",
+    "arm64": "aarch64",
+    "aarch64": "aarch64",
+    "powerpc64le": "ppc64le",
+    "ppc64el": "ppc64le",
+    "ppc64le": "ppc64le",
+    "powerpc64": "ppc64",
+    "ppc64": "ppc64",
+    "powerpc": "ppc",
+    "ppc": "ppc",
+    "riscv64": "riscv64",
+    "riscv32": "riscv32",
+    "s390x": "s390x",
+    "s390": "s390",
+    "i386": "i686",
+    "i486": "i686",
+    "i586": "i686",
+    "i686": "i686",
+    "686": "i686",
+    "686-pae": "i686",
+    "armhf": "armv7l",
+    "armmp": "armv7l",
+    "armv5tel": "armv5tel",
+    "armv6l": "armv6l",
+    "armv7l": "armv7l",
+    "armv7hl": "armv7l",
+    "armv8l": "armv7l",
+    "arm": "armv7l",
+    "loongarch64": "loongarch64",
+    "loong64": "loongarch64",
+    "mips": "mips",
+    "mips64": "mips64",
+    "mips64el": "mips64",
+    "mipsel": "mips",
+    "sparc64": "sparc64",
+    "parisc": "parisc",
+    "parisc64": "parisc64",
+    "alpha": "alpha",
+    "m68k": "m68k",
+}
+"""Names of architectures as packages, compilers and uname write them, to the one of uname -m."""
+NAMES = "|".join(sorted(ARCHITECTURES, key=len, reverse=True))
+IN_RELEASE = re.compile(rf"[.\-_+]({NAMES})(?=[.\-_+]|$)")
+COMPILER = re.compile(rf"\(({NAMES})(?:-[a-z0-9]+)?-linux(?:-gnu\w*|-musl\w*|-android\w*)?-(?:gcc|clang|ld)")
+CPUINFO = (
+    (re.compile(rb"^isa\s*: rv64", re.MULTILINE), "riscv64"),
+    (re.compile(rb"^isa\s*: rv32", re.MULTILINE), "riscv32"),
+    (re.compile(rb"^vendor_id\s*: IBM/S390", re.MULTILINE), "s390x"),
+    (re.compile(rb"^cpu\s*: (?:POWER|PPC|e\d{3}|7\d{3})", re.MULTILINE), "ppc64le"),
+    (re.compile(rb"^CPU architecture\s*: [4-7]\b", re.MULTILINE), "armv7l"),
+    (re.compile(rb"^CPU Family\s*: Loongson", re.MULTILINE), "loongarch64"),
+    (re.compile(rb"^cpu model\s*: (?:MIPS|ICT|Cavium)", re.MULTILINE), "mips"),
+)
+"""What /proc/cpuinfo says on architectures that it tells apart for sure."""
+KHO_ARCHITECTURES = ("x86_64", "aarch64")
+"""Those that select ARCH_SUPPORTS_KEXEC_HANDOVER, in every release from the first to `KNOWN_TO`."""
+FIRST, KNOWN_TO = (6, 16), (7, 3)
+
+
+def version(release: str | None) -> tuple[int, int] | None:
+    """Give the numbers that a release begins with."""
+    match = re.match(r"(\d{1,4})\.(\d{1,4})", release or "")
+    return (int(match[1]), int(match[2])) if match is not None else None
+
+
+def incapable(facts: Facts) -> str | None:
+    """Say why a kernel of this release or architecture cannot have KHO, as far as Linux itself goes."""
+    release = facts.release.text if facts.release is not None else None
+    numbers = version(release)
+    if numbers is not None and numbers < FIRST:
+        return f"Linux {release} is older than 6.16"
+    name = facts.architecture.text if facts.architecture is not None else None
+    if name is not None and name not in KHO_ARCHITECTURES and (numbers is None or numbers <= KNOWN_TO):
+        return f"Linux has KHO on x86_64 and arm64, this is {name}"
+    return None
+
+
+def architecture(tree: Tree, facts: Facts) -> None:
+    """Find the architecture, from what is sure of it."""
+    for name, seen in _architectures(tree, facts):
+        known = ARCHITECTURES.get(name)
+        if known is not None:
+            facts.architecture = seen._replace(text=known)
+            return
+
+
+def _architectures(tree: Tree, facts: Facts) -> list[tuple[str, Evidence]]:
+    """Name the architecture as each source has it, the best source first."""
+    found = []
+    for file in ("proc/sys/kernel/arch", "architecture"):
+        piece = layout.read(tree, file, 64)
+        if piece is not None:
+            found.append((clean(piece.head), Evidence(piece.file, piece.line(0), clean(piece.head))))
+    for file in ("sos_commands/kernel/uname_-a", "insights_commands/uname_-a", "uname", "uname.txt", "uname_-a"):
+        piece = layout.read(tree, file, 4096)
+        if piece is None:
+            continue
+        text = clean(piece.head.split(b"\n")[0])
+        named = [word for word in text.split()[2:] if word in ARCHITECTURES]
+        found += [(named[-1], Evidence(piece.file, piece.line(0), text))] if named else []
+    if facts.release is not None and (match := IN_RELEASE.search(facts.release.text)):
+        found.append((match[1], facts.release))
+    if facts.banner is not None and (match := COMPILER.search(facts.banner)):
+        found.append((match[1], Evidence("proc/version", 1, facts.banner)))
+    piece = layout.read(tree, "proc/cpuinfo", 1 << 16)
+    if piece is not None:
+        for pattern, name in CPUINFO:
+            match_b = pattern.search(piece.head)
+            if match_b is not None:
+                found.append((name, Evidence(piece.file, piece.line(match_b.start()), clean(match_b[0]))))
+                break
+    if tree.live and hasattr(os, "uname") and not os.uname().machine.startswith(("i", "armv8")):
+        found.append((os.uname().machine, Evidence("uname -m", None, os.uname().machine)))
+    return found
+
+
+CGROUP = re.compile(
+    rb":[^:\n]*:[^\n]*(?:/docker[/-]|/kubepods|/lxc(?:\.payload)?[/.]|/libpod[-/]|/cri-containerd|/ecs/|/garden/|/machine\.slice/"
+    rb"(?:libpod|machine-)|/system\.slice/containerd\.service/|/podman)"
+)
+RUNTIMES = re.compile(rb"lowerdir=[^ \n]*(?:/docker/|/containerd|containers/storage|/podman/|/buildkit|/kubelet/|/lxc/|/incus/)")
+ROOT_MOUNT = re.compile(rb"^\d+ \d+ \d+:\d+ (\S+) / [^\n]*? - (\S+) (\S+) ?([^\n]*)$", re.MULTILINE)
+ROOT_OLD = re.compile(rb"^(\S+) / (\S+) ([^\n]*)$", re.MULTILINE)
+MARKERS = ("run/.containerenv", ".dockerenv", "run/systemd/container", "dev/.lxc-boot-id")
+SLACK = 16 << 20
+"""Bytes that two counters of free pages may differ by, as each is a sum over processors."""
+
+
+def container(tree: Tree, facts: Facts) -> None:
+    """Decide whether this is a container, and whether meminfo is its own while CmaFree is its host's."""
+    facts.container = _container(tree)
+    _two_machines(facts)
+    if facts.container is not None and "lxcfs" in facts.container.text and facts.mixed is None:
+        facts.mixed = "lxcfs shows the container's limit in proc/meminfo"
+    if facts.mixed is not None:
+        facts.of_container, facts.mem_total, facts.mem_free = facts.mem_total, None, None
+
+
+def _container(tree: Tree) -> Evidence | None:
+    """Find what makes this a container: proof, or a marker that nothing speaks against."""
+    for file, pattern in (
+        ("proc/1/environ", rb"(?:^|\0)container=(?!wsl)\w+"),
+        ("proc/self/mountinfo", rb"^[^\n]* /proc/meminfo [^\n]* - fuse\.lxcfs [^\n]*"),
+        ("proc/1/mountinfo", rb"^[^\n]* /proc/meminfo [^\n]* - fuse\.lxcfs [^\n]*"),
+        ("proc/mounts", rb"^lxcfs /proc/meminfo [^\n]*"),
+        ("proc/self/cgroup", CGROUP.pattern),
+        ("proc/1/cgroup", CGROUP.pattern),
+    ):
+        piece = tree.read(file, 1 << 18) if tree.exists(file) else None
+        match = re.search(pattern, piece.head, re.MULTILINE) if piece is not None else None
+        if match is not None and piece is not None:
+            return Evidence(file, piece.line(match.start()), clean(match[0].strip(b"\0")))
+    source, kind, options, root = _root(tree)
+    if source is not None and (RUNTIMES.search(options) or source.startswith(b"/dev/mapper/docker-")):
+        return Evidence("proc/self/mountinfo", None, clean(kind + b" / " + options)[:200])
+    if _initial(tree) or (source is not None and source.startswith(b"/dev/") and kind != b"overlay" and root == b"/"):
+        return None  # processes of the kernel are seen, or / is a whole disk: a machine whose image was a container's
+    for file in MARKERS if tree.live or kind == b"overlay" else ():
+        if tree.stat(file) is None:
+            continue
+        piece = tree.read(file, 256) if file == "run/systemd/container" else None
+        if piece is None or piece.head.strip() != b"wsl":
+            return Evidence(file, None, "is there")
+    return None
+
+
+def _root(tree: Tree) -> tuple[bytes | None, bytes, bytes, bytes]:
+    """Give what is mounted on /: source, kind, options, and which folder of it."""
+    for file in ("proc/self/mountinfo", "proc/1/mountinfo"):
+        piece = tree.read(file, 1 << 18) if tree.exists(file) else None
+        found = ROOT_MOUNT.findall(piece.head) if piece is not None else []
+        if found:
+            root, kind, source, options = found[-1]
+            return source, kind, options, root
+    piece = tree.read("proc/mounts", 1 << 18) if tree.exists("proc/mounts") else None
+    old = ROOT_OLD.findall(piece.head) if piece is not None else []
+    return (old[-1][0], old[-1][1], old[-1][2], b"/") if old else (None, b"", b"", b"")
+
+
+def _initial(tree: Tree) -> bool:
+    """Say whether processes are seen from the initial PID namespace, where the second is the kernel's own."""
+    piece = tree.read("proc/2/comm", 64) if tree.exists("proc/2/comm") else None
+    return piece is not None and piece.head.strip() == b"kthreadd"
+
+
+def _two_machines(facts: Facts) -> None:
+    """Compare figures that are part of one another: lxcfs rewrites MemTotal and MemFree, and passes CmaFree through."""
+    total, free, cma = facts.mem_total, facts.mem_free, facts.cma_free
+    slack = max(SLACK, (total.bytes if total is not None else 0) >> 8)
+    if cma is not None and free is not None and cma.bytes > free.bytes + slack:
+        facts.mixed = f"CmaFree ({cma.bytes >> 10} kB) is part of MemFree ({free.bytes >> 10} kB), and larger"
+    for part, name in ((cma, "CmaFree"), (facts.cma_total, "CmaTotal")):
+        if part is not None and total is not None and part.bytes > total.bytes + (slack if total.bytes > SLACK else 0):
+            facts.mixed = f"{name} ({part.bytes >> 10} kB) is part of MemTotal ({total.bytes >> 10} kB), and larger"
+    managed = sum(zone.managed for zone in facts.zones) * 4096
+    if total is not None and total.bytes * 2 < managed:
+        facts.mixed = f"MemTotal ({total.bytes >> 10} kB) is less than half of what zoneinfo's zones have"
+
+
+def loaders(tree: Tree, facts: Facts) -> None:
+    """Find which boot loader there is, by its own files, the system's name and the boot line."""
+    if facts.container is not None or facts.mixed is not None:
+        return  # files in here say nothing of the machine's boot
+    names = []
+    for file in ("etc/os-release", "usr/lib/os-release", "etc/initrd-release"):
+        piece = layout.read(tree, file, 1 << 14)
+        if piece is not None:
+            names.append(piece.head.decode("utf-8", "replace"))
+    line = facts.cmdline.text if facts.cmdline is not None else ""
+    release = facts.release.text if facts.release is not None else ""
+
+    def there(file: str) -> bool:
+        if file in tree.kept:
+            return True
+        if "*" not in file:
+            return tree.exists(file) and tree.stat(file) is not None
+        folder, _, name = file.rpartition("/")
+        ending = name.removeprefix("*")
+        return tree.exists(folder) and any(each.endswith(ending) for each in tree.names(folder))
+
+    facts.platforms = bootline.detect(there, "\n".join(names), line, release)
+    for file in tree.kept:
+        if file == "etc/default/grub" and "grub" not in facts.platforms and not facts.platforms:
+            facts.platforms.append("grub")
+
+
+def amount_of_zones(facts: Facts) -> Amount | None:
+    """Give the RAM that zones have, where meminfo is another machine's and the page size is known."""
+    managed = sum(zone.managed for zone in facts.zones)
+    if not managed or facts.page_size_from == "assumed":
+        return None
+    return Amount(managed * facts.page_size, facts.zones[0].seen._replace(text=f"managed pages: {managed}"))
