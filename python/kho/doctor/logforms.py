@@ -25,10 +25,11 @@ TOKENS = re.compile(
     r"-- Boot [0-9a-f]{32} --|-- Reboot --"
 )
 BANNER = re.compile(r"Linux version \d+\.\d\S{0,80} \(|-- Boot [0-9a-f]{32} --|-- Reboot --")
-END = re.compile(r"[\r\n]|(?:<\d{1,3}>)?\[ *\+?\d{1,10}\.\d{6}[\] ]|\[(?: {1,2}OK {1,2}|FAILED|DEPEND|[ *]{6})\] ")
+END = re.compile(r"[\r\n]|<[0-7]>(?=\S)|(?:<\d{1,3}>)?\[ *\+?\d{1,10}\.\d{6}[\] ]|\[(?: {1,2}OK {1,2}|FAILED|DEPEND|[ *]{6})\] ")
 STAMP = re.compile(r"\[ *(\d{1,10}\.\d{6})(?: <[ +\d.]{1,20}>)?\]|\d{1,3},\d{1,20},(\d{1,15}),[^;\n]{0,200};$")
 KMSG = re.compile(r"\d{1,3},\d{1,20},\d{1,15},[^;\n]{0,200};$")
-IDENTIFIER = re.compile(r"([\w./@-]{1,64})\[\d{1,10}\]: (?:\[ *\d{1,10}\.\d{6}\] ?)?$")
+IDENTIFIER = re.compile(r"(?:^|\s)([\w./@-]{1,64})\[\d{1,10}\]: ")
+"""A program of the syslog, with its process: what it says is not the kernel's word."""
 FIELD = re.compile(r"\s*([A-Z_][A-Z0-9_]{0,63})=")
 ENTRY = re.compile(r";b=([0-9a-f]{32})")
 """The cursor at the beginning of each entry of journalctl -o export and verbose: its boot."""

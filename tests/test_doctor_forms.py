@@ -1,0 +1,422 @@
+"""Kernel logs in every form that they are kept and pasted in say the same: of one boot, and of two."""
+
+from __future__ import annotations
+
+import base64
+import bz2
+import dataclasses
+import gzip
+import json
+import lzma
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kho.doctor import examine
+from kho.doctor.kernellog import KernelLog, parse
+from kho.doctor.tree import Piece
+
+from doctor_hosts import HOSTS, MIB, copied, log, machine, write
+
+Wrapper = Callable[[list[str]], bytes]
+FAILED = "scratch-too-big"
+FINE = "default-scratch"
+HANDED = ("KHO: found kexec handover data.", "KHO: exec from: 7.3.4 (count 1)")
+STAMP = re.compile(r"\[ *(\d+\.\d{6})\] ")
+BOOT = "8d35cc1a3b0f4c0e9ad2f4d4f0d0a1b2"
+OTHER = "0f0e0d0c0b0a49998887776665554443"
+ISO = "2026-11-23T09:15:57"
+
+
+def lines_of(tree: Path) -> list[str]:
+    """A captured log, which has levels only, with the time stamps that most kernels print."""
+    texts = [re.sub(r"^<\d>", "", line) for line in (tree / "var/log/dmesg").read_text().splitlines()]
+    return [f"[{n / 1000:12.6f}] {text}" for n, text in enumerate(texts)]
+
+
+def bare(line: str) -> str:
+    """A message without its time stamp."""
+    return STAMP.sub("", line, count=1)
+
+
+def stamp(line: str) -> str:
+    match = STAMP.match(line)
+    return match[1] if match else "0.000000"
+
+
+def each(form: Callable[[str], str], end: str = "\n") -> Wrapper:
+    """A wrapper that writes each line with its time stamp in another way."""
+    return lambda lines: "".join(form(line) + end for line in lines).encode()
+
+
+def colored(line: str) -> str:
+    """As util-linux dmesg --color=always: time green, the subsystem brown."""
+    text = re.sub(r"^(\w[\w .-]{0,30}: )", "\x1b[33m\\1\x1b[0m", bare(line))
+    return f"\x1b[32m[{stamp(line):>12}] \x1b[0m{text}"
+
+
+def boots(lines: list[str]) -> list[list[str]]:
+    """Split a log into its boots."""
+    found: list[list[str]] = []
+    for line in lines:
+        if "Linux version" in line or not found:
+            found.append([])
+        found[-1].append(line)
+    return found
+
+
+def entries(lines: list[str]) -> list[dict[str, str]]:
+    """What the journal has of the lines, boot by boot."""
+    ids = [OTHER, BOOT][-len(boots(lines)) :]
+    return [
+        {
+            "__CURSOR": f"s=1;i={n:x};b={boot};m=1;t=2;x=3",
+            "_BOOT_ID": boot,
+            "_TRANSPORT": "kernel",
+            "SYSLOG_IDENTIFIER": "kernel",
+            "PRIORITY": "6",
+            "MESSAGE": bare(line),
+        }
+        for boot, part in zip(ids, boots(lines), strict=True)
+        for n, line in enumerate(part)
+    ]
+
+
+def export(lines: list[str], binary: bool = False) -> bytes:
+    """journalctl -o export."""
+    out = b""
+    for entry in entries(lines):
+        for key, value in entry.items():
+            data = value.encode()
+            plain = f"{key}={value}\n".encode()
+            out += key.encode() + b"\n" + len(data).to_bytes(8, "little") + data + b"\n" if binary and key == "MESSAGE" else plain
+        out += b"\n"
+    return out
+
+
+def verbose(lines: list[str]) -> bytes:
+    """journalctl -o verbose."""
+    out = ""
+    for entry in entries(lines):
+        out += f"Mon 2026-11-23 09:15:57.123456 UTC [{entry['__CURSOR']}]\n"
+        out += "".join(f"    {key}={value}\n" for key, value in entry.items() if key != "__CURSOR")
+    return out.encode()
+
+
+def objects(lines: list[str], form: Callable[[dict[str, object]], str], key: str = "") -> bytes:
+    """JSON values of the journal's entries."""
+    return "".join(form({**entry, key: 1} if key else dict(entry)) for entry in entries(lines)).encode()
+
+
+def byte_arrays(lines: list[str]) -> bytes:
+    """As journalctl -o json writes a message with bytes that are no text."""
+    made = [{**entry, "MESSAGE": list(b"\x1b[0m" + entry["MESSAGE"].encode())} for entry in entries(lines)]
+    return "".join(json.dumps(entry) + "\n" for entry in made).encode()
+
+
+def json_dmesg(lines: list[str]) -> bytes:
+    """dmesg --json of util-linux 2.39, of one boot after the other."""
+    out = ""
+    for part in boots(lines):
+        rows = [f'      {{\n         "pri": 5,\n         "time": {stamp(line):>12},\n         "msg": {json.dumps(bare(line))}\n      }}'
+                for line in part]  # fmt: skip
+        out += '{\n   "dmesg": [\n' + ",".join(rows) + "\n   ]\n}\n"
+    return out.encode()
+
+
+def kmsg(line: str, extra: str = "") -> str:
+    """A record of /dev/kmsg."""
+    text = "".join(c if c.isprintable() and c != "\\" else f"\\x{ord(c):02x}" for c in bare(line))
+    return f"6,87,{int(float(stamp(line)) * 1e6)},-{extra};{text}"
+
+
+def fragments(lines: list[str]) -> bytes:
+    """netconsole's extended form, long messages in pieces."""
+    out = ""
+    for line in lines:
+        text = bare(line)
+        cut = [text[at : at + 90] for at in range(0, len(text), 90)] or [""]
+        for n, part in enumerate(cut):
+            extra = f",ncfrag={n * 90}/{len(text)}" if len(cut) > 1 else ""
+            out += kmsg(f"[    {stamp(line)}] {part}", extra) + "\n"
+    return out.encode()
+
+
+def mixed(lines: list[str]) -> bytes:
+    """A console on which systemd writes, too, in color and in the kernel's lines."""
+    out = ""
+    for n, line in enumerate(lines):
+        out += line + ("" if n % 7 == 3 else "\r\n")
+        out += "[  \x1b[0;32mOK  \x1b[0m] Started \x1b[0;1;39mJournal Service\x1b[0m.\r\n" if n % 7 == 3 else ""
+    return out.encode()
+
+
+def cri(line: str) -> str:
+    return f"{ISO}.123456789Z stdout F {line}"
+
+
+def docker(line: str) -> str:
+    return json.dumps({"log": line + "\r\n", "stream": "stdout", "time": f"{ISO}.123456789Z"})
+
+
+FORMS: dict[str, Wrapper] = {
+    "dmesg": each(str),
+    "dmesg -t": each(bare),
+    "dmesg -x": each(lambda line: f"kern  :warn  : {line}"),
+    "dmesg -d": each(lambda line: f"[{stamp(line):>12} <    0.000000>] {bare(line)}"),
+    "dmesg -T": each(lambda line: f"[Mon Nov 23 09:15:57 2026] {bare(line)}"),
+    "dmesg -Tx": each(lambda line: f"kern  :info  : [Mon Nov 23 09:15:57 2026] {bare(line)}"),
+    "dmesg -e": each(lambda line: f"[Nov23 09:15] {bare(line)}"),
+    "dmesg -H": each(lambda line: f"[  +0.000012] {bare(line)}"),
+    "dmesg -r": each(lambda line: f"<5>{line}"),
+    "dmesg -rt": each(lambda line: f"<5>{bare(line)}"),
+    "dmesg -rt, no line ends": each(lambda line: f"<5>{bare(line)}", ""),
+    "dmesg --color=always": each(colored),
+    "dmesg -T --color=always": each(lambda line: f"\x1b[32m[Mon Nov 23 09:15:57 2026] \x1b[0m\x1b[33m{bare(line)}\x1b[0m"),
+    "dmesg --time-format=iso": each(lambda line: f"{ISO},000000+00:00 {bare(line)}"),
+    "dmesg --json": json_dmesg,
+    "printk.caller": each(lambda line: f"[{stamp(line):>12}][    T0] {bare(line)}"),
+    "/dev/kmsg": each(kmsg),
+    "ts": each(lambda line: f"Nov 23 09:15:57 {line}"),
+    "ts %.s": each(lambda line: f"1795425357.123456 {line}"),
+    "ts -i": each(lambda line: f"00:00:00 {line}"),
+    "RFC 3164": each(lambda line: f"Nov 23 09:15:57 vm kernel: {line}"),
+    "RFC 3164 with a priority": each(lambda line: f"<6>Nov 23 09:15:57 vm kernel: {line}"),
+    "RFC 3339 syslog": each(lambda line: f"{ISO}.123456+00:00 vm kernel: {line}"),
+    "RFC 5424": each(lambda line: f"<6>1 {ISO}.123456Z vm kernel - - - {line}"),
+    "RFC 5424 with data": each(lambda line: f'<6>1 {ISO}Z vm kernel - - [meta sequenceId="29"] {line}'),
+    "syslog with escapes": each(lambda line: f"Nov 23 09:15:57 vm kernel: #033[32m{line}#033[0m"),
+    "journalctl -o short": each(lambda line: f"Nov 23 09:15:57 vm kernel: {bare(line)}"),
+    "journalctl -o short-iso": each(lambda line: f"{ISO}+0000 vm kernel: {bare(line)}"),
+    "journalctl -o short-monotonic": each(lambda line: f"[{stamp(line):>12}] vm kernel: {bare(line)}"),
+    "journalctl -o short-full": each(lambda line: f"Mon 2026-11-23 09:15:57 UTC vm kernel: {bare(line)}"),
+    "journalctl -o cat": each(bare),
+    "journalctl -o verbose": verbose,
+    "journalctl -o export": export,
+    "journalctl -o export, binary": lambda lines: export(lines, binary=True),
+    "journalctl -o json": lambda lines: objects(lines, lambda entry: json.dumps(entry) + "\n"),
+    "journalctl -o json, bytes": byte_arrays,
+    "journalctl -o json-pretty": lambda lines: objects(lines, lambda entry: json.dumps(entry, indent="\t") + "\n"),
+    "journalctl -o json-seq": lambda lines: objects(lines, lambda entry: "\x1e" + json.dumps(entry) + "\n"),
+    "journalctl -o json-sse": lambda lines: objects(lines, lambda entry: f"data: {json.dumps(entry)}\n\n"),
+    "GitHub Actions": each(lambda line: f"{ISO}.1234567Z {line}"),
+    "GitHub Actions, a step": each(lambda line: f"boot\tRun the guest\t{ISO}.1234567Z {line}"),
+    "GitLab": each(lambda line: f"{ISO}.123456Z 01O {line}"),
+    "GitLab, a section": lambda lines: b"section_start:1795425357:boot\r\x1b[0K" + each(str)(lines),
+    "Buildkite": each(lambda line: f"\x1b_bk;t=1795425357123\x07{line}"),
+    "Jenkins": each(lambda line: f"[{ISO}.123Z] {line}"),
+    "Jenkins, elapsed": each(lambda line: f"00:00:12.345  {line}"),
+    "docker": each(docker),
+    "docker compose": each(lambda line: f"guest-1  | {line}"),
+    "kubernetes CRI": each(cri),
+    "stern": each(lambda line: f"guest-0 boot {line}"),
+    "logfmt": each(lambda line: f"time={ISO}Z level=info msg={json.dumps(line)} source=console"),
+    "fluent bit": each(lambda line: json.dumps({"date": 1795425357.1, "log": line, "kubernetes": {"pod": "guest"}})),
+    "JSON after a prefix": each(lambda line: f"guest-0 {docker(line)}"),
+    "docker in docker": each(lambda line: json.dumps({"log": docker(line) + "\n", "stream": "stdout"})),
+    "cloud logging": lambda lines: json.dumps([{"insertId": "1", "textPayload": line} for line in lines], indent=2).encode(),
+    "cloud console": lambda lines: json.dumps({"InstanceId": "i-1", "Output": "\r\n".join(lines) + "\r\n"}).encode(),
+    "serial, CR LF": each(str, "\r\n"),
+    "serial, CR CR LF": each(str, "\r\r\n"),
+    "serial, CR alone": each(str, "\r"),
+    "serial, LF CR": each(str, "\n\r"),
+    "serial, no line ends": each(str, ""),
+    "serial, with systemd": mixed,
+    "conserver": each(lambda line: f"[Mon Nov 23 09:15:57 2026]{line}", "\r\n"),
+    "screen, a prompt before": lambda lines: b"\x1b[H\x1b[2J\x1b[3J\x1b]0;root@vm\x07root@vm:~# dmesg\r\n" + each(str, "\r\n")(lines),
+    "mail": each(lambda line: f"> {line}"),
+    "patchew": each(lambda line: f"    | {line}"),
+    "netconsole": each(lambda line: line),
+    "netconsole, extended": each(lambda line: f"7.3.4,{kmsg(line)}"),
+    "netconsole, in pieces": fragments,
+    "netconsole, received": each(lambda line: f"192.0.2.7 6665 {kmsg(line)}"),
+    "pstore": lambda lines: b"Panic#1 Part1\n" + each(lambda line: f"<6>{line}")(lines),
+    "ramoops": lambda lines: b"====1795425357.123456-D\n" + each(lambda line: f"<6>{line}")(lines),
+    "BOM": lambda lines: b"\xef\xbb\xbf" + each(str)(lines),
+    "UTF-16": lambda lines: each(str, "\r\n")(lines).decode().encode("utf-16"),
+    "UTF-16 without BOM": lambda lines: each(str, "\r\n")(lines).decode().encode("utf-16-le"),
+    "UTF-16, big-endian": lambda lines: b"\xfe\xff" + each(str, "\r\n")(lines).decode().encode("utf-16-be"),
+    "zeros": lambda lines: b"\0" * 64 + each(str)(lines).replace(b"\n", b"\0\n"),
+    "gzip": lambda lines: gzip.compress(each(str)(lines)),
+    "bzip2": lambda lines: bz2.compress(each(str)(lines)),
+    "xz": lambda lines: lzma.compress(each(str)(lines)),
+}  # fmt: skip
+
+
+def facts(log: KernelLog | None) -> dict[str, object]:
+    """What a log says, without where."""
+    assert log is not None
+    known = dataclasses.asdict(log)
+    known["sizes"] = [(phys, nbytes) for phys, nbytes, _ in log.cma]
+    for name in ("file", "boots", "boot_id", "stamped", "cma"):
+        del known[name]
+
+    def said(value: object) -> object:
+        if isinstance(value, (list, tuple)) and len(value) == 3 and value[0] == "dmesg":
+            return value[2]  # of a file, a line, a text: the text
+        return [said(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    return {name: said(value) for name, value in known.items()}
+
+
+def unpacked(data: bytes) -> bytes:
+    for magic, module in ((b"\x1f\x8b", gzip), (b"BZh", bz2), (b"\xfd7zXZ", lzma)):
+        if data.startswith(magic):
+            return bytes(module.decompress(data))  # type: ignore[attr-defined]
+    return data
+
+
+ONE = {"fine": lines_of(HOSTS / FINE), "failed": lines_of(HOSTS / FAILED)}
+ONE["handed over"] = [*ONE["fine"][:20], *(f"[    0.000000] {line}" for line in HANDED), *ONE["fine"][20:]]
+TWO = {
+    "failed, then fine": ONE["failed"] + ONE["fine"],
+    "fine, then failed": ONE["fine"] + ONE["failed"],
+    "fine, then handed over": ONE["fine"] + ONE["handed over"],
+    "handed over, then failed": ONE["handed over"] + ONE["failed"],
+}
+TRUTH = {name: facts(parse(Piece("dmesg", each(str)(lines)))) for name, lines in ONE.items()}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", [*ONE, *TWO])
+def test_every_form_says_what_the_plain_log_says_of_its_last_boot(name: str, form: str) -> None:
+    lines = ONE[name] if name in ONE else TWO[name]
+    found = facts(parse(Piece("dmesg", unpacked(FORMS[form](lines)))))
+    assert found == TRUTH[name.rpartition("then ")[2]]
+
+
+def test_there_are_forms_enough() -> None:
+    assert len(FORMS) >= 46
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_earlier_boots_failure_is_not_this_boots(form: str, tmp_path: Path) -> None:
+    tree = copied(FINE, tmp_path, "var/log/dmesg", "sys/kernel/debug")
+    report = examine(write(tree, "dmesg", FORMS[form](TWO["failed, then fine"])))
+    ids = {finding.id for finding in report.findings}
+    assert (report.state, report.boot, report.scratch) == ("active", "cold", 192 * MIB)
+    assert not ids & {"DOC003", "DOC004"}
+    assert report.unread == []
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_failure_of_this_boot_is_certain(form: str, tmp_path: Path) -> None:
+    tree = copied(FAILED, tmp_path, "var/log/dmesg")
+    report = examine(write(tree, "dmesg", FORMS[form](TWO["fine, then failed"])))
+    assert (report.state, report.boot, report.leftover) == ("failed", "cold", 64 * MIB)
+    assert [f.certainty for f in report.findings if f.id == "DOC003"] == ["certain"]
+
+
+@pytest.mark.parametrize("form", ["dmesg", "dmesg -t", "journalctl -o json", "serial, no line ends"])
+def test_a_log_of_an_earlier_boot_is_not_believed(form: str, tmp_path: Path) -> None:
+    tree = copied(FINE, tmp_path, "var/log/dmesg", "sys/kernel/debug")
+    report = examine(write(tree, "dmesg", FORMS[form](ONE["failed"])))
+    assert (report.state, report.scratch) == ("active", 192 * MIB)
+    assert [(file, "another boot" in why) for file, why in report.unread] == [("dmesg", True)]
+
+
+def test_another_build_of_the_same_release_is_another_boot(tmp_path: Path) -> None:
+    tree = copied(FINE, tmp_path, "var/log/dmesg", "sys/kernel/debug", "proc/cmdline")
+    other = [line.replace("Nov 23 09:15:57 UTC 2026", "Oct 12 08:00:00 UTC 2026") for line in ONE["failed"]]
+    report = examine(write(tree, "dmesg", each(str)(other)))
+    assert (report.state, len(report.unread)) == ("active", 1)
+    assert "another build" in report.unread[0].why
+
+
+@pytest.mark.parametrize("form", ["journalctl -o export", "journalctl -o verbose", "journalctl -o json"])
+def test_the_journals_boot_id_tells_boots_apart(form: str, tmp_path: Path) -> None:
+    tree = copied(FAILED, tmp_path, "var/log/dmesg")
+    write(tree, "dmesg", FORMS[form](ONE["failed"]))
+    write(tree, "proc/sys/kernel/random/boot_id", "8d35cc1a-3b0f-4c0e-9ad2-f4d4f0d0a1b2\n")
+    assert [f.certainty for f in examine(tree).findings if f.id == "DOC003"] == ["certain"]
+    write(tree, "proc/sys/kernel/random/boot_id", "00000000-3b0f-4c0e-9ad2-f4d4f0d0a1b2\n")
+    report = examine(tree)
+    assert [f.certainty for f in report.findings if f.id == "DOC003"] == ["likely"]
+    assert f"its last boot is {BOOT}" in report.unread[0].why
+
+
+def test_a_boot_whose_beginning_the_journal_lost_is_a_boot(tmp_path: Path) -> None:
+    text = FORMS["journalctl -o short"](ONE["failed"]) + f"-- Boot {BOOT} --\n".encode()
+    text += b"Nov 23 10:00:00 vm systemd[1]: Started Journal Service.\n"
+    assert examine(write(machine(tmp_path / "a", cmdline="quiet"), "journal.txt", text)).state == "off"
+    short = FORMS["journalctl -o short"](ONE["failed"]) + b"-- Reboot --\n"
+    assert examine(write(machine(tmp_path / "b", cmdline="quiet"), "journal.txt", short)).state == "off"
+
+
+def test_time_that_goes_back_is_another_boot(tmp_path: Path) -> None:
+    late = "[   99.000000] KHO: Failed to reserve scratch area, disabling kexec handover\n"
+    text = "[    0.000000] Linux version 7.3.4 (x)\n" + late + "[    0.100000] cma: Reserved 16 MiB at 0x1000000\n"
+    assert examine(write(machine(tmp_path), "dmesg", text)).state == "off"
+
+
+def test_proc_version_printed_in_a_log_is_no_boot(tmp_path: Path) -> None:
+    lines = [*ONE["failed"], "+ cat /proc/version", bare(ONE["failed"][0])]
+    log = parse(Piece("dmesg", "".join(f"{line}\n" for line in lines).encode()))
+    assert facts(log) == TRUTH["failed"]
+
+
+def test_what_programs_quote_is_not_the_kernels_word(tmp_path: Path) -> None:
+    quoted = "KHO: Failed to reserve scratch area, disabling kexec handover"
+    tree = machine(tmp_path, scratch=(64 * MIB,))
+    lines = ["vm kernel: Linux version 7.3.4 (x)", f"vm ticket[812]: {quoted}", f"vm sudo[9]: COMMAND=grep '{quoted}'"]
+    write(tree, "var/log/messages", "".join(f"Nov 23 09:15:57 {line}\n" for line in lines))
+    assert examine(tree).state == "active"
+
+
+def test_a_guests_console_in_the_hosts_journal_is_not_the_hosts(tmp_path: Path) -> None:
+    host = [entry for entry in entries(ONE["fine"])]
+    guest = [{**entry, "_TRANSPORT": "stdout", "SYSLOG_IDENTIFIER": "qemu"} for entry in entries(ONE["failed"])]
+    text = "".join(json.dumps(entry) + "\n" for entry in host + guest)
+    assert facts(parse(Piece("dmesg", text.encode()))) == TRUTH["fine"]
+    exported = "".join("".join(f"{key}={value}\n" for key, value in entry.items()) + "\n" for entry in host + guest)
+    assert facts(parse(Piece("dmesg", exported.encode()))) == TRUTH["fine"]
+
+
+def test_a_wrapped_command_line_is_joined() -> None:
+    text = "Linux version 7.3.4 (x)\nKernel command line: kho=on \\\nKernel command line: kho_scratch=1M,1M,1M quiet\n"
+    log = parse(Piece("dmesg", text.encode()))
+    assert log is not None and log.cmdline is not None
+    assert log.cmdline.text == "kho=on kho_scratch=1M,1M,1M quiet"
+
+
+@pytest.mark.parametrize(
+    ("shown", "said", "same"),
+    [
+        ("ro quiet", "ro quiet", True),
+        ("ro  quiet", "ro quiet ", True),
+        ("ro quiet", 'ro quiet"', True),
+        ("ro quiet", "ro quietx86/fpu: Supporting XSAVE", True),
+        ("kho=on", "kho=on kho_scratch=64M,3G,64M", False),
+        ("kho=on kho_scratch=64M,3G,64M", "kho=on", False),
+        ("console=ttyS0", "console=ttyS0,115200", False),
+        ("ro " + "x" * 1200, "ro " + "x" * 900, True),
+    ],
+)
+def test_command_lines_are_compared_as_far_as_both_are_whole(shown: str, said: str, same: bool, tmp_path: Path) -> None:
+    tree = log(machine(tmp_path, cmdline=shown), f"Command line: {said}", "KHO: luo")
+    assert ("another boot" in str(examine(tree).unread)) is not same
+
+
+def test_a_log_with_boots_without_end_is_read_to_its_last(tmp_path: Path) -> None:
+    boot = b"[    0.000000] Linux version 7.3.4 (x)\n" + b"[    0.100000] KHO: exec from: 7.3.4 (count 1)\n" * 40
+    text = boot * 1500 + b"[    0.000000] Linux version 7.3.4 (x)\n[    0.100000] KHO: nothing\n"
+    tree = write(machine(tmp_path, scratch=(64 * MIB,)), "var/log/kern.log", text)
+    assert examine(tree).boot == "cold"
+
+
+@pytest.mark.parametrize("line", [b'{"a":"', b'{"log":"KHO: \\', b"{" * 1000, b"[" * 1000, b"\x1e", b'"msg" : "KHO: '])
+def test_broken_json_takes_a_moment(line: bytes, tmp_path: Path) -> None:
+    from bounded import bounded
+
+    tree = write(machine(tmp_path), "dmesg", (line + b"\n") * ((2 << 20) // (len(line) + 1)))
+    write(tree, "console.log", line * ((2 << 20) // len(line)))
+    with bounded(20):
+        assert examine(tree).state == "off"
+
+
+def test_a_log_compressed_by_what_is_not_read_is_named(tmp_path: Path) -> None:
+    zstd = base64.b64decode("KLUv/QQAAQAAAA==")
+    report = examine(write(machine(tmp_path), "dmesg.zst", zstd))
+    assert ("dmesg.zst", "compressed (zstd): unpack it first") in report.unread
