@@ -91,7 +91,11 @@ def export(lines: list[str], binary: bool = False) -> bytes:
         for key, value in entry.items():
             data = value.encode()
             plain = f"{key}={value}\n".encode()
-            out += key.encode() + b"\n" + len(data).to_bytes(8, "little") + data + b"\n" if binary and key == "MESSAGE" else plain
+            out += (
+                key.encode() + b"\n" + len(data).to_bytes(8, "little") + data + b"\n"
+                if binary and key == "MESSAGE"
+                else plain
+            )
         out += b"\n"
     return out
 

@@ -168,7 +168,9 @@ UBUNTU = "Linux version 7.0.0-31-generic (buildd@bos03) (gcc) #31-Ubuntu SMP PRE
 
 
 @pytest.mark.parametrize("cma_free", [0, 4, 20480, 32768])
-@pytest.mark.parametrize("files", [{}, {"proc/cmdline": "quiet\n"}, {"proc/version": UBUNTU}], ids=["", "line", "version"])
+@pytest.mark.parametrize(
+    "files", [{}, {"proc/cmdline": "quiet\n"}, {"proc/version": UBUNTU}], ids=["", "line", "version"]
+)
 def test_nothing_seen_free_proves_nothing_while_memory_is_full(
     cma_free: int, files: dict[str, str], tmp_path: Path
 ) -> None:
@@ -202,7 +204,9 @@ def test_a_log_that_proves_a_handover_is_no_all_clear(line: str, tmp_path: Path)
 def test_what_the_log_took_is_held_though_all_of_it_is_in_use(tmp_path: Path) -> None:
     sizes = ((0x60000000, 16 * MIB), (0x1_4000_0000, 512 * MIB), (0x2_C000_0000, 32 * MIB), (68 * GIB, 32 * MIB))
     said = "KHO: scratch areas: lowmem: 16MiB global: 512MiB pernode: 32MiB"
-    tree = Machine(areas=sizes, used=592 * MIB, messages=[said], cmdline="kho=on kho_scratch=16M,512M,32M").write(tmp_path)
+    tree = Machine(areas=sizes, used=592 * MIB, messages=[said], cmdline="kho=on kho_scratch=16M,512M,32M").write(
+        tmp_path
+    )
     for file in ("proc/zoneinfo", "proc/pagetypeinfo"):
         (tree / file).unlink()
     report = examine(tree)
@@ -359,7 +363,9 @@ def test_a_machine_whose_image_was_a_containers_is_no_container(
 
 
 def test_a_kernel_that_saves_a_dump_has_kho_off_on_purpose(tmp_path: Path) -> None:
-    tree = Machine(cmdline="kho=on elfcorehdr=0x37000000", messages=["KHO: disabled in the kdump kernel"]).write(tmp_path)
+    tree = Machine(cmdline="kho=on elfcorehdr=0x37000000", messages=["KHO: disabled in the kdump kernel"]).write(
+        tmp_path
+    )
     report = examine(tree)
     assert (report.state, report.exit_code) == ("off", 0)
     assert {RULES[finding.id].severity for finding in report.findings} <= {"note"}

@@ -66,6 +66,7 @@ LOADERS: dict[str, Loader] = {
         "docs.siderolabs.com/talos: bare-metal-platforms/bootloader",
         system=r"^ID=\"?talos\b",
         line=r"(?:^| )talos\.platform=",
+        release=r"-talos$",
         alone=True,
     ),
     "bottlerocket": Loader(
@@ -103,13 +104,13 @@ LOADERS: dict[str, Loader] = {
     "flatcar": Loader(
         "Flatcar Container Linux",
         (
-            "/oem/grub.cfg (before: /usr/share/oem/grub.cfg): "
-            'set linux_append="$linux_append {parameters}"',
+            '/oem/grub.cfg (before: /usr/share/oem/grub.cfg): set linux_append="$linux_append {parameters}"',
             "new machines: kernel_arguments: should_exist: [{quoted}] in the Butane configuration",
         ),
         "flatcar.org: setup/customization/other-settings",
         system=r"^ID=\"?flatcar\b",
         line=r"(?:^| )flatcar\.",
+        release=r"-flatcar$",
         alone=True,
     ),
     "openshift": Loader(
@@ -131,7 +132,7 @@ LOADERS: dict[str, Loader] = {
         "docs.fedoraproject.org: fedora-coreos/kernel-args; bootc: building/kernel-arguments",
         files=("run/ostree-booted", "sysroot/ostree", "ostree/repo", "usr/lib/bootc/kargs.d"),
         system=r"^VARIANT_ID=\"?(?:coreos|silverblue|kinoite|iot|sericea|onyx|atomic|cosmic-atomic)\b|^OSTREE_VERSION=",
-        line=r"(?:^| )ostree=",
+        line=r"(?:^| )ostree=|\)/ostree/|(?:^| )ignition\.platform\.id=",
         alone=True,
     ),
     "nixos": Loader(
@@ -143,7 +144,7 @@ LOADERS: dict[str, Loader] = {
         "nixos.org: manual, boot.kernelParams",
         files=("etc/NIXOS",),
         system=r"^ID=\"?nixos\b",
-        line=r"(?:^| )init=/nix/store/",
+        line=r"/nix/store/",
         alone=True,
     ),
     "guix": Loader(
@@ -215,6 +216,7 @@ LOADERS: dict[str, Loader] = {
         ('grubby --update-kernel=ALL --remove-args="{names}" --args="{parameters}"',),
         "grubby(8); docs.redhat.com: configuring kernel command-line parameters",
         system=r"^ID=\"?(?:fedora|rhel|centos|rocky|almalinux|ol|amzn|azurelinux|mariner)\b",
+        release=r"\.(?:el|fc|amzn)\d",
         alone=True,
     ),
     "alpine": Loader(
@@ -246,6 +248,7 @@ LOADERS: dict[str, Loader] = {
         ("/boot/extlinux/extlinux.conf: in APPEND of the entry that boots take away any {drop}, {append}",),
         "docs.u-boot.org: develop/distro; uapi-group.org: Boot Loader Specification",
         files=("boot/extlinux/extlinux.conf", "extlinux/extlinux.conf"),
+        release=r"-tegra$",
         alone=True,
     ),
     "refind": Loader(
@@ -269,13 +272,19 @@ LOADERS: dict[str, Loader] = {
         "systemd-boot",
         (CMDLINE, "kernel-install add-all    (or the options line of each /boot/loader/entries/*.conf)"),
         "kernel-install(8), loader.conf(5)",
-        files=("boot/loader/loader.conf", "efi/loader/loader.conf", "boot/efi/loader/loader.conf", "etc/kernel/cmdline"),
+        files=(
+            "boot/loader/loader.conf",
+            "efi/loader/loader.conf",
+            "boot/efi/loader/loader.conf",
+            "etc/kernel/cmdline",
+        ),
     ),
     "rpi": Loader(
         "Raspberry Pi",
         ("/boot/firmware/cmdline.txt: take away any {drop}, {append}; it stays one line",),
         "raspberrypi.com: documentation, configuration, cmdline.txt (before bookworm: /boot/cmdline.txt)",
         files=("boot/firmware/cmdline.txt", "boot/cmdline.txt"),
+        release=r"-raspi$|\+rpt-rpi-",
     ),
     "cloud": Loader(
         "cloud images (Ubuntu, Debian)",
@@ -345,7 +354,7 @@ def _fill(step: str, parameters: str) -> str:
         "parameters": parameters,
         "names": " ".join(names),
         "drop": ", ".join(f"{name}=..." for name in names),
-        "append": f"append {parameters} behind a space",
+        "append": f"append {parameters} after a space",
         "quoted": ", ".join(f'"{word}"' for word in words),
         "spaced": " ".join(f'"{word}"' for word in words),
         "appended": " ".join(f"--append={word}" for word in words),

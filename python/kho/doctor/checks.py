@@ -255,7 +255,9 @@ def absence(facts: Facts, report: Report, found: Figures) -> None:
     if excess(found):
         text = f"{size(excess(found))} of CMA memory outside CmaTotal, and KHO is not active"
         if report.state == "unknown":
-            text = f"{size(excess(found))} of CMA memory outside CmaTotal, where kho=off or the kernel speak against KHO"
+            text = (
+                f"{size(excess(found))} of CMA memory outside CmaTotal, where kho=off or the kernel speak against KHO"
+            )
         remedy = "Look at what else reserves CMA memory: cma=, reserved-memory in the devicetree, a vendor's driver. "
         remedy += "kho=off gains nothing here, unless this kernel was booted by a handover: then it takes a cold boot."
         report.add("DOC023", text, "likely", *found.evidence, remedy=remedy)
@@ -316,7 +318,9 @@ def live(facts: Facts, report: Report, found: Figures) -> None:
         shown = [facts.cma_free.seen if facts.cma_free is not None else None]
         if facts.mixed is not None:
             own = facts.of_container
-            limit = f"MemTotal ({size(own.bytes)}) is the container's" if own is not None else "MemTotal is the container's"
+            limit = (
+                f"MemTotal ({size(own.bytes)}) is the container's" if own is not None else "MemTotal is the container's"
+            )
             text = f"{facts.mixed}: {limit}, CmaTotal and CmaFree are its host's; no share of RAM is made of them"
             shown.append(own.seen if own is not None else None)
         report.add("DOC024", text, "likely", facts.container, *shown)

@@ -188,7 +188,9 @@ def _amounts(facts: Facts, report: Report, found: Figures) -> None:
         if found.doubts:
             report.scratch_low = 0
         if not found.zones and report.boot is None and found.exact is None:
-            why = "zoneinfo does not count it as CMA" if found.zones == 0 else "neither log nor zoneinfo tells them apart"
+            why = (
+                "zoneinfo does not count it as CMA" if found.zones == 0 else "neither log nor zoneinfo tells them apart"
+            )
             found.doubts.append(f"it may be what a failed reservation left: {why}")
         if found.exact is None and found.asked is not None and report.boot != "kho":
             _as_asked(facts, report, found, found.asked)
@@ -244,7 +246,11 @@ def headline(facts: Facts, report: Report, found: Figures) -> str:
         what = f"KHO holds {least}{size(report.scratch)}{ram}{where} as scratch"
         return f"{what}: no kernel memory and no pins can live there."
     if report.state == "active":
-        handed = " (this kernel was booted by a handover, and keeps the scratch it was handed)" if report.boot == "kho" else ""
+        handed = (
+            " (this kernel was booted by a handover, and keeps the scratch it was handed)"
+            if report.boot == "kho"
+            else ""
+        )
         return f"KHO is active{handed}; how much it holds cannot be seen from here."
     if report.state == "failed":
         value = judged(facts)[0] if found.asked is not None else None
@@ -303,9 +309,15 @@ def what_is_missing(facts: Facts, report: Report, found: Figures) -> str:
         return "there is no proc/meminfo with CmaTotal and CmaFree"
     if facts.cma_free is None:
         return "proc/meminfo does not say CmaFree"
-    free = facts.mem_free.bytes / facts.mem_total.bytes if facts.mem_free and facts.mem_total and facts.mem_total.bytes else None
+    free = (
+        facts.mem_free.bytes / facts.mem_total.bytes
+        if facts.mem_free and facts.mem_total and facts.mem_total.bytes
+        else None
+    )
     full = f" while {share(free)} of memory is free" if free is not None else ""
-    enabled = "it is enabled, and its memory" if enablement(facts, report.enabled_by_default) else "scratch, if there is any,"
+    enabled = (
+        "it is enabled, and its memory" if enablement(facts, report.enabled_by_default) else "scratch, if there is any,"
+    )
     proves = f"none of it is seen free, which proves nothing{full}: {enabled} may be in use"
     return f"{proves}; root sees more (proc/pagetypeinfo, debugfs), and a kernel log or config may tell"
 
@@ -315,7 +327,9 @@ def what_is_there(report: Report) -> str:
     if report.elsewhere:
         named = ", ".join(f"{name}/" for name in report.elsewhere[:6])
         many = len(report.elsewhere) > 1
-        return f"; {named} look{'' if many else 's'} like {'reports: name one of them' if many else 'a report: name it'}"
+        return (
+            f"; {named} look{'' if many else 's'} like {'reports: name one of them' if many else 'a report: name it'}"
+        )
     packed = [name for name in report.there if ARCHIVE.fullmatch(name)]
     if packed:
         return f"; {packed[0]} is an archive: unpack it, and name the folder"

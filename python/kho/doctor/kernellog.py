@@ -75,7 +75,14 @@ class KernelLog:
     def silent(self) -> bool:
         """Say whether nothing is known of this boot."""
         return not (
-            self.version or self.cmdline or self.kho or self.luo or self.malformed or self.memory or self.cma or self.nodes
+            self.version
+            or self.cmdline
+            or self.kho
+            or self.luo
+            or self.malformed
+            or self.memory
+            or self.cma
+            or self.nodes
         )
 
 

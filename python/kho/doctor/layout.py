@@ -21,14 +21,29 @@ SECTION = re.compile(rb"^#==\[ [A-Z][\w ]{1,40} \]=+#\r?\n# ?([^\n]{1,400})\n", 
 """supportconfig's: what it is, then the command or file."""
 APPORT = re.compile(rb"^([A-Za-z][\w.-]{0,60}):(?: ([^\n]*))?\n((?: [^\n]*\n)*)", re.MULTILINE)
 COLLECTORS = re.compile(
-    r"sos(?:report)?[-_].*|scc_.*|nts_.*|data|insights[-_].*|must-gather.*|quay-io-.*|registry-.*|.*sha256-.*|nodes|host|rootfs",
+    r"sos(?:report)?[-_].*|scc_.*|nts_.*|data|insights[-_].*|must-gather.*|quay-io-.*|registry-.*|.*sha256-.*|nodes|host|rootfs|"
+    r"\d{12}|127\.0\.0\.1-.*|\d{4}-\d\d-\d\d-\d\d.*",
     re.IGNORECASE,
 )
 """Names of folders that a collector makes, or people make for its output."""
 MARKS = ("sos_commands", "insights_commands", "supportconfig.txt", "basic-environment.txt")
-KNOWN = ("proc", "sys", "var", "dmesg", "dmesg.txt", "vmcore-dmesg.txt", "CurrentDmesg.txt", "meminfo", "cmdline", *MARKS)
+KNOWN = (
+    "proc",
+    "sys",
+    "var",
+    "dmesg",
+    "dmesg.txt",
+    "vmcore-dmesg.txt",
+    "CurrentDmesg.txt",
+    "meminfo",
+    "cmdline",
+    *MARKS,
+)
 ARCHIVE = re.compile(r".+\.(?:tar|tgz|txz|tbz|tar\.\w+|zip)")
-FLAT = {"proc/cmdline": ("ProcKernelCmdLine.txt", "ProcCmdline.txt", "kernel_cmdline"), "proc/modules": ("ProcModules.txt",)}
+FLAT = {
+    "proc/cmdline": ("ProcKernelCmdLine.txt", "ProcCmdline.txt", "kernel_cmdline"),
+    "proc/modules": ("ProcModules.txt",),
+}
 """More names that files of /proc are given where there is no proc/."""
 COMMANDS = {"dmesg": "dmesg", "uname": "uname", "lsmod": "proc/modules", "journalctl": "journalctl"}
 FIELDS = {
@@ -68,7 +83,7 @@ def _report(tree: Tree, folder: str) -> bool:
     found = set(tree.names(folder))
     if "data" in found and found & {"meta_data", "insights_archive.txt"}:
         return False  # Insights: all of it is in data/
-    wanted = {"meminfo", "zoneinfo", "pagetypeinfo", "version", "cmdline", "zoneinfo.txt", "meminfo.txt"}
+    wanted = {"zoneinfo", "pagetypeinfo", "zoneinfo.txt", "meminfo.txt", "proc_meminfo.txt"}
     logs = any(re.fullmatch(r"(?:.*[-_.])?dmesg(?:[-_.].*)?|.*\.(?:crash|apport)|apport\..*", name) for name in found)
     return bool(found & {*KNOWN, *wanted}) or logs
 
@@ -139,7 +154,7 @@ def _target(title: str) -> str | None:
     if command == "cat" and len(words) == 2:
         words = words[1:]
     elif command in COMMANDS:
-        previous = re.search(r"(?:-b|--boot)[ =]?-\d", title) is not None
+        previous = re.search(r"(?:-b|--boot)[ =]?-[1-9]", title) is not None
         return None if previous else COMMANDS[command]
     return words[0][1:] if words[0].startswith(("/proc/", "/sys/", "/boot/", "/etc/", "/var/log/")) else None
 
@@ -183,7 +198,15 @@ def names_of(file: str) -> Iterator[str]:
     yield from FLAT.get(file, ())
     folder, _, name = file.rpartition("/")
     if folder == "proc":
-        for spelled in (name, f"{name}.txt", f"{name}.log", f"proc_{name}", f"proc-{name}", f"proc.{name}", f"proc_{name}.txt"):
+        for spelled in (
+            name,
+            f"{name}.txt",
+            f"{name}.log",
+            f"proc_{name}",
+            f"proc-{name}",
+            f"proc.{name}",
+            f"proc_{name}.txt",
+        ):
             yield spelled
         yield f"insights_commands/cat_.proc.{name}"
         yield f"sos_commands/kernel/cat_.proc.{name}"

@@ -25,7 +25,9 @@ TOKENS = re.compile(
     r"-- Boot [0-9a-f]{32} --|-- Reboot --"
 )
 BANNER = re.compile(r"Linux version \d+\.\d\S{0,80} \(|-- Boot [0-9a-f]{32} --|-- Reboot --")
-END = re.compile(r"[\r\n]|<[0-7]>(?=\S)|(?:<\d{1,3}>)?\[ *\+?\d{1,10}\.\d{6}[\] ]|\[(?: {1,2}OK {1,2}|FAILED|DEPEND|[ *]{6})\] ")
+END = re.compile(
+    r"[\r\n]|<[0-7]>(?=\S)|(?:<\d{1,3}>)?\[ *\+?\d{1,10}\.\d{6}[\] ]|\[(?: {1,2}OK {1,2}|FAILED|DEPEND|[ *]{6})\] "
+)
 STAMP = re.compile(r"\[ *(\d{1,10}\.\d{6})(?: <[ +\d.]{1,20}>)?\]|\d{1,3},\d{1,20},(\d{1,15}),[^;\n]{0,200};$")
 KMSG = re.compile(r"\d{1,3},\d{1,20},\d{1,15},[^;\n]{0,200};$")
 IDENTIFIER = re.compile(r"(?:^|\s)([\w./@-]{1,64})\[\d{1,10}\]: ")

@@ -52,7 +52,9 @@ NAMED = re.compile(
     r"(?:[-_.][^/]*)?",
     re.IGNORECASE,
 )
-EARLIER = re.compile(r".*(?:\.[0-9](?:\.\w+)?|[-_]-1(?:[-_.].*)?|[-_.](?:prev|previous|old|last)(?:[-_.].*)?)", re.IGNORECASE)
+EARLIER = re.compile(
+    r".*(?:(?<!\d)\.[0-9](?:\.\w+)?|[-_]-1(?:[-_.].*)?|[-_.](?:prev|previous|old|last)(?:[-_.].*)?)", re.IGNORECASE
+)
 """Names of logs of earlier boots: dmesg.0, journalctl_--boot_-1."""
 CRASHED = re.compile(r"vmcore-dmesg.*|dmesg\.\d{8,14}|dmesg-(?:efi|erst|ramoops|pstore)[-\w.]*|console-ramoops[-\w.]*")
 """Names of logs that a kernel left when it crashed."""
@@ -106,6 +108,7 @@ def read(tree: Tree, file: str) -> Piece | None:
 
 def unpacked(tree: Tree, piece: Piece, kind: str) -> Piece | None:
     """Unpack a log that was rotated or attached, as far as other files are read."""
+    broken: tuple[type[Exception], ...] = (zlib.error, OSError, EOFError, ValueError)
     try:
         if kind == "gzip":
             data = zlib.decompressobj(31).decompress(piece.head, FILE_LIMIT)
@@ -116,14 +119,12 @@ def unpacked(tree: Tree, piece: Piece, kind: str) -> Piece | None:
         elif kind == "xz":
             import lzma
 
+            broken = (*broken, lzma.LZMAError, MemoryError)
             data = lzma.LZMADecompressor(memlimit=64 << 20).decompress(piece.head, FILE_LIMIT)
         else:
             tree.skipped(piece.file, f"compressed ({kind}): unpack it first")
             return None
-    except (zlib.error, OSError, EOFError, ValueError, ImportError, MemoryError) as error:
-        tree.skipped(piece.file, f"not {kind}: {error}")
-        return None
-    except Exception as error:  # lzma.LZMAError, of a module that is imported only where it is needed
+    except broken as error:
         tree.skipped(piece.file, f"not {kind}: {error}")
         return None
     if len(data) >= FILE_LIMIT:

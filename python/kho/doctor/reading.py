@@ -336,7 +336,12 @@ def config(tree: Tree, facts: Facts) -> None:
     release = facts.release.text if facts.release is not None else ""
     piece = None
     if re.fullmatch(r"[\w.+~-]{1,100}", release):
-        for file in (f"boot/config-{release}", f"config-{release}", f"lib/modules/{release}/config", f"usr/lib/modules/{release}/config"):
+        for file in (
+            f"boot/config-{release}",
+            f"config-{release}",
+            f"lib/modules/{release}/config",
+            f"usr/lib/modules/{release}/config",
+        ):
             piece = piece or tree.kept.get(file) or tree.read(file)
     if piece is None:
         piece = tree.kept.get("config")

@@ -132,7 +132,9 @@ CGROUP = re.compile(
     rb":[^:\n]*:[^\n]*(?:/docker[/-]|/kubepods|/lxc(?:\.payload)?[/.]|/libpod[-/]|/cri-containerd|/ecs/|/garden/|/machine\.slice/"
     rb"(?:libpod|machine-)|/system\.slice/containerd\.service/|/podman)"
 )
-RUNTIMES = re.compile(rb"lowerdir=[^ \n]*(?:/docker/|/containerd|containers/storage|/podman/|/buildkit|/kubelet/|/lxc/|/incus/)")
+RUNTIMES = re.compile(
+    rb"lowerdir=[^ \n]*(?:/docker/|/containerd|containers/storage|/podman/|/buildkit|/kubelet/|/lxc/|/incus/)"
+)
 ROOT_MOUNT = re.compile(rb"^\d+ \d+ \d+:\d+ (\S+) / [^\n]*? - (\S+) (\S+) ?([^\n]*)$", re.MULTILINE)
 ROOT_OLD = re.compile(rb"^(\S+) / (\S+) ([^\n]*)$", re.MULTILINE)
 MARKERS = ("run/.containerenv", ".dockerenv", "run/systemd/container", "dev/.lxc-boot-id")
@@ -233,9 +235,6 @@ def loaders(tree: Tree, facts: Facts) -> None:
         return tree.exists(folder) and any(each.endswith(ending) for each in tree.names(folder))
 
     facts.platforms = bootline.detect(there, "\n".join(names), line, release)
-    for file in tree.kept:
-        if file == "etc/default/grub" and "grub" not in facts.platforms and not facts.platforms:
-            facts.platforms.append("grub")
 
 
 def amount_of_zones(facts: Facts) -> Amount | None:
