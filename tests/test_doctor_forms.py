@@ -85,7 +85,7 @@ def entries(lines: list[str]) -> list[dict[str, str]]:
 
 
 def export(lines: list[str], binary: bool = False) -> bytes:
-    """journalctl -o export."""
+    """What journalctl -o export prints."""
     out = b""
     for entry in entries(lines):
         for key, value in entry.items():
@@ -101,7 +101,7 @@ def export(lines: list[str], binary: bool = False) -> bytes:
 
 
 def verbose(lines: list[str]) -> bytes:
-    """journalctl -o verbose."""
+    """What journalctl -o verbose prints."""
     out = ""
     for entry in entries(lines):
         out += f"Mon 2026-11-23 09:15:57.123456 UTC [{entry['__CURSOR']}]\n"
@@ -121,11 +121,14 @@ def byte_arrays(lines: list[str]) -> bytes:
 
 
 def json_dmesg(lines: list[str]) -> bytes:
-    """dmesg --json of util-linux 2.39, of one boot after the other."""
+    """What dmesg --json of util-linux 2.39 prints, of one boot after the other."""
     out = ""
     for part in boots(lines):
-        rows = [f'      {{\n         "pri": 5,\n         "time": {stamp(line):>12},\n         "msg": {json.dumps(bare(line))}\n      }}'
-                for line in part]  # fmt: skip
+        rows = [
+            f'      {{\n         "pri": 5,\n         "time": {stamp(line):>12},\n'
+            f'         "msg": {json.dumps(bare(line))}\n      }}'
+            for line in part
+        ]
         out += '{\n   "dmesg": [\n' + ",".join(rows) + "\n   ]\n}\n"
     return out.encode()
 
@@ -137,7 +140,7 @@ def kmsg(line: str, extra: str = "") -> str:
 
 
 def fragments(lines: list[str]) -> bytes:
-    """netconsole's extended form, long messages in pieces."""
+    """The extended form of netconsole, long messages in pieces."""
     out = ""
     for line in lines:
         text = bare(line)
@@ -178,7 +181,9 @@ FORMS: dict[str, Wrapper] = {
     "dmesg -rt": each(lambda line: f"<5>{bare(line)}"),
     "dmesg -rt, no line ends": each(lambda line: f"<5>{bare(line)}", ""),
     "dmesg --color=always": each(colored),
-    "dmesg -T --color=always": each(lambda line: f"\x1b[32m[Mon Nov 23 09:15:57 2026] \x1b[0m\x1b[33m{bare(line)}\x1b[0m"),
+    "dmesg -T --color=always": each(
+        lambda line: f"\x1b[32m[Mon Nov 23 09:15:57 2026] \x1b[0m\x1b[33m{bare(line)}\x1b[0m"
+    ),
     "dmesg --time-format=iso": each(lambda line: f"{ISO},000000+00:00 {bare(line)}"),
     "dmesg --json": json_dmesg,
     "printk.caller": each(lambda line: f"[{stamp(line):>12}][    T0] {bare(line)}"),
@@ -220,7 +225,9 @@ FORMS: dict[str, Wrapper] = {
     "fluent bit": each(lambda line: json.dumps({"date": 1795425357.1, "log": line, "kubernetes": {"pod": "guest"}})),
     "JSON after a prefix": each(lambda line: f"guest-0 {docker(line)}"),
     "docker in docker": each(lambda line: json.dumps({"log": docker(line) + "\n", "stream": "stdout"})),
-    "cloud logging": lambda lines: json.dumps([{"insertId": "1", "textPayload": line} for line in lines], indent=2).encode(),
+    "cloud logging": lambda lines: json.dumps(
+        [{"insertId": "1", "textPayload": line} for line in lines], indent=2
+    ).encode(),
     "cloud console": lambda lines: json.dumps({"InstanceId": "i-1", "Output": "\r\n".join(lines) + "\r\n"}).encode(),
     "serial, CR LF": each(str, "\r\n"),
     "serial, CR CR LF": each(str, "\r\r\n"),
@@ -229,7 +236,9 @@ FORMS: dict[str, Wrapper] = {
     "serial, no line ends": each(str, ""),
     "serial, with systemd": mixed,
     "conserver": each(lambda line: f"[Mon Nov 23 09:15:57 2026]{line}", "\r\n"),
-    "screen, a prompt before": lambda lines: b"\x1b[H\x1b[2J\x1b[3J\x1b]0;root@vm\x07root@vm:~# dmesg\r\n" + each(str, "\r\n")(lines),
+    "screen, a prompt before": lambda lines: (
+        b"\x1b[H\x1b[2J\x1b[3J\x1b]0;root@vm\x07root@vm:~# dmesg\r\n" + each(str, "\r\n")(lines)
+    ),
     "mail": each(lambda line: f"> {line}"),
     "patchew": each(lambda line: f"    | {line}"),
     "netconsole": each(lambda line: line),
@@ -268,7 +277,7 @@ def facts(log: KernelLog | None) -> dict[str, object]:
 def unpacked(data: bytes) -> bytes:
     for magic, module in ((b"\x1f\x8b", gzip), (b"BZh", bz2), (b"\xfd7zXZ", lzma)):
         if data.startswith(magic):
-            return bytes(module.decompress(data))  # type: ignore[attr-defined]
+            return bytes(module.decompress(data))
     return data
 
 
@@ -370,7 +379,7 @@ def test_what_programs_quote_is_not_the_kernels_word(tmp_path: Path) -> None:
 
 
 def test_a_guests_console_in_the_hosts_journal_is_not_the_hosts(tmp_path: Path) -> None:
-    host = [entry for entry in entries(ONE["fine"])]
+    host = entries(ONE["fine"])
     guest = [{**entry, "_TRANSPORT": "stdout", "SYSLOG_IDENTIFIER": "qemu"} for entry in entries(ONE["failed"])]
     text = "".join(json.dumps(entry) + "\n" for entry in host + guest)
     assert facts(parse(Piece("dmesg", text.encode()))) == TRUTH["fine"]
@@ -381,7 +390,8 @@ def test_a_guests_console_in_the_hosts_journal_is_not_the_hosts(tmp_path: Path) 
 def test_a_wrapped_command_line_is_joined() -> None:
     text = "Linux version 7.3.4 (x)\nKernel command line: kho=on \\\nKernel command line: kho_scratch=1M,1M,1M quiet\n"
     log = parse(Piece("dmesg", text.encode()))
-    assert log is not None and log.cmdline is not None
+    assert log is not None
+    assert log.cmdline is not None
     assert log.cmdline.text == "kho=on kho_scratch=1M,1M,1M quiet"
 
 

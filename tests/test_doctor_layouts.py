@@ -91,7 +91,8 @@ def apport(tree: Path) -> Path:
 
 
 def apport_report(tree: Path, *, packed: bool = True) -> Path:
-    text = f"ProblemType: Bug\nArchitecture: amd64\nProcKernelCmdLine: {LINE.strip()}\nUname: Linux 7.3.4 x86_64\nCurrentDmesg:"
+    text = f"ProblemType: Bug\nArchitecture: amd64\nProcKernelCmdLine: {LINE.strip()}\n"
+    text += "Uname: Linux 7.3.4 x86_64\nCurrentDmesg:"
     body = "\n" + "".join(f" {line}\n" for line in LOG.splitlines())
     if packed:
         data = gzip.compress(LOG.encode())
@@ -115,6 +116,7 @@ def loose_text(tree: Path) -> Path:
     return write(tree, "kern.log", LOG)
 
 
+CRASH = "the log of a kernel that crashed"
 LAYOUTS: dict[str, tuple[Callable[[Path], Path], str | None]] = {
     "supportconfig": (supportconfig, "a supportconfig"),
     "supportconfig, -T": (lambda tree: supportconfig(tree, dmesg="/usr/bin/dmesg -T"), "a supportconfig"),
@@ -138,14 +140,14 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Path], str | None]] = {
     "apport": (apport, None),
     "apport, a report": (apport_report, "a report of apport"),
     "apport, a report of text": (lambda tree: apport_report(tree, packed=False), "a report of apport"),
-    "kdump": (lambda tree: write(tree, "vmcore-dmesg.txt", LOG), "the log of a kernel that crashed"),
-    "kdump, Debian": (lambda tree: write(tree, "dmesg.202611230915", LOG), "the log of a kernel that crashed"),
-    "kdump, deeper": (lambda tree: write(tree / "127.0.0.1-2026-11-23-09:15:57", "vmcore-dmesg.txt", LOG).parent, "the log of a kernel that crashed"),
-    "var/crash": (lambda tree: write(tree, "var/crash/202611230915/dmesg.202611230915", LOG), "the log of a kernel that crashed"),
-    "pstore": (lambda tree: write(tree, "var/lib/systemd/pstore/1795425357/dmesg.txt", LOG), "the log of a kernel that crashed"),
+    "kdump": (lambda tree: write(tree, "vmcore-dmesg.txt", LOG), CRASH),
+    "kdump, Debian": (lambda tree: write(tree, "dmesg.202611230915", LOG), CRASH),
+    "kdump, deeper": (lambda tree: write(tree / "127.0.0.1-2026-11-23-09:15", "vmcore-dmesg.txt", LOG).parent, CRASH),
+    "var/crash": (lambda tree: write(tree, "var/crash/202611230915/dmesg.202611230915", LOG), CRASH),
+    "pstore": (lambda tree: write(tree, "var/lib/systemd/pstore/1795425357/dmesg.txt", LOG), CRASH),
     "loose files": (loose, None),
     "loose files, of text": (loose_text, None),
-    "a console's log": (lambda tree: write(tree, "serial-console.log", LOG).joinpath() if write(tree, "cmdline", LINE) else tree, None),
+    "a console's log": (lambda tree: write(write(tree, "cmdline", LINE), "serial-console.log", LOG), None),
     "packed": (lambda tree: write(proc(tree), "var/log/dmesg.gz", gzip.compress(LOG.encode())), None),
 }  # fmt: skip
 
@@ -330,7 +332,8 @@ def test_the_steps_are_those_of_the_loader_that_is_there(
 def test_every_loader_is_seen_by_a_test() -> None:
     assert {name for name, _, _ in SEEN} | {"managed"} == set(bootline.LOADERS)
     for loader in bootline.LOADERS.values():
-        assert loader.source and loader.steps
+        assert loader.source
+        assert loader.steps
         assert loader.files or loader.system or loader.line or loader.release
 
 
@@ -359,4 +362,5 @@ def test_an_unknown_loader_is_said_to_be_unknown(tmp_path: Path) -> None:
 def test_a_node_of_a_provider_is_not_ones_own(build: Callable[[Path], Path], tmp_path: Path) -> None:
     out = kho("doctor", build(GRUB(machine(tmp_path, scratch=(192 * MIB,), cmdline="quiet")))).out
     assert "the machine is not yours to keep" in out
-    assert "launch template" in out and "/etc/default/grub" in out
+    assert "launch template" in out
+    assert "/etc/default/grub" in out

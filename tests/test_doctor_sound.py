@@ -108,7 +108,7 @@ def weaker(less: Report, whole: Report) -> None:
         assert whole.state in ("active", "failed"), said
         if whole.state == "failed" and less.scratch:
             doubt = [f for f in less.findings if f.id == "DOC001"]
-            assert doubt[0].certainty == "guess" and "failed reservation" in doubt[0].value, said
+            assert (doubt[0].certainty, "failed reservation" in doubt[0].value) == ("guess", True), said
     elif less.state == "failed":
         assert whole.state == "failed", said
     low = less.leftover if less.state == "failed" and less.leftover else less.scratch_low
@@ -232,11 +232,13 @@ def test_figures_of_a_container_and_its_host_are_not_divided(tmp_path: Path) -> 
     report = examine(write(tmp_path, "proc/version", UBUNTU))
     ids = {finding.id for finding in report.findings}
     assert (report.scratch, report.share, report.ram, report.container) == (1966080 << 10, None, None, True)
-    assert "DOC024" in ids and "DOC002" not in ids
+    assert "DOC024" in ids
+    assert "DOC002" not in ids
     out = kho("doctor", tmp_path).out
     assert "on the host of this container" in out
     assert "%" not in out.split("\n")[0]
-    assert "The machine is not this container's" in out and "update-grub" not in out
+    assert "The machine is not this container's" in out
+    assert "update-grub" not in out
 
 
 @pytest.mark.parametrize(
@@ -274,9 +276,11 @@ def test_an_older_kernel_has_no_kho_whatever_its_cma(release: str, tmp_path: Pat
     report = examine(tree)
     ids = {finding.id: finding for finding in report.findings}
     assert (report.state, report.scratch, report.exit_code) == ("absent", 0, 1)
-    assert set(ids) >= {"DOC016", "DOC023"} and not set(ids) & {"DOC001", "DOC014"}
+    assert set(ids) >= {"DOC016", "DOC023"}
+    assert not set(ids) & {"DOC001", "DOC014"}
     assert ids["DOC016"].certainty == ("likely" if release < "6." else "guess"), "vendors bring features to 6.x"
-    assert "something else's" in report.headline and "KHO holds" not in report.headline
+    assert "something else's" in report.headline
+    assert "KHO holds" not in report.headline
     assert "gains nothing" in ids["DOC023"].remedy
 
 
@@ -291,8 +295,8 @@ ARCHITECTURES: list[tuple[str, Callable[[Path], Path]]] = [
     ("i686", lambda tree: write(tree, "proc/sys/kernel/osrelease", "6.17.8+deb14-686-pae\n")),
     ("armv7l", lambda tree: write(tree, "proc/sys/kernel/osrelease", "7.0.3-armmp-lpae\n")),
     ("loongarch64", lambda tree: write(tree, "proc/sys/kernel/arch", "loongarch64\n")),
-    ("s390x", lambda tree: write(tree, "sos_commands/kernel/uname_-a", "Linux z 7.0.1 #1 SMP Mon Nov 23 s390x s390x s390x GNU/Linux\n")),
-    ("riscv64", lambda tree: write(tree, "proc/version", "Linux version 7.3.4 (b@h) (riscv64-linux-gnu-gcc-14 (Debian)) #1 SMP\n")),
+    ("s390x", lambda tree: write(tree, "sos_commands/kernel/uname_-a", "Linux z 7.0.1 #1 SMP s390x s390x GNU/Linux\n")),
+    ("riscv64", lambda tree: write(tree, "proc/version", "Linux version 7.3.4 (b@h) (riscv64-linux-gnu-gcc-14) #1\n")),
     ("riscv64", cpuinfo("processor\t: 0\nhart\t\t: 0\nisa\t\t: rv64imafdc\n")),
     ("s390x", cpuinfo("vendor_id       : IBM/S390\n# processors    : 2\n")),
     ("ppc64le", cpuinfo("processor\t: 0\ncpu\t\t: POWER9 (architected), altivec supported\n")),

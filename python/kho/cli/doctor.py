@@ -43,8 +43,9 @@ def command(
     """Say what KHO does to the memory of this machine, or of the one a DIRECTORY shows.
 
     Needs no root; with root it sees debugfs and /proc/pagetypeinfo, and figures are exact. A DIRECTORY is a tree with
-    proc/, sys/, var/log/dmesg, boot/config-* as far as there are, an unpacked sosreport for one; several make a table.
-    Nothing is changed: edits of the boot line are printed.
+    proc/, sys/, var/log/dmesg, boot/config-* as far as there are, loose copies of them, or what sos, Insights,
+    supportconfig, must-gather, apport or kdump collected, unpacked; several make a table. Nothing is changed: edits of
+    the boot line are printed.
 
     \b
       kho doctor

@@ -36,6 +36,9 @@ class Loader:
 
 GRUB_LINE = "/etc/default/grub: in GRUB_CMDLINE_LINUX take away any {drop}, {append}"
 CMDLINE = "/etc/kernel/cmdline: take away any {drop}, {append}"
+CLOUD_LINE = (
+    "echo 'GRUB_CMDLINE_LINUX_DEFAULT=\"$GRUB_CMDLINE_LINUX_DEFAULT {parameters}\"' > /etc/default/grub.d/99-kho.cfg"
+)
 APPENDED = "(the last one on the line counts)"
 LOADERS: dict[str, Loader] = {
     "firecracker": Loader(
@@ -60,7 +63,7 @@ LOADERS: dict[str, Loader] = {
         (
             "talosctl get securitystate -o yaml    (bootedWithUKI: which of the two it is)",
             "GRUB: machine.install.extraKernelArgs: [{quoted}] in the machine configuration, then talosctl upgrade",
-            "systemd-boot (UKI): that is ignored; customization.extraKernelArgs: [{quoted}] in a schematic of Image Factory,",
+            "systemd-boot (UKI) ignores that: customization.extraKernelArgs: [{quoted}] in an Image Factory schematic,",
             "then talosctl upgrade --image factory.talos.dev/installer/SCHEMATIC:VERSION",
         ),
         "docs.siderolabs.com/talos: bare-metal-platforms/bootloader",
@@ -229,7 +232,7 @@ LOADERS: dict[str, Loader] = {
     "u-boot-menu": Loader(
         "U-Boot (u-boot-menu)",
         (
-            '/etc/default/u-boot: U_BOOT_PARAMETERS="$(cat /proc/cmdline without BOOT_IMAGE) {parameters}", without any {drop}',
+            "/etc/default/u-boot: in U_BOOT_PARAMETERS take away any {drop}, {append}",
             "u-boot-update",
         ),
         "u-boot-update(8)",
@@ -289,7 +292,7 @@ LOADERS: dict[str, Loader] = {
     "cloud": Loader(
         "cloud images (Ubuntu, Debian)",
         (
-            "echo 'GRUB_CMDLINE_LINUX_DEFAULT=\"$GRUB_CMDLINE_LINUX_DEFAULT {parameters}\"' > /etc/default/grub.d/99-kho.cfg",
+            CLOUD_LINE,
             "update-grub        (settings in grub.d come after /etc/default/grub; the last one on the line counts)",
         ),
         "ubuntu.com: cloud images; /etc/default/grub.d",
@@ -298,7 +301,7 @@ LOADERS: dict[str, Loader] = {
     "managed": Loader(
         "a node that a provider manages (EKS, GKE, AKS): the machine is not yours to keep",
         (
-            "a node that is replaced or repaired loses any edit: put it into the node group's launch template, user data or image",
+            "a node that is replaced loses any edit: put it into the node group's launch template, user data or image",
             "where the provider has no setting for it (GKE Autopilot, Fargate): only the provider can change it",
         ),
         "docs.aws.amazon.com/eks: launch templates; learn.microsoft.com/azure/aks: node configuration",
@@ -341,7 +344,7 @@ def detect(there: Callable[[str], bool], system: str, line: str, release: str) -
     notes = [name for name in found if LOADERS[name].note]
     if alone:
         return [alone[0], *notes]
-    # /etc/default/grub stays behind on a Raspberry Pi or with systemd-boot; which one boots cannot be told: all are named.
+    # /etc/default/grub may stay on a machine that systemd-boot boots; which one does cannot be told: all are named.
     order = ("rpi", "cloud", "systemd-boot", "grub")
     return [*(name for name in order if name in found), *notes]
 

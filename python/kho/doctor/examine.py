@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from ..errors import ParameterError
 from . import checks
 from .facts import Facts
-from .reading import gather
 from .layout import ARCHIVE
+from .reading import gather
 from .report import Report, State
 from .scratch import Figures, alignment, areas_of, enablement, excess, figures, judged
 from .surroundings import amount_of_zones, incapable
@@ -102,8 +102,8 @@ def signs(facts: Facts, report: Report, found: Figures) -> Signs:
     # What others have in use hides as much of scratch from CmaFree, unless zones tell the two apart.
     plain = not found.others or found.zones == 0
     idle = report.boot != "kho" and found.free == 0 and plain and total is not None and free is not None
-    # By default scratch is a sixteenth of RAM or more: less memory in use than that has no room for it. Where zones show
-    # that there is none of a cold boot, half of RAM is enough.
+    # By default scratch is a sixteenth of RAM or more: less memory in use than that has no room for it. Where zones
+    # show that there is none of a cold boot, half of RAM is enough.
     most = total.bytes // 2 if total is not None and found.zones == 0 else (total.bytes // 16 * 15 if total else 0)
     idle = idle and free is not None and free.bytes >= most
     idle = idle or (found.free == 0 and room is not None and room < facts.block_bytes)
@@ -335,5 +335,6 @@ def what_is_there(report: Report) -> str:
         return f"; {packed[0]} is an archive: unpack it, and name the folder"
     if report.there:
         more = f" and {len(report.there) - 8} more" if len(report.there) > 8 else ""
-        return f"; it was looked for in proc/, var/log, sos_commands, insights_commands and sections; there is {', '.join(report.there[:8])}{more}"
+        where = "proc/, var/log, sos_commands, insights_commands and sections"
+        return f"; it was looked for in {where}; there is {', '.join(report.there[:8])}{more}"
     return "; the directory is empty"

@@ -198,7 +198,7 @@ def names_of(file: str) -> Iterator[str]:
     yield from FLAT.get(file, ())
     folder, _, name = file.rpartition("/")
     if folder == "proc":
-        for spelled in (
+        yield from (
             name,
             f"{name}.txt",
             f"{name}.log",
@@ -206,8 +206,7 @@ def names_of(file: str) -> Iterator[str]:
             f"proc-{name}",
             f"proc.{name}",
             f"proc_{name}.txt",
-        ):
-            yield spelled
+        )
         yield f"insights_commands/cat_.proc.{name}"
         yield f"sos_commands/kernel/cat_.proc.{name}"
         yield f"sos_commands/memory/cat_.proc.{name}"

@@ -195,9 +195,9 @@ def spoken(text: str, line: int | None, kernels: bool = False) -> Iterator[Said]
         end = following.start() if following is not None else end
         begin = max(text.rfind("\n", at, start) + 1, text.rfind("\r", at, start) + 1, at)
         before, at = text[begin:start], end
-        if start and match[0][0] in "KlLn" and not match[0].startswith(("Linux", "Kernel")):
-            if text[start - 1] == "_" or (text[start - 1].isascii() and text[start - 1].isalnum()):
-                continue
+        prefixed = match[0][0] in "KlLn" and not match[0].startswith(("Linux", "Kernel"))
+        if prefixed and re.search(r"[A-Za-z0-9_]$", text[max(start - 1, 0) : start]):
+            continue  # test_kho: and the like are other modules
         who = IDENTIFIER.search(before) if kernels else None
         if who is not None and who[1] != "kernel":
             continue

@@ -142,10 +142,10 @@ def of_another_boot(tree: Tree, facts: Facts, log: KernelLog) -> str | None:
     release = facts.release.text if facts.release is not None else None
     line = facts.cmdline.text if facts.cmdline is not None else None
     same = None if line is None or log.cmdline is None else same_line(line, log.cmdline.text)
-    if release is not None and log.version not in (None, release):
-        # Vendors' uname has a suffix that banners of rebuilt kernels may lack: the command line decides.
-        if not (same and _base(release) == _base(log.version)):
-            return f"it is of Linux {log.version}, this is {release}"
+    # Vendors' uname has a suffix that banners of rebuilt kernels may lack: then the command line decides.
+    kin = log.version in (None, release) or (same and _base(release) == _base(log.version))
+    if release is not None and not kin:
+        return f"it is of Linux {log.version}, this is {release}"
     built, said = _build(facts.banner), _build(log.banner)
     if built is not None and said is not None and built != said and log.version == release:
         return f"it is of another build of Linux {log.version} ({said}): an earlier boot"

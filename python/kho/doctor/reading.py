@@ -9,8 +9,8 @@ import stat
 import zlib
 from collections.abc import Iterator
 
-from .facts import BLOCK_ORDERS, MEMORY_LIMIT, PAGE_SIZES, Amount, Blocks, Debugfs, Facts, Zone, number
 from . import layout, logs, surroundings
+from .facts import BLOCK_ORDERS, MEMORY_LIMIT, PAGE_SIZES, Amount, Blocks, Debugfs, Facts, Zone, number
 from .kernellog import Evidence, KernelLog, parse
 from .tree import FILE_LIMIT, Piece, Tree, clean
 
@@ -403,8 +403,7 @@ def hugepages(tree: Tree, facts: Facts) -> None:
         match_b = re.search(rb"^nr_memmap_boot_pages (\S+)$", piece.head, re.MULTILINE)
         pages = number(match_b[1], facts.page_size) if match_b else None
         if match_b is not None and pages:
-            line = piece.line(match_b.start())
-            facts.memmap = Amount(pages, Evidence(piece.file, line, clean(match_b[0])))
+            facts.memmap = Amount(pages, Evidence(piece.file, piece.line(match_b.start()), clean(match_b[0])))
 
 
 def debugfs(tree: Tree, facts: Facts) -> None:

@@ -199,8 +199,10 @@ RULES: dict[str, Rule] = {
     "DOC015": Rule(
         "note",
         "KHO is off",
-        "KHO is built in and not enabled on this boot.",
-        "It holds no memory, and nothing can be handed over.",
+        "KHO is not enabled on this boot: the command line or the kernel's default says so, or all CMA memory is "
+        "counted and none is scratch. That no free CMA memory is seen is no sign of it while memory is full.",
+        "It holds no memory, and nothing can be handed over. A kernel that was booted by a handover keeps the scratch "
+        "it was handed, with kho=off, too.",
         "Nothing; kho=on enables it.",
         f"kho=off behind kho=on, as a vendor's package adds it: the last one wins ({GUEST}).",
         f"{CORE}, kho_parse_enable",
@@ -208,12 +210,13 @@ RULES: dict[str, Rule] = {
     "DOC016": Rule(
         "note",
         "KHO is not built in",
-        "This kernel has no KHO: its configuration says so, it is older than Linux 6.16, or it has no CMA, without "
-        "which there is no KHO.",
-        "Whatever takes memory here, it is not KHO.",
+        "This kernel has no KHO: its configuration says so, it is older than Linux 6.16, it is of an architecture "
+        "other than x86_64 and arm64, or it has no CMA, without which there is no KHO.",
+        "Whatever takes memory here, it is not KHO: CMA memory outside CmaTotal is a vendor's driver's. Only of a 6.x "
+        "kernel it is a guess, since vendors bring features to the kernels that they keep for long.",
         "Nothing.",
         "Most machines.",
-        "kernel/liveupdate/Kconfig: KEXEC_HANDOVER selects CMA",
+        "kernel/liveupdate/Kconfig: KEXEC_HANDOVER selects CMA; ARCH_SUPPORTS_KEXEC_HANDOVER in arch/x86, arch/arm64",
     ),
     "DOC017": Rule(
         "note",
@@ -278,18 +281,21 @@ RULES: dict[str, Rule] = {
         "What debugfs says of scratch, and what CMA pageblocks or CmaFree come to, differ by more than rounding.",
         "One of them is of another moment or machine, or there is CMA memory that neither KHO nor CmaTotal explains.",
         "Take the snapshot again, all files at once.",
-        "Snapshots put together from several collections.",
+        "Snapshots put together from several collections; Android and vendor kernels with CMA of their own.",
         "kho.doctor.scratch",
     ),
     "DOC024": Rule(
         "note",
         "this is a container",
-        "The figures are those of the machine the container runs on.",
-        "Nothing can be changed from in here; what the command line says is the host's. Where lxcfs shows the "
-        "container's limit as MemTotal, shares are shares of that.",
-        "Run kho doctor on the host.",
-        "Containers see the host's /proc/meminfo, and its CmaFree.",
-        "run/.containerenv, .dockerenv, run/systemd/container",
+        "The figures are those of the machine the container runs on. lxcfs shows the container's limit as MemTotal and "
+        "MemFree, and the host's CmaTotal and CmaFree in the same file: then CmaFree may be larger than MemFree, of "
+        "which it is part.",
+        "Nothing can be changed from in here: the command line and the boot loader are the host's. Figures of two "
+        "machines are not divided, so no share of RAM is given.",
+        "Run kho doctor on the host. With a provider's containers only the provider can change the boot line.",
+        "A container of 512 MiB on a host with 1.9 GiB of scratch: 375 % of RAM. A virtual machine whose image was "
+        "made from a container's has a .dockerenv, and is none: kthreadd is process 2 there, or / is a whole disk.",
+        "lxcfs, src/proc_fuse.c; container= of /proc/1/environ, cgroups, mounts; run/.containerenv, .dockerenv",
     ),
     "DOC025": Rule(
         "warning",
