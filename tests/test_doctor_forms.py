@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kho.doctor import examine
 from kho.doctor.kernellog import KernelLog, parse
@@ -202,6 +204,10 @@ FORMS: dict[str, Wrapper] = {
     "journalctl -o short-monotonic": each(lambda line: f"[{stamp(line):>12}] vm kernel: {bare(line)}"),
     "journalctl -o short-full": each(lambda line: f"Mon 2026-11-23 09:15:57 UTC vm kernel: {bare(line)}"),
     "journalctl -o cat": each(bare),
+    "journalctl -r": lambda lines: each(lambda line: f"Nov 23 09:15:57 vm kernel: {bare(line)}")(lines[::-1]),
+    "journalctl -r -o json": lambda lines: b"\n".join(
+        reversed(objects(lines, lambda entry: json.dumps(entry) + "\n").splitlines())
+    ),
     "journalctl -o verbose": verbose,
     "journalctl -o export": export,
     "journalctl -o export, binary": lambda lines: export(lines, binary=True),
@@ -298,6 +304,23 @@ def test_every_form_says_what_the_plain_log_says_of_its_last_boot(name: str, for
     lines = ONE[name] if name in ONE else TWO[name]
     found = facts(parse(Piece("dmesg", unpacked(FORMS[form](lines)))))
     assert found == TRUTH[name.rpartition("then ")[2]]
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_a_log_that_is_damaged_anywhere_is_read_as_far_as_it_goes(data: st.DataObject) -> None:
+    """No damage raises, and none makes up a kernel, a failure or a handover that the log does not have."""
+    name = data.draw(st.sampled_from([*ONE, *TWO]))
+    lines = ONE[name] if name in ONE else TWO[name]
+    raw = unpacked(FORMS[data.draw(st.sampled_from(list(FORMS)))](lines))
+    for _ in range(data.draw(st.integers(1, 6))):
+        at, cut = data.draw(st.integers(0, len(raw))), data.draw(st.integers(0, 3000))
+        raw = raw[:at] + data.draw(st.binary(max_size=20)) + raw[at + cut :]
+    found = parse(Piece("dmesg", raw[: len(raw) // 2], raw[len(raw) // 2 :]))
+    if found is not None and not any("Failed to reserve" in line for line in lines):
+        assert (found.disabled, found.failures) == (None, [])
+    if found is not None and not any("found kexec handover" in line for line in lines):
+        assert (found.found, found.exec_from) == (None, None)
 
 
 def test_there_are_forms_enough() -> None:

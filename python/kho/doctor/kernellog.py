@@ -7,6 +7,7 @@ say the same and more.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -92,7 +93,7 @@ def parse(piece: Piece) -> KernelLog | None:
     last: float | None = None
     boots = 0
     for data, numbered in ((piece.head, True), (piece.tail, False)):
-        for said in messages(data, numbered) if data else ():
+        for said in _forwards(messages(data, numbered)) if data else ():
             if log is None or _begins(said, log, last):
                 boots += 1
                 log = KernelLog(piece.file, boots=boots, stamped=said.stamp is not None)
@@ -105,6 +106,26 @@ def parse(piece: Piece) -> KernelLog | None:
             if said.text and not said.text.startswith("-- "):
                 _take(log, said.text, seen)
     return log if log is not None and not (log.boots == 1 and log.silent) else None
+
+
+def _forwards(said: Iterable[Said]) -> list[Said]:
+    """Give messages in the order that they were said: journalctl --reverse has a boot's banner last."""
+    found = list(said)
+    texts = [each.text for each in found if each.text and not each.text.startswith("-- ")]
+    ends = len(texts) > 2 and texts[-1].startswith("Linux version ") and not texts[0].startswith("Linux version ")
+    if not ends or "ommand line: " not in texts[-2][:24]:
+        return found
+    boots: list[list[Said]] = [[]]
+    for each in found:  # a border stands before what it begins, in either order
+        if not each.text or each.text.startswith("-- "):
+            boots.append([each])
+        else:
+            boots[-1].append(each)
+    ordered = []
+    for boot in reversed(boots):
+        border = [each for each in boot[:1] if not each.text or each.text.startswith("-- ")]
+        ordered += border + boot[len(border) :][::-1]
+    return ordered
 
 
 def _begins(said: Said, log: KernelLog, last: float | None) -> bool:

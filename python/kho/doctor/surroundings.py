@@ -133,7 +133,7 @@ CGROUP = re.compile(
     rb"(?:libpod|machine-)|/system\.slice/containerd\.service/|/podman)"
 )
 RUNTIMES = re.compile(
-    rb"lowerdir=[^ \n]*(?:/docker/|/containerd|containers/storage|/podman/|/buildkit|/kubelet/|/lxc/|/incus/)"
+    rb"lowerdir\+?=[^ \n]*(?:/docker/|/containerd|containers/storage|/podman/|/buildkit|/kubelet/|/lxc/|/incus/)"
 )
 ROOT_MOUNT = re.compile(rb"^\d+ \d+ \d+:\d+ (\S+) / [^\n]*? - (\S+) (\S+) ?([^\n]*)$", re.MULTILINE)
 ROOT_OLD = re.compile(rb"^(\S+) / (\S+) ([^\n]*)$", re.MULTILINE)
@@ -162,10 +162,10 @@ def _container(tree: Tree) -> Evidence | None:
         ("proc/self/cgroup", CGROUP.pattern),
         ("proc/1/cgroup", CGROUP.pattern),
     ):
-        piece = tree.read(file, 1 << 18) if tree.exists(file) else None
-        match = re.search(pattern, piece.head, re.MULTILINE) if piece is not None else None
-        if match is not None and piece is not None:
-            return Evidence(file, piece.line(match.start()), clean(match[0].strip(b"\0")))
+        text = tree.peek(file, 1 << 18) if tree.exists(file) else b""  # processes of others are not ours to read
+        match = re.search(pattern, text, re.MULTILINE)
+        if match is not None:
+            return Evidence(file, text.count(b"\n", 0, match.start()) + 1, clean(match[0].strip(b"\0")))
     source, kind, options, root = _root(tree)
     if source is not None and (RUNTIMES.search(options) or source.startswith(b"/dev/mapper/docker-")):
         return Evidence("proc/self/mountinfo", None, clean(kind + b" / " + options)[:200])
@@ -183,20 +183,17 @@ def _container(tree: Tree) -> Evidence | None:
 def _root(tree: Tree) -> tuple[bytes | None, bytes, bytes, bytes]:
     """Give what is mounted on /: source, kind, options, and which folder of it."""
     for file in ("proc/self/mountinfo", "proc/1/mountinfo"):
-        piece = tree.read(file, 1 << 18) if tree.exists(file) else None
-        found = ROOT_MOUNT.findall(piece.head) if piece is not None else []
+        found = ROOT_MOUNT.findall(tree.peek(file, 1 << 18)) if tree.exists(file) else []
         if found:
             root, kind, source, options = found[-1]
             return source, kind, options, root
-    piece = tree.read("proc/mounts", 1 << 18) if tree.exists("proc/mounts") else None
-    old = ROOT_OLD.findall(piece.head) if piece is not None else []
+    old = ROOT_OLD.findall(tree.peek("proc/mounts", 1 << 18)) if tree.exists("proc/mounts") else []
     return (old[-1][0], old[-1][1], old[-1][2], b"/") if old else (None, b"", b"", b"")
 
 
 def _initial(tree: Tree) -> bool:
     """Say whether processes are seen from the initial PID namespace, where the second is the kernel's own."""
-    piece = tree.read("proc/2/comm", 64) if tree.exists("proc/2/comm") else None
-    return piece is not None and piece.head.strip() == b"kthreadd"
+    return tree.exists("proc/2/comm") and tree.peek("proc/2/comm", 64).strip() == b"kthreadd"
 
 
 def _two_machines(facts: Facts) -> None:
