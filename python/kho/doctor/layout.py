@@ -66,7 +66,9 @@ def settle(tree: Tree) -> None:
     if tree.live:
         return
     if not _report(tree, ""):
+        unread = list(tree.unread)
         _descend(tree)
+        tree.unread[:] = unread  # what is elsewhere is not missed
     for name in tree.names(""):
         if name.endswith((".txt", ".TXT")) and name not in ("dmesg.txt", "meminfo.txt", "cmdline.txt"):
             _sections(tree, name)

@@ -58,7 +58,7 @@ EARLIER = re.compile(
 """Names of logs of earlier boots: dmesg.0, journalctl_--boot_-1."""
 CRASHED = re.compile(r"vmcore-dmesg.*|dmesg\.\d{8,14}|dmesg-(?:efi|erst|ramoops|pstore)[-\w.]*|console-ramoops[-\w.]*")
 """Names of logs that a kernel left when it crashed."""
-MOST = 40
+MOST = 16
 """Logs that are looked at besides those whose names are known."""
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 

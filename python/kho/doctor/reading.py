@@ -49,10 +49,13 @@ def gather(tree: Tree) -> Facts:
     pins(tree, facts)
     liveupdate(tree, facts)
     cmdline(tree, facts)
+    if facts.release is not None:
+        config(tree, facts)
     log(tree, facts)  # late, since logs may use up what is read of a tree
     if facts.cmdline is None and facts.log is not None and facts.log.cmdline is not None:
         _cmdline(facts, facts.log.cmdline)
-    config(tree, facts)
+    if facts.config_file is None:
+        config(tree, facts)
     surroundings.loaders(tree, facts)
     return facts
 

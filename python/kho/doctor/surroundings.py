@@ -54,7 +54,10 @@ ARCHITECTURES = {
 }
 """Names of architectures as packages, compilers and uname write them, to the one of uname -m."""
 NAMES = "|".join(sorted(ARCHITECTURES, key=len, reverse=True))
-IN_RELEASE = re.compile(rf"[.\-_+]({NAMES})(?=[.\-_+]|$)")
+WORDS = ("alpha", "arm", "ppc", "m68k", "parisc", "mips")
+"""Names that a release may have for another reason: 7.1.0-alpha."""
+RELEASES = "|".join(name for name in sorted(ARCHITECTURES, key=len, reverse=True) if name not in WORDS)
+IN_RELEASE = re.compile(rf"[.\-_+]({RELEASES})(?=[.\-_+]|$)")
 COMPILER = re.compile(rf"\(({NAMES})(?:-[a-z0-9]+)?-linux(?:-gnu\w*|-musl\w*|-android\w*)?-(?:gcc|clang|ld)")
 CPUINFO = (
     (re.compile(rb"^isa\s*: rv64", re.MULTILINE), "riscv64"),
