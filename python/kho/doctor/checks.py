@@ -259,7 +259,10 @@ def absence(facts: Facts, report: Report, found: Figures) -> None:
                 f"{size(excess(found))} of CMA memory outside CmaTotal, where kho=off or the kernel speak against KHO"
             )
         remedy = "Look at what else reserves CMA memory: cma=, reserved-memory in the devicetree, a vendor's driver. "
-        remedy += "kho=off gains nothing here, unless this kernel was booted by a handover: then it takes a cold boot."
+        remedy += "kho=off gains nothing here"
+        remedy += (
+            "." if report.state == "absent" else ", unless a handover booted this kernel: then it takes a cold boot."
+        )
         report.add("DOC023", text, "likely", *found.evidence, remedy=remedy)
 
 

@@ -26,9 +26,7 @@ def examine(root: str | os.PathLike[str] = "/") -> Report:
     Raises: ParameterError if root is no directory.
     """
     if not os.path.isdir(root):  # noqa: PTH112 - pathlib takes longer to import than this takes in all
-        alone = os.path.exists(root)  # noqa: PTH110
-        hint = "; put a log alone into one (mkdir host; cp LOG host/dmesg), unpack an archive" if alone else ""
-        raise ParameterError(f"{os.fspath(root)}: no directory{hint}")
+        raise ParameterError(f"{os.fspath(root)}: no directory")
     tree = Tree(root)
     if tree.live and not sys.platform.startswith("linux"):
         return Report(tree.root, f"This is no Linux ({sys.platform}): it has no KHO, and none of its memory.", "absent")
