@@ -87,6 +87,8 @@ pub(crate) fn open_memory(
         && let Some(files) = &memory.get().files
     {
         options.know_files(files);
+        let files = Arc::clone(files);
+        return Ok(with_progress(py, progress, |told| kho::address::open(files, &options, told))?.into());
     }
     let memory = memory_of(memory)?;
     Ok(with_progress(py, progress, |told| Incoming::open(memory, &options, told))?.into())
@@ -251,6 +253,14 @@ impl PyIncoming {
     #[getter]
     fn map_pages(&self) -> Vec<u64> {
         self.inner.map_pages()
+    }
+
+    /// Where a raw image was read; `None` where that is where it was named.
+    #[getter]
+    fn placement<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let Some(at) = self.inner.placement() else { return Ok(None) };
+        let fields = (&at.argument, &at.named, &at.as_is, at.certainty.to_string(), &at.why);
+        py.import("kho._types")?.getattr("Placement")?.call1(fields).map(Some)
     }
 
     #[getter]

@@ -384,6 +384,10 @@ pub enum SourceProblem {
     Raw {
         why: String,
     },
+    /// A raw image whose handover is not whole at the address it has, with what to do.
+    Elsewhere {
+        why: String,
+    },
     Overlap {
         first: Phys,
         second: Phys,
@@ -404,8 +408,10 @@ impl fmt::Display for SourceProblem {
             Self::Address { text } => {
                 write!(f, "{text:?} is not an address (write FILE@0x40000000)")
             }
-            Self::Machine { name } => write!(f, "{name:?} is no machine (write FILE,machine=q35, pc or virt)"),
-            Self::Raw { why } => f.write_str(why),
+            Self::Machine { name } => {
+                write!(f, "{name:?} is no machine (write FILE,machine=NAME: {})", crate::memory::Board::names())
+            }
+            Self::Raw { why } | Self::Elsewhere { why } => f.write_str(why),
             Self::Overlap { first, second } => write!(f, "memory at {second} overlaps memory that starts at {first}"),
             Self::Io(e) => e.fmt(f),
         }

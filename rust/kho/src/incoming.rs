@@ -104,6 +104,20 @@ pub struct MapStats {
     pub held_bytes: u64,
 }
 
+/// Where a raw image was read, when that is not where it was named ([`crate::address`]).
+#[derive(Clone, Debug)]
+pub struct Placement {
+    /// The source that names this address.
+    pub argument: String,
+    /// The source as it was named.
+    pub named: String,
+    /// The source that reads it as it was named, whatever is found there.
+    pub as_is: String,
+    pub certainty: Certainty,
+    /// How it was decided.
+    pub why: String,
+}
+
 /// A handover that was read, and what of it was restored.
 pub struct Incoming {
     memory: Arc<dyn PhysMemory>,
@@ -116,6 +130,7 @@ pub struct Incoming {
     machine: Option<Machine>,
     others: Vec<Phys>,
     max_page_order: Option<u32>,
+    placement: Option<Placement>,
 }
 
 impl Incoming {
@@ -187,7 +202,18 @@ impl Incoming {
             machine: options.machine,
             others,
             max_page_order: options.max_page_order,
+            placement: None,
         })
+    }
+
+    /// This handover, as read from a raw image somewhere else than where it was named.
+    pub(crate) fn placed(self, placement: Placement) -> Self {
+        Incoming { placement: Some(placement), ..self }
+    }
+
+    /// Where a raw image was read, when that is not where it was named.
+    pub fn placement(&self) -> Option<&Placement> {
+        self.placement.as_ref()
     }
 
     pub fn abi(&self) -> &'static Abi {
@@ -349,17 +375,17 @@ impl Incoming {
     }
 }
 
-type Reads = (Root, Reading, Option<Scratch>);
+pub(crate) type Reads = (Root, Reading, Option<Scratch>);
 
 /// The scratch areas, and where their array lies.
 #[derive(Clone)]
-struct Scratch {
+pub(crate) struct Scratch {
     areas: Vec<ScratchArea>,
     phys: Option<Phys>,
 }
 
 /// Reads one handover.
-fn read(place: Place<'_>, fdt: Phys, found: &Found, options: &Options) -> Result<Reads> {
+pub(crate) fn read(place: Place<'_>, fdt: Phys, found: &Found, options: &Options) -> Result<Reads> {
     let memory = place.memory();
     let root = root::read_root(memory, fdt)?;
     let told = scratch_told(memory, fdt, found, options);
