@@ -8,7 +8,7 @@ import builtins
 from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from types import TracebackType
-from typing import Any, Final, Self, SupportsIndex, final, overload
+from typing import Any, Final, Literal, Self, SupportsIndex, final, overload
 
 from typing_extensions import Buffer, disjoint_base
 
@@ -791,6 +791,14 @@ class Incoming:
     @property
     def map_pages(self) -> list[int]:
         """Addresses of these pages, ascending."""
+
+    @property
+    def address(self) -> Literal["own", "named", "assumed", "solved"]:
+        """Where the memory's addresses are from.
+
+        own: the source says them itself, as an ELF core does, or is no file. Of a raw image, named: its name says them;
+        assumed: it was named without an address and is read at 0; solved: it is read at another, `placement`.
+        """
 
     @property
     def placement(self) -> Placement | None:

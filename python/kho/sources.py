@@ -53,7 +53,7 @@ def open(  # noqa: A001 - kho.open reads like open()
         FormatError: memory that no kernel would have written; the message names the place and the value.
 
     """
-    return open_memory(
+    inc = open_memory(
         source if isinstance(source, Memory | Arena) else memory(source),
         fdt_phys=fdt_phys,
         page_size=page_size,
@@ -62,6 +62,13 @@ def open(  # noqa: A001 - kho.open reads like open()
         max_page_order=max_page_order,
         progress=progress,
     )
+    return inc if inc.address in ("own", "named") else _checked(inc)
+
+
+def _checked(inc: Incoming) -> Incoming:
+    from .addresses import checked  # imports every decoder
+
+    return checked(inc)
 
 
 def memory(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Memory:

@@ -30,6 +30,7 @@ from ._kho import (
     find_memory,
     open_memory,
 )
+from .addresses import checked
 from .findings import SEVERITIES, Finding
 from .owners import HANDLE, owners
 from .payload import Broken, KhoTest, Luo, MemfdFile, Payload, Raw, Session
@@ -130,6 +131,7 @@ def verify(
         inc = open_memory(memory, fdt_phys=fdt_phys, scratch=scratch, progress=progress, **given)
     except (errors.FormatError, errors.OutsideMemoryError) as error:
         return _sorted(_unreadable(memory, error, fdt_phys, scratch, given))
+    checked(inc)
     if opened is not None:
         opened(inc)
     return _sorted(_handover(inc, nodes, most))

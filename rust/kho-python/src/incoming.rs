@@ -10,7 +10,7 @@ use crate::memory::{Memory, memory_of, with_progress};
 use crate::tracker::PyTracker;
 use kho::Error;
 use kho::arena::ScratchArea;
-use kho::incoming::{Incoming, Options};
+use kho::incoming::{Address, Incoming, Options};
 use kho::memory::PhysMemory;
 use kho::payload::ChunkOwners;
 use kho::units::{PageSize, Phys};
@@ -255,10 +255,21 @@ impl PyIncoming {
         self.inner.map_pages()
     }
 
+    /// Where the memory's addresses are from.
+    #[getter]
+    fn address(&self) -> &'static str {
+        match self.inner.address() {
+            Address::Own => "own",
+            Address::Named => "named",
+            Address::Assumed => "assumed",
+            Address::Solved(_) => "solved",
+        }
+    }
+
     /// Where a raw image was read; `None` where that is where it was named.
     #[getter]
     fn placement<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        let Some(at) = self.inner.placement() else { return Ok(None) };
+        let Address::Solved(at) = self.inner.address() else { return Ok(None) };
         let fields = (&at.argument, &at.named, &at.as_is, at.certainty.to_string(), &at.why);
         py.import("kho._types")?.getattr("Placement")?.call1(fields).map(Some)
     }

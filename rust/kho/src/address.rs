@@ -17,7 +17,7 @@ use crate::abi::radix::{self, Shape};
 use crate::abi::{Abi, MapFormat};
 use crate::error::{Error, Result, RootProblem, SourceProblem};
 use crate::find::{self, Found};
-use crate::incoming::{self, Incoming, Options, Placement, Reads};
+use crate::incoming::{self, Address, Incoming, Options, Placement, Reads};
 use crate::memory::{Board, FileMemory, PhysMemory, PhysRange, Source, runs};
 use crate::root::{self, Root};
 use crate::tracker::Tracker;
@@ -176,7 +176,13 @@ pub fn open(
     progress: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<Incoming> {
     let opened = Incoming::open(files.clone(), options, &mut *progress);
-    let Some(sources) = files.raw_sources().filter(|sources| sources.iter().all(|s| s.check)) else { return opened };
+    let Some(sources) = files.raw_sources() else { return opened };
+    let assumed = sources.iter().any(|s| s.base.is_none() && s.board.is_none());
+    let address = if assumed { Address::Assumed } else { Address::Named };
+    let opened = opened.map(|incoming| incoming.addressed(address));
+    if !sources.iter().all(|source| source.check) {
+        return opened;
+    }
     let named = match opened {
         Ok(incoming) => Ok((Fit::of(&*files, incoming.root(), incoming.preserved()), incoming)),
         Err(
@@ -189,16 +195,16 @@ pub fn open(
         ) => Err(error),
         Err(other) => return Err(other),
     };
-    let ([source], Some(opened)) = (sources, files.raw_runs()) else { return parts(sources, named) };
-    let image = Image::new(&files, source, opened);
+    let ([source], Some(runs)) = (sources, files.raw_runs()) else { return parts(sources, named) };
+    let image = Image::new(&files, source, runs);
     if let Ok((fit, _)) = &named
         && fit.whole
         && !image.is_doubtful(fit)
     {
         return named.map(|(_, incoming)| incoming);
     }
-    let fits = image.search(options, progress)?;
-    image.decide(named, fits, options, progress)
+    let search = image.search(options, progress)?;
+    image.decide(named, search, options, progress)
 }
 
 /// Several raw images as one memory: each has its address, so only whether the handover is whole is decided.
@@ -409,6 +415,7 @@ impl<'a> Image<'a> {
                 by_rest.entry(place % STEP).or_default().push(candidate);
             }
         }
+        let any = !by_rest.is_empty();
         let mut whole: Vec<Whole> = Vec::new();
         let mut partly: Option<Whole> = None;
         let as_named: Vec<Run> = self.opened.iter().map(|&(place, phys, len)| (phys, place, len)).collect();
@@ -432,7 +439,7 @@ impl<'a> Image<'a> {
                 }
             }
         }
-        Ok(Search { whole, partly, supported })
+        Ok(Search { whole, partly, supported, any })
     }
 
     /// Places of root FDTs that begin inside a page of the image: what came before them is no whole number of pages.
@@ -586,14 +593,13 @@ impl<'a> Image<'a> {
         options: &Options,
         progress: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<Incoming> {
-        let Search { mut whole, partly, supported } = search;
+        let Search { mut whole, partly, supported, any } = search;
         let error = match named {
             Ok((fit, incoming)) if fit.whole => return self.decide_whole(fit, incoming, whole, options, progress),
             Ok((fit, incoming)) if whole.is_empty() && fit.supported => return Ok(incoming),
             Ok((fit, _)) => fit.why,
             Err(error) if whole.is_empty() => {
-                let gone = partly.is_none() && matches!(error, Error::NoHandover { .. });
-                if gone || supported && !leads_outside(&error) {
+                if !any || supported && !leads_outside(&error) {
                     return Err(error);
                 }
                 error.to_string()
@@ -702,7 +708,7 @@ impl<'a> Image<'a> {
                 whole.reads.0.phys
             ),
         };
-        Ok(incoming.placed(placement))
+        Ok(incoming.addressed(Address::Solved(placement)))
     }
 
     fn several(&self, why: &str, sources: impl Iterator<Item = Source>) -> String {
@@ -741,6 +747,8 @@ struct Search {
     partly: Option<Whole>,
     /// As named, a subtree of a root lies where the root says.
     supported: bool,
+    /// Whether there is any root FDT whose map can be somewhere.
+    any: bool,
 }
 
 /// Whether an error is about a pointer out of the memory.

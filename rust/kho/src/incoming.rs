@@ -104,6 +104,19 @@ pub struct MapStats {
     pub held_bytes: u64,
 }
 
+/// Where the addresses of a memory are from.
+#[derive(Clone, Debug)]
+pub enum Address {
+    /// The source says them itself, or it is no file.
+    Own,
+    /// A raw image, and they were named.
+    Named,
+    /// A raw image that was named without an address, read at 0.
+    Assumed,
+    /// A raw image that is read elsewhere.
+    Solved(Placement),
+}
+
 /// Where a raw image was read, when that is not where it was named ([`crate::address`]).
 #[derive(Clone, Debug)]
 pub struct Placement {
@@ -130,7 +143,7 @@ pub struct Incoming {
     machine: Option<Machine>,
     others: Vec<Phys>,
     max_page_order: Option<u32>,
-    placement: Option<Placement>,
+    address: Address,
 }
 
 impl Incoming {
@@ -202,18 +215,18 @@ impl Incoming {
             machine: options.machine,
             others,
             max_page_order: options.max_page_order,
-            placement: None,
+            address: Address::Own,
         })
     }
 
-    /// This handover, as read from a raw image somewhere else than where it was named.
-    pub(crate) fn placed(self, placement: Placement) -> Self {
-        Incoming { placement: Some(placement), ..self }
+    /// This handover, with where its memory's addresses are from.
+    pub(crate) fn addressed(self, address: Address) -> Self {
+        Incoming { address, ..self }
     }
 
-    /// Where a raw image was read, when that is not where it was named.
-    pub fn placement(&self) -> Option<&Placement> {
-        self.placement.as_ref()
+    /// Where its memory's addresses are from.
+    pub fn address(&self) -> &Address {
+        &self.address
     }
 
     pub fn abi(&self) -> &'static Abi {

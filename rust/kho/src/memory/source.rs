@@ -121,8 +121,8 @@ impl Source {
         Source { path: path.into(), base: None, offset: 0, size: None, board: None, hole: None, check: true }
     }
 
-    /// Reads `FILE`, `FILE@ADDRESS`, `FILE@ADDRESS,offset=N,size=N,hole=START:END,check=no` or `FILE,machine=NAME`
-    /// ([`Board`]); numbers are decimal or 0x, with a suffix K, M, G or T. A text that is an existing path is that path,
+    /// Reads `FILE`, `FILE@ADDRESS`, `FILE@ADDRESS,offset=N,size=N,hole=START:END,check=no` or
+    /// `FILE,machine=NAME,check=no` ([`Board`]); numbers are decimal or 0x, with a suffix K, M, G or T. A text that is an existing path is that path,
     /// so that names with an @ work.
     ///
     /// # Errors
@@ -138,12 +138,13 @@ impl Source {
         }
         if let Some(end) = machine {
             let (path, name) = (&bytes[..end], &bytes[end + MACHINE.len()..]);
+            let (name, check) = name.strip_suffix(b",check=no").map_or((name, true), |name| (name, false));
             let board = Board::ALL.into_iter().find(|board| board.name().as_bytes() == name && end > 0);
             let Some(board) = board else {
                 let problem = SourceProblem::Machine { name: String::from_utf8_lossy(name).into_owned() };
                 return Err(Error::Source { path: PathBuf::from(text), problem });
             };
-            return Ok(Source { board: Some(board), ..Source::file(OsStr::from_bytes(path)) });
+            return Ok(Source { board: Some(board), check, ..Source::file(OsStr::from_bytes(path)) });
         }
         let at = at.unwrap_or(0);
         let (path, place) = (&bytes[..at], &bytes[at + 1..]);
@@ -261,9 +262,9 @@ impl fmt::Display for Source {
             if let Some((start, end)) = self.hole {
                 write!(f, ",hole={start}:{end}")?;
             }
-            if !self.check {
-                f.write_str(",check=no")?;
-            }
+        }
+        if !self.check {
+            f.write_str(",check=no")?;
         }
         Ok(())
     }
