@@ -197,9 +197,9 @@ pub fn open(
     };
     let ([source], Some(runs)) = (sources, files.raw_runs()) else { return parts(sources, named) };
     let image = Image::new(&files, source, runs);
-    if let Ok((fit, _)) = &named
+    if let Ok((fit, incoming)) = &named
         && fit.whole
-        && !image.is_doubtful(fit)
+        && !image.is_doubtful(fit, incoming)
     {
         return named.map(|(_, incoming)| incoming);
     }
@@ -387,13 +387,24 @@ impl<'a> Image<'a> {
         Placed::new(self.files, &self.opened, &layout.runs(self.len))
     }
 
-    /// Whether a handover that is whole as named may lie elsewhere in part: nothing but its data lies where the usual
-    /// layouts have a hole or continue after one, or some of it is outside and no address was named.
-    fn is_doubtful(&self, fit: &Fit) -> bool {
-        if self.source.board.is_some() || self.source.hole.is_some() {
-            return false;
+    /// Whether a handover that is whole as named may lie elsewhere in part: some of it lies where the usual layouts have
+    /// a hole, or continue after one, and nobody said that this is one of them or there is nothing but zeros; or some of
+    /// it is outside.
+    fn is_doubtful(&self, fit: &Fit, incoming: &Incoming) -> bool {
+        if fit.outside > 0 {
+            return true;
         }
-        self.source.base.is_none() && fit.outside > 0 || self.len > LOWEST_HOLE && fit.end > LOWEST_HOLE
+        let high = self.len > LOWEST_HOLE && fit.end > LOWEST_HOLE;
+        high && !(self.is_usual() && {
+            let handed = Handed::of(incoming);
+            nonzero(&**self.files, handed.page, &handed.pages_in(&[(LOWEST_HOLE, u64::MAX)], SAMPLE)) > 0
+        })
+    }
+
+    /// Whether the source names a machine, a hole, or where RAM begins on arm64: then it is believed where it fits.
+    fn is_usual(&self) -> bool {
+        let base = self.source.base.map(|base| base.0);
+        self.source.board.is_some() || self.source.hole.is_some() || matches!(base, Some(GIB | 0x8000_0000))
     }
 
     fn error(&self, why: String) -> Error {
@@ -629,24 +640,25 @@ impl<'a> Image<'a> {
     ) -> Result<Incoming> {
         let as_named: Vec<Run> = self.opened.iter().map(|&(place, phys, len)| (phys, place, len)).collect();
         let handed = Handed::of(&incoming);
-        let named_base = self.source.base.unwrap_or_default().0;
         let mut others = Vec::new();
         for other in whole {
             let areas = differing(&as_named, &other.runs);
-            let mine = handed.pages_in(&areas, SAMPLE);
-            if mine.is_empty() && other.handed().pages_in(&areas, 1).is_empty() {
+            let (mine, theirs) = (handed.pages_in(&areas, SAMPLE), other.handed().pages_in(&areas, SAMPLE));
+            if mine.is_empty() && theirs.is_empty() {
                 continue;
             }
-            // arm64 has no hole by default; of an address that was named only what the map tells is a doubt.
-            if named_base != 0 && self.source.base.is_some() && other.layout.base == named_base {
-                continue;
-            }
+            let filled = nonzero(&**self.files, handed.page, &mine) > 0;
+            let other_filled = nonzero(&other.memory, other.reads.1.page, &theirs) > 0;
             // What a hole would leave out is there, and it is blank as a hole is: nothing is left out.
-            let blank = match other.layout.hole {
-                Some((start, end)) => is_blank(&**self.files, start, end)?,
-                None => false,
+            let kept = || match other.layout.hole {
+                Some((start, end)) => is_blank(&**self.files, start, end),
+                None => Ok(false),
             };
-            if !(blank && nonzero(&**self.files, handed.page, &mine) > 0) {
+            let ruled_out = match self.is_usual() {
+                true => fit.outside == 0 && (filled || !other_filled),
+                false => filled && (!other_filled || kept()?),
+            };
+            if !ruled_out {
                 others.push(other);
             }
         }
