@@ -57,7 +57,7 @@ def test_a_wrong_address_or_none_gives_the_answer_of_the_right_one(name: str, tm
         for command in ("owners", "map", "fdt"):
             moved, there = run(command, f"{raw}@3M"), run(command, f"{raw}@{base:#x}")
             assert (moved.code, moved.out.replace("@3M", f"@{base:#x}")) == (0, there.out)
-            assert moved.err.startswith(f"note: {raw}@{3 * MIB:#x} is read as {raw}@{base:#x} (certain): ")
+            assert moved.err.startswith(f"note: {raw}@{3 * MIB:#x} is read as {raw}@{base:#x} (")
 
 
 @pytest.mark.parametrize("name", captures.NAMES)

@@ -209,19 +209,18 @@ pub fn open(
 
 /// Several raw images as one memory: each has its address, so only whether the handover is whole is decided.
 fn parts(sources: &[Source], named: Result<(Fit, Incoming)>) -> Result<Incoming> {
-    match named {
-        Ok((fit, incoming)) if fit.whole || fit.supported => Ok(incoming),
-        Ok((fit, _)) => {
-            let why = format!(
-                "{}: the parts do not lie where they were named, or some are missing; say where each lies \
-                 (FILE@ADDRESS,offset=N,size=N), or add ,check=no to each to read them as they are",
-                fit.why
-            );
-            let path = sources.first().map(|source| source.path.clone()).unwrap_or_default();
-            Err(Error::Source { path, problem: SourceProblem::Elsewhere { why } })
-        }
-        Err(error) => Err(error),
-    }
+    let why = match named {
+        Ok((fit, incoming)) if fit.whole || fit.supported => return Ok(incoming),
+        Ok((fit, _)) => fit.why,
+        Err(error) if error.leads_outside() => error.to_string(),
+        Err(error) => return Err(error),
+    };
+    let why = format!(
+        "{why}: the parts do not lie where they were named, or some are missing; say where each lies \
+         (FILE@ADDRESS,offset=N,size=N), or add ,check=no to each to read them as they are"
+    );
+    let path = sources.first().map(|source| source.path.clone()).unwrap_or_default();
+    Err(Error::Source { path, problem: SourceProblem::Elsewhere { why } })
 }
 
 /// How well a handover fits the memory it is read in.
@@ -610,7 +609,7 @@ impl<'a> Image<'a> {
             Ok((fit, incoming)) if whole.is_empty() && fit.supported => return Ok(incoming),
             Ok((fit, _)) => fit.why,
             Err(error) if whole.is_empty() => {
-                if !any || supported && !leads_outside(&error) {
+                if !any || supported && !error.leads_outside() {
                     return Err(error);
                 }
                 error.to_string()
@@ -761,11 +760,6 @@ struct Search {
     supported: bool,
     /// Whether there is any root FDT whose map can be somewhere.
     any: bool,
-}
-
-/// Whether an error is about a pointer out of the memory.
-fn leads_outside(error: &Error) -> bool {
-    matches!(error, Error::OutsideMemory { .. }) || error.place().0 == Some("outside")
 }
 
 /// Of several layouts drops those under which what they disagree about is blank, unless it is under all.

@@ -104,7 +104,12 @@ pub enum Error {
 
     /// Neither layout of kho-v1 fits the evidence.
     #[error("map at {phys:#x}: no page size and bitmap size fit: {why}")]
-    NoLayout { phys: u64, why: String },
+    NoLayout {
+        phys: u64,
+        why: String,
+        /// Whether a reading fails because a pointer leads out of the memory.
+        outside: bool,
+    },
 
     /// No handover in the memory searched.
     #[error("no handover: {why}")]
@@ -310,6 +315,8 @@ pub enum MapProblem {
 pub const NO_START: &str = "is no multiple of what a bitmap of this order and size spans";
 /// A bitmap's own address, where none can lie.
 pub const NO_BITMAP: &str = "is no address of a bitmap of this size (alignment)";
+/// A bitmap's own address, where there is no memory.
+pub const BITMAP_OUTSIDE: &str = "is the address of a bitmap outside this memory";
 /// An address in a vmalloc area's list that is no block's.
 pub const NO_BLOCK: &str = "is no address of a block of the area's order";
 
@@ -428,6 +435,17 @@ impl Error {
             | Error::NoLayout { phys, .. }
             | Error::OutsideMemory { phys, .. } => (None, Some(*phys)),
             _ => (None, None),
+        }
+    }
+
+    /// Whether a pointer that was followed leads out of the memory.
+    pub fn leads_outside(&self) -> bool {
+        match self {
+            Error::OutsideMemory { .. } | Error::NoLayout { outside: true, .. } => true,
+            Error::Map { problem, .. } => {
+                matches!(problem, MapProblem::Outside { .. } | MapProblem::Entry { why: BITMAP_OUTSIDE, .. })
+            }
+            _ => false,
         }
     }
 
