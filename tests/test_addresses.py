@@ -13,10 +13,9 @@ import kho
 from kho import errors
 
 import captures
-import rawimages
+import dumpfiles
 from command import kho as run
 from images import EM_AARCH64, GIB, MIB, TIB, Image, sample_subtrees
-from rawimages import Run
 
 
 def answer(*args: object) -> tuple[int, dict[str, Any] | None, str | None]:
@@ -38,12 +37,12 @@ def end_of(memory: list[tuple[int, bytes]]) -> int:
 
 @pytest.mark.parametrize("name", captures.NAMES)
 def test_a_wrong_address_or_none_gives_the_answer_of_the_right_one(name: str, tmp_path: Path) -> None:
-    memory = rawimages.contents(captures.elf(name))
+    memory = captures.contents(name)
     random, end = Random(name), end_of(memory)
     step = 1 << 16 if name.endswith("64k") else 1 << 12
     first = memory[0][0] // step
     for base in (0, random.randrange(first) * step, random.randrange(first) * step, first * step):
-        raw = rawimages.write(tmp_path / "ram.bin", memory, [(base, end - base)])
+        raw = dumpfiles.raw(tmp_path / "ram.bin", memory, [(base, end - base)])
         code, right, argument = answer(f"{raw}@{base:#x}")
         assert (code, argument) == (0, None)
         assert right is not None
@@ -62,9 +61,9 @@ def test_a_wrong_address_or_none_gives_the_answer_of_the_right_one(name: str, tm
 
 @pytest.mark.parametrize("name", captures.NAMES)
 def test_memory_further_up_in_the_file_than_in_the_machine_is_cut_there(name: str, tmp_path: Path) -> None:
-    memory = rawimages.contents(captures.elf(name))
+    memory = captures.contents(name)
     end, before = end_of(memory), 8 * MIB
-    raw = rawimages.write(tmp_path / "ram.bin", rawimages.moved(memory, before), [(0, end + before)])
+    raw = dumpfiles.raw(tmp_path / "ram.bin", dumpfiles.moved(memory, before), [(0, end + before)])
     code, found, argument = answer(raw)
     assert (code, argument) == (0, f"{raw}@0x0,offset={before:#x}")
     assert found == answer(argument)[1]
@@ -75,8 +74,8 @@ def test_memory_further_up_in_the_file_than_in_the_machine_is_cut_there(name: st
 @pytest.mark.parametrize("name", captures.NAMES)
 def test_an_image_without_whole_pages_before_it_is_read(name: str, tmp_path: Path) -> None:
     """LiME's format=raw: what is below 640 KiB ends inside a page, and 1 MiB follows."""
-    memory = rawimages.contents(captures.elf(name))
-    raw = rawimages.write(tmp_path / "ram.bin", memory, [(0x1000, 0x9EC00), (0x100000, end_of(memory) - 0x100000)])
+    memory = captures.contents(name)
+    raw = dumpfiles.raw(tmp_path / "ram.bin", memory, [(0x1000, 0x9EC00), (0x100000, end_of(memory) - 0x100000)])
     code, found, argument = answer(raw)
     assert (code, argument) == (0, f"{raw}@0x61400")
     assert found is not None
@@ -85,12 +84,12 @@ def test_an_image_without_whole_pages_before_it_is_read(name: str, tmp_path: Pat
 
 @pytest.mark.parametrize("name", captures.NAMES)
 def test_what_is_cut_is_not_read_as_something_else(name: str, tmp_path: Path) -> None:
-    memory = rawimages.contents(captures.elf(name))
+    memory = captures.contents(name)
     random, end = Random(name), end_of(memory)
     base = memory[0][0] & ~0xFFFF
     for _ in range(12):
         size = random.randrange(1, (end - base) >> 12) << 12
-        raw = rawimages.write(tmp_path / "ram.bin", memory, [(base, end - base)], size=size)
+        raw = dumpfiles.raw(tmp_path / "ram.bin", memory, [(base, end - base)], size=size)
         right = run("inspect", "--json", f"{raw}@{base:#x}")
         for wrong in ("", "@0", "@0x1000000"):
             code, found, _ = answer(f"{raw}{wrong}")
@@ -130,9 +129,9 @@ def test_a_hole_that_is_left_out_is_found_or_asked_for(layout: str, metadata: st
     low_end, start = LAYOUTS[layout]
     where = 64 * MIB if metadata == "below" else start + 64 * MIB
     image = high(low=[32 * MIB, low_end - 4096], up=[0, 100 * MIB, GIB], start=start, metadata=where, abi=abi).lay_out()
-    runs: list[Run] = [(0, low_end), (start, 5 * GIB - low_end)]
+    runs: list[dumpfiles.Run] = [(0, low_end), (start, 5 * GIB - low_end)]
     pages = [(phys, bytes(page)) for phys, page in image.pages.items()]
-    raw = rawimages.write(tmp_path / "ram.bin", pages, runs)
+    raw = dumpfiles.raw(tmp_path / "ram.bin", pages, runs)
     hole = f"{raw}@0x0,hole={low_end:#x}:{start:#x}"
     code, right, argument = answer(hole)
     assert (code, argument) == (0, None)
@@ -154,7 +153,7 @@ def test_a_hole_that_is_left_out_is_found_or_asked_for(layout: str, metadata: st
         assert solved
     elif layout != "max-ram-below-4g":
         assert solved or hole in run("inspect", raw).err
-    machine = layout.split(",")[0]
+    machine = layout.partition(",")[0]
     if machine in ("q35", "pc", "microvm", "firecracker", "cloud-hypervisor") and start == 4 * GIB:
         assert answer(f"{raw},machine={machine}")[:2] == (0, right)
 
@@ -163,7 +162,7 @@ def test_a_padded_image_is_read_at_0(tmp_path: Path) -> None:
     """LiME's format=padded, and dd of /dev/mem: a hole is there, as zeros."""
     image = high(low=[32 * MIB], up=[0, 8 * MIB], start=4 * GIB, metadata=64 * MIB).lay_out()
     pages = [(phys, bytes(page)) for phys, page in image.pages.items()]
-    raw = rawimages.write(tmp_path / "ram.bin", pages, [(0, 6 * GIB)])
+    raw = dumpfiles.raw(tmp_path / "ram.bin", pages, [(0, 6 * GIB)])
     for named in (raw, f"{raw}@0"):
         code, found, argument = answer(named)
         assert (code, argument) == (0, None)
@@ -176,7 +175,7 @@ def test_several_addresses_that_fit_are_named_not_chosen(tmp_path: Path) -> None
     image = high(low=[32 * MIB], up=[GIB], start=4 * GIB, metadata=64 * MIB).lay_out()
     pages = [(phys, bytes(page)) for phys, page in image.pages.items()]
     filler = [(place, b"RAM" * 1000) for place in range(2 * GIB, 6 * GIB, 256 * MIB)]
-    raw = rawimages.write(tmp_path / "ram.bin", [*filler, *pages], [(0, 2 * GIB), (4 * GIB, 4 * GIB)])
+    raw = dumpfiles.raw(tmp_path / "ram.bin", [*filler, *pages], [(0, 2 * GIB), (4 * GIB, 4 * GIB)])
     with raw.open("r+b") as file:
         for place, data in filler:
             file.seek(place)
@@ -193,8 +192,8 @@ def test_several_addresses_that_fit_are_named_not_chosen(tmp_path: Path) -> None
 
 def test_an_address_that_is_not_to_be_doubted_is_not(tmp_path: Path) -> None:
     name = "linux-7.3.4-x86_64"
-    memory = rawimages.contents(captures.elf(name))
-    raw = rawimages.write(tmp_path / "ram.bin", rawimages.moved(memory, MIB), [(0, end_of(memory) + MIB)])
+    memory = captures.contents(name)
+    raw = dumpfiles.raw(tmp_path / "ram.bin", dumpfiles.moved(memory, MIB), [(0, end_of(memory) + MIB)])
     inc = kho.open(f"{raw}@0,check=no")
     assert (inc.address, inc.placement, inc.nr_folios) == ("named", None, 0)
     solved = kho.open(raw)
@@ -207,10 +206,10 @@ def test_an_address_that_is_not_to_be_doubted_is_not(tmp_path: Path) -> None:
 
 
 def test_where_no_address_fits_the_reason_and_the_remedy_are_given(tmp_path: Path) -> None:
-    memory = rawimages.contents(captures.elf("linux-7.3.4-x86_64"))
+    memory = captures.contents("linux-7.3.4-x86_64")
     fdt = captures.expected("linux-7.3.4-x86_64")["fdt_phys"]
     only = [(phys, data) for phys, data in memory if phys <= fdt < phys + len(data)]
-    raw = rawimages.write(tmp_path / "ram.bin", [(phys - MIB, data) for phys, data in only], [(0, 16 * MIB)])
+    raw = dumpfiles.raw(tmp_path / "ram.bin", [(phys - MIB, data) for phys, data in only], [(0, 16 * MIB)])
     for command in ("inspect", "verify", "owners", "map", "fdt"):
         done = run(command, raw)
         assert (done.code, done.out) == (2, ""), command
@@ -243,13 +242,13 @@ def test_a_broken_map_at_the_right_address_is_a_finding(tmp_path: Path) -> None:
 
 
 def test_two_memories_in_one_file_are_not_mixed(tmp_path: Path) -> None:
-    one = rawimages.contents(captures.elf("linux-7.3.4-x86_64"))
-    other = rawimages.contents(captures.elf("linux-7.3.4-aarch64"))
+    one = captures.contents("linux-7.3.4-x86_64")
+    other = captures.contents("linux-7.3.4-aarch64")
     base = 0x4000_0000
     there = 512 * MIB
     raw = tmp_path / "ram.bin"
     with raw.open("wb") as file:
-        for phys, data in [*rawimages.moved(one, 16 * MIB), *rawimages.moved(other, there - base)]:
+        for phys, data in [*dumpfiles.moved(one, 16 * MIB), *dumpfiles.moved(other, there - base)]:
             file.seek(phys)
             file.write(data)
         file.truncate(there + 256 * MIB)
@@ -263,7 +262,7 @@ def test_two_memories_in_one_file_are_not_mixed(tmp_path: Path) -> None:
 def test_memory_of_arm64_is_found_where_it_begins(base: int, tmp_path: Path) -> None:
     image = high(low=[], up=[0, 3 * GIB], start=base, metadata=base + 64 * MIB, machine=EM_AARCH64).lay_out()
     pages = [(phys, bytes(page)) for phys, page in image.pages.items()]
-    raw = rawimages.write(tmp_path / "ram.bin", pages, [(base, 4 * GIB)])
+    raw = dumpfiles.raw(tmp_path / "ram.bin", pages, [(base, 4 * GIB)])
     code, found, argument = answer(raw)
     assert (code, argument) == (0, f"{raw}@{base:#x}")
     assert found == answer(f"{raw}@{base:#x}")[1]

@@ -53,11 +53,8 @@ def say_placement(inc: Incoming) -> None:
         text = f"{at.named} is read as {at.argument} ({at.certainty}): {at.why}; {at.as_is} reads it as named"
         click.echo(f"note: {printable(text)}", err=True)
     elif inc.address == "named" and inc.pages_outside:
-        text = (
-            f"{inc.pages_outside} preserved pages are not in this memory: it is a part of one, or does not lie where it "
-            "was named"
-        )
-        click.echo(f"warning: {text}", err=True)
+        text = "are not in this memory: it is a part of one, or does not lie where it was named"
+        click.echo(f"warning: {inc.pages_outside} preserved pages {text}", err=True)
 
 
 @contextmanager

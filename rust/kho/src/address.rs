@@ -184,7 +184,7 @@ pub fn open(
         return opened;
     }
     let named = match opened {
-        Ok(incoming) => Ok((Fit::of(&*files, incoming.root(), incoming.preserved()), incoming)),
+        Ok(incoming) => Ok((Fit::of(&*files, &Handed::of(&incoming)), incoming)),
         Err(
             error @ (Error::NoHandover { .. }
             | Error::Map { .. }
@@ -226,9 +226,9 @@ fn parts(sources: &[Source], named: Result<(Fit, Incoming)>) -> Result<Incoming>
 /// How well a handover fits the memory it is read in.
 #[derive(Clone, Debug)]
 struct Fit {
-    /// The map preserves the root FDT and every subtree.
+    /// The map is one a kernel writes, it preserves the root FDT and every subtree, and these are there.
     whole: bool,
-    /// A subtree lies where the root says: then the address is right, whatever is wrong with the map.
+    /// What is not whole is the kernel's or a producer's fault, as far as the address goes.
     supported: bool,
     /// Pages preserved that are not in the memory.
     outside: u128,
@@ -239,32 +239,59 @@ struct Fit {
 }
 
 impl Fit {
-    fn of(memory: &dyn PhysMemory, root: &Root, preserved: &Tracker) -> Fit {
-        let page = preserved.geometry().page();
+    fn of(memory: &dyn PhysMemory, handed: &Handed<'_>) -> Fit {
+        let Handed { root, page, preserved, .. } = *handed;
         let covers = |phys: Phys| preserved.covering(page.pfn(phys)).is_some();
+        let not_there = root.subtrees.iter().find(|s| blob_is(memory, s) == Some(false));
         let lost = root.subtrees.iter().find(|s| !covers(s.phys));
-        let why = match lost {
-            _ if !covers(root.phys) => {
-                let empty = if preserved.is_empty() { " (empty)" } else { "" };
-                format!(
-                    "the map at {}{empty} does not preserve the root FDT at {} that points to it",
-                    root.map, root.phys
-                )
-            }
-            Some(lost) => {
-                format!("the map at {} does not preserve the subtree {:?} at {}", root.map, lost.name, lost.phys)
-            }
-            None => String::new(),
+        let empty = Shape::of(root.abi, page).and_then(|shape| empty_table(memory, shape, root.map.0));
+        let pages: u128 = preserved.extents().map(|(start, end)| u128::from(end.0 - start.0)).sum();
+        let twice = preserved.nr_pages().saturating_sub(pages);
+        let map = root.map;
+        let mut supported = false;
+        let why = if !covers(root.phys) {
+            let empty = if preserved.is_empty() { " (empty)" } else { "" };
+            format!("the map at {map}{empty} does not preserve the root FDT at {} that points to it", root.phys)
+        } else if let Some(subtree) = not_there {
+            format!(
+                "the root FDT at {} has a subtree {:?} at {}, and none is there",
+                root.phys, subtree.name, subtree.phys
+            )
+        } else if let Some(empty) = empty {
+            format!("the map at {map} leads to a table at {empty:#x} that leads nowhere")
+        } else if let Some(lost) = lost {
+            supported = blob_is(memory, lost) == Some(true);
+            format!("the map at {map} does not preserve the subtree {:?} at {}", lost.name, lost.phys)
+        } else if twice > 0 {
+            supported = root.subtrees.iter().any(|s| blob_is(memory, s) == Some(true));
+            format!("the map at {map} preserves {twice} pages twice")
+        } else {
+            String::new()
         };
         let end = preserved.extents().last().map_or(0, |(_, end)| page.phys(end).0);
-        Fit {
-            whole: why.is_empty(),
-            supported: root.subtrees.iter().any(|s| blob_is(memory, s) == Some(true)),
-            outside: pages_outside(memory, preserved),
-            end,
-            why,
-        }
+        Fit { whole: why.is_empty(), supported, outside: pages_outside(memory, preserved), end, why }
     }
+}
+
+/// An inner node without an entry, of a tree that was read: no kernel makes one, for a node is made for what it leads to.
+/// What a wrong address leads to often is one. The topmost one of an empty map is none.
+fn empty_table(memory: &dyn PhysMemory, shape: Shape, root: u64) -> Option<u64> {
+    let mut page = vec![0; usize::try_from(shape.page().bytes()).unwrap_or(0)];
+    let mut nodes = vec![root];
+    for _ in 1..shape.depth() {
+        let mut below = Vec::new();
+        for node in nodes {
+            memory.read(Phys(node), &mut page).ok()?;
+            let before = below.len();
+            let children = page.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
+            below.extend(children.filter(|child| *child != 0));
+            if below.len() == before && node != root {
+                return Some(node);
+            }
+        }
+        nodes = below;
+    }
+    None
 }
 
 /// Whether a subtree's blob is what its size and name say: `None` where that cannot be told.
@@ -434,8 +461,10 @@ impl<'a> Image<'a> {
         for (rest, candidates) in by_rest {
             let traces = self.traces(rest, progress)?;
             for candidate in &candidates {
+                let there = |s| blob_is(&**self.files, s);
                 supported |= phys_of(&as_named, candidate.place).is_some()
-                    && candidate.subtrees.iter().any(|s| blob_is(&**self.files, s) == Some(true));
+                    && candidate.subtrees.iter().any(|s| there(s) == Some(true))
+                    && candidate.subtrees.iter().all(|s| there(s) != Some(false));
                 for layout in self.layouts(candidate, &traces, &found, options) {
                     if budget == 0 {
                         break;
@@ -589,10 +618,10 @@ impl<'a> Image<'a> {
         }
         *budget -= 1;
         let reads = incoming::read(Place::Memory(&memory), Phys(fdt), &Found::default(), options).ok()?;
-        let preserved = reads.1.preserved.tracker();
-        let fit = Fit::of(&memory, &reads.0, preserved);
-        let misplaced = reads.0.subtrees.iter().any(|s| blob_is(&memory, s) == Some(false));
-        (fit.whole && !misplaced).then_some(Whole { layout, runs, memory, reads, outside: fit.outside })
+        let mut whole = Whole { layout, runs, memory, reads, outside: 0 };
+        let fit = Fit::of(&whole.memory, &whole.handed());
+        whole.outside = fit.outside;
+        fit.whole.then_some(whole)
     }
 
     /// Of what was named and what was found, what is right.
