@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import kho
+
 DATA = Path(__file__).parent / "data"
 NAMES = sorted(path.parent.name for path in DATA.glob("*/expected.json"))
 V1_NAMES = ["linux-6.16-layout-x86_64", "linux-6.18.15-x86_64"]
@@ -27,3 +29,9 @@ def expected(name: str) -> dict[str, Any]:
 def debugfs(name: str, stage: int, path: str) -> bytes:
     """A file of /sys/kernel/debug/kho before (1) or after (2) the kexec."""
     return (DATA / name / f"host/stage{stage}/sys/kernel/debug/kho" / path).read_bytes()
+
+
+def contents(name: str) -> list[tuple[int, bytes]]:
+    """(address, bytes) of all that a capture has."""
+    memory = kho.Memory.open(elf(name))
+    return [(phys, memory.read(phys, nbytes)) for phys, nbytes in memory.ranges]

@@ -1,10 +1,14 @@
-"""Writers of dumps in plain Python: kdump with every compression, flattened, LiME; packed without finding repeats."""
+"""Writers of dumps in plain Python: kdump in every compression, flattened, LiME, raw; none looks for repeats."""
 
 from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+Run = tuple[int, int]
+"""(address, bytes) of memory that a raw image has; the next run follows in the file without a gap."""
 
 
 def stored(page: bytes) -> bytes:
@@ -75,3 +79,23 @@ def flatten(file: bytes, step: int = 4096) -> bytes:
 def lime(runs: list[tuple[int, bytes]]) -> bytes:
     """A LiME dump of (phys, bytes)."""
     return b"".join(struct.pack("<4sIQQQ", b"EMiL", 1, phys, phys + len(raw) - 1, 0) + raw for phys, raw in runs)
+
+
+def raw(path: Path, memory: Iterable[tuple[int, bytes]], runs: list[Run], *, size: int | None = None) -> Path:
+    """Write a raw image of some runs, of `size` bytes or all; what is not there stays a hole of the file."""
+    with path.open("wb") as file:
+        for phys, data in memory:
+            at = 0
+            for start, nbytes in runs:
+                first, last = max(phys, start), min(phys + len(data), start + nbytes)
+                if first < last:
+                    file.seek(at + first - start)
+                    file.write(data[first - phys : last - phys])
+                at += nbytes
+        file.truncate(sum(nbytes for _, nbytes in runs) if size is None else size)
+    return path
+
+
+def moved(memory: Iterable[tuple[int, bytes]], by: int) -> list[tuple[int, bytes]]:
+    """The same bytes at other addresses: a memory that no pointer in it fits."""
+    return [(phys + by, data) for phys, data in memory]

@@ -164,18 +164,25 @@ def test_several_raw_images_are_one_memory(tmp_path: Path) -> None:
     assert (done.json["fdt_phys"], done.json["pages_outside"]) == (layout.fdt_phys, 0)
     both = run("inspect", f"{high}@16M", f"{low}@0").out
     assert f"in {high}@16M, {low}@0" in both.replace("\n", "")
-    part = run("inspect", "--json", low)
+    part = run("inspect", "--json", f"{low}@0")
     assert part.json["pages_outside"] == 512
-    assert "512 preserved pages are not in this memory" in run("inspect", low).out
+    assert "512 preserved pages are not in this memory" in run("inspect", f"{low}@0").out
+    for wrong in (f"{low}@64K", f"{low}@0x4000000"):
+        done = run("inspect", wrong, f"{high}@32M")
+        assert (done.code, done.out) == (2, "")
+        assert "do not lie where they were named" in done.err
 
 
-def test_a_raw_image_needs_its_address(tmp_path: Path) -> None:
+def test_a_raw_image_is_read_at_its_address_or_refused(tmp_path: Path) -> None:
     base = 0x4000_0000
     layout = Image(folios=[(base + MIB, 0)], ram=[(base, 8 * MIB)], metadata_phys=base + 2 * MIB).lay_out()
     raw = tmp_path / "ram.bin"
     raw.write_bytes(layout.to_raw(base, 8 * MIB))
     assert run("inspect", "--json", f"{raw}@0x40000000").json["fdt_phys"] == layout.fdt_phys
-    done = run("inspect", raw)
+    done = run("inspect", "--json", raw)
+    assert (done.code, done.json["fdt_phys"]) == (0, layout.fdt_phys)
+    assert done.json["placement"]["argument"] == f"{raw}@0x40000000"
+    done = run("inspect", f"{raw}@0,check=no")
     assert done.code == 2
     assert f"{layout.map_phys:#x}" in done.err, "the map is nowhere near"
 

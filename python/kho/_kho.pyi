@@ -8,11 +8,11 @@ import builtins
 from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from types import TracebackType
-from typing import Any, Final, Self, SupportsIndex, final, overload
+from typing import Any, Final, Literal, Self, SupportsIndex, final, overload
 
 from typing_extensions import Buffer, disjoint_base
 
-from ._types import FolioInfo, MemfdFolio, OwnedRange, PageInfo
+from ._types import FolioInfo, MemfdFolio, OwnedRange, PageInfo, Placement
 from .errors import FdtError
 from .payload import Luo, Metadata, Payload, Region
 
@@ -110,10 +110,12 @@ class Memory:
     def open(*sources: str | PathLike[str]) -> Memory:
         """Open files as one memory.
 
-        Args: sources: a str is `FILE`, `FILE@ADDRESS`, `FILE@ADDRESS,offset=N,size=N` (numbers decimal or 0x, with a
-        suffix K, M, G or T) or `FILE,machine=q35|pc|virt` (QEMU's memory backend), or the name of an existing file
-        whatever is in it; a Path is a path. A file without an address is what its content says: an ELF core, a kdump
-        file, flattened or not, LiME, or else the memory at 0.
+        Args: sources: a str is `FILE`, `FILE@ADDRESS`, `FILE@ADDRESS,offset=N,size=N,hole=START:END` (numbers decimal
+        or 0x, with a suffix K, M, G or T) or `FILE,machine=NAME` (the memory file of a virtual machine: q35, pc,
+        microvm, virt, firecracker, cloud-hypervisor, firecracker-arm64, cloud-hypervisor-arm64), or the name of an
+        existing file whatever is in it; a Path is a path. A file without an address is what its content says: an ELF
+        core, a kdump file, flattened or not, LiME, or else the memory at 0. `kho.open` reads a raw image at another
+        address than it has here if its handover is whole only there; `,check=no` forbids it.
         Raises: SourceError for a file that cannot be used, or that has memory another one has; ParameterError for none.
         """
     @staticmethod
@@ -789,6 +791,18 @@ class Incoming:
     @property
     def map_pages(self) -> list[int]:
         """Addresses of these pages, ascending."""
+
+    @property
+    def address(self) -> Literal["own", "named", "assumed", "solved"]:
+        """Where the memory's addresses are from.
+
+        own: the source says them itself, as an ELF core does, or is no file. Of a raw image, named: its name says them;
+        assumed: it was named without an address and is read at 0; solved: it is read at another, `placement`.
+        """
+
+    @property
+    def placement(self) -> Placement | None:
+        """Where a raw image was read; None if that is where it was named."""
 
     @property
     def ranges(self) -> list[tuple[int, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-__all__ = ["SEVERITIES", "FolioInfo", "MemfdFolio", "OwnedRange", "PageInfo", "Severity"]
+__all__ = ["SEVERITIES", "FolioInfo", "MemfdFolio", "OwnedRange", "PageInfo", "Placement", "Severity"]
 
 
 Severity = Literal["error", "warning", "note"]
@@ -46,6 +46,21 @@ class OwnedRange(NamedTuple):
     """What of it: `data`, `folio list`."""
     offset: int | None
     """Where in the owner's file or area they begin, in bytes, when they are part of one."""
+
+
+class Placement(NamedTuple):
+    """Where a raw image was read that is not whole where it was named."""
+
+    argument: str
+    """The source that names this address: `ram.bin@0x40000000`."""
+    named: str
+    """The source as it was named."""
+    as_is: str
+    """The source that reads it as it was named, whatever is there: `ram.bin@0x0,check=no`."""
+    certainty: str
+    """certain: at no other address is it whole; likely: at others as well, but what differs is blank there."""
+    why: str
+    """How it was decided."""
 
 
 class PageInfo(NamedTuple):

@@ -42,6 +42,8 @@ def describe(inc: Incoming, *, full: bool = False) -> dict[str, Any]:
         "subtrees": {name: _subtree(inc, name, decoded[name], full) for name in inc.subtrees},
         "malformed_subtrees": inc.malformed_subtrees,
     }
+    if inc.placement is not None:
+        report["placement"] = inc.placement._asdict()
     if inc.bitmap_bytes is not None:
         report["bitmap_bytes"] = inc.bitmap_bytes
         report["bitmap_bytes_why"] = inc.bitmap_bytes_why

@@ -31,9 +31,12 @@ def open(  # noqa: A001 - kho.open reads like open()
     Args:
         source: an ELF core (`"core.elf"`, by p_paddr), a kdump file of makedumpfile's or QEMU's, flattened or not, a
             LiME dump, a raw image with the address of its first byte (`"ram.bin@0x40000000"`, optionally
-            `",offset=0x1000,size=2G"` for a part of the file), the memory backend of a running QEMU
-            (`"/dev/shm/ram,machine=q35"`, or `pc`, `virt`), an arena's own file, several of these together as one
-            memory, the image of a running service (`"live:search-index"`), or a `Memory` or `Arena`.
+            `",offset=0x1000,size=2G"` for a part of the file and `",hole=0xd0000000:4G"` for addresses that it leaves
+            out), the memory file of a virtual machine (`"/dev/shm/ram,machine=q35"`, or `pc`, `microvm`, `virt`,
+            `firecracker`, `cloud-hypervisor`), an arena's own file, several of these together as one memory, the image
+            of a running service (`"live:search-index"`), or a `Memory` or `Arena`. One raw image whose handover is not
+            whole at its address is read where it is, if that is one place (`Incoming.placement`); `",check=no"` forbids
+            it.
         fdt_phys: physical address of the root FDT; searched for when not given.
         page_size: 4096, 16384 or 65536; decided from evidence when not given.
         bitmap_bytes: 512 (Linux 6.16) or the page size (6.18 and later); kho-v1 says it nowhere, so it is decided
@@ -43,13 +46,14 @@ def open(  # noqa: A001 - kho.open reads like open()
         progress: called with the number of bytes searched so far; what it raises ends the search.
 
     Raises:
-        SourceError: a file that is missing, empty, a directory, or no usable ELF core or dump.
+        SourceError: a file that is missing, empty, a directory, or no usable ELF core or dump; a raw image whose
+            handover is whole at no address, or at several.
         NoHandoverError: no root FDT was found.
         UnsupportedAbiError: an ABI that this version does not decode.
         FormatError: memory that no kernel would have written; the message names the place and the value.
 
     """
-    return open_memory(
+    inc = open_memory(
         source if isinstance(source, Memory | Arena) else memory(source),
         fdt_phys=fdt_phys,
         page_size=page_size,
@@ -58,6 +62,13 @@ def open(  # noqa: A001 - kho.open reads like open()
         max_page_order=max_page_order,
         progress=progress,
     )
+    return inc if inc.address in ("own", "named") else _checked(inc)
+
+
+def _checked(inc: Incoming) -> Incoming:
+    from .addresses import checked  # imports every decoder
+
+    return checked(inc)
 
 
 def memory(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Memory:

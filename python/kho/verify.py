@@ -30,6 +30,7 @@ from ._kho import (
     find_memory,
     open_memory,
 )
+from .addresses import checked
 from .findings import SEVERITIES, Finding
 from .owners import HANDLE, owners
 from .payload import Broken, KhoTest, Luo, MemfdFile, Payload, Raw, Session
@@ -98,6 +99,7 @@ def verify(
     scratch: Sequence[tuple[int, int]] | None = None,
     most: int = 16,
     progress: Callable[[int], object] | None = None,
+    opened: Callable[[Incoming], object] | None = None,
 ) -> list[Finding]:
     """Find everything that is wrong with a handover, the worst first.
 
@@ -107,6 +109,7 @@ def verify(
         nodes: `(start, size, node)` of NUMA memory, to find folios that span two; an arena's own are known.
         fdt_phys, page_size, bitmap_bytes, scratch, progress: as `kho.open`.
         most: places to report for each condition; the last one says how many there are.
+        opened: called with the handover once it is read, before it is checked; what cannot be read, it is not.
 
     Raises:
         SourceError, NoHandoverError, ParameterError: nothing to check. What is wrong with a handover is no exception.
@@ -128,6 +131,9 @@ def verify(
         inc = open_memory(memory, fdt_phys=fdt_phys, scratch=scratch, progress=progress, **given)
     except (errors.FormatError, errors.OutsideMemoryError) as error:
         return _sorted(_unreadable(memory, error, fdt_phys, scratch, given))
+    checked(inc)
+    if opened is not None:
+        opened(inc)
     return _sorted(_handover(inc, nodes, most))
 
 

@@ -48,7 +48,7 @@ def command(
     if as_json:
         output.print_json(report)
     else:
-        show(inc, report, ", ".join(source), full=full)
+        show(inc, report, ", ".join(source) if inc.placement is None else inc.placement.argument, full=full)
     for other in inc.others:
         click.echo(f"note: another handover's FDT is at {other:#x}; read it with --fdt-phys {other:#x}", err=True)
 

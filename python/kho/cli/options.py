@@ -80,4 +80,6 @@ def read(
 ) -> Incoming:
     """Open what the command was given, with progress on a terminal."""
     with output.progress("searching") as told:
-        return open_source(source, fdt_phys=fdt_phys, bitmap_bytes=bitmap_bytes, page_size=page_size, progress=told)
+        inc = open_source(source, fdt_phys=fdt_phys, bitmap_bytes=bitmap_bytes, page_size=page_size, progress=told)
+    output.say_placement(inc)
+    return inc

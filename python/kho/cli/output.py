@@ -9,10 +9,13 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.table import Table
 
 from .. import errors
+from .._kho import Incoming
+from ..text import printable
 
 
 def console() -> Console:
@@ -42,6 +45,16 @@ def print_json(data: dict[str, Any]) -> None:
     """Print data as JSON; addresses are integers."""
     json.dump(data, sys.stdout, indent=2)
     sys.stdout.write("\n")
+
+
+def say_placement(inc: Incoming) -> None:
+    """Say on stderr that a raw image is read somewhere else than where it was named, and how to prevent it."""
+    if (at := inc.placement) is not None:
+        text = f"{at.named} is read as {at.argument} ({at.certainty}): {at.why}; {at.as_is} reads it as named"
+        click.echo(f"note: {printable(text)}", err=True)
+    elif inc.address == "named" and inc.pages_outside:
+        text = "are not in this memory: it is a part of one, or does not lie where it was named"
+        click.echo(f"warning: {inc.pages_outside} preserved pages {text}", err=True)
 
 
 @contextmanager

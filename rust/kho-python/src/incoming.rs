@@ -10,7 +10,7 @@ use crate::memory::{Memory, memory_of, with_progress};
 use crate::tracker::PyTracker;
 use kho::Error;
 use kho::arena::ScratchArea;
-use kho::incoming::{Incoming, Options};
+use kho::incoming::{Address, Incoming, Options};
 use kho::memory::PhysMemory;
 use kho::payload::ChunkOwners;
 use kho::units::{PageSize, Phys};
@@ -87,6 +87,8 @@ pub(crate) fn open_memory(
         && let Some(files) = &memory.get().files
     {
         options.know_files(files);
+        let files = Arc::clone(files);
+        return Ok(with_progress(py, progress, |told| kho::address::open(files, &options, told))?.into());
     }
     let memory = memory_of(memory)?;
     Ok(with_progress(py, progress, |told| Incoming::open(memory, &options, told))?.into())
@@ -251,6 +253,25 @@ impl PyIncoming {
     #[getter]
     fn map_pages(&self) -> Vec<u64> {
         self.inner.map_pages()
+    }
+
+    /// Where the memory's addresses are from.
+    #[getter]
+    fn address(&self) -> &'static str {
+        match self.inner.address() {
+            Address::Own => "own",
+            Address::Named => "named",
+            Address::Assumed => "assumed",
+            Address::Solved(_) => "solved",
+        }
+    }
+
+    /// Where a raw image was read; `None` where that is where it was named.
+    #[getter]
+    fn placement<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let Address::Solved(at) = self.inner.address() else { return Ok(None) };
+        let fields = (&at.argument, &at.named, &at.as_is, at.certainty.to_string(), &at.why);
+        py.import("kho._types")?.getattr("Placement")?.call1(fields).map(Some)
     }
 
     #[getter]

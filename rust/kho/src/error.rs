@@ -104,7 +104,12 @@ pub enum Error {
 
     /// Neither layout of kho-v1 fits the evidence.
     #[error("map at {phys:#x}: no page size and bitmap size fit: {why}")]
-    NoLayout { phys: u64, why: String },
+    NoLayout {
+        phys: u64,
+        why: String,
+        /// Whether a reading fails because a pointer leads out of the memory.
+        outside: bool,
+    },
 
     /// No handover in the memory searched.
     #[error("no handover: {why}")]
@@ -310,6 +315,8 @@ pub enum MapProblem {
 pub const NO_START: &str = "is no multiple of what a bitmap of this order and size spans";
 /// A bitmap's own address, where none can lie.
 pub const NO_BITMAP: &str = "is no address of a bitmap of this size (alignment)";
+/// A bitmap's own address, where there is no memory.
+pub const BITMAP_OUTSIDE: &str = "is the address of a bitmap outside this memory";
 /// An address in a vmalloc area's list that is no block's.
 pub const NO_BLOCK: &str = "is no address of a block of the area's order";
 
@@ -384,6 +391,10 @@ pub enum SourceProblem {
     Raw {
         why: String,
     },
+    /// A raw image whose handover is not whole at the address it has, with what to do.
+    Elsewhere {
+        why: String,
+    },
     Overlap {
         first: Phys,
         second: Phys,
@@ -404,8 +415,10 @@ impl fmt::Display for SourceProblem {
             Self::Address { text } => {
                 write!(f, "{text:?} is not an address (write FILE@0x40000000)")
             }
-            Self::Machine { name } => write!(f, "{name:?} is no machine (write FILE,machine=q35, pc or virt)"),
-            Self::Raw { why } => f.write_str(why),
+            Self::Machine { name } => {
+                write!(f, "{name:?} is no machine (write FILE,machine=NAME: {})", crate::memory::Board::names())
+            }
+            Self::Raw { why } | Self::Elsewhere { why } => f.write_str(why),
             Self::Overlap { first, second } => write!(f, "memory at {second} overlaps memory that starts at {first}"),
             Self::Io(e) => e.fmt(f),
         }
@@ -422,6 +435,17 @@ impl Error {
             | Error::NoLayout { phys, .. }
             | Error::OutsideMemory { phys, .. } => (None, Some(*phys)),
             _ => (None, None),
+        }
+    }
+
+    /// Whether a pointer that was followed leads out of the memory.
+    pub fn leads_outside(&self) -> bool {
+        match self {
+            Error::OutsideMemory { .. } | Error::NoLayout { outside: true, .. } => true,
+            Error::Map { problem, .. } => {
+                matches!(problem, MapProblem::Outside { .. } | MapProblem::Entry { why: BITMAP_OUTSIDE, .. })
+            }
+            _ => false,
         }
     }
 

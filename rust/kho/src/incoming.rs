@@ -104,6 +104,33 @@ pub struct MapStats {
     pub held_bytes: u64,
 }
 
+/// Where the addresses of a memory are from.
+#[derive(Clone, Debug)]
+pub enum Address {
+    /// The source says them itself, or it is no file.
+    Own,
+    /// A raw image, and they were named.
+    Named,
+    /// A raw image that was named without an address, read at 0.
+    Assumed,
+    /// A raw image that is read elsewhere.
+    Solved(Placement),
+}
+
+/// Where a raw image was read, when that is not where it was named ([`crate::address`]).
+#[derive(Clone, Debug)]
+pub struct Placement {
+    /// The source that names this address.
+    pub argument: String,
+    /// The source as it was named.
+    pub named: String,
+    /// The source that reads it as it was named, whatever is found there.
+    pub as_is: String,
+    pub certainty: Certainty,
+    /// How it was decided.
+    pub why: String,
+}
+
 /// A handover that was read, and what of it was restored.
 pub struct Incoming {
     memory: Arc<dyn PhysMemory>,
@@ -116,6 +143,7 @@ pub struct Incoming {
     machine: Option<Machine>,
     others: Vec<Phys>,
     max_page_order: Option<u32>,
+    address: Address,
 }
 
 impl Incoming {
@@ -187,7 +215,18 @@ impl Incoming {
             machine: options.machine,
             others,
             max_page_order: options.max_page_order,
+            address: Address::Own,
         })
+    }
+
+    /// This handover, with where its memory's addresses are from.
+    pub(crate) fn addressed(self, address: Address) -> Self {
+        Incoming { address, ..self }
+    }
+
+    /// Where its memory's addresses are from.
+    pub fn address(&self) -> &Address {
+        &self.address
     }
 
     pub fn abi(&self) -> &'static Abi {
@@ -349,17 +388,17 @@ impl Incoming {
     }
 }
 
-type Reads = (Root, Reading, Option<Scratch>);
+pub(crate) type Reads = (Root, Reading, Option<Scratch>);
 
 /// The scratch areas, and where their array lies.
 #[derive(Clone)]
-struct Scratch {
+pub(crate) struct Scratch {
     areas: Vec<ScratchArea>,
     phys: Option<Phys>,
 }
 
 /// Reads one handover.
-fn read(place: Place<'_>, fdt: Phys, found: &Found, options: &Options) -> Result<Reads> {
+pub(crate) fn read(place: Place<'_>, fdt: Phys, found: &Found, options: &Options) -> Result<Reads> {
     let memory = place.memory();
     let root = root::read_root(memory, fdt)?;
     let told = scratch_told(memory, fdt, found, options);

@@ -32,6 +32,8 @@ pub mod payload;
 
 pub mod incoming;
 
+pub mod address;
+
 pub mod owners;
 pub mod verify;
 

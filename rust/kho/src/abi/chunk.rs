@@ -8,7 +8,7 @@
 use super::layout::{BitmapPtr, BitmapSize, ChunkHeader, chunk_entries};
 use crate::arena::{Arena, Inherited};
 use crate::claims::Preserved;
-use crate::error::{Error, MapProblem, NO_BITMAP, NO_START, Result};
+use crate::error::{BITMAP_OUTSIDE, Error, MapProblem, NO_BITMAP, NO_START, Result};
 use crate::mapping::Items;
 use crate::memory::PhysMemory;
 use crate::tracker::{Bitmap, BitmapPlace, Geometry, Tracker};
@@ -92,7 +92,7 @@ pub fn check(memory: &dyn PhysMemory, geometry: Geometry, chunks: &[Chunk]) -> R
                 return refuse(bitmap, NO_BITMAP);
             }
             if !memory.contains(Phys(bitmap), bytes) {
-                return refuse(bitmap, "is the address of a bitmap outside this memory");
+                return refuse(bitmap, BITMAP_OUTSIDE);
             }
             if geometry.index_of(chunk.order, Phys(start)).is_none() {
                 return refuse(start, NO_START);

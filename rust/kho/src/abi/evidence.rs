@@ -380,10 +380,11 @@ fn no_reading(map: Phys, refused: Refused) -> Error {
         };
         texts.push(reading);
     }
+    let outside = refused.iter().any(|(_, _, e)| e.leads_outside());
     let mut errors = refused.into_iter().map(|(_, _, e)| e);
     match errors.next() {
         Some(first) if errors.all(|e| e.to_string() == first.to_string()) => first,
-        _ => Error::NoLayout { phys: map.0, why: texts.join("; ") },
+        _ => Error::NoLayout { phys: map.0, why: texts.join("; "), outside },
     }
 }
 

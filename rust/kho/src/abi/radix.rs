@@ -218,6 +218,27 @@ pub fn read(memory: &dyn PhysMemory, shape: Shape, root: Phys) -> Result<Tree> {
     Ok(Tree { tracker, nodes })
 }
 
+/// Whether the one path of a single page's key leads through a tree to a bit that is set. No more is read than the path.
+pub fn leads_to(memory: &dyn PhysMemory, shape: Shape, root: Phys, page: Pfn) -> bool {
+    let key = shape.key(page, Order::ZERO);
+    let mut node = root.0;
+    for level in (1..shape.depth()).rev() {
+        let mut child = [0; 8];
+        let Some(at) = node.checked_add(8 * shape.index(key, level)) else { return false };
+        if memory.read(Phys(at), &mut child).is_err() {
+            return false;
+        }
+        node = u64::from_le_bytes(child);
+        if node == 0 || !node.is_multiple_of(shape.page.bytes()) {
+            return false;
+        }
+    }
+    let bit = key & ((1 << shape.leaf_bits()) - 1);
+    let mut byte = [0; 1];
+    let at = node.checked_add(bit / 8);
+    at.is_some_and(|at| memory.read(Phys(at), &mut byte).is_ok()) && byte[0] >> (bit % 8) & 1 != 0
+}
+
 /// Takes over the tree at `root` of an arena: what its leaves are, where they are, and the address of every node as in
 /// [`Tree`].
 ///

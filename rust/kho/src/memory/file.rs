@@ -160,12 +160,14 @@ pub(crate) struct Part {
     pub(crate) notes: Vec<NoteBytes>,
     /// What its segments leave out because the file is cut short.
     pub(crate) cuts: Vec<Cut>,
+    /// Whether it is a raw image: nothing in the file says where in memory it is.
+    pub(crate) raw: bool,
 }
 
 impl Part {
     pub(crate) fn new(source: Source, backing: Backing, segments: Vec<Segment>) -> Self {
         let (kind, machine) = ("segment", None);
-        Part { source, backing, segments, kind, machine, notes: Vec::new(), cuts: Vec::new() }
+        Part { source, backing, segments, kind, machine, notes: Vec::new(), cuts: Vec::new(), raw: false }
     }
 }
 
@@ -181,6 +183,7 @@ pub struct FileMemory {
     machine: Option<Machine>,
     notes: Vec<NoteBytes>,
     truncated: Vec<Cut>,
+    raw: bool,
 }
 
 impl fmt::Debug for FileMemory {
@@ -205,6 +208,7 @@ impl FileMemory {
             machine: None,
             notes: Vec::new(),
             truncated: Vec::new(),
+            raw: parts.iter().all(|part| part.raw),
         };
         for (backing, part) in parts.into_iter().enumerate() {
             memory.sources.push(part.source);
@@ -244,6 +248,19 @@ impl FileMemory {
     /// What this was opened from.
     pub fn sources(&self) -> &[Source] {
         &self.sources
+    }
+
+    /// The sources, if all are raw images: nothing but their names says where they lie.
+    pub fn raw_sources(&self) -> Option<&[Source]> {
+        self.raw.then_some(&self.sources)
+    }
+
+    /// Of one raw image (place in it, address, bytes) of its runs, by place.
+    pub(crate) fn raw_runs(&self) -> Option<Vec<(u64, u64, u64)>> {
+        let [source] = self.raw_sources()? else { return None };
+        let mut runs: Vec<_> = self.segments.iter().map(|s| (s.offset - source.offset, s.first, s.len)).collect();
+        runs.sort_unstable();
+        Some(runs)
     }
 
     /// The machine that the first of the sources to name one does: an ELF core, or a kdump file.

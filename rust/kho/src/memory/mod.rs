@@ -13,6 +13,7 @@ pub use elf::{Machine, Note};
 pub(crate) use file::data_in;
 pub use file::{Cut, FileMemory};
 pub use slices::SliceMemory;
+pub(crate) use source::runs;
 pub use source::{Board, Source, open_elf, open_raw, open_sources, parse_number};
 
 use crate::error::{Error, Result};

@@ -9,47 +9,90 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// A machine of QEMU's, by where its memory backend (`-object memory-backend-file,share=on`) has which memory.
+/// A virtual machine, by where its memory file has which memory: the memory backend of QEMU
+/// (`-object memory-backend-file,share=on`), the memory file of a snapshot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Board {
-    /// x86, `-machine q35`.
+    /// QEMU on x86, `-machine q35`.
     Q35,
-    /// x86, `-machine pc` (i440fx).
+    /// QEMU on x86, `-machine pc` (i440fx).
     Pc,
-    /// arm64, `-machine virt`.
+    /// QEMU on x86, `-machine microvm`.
+    Microvm,
+    /// QEMU on arm64, `-machine virt`.
     Virt,
+    /// Firecracker on x86, with the gap of 768 MiB; crosvm and kvmtool have the same.
+    Firecracker,
+    /// Cloud Hypervisor on x86, and the Firecracker releases whose gap is 1 GiB.
+    CloudHypervisor,
+    /// Firecracker on arm64.
+    FirecrackerArm64,
+    /// Cloud Hypervisor on arm64.
+    CloudHypervisorArm64,
 }
 
 impl Board {
-    const ALL: [Board; 3] = [Board::Q35, Board::Pc, Board::Virt];
+    pub const ALL: [Board; 8] = [
+        Board::Q35,
+        Board::Pc,
+        Board::Microvm,
+        Board::Virt,
+        Board::Firecracker,
+        Board::CloudHypervisor,
+        Board::FirecrackerArm64,
+        Board::CloudHypervisorArm64,
+    ];
 
-    /// As QEMU's `-machine` names it.
+    /// As QEMU's `-machine` names it, or the program's own name.
     pub const fn name(self) -> &'static str {
         match self {
             Board::Q35 => "q35",
             Board::Pc => "pc",
+            Board::Microvm => "microvm",
             Board::Virt => "virt",
+            Board::Firecracker => "firecracker",
+            Board::CloudHypervisor => "cloud-hypervisor",
+            Board::FirecrackerArm64 => "firecracker-arm64",
+            Board::CloudHypervisorArm64 => "cloud-hypervisor-arm64",
         }
     }
 
-    /// Where `size` bytes of RAM are: (address, offset in the backend, bytes), by offset.
+    /// All names, for messages.
+    pub fn names() -> String {
+        Board::ALL.map(Board::name).join(", ")
+    }
+
+    /// Where RAM of `size` bytes begins, and the hole in it, if it reaches one: first address and first address after.
     ///
-    /// On x86 what does not fit below the PCI hole starts at 4 GiB. q35 (hw/i386/pc_q35.c) has everything below up to
-    /// 2.75 GiB and 2 GiB if there is more; i440fx (hw/i386/pc_piix.c) up to 3.5 GiB and 3 GiB if there is more. That
-    /// is without `max-ram-below-4g`, and with less than the 1 TiB or so that moves it all up on AMD.
-    fn runs(self, size: u64) -> Vec<(u64, u64, u64)> {
+    /// On x86 RAM that does not fit below the PCI hole continues at 4 GiB. q35 (hw/i386/pc_q35.c) keeps all of it below
+    /// up to 2.75 GiB, and 2 GiB if there is more; i440fx (hw/i386/pc_piix.c) up to 3.5 GiB, and 3 GiB if there is more;
+    /// microvm 3.5 GiB (MICROVM_MAX_BELOW_4G, hw/i386/microvm.c). That is without `max-ram-below-4g`. With an AMD
+    /// processor and RAM that would reach 0xfd00000000 QEMU 7.1 and later move what is above to 1 TiB
+    /// (AMD_ABOVE_1TB_START, hw/i386/pc.c): `hole=2G:1T`. Firecracker keeps 3.25 GiB below its MMIO gap
+    /// (MEM_32BIT_GAP_SIZE, src/arch/src/x86_64/layout.rs), later releases 3 GiB (MMIO32_MEM_START, PCI support), as
+    /// Cloud Hypervisor does (MEM_32BIT_RESERVED_START, arch/src/x86_64/layout.rs). On arm64 RAM begins at 1 GiB (QEMU,
+    /// Cloud Hypervisor, whose RAM skips the last 64 MiB below 4 GiB) or 2 GiB (Firecracker, DRAM_MEM_START).
+    pub fn ram(self, size: u64) -> (u64, Option<(u64, u64)>) {
         const ABOVE: u64 = 1 << 32;
-        let (from, low) = match self {
-            Board::Q35 if size >= 0xb000_0000 => (0, 0x8000_0000),
-            Board::Pc if size >= 0xe000_0000 => (0, 0xc000_0000),
-            Board::Q35 | Board::Pc => (0, size),
-            Board::Virt => (0x4000_0000, size),
-        };
-        let mut runs = vec![(from, 0, low)];
-        if size > low {
-            runs.push((ABOVE, low, size - low));
+        let hole = |low: u64, most: u64| (size > most).then_some((low, ABOVE));
+        match self {
+            Board::Q35 => (0, hole(0x8000_0000, 0xb000_0000 - 1)),
+            Board::Pc => (0, hole(0xc000_0000, 0xe000_0000 - 1)),
+            Board::Microvm => (0, hole(0xe000_0000, 0xe000_0000)),
+            Board::Firecracker => (0, hole(0xd000_0000, 0xd000_0000)),
+            Board::CloudHypervisor => (0, hole(0xc000_0000, 0xc000_0000)),
+            Board::Virt => (0x4000_0000, None),
+            Board::FirecrackerArm64 => (0x8000_0000, None),
+            Board::CloudHypervisorArm64 => (0x4000_0000, hole(0xfc00_0000, 0xbc00_0000)),
         }
-        runs
+    }
+}
+
+/// Where `size` bytes are that begin at `base` and leave out `hole`: (address, offset, bytes), by offset.
+pub(crate) fn runs(base: u64, hole: Option<(u64, u64)>, size: u64) -> Vec<(u64, u64, u64)> {
+    match hole.map(|(start, end)| (start.saturating_sub(base), end)) {
+        Some((low, above)) if low < size => vec![(base, 0, low), (above, low, size - low)],
+        _ => vec![(base, 0, size)],
     }
 }
 
@@ -66,16 +109,21 @@ pub struct Source {
     pub size: Option<u64>,
     /// Whose memory backend this is; then there is no `base`, `offset` or `size`.
     pub board: Option<Board>,
+    /// Addresses that a raw image leaves out: the first, and the first after, where its next byte lies.
+    pub hole: Option<(Phys, Phys)>,
+    /// Whether the address may be wrong: a handover that is not whole there is looked for at others.
+    pub check: bool,
 }
 
 impl Source {
     /// A file without an address.
     pub fn file(path: impl Into<PathBuf>) -> Self {
-        Source { path: path.into(), base: None, offset: 0, size: None, board: None }
+        Source { path: path.into(), base: None, offset: 0, size: None, board: None, hole: None, check: true }
     }
 
-    /// Reads `FILE`, `FILE@ADDRESS`, `FILE@ADDRESS,offset=N,size=N` or `FILE,machine=q35|pc|virt`; numbers are decimal
-    /// or 0x, with a suffix K, M, G or T. A text that is an existing path is that path, so that names with an @ work.
+    /// Reads `FILE`, `FILE@ADDRESS`, `FILE@ADDRESS,offset=N,size=N,hole=START:END,check=no` or
+    /// `FILE,machine=NAME,check=no` ([`Board`]); numbers are decimal or 0x, with a suffix K, M, G or T. A text that is an existing path is that path,
+    /// so that names with an @ work.
     ///
     /// # Errors
     /// [`SourceProblem::Address`] when what follows the last @ is none, [`SourceProblem::Machine`] for another machine.
@@ -90,12 +138,13 @@ impl Source {
         }
         if let Some(end) = machine {
             let (path, name) = (&bytes[..end], &bytes[end + MACHINE.len()..]);
+            let (name, check) = name.strip_suffix(b",check=no").map_or((name, true), |name| (name, false));
             let board = Board::ALL.into_iter().find(|board| board.name().as_bytes() == name && end > 0);
             let Some(board) = board else {
                 let problem = SourceProblem::Machine { name: String::from_utf8_lossy(name).into_owned() };
                 return Err(Error::Source { path: PathBuf::from(text), problem });
             };
-            return Ok(Source { board: Some(board), ..Source::file(OsStr::from_bytes(path)) });
+            return Ok(Source { board: Some(board), check, ..Source::file(OsStr::from_bytes(path)) });
         }
         let at = at.unwrap_or(0);
         let (path, place) = (&bytes[..at], &bytes[at + 1..]);
@@ -111,6 +160,15 @@ impl Source {
                 (0, "base", Some(n)) => source.base = Some(Phys(n)),
                 (1.., "offset", Some(n)) => source.offset = n,
                 (1.., "size", Some(n)) => source.size = Some(n),
+                (1.., "hole", None) => {
+                    let ends = number.split_once(':');
+                    source.hole = ends
+                        .and_then(|(start, end)| Some((parse_number(start)?, parse_number(end)?)))
+                        .map(|(start, end)| (Phys(start), Phys(end)));
+                    let base = source.base.unwrap_or_default();
+                    understood &= source.hole.is_some_and(|(start, end)| base < start && start < end);
+                }
+                (1.., "check", None) if number == "no" => source.check = false,
                 _ => understood = false,
             }
         }
@@ -171,18 +229,18 @@ impl Source {
                 self.offset
             )));
         }
-        let runs = match self.board {
-            Some(board) => board.runs(len),
-            None => vec![(self.base.unwrap_or_default().0, 0, len)],
+        let (base, hole) = match self.board {
+            Some(board) => board.ram(len),
+            None => (self.base.unwrap_or_default().0, self.hole.map(|(start, end)| (start.0, end.0))),
         };
         let mut segments = Vec::new();
-        for (first, skip, len) in runs {
+        for (first, skip, len) in runs(base, hole, len) {
             if first.checked_add(len - 1).is_none() {
                 return Err(raw(format!("{len:#x} bytes at address {first:#x} run past the address space")));
             }
             segments.push(Segment { first, len, offset: self.offset + skip, filled: len, index: None, backing: 0 });
         }
-        Ok(Part::new(self, backing, segments))
+        Ok(Part { raw: true, ..Part::new(self, backing, segments) })
     }
 }
 
@@ -201,6 +259,12 @@ impl fmt::Display for Source {
             if let Some(size) = self.size {
                 write!(f, ",size={size:#x}")?;
             }
+            if let Some((start, end)) = self.hole {
+                write!(f, ",hole={start}:{end}")?;
+            }
+        }
+        if !self.check {
+            f.write_str(",check=no")?;
         }
         Ok(())
     }
@@ -254,7 +318,7 @@ pub fn open_elf(path: impl AsRef<Path>) -> Result<FileMemory> {
 /// # Errors
 /// [`Error::Source`] with what is wrong with it.
 pub fn open_raw(path: impl AsRef<Path>, base: Phys, offset: u64, size: Option<u64>) -> Result<FileMemory> {
-    open_sources(&[Source { path: path.as_ref().to_path_buf(), base: Some(base), offset, size, board: None }])
+    open_sources(&[Source { base: Some(base), offset, size, ..Source::file(path.as_ref()) }])
 }
 
 impl FileMemory {

@@ -28,13 +28,7 @@ fn several_files_make_one_memory() {
 
 #[test]
 fn a_source_is_read_from_text() {
-    let raw = |path: &str, base, offset, size| Source {
-        path: path.into(),
-        base: Some(Phys(base)),
-        offset,
-        size,
-        board: None,
-    };
+    let raw = |path: &str, base, offset, size| Source { base: Some(Phys(base)), offset, size, ..Source::file(path) };
     for (text, expected) in [
         ("nowhere.elf", Source::file("nowhere.elf")),
         ("a@0x40000000", raw("a", 0x4000_0000, 0, None)),

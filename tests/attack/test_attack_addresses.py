@@ -1,0 +1,95 @@
+"""A raw image at a wrong address, cut, or with a hole left out, gives the answer of the right address or none."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+import captures
+import dumpfiles
+from command import kho as run
+
+ADDRESSES = ("", "@0", "@1G", "@2G", "@0x1000", "@1T", ",machine=pc", ",machine=firecracker", "@0,hole=3G:4G")
+
+
+def answer(*args: object) -> dict[str, Any] | None:
+    """The report, without where it was read; None with exit code 2."""
+    done = run("inspect", "--json", *args)
+    assert done.code in (0, 2), done
+    if done.code:
+        assert done.out == ""
+        return None
+    report = done.json
+    # Why a layout was chosen also tells of other readings, and these of memory around the handover.
+    for of_the_place in ("placement", "page_size_why", "bitmap_bytes_why"):
+        report.pop(of_the_place, None)
+    return report
+
+
+@pytest.mark.parametrize("name", captures.NAMES)
+def test_a_wrong_address_never_gives_another_answer(
+    name: str, tmp_path: Path, attack_seconds: float, attack_seed: int
+) -> None:
+    memory = captures.contents(name)
+    end = max(phys + len(data) for phys, data in memory)
+    step = 1 << (16 if name.endswith("64k") else 12)
+    until = time.monotonic() + attack_seconds
+    number = solved = 0
+    while time.monotonic() < until:
+        number += 1
+        random = Random(f"{attack_seed} {name} {number}")
+        base = random.choice((0, random.randrange(memory[0][0] // step + 1) * step))
+        before = random.choice((0, 0, random.randrange(1, 4096) * step))
+        size = random.choice((None, None, random.randrange(1, (end - base) // step) * step))
+        up = dumpfiles.moved(memory, before)
+        raw = dumpfiles.raw(tmp_path / "ram.bin", up, [(base, end + before - base)], size=size)
+        right = answer(f"{raw}@{base:#x},offset={before:#x},check=no") if size is None or size > before else None
+        named = random.choice((*ADDRESSES, f"@{random.randrange(1 << 40) * step:#x}"))
+        found = answer(f"{raw}{named}")
+        assert found is None or found == right, (attack_seed, number, base, before, size, named)
+        solved += found is not None
+    assert solved > 0
+
+
+@pytest.mark.parametrize("name", captures.NAMES)
+def test_a_hole_that_no_machine_has_gives_no_other_answer(
+    name: str, tmp_path: Path, attack_seconds: float, attack_seed: int
+) -> None:
+    """What leads to the folios is on both sides of the hole. With contents alone on one, nothing in them tells."""
+    memory = captures.contents(name)
+    expected = captures.expected(name)
+    end = max(phys + len(data) for phys, data in memory)
+    step = 1 << (16 if name.endswith("64k") else 12)
+    leads = [expected["fdt_phys"], expected["preserved_memory_map"]]
+    leads += [subtree["phys"] for subtree in expected["subtrees"].values()]
+    until = time.monotonic() + attack_seconds
+    number = 0
+    while time.monotonic() < until:
+        number += 1
+        random = Random(f"{attack_seed} {name} {number}")
+        base = random.randrange(memory[0][0] // step + 1) * step
+        start = random.randrange(min(leads) // step + 1, max(leads) // step + 1) * step
+        # Pages between the parts of the handover that are not in the file, or pages in the file that are of no memory.
+        hole = random.randrange(1, 1 << 12) * step * random.choice((1, -1))
+        low, high = split(memory, start, above=False), split(memory, start, above=True)
+        upper = start + hole if hole > 0 else start + max(hole, -(start - base) // 2 // step * step)
+        raw = tmp_path / "ram.bin"
+        dumpfiles.raw(raw, [*low, *dumpfiles.moved(high, upper - start)], [(base, upper - base + end - start)])
+        right = answer(
+            f"{raw}@{base:#x},check=no,size={min(start, upper) - base:#x}",
+            f"{raw}@{start:#x},check=no,offset={upper - base:#x}",
+        )
+        named = random.choice(("", "@1G", "@2G", "@1T", ",machine=virt", f"@{random.randrange(1 << 20) * step:#x}"))
+        found = answer(f"{raw}{named}")
+        assert found is None or found == right, (attack_seed, number, hex(base), hex(start), hex(upper), named)
+
+
+def split(memory: list[tuple[int, bytes]], at: int, *, above: bool) -> list[tuple[int, bytes]]:
+    """Give what is below an address, or from there on."""
+    if above:
+        return [(max(phys, at), data[max(at - phys, 0) :]) for phys, data in memory if phys + len(data) > at]
+    return [(phys, data[: max(at - phys, 0)]) for phys, data in memory if phys < at]
