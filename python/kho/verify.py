@@ -118,7 +118,7 @@ def verify(
         return verify_fdt(blob, place=os.fspath(source))
     if isinstance(source, str | os.PathLike) and Snapshot.recognizes(source):
         return _sorted(_snapshot(Snapshot.open(source)))
-    memory = _memory(source)
+    memory = _memory(source, progress)
     if isinstance(memory, Arena):
         nodes = nodes or memory.regions
         scratch = memory.scratch if scratch is None else scratch
@@ -163,10 +163,12 @@ def _sorted(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(dict.fromkeys(findings), key=lambda f: (rank[f.severity], f.id, f.phys or 0, f.place, f.value))
 
 
-def _memory(source: Source | Iterable[str | os.PathLike[str]]) -> Memory | Arena:
+def _memory(
+    source: Source | Iterable[str | os.PathLike[str]], progress: Callable[[int], object] | None
+) -> Memory | Arena:
     if isinstance(source, Memory | Arena):
         return source
-    return memory(source)
+    return memory(source, progress=progress)
 
 
 def _snapshot(shown: Snapshot) -> Iterator[Finding]:

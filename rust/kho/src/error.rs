@@ -374,6 +374,18 @@ pub enum SourceProblem {
         len: u64,
         why: String,
     },
+    /// A packed file, or a stream, that cannot be unpacked, or not here.
+    Packed {
+        packing: String,
+        why: String,
+    },
+    /// A file of a known format that holds no memory kho reads.
+    Foreign {
+        what: String,
+        remedy: &'static str,
+    },
+    /// A FIFO that no process has open for writing.
+    NoWriter,
     Address {
         text: String,
     },
@@ -401,6 +413,12 @@ impl fmt::Display for SourceProblem {
             Self::Segment { kind, index, why } => write!(f, "{kind} {index}: {why}"),
             Self::Dump { why } => write!(f, "not a usable kdump file: {why}"),
             Self::Page { phys, len, why } => write!(f, "memory at {phys} (+{len:#x}): {why}"),
+            Self::Packed { packing, why } => write!(f, "{packing}: {why}"),
+            Self::Foreign { what, remedy } => write!(f, "this is {what}, not memory that kho reads: {remedy}"),
+            Self::NoWriter => f.write_str(
+                "is neither a file nor a block device, but a FIFO that no process writes to: start the writer first, or \
+                 write COMMAND | kho inspect -",
+            ),
             Self::Address { text } => {
                 write!(f, "{text:?} is not an address (write FILE@0x40000000)")
             }
