@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 
-from ._kho import Arena, Incoming, Memory, open_memory
-from .errors import FormatError, NoHandoverError, SourceError
+from ._kho import Arena, Fdt, Incoming, Memory, open_memory
+from .errors import FdtError, FormatError, NoHandoverError, SourceError
 
 __all__ = ["LIVE", "Source", "memory", "open"]
 
@@ -89,8 +89,14 @@ def bare_fdt(found: Memory) -> bytes | None:
     if found.machine is not None or not FDT_HEADER <= size <= FDT_MOST:
         return None
     head = found.read(0, FDT_HEADER)
-    alone = size <= int.from_bytes(head[4:8], "big") + FDT_PADDING
-    return found.read(0, size) if head.startswith(FDT_MAGIC) and alone else None
+    if not head.startswith(FDT_MAGIC) or size > int.from_bytes(head[4:8], "big") + FDT_PADDING:
+        return None
+    raw = found.read(0, size)
+    try:
+        Fdt.partial(raw)
+    except FdtError:
+        return None
+    return raw
 
 
 def memory(

@@ -33,7 +33,7 @@ from ._kho import (
 from .findings import SEVERITIES, Finding
 from .owners import HANDLE, owners
 from .payload import Broken, KhoTest, Luo, MemfdFile, Payload, Raw, Session
-from .sources import Source, memory
+from .sources import Source, bare_fdt, memory
 
 __all__ = ["verify", "verify_fdt"]
 
@@ -119,6 +119,8 @@ def verify(
     if isinstance(source, str | os.PathLike) and Snapshot.recognizes(source):
         return _sorted(_snapshot(Snapshot.open(source)))
     memory = _memory(source, progress)
+    if isinstance(memory, Memory) and (blob := bare_fdt(memory)) is not None:  # from a pipe, or packed
+        return verify_fdt(blob, place=memory.sources[0])
     if isinstance(memory, Arena):
         nodes = nodes or memory.regions
         scratch = memory.scratch if scratch is None else scratch
@@ -148,7 +150,11 @@ def verify_fdt(blob: bytes, *, place: str = "FDT") -> list[Finding]:
     compatible = next((v.rstrip(b"\0").decode("latin-1") for v in values if v.startswith(b"kho-v")), None)
     pointer = next((int.from_bytes(v, "little") for v in values if len(v) == 8), None)
     if compatible is None and why is None:
-        raise errors.NoHandoverError(f"no handover: {place} is a devicetree without the compatible kho-v...")
+        missing = errors.NoHandoverError(
+            f"no handover: {place} is a devicetree without the compatible kho-v...; kho fdt prints it"
+        )
+        missing.kind = "devicetree"
+        raise missing
     if why is not None:
         said = f"{why}; it still says compatible {compatible}, map at {f'{pointer:#x}' if pointer else 'unknown'}"
         found.append(Finding("KHO003" if fdt.totalsize > len(blob) else "KHO001", place, said))

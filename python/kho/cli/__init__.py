@@ -112,6 +112,10 @@ def main() -> None:
         from . import output
 
         output.end_of_pipe()
+    except UnicodeEncodeError as error:  # an argument that is no UTF-8, where it must be text
+        from . import output
+
+        output.fail(KhoError(f"{error.object!r} is not text in UTF-8"))
     except OSError as error:  # stdout, mostly: a full disk
         from . import output
 

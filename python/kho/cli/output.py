@@ -35,20 +35,25 @@ WIDE = 1 << 16
 
 def line(*parts: Part, err: bool = False, limit: int | None = LINE) -> None:
     """Print one line: each part escaped, cut to `limit` characters, and in its style on a terminal."""
+    _print(parts, "", err=err, limit=limit)
+
+
+def _print(parts: Iterable[Part], indent: str, *, err: bool, limit: int | None) -> None:
     stream = sys.stderr if err else sys.stdout
     color = _color(stream)
-    shown = ""
+    shown = indent
     for part in parts:
         text, style = (part, "") if isinstance(part, str) else part
+        text = text[len(indent) :]
         text = _encodable(printable(text, limit), stream)
         shown += _styled(text, style) if color and style and text else text
     click.echo(shown, err=err, color=color)
 
 
 def lines(text: str | Iterable[str], *, err: bool = False, limit: int | None = None) -> None:
-    """Print lines: of an iterable, an item each; of kho's own text, as it is divided."""
+    """Print lines: of an iterable, an item each; of kho's own text, as it is divided. Tabs that indent them stay."""
     for each in text.removesuffix("\n").split("\n") if isinstance(text, str) else text:
-        line(each, err=err, limit=limit)
+        _print((each,), "\t" * (len(each) - len(each.lstrip("\t"))), err=err, limit=limit)
 
 
 class Table:
@@ -212,6 +217,8 @@ def bar(doing: str, total: int) -> Iterator[Callable[[int], None] | None]:
 def hint(error: errors.KhoError) -> str | None:
     """Say what to try after an error."""
     match error:
+        case errors.NoHandoverError(kind="devicetree"):
+            return None
         case errors.NoHandoverError():
             return "was it taken after the handover was finalized? A raw image needs its address: FILE@0x40000000"
         case errors.UnsupportedAbiError():

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from .. import __version__
+from .. import __version__, jsontext
 from ..findings import RULES, SEVERITIES, Finding, Severity, markdown
 from ..verify import verify
 from . import output
@@ -171,8 +171,9 @@ def result(finding: Finding, ids: list[str], source: tuple[str, ...]) -> dict[st
     """Give a finding as a SARIF result; its address is that of physical memory."""
     physical: dict[str, Any] = {"artifactLocation": {"uri": as_uri(source[0]), "index": 0}}
     if finding.phys is not None and finding.phys < 1 << 63:
-        # The name is the number again, for readers whose numbers are doubles.
-        physical["address"] = {"absoluteAddress": finding.phys, "kind": "data", "name": f"{finding.phys:#x}"}
+        physical["address"] = {"absoluteAddress": finding.phys, "kind": "data"}
+        if finding.phys > jsontext.MOST:  # for readers whose numbers are doubles
+            physical["address"]["name"] = f"{finding.phys:#x}"
     where = {"physicalLocation": physical, "logicalLocations": [{"fullyQualifiedName": finding.place}]}
     made: dict[str, Any] = {
         "ruleId": finding.id,
