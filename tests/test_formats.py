@@ -33,6 +33,7 @@ import captures
 import dumpfiles
 from command import kho as run
 from command import process
+from livefiles import descriptors
 
 PACKED = captures.DATA / "packed"
 CAPTURE = captures.elf("linux-7.3.4-x86_64")
@@ -47,7 +48,7 @@ def nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
     yield
-    assert os.listdir(folder) == []
+    assert list(folder.iterdir()) == []
 
 
 def crc32c(data: bytes) -> int:
@@ -171,8 +172,8 @@ def test_avml_is_read_as_the_memory_it_was_made_of(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [*PACKERS, "lz4", "avml"])
 def test_a_packed_file_that_is_cut_or_damaged_is_an_error_or_the_same(kind: str, tmp_path: Path) -> None:
     whole = {
-        "lz4": lambda: (PACKED / "small.elf.lz4").read_bytes(),
-        "zst": lambda: (PACKED / "small.elf.zst").read_bytes(),
+        "lz4": (PACKED / "small.elf.lz4").read_bytes,
+        "zst": (PACKED / "small.elf.zst").read_bytes,
         "avml": lambda: avml([(0x1000, b"abcd" * 1024)]),
     }.get(kind, lambda: PACKERS[kind](PLAIN))()
     random = Random(kind)
@@ -561,8 +562,8 @@ def test_raw_memory_is_still_raw_memory(tmp_path: Path) -> None:
 
 
 def test_opening_leaks_no_descriptor() -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     for name in ("small.elf.zst", "small.elf.gz"):
         memory = Memory.open(PACKED / name)
         del memory
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before

@@ -256,17 +256,24 @@ impl fmt::Display for FdtProblem {
 pub enum RootProblem {
     /// A devicetree of something else.
     NotKho,
-    Malformed { why: String },
+    Malformed {
+        why: String,
+    },
     MapIsZero,
     MapMissing,
-    Subtree { name: String, why: String },
+    Subtree {
+        name: String,
+        why: String,
+    },
 }
 
 impl fmt::Display for RootProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Malformed { why } => f.write_str(why),
-            Self::NotKho => f.write_str("no KHO compatible at the root: not a handover's root; kho fdt prints the tree"),
+            Self::NotKho => {
+                f.write_str("no KHO compatible at the root: not a handover's root; kho fdt prints the tree")
+            }
             Self::MapIsZero => f.write_str("preserved-memory-map is 0: nothing was serialized"),
             Self::MapMissing => f.write_str("no preserved-memory-map: not a handover's root"),
             Self::Subtree { name, why } => write!(f, "subtree {name:?}: {why}"),
