@@ -212,7 +212,7 @@ VALUES = st.one_of(
     ),
     st.text("a\t\n\r\a\b\v\f\\\\\"'", max_size=9).map(lambda text: text.encode() + b"\0"),
 )
-TREES = st.recursive(
+TREES: st.SearchStrategy[Any] = st.recursive(
     st.tuples(st.dictionaries(NAMES, VALUES, max_size=4), st.just({})),
     lambda nodes: st.tuples(st.dictionaries(NAMES, VALUES, max_size=4), st.dictionaries(NAMES, nodes, max_size=3)),
     max_leaves=6,

@@ -171,11 +171,10 @@ def test_avml_is_read_as_the_memory_it_was_made_of(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [*PACKERS, "lz4", "avml"])
 def test_a_packed_file_that_is_cut_or_damaged_is_an_error_or_the_same(kind: str, tmp_path: Path) -> None:
-    whole = {
-        "lz4": (PACKED / "small.elf.lz4").read_bytes,
-        "zst": (PACKED / "small.elf.zst").read_bytes,
-        "avml": lambda: avml([(0x1000, b"abcd" * 1024)]),
-    }.get(kind, lambda: PACKERS[kind](PLAIN))()
+    if kind in ("lz4", "zst"):
+        whole = (PACKED / f"small.elf.{kind}").read_bytes()
+    else:
+        whole = avml([(0x1000, b"abcd" * 1024)]) if kind == "avml" else PACKERS[kind](PLAIN)
     random = Random(kind)
     path = tmp_path / "packed"
     for _ in range(60):
