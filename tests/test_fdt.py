@@ -19,7 +19,7 @@ from kho import fdt
 from kho.errors import FdtError, NotFoundError
 
 DATA = Path(__file__).parent / "data" / "fdt"
-KERNEL_BLOBS = sorted(p.name for p in DATA.glob("*.dtb"))
+KERNEL_BLOBS = sorted(p.name for p in DATA.glob("linux-*.dtb"))
 CUT = "linux-7.3.4-out-fdt.dtb"
 EDITED = "linux-7.3.4-in-fdt.dtb"
 SEQUENTIAL = [name for name in KERNEL_BLOBS if name not in (CUT, EDITED)]

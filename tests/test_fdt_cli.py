@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kho
-from kho import fdt
+from kho import errors, fdt
 
 import captures
 import hostile
 from command import kho as run
 
-BLOBS = sorted((captures.DATA / "fdt").glob("*.dtb"))
+BLOBS = sorted((captures.DATA / "fdt").glob("linux-*.dtb"))
 CUT = captures.DATA / "fdt/linux-7.3.4-out-fdt.dtb"
 V4 = "linux-7.3.4-x86_64"
 needs_dtc = pytest.mark.skipif(shutil.which("dtc") is None, reason="dtc is not installed")
@@ -27,8 +30,12 @@ needs_dtc = pytest.mark.skipif(shutil.which("dtc") is None, reason="dtc is not i
 
 def compiled(dts: str) -> fdt.Fdt:
     """What dtc makes of source."""
-    done = subprocess.run(["dtc", "-q", "-I", "dts", "-O", "dtb"], input=dts.encode(), capture_output=True, check=True)
-    return fdt.parse(done.stdout)
+    return fdt.parse(dtc(dts.encode(), "dts", "dtb"))
+
+
+def dtc(data: bytes, form: str, to: str) -> bytes:
+    """Run dtc on source or a blob."""
+    return subprocess.run(["dtc", "-q", "-I", form, "-O", to], input=data, capture_output=True, check=True).stdout
 
 
 def captured() -> list[fdt.Fdt]:
@@ -146,7 +153,7 @@ def test_any_value_survives_dtc(values: list[bytes]) -> None:
         for i, value in enumerate(values):
             writer.property(f"p{i}", value)
     tree = fdt.parse(writer.finish())
-    copy = compiled(fdt.to_dts(tree)).root
+    copy = compiled(fdt.to_dts(tree, numbers="native")).root
     for name, raw in tree.root.properties.items():
         number = fdt.value_of(name, raw)["type"] in ("u32", "u64")
         assert copy[name] == (raw[::-1] if number else raw)
@@ -169,3 +176,123 @@ def test_images_no_kernel_wrote_end_in_an_error_or_a_tree(what: str, tmp_path: P
     done = run("fdt", "--all", image)
     assert done.code in ((2,) if what in hostile.REFUSED else (0, 2))
     assert "Traceback" not in done.err
+
+
+# Trees that are not KHO's
+
+MACHINE = captures.DATA / "fdt/machine-virt.dtb"
+
+
+def values(dts: str) -> list[str]:
+    """The lines of source, without comments, indents and empty lines, and texts in one form."""
+    lines = (re.sub(r"\s*//.*", "", line).strip() for line in dts.splitlines())
+    return [re.sub(r"^(/memreserve/)\s+", r"\1 ", line.replace('", "', "\\0")) for line in lines if line]
+
+
+@needs_dtc
+def test_a_machine_s_devicetree_is_printed_as_dtc_prints_it() -> None:
+    done = run("fdt", MACHINE)
+    assert (done.code, done.err) == (0, "")
+    assert "#address-cells = <0x02>;" in done.out
+    assert "linux,kho-fdt = <0x00 0x4095d000 0x00 0x1000>;  // physical address 0x4095d000, 4096 bytes" in done.out
+    assert "linux,kho-scratch = <0x00 0x4f7f0000 0x00 0x30>;  // physical address 0x4f7f0000, 48 bytes" in done.out
+    assert values(done.out) == values(dtc(MACHINE.read_bytes(), "dtb", "dts").decode())
+    assert dtc(done.out.encode(), "dts", "dtb") == MACHINE.read_bytes()
+    data = run("fdt", "--json", MACHINE).json
+    assert data["numbers"] == "cells"
+    assert data["root"]["properties"][0] == {"name": "#address-cells", "type": "cells", "value": [2], "raw": "00000002"}
+
+
+NAMES = st.text("abcxyz0189,._+-", min_size=1, max_size=12)
+VALUES = st.one_of(
+    st.binary(max_size=24),
+    st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=5).map(lambda n: struct.pack(f">{len(n)}I", *n)),
+    st.lists(st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=9), min_size=1, max_size=4).map(
+        lambda texts: "\0".join(texts).encode() + b"\0"
+    ),
+    st.text("a\t\n\r\a\b\v\f\\\\\"'", max_size=9).map(lambda text: text.encode() + b"\0"),
+)
+TREES: st.SearchStrategy[Any] = st.recursive(
+    st.tuples(st.dictionaries(NAMES, VALUES, max_size=4), st.just({})),
+    lambda nodes: st.tuples(st.dictionaries(NAMES, VALUES, max_size=4), st.dictionaries(NAMES, nodes, max_size=3)),
+    max_leaves=6,
+)
+
+
+@needs_dtc
+@settings(max_examples=25)
+@given(TREES, st.sampled_from([None, b"linux,dummy-virt\0", b"acme,kho-v4\0", b"kho\0", b"khov4\0"]))
+def test_a_tree_that_is_not_kho_s_has_the_values_that_dtc_shows(tree: Any, compatible: bytes | None) -> None:
+    """Compiled again it is the same tree, whatever the values.
+
+    Of dtc's own output that is not so: 1.6 writes the texts "" and "0 " as "\\00 ", and reads that as one octal escape.
+    """
+    writer = fdt.Writer()
+
+    def write(node: Any, name: str) -> None:
+        properties, children = node
+        with writer.node(name):
+            for key, value in properties.items():
+                writer.property(key, value)
+            for key, child in children.items():
+                write(child, key + "@1")
+
+    properties, children = tree
+    properties = {name: value for name, value in properties.items() if name != "compatible"}
+    if compatible is not None:
+        properties["compatible"] = compatible
+    write((properties, children), "")
+    blob = writer.finish()
+    parsed = fdt.parse(blob)
+    assert fdt.numbers_of(parsed) == "cells"
+    shown = fdt.to_dts(parsed)
+    again = fdt.parse(dtc(shown.encode(), "dts", "dtb"))
+    assert [node.properties for node in again.walk()] == [node.properties for node in parsed.walk()]
+    cells = [line for line in values(dtc(blob, "dtb", "dts").decode()) if "<" in line and '"' not in line]
+    ours = values(shown)
+    # dtc 1.6 takes a text as long as its NULs for bytes, later ones for text: the bytes are the same.
+    assert [line for line in cells if line not in ours and "= <" in line and not _short(line)] == []
+
+
+def _short(line: str) -> bool:
+    """Whether cells may be text to another dtc: half of the bytes are NULs."""
+    raw = b"".join(int(cell, 16).to_bytes(4, "big") for cell in re.findall(r"0x[0-9a-f]+", line.split("=", 1)[1]))
+    return raw.count(0) * 2 >= len(raw)
+
+
+def test_trees_of_kho_and_its_producers_are_native_and_others_are_not(tmp_path: Path) -> None:
+    for tree in captured():
+        assert fdt.numbers_of(tree) == "native"
+    partial, _ = fdt.Fdt.partial(CUT.read_bytes())
+    assert fdt.numbers_of(partial) == "native"
+    assert fdt.numbers_of(fdt.parse(MACHINE.read_bytes())) == "cells"
+
+
+def test_how_numbers_are_stored_can_be_said(tmp_path: Path) -> None:
+    native = run("fdt", "--numbers", "native", MACHINE).out
+    assert "#address-cells = <0x02000000>;" in native
+    assert "linux,kho-fdt = <0x00 0x4095d000 0x00 0x1000>;" in native, "cells in any tree"
+    root = captures.DATA / "fdt/linux-7.3.4-in-fdt.dtb"
+    assert "/bits/ 64" not in run("fdt", "--numbers", "cells", root).out
+    assert run("fdt", "--numbers", "auto", root).out == run("fdt", "--numbers", "native", root).out
+    assert "preserved-memory-map = /bits/ 64" not in run("fdt", "--numbers", "cells", captures.elf(V4)).out
+    with pytest.raises(errors.ParameterError, match="neither native nor cells"):
+        fdt.to_dts(fdt.parse(MACHINE.read_bytes()), numbers="big")  # type: ignore[arg-type]
+
+
+def test_a_handover_s_subtrees_are_native_whatever_they_are_compatible_with(tmp_path: Path) -> None:
+    writer = fdt.Writer()
+    with writer.node():
+        writer.property("compatible", b"vendor,widget\0")
+        writer.property("where", struct.pack("<Q", 0x123456789))
+    out = kho.Outgoing(kho.Arena(16 << 20), "kho-v4")
+    out.add_subtree("widget", writer.finish())
+    out.finalize()
+    out.save(tmp_path / "x.elf")
+    assert "where = /bits/ 64 <0x0000000123456789>;" in run("fdt", "--subtree", "widget", tmp_path / "x.elf").out
+
+
+def test_a_tree_is_read_from_a_pipe() -> None:
+    command = [sys.executable, "-m", "kho", "fdt", "-"]
+    done = subprocess.run(command, input=MACHINE.read_bytes(), capture_output=True, check=True)
+    assert values(done.stdout.decode()) == values(run("fdt", MACHINE).out)

@@ -196,6 +196,13 @@ def dumps(folder: Path) -> dict[str, int]:
     return kinds | dict.fromkeys(("missing", "fifo", "directory", "no utf-8 \\udcff", "terminal \x1b[31m"), 2)
 
 
+def without_strings(data: Any) -> Any:
+    """Data without the strings that JSON has next to numbers beyond 2^53."""
+    if isinstance(data, dict):
+        return {name: without_strings(value) for name, value in data.items() if not name.endswith("_hex")}
+    return [without_strings(each) for each in data] if isinstance(data, list) else data
+
+
 def test_verify_of_a_fleet_says_of_each_what_it_says_of_one(
     there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,14 +219,14 @@ def test_verify_of_a_fleet_says_of_each_what_it_says_of_one(
     assert [row["source"] for row in rows] == sorted(row["source"] for row in rows)
     table = pq.read_table("out.parquet")
     assert table.schema.equals(fleet.schema(fleet.VERIFY))
-    assert table.to_pylist() == rows
+    assert table.to_pylist() == [without_strings(row) for row in rows]
     for row in rows:
         if row["error"] is None:
             alone = run("verify", "--json", row["source"]).json
             assert alone["counts"] == {name: row[f"{name}s"] for name in ("error", "warning", "note")}
             assert row["ids"] == sorted({f["id"] for f in alone["findings"]})
             seen = [tuple(f[name] for name in ("id", "severity", "place", "value", "phys")) for f in alone["findings"]]
-            assert [tuple(f.values()) for f in row["findings"]] == seen[: fleet.MOST_FINDINGS]
+            assert [tuple(without_strings(f).values()) for f in row["findings"]] == seen[: fleet.MOST_FINDINGS]
             assert row["findings_left_out"] == len(seen[fleet.MOST_FINDINGS :])
     assert (again.out, Path("again.parquet").read_bytes()) == (listed.out, Path("out.parquet").read_bytes())
     assert (fine.code, fine.out) == (
@@ -250,7 +257,7 @@ def test_doctor_of_a_fleet_says_of_each_what_it_says_of_one(
     assert rows[0]["error"] == f"{tmp_path / 'dmesg'}: no directory"
     table = pq.read_table(out)
     assert table.schema.equals(fleet.schema(fleet.DOCTOR))
-    assert table.to_pylist() == rows
+    assert table.to_pylist() == [without_strings(row) for row in rows]
     for row in rows[1:]:
         alone = run("doctor", "--json", row["source"]).json
         for name in set(fleet.DOCTOR) - {"source", "error", "ids", "findings_left_out"}:

@@ -107,16 +107,29 @@ class Memory:
     """Physical memory that can be read: ELF cores, raw images, bytes. May be shared by threads."""
 
     @staticmethod
-    def open(*sources: str | PathLike[str]) -> Memory:
+    def open(
+        *sources: str | PathLike[str],
+        unpack_limit: int | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> Memory:
         """Open files as one memory.
 
-        Args: sources: a str is `FILE`, `FILE@ADDRESS`, `FILE@ADDRESS,offset=N,size=N,hole=START:END` (numbers decimal
-        or 0x, with a suffix K, M, G or T) or `FILE,machine=NAME` (the memory file of a virtual machine: q35, pc,
-        microvm, virt, firecracker, cloud-hypervisor, firecracker-arm64, cloud-hypervisor-arm64), or the name of an
-        existing file whatever is in it; a Path is a path. A file without an address is what its content says: an ELF
-        core, a kdump file, flattened or not, LiME, or else the memory at 0. `kho.open` reads a raw image at another
-        address than it has here if its handover is whole only there; `,check=no` forbids it.
+        Args:
+            sources: a str is `FILE`, `FILE@ADDRESS`, `FILE@ADDRESS,offset=N,size=N,hole=START:END` (numbers decimal or
+                0x, with a suffix K, M, G or T) or `FILE,machine=NAME` (the memory file of a virtual machine: q35, pc,
+                microvm, virt, firecracker, cloud-hypervisor, firecracker-arm64, cloud-hypervisor-arm64), or the name of
+                an existing file whatever is in it; `-` for FILE is standard input; a Path is a path. A file without an
+                address is what its content says: an ELF core, a kdump file, flattened or not, LiME, or else the memory
+                at 0. `kho.open` reads a raw image at another address than it has here if its handover is whole only
+                there; `,check=no` forbids it. One packed with gzip, xz, zstd, bzip2, lz4 or snappy, and AVML's, is
+                unpacked into an unlinked temporary file, and what a pipe holds is put there; a file that is said to be
+                raw only if its name says so, too (`ram.bin.gz@0x40000000`).
+            unpack_limit: the most bytes a packed file or a pipe may come to; if not given `KHO_UNPACK_LIMIT` of the
+                environment, or else 8 GiB or 64 times the packed size, of a pipe that is not packed 1 TiB.
+            progress: called with the number of bytes unpacked so far; what it raises ends that.
+
         Raises: SourceError for a file that cannot be used, or that has memory another one has; ParameterError for none.
+
         """
     @staticmethod
     def from_segments(segments: Sequence[tuple[int, bytes | bytearray]]) -> Memory:

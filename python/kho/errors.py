@@ -49,7 +49,7 @@ class KhoError(Exception):
 
     kind: str | None = None
     """What is wrong with a node of a map or list: unaligned, outside, order, count, cycle, shared, length, entry, and
-    start or block for an address that nothing of its order can have."""
+    start or block for an address that nothing of its order can have; devicetree for one that is no handover's root."""
     phys: int | None = None
     """The address it is wrong at, where the error is about one."""
 

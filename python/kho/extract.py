@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import itertools
-import json
 import os
 import re
 from collections import Counter
@@ -22,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
 
-from . import errors
+from . import errors, jsontext
 from ._kho import Incoming, Memfd
 from .payload import MemfdFile, Payload, Raw
 from .payload.luo import FileEntry, Session
@@ -478,7 +477,7 @@ def save_all(
             "entries": entries,
         }
         _refuse(root / "manifest.json", force=force)
-        (root / "manifest.json").write_text(json.dumps(manifest, indent=2, default=str) + "\n")
+        (root / "manifest.json").write_text(jsontext.dumps(manifest, indent=2, default=str) + "\n")
     except errors.KhoError:
         raise
     except OSError as error:

@@ -1,7 +1,7 @@
 """Flattened devicetrees: what a handover's root, and many a subtree, is stored in.
 
-The reader takes any bytes without harm; the writer's bytes equal those of libfdt's sequential writer. Values are in
-native byte order, as KHO writes them, while the format's own words are big-endian.
+The reader takes any bytes without harm; the writer's bytes equal those of libfdt's sequential writer. KHO writes values
+in native byte order, while the format's own words are big-endian, as are the values of every other devicetree.
 """
 
 from __future__ import annotations
@@ -12,19 +12,31 @@ import struct
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from kho._kho import Fdt
 from kho._kho import FdtNode as Node
 from kho._kho import FdtPlaceholder as Placeholder
 from kho._kho import FdtWriter as Writer
 
-from .errors import FdtError, SourceError
+from .errors import FdtError, ParameterError, SourceError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["Fdt", "Node", "Placeholder", "Writer", "likely_names", "load", "parse", "to_dts", "to_json", "value_of"]
+__all__ = [
+    "Fdt",
+    "Node",
+    "Placeholder",
+    "Writer",
+    "likely_names",
+    "load",
+    "numbers_of",
+    "parse",
+    "to_dts",
+    "to_json",
+    "value_of",
+]
 
 MAGIC = b"\xd0\x0d\xfe\xed"
 
@@ -57,10 +69,21 @@ NOTES = {
 ROOT_NAMES = ("compatible", "preserved-memory-map", "fdt", "preserved-data", "blob-size")
 """The properties a root FDT has (ABI section 2)."""
 
-DTS_HEAD = """\
-/dts-v1/;
-// Numbers are in native byte order, as KHO stores them; dtc shows them byte-swapped.
-"""
+Numbers = Literal["native", "cells"]
+"""How values are read: KHO's numbers in native byte order, or cells of 32 bits, big-endian, as dtc reads them."""
+
+KHO_TREE = re.compile(rb"(?:kho|kho-test|luo|memblock|reserve-mem)-v[0-9]")
+"""How the compatible at the root of KHO's own trees begins; other trees have a vendor, a comma and a model there."""
+
+CHOSEN = "linux,kho-"
+"""How the properties of /chosen begin that tell an arm64 kernel of a handover: <address size> in cells
+(drivers/of/kexec.c), whatever tree they are in."""
+
+DTS_HEAD = {
+    "native": "Numbers are in native byte order, as KHO stores them; dtc shows them byte-swapped.",
+    "cells": "Not one of KHO's own trees: numbers are big-endian cells, as dtc shows them.",
+}
+ESCAPES = {7: "\\a", 8: "\\b", 9: "\\t", 10: "\\n", 11: "\\v", 12: "\\f", 13: "\\r", 0x22: '\\"', 0x5C: "\\\\"}
 _VMALLOC = struct.Struct("<QIHH")
 
 
@@ -80,14 +103,33 @@ def load(path: str | os.PathLike[str]) -> tuple[Fdt, FdtError | None] | None:
         raise SourceError(f"{os.fspath(path)}: {error.strerror or error}") from error
 
 
-def value_of(name: str | None, raw: bytes) -> dict[str, Any]:
-    """Say what a property's value is: `type` (empty, u32, u64, strings, bytes), `value`, and a `note` if it is known.
+def numbers_of(fdt: Fdt) -> Numbers:
+    """Tell how a tree's values are stored: `native` if its root has a KHO compatible, else `cells`.
 
-    Numbers are little-endian, as on every machine that has KHO. A value that could be text is text, unless the
-    property is one of KHO's numbers.
+    The compatible is known by its value where the names are cut off, as Linux 7.x shows its `out/fdt`.
     """
-    note = NOTES.get(name or "")
+    texts = (raw for name, _, raw in fdt.root.raw_properties if name in ("compatible", None))
+    return "native" if any(KHO_TREE.match(raw) and raw.endswith(b"\0") for raw in texts) else "cells"
+
+
+def value_of(name: str | None, raw: bytes, numbers: Numbers = "native", *, node: str = "/") -> dict[str, Any]:
+    """Say what a property's value is: `type` (empty, u32, u64, cells, strings, bytes), `value`, and a `note` if known.
+
+    Native numbers are little-endian, as on every machine that has KHO. A value that could be text is text, unless the
+    property is one of KHO's numbers. As cells a value is what dtc takes it for: text, cells, or else bytes.
+
+    Args: node: the path of the property's node; `linux,kho-*` of /chosen are cells in any tree.
+    """
     found: dict[str, Any]
+    chosen = node == "/chosen" and (name or "").startswith(CHOSEN)
+    if chosen or numbers == "cells":
+        found = _cells(raw)
+        if chosen and found["type"] == "cells" and len(raw) in (8, 16):
+            half = len(raw) // 2
+            start, size = (int.from_bytes(part, "big") for part in (raw[:half], raw[half:]))
+            found["note"] = f"physical address {start:#x}, {size} bytes"
+        return found
+    note = NOTES.get(name or "")
     if not raw:
         found = {"type": "empty", "value": None}
     elif note is None and (strings := _strings(raw)) is not None:
@@ -100,6 +142,18 @@ def value_of(name: str | None, raw: bytes) -> dict[str, Any]:
         first, pages, flags, order = _VMALLOC.unpack(raw)
         note = f"struct kho_vmalloc: first {first:#x}, {pages} pages, flags {flags:#x}, order {order}"
     return found | ({"note": note} if note else {})
+
+
+def _cells(raw: bytes) -> dict[str, Any]:
+    """Take a value for what dtc does (dtc's treesource.c, guess_value_type)."""
+    nuls = raw.count(0)
+    if not raw:
+        return {"type": "empty", "value": None}
+    if raw.endswith(b"\0") and nuls <= len(raw) - nuls and all(0x20 <= c < 0x7F or 7 <= c <= 13 or not c for c in raw):
+        return {"type": "strings", "value": [part.decode("ascii") for part in raw[:-1].split(b"\0")]}
+    if len(raw) % 4:
+        return {"type": "bytes", "value": raw.hex()}
+    return {"type": "cells", "value": [cell for (cell,) in struct.iter_unpack(">I", raw)]}
 
 
 def likely_names(fdt: Fdt) -> dict[int, str]:
@@ -126,74 +180,95 @@ def _strings(raw: bytes) -> list[str] | None:
     return [part.decode("ascii") for part in parts]
 
 
-def to_json(fdt: Fdt) -> dict[str, Any]:
+def to_json(fdt: Fdt, *, numbers: Numbers | None = None) -> dict[str, Any]:
     """Give a tree as data.
 
     Properties are a list, in order: name (None if it is cut off, with a likely_name, see `likely_names`), type, value
     and note as `value_of`, raw in hex.
+
+    Args: numbers: how values are stored, in `numbers` of the result, too; `numbers_of` tells if not given.
     """
 
-    def node(it: Node) -> dict[str, Any]:
-        properties = [prop(name, offset, raw) for name, offset, raw in it.raw_properties]
-        return {"name": it.name, "properties": properties, "children": [node(child) for child in it.children]}
+    def node(it: Node, path: str) -> dict[str, Any]:
+        properties = [prop(path, name, offset, raw) for name, offset, raw in it.raw_properties]
+        children = [node(child, f"{path.rstrip('/')}/{child.name}") for child in it.children]
+        return {"name": it.name, "properties": properties, "children": children}
 
-    def prop(name: str | None, offset: int, raw: bytes) -> dict[str, Any]:
+    def prop(path: str, name: str | None, offset: int, raw: bytes) -> dict[str, Any]:
         guess = {} if name is not None else {"likely_name": likely.get(offset)}
-        return {"name": name, **guess, **value_of(name or likely.get(offset), raw), "raw": raw.hex()}
+        found = value_of(name or likely.get(offset), raw, stored, node=path)
+        return {"name": name, **guess, **found, "raw": raw.hex()}
 
     likely = likely_names(fdt)
+    stored = numbers_of(fdt) if numbers is None else _known(numbers)
 
     return {
         "totalsize": fdt.totalsize,
         "version": fdt.version,
         "boot_cpuid": fdt.boot_cpuid,
+        "numbers": stored,
         "reservations": [list(entry) for entry in fdt.reservations],
-        "root": node(fdt.root),
+        "root": node(fdt.root, "/"),
     }
 
 
-def to_dts(fdt: Fdt, *, comment: str | None = None) -> str:
+def to_dts(fdt: Fdt, *, comment: str | None = None, numbers: Numbers | None = None) -> str:
     """Write a tree as devicetree source, numbers shown as what they are.
 
-    8 bytes are `/bits/ 64 <...>`, 4 bytes `<...>`, text is text, the rest bytes in hex. dtc takes the result and stores
-    numbers big-endian, so that they come out byte-swapped.
+    Of KHO's own trees, whose numbers are native, 8 bytes are `/bits/ 64 <...>`, 4 bytes `<...>`, text is text, the rest
+    bytes in hex; dtc takes the result and stores numbers big-endian, so that they come out byte-swapped. Of others the
+    values are those that dtc shows, and dtc makes the same tree of the result again.
 
-    Args: comment: a line to stand at the top.
+    Args:
+        comment: a line to stand at the top.
+        numbers: how values are stored; `numbers_of` tells if not given.
+
     Raises: NotFoundError if a partial read did not come as far as the root.
+
     """
-    lines = [DTS_HEAD.rstrip()]
+    stored = numbers_of(fdt) if numbers is None else _known(numbers)
+    lines = ["/dts-v1/;", f"// {DTS_HEAD[stored]}"]
     if comment:
         lines.append(f"// {_one_line(comment)}")
     lines += [f"/memreserve/ {address:#018x} {size:#018x};" for address, size in fdt.reservations]
     lines.append("")
-    lines.extend(_node_lines(fdt.root, 0, likely_names(fdt)))
+    lines.extend(_node_lines(fdt.root, "/", likely_names(fdt), stored))
     return "\n".join(lines) + "\n"
 
 
-def _node_lines(node: Node, depth: int, likely: dict[int, str]) -> Iterator[str]:
+def _known(numbers: Numbers) -> Numbers:
+    """Refuse another word. Raises: ParameterError."""
+    if numbers not in get_args(Numbers):
+        raise ParameterError(f"numbers: {numbers!r} is neither native nor cells")
+    return numbers
+
+
+def _node_lines(node: Node, path: str, likely: dict[int, str], numbers: Numbers, depth: int = 0) -> Iterator[str]:
     indent = "\t" * depth
     yield f"{indent}{_name(node.name) if depth else '/'} {{{_was(node.name)}"
     for name, offset, raw in node.raw_properties:
-        yield f"{indent}\t{_property(name, likely.get(offset), offset, raw)}"
+        found = value_of(name or likely.get(offset), raw, numbers, node=path)
+        yield f"{indent}\t{_property(name, likely.get(offset), offset, raw, found)}"
     for child in node.children:
         yield ""
-        yield from _node_lines(child, depth + 1, likely)
+        yield from _node_lines(child, f"{path.rstrip('/')}/{child.name}", likely, numbers, depth + 1)
     yield f"{indent}}};"
 
 
-def _property(name: str | None, likely: str | None, offset: int, raw: bytes) -> str:
-    found = value_of(name or likely, raw)
+def _property(name: str | None, likely: str | None, offset: int, raw: bytes, found: dict[str, Any]) -> str:
     shown = (likely or f"name-at-{offset:#x}") if name is None else _name(name)
     match found["type"]:
         case "empty":
             text = f"{shown};"
         case "strings":
-            escaped = (string.replace("\\", "\\\\").replace('"', '\\"') for string in found["value"])
+            escaped = (string.translate(ESCAPES) for string in found["value"])
             text = f"{shown} = " + ", ".join(f'"{string}"' for string in escaped) + ";"
         case "u64":
             text = f"{shown} = /bits/ 64 <{found['value']:#018x}>;"
         case "u32":
             text = f"{shown} = <{found['value']:#010x}>;"
+        case "cells":
+            text = f"{shown} = <{' '.join(f'{cell:#04x}' for cell in found['value'])}>;"
         case _:
             text = f"{shown} = [{raw.hex(' ')}];"
     note = found.get("note") or ""

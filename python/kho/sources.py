@@ -5,12 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 
-from ._kho import Arena, Incoming, Memory, open_memory
+from ._kho import Arena, Fdt, Incoming, Memory, open_memory
+from .errors import FdtError, FormatError, NoHandoverError, SourceError
 
 __all__ = ["LIVE", "Source", "memory", "open"]
 
 LIVE = "live:"
 """How the name of a running service begins, that is a source (`kho.live`); a file of that name is `./live:...`."""
+
+FDT_MAGIC = b"\xd0\x0d\xfe\xed"
+FDT_HEADER = 40
+FDT_MOST = 16 << 20
+"""Bytes of a file that may be a devicetree by itself."""
+FDT_PADDING = 1 << 16
+"""Bytes there may be after it."""
 
 Source = str | os.PathLike[str] | Memory | Arena
 """One source: a path, a path with an address, or memory at hand."""
@@ -24,6 +32,7 @@ def open(  # noqa: A001 - kho.open reads like open()
     bitmap_bytes: int | None = None,
     scratch: list[tuple[int, int]] | None = None,
     max_page_order: int | None = None,
+    unpack_limit: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Incoming:
     """Read the handover in memory that a kernel, or an `Arena`, left behind. Nothing is changed.
@@ -34,34 +43,45 @@ def open(  # noqa: A001 - kho.open reads like open()
             `",offset=0x1000,size=2G"` for a part of the file and `",hole=0xd0000000:4G"` for addresses that it leaves
             out), the memory file of a virtual machine (`"/dev/shm/ram,machine=q35"`, or `pc`, `microvm`, `virt`,
             `firecracker`, `cloud-hypervisor`), an arena's own file, several of these together as one memory, the image
-            of a running service (`"live:search-index"`), or a `Memory` or `Arena`. One raw image whose handover is not
-            whole at its address is read where it is, if that is one place (`Incoming.placement`); `",check=no"` forbids
-            it.
+            of a running service (`"live:search-index"`), or a `Memory` or `Arena`. Files may be packed with gzip, xz,
+            zstd, bzip2, lz4 or snappy, or be AVML's; `"-"` and pipes are read as well (`Memory.open`). One raw image
+            whose handover is not whole at its address is read where it is, if that is one place
+            (`Incoming.placement`); `",check=no"` forbids it.
         fdt_phys: physical address of the root FDT; searched for when not given.
         page_size: 4096, 16384 or 65536; decided from evidence when not given.
         bitmap_bytes: 512 (Linux 6.16) or the page size (6.18 and later); kho-v1 says it nowhere, so it is decided
             from evidence when not given.
         scratch: `(addr, size)` of the scratch areas; searched for when not given.
         max_page_order: refuse to restore folios of a larger order, as Linux before 7.x does with MAX_PAGE_ORDER.
-        progress: called with the number of bytes searched so far; what it raises ends the search.
+        unpack_limit: the most bytes a packed file or a pipe may come to; see `Memory.open`.
+        progress: called with the number of bytes unpacked, then searched so far; what it raises ends the work.
 
     Raises:
-        SourceError: a file that is missing, empty, a directory, or no usable ELF core or dump; a raw image whose
-            handover is whole at no address, or at several.
+        SourceError: a file that is missing, empty, a directory, no usable ELF core or dump, or of a format that holds
+            no memory kho reads (the message names the format and the remedy); a raw image whose handover is whole at
+            no address, or at several.
         NoHandoverError: no root FDT was found.
         UnsupportedAbiError: an ABI that this version does not decode.
         FormatError: memory that no kernel would have written; the message names the place and the value.
 
     """
-    inc = open_memory(
-        source if isinstance(source, Memory | Arena) else memory(source),
-        fdt_phys=fdt_phys,
-        page_size=page_size,
-        bitmap_bytes=bitmap_bytes,
-        scratch=scratch,
-        max_page_order=max_page_order,
-        progress=progress,
+    opened = (
+        source if isinstance(source, Memory | Arena) else memory(source, unpack_limit=unpack_limit, progress=progress)
     )
+    try:
+        inc = open_memory(
+            opened,
+            fdt_phys=fdt_phys,
+            page_size=page_size,
+            bitmap_bytes=bitmap_bytes,
+            scratch=scratch,
+            max_page_order=max_page_order,
+            progress=progress,
+        )
+    except (NoHandoverError, FormatError):
+        if isinstance(opened, Memory) and bare_fdt(opened) is not None:
+            raise SourceError(f"{opened.sources[0]}: this is a devicetree, not memory; kho fdt prints it") from None
+        raise
     return inc if inc.address in ("own", "named") else _checked(inc)
 
 
@@ -71,8 +91,34 @@ def _checked(inc: Incoming) -> Incoming:
     return checked(inc)
 
 
-def memory(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Memory:
-    """Open what is named as memory. Raises: SourceError; NotFoundError for a service that does not run; BusyError."""
+def bare_fdt(found: Memory) -> bytes | None:
+    """Give the bytes of a devicetree that is all there is in a file opened as memory; None if it is something else."""
+    if len(found.sources) != 1 or len(found.ranges) != 1 or found.ranges[0][0] != 0:
+        return None
+    size = found.ranges[0][1]
+    if found.machine is not None or not FDT_HEADER <= size <= FDT_MOST:
+        return None
+    head = found.read(0, FDT_HEADER)
+    if not head.startswith(FDT_MAGIC) or size > int.from_bytes(head[4:8], "big") + FDT_PADDING:
+        return None
+    raw = found.read(0, size)
+    try:
+        Fdt.partial(raw)
+    except FdtError:
+        return None
+    return raw
+
+
+def memory(
+    source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    *,
+    unpack_limit: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Memory:
+    """Open what is named as memory: `Memory.open`, and running services by name.
+
+    Raises: SourceError; NotFoundError for a service that does not run; BusyError.
+    """
     parts = [source] if isinstance(source, str | os.PathLike) else list(source)
     borrowed: list[int] = []
     try:
@@ -82,7 +128,7 @@ def memory(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) ->
 
                 borrowed.append(readable(part.removeprefix(LIVE)))
                 parts[i] = f"/proc/self/fd/{borrowed[-1]}"
-        return Memory.open(*parts)
+        return Memory.open(*parts, unpack_limit=unpack_limit, progress=progress)
     finally:
         for fd in borrowed:
             os.close(fd)

@@ -34,7 +34,7 @@ from .addresses import checked
 from .findings import SEVERITIES, Finding
 from .owners import HANDLE, owners
 from .payload import Broken, KhoTest, Luo, MemfdFile, Payload, Raw, Session
-from .sources import Source, memory
+from .sources import Source, bare_fdt, memory
 
 __all__ = ["verify", "verify_fdt"]
 
@@ -121,7 +121,9 @@ def verify(
         return verify_fdt(blob, place=os.fspath(source))
     if isinstance(source, str | os.PathLike) and Snapshot.recognizes(source):
         return _sorted(_snapshot(Snapshot.open(source)))
-    memory = _memory(source)
+    memory = _memory(source, progress)
+    if isinstance(memory, Memory) and (blob := bare_fdt(memory)) is not None:  # from a pipe, or packed
+        return verify_fdt(blob, place=memory.sources[0])
     if isinstance(memory, Arena):
         nodes = nodes or memory.regions
         scratch = memory.scratch if scratch is None else scratch
@@ -154,7 +156,11 @@ def verify_fdt(blob: bytes, *, place: str = "FDT") -> list[Finding]:
     compatible = next((v.rstrip(b"\0").decode("latin-1") for v in values if v.startswith(b"kho-v")), None)
     pointer = next((int.from_bytes(v, "little") for v in values if len(v) == 8), None)
     if compatible is None and why is None:
-        raise errors.NoHandoverError(f"no handover: {place} is a devicetree without the compatible kho-v...")
+        missing = errors.NoHandoverError(
+            f"no handover: {place} is a devicetree without the compatible kho-v...; kho fdt prints it"
+        )
+        missing.kind = "devicetree"
+        raise missing
     if why is not None:
         said = f"{why}; it still says compatible {compatible}, map at {f'{pointer:#x}' if pointer else 'unknown'}"
         found.append(Finding("KHO003" if fdt.totalsize > len(blob) else "KHO001", place, said))
@@ -169,10 +175,12 @@ def _sorted(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(dict.fromkeys(findings), key=lambda f: (rank[f.severity], f.id, f.phys or 0, f.place, f.value))
 
 
-def _memory(source: Source | Iterable[str | os.PathLike[str]]) -> Memory | Arena:
+def _memory(
+    source: Source | Iterable[str | os.PathLike[str]], progress: Callable[[int], object] | None
+) -> Memory | Arena:
     if isinstance(source, Memory | Arena):
         return source
-    return memory(source)
+    return memory(source, progress=progress)
 
 
 def _snapshot(shown: Snapshot) -> Iterator[Finding]:

@@ -99,21 +99,24 @@ def main() -> None:
     try:
         cli.main(standalone_mode=False)
     except KhoError as error:
-        from .output import hint
+        from . import output
 
-        click.echo(f"kho: {error}", err=True)
-        advice = hint(error)
-        if advice:
-            click.echo(f"hint: {advice}", err=True)
-        sys.exit(2)
+        output.fail(error)
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:
-        error.show()
-        sys.exit(2)
+        from . import output
+
+        output.usage(error)
     except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
+        from . import output
+
+        output.end_of_pipe()
+    except UnicodeEncodeError as error:  # an argument that is no UTF-8, where it must be text
+        from . import output
+
+        output.fail(KhoError(f"{error.object!r} is not text in UTF-8"))
     except OSError as error:  # stdout, mostly: a full disk
-        click.echo(f"kho: {error.strerror or error}", err=True)
-        sys.exit(2)
+        from . import output
+
+        output.fail(error)

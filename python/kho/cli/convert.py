@@ -42,7 +42,7 @@ def command(
     Exit codes: 0 written, 2 no handover, or not to be had in that ABI.
     """
     if as_python:
-        click.echo(as_calls(source, abi, path, bitmap_bytes=bitmap_bytes, fdt_phys=fdt_phys, page_size=page_size))
+        output.lines(as_calls(source, abi, path, bitmap_bytes=bitmap_bytes, fdt_phys=fdt_phys, page_size=page_size))
         return
     with output.progress("searching") as told:
         inc = open_source(source, fdt_phys=fdt_phys, page_size=page_size, progress=told)
@@ -65,8 +65,8 @@ def command(
         )
         return
     folios = f"{made.out.nr_folios} folios, {output.size(made.out.preserved_bytes)}"
-    click.echo(f"{inc.compatible} to {made.out.abi}: {folios}")
-    click.echo(
+    output.line(f"{inc.compatible} to {made.out.abi}: {folios}")
+    output.line(
         f"{path}: {len(segments)} segments, {output.size(nbytes)} of contents, root FDT at {made.out.fdt_phys:#x}"
     )
 

@@ -11,7 +11,6 @@ import click
 from .. import errors
 from ..diff import Change, Diff, Extent, diff
 from ..sources import open as open_source
-from ..text import printable
 from . import output
 
 SHOWN = 8
@@ -47,7 +46,7 @@ def command(a: str, b: str, everything: bool, as_json: bool) -> None:
         output.print_json(found.as_dict())
     else:
         for line in lines(found, SHOWN if not everything else None):
-            click.echo(line)
+            output.line(line)
     sys.exit(1 if found else 0)
 
 
@@ -89,13 +88,13 @@ def folio_lines(sign: str, extents: list[Extent], most: int | None) -> Iterator[
 
 def change_lines(change: Change) -> Iterator[str]:
     """Write a change: what it is, then what of it."""
-    name = printable(change.name)
+    name = change.name
     if change.side != "changed":
         index = 0 if change.side == "removed" else 1
         size = change.facts.get("size", (None, None))[index]
         yield f"  {'<>'[index]} {name}" + ("" if size is None else f", {size} bytes")
         return
-    said = [f"{printable(key)} {value(key, pair[0])} -> {value(key, pair[1])}" for key, pair in change.facts.items()]
+    said = [f"{key} {value(key, pair[0])} -> {value(key, pair[1])}" for key, pair in change.facts.items()]
     content = change.content
     if content is None:
         yield f"    {name}: {'; '.join(said)}"
@@ -110,4 +109,4 @@ def value(name: str, it: Any) -> str:
     """Write a value: addresses in hex, what is missing as `none`."""
     if it is None:
         return "none"
-    return f"{it:#x}" if name in ADDRESSES and isinstance(it, int) else printable(it)
+    return f"{it:#x}" if name in ADDRESSES and isinstance(it, int) else str(it)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from . import output
 from .fleet_options import Fleet, fleet_options
 
 if TYPE_CHECKING:
@@ -64,7 +65,12 @@ def command(
     if what_if is not None and (as_csv or as_metrics):
         raise click.UsageError("--what-if is for people, or with --json")
     if explain is not None or as_list:
-        click.echo(explanation(explain) if explain is not None else listing(as_json))
+        if explain is not None:
+            output.lines(explanation(explain))
+        elif as_json:
+            output.print_json({"rules": rules()})
+        else:
+            output.lines(f"{rule['id']}  {rule['severity']:7}  {rule['title']}" for rule in rules())
         return
     if fleet is not None:
         if as_metrics or what_if is not None:
@@ -78,24 +84,27 @@ def command(
     reports = [examine(root) for root in dict.fromkeys(directory) or ("/",)]
     wanted = None if what_if is None else [changed(report, what_if) for report in reports]
     if as_csv:
-        click.echo(csv_of(reports), nl=False)
+        from ..doctor.export import COLUMNS, row
+
+        print_row = output.csv_rows(COLUMNS)
+        for report in reports:
+            print_row(row(report).values())
     elif as_metrics:
         from ..doctor.export import prometheus
 
-        click.echo(prometheus(reports), nl=False)
+        output.lines(prometheus(reports))
     elif as_json:
-        import json
-
         data = [report.to_dict() for report in reports]
         for made, change in zip(data, wanted or [], strict=False):
             made["what_if"] = change.to_dict()
-        click.echo(json.dumps(data[0] if len(data) < 2 else {"reports": data}, indent=2))
+        output.print_json(data[0] if len(data) < 2 else {"reports": data})
     elif len(reports) > 1:
-        click.echo(table(reports), nl=False)
+        table(reports)
         for report, change in zip(reports, wanted or [], strict=False):
-            click.echo(f"{report.root}: {change.headline}")
+            output.line(f"{report.root}: {change.headline}")
     else:
-        click.echo(text(reports[0], wanted[0] if wanted else None), nl=False)
+        for parts in text(reports[0], wanted[0] if wanted else None):
+            output.line(*parts)
     if wanted is not None:
         sys.exit(0 if all(change.accepted and change.fits is not False for change in wanted) else 1)
     sys.exit(max(report.exit_code for report in reports))
@@ -111,22 +120,18 @@ def explanation(rule_id: str) -> str:
     return f"{rule_id.upper()} ({rule.severity}): {rule.title}\n\n{rule.explanation}"
 
 
-def listing(as_json: bool) -> str:
+def rules() -> list[dict[str, str]]:
     """List the rules."""
     from ..doctor.rules import RULES
 
-    if as_json:
-        import json
-
-        return json.dumps({"rules": [{"id": rule_id, **vars(rule)} for rule_id, rule in RULES.items()]}, indent=2)
-    return "\n".join(f"{rule_id}  {rule.severity:7}  {rule.title}" for rule_id, rule in RULES.items())
+    return [{"id": rule_id, **vars(rule)} for rule_id, rule in RULES.items()]
 
 
-def text(report: Report, change: WhatIf | None) -> str:
-    """Write a report: the answer, then what would change, or what shows it and what to do."""
-    lines = [click.style(report.headline, bold=True), *about(report), ""]
+def text(report: Report, change: WhatIf | None) -> list[tuple[output.Part, ...]]:
+    """Write a report, the parts of each line: the answer, then what would change, or what shows it and what to do."""
+    lines: list[tuple[output.Part, ...]] = [((report.headline, "bold"),), *one(about(report)), ()]
     if change is not None:
-        lines += what_if_text(report, change)
+        lines += one(what_if_text(report, change))
     else:
         for finding in report.findings:
             lines += finding_text(finding.to_dict())
@@ -134,18 +139,22 @@ def text(report: Report, change: WhatIf | None) -> str:
         if remedy:
             from ..doctor.bootline import text as steps
 
-            lines += [*steps("kho=off", report.platforms, report.container), ""]
+            lines += one([*steps("kho=off", report.platforms, report.container), ""])
     if report.looked:
         import textwrap
 
         where = f"no kernel log of this boot; it was looked for in {', '.join(report.looked)}"
-        lines += [*textwrap.wrap(where, 110, subsequent_indent="  ", break_on_hyphens=False), ""]
+        lines += one([*textwrap.wrap(where, 110, subsequent_indent="  ", break_on_hyphens=False), ""])
     if report.unread:
-        lines.append("not read:")
-        lines += [f"  {file}: {why}" for file, why in report.unread]
-    while lines and not lines[-1]:
+        lines += one(["not read:", *(f"  {file}: {why}" for file, why in report.unread)])
+    while lines and not any(lines[-1]):
         lines.pop()
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def one(lines: list[str]) -> list[tuple[output.Part, ...]]:
+    """Give lines of one part each."""
+    return [(line,) for line in lines]
 
 
 def about(report: Report) -> list[str]:
@@ -163,13 +172,11 @@ def about(report: Report) -> list[str]:
     return [f"  {line}" for line in (", ".join(parts), where) if line]
 
 
-def finding_text(finding: dict[str, Any]) -> list[str]:
-    """Write a finding."""
+def finding_text(finding: dict[str, Any]) -> list[tuple[output.Part, ...]]:
+    """Write a finding, the parts of each line."""
     severity = finding["severity"]
-    lines = [
-        f"{click.style(severity, fg=COLOUR[severity])} {finding['id']}: {finding['title']} ({finding['certainty']})"
-    ]
-    lines.append(f"  {finding['value']}")
+    head = f" {finding['id']}: {finding['title']} ({finding['certainty']})"
+    lines = [f"  {finding['value']}"]
     for seen in finding["evidence"][:EVIDENCE]:
         line = "" if seen["line"] is None else f":{seen['line']}"
         lines.append(f"    {seen['file']}{line}: {seen['text']}")
@@ -177,7 +184,7 @@ def finding_text(finding: dict[str, Any]) -> list[str]:
     lines += [f"    and {more} more (--json)"] if more > 0 else []
     if severity != "note":
         lines.append(f"  do: {finding['remedy']}")
-    return [*lines, ""]
+    return [((severity, COLOUR[severity]), head), *one([*lines, ""])]
 
 
 def what_if_text(report: Report, change: WhatIf) -> list[str]:
@@ -197,31 +204,18 @@ def what_if_text(report: Report, change: WhatIf) -> list[str]:
     return [*lines, *steps(change.parameters, report.platforms, report.container), ""] if change.accepted else lines
 
 
-def csv_of(reports: list[Report]) -> str:
-    """Write rows of CSV."""
-    import csv
-    import io
-
-    from ..doctor.export import COLUMNS, row
-
-    out = io.StringIO()
-    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(row(report) for report in reports)
-    return out.getvalue()
-
-
-def table(reports: list[Report]) -> str:
-    """Write a line for each report."""
+def table(reports: list[Report]) -> None:
+    """Print a line for each report."""
     from ..doctor.text import share, size
+    from ..text import printable
 
     rows = [("tree", "kernel", "state", "held", "of RAM", "left", "findings")]
     for report in reports:
         least = {"at least": ">= ", "boot line": "~ "}.get(report.scratch_how, "")
         rows.append(
             (
-                report.root,
-                report.release or "?",
+                printable(report.root, output.LINE),
+                printable(report.release or "?", output.CELL),
                 report.state,
                 "?" if report.scratch is None else least + size(report.scratch),
                 share(report.share) if report.share is not None else "",
@@ -230,6 +224,4 @@ def table(reports: list[Report]) -> str:
             )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n" for row in rows
-    )
+    output.lines("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)

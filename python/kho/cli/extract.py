@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from .. import extract
-from ..text import printable
 from . import output
 from .options import Number, read, source_options
 
@@ -67,7 +66,7 @@ def command(
     allowance = extract.Allowance(inc)
     with output.progress("extracting") as told:
         if target == "-":
-            digest = extract.stream(content, sys.stdout.buffer, progress=told, allowance=allowance)
+            digest = extract.stream(content, output.binary(force=force), progress=told, allowance=allowance)
         else:
             saved = extract.save(content, target or "", force=force, progress=told, allowance=allowance)
             digest = saved.sha256
@@ -85,7 +84,7 @@ def command(
         output.print_json(entry)
     elif target != "-":
         show(entry)
-    click.echo(f"{printable(content.what)}: {summary(entry)}", err=True)
+    output.line(f"{content.what}: {summary(entry)}", err=True)
 
 
 def summary(entry: dict[str, Any]) -> str:
@@ -97,9 +96,15 @@ def summary(entry: dict[str, Any]) -> str:
 def show(entry: dict[str, Any], prefix: str = "") -> None:
     """Print a line as sha256sum does."""
     if entry["sha256"] is None:
-        click.echo(f"{printable(entry['path'])}: not hashed, too many zeros", err=True)
+        output.line(f"{entry['path']}: not hashed, too many zeros", err=True)
     else:
-        click.echo(f"{entry['sha256']}  {prefix}{entry['path']}")
+        output.line(sum_line(entry["sha256"], prefix + entry["path"]))
+
+
+def sum_line(digest: str, path: str) -> str:
+    """Write a line as sha256sum does: with line ends and backslashes in the name escaped, and that said."""
+    escaped = path.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+    return f"{'' if escaped == path else chr(92)}{digest}  {escaped}"
 
 
 def show_all(manifest: dict[str, Any], folder: str, *, as_json: bool) -> int:
@@ -110,10 +115,10 @@ def show_all(manifest: dict[str, Any], folder: str, *, as_json: bool) -> int:
     for entry in manifest["entries"]:
         if entry["path"] is None:
             failed += 1
-            click.echo(f"{entry['kind']} {printable(entry['name'])}: {printable(entry['error'])}", err=True)
+            output.line(f"{entry['kind']} {entry['name']}: {entry['error']}", err=True)
             continue
         written += 1
         if not as_json:
             show(entry, f"{folder.rstrip('/')}/")
-    click.echo(f"{written} files and manifest.json in {folder}", err=True)
+    output.line(f"{written} files and manifest.json in {folder}", err=True)
     return 1 if failed else 0

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from .. import errors
 from .. import fdt as fdts
 from .._kho import Fdt, Incoming
-from ..text import printable
+from ..sources import bare_fdt, memory
 from . import output
 from .options import read, source_options
 
@@ -20,35 +20,58 @@ from .options import read, source_options
 @source_options
 @click.option("--subtree", metavar="NAME", help="Print this subtree instead of the root.")
 @click.option("--all", "everything", is_flag=True, help="Print the root and every subtree that is an FDT.")
+@click.option(
+    "--numbers",
+    type=click.Choice(["auto", *get_args(fdts.Numbers)]),
+    default="auto",
+    show_default=True,
+    help="How numbers are stored: native, as KHO does; cells, big-endian, as machines' trees do; else decided.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print data instead of devicetree source.")
 def command(
-    source: tuple[str, ...], subtree: str | None, everything: bool, as_json: bool, **options: int | None
+    source: tuple[str, ...],
+    subtree: str | None,
+    everything: bool,
+    numbers: str,
+    as_json: bool,
+    **options: int | None,
 ) -> None:
     """Print the root FDT of the handover in SOURCE as devicetree source.
 
     KHO stores numbers in native byte order; they are shown as what they are, where dtc would swap their bytes. SOURCE
     may also be a bare FDT, as the files of /sys/kernel/debug/kho are: of one that is cut short, as Linux 7.x shows
-    out/fdt, what is there is printed, with a warning.
+    out/fdt, what is there is printed, with a warning. The numbers of a bare FDT are native if its root has a KHO
+    compatible; those of any other, as the one a machine boots with (/sys/firmware/fdt), are big-endian cells, and so
+    are linux,kho-fdt and linux,kho-scratch in its /chosen.
 
     \b
     Exit codes: 0 printed, also if cut short, 2 not readable, or malformed: then what could be read is printed.
     """
     if subtree is not None and everything:
         raise click.UsageError("--subtree and --all do not go together")
-    bare = fdts.load(source[0]) if len(source) == 1 and Path(source[0]).is_file() else None
+    stored: fdts.Numbers | None = "native" if numbers == "native" else "cells" if numbers == "cells" else None
+    bare, have = None, 0
+    if len(source) == 1 and Path(source[0]).is_file():
+        bare, have = fdts.load(source[0]), Path(source[0]).stat().st_size
     if bare is None:
-        inc = read(source, **options)
-        show({title: (fdt, None) for title, fdt in trees(inc, subtree, everything=everything).items()}, as_json=as_json)
-        return
+        with output.progress("searching") as told:
+            opened = memory(source, progress=told)
+        raw = bare_fdt(opened)
+        if raw is None:
+            # A handover's subtrees are KHO's, whatever their compatible.
+            found = trees(read(opened, **options), subtree, everything=everything)
+            show({title: (fdt, None) for title, fdt in found.items()}, as_json=as_json, numbers=stored or "native")
+            return
+        bare, have = fdts.Fdt.partial(raw), len(raw)  # from a pipe, or packed
     if subtree is not None:
         raise errors.NotFoundError(
             f"subtree {subtree!r}: {source[0]} is a bare FDT, which has addresses of subtrees only"
         )
     fdt, error = bare
-    short = Path(source[0]).stat().st_size < fdt.totalsize
-    show({f"{source[0]}, {fdt.totalsize} bytes": (fdt, error)}, as_json=as_json)
+    short = have < fdt.totalsize
+    show({f"{source[0]}, {fdt.totalsize} bytes": (fdt, error)}, as_json=as_json, numbers=stored)
     if error is not None:
-        click.echo(f"{'warning' if short else 'kho'}: {source[0]}: {printable(error)}", err=True)
+        output.line(f"{'warning' if short else 'kho'}: {source[0]}: {error}", err=True)
         sys.exit(0 if short else 2)
 
 
@@ -73,13 +96,14 @@ def trees(inc: Incoming, subtree: str | None = None, *, everything: bool = False
     return found
 
 
-def show(found: dict[str, tuple[Fdt, errors.FdtError | None]], *, as_json: bool) -> None:
+def show(found: dict[str, tuple[Fdt, errors.FdtError | None]], *, as_json: bool, numbers: fdts.Numbers | None) -> None:
     """Print trees by what they are."""
     if as_json:
         data: dict[str, Any] = {}
         for title, (fdt, error) in found.items():
-            data[title] = fdts.to_json(fdt) | ({"error": str(error)} if error else {})
+            data[title] = fdts.to_json(fdt, numbers=numbers) | ({"error": str(error)} if error else {})
         output.print_json(data if len(data) > 1 else next(iter(data.values())))
         return
     for title, (fdt, error) in found.items():
-        click.echo(fdts.to_dts(fdt, comment=title + (f"; incomplete: {error}" if error else "")), nl=False)
+        comment = title + (f"; incomplete: {error}" if error else "")
+        output.lines(fdts.to_dts(fdt, comment=comment, numbers=numbers))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -46,13 +45,10 @@ class Fleet:
             as_csv: print rows as CSV, lists as ids.
 
         """
-        import csv
-        import json
         from collections import Counter
         from contextlib import closing
 
         from .. import fleet
-        from ..text import printable
         from . import output
 
         if self.parquet:
@@ -60,18 +56,16 @@ class Fleet:
         sources = fleet.expand([*self.patterns, *more])
         codes: Counter[int] = Counter()
         notable: list[dict[str, Any]] = []
-        table = csv.writer(sys.stdout, lineterminator="\n")
         names = [name for name, spec in columns.items() if isinstance(spec, str)] + ["ids"]
-        if as_csv:
-            table.writerow(names)
+        csv_row = output.csv_rows(names) if as_csv else None
 
         def told(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             for row in rows:
                 codes[row["exit_code"]] += 1
                 if as_json:
-                    print(json.dumps({name: row.get(name) for name in columns}))
-                elif as_csv:
-                    table.writerow([*(row.get(name) for name in names[:-1]), " ".join(row.get("ids") or ())])
+                    output.print_json({name: row.get(name) for name in columns}, indent=None)
+                elif csv_row is not None:
+                    csv_row([*(row.get(name) for name in names[:-1]), " ".join(row.get("ids") or ())])
                 elif row["exit_code"] and len(notable) < MOST_ROWS:
                     notable.append(row)
                 yield row
@@ -90,34 +84,28 @@ class Fleet:
         if not as_json and not as_csv:
             show(notable, codes)
             if self.parquet:
-                click.echo(f"written: {printable(self.parquet)}")
+                output.line(f"written: {self.parquet}")
         return max(codes, default=0)
 
 
 def show(notable: list[dict[str, Any]], codes: Mapping[int, int]) -> None:
     """Print the sources that are not fine, as many as one reads, and how many there are of each kind."""
-    from rich.text import Text
-
-    from ..text import printable
     from . import output
 
-    out = output.console()
     if notable:
-        table = output.table(">exit", "source", "what")
-        table.columns[1].no_wrap = table.columns[2].no_wrap = False
-        table.columns[1].overflow = table.columns[2].overflow = "fold"
+        table = output.table(">exit", "source", "what", limit=output.LINE)
         for row in notable:
             what = row.get("error") or row.get("headline") or " ".join(row.get("ids") or ())
-            table.add_row(str(row["exit_code"]), Text(printable(row["source"])), Text(printable(what)))
-        out.print(table)
+            table.add(str(row["exit_code"]), str(row["source"]), str(what))
+        table.show()
     left = sum(count for code, count in codes.items() if code) - len(notable)
     if left > 0:
-        out.print(f"and {left} more; --json, or --parquet FILE, has them all")
+        output.line(f"and {left} more; --json, or --parquet FILE, has them all")
     if notable:
-        out.print()
+        output.line()
     total = sum(codes.values())
     words = ", ".join(f"{codes.get(code, 0)} {word}" for code, word in enumerate(WORDS))
-    out.print(f"{total} source{'' if total == 1 else 's'}: {words}", soft_wrap=True)
+    output.line(f"{total} source{'' if total == 1 else 's'}: {words}")
 
 
 def fleet_options(function: Command) -> Command:

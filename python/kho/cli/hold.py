@@ -10,6 +10,7 @@ import click
 from ..errors import ParameterError
 from ..live import size_of
 from ..live.hold import Holder, Restart
+from . import output
 
 
 @click.command("hold")
@@ -65,4 +66,4 @@ def command(
 
 
 def _say(text: str) -> None:
-    click.echo(text, err=True)
+    output.line(text, err=True)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.text import Text
 
 from .. import mapdraw
 from ..memmap import KINDS, MemoryMap, Row, build
@@ -45,59 +42,77 @@ def command(source: tuple[str, ...], target: str | None, row: int | None, as_jso
     \b
     Exit codes: 0 drawn, 2 not readable.
     """
-    inc = read(source, **options)
-    console = output.console()
-    wide = console.width >= 100
+    with output.progress("searching") as told:
+        # Opened once: a pipe can be read once, and what is packed takes time to unpack.
+        opened = memory(source, progress=told)
+    inc = read(opened, **options)
+    wide = output.width() >= 100
     found = build(inc, inc.ranges, columns=64 if wide or target else 32, row_bytes=row)
     title = f"{inc.compatible} handover in {', '.join(source)}"
     if target is not None:
         mapdraw.save(found, Path(target), title)
-        click.echo(f"{target}: {len(found.lines)} lines of {size(found.row_bytes)}", err=True)
+        output.line(f"{target}: {len(found.lines)} lines of {size(found.row_bytes)}", err=True)
     if as_json:
         output.print_json(found.as_dict())
     elif target is None:
-        show(found, title, console)
+        show(found, title)
 
 
-def show(found: MemoryMap, title: str, console: Console) -> None:
+def show(found: MemoryMap, title: str) -> None:
     """Print the map as text."""
-    charset = "utf" if (sys.stdout.encoding or "utf-8").lower().startswith("utf") else "ascii"
-    console.print(Text(printable(title), style="bold"))
-    console.print(Text(f"a line is {size(found.row_bytes)}, a character {size(found.cell_bytes)}"))
-    legend = Text()
+    charset, width = output.charset(), output.width()
+    output.line((title, "bold"))
+    output.line(f"a line is {size(found.row_bytes)}, a character {size(found.cell_bytes)}")
+    legend: list[output.Part] = []
+    used = 0
     for kind, nbytes in found.totals.items():
         mark = SCRATCH[charset] if kind == "scratch" else SHADES[charset][-1]
         name = f" {KINDS[kind]} {size(nbytes)}   "
-        if len(legend.plain.rsplit("\n")[-1]) + len(name) > console.width:
-            legend.append("\n")
-        legend.append(mark, STYLES[kind]).append(name)
-    legend.rstrip()
-    console.print(legend, no_wrap=True)
-    console.print()
+        if used and used + len(name) > width:
+            output.line(*legend)
+            legend, used = [], 0
+        legend += [(mark, STYLES[kind]), name]
+        used += len(mark) + len(name)
+    if legend:
+        last = legend.pop()
+        output.line(*legend, str(last).rstrip())
+    output.line()
     digits = max((len(f"{line.phys:#x}") for line in found.lines), default=0)
+    dots = "\u2026" if charset == "utf" else ""
     for line in found.lines:
         if isinstance(line, Row):
-            text = Text(f"{line.phys:#{digits}x}".rjust(digits) + "  ").append_text(
-                bar(line, found.cell_bytes, charset)
-            )
-            owners = ", ".join(f"{printable(owner)} {size(nbytes)}" for owner, nbytes in line.owners)
-            text.append("  ").append(owners)
+            head = f"{line.phys:#{digits}x}".rjust(digits) + "  "
+            owners = "  " + ", ".join(f"{printable(owner)} {size(nbytes)}" for owner, nbytes in line.owners)
+            room = width - len(head) - len(line.cells)
+            output.line(head, *bar(line, found.cell_bytes, charset), cropped(owners, room, dots))
         else:
             words = mapdraw.words(line)
-            text = Text(" " * (digits + 2) + (words if charset == "utf" else words.replace("\u2026", ":")), style="dim")
-        text.truncate(console.width, overflow="ellipsis" if charset == "utf" else "crop")
-        console.print(text, no_wrap=True)
+            shown = " " * (digits + 2) + (words if charset == "utf" else words.replace("\u2026", ":"))
+            output.line((cropped(shown, width, dots), "dim"))
 
 
-def bar(row: Row, cell_bytes: int, charset: str) -> Text:
-    """Draw a row's cells, a character each."""
-    drawn = Text()
+def cropped(text: str, room: int, dots: str) -> str:
+    """Cut a text to as many columns as there is room for; cut ones end with `dots`."""
+    from rich.cells import cell_len, set_cell_size
+
+    if cell_len(text) <= room:
+        return text
+    return set_cell_size(text, max(room - len(dots), 0)) + dots
+
+
+def bar(row: Row, cell_bytes: int, charset: str) -> list[output.Part]:
+    """Draw a row's cells, a character each; neighbors of one style are one part."""
+    drawn: list[tuple[str, str]] = []
     for cell in row.cells:
         kind = cell.kind
         if kind is None:
-            drawn.append(RAM[charset] if cell.ram else " ", "dim")
+            char, style = (RAM[charset], "dim") if cell.ram else (" ", "")
         elif kind == "scratch":
-            drawn.append(SCRATCH[charset], STYLES[kind])
+            char, style = SCRATCH[charset], STYLES[kind]
         else:
-            drawn.append(SHADES[charset][min(int(cell.density(cell_bytes) * 4), 3)], STYLES[kind])
-    return drawn
+            char, style = SHADES[charset][min(int(cell.density(cell_bytes) * 4), 3)], STYLES[kind]
+        if drawn and drawn[-1][1] == style:
+            drawn[-1] = (drawn[-1][0] + char, style)
+        else:
+            drawn.append((char, style))
+    return list(drawn)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from .._kho import Incoming
+from .._kho import Incoming, Memory
 from ..sources import open as open_source
 from . import output
 
@@ -72,13 +72,13 @@ def source_options(function: Command) -> Command:
 
 
 def read(
-    source: tuple[str, ...],
+    source: tuple[str, ...] | Memory,
     *,
     fdt_phys: int | None = None,
     bitmap_bytes: int | None = None,
     page_size: int | None = None,
 ) -> Incoming:
-    """Open what the command was given, with progress on a terminal."""
+    """Open what the command was given, or memory opened of it, with progress on a terminal."""
     with output.progress("searching") as told:
         inc = open_source(source, fdt_phys=fdt_phys, bitmap_bytes=bitmap_bytes, page_size=page_size, progress=told)
     output.say_placement(inc)

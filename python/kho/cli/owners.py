@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 import click
-from rich.text import Text
 
 from .._kho import Incoming
 from .._types import OwnedRange
@@ -61,35 +59,31 @@ def print_json(inc: Incoming, found: Owners, *, by_page: bool) -> None:
         "unpreserved": [row._asdict() for row in found.unpreserved],
         "shared": [row._asdict() for row in found.shared],
     }
-    sys.stdout.write(json.dumps(head, indent=2)[:-2] + ',\n  "rows": [')
-    separator = "\n    "
-    for row in ranges(inc, found, by_page=by_page):
-        sys.stdout.write(separator + json.dumps(row._asdict()))
-        separator = ",\n    "
-    sys.stdout.write("\n  ]\n}\n")
+    output.print_json_rows(head, "rows", (row._asdict() for row in ranges(inc, found, by_page=by_page)))
 
 
 def show(inc: Incoming, found: Owners, *, by_page: bool) -> None:
     """Print as text: every range, then totals by owner, then what does not fit."""
-    out = output.console()
     line = "{:<16}  {:>10}  {:<7}  {}"
-    click.echo(line.format("address", "size", "orders", "owner"))
+    output.line(line.format("address", "size", "orders", "owner"))
     for row in ranges(inc, found, by_page=by_page):
-        click.echo(line.format(f"{row.phys:#x}", output.size(row.nbytes), orders(row), whose(row)))
-    out.print(f"\n[bold]Preserved[/bold]: {output.size(inc.preserved_bytes)}")
+        output.line(line.format(f"{row.phys:#x}", output.size(row.nbytes), orders(row), whose(row)))
+    output.line()
+    output.line(("Preserved", "bold"), f": {output.size(inc.preserved_bytes)}")
     totals = output.table("owner", ">bytes")
     for owner, nbytes in found.totals.items():
-        totals.add_row(Text(owner), output.size(nbytes))
-    out.print(totals)
+        totals.add(owner, output.size(nbytes))
+    totals.show()
     if found.unowned:
-        out.print(Text(f"\n{len(found.unowned)} ranges have no owner: {found.why_unowned}"), soft_wrap=True)
+        output.line()
+        output.line(f"{len(found.unowned)} ranges have no owner: {found.why_unowned}")
     for row in found.unpreserved:
         what = f"{row.phys:#x}: {output.size(row.nbytes)} of {whose(row)} are not preserved"
-        out.print(Text.assemble(("not preserved", "bold red"), f" at {what}"), soft_wrap=True)
+        output.line(("not preserved", "bold red"), f" at {what}")
     for shared in found.shared:
         both = f"{', '.join(shared.first)}; {', '.join(shared.second)}"
         what = f" at {shared.phys:#x}: {output.size(shared.nbytes)}: {both}"
-        out.print(Text.assemble(("two owners", "bold red"), what), soft_wrap=True)
+        output.line(("two owners", "bold red"), what)
 
 
 def orders(row: OwnedRange) -> str:

@@ -12,7 +12,7 @@ import click
 from ..errors import ParameterError, SourceError
 from ..planning import LAYOUTS, Calibration, Plan, plan, size_of
 from ..simulation import calibrate
-from ..text import printable, size
+from ..text import size
 from . import output
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -138,7 +138,6 @@ def command(
 def show(made: Plan) -> None:
     """Print a plan as text."""
     show_folios(made)
-    console = output.console()
     columns = ["layout", ">page", ">bitmaps", ">bytes", ">nodes", ">bytes", ">metadata", ">a folio"]
     if made.calibration is not None:
         columns += [">serialize", ">take over"]
@@ -157,48 +156,51 @@ def show(made: Plan) -> None:
         ]
         if made.calibration is not None:
             row += [seconds(cost.serialize_s), seconds(cost.take_over_s)]
-        table.add_row(*row, cost.layout.kernels)
-    console.print(table)
+        table.add(*row, cost.layout.kernels)
+    table.show()
     for name, why in made.left_out.items():
-        click.echo(f"{name}: {why}")
+        output.line(f"{name}: {why}")
     loose = [cost for cost in made.costs if not cost.exact]
     if loose:
         most = max(cost.deviation for cost in loose)
-        click.echo(f"~ is an average over all ways to scatter folios, its deviation {size(round(most))} or less")
+        output.line(f"~ is an average over all ways to scatter folios, its deviation {size(round(most))} or less")
     most = max((cost.directory_bytes for cost in made.costs), default=0)
-    click.echo(f"kho itself needs about {size(most)} more outside that memory, to find a bitmap")
+    output.line(f"kho itself needs about {size(most)} more outside that memory, to find a bitmap")
     if made.calibration is not None:
-        click.echo("times are kho's, worked out from short runs on this machine; expect a factor of two")
+        output.line("times are kho's, worked out from short runs on this machine; expect a factor of two")
     show_scratch(made)
 
 
 def show_folios(made: Plan) -> None:
     """Print which folios are meant, and where."""
     share = made.preserved / made.memory
-    click.echo(f"{made.nr_folios} folios, {size(made.preserved)}: {share:.1%} of {size(made.memory)} of memory\n")
+    output.lines(f"{made.nr_folios} folios, {size(made.preserved)}: {share:.1%} of {size(made.memory)} of memory\n\n")
     table = output.table(">folios", ">of", ">bytes", "where")
     for zone in made.zones:
         how = f"scattered over {size(zone.slots * zone.size)}" if zone.random else "side by side"
         bounds = f"{how} from {zone.start:#x}"
-        table.add_row(str(zone.count), size(zone.size), size(zone.count * zone.size), bounds)
-    output.console().print(table)
-    click.echo()
+        table.add(str(zone.count), size(zone.size), size(zone.count * zone.size), bounds)
+    table.show()
+    output.line()
 
 
 def show_scratch(made: Plan) -> None:
     """Print how much the kernel would set aside, and how sure that is."""
     found = made.scratch
-    click.echo(f"\nScratch with kho_scratch={printable(found.value)}, before it is placed:")
+    output.line()
+    output.line(f"Scratch with kho_scratch={found.value}, before it is placed:")
     for page, sizes in found.sizes.items():
         low, anywhere, *nodes = sizes
         text = f"low memory {size(low)}, global {size(anywhere)}, node {', '.join(map(size, nodes))}"
-        click.echo(f"  {size(page)} pages: {text}; {size(sum(sizes))} in all")
+        output.line(f"  {size(page)} pages: {text}; {size(sum(sizes))} in all")
         if made.left(page) < 0:
-            click.echo(f"  That is {size(-made.left(page))} more than is left beside the folios: preserve less of them")
+            output.line(
+                f"  That is {size(-made.left(page))} more than is left beside the folios: preserve less of them"
+            )
     if found.estimated:
-        click.echo(
+        output.line(
             "  A guess, to a factor of two: a percentage is of what the kernel reserves while booting, taken here as"
         )
-        click.echo("  64 bytes a page and 16 MiB. --reserved says better, a kho_scratch= of three sizes is exact.")
+        output.line("  64 bytes a page and 16 MiB. --reserved says better, a kho_scratch= of three sizes is exact.")
     elif found.reserved is None:
-        click.echo("  Exact: each size rounded up to a pageblock. What the kernel cannot place, it does without KHO.")
+        output.line("  Exact: each size rounded up to a pageblock. What the kernel cannot place, it does without KHO.")

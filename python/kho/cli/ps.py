@@ -6,10 +6,8 @@ import os
 import time
 
 import click
-from rich.text import Text
 
 from ..live.census import Holding, holdings
-from ..text import printable
 from . import output
 
 
@@ -35,22 +33,22 @@ def command(as_json: bool) -> None:
     for row in rows:
         size = "" if row.state == "silent" else output.size(row.size)
         used = "" if row.state == "silent" else output.size(row.used)
-        table.add_row(
-            Text(printable(row.name)),
+        table.add(
+            row.name,
             str(row.child or row.pid),
             row.state,
             str(row.generation),
             str(row.objects),
             used,
             size,
-            Text(printable(row.transport)),
+            row.transport,
             text_of(age(row, now)),
-            Text(printable(short(row))),
+            short(row),
         )
     if rows:
-        output.console().print(table)
+        table.show()
     else:
-        click.echo(f"no service of user {os.geteuid()} keeps memory", err=True)
+        output.line(f"no service of user {os.geteuid()} keeps memory", err=True)
 
 
 def age(row: Holding, now: float) -> float | None:

@@ -26,16 +26,17 @@ def command(name: str, yes: bool, force: bool, as_json: bool) -> None:
     Exit codes: 0 released, 1 in use or not confirmed, 2 there is none.
     """
     if not yes:
-        if not sys.stdin.isatty():
+        confirmed = output.confirm(f"Give back the memory of {name}? What it holds is lost")
+        if confirmed is None:
             raise ParameterError(f"release {name}: what it holds is lost; say --yes")
-        if not click.confirm(f"Give back the memory of {name}? What it holds is lost", err=True):
+        if not confirmed:
             sys.exit(1)
     try:
         freed = release(name, force=force)
     except BusyError as error:
-        click.echo(f"kho: {error}", err=True)
+        output.line(f"kho: {error}", err=True)
         sys.exit(1)
     if as_json:
         output.print_json({"name": name, "freed": freed})
     else:
-        click.echo(f"{name}: released, {output.size(freed)} given back")
+        output.line(f"{name}: released, {output.size(freed)} given back")

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from time import monotonic
 
 import click
-from rich.console import Console
 
 from ..planning import LAYOUTS
-from ..simulation import Progress, Simulation, calibrate, simulate
-from ..text import printable, size
+from ..simulation import Simulation, calibrate, simulate
+from ..text import size
 from . import output
 from .plan import Size, folio_options, kept, seconds, show_folios
 
@@ -60,7 +56,7 @@ def command(
     Exit codes: 0 done as planned, 1 the metadata or the folios were not what kho plan says, 2 not possible.
     """
     speed = kept(calibration) if calibration is not None else None
-    with progress() as told:
+    with output.steps("simulating") as told:
         done = simulate(
             memory,
             folios,
@@ -89,32 +85,16 @@ def show(done: Simulation) -> None:
     cost = done.cost
     about = "" if cost.exact else f" on average, deviation {size(round(cost.deviation))} or less"
     planned = f"{cost.pages} pages{about}"
-    click.echo(f"{cost.layout.name}, pages of {size(cost.page_size)}")
-    click.echo(f"metadata     {done.pages} pages, {size(done.nbytes)}; planned {planned}")
-    click.echo(f"taken over   {done.nr_folios} folios, the root FDT's page among them")
-    click.echo("as planned" if done.as_planned else "NOT as planned")
+    output.line(f"{cost.layout.name}, pages of {size(cost.page_size)}")
+    output.line(f"metadata     {done.pages} pages, {size(done.nbytes)}; planned {planned}")
+    output.line(f"taken over   {done.nr_folios} folios, the root FDT's page among them")
+    output.line("as planned" if done.as_planned else "NOT as planned")
     if done.kept is not None:
-        click.echo(f"kept         {printable(done.kept)}: kho inspect reads it")
-    click.echo()
+        output.line(f"kept         {done.kept}: kho inspect reads it")
+    output.line()
     table = output.table("step", ">time", ">planned", ">a folio")
     expected = {"serialize": cost.serialize_s, "take over": cost.take_over_s}
     for what, took in done.seconds.items():
-        table.add_row(what, seconds(took), seconds(expected.get(what)), f"{took / done.nr_folios * 1e9:.3g} ns")
-    output.console().print(table)
-    click.echo(f"peak RSS {size(done.peak_rss)}, {done.page_faults} page faults")
-
-
-@contextmanager
-def progress() -> Iterator[Progress | None]:
-    """Say on stderr how far the work is, if that is a terminal and it takes longer than a moment."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    began = monotonic()
-    with Console(stderr=True).status("simulating") as status:
-
-        def told(what: str, done: int, total: int) -> None:
-            if monotonic() - began > 0.5:
-                status.update(f"{what}: {done} of {total} folios")
-
-        yield told
+        table.add(what, seconds(took), seconds(expected.get(what)), f"{took / done.nr_folios * 1e9:.3g} ns")
+    table.show()
+    output.line(f"peak RSS {size(done.peak_rss)}, {done.page_faults} page faults")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from rich.text import Text
-
 from .._kho import Snapshot, SnapshotSide
 from . import output
 
@@ -61,49 +59,49 @@ def describe_side(side: SnapshotSide) -> dict[str, Any]:
 
 def show(snap: Snapshot, report: dict[str, Any]) -> None:
     """Print the report as text."""
-    out = output.console()
     what = {"live": "the running machine", "fdt": f"the FDT {snap.path}"}.get(snap.kind, str(snap.path))
-    out.print(f"Handover as shown by {what}: no memory, so no folios", markup=False, soft_wrap=True)
+    output.line(f"Handover as shown by {what}: no memory, so no folios")
     if snap.version is not None:
-        out.print(snap.version, markup=False, soft_wrap=True)
+        output.line(snap.version)
     if snap.cmdline is not None:
-        out.print(f"command line: {snap.cmdline}", markup=False, soft_wrap=True)
+        output.line(f"command line: {snap.cmdline}")
     if snap.finalized is not None:
-        out.print("finalized: the map is fixed" if snap.finalized else "not finalized: there is no map yet")
+        output.line("finalized: the map is fixed" if snap.finalized else "not finalized: there is no map yet")
     for way, side in (("in", snap.incoming), ("out", snap.outgoing)):
         if side is not None:
             show_side("Root FDT" if snap.kind == "fdt" else WAYS[way], side)
     if snap.scratch is not None:
-        out.print(f"\n[bold]Scratch[/bold]: {len(snap.scratch)} areas, where the next kernel boots")
+        output.line()
+        output.line(("Scratch", "bold"), f": {len(snap.scratch)} areas, where the next kernel boots")
         areas = output.table("for", "address", ">size")
         for i, (addr, nbytes) in enumerate(snap.scratch):
-            areas.add_row(("low memory", "global")[i] if i < 2 else f"node {i - 2}", f"{addr:#x}", output.size(nbytes))
-        out.print(areas)
+            areas.add(("low memory", "global")[i] if i < 2 else f"node {i - 2}", f"{addr:#x}", output.size(nbytes))
+        areas.show()
     if snap.ram is not None:
         total = output.size(sum(nbytes for _, nbytes in snap.ram))
-        out.print(f"\n[bold]RAM[/bold]: {total} in {len(report['ram'])} ranges")
+        output.line()
+        output.line(("RAM", "bold"), f": {total} in {len(report['ram'])} ranges")
 
 
 def show_side(title: str, side: SnapshotSide) -> None:
     """Print one direction as text."""
-    out = output.console()
-    out.print(f"\n[bold]{title}[/bold]: ", end="")
+    output.line()
     if side.fdt is None:
-        out.print("no root FDT")
+        output.line((title, "bold"), ": no root FDT")
     else:
-        out.print(side.compatible or "no compatible", markup=False)
+        output.line((title, "bold"), f": {side.compatible or 'no compatible'}")
         where = "unknown" if side.preserved_memory_map is None else f"{side.preserved_memory_map:#x}"
-        out.print(f"preserved-memory-map {where}, FDT of {len(side.fdt)} bytes", markup=False)
+        output.line(f"preserved-memory-map {where}, FDT of {len(side.fdt)} bytes")
     if side.truncated is not None:
         total, there = side.truncated
-        out.print(
+        output.line(
             f"the FDT is cut short: {there} bytes of {total}. Linux 7.x shows it with the size it had at boot; "
             "property names are lost, compatible and map are known by value and place"
         )
     elif side.problem is not None:
-        out.print(f"the FDT is damaged: {side.problem}", markup=False)
+        output.line(f"the FDT is damaged: {side.problem}")
     if side.sub_fdts:
         blobs = output.table("subtree", ">size")
         for name, blob in side.sub_fdts.items():
-            blobs.add_row(Text(name), f"{len(blob)} bytes")
-        out.print(blobs)
+            blobs.add(name, f"{len(blob)} bytes")
+        blobs.show()

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 import click
-from rich.text import Text
 
-from .. import __version__
+from .. import __version__, jsontext
 from ..findings import RULES, SEVERITIES, Finding, Severity, markdown
 from ..verify import verify
 from . import output
@@ -67,18 +65,18 @@ def command(
     of the worst source.
     """
     if explain is not None:
-        click.echo(explanation(explain))
+        output.lines(explanation(explain))
         return
     if as_list:
         if as_markdown:
-            click.echo(markdown(), nl=False)
+            output.lines(markdown())
         elif as_json:
             output.print_json({"rules": [rule_as_dict(rule_id) for rule_id in RULES]})
         else:
             table = output.table("id", "severity", "title")
             for rule_id, rule in RULES.items():
-                table.add_row(rule_id, Text(rule.severity, COLOUR[rule.severity]), rule.title)
-            output.console().print(table)
+                table.add(rule_id, (rule.severity, COLOUR[rule.severity]), rule.title)
+            table.show()
         return
     if fleet is not None:
         if as_sarif:
@@ -109,7 +107,7 @@ def command(
         )
     counts = {severity: sum(f.severity == severity for f in found) for severity in SEVERITIES}
     if as_sarif:
-        click.echo(json.dumps(sarif(found, source), indent=2))
+        output.print_json(sarif(found, source), hexed=False)
     elif as_json:
         output.print_json({"sources": list(source), "counts": counts, "findings": [f.as_dict() for f in found]})
     else:
@@ -133,16 +131,14 @@ def rule_as_dict(rule_id: str) -> dict[str, str]:
 
 def show(found: list[Finding], counts: Mapping[Severity, int]) -> None:
     """Print findings as text, the worst first."""
-    out = output.console()
     for finding in found:
-        head = Text.assemble((finding.severity, COLOUR[finding.severity]), f" {finding.id}: {finding.title}")
-        out.print(head, soft_wrap=True)
-        for line in (f"  {finding.place}: {finding.value}", f"  {finding.rule.advice}"):
-            out.print(Text(line), soft_wrap=True)
+        output.line((finding.severity, COLOUR[finding.severity]), f" {finding.id}: {finding.title}")
+        output.line(f"  {finding.place}: {finding.value}")
+        output.line(f"  {finding.rule.advice}")
     if found:
-        out.print()
+        output.line()
     numbers = [f"{n} {severity}{'' if n == 1 else 's'}" for severity, n in counts.items()]
-    out.print(", ".join(numbers), soft_wrap=True)
+    output.line(", ".join(numbers))
 
 
 def sarif(found: list[Finding], source: tuple[str, ...]) -> dict[str, Any]:
@@ -177,6 +173,8 @@ def result(finding: Finding, ids: list[str], source: tuple[str, ...]) -> dict[st
     physical: dict[str, Any] = {"artifactLocation": {"uri": as_uri(source[0]), "index": 0}}
     if finding.phys is not None and finding.phys < 1 << 63:
         physical["address"] = {"absoluteAddress": finding.phys, "kind": "data"}
+        if finding.phys > jsontext.MOST:  # for readers whose numbers are doubles
+            physical["address"]["name"] = f"{finding.phys:#x}"
     where = {"physicalLocation": physical, "logicalLocations": [{"fullyQualifiedName": finding.place}]}
     made: dict[str, Any] = {
         "ruleId": finding.id,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from ..text import printable
 from .report import Report
 
 COLUMNS = (
@@ -49,8 +50,8 @@ METRICS = (
 
 
 def escaped(text: str) -> str:
-    """Escape the value of a label."""
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    """Escape the value of a label, after what no terminal or file should have."""
+    return printable(text).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def prometheus(reports: Sequence[Report]) -> str:

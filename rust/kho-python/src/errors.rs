@@ -24,7 +24,7 @@ pub(crate) fn to_py(error: Error) -> PyErr {
         Error::PageState { .. } => "PageStateError",
         Error::NoMemory { .. } | Error::TooLong { .. } => "OutOfMemoryError",
         Error::Stale { .. } => "StaleError",
-        Error::Fdt { .. } => "FdtError",
+        Error::Fdt { .. } | Error::Root { problem: kho::error::RootProblem::NotKho, .. } => "FdtError",
         Error::Root { .. } | Error::Map { .. } | Error::NoLayout { .. } => "FormatError",
         Error::UnsupportedAbi { .. } => "UnsupportedAbiError",
         Error::NoHandover { .. } => "NoHandoverError",

@@ -3,7 +3,7 @@
 use crate::arena::PyArena;
 use crate::args::Number;
 use crate::errors::OrRaise;
-use kho::memory::{FileMemory, PhysMemory, SliceMemory, Source, open_sources};
+use kho::memory::{FileMemory, PhysMemory, SliceMemory, Source, open_sources_with};
 use kho::units::Phys;
 use kho::{Error, Result};
 use pyo3::exceptions::PyTypeError;
@@ -69,8 +69,13 @@ pub(crate) fn with_progress<R: Send>(
 impl Memory {
     /// Open files as one memory.
     #[staticmethod]
-    #[pyo3(signature = (*sources))]
-    fn open(py: Python<'_>, sources: &Bound<'_, PyTuple>) -> PyResult<Self> {
+    #[pyo3(signature = (*sources, unpack_limit=None, progress=None))]
+    fn open(
+        py: Python<'_>,
+        sources: &Bound<'_, PyTuple>,
+        unpack_limit: Option<Number>,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Self> {
         let sources: PyResult<Vec<_>> = sources
             .iter()
             .map(|source| {
@@ -83,7 +88,8 @@ impl Memory {
             })
             .collect();
         let sources = sources?;
-        let files = Arc::new(py.detach(|| open_sources(&sources)).or_raise()?);
+        let limit = unpack_limit.map(|limit| limit.0);
+        let files = Arc::new(with_progress(py, progress, |told| open_sources_with(&sources, limit, told))?);
         Ok(Memory { inner: files.clone(), files: Some(files) })
     }
 

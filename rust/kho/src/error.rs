@@ -259,16 +259,26 @@ impl fmt::Display for FdtProblem {
 /// What is wrong with a handover's root node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RootProblem {
-    Malformed { why: String },
+    /// A devicetree of something else.
+    NotKho,
+    Malformed {
+        why: String,
+    },
     MapIsZero,
     MapMissing,
-    Subtree { name: String, why: String },
+    Subtree {
+        name: String,
+        why: String,
+    },
 }
 
 impl fmt::Display for RootProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Malformed { why } => f.write_str(why),
+            Self::NotKho => {
+                f.write_str("no KHO compatible at the root: not a handover's root; kho fdt prints the tree")
+            }
             Self::MapIsZero => f.write_str("preserved-memory-map is 0: nothing was serialized"),
             Self::MapMissing => f.write_str("no preserved-memory-map: not a handover's root"),
             Self::Subtree { name, why } => write!(f, "subtree {name:?}: {why}"),
@@ -381,6 +391,18 @@ pub enum SourceProblem {
         len: u64,
         why: String,
     },
+    /// A packed file, or a stream, that cannot be unpacked, or not here.
+    Packed {
+        packing: String,
+        why: String,
+    },
+    /// A file of a known format that holds no memory kho reads.
+    Foreign {
+        what: String,
+        remedy: &'static str,
+    },
+    /// A FIFO that no process has open for writing.
+    NoWriter,
     Address {
         text: String,
     },
@@ -412,6 +434,12 @@ impl fmt::Display for SourceProblem {
             Self::Segment { kind, index, why } => write!(f, "{kind} {index}: {why}"),
             Self::Dump { why } => write!(f, "not a usable kdump file: {why}"),
             Self::Page { phys, len, why } => write!(f, "memory at {phys} (+{len:#x}): {why}"),
+            Self::Packed { packing, why } => write!(f, "{packing}: {why}"),
+            Self::Foreign { what, remedy } => write!(f, "this is {what}, not memory that kho reads: {remedy}"),
+            Self::NoWriter => f.write_str(
+                "is neither a file nor a block device, but a FIFO that no process writes to: start the writer first, or \
+                 write COMMAND | kho inspect -",
+            ),
             Self::Address { text } => {
                 write!(f, "{text:?} is not an address (write FILE@0x40000000)")
             }

@@ -156,7 +156,7 @@ impl Snapshot {
         let fdt = RootFdt::read(bytes);
         match (&fdt.compatible, fdt.problem) {
             (None, Some(problem)) => Err(problem),
-            (None, None) => Err(Error::Root { phys: 0, problem: crate::error::RootProblem::MapMissing }),
+            (None, None) => Err(Error::Root { phys: 0, problem: crate::error::RootProblem::NotKho }),
             (Some(_), problem) => {
                 let side = Side { fdt: Some(RootFdt { problem, ..fdt }), sub_fdts: Vec::new() };
                 Ok(Snapshot { outgoing: Some(side), ..Snapshot::of(path, Kind::Fdt) })

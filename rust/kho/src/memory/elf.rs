@@ -93,18 +93,26 @@ pub(crate) fn parse(file: &Backing) -> Result<Core> {
     let ident = &header.e_ident;
     if ident.class != ELFCLASS64 {
         return Err(elf(format!(
-            "class {}, where 2 (64-bit) is needed: KHO exists on 64-bit machines only",
+            "class {}, where 2 (64-bit) is needed: KHO exists on 64-bit machines only. Of a 64-bit machine, dump it \
+             again with 64-bit headers (kexec -p --elf64-core-headers)",
             ident.class.0
         )));
     }
     if ident.data != ELFDATA2LSB {
-        return Err(elf(format!("data encoding {}, where 1 (little-endian) is needed", ident.data.0)));
+        return Err(elf(format!(
+            "data encoding {}, where 1 (little-endian) is needed: this is of a big-endian machine{}, and KHO exists on \
+             x86_64 and arm64 only",
+            ident.data.0,
+            big_endian(header.e_machine.get(LE).0.swap_bytes())
+        )));
     }
     let e_type = header.e_type.get(LE);
     if e_type != elf::ET_CORE {
         return Err(elf(format!(
-            "type {}, where 4 (ET_CORE) is needed: this is a program or library, no image of memory",
-            e_type.0
+            "type {}, where 4 (ET_CORE) is needed: this is {}, no image of memory. Fix: {}",
+            e_type.0,
+            program(file, &header, e_type),
+            super::foreign::DUMP
         )));
     }
     let count = header_count(file, &header)?;
@@ -163,10 +171,86 @@ pub(crate) fn parse(file: &Backing) -> Result<Core> {
             }
         }
     }
+    let xen = sections_contain(file, &header, b".xen_");
     if core.segments.is_empty() {
-        return Err(elf(format!("none of its {count} program headers is memory (PT_LOAD)")));
+        let none = format!("none of its {count} program headers is memory (PT_LOAD)");
+        return Err(elf(match xen {
+            true => format!("this is a guest's core of Xen (xl dump-core), and {none}. {XEN}"),
+            false => none,
+        }));
+    }
+    if xen {
+        return Err(elf(format!("this is a guest's core of Xen (xl dump-core). {XEN}")));
+    }
+    if let Some(name) = process(&core.notes) {
+        return Err(elf(format!(
+            "this is the core of a process{name}, with its virtual memory, no image of a machine's. Fix: {}",
+            super::foreign::DUMP
+        )));
     }
     Ok(core)
+}
+
+/// How memory of a Xen guest gets into a form that is read here.
+const XEN: &str = "Fix: take the dump inside the guest, with kdump";
+
+/// The machines that write big-endian cores, by `e_machine`.
+fn big_endian(machine: u16) -> &'static str {
+    match machine {
+        21 => " (ppc64)",
+        22 => " (s390x)",
+        _ => "",
+    }
+}
+
+/// What a file is that is no core.
+fn program(file: &Backing, header: &FileHeader64<LE>, e_type: elf::FileType) -> &'static str {
+    let kernel = sections_contain(file, header, b"__ksymtab") || sections_contain(file, header, b".init.text");
+    match e_type {
+        elf::ET_REL if sections_contain(file, header, b".gnu.linkonce.this_module") => "a kernel module",
+        elf::ET_REL => "an object file",
+        elf::ET_EXEC | elf::ET_DYN if kernel => "a kernel (vmlinux)",
+        elf::ET_EXEC | elf::ET_DYN => "a program or library",
+        _ => "an ELF file that is no core",
+    }
+}
+
+/// Whether the names of the sections contain a text.
+fn sections_contain(file: &Backing, header: &FileHeader64<LE>, text: &[u8]) -> bool {
+    /// More than the names of any kernel's sections.
+    const MOST: u64 = 1 << 20;
+    let entry = size_of::<SectionHeader64<LE>>() as u64;
+    let names = || {
+        let at = header.e_shoff.get(LE).checked_add(entry * u64::from(header.e_shstrndx.get(LE).0))?;
+        let section: SectionHeader64<LE> = read_struct(file, at, "section header").ok()?;
+        let len = section.sh_size.get(LE).min(MOST);
+        read(file, section.sh_offset.get(LE), len, "section names").ok()
+    };
+    header.e_shoff.get(LE) != 0 && names().is_some_and(|names| memchr::memmem::find(&names, text).is_some())
+}
+
+/// The program's name, in brackets, if these are the notes of a process: what a kernel's dump never has is where the
+/// process's auxiliary vector, mapped files or last signal were. /proc/kcore has a process's status, but none of these.
+fn process(notes: &[NoteBytes]) -> Option<String> {
+    const NT_PRPSINFO: u32 = 3;
+    const NT_AUXV: u32 = 6;
+    const NT_FILE: u32 = 0x4649_4c45;
+    const NT_SIGINFO: u32 = 0x5349_4749;
+    /// Where `pr_fname` stands in `struct elf_prpsinfo`: 16 bytes.
+    const NAME: std::ops::Range<usize> = 40..56;
+    let all = || notes.iter().flat_map(NoteBytes::iter);
+    let of_kernel = all().any(|note| note.name == b"VMCOREINFO" || note.name == b"QEMU");
+    let mut of_process =
+        all().filter(|note| note.name == b"CORE" && matches!(note.kind, NT_AUXV | NT_FILE | NT_SIGINFO));
+    if of_kernel || of_process.next().is_none() {
+        return None;
+    }
+    let info = all().find(|note| note.name == b"CORE" && note.kind == NT_PRPSINFO);
+    let name = info.and_then(|note| note.desc.get(NAME)).map(|name| name.split(|&b| b == 0).next().unwrap_or_default());
+    Some(
+        name.filter(|name| !name.is_empty())
+            .map_or(String::new(), |name| format!(" ({:?})", String::from_utf8_lossy(name))),
+    )
 }
 
 /// How many program headers there are: beyond 65534, section header 0 has the number.

@@ -4,6 +4,7 @@
 
 use super::elf::{Machine, Note, NoteBytes};
 use super::source::Source;
+use super::unpack::{self, Work};
 use super::{PhysMemory, PhysRange};
 use crate::error::{Error, Result, SourceProblem};
 use crate::units::Phys;
@@ -74,13 +75,32 @@ pub(crate) struct Backing {
 }
 
 impl Backing {
-    /// Opens a file; never blocks.
+    /// Opens a file; the content of a pipe is put into a temporary one first, or unpacked into one. Waits for nothing but
+    /// a pipe's writer.
     ///
     /// # Errors
-    /// [`Error::Source`] for what is neither a file nor a block device, is empty, or may not be read.
-    pub(crate) fn open(path: &Path) -> Result<Self> {
-        let (file, size) = open(path)?;
-        Ok(Backing { path: path.to_path_buf(), store: Box::new(file), size, held: size })
+    /// [`Error::Source`] for what is neither a file, a block device nor a pipe, is empty, or may not be read.
+    pub(crate) fn open(path: &Path, work: &Work<'_>) -> Result<Self> {
+        match open(path)? {
+            Opened::File(file, size) => {
+                Ok(Backing { path: path.to_path_buf(), store: Box::new(file), size, held: size })
+            }
+            Opened::Stream(stream) => unpack::spool(path, stream, work),
+        }
+    }
+
+    /// The first `n` bytes, or as many as there are.
+    ///
+    /// # Errors
+    /// [`SourceProblem::Io`] on a read error.
+    pub(crate) fn head(&self, n: usize) -> Result<Vec<u8>> {
+        let mut head = vec![0; usize::try_from(self.size).map_or(n, |size| size.min(n))];
+        match self.store.read_exact_at(0, &mut head) {
+            Ok(()) => Ok(head),
+            // A file that was cut after it was opened, or the first page of a dump that is not there.
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(Vec::new()),
+            Err(e) => Err(self.error(SourceProblem::Io(e))),
+        }
     }
 
     pub(crate) fn error(&self, problem: SourceProblem) -> Error {
@@ -376,12 +396,21 @@ fn append(ranges: &mut Vec<PhysRange>, segment: &Segment) {
     }
 }
 
-fn open(path: &Path) -> Result<(File, u64)> {
+/// What a path led to.
+enum Opened {
+    /// A file or block device, and its size.
+    File(File, u64),
+    /// A pipe or FIFO; reading may give `WouldBlock`.
+    Stream(File),
+}
+
+fn open(path: &Path) -> Result<Opened> {
     use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
     let fail = |problem| Error::Source { path: path.to_path_buf(), problem };
     let io = |e: io::Error| fail(SourceProblem::Io(e));
     let check = |kind: std::fs::FileType| match () {
         () if kind.is_file() || kind.is_block_device() => Ok(()),
+        () if kind.is_fifo() => Ok(()),
         () if kind.is_dir() => Err(fail(SourceProblem::Directory)),
         () => Err(fail(SourceProblem::NotAFile)),
     };
@@ -394,6 +423,9 @@ fn open(path: &Path) -> Result<(File, u64)> {
         .map_err(io)?;
     let metadata = file.metadata().map_err(io)?;
     check(metadata.file_type())?;
+    if metadata.file_type().is_fifo() {
+        return Ok(Opened::Stream(file));
+    }
     let size = if metadata.is_file() {
         metadata.len()
     } else {
@@ -402,5 +434,5 @@ fn open(path: &Path) -> Result<(File, u64)> {
     if size == 0 {
         return Err(fail(SourceProblem::Empty));
     }
-    Ok((file, size))
+    Ok(Opened::File(file, size))
 }

@@ -4,17 +4,20 @@ mod codec;
 mod elf;
 mod file;
 mod flat;
+mod foreign;
 mod kdump;
 mod lime;
 mod slices;
 mod source;
+mod unpack;
 
 pub use elf::{Machine, Note};
 pub(crate) use file::data_in;
 pub use file::{Cut, FileMemory};
 pub use slices::SliceMemory;
 pub(crate) use source::runs;
-pub use source::{Board, Source, open_elf, open_raw, open_sources, parse_number};
+pub use source::{Board, Source, open_elf, open_raw, open_sources, open_sources_with, parse_number};
+pub use unpack::LIMIT_VARIABLE;
 
 use crate::error::{Error, Result};
 use crate::units::Phys;

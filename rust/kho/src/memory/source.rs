@@ -1,6 +1,8 @@
 //! What a user may name as a source of memory: an ELF core, a dump, a raw image with an address, several of them together.
 
 use super::file::{Backing, FileMemory, Part, Segment};
+use super::foreign::{self, Packing};
+use super::unpack::{self, Work};
 use super::{elf, flat, kdump, lime};
 use crate::error::{Error, Result, SourceProblem};
 use crate::units::Phys;
@@ -8,6 +10,11 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+
+/// Where standard input is.
+const STDIN: &str = "/dev/stdin";
+/// Bytes of a file that say how it is packed, with a short skippable frame before.
+const PACKING: usize = 4096;
 
 /// A virtual machine, by where its memory file has which memory: the memory backend of QEMU
 /// (`-object memory-backend-file,share=on`), the memory file of a snapshot.
@@ -97,8 +104,8 @@ pub(crate) fn runs(base: u64, hole: Option<(u64, u64)>, size: u64) -> Vec<(u64, 
 }
 
 /// A file to read memory from. With an address it is a raw image of the memory there, with a machine the memory backend
-/// of that machine. With neither its content says what it is: an ELF core, a kdump file, flattened or not, LiME, and
-/// anything else a raw image of the memory at 0.
+/// of that machine. With neither its content says what it is: an ELF core, a kdump file, flattened or not, LiME, one of
+/// these packed, a format that holds no memory and is refused by name, and anything else a raw image of the memory at 0.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Source {
     pub path: PathBuf,
@@ -122,8 +129,8 @@ impl Source {
     }
 
     /// Reads `FILE`, `FILE@ADDRESS`, `FILE@ADDRESS,offset=N,size=N,hole=START:END,check=no` or
-    /// `FILE,machine=NAME,check=no` ([`Board`]); numbers are decimal or 0x, with a suffix K, M, G or T. A text that is an existing path is that path,
-    /// so that names with an @ work.
+    /// `FILE,machine=NAME,check=no` ([`Board`]); numbers are decimal or 0x, with a suffix K, M, G or T. A text that is an
+    /// existing path is that path, so that names with an @ work; `-` for FILE is standard input.
     ///
     /// # Errors
     /// [`SourceProblem::Address`] when what follows the last @ is none, [`SourceProblem::Machine`] for another machine.
@@ -133,9 +140,13 @@ impl Source {
         let bytes = text.as_bytes();
         let at = bytes.iter().rposition(|&c| c == b'@');
         let machine = memchr::memmem::rfind(bytes, MACHINE).filter(|&m| at.is_none_or(|at| at < m));
+        if bytes == b"-" {
+            return Ok(Source::file(STDIN));
+        }
         if at.is_none() && machine.is_none() || Path::new(text).symlink_metadata().is_ok() {
             return Ok(Source::file(text));
         }
+        let named = |path: &[u8]| Source::file(if path == b"-" { OsStr::new(STDIN) } else { OsStr::from_bytes(path) });
         if let Some(end) = machine {
             let (path, name) = (&bytes[..end], &bytes[end + MACHINE.len()..]);
             let (name, check) = name.strip_suffix(b",check=no").map_or((name, true), |name| (name, false));
@@ -144,12 +155,12 @@ impl Source {
                 let problem = SourceProblem::Machine { name: String::from_utf8_lossy(name).into_owned() };
                 return Err(Error::Source { path: PathBuf::from(text), problem });
             };
-            return Ok(Source { board: Some(board), check, ..Source::file(OsStr::from_bytes(path)) });
+            return Ok(Source { board: Some(board), check, ..named(path) });
         }
         let at = at.unwrap_or(0);
         let (path, place) = (&bytes[..at], &bytes[at + 1..]);
         let place = String::from_utf8_lossy(place);
-        let mut source = Source::file(OsStr::from_bytes(path));
+        let mut source = named(path);
         let mut understood = !path.is_empty();
         for (i, field) in place.split(',').enumerate() {
             let (name, number) = match field.split_once('=') {
@@ -181,13 +192,20 @@ impl Source {
         Ok(source)
     }
 
-    fn open(self) -> Result<Part> {
-        let backing = Backing::open(&self.path)?;
-        self.part(backing)
+    fn open(self, work: &Work<'_>) -> Result<Part> {
+        let backing = Backing::open(&self.path, work)?;
+        self.part(backing, work)
     }
 
-    fn part(self, mut backing: Backing) -> Result<Part> {
-        if self.board.is_some() || self.base.is_some() {
+    fn part(self, mut backing: Backing, work: &Work<'_>) -> Result<Part> {
+        let raw = self.board.is_some() || self.base.is_some();
+        // A file that is said to be raw memory is packed only if its name says so, too: memory may hold anything.
+        if let Some(packing) = Packing::of(&backing.head(PACKING)?)
+            && (!raw || packing.names(self.path.as_os_str().as_bytes()))
+        {
+            backing = unpack::unpack(backing, packing, work)?;
+        }
+        if raw {
             return self.raw_part(backing);
         }
         if flat::is_flat(&backing) {
@@ -204,6 +222,9 @@ impl Source {
         } else if lime::is_lime(&backing) {
             let segments = lime::parse(&backing)?;
             Ok(Part { kind: lime::RANGE, ..Part::new(self, backing, segments) })
+        } else if let Some(found) = foreign::recognize(&backing.head(foreign::HEAD)?) {
+            let problem = SourceProblem::Foreign { what: found.what.into_owned(), remedy: found.remedy };
+            Err(backing.error(problem))
         } else {
             self.raw_part(backing)
         }
@@ -295,10 +316,25 @@ pub fn parse_number(text: &str) -> Option<u64> {
 /// # Errors
 /// [`Error::Source`] for one that cannot be used, or has memory another one has; [`Error::Invalid`] for none at all.
 pub fn open_sources(sources: &[Source]) -> Result<FileMemory> {
+    open_sources_with(sources, None, &mut |_| Ok(()))
+}
+
+/// As [`open_sources`], for packed files and streams that may come to `limit` bytes (if not given, as many as the
+/// environment's [`LIMIT_VARIABLE`](unpack::LIMIT_VARIABLE), or else 8 GiB or 64 times the packed size); `told` is called
+/// with the number of bytes that are unpacked.
+///
+/// # Errors
+/// As [`open_sources`]; what `told` gives.
+pub fn open_sources_with(
+    sources: &[Source],
+    limit: Option<u64>,
+    told: &mut (dyn FnMut(u64) -> Result<()> + Send),
+) -> Result<FileMemory> {
     if sources.is_empty() {
         return Err(Error::Invalid { what: "sources", why: "none given".into() });
     }
-    let parts: Result<Vec<_>> = sources.iter().cloned().map(Source::open).collect();
+    let work = Work::new(limit, told)?;
+    let parts: Result<Vec<_>> = sources.iter().cloned().map(|source| source.open(&work)).collect();
     FileMemory::new(parts?)
 }
 
@@ -309,7 +345,8 @@ pub fn open_sources(sources: &[Source]) -> Result<FileMemory> {
 /// [`Error::Source`] with what is wrong with it.
 pub fn open_elf(path: impl AsRef<Path>) -> Result<FileMemory> {
     let path = path.as_ref();
-    let backing = Backing::open(path)?;
+    let told = &mut |_| Ok(());
+    let backing = Backing::open(path, &Work::new(None, told)?)?;
     FileMemory::new(vec![Source::file(path).elf_part(backing)?])
 }
 
@@ -333,6 +370,7 @@ impl FileMemory {
         if backing.size == 0 {
             return Err(backing.error(SourceProblem::Empty));
         }
-        FileMemory::new(vec![source.part(backing)?])
+        let told = &mut |_| Ok(());
+        FileMemory::new(vec![source.part(backing, &Work::new(None, told)?)?])
     }
 }
