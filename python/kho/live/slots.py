@@ -21,6 +21,7 @@ import zlib
 from typing import NamedTuple
 
 from ..errors import FormatError, UnsupportedAbiError
+from .pins import GENERATIONS
 
 HEAD = 2 << 20
 SUPER_AT = 4096
@@ -30,7 +31,8 @@ JOURNAL_AT = 8192
 JOURNAL_END = 64 << 10
 MAGIC = b"kho-live"
 SLOT_MAGIC = b"kho-root"
-FORMAT = 1
+FORMAT = 2
+"""2: readers lock the generation that they read (`pins`), and owners keep it."""
 _SUPER = struct.Struct("<8sIIQQQQI")
 _SLOT = struct.Struct("<8sQQQQII")
 _CRC = struct.Struct("<I")
@@ -113,8 +115,13 @@ def read_super(head: memoryview, file_size: int) -> Super:
     if fields is None:
         raise FormatError(f"superblock at {SUPER_AT:#x}: its checksum does not hold")
     _, version, elf_bytes, word_at, base, size, offset, crc = fields
-    if version != FORMAT:
+    if version > FORMAT:
         raise UnsupportedAbiError(f"image of format {version}, not {FORMAT}: a newer kho wrote it")
+    if version < FORMAT:
+        raise UnsupportedAbiError(
+            f"image of format {version}, not {FORMAT}: an older kho wrote it, whose owners do not keep what others "
+            "read; release it with that version, and let the service fill a new one"
+        )
     sup = Super(word_at, base, size, offset, elf_bytes, crc)
     fits = offset == HEAD and 0 < size <= file_size - offset and size % 4096 == 0
     if not fits or base % 4096 or base == 0 or base + size > 1 << 63:
@@ -148,7 +155,8 @@ def read_root(head: memoryview, slot: int, sup: Super) -> Root | None:
     inside = root.meta_phys >= sup.base and root.meta_phys + root.meta_bytes <= sup.base + sup.size
     aligned = root.meta_phys % 4096 == 0 and root.meta_bytes % 4096 == 0 and root.fdt_phys % 4096 == 0
     there = root.meta_phys <= root.fdt_phys < root.meta_phys + root.meta_bytes
-    good = inside and aligned and there and root.generation % 2 == slot and fields[6] == sup.elf_crc
+    numbered = root.generation % 2 == slot and root.generation < GENERATIONS
+    good = inside and aligned and there and numbered and fields[6] == sup.elf_crc
     return root if good else None
 
 
