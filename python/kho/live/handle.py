@@ -128,7 +128,8 @@ class Handle(Turns):
         self._zone = self._metadata(state.root)
         """Pages of the committed metadata."""
         self._runs.take(*self._zone)
-        self._metadata_pages = self._zone[1]
+        # As many as would be laid out in as many pages as there are, next time (`_next_metadata`).
+        self._metadata_pages = self._zone[1] - max(2, self._zone[1] // 8)
         self._reserve = (0, 0)
         """Pages, with memory, for the next commit's metadata: one can delete and commit where nothing is free."""
         self._kept = 0
@@ -483,7 +484,7 @@ class Handle(Turns):
         """Keep memory for the metadata of the next commit, where there is any."""
         if self._reserve[1] >= self._next_metadata():
             return
-        pages = self._next_metadata() + self._next_metadata() // 4
+        pages = self._next_metadata() + 1
         found = self._runs.highest(pages, 1)
         if found is None:
             return
