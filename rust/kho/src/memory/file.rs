@@ -80,7 +80,7 @@ impl Backing {
     /// [`Error::Source`] for what is neither a file nor a block device, is empty, or may not be read.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let (file, size) = open(path)?;
-        Ok(Backing { path: path.to_path_buf(), store: Box::new(file), size, held: size })
+        Ok(Backing { path: path.to_path_buf(), store: super::live::store(file), size, held: size })
     }
 
     pub(crate) fn error(&self, problem: SourceProblem) -> Error {

@@ -6,6 +6,7 @@ mod file;
 mod flat;
 mod kdump;
 mod lime;
+mod live;
 mod slices;
 mod source;
 
