@@ -182,9 +182,7 @@ def test_what_is_held_outlives_owners_that_are_killed_and_their_successors_commi
         kept.drop()
 
 
-def test_children_of_an_owner_see_what_there_was_when_they_were_forked(
-    attack_seconds: float, attack_seed: int
-) -> None:
+def test_children_of_an_owner_see_what_there_was_when_they_were_forked(attack_seconds: float, attack_seed: int) -> None:
     chance = random.Random(attack_seed)
     until = time.monotonic() + attack_seconds
     forks = 0
@@ -264,7 +262,7 @@ def test_commits_at_any_moment_of_an_attach_do_no_harm(
         made: dict[str, tuple[int, int]] = {}
         chance = random.Random(1)
         change(h, made, chance)
-        done = []
+        done: list[int] = []
 
         def now() -> None:
             if len(done) < 3:

@@ -167,10 +167,11 @@ class Handle(Turns):
     def _settle(self) -> None:
         now = self.generation
         if self._others(pins.WRITERS, now, now + 1):
-            # Where what they see was is not known.
-            for start, n in list(self._runs.gaps()):
-                self._runs.take(start, n)
-                self._pinned.append(Pinned(start, n, now + 1, now + 1, []))
+            left = slots.Left(self._bytes).runs(now)
+            for start, n in list(self._runs.gaps()) if left is None else left:
+                if n and self._is_free(start, n):  # and not accounted for already, or noted twice
+                    self._runs.take(start, n)
+                    self._pinned.append(Pinned(start, n, now + 1, now + 1, []))
         self._sweep()
 
     def _metadata(self, root: Root) -> tuple[int, int]:

@@ -5,6 +5,7 @@
     4608      slot 0: the root of an even generation
     5120      slot 1: the root of an odd one
     6144      the owner's pid, for messages only
+    6160      LEFT: where objects were that were not committed, and that arrays may still show
     8192      JOURNAL: the names of objects with uncommitted changes
     2 MiB     the memory
 
@@ -27,6 +28,7 @@ HEAD = 2 << 20
 SUPER_AT = 4096
 SLOT_AT = (4608, 5120)
 OWNER_AT = 6144
+LEFT_AT = 6160
 JOURNAL_AT = 8192
 JOURNAL_END = 64 << 10
 MAGIC = b"kho-live"
@@ -158,6 +160,44 @@ def read_root(head: memoryview, slot: int, sup: Super) -> Root | None:
     numbered = root.generation % 2 == slot and root.generation < GENERATIONS
     good = inside and aligned and there and numbered and fields[6] == sup.elf_crc
     return root if good else None
+
+
+class Left:
+    """Runs of pages that no commit refers to, and that arrays of an earlier owner or of its children may still show.
+
+    Two words tell the generation, plus one, that was committed, and how many runs there are; then the runs, start and
+    number of pages. The next owner looks here if one of `pins.WRITERS` is locked, which is done after this is written.
+    """
+
+    MOST = (JOURNAL_AT - LEFT_AT - 16) // 16
+    MANY = (1 << 64) - 1
+    """More than there is room for."""
+
+    def __init__(self, head: memoryview) -> None:
+        self._words = head[LEFT_AT:JOURNAL_AT].cast("Q")
+
+    def add(self, generation: int, runs: list[tuple[int, int]]) -> None:
+        """Note runs, next to those that were noted of this generation."""
+        words = self._words
+        if words[0] != generation + 1:
+            words[0] = 0
+            words[1] = 0
+        count = words[1]
+        for start, n in runs:
+            if count >= self.MOST:
+                count = self.MANY
+                break
+            words[2 + 2 * count], words[3 + 2 * count] = start, n
+            count += 1
+        words[1] = count
+        words[0] = generation + 1
+
+    def runs(self, generation: int) -> list[tuple[int, int]] | None:
+        """List them; None if they are not known."""
+        words = self._words
+        if words[0] != generation + 1 or words[1] > self.MOST:
+            return None
+        return [(words[2 + 2 * at], words[3 + 2 * at]) for at in range(words[1])]
 
 
 class Journal:

@@ -17,7 +17,7 @@ from . import kexec, pins, slots
 from .image import Image, State
 from .mapping import Mapping
 from .pins import Pin
-from .reader import Exporter, Reader
+from .reader import Exporter, Reader, run_of
 from .runs import Runs
 from .slots import Journal
 
@@ -170,14 +170,23 @@ class Turns(Reader, ABC):
         looked_at = [pinned for pinned in self._pinned if any(by() is not None for by in pinned.by)]
         for pinned in looked_at:
             self._pin.take(pins.FORKS + pinned.freed - 1)
-        if self._uncommitted_shown() or (not told and any(pinned.freed > now for pinned in looked_at)):
-            self._pin.take(pins.FORKS + now)
-            self._pin.take(pins.WRITERS + now)
+        if not told:
+            self._leave(self._pin)
 
-    def _uncommitted_shown(self) -> bool:
-        """Say whether there are arrays of objects that are not committed."""
-        places = [change.item.phys for change in self._changes.values() if change is not None and change.item.nbytes]
-        return any(phys in self._writers or phys in self._exporters for phys in places)
+    def _leave(self, pin: Pin) -> None:
+        """Note which pages that no commit refers to arrays of this process show, and lock them."""
+        now, base = self.generation, self._image.sup.base
+        items = [change.item for change in self._changes.values() if change is not None and change.item.nbytes]
+        runs = [run_of(item, base) for item in items if item.phys in self._writers or item.phys in self._exporters]
+        runs += [
+            (pinned.start, pinned.n)
+            for pinned in self._pinned
+            if pinned.freed > now and any(by() is not None for by in pinned.by)
+        ]
+        if runs:
+            slots.Left(self._bytes).add(now, runs)
+            pin.take(pins.FORKS + now)
+            pin.take(pins.WRITERS + now)
 
     def _others(self, region: int, first: int, end: int) -> pins.Held:
         """Ask which generations readers in other processes, or children, keep."""
@@ -343,8 +352,8 @@ class Turns(Reader, ABC):
         if os.getpid() == self._pid and self._image.fd >= 0 and self._pin.supported:
             try:
                 pin = Pin(self._pin.fd, self._image.where)
-                if pin.take(pins.FORKS + now) and self._uncommitted_shown():
-                    pin.take(pins.WRITERS + now)
+                if pin.take(pins.FORKS + now) and self._owner:
+                    self._leave(pin)
             except KhoError:
                 pin = None
                 self._lost.append(now)
