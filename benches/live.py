@@ -170,10 +170,10 @@ def readers() -> None:
     rounds, commits = 7, 300
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
         path, other = Path(folder) / "image", Path(folder) / "other"
-        with kho.live.open("bench", "64M", backing=path) as h, kho.live.open("other", "64M", backing=other) as beside:
-            beside.put("a", np.full(250_000, 1, "u1"))
-            beside.put("b", b"12345678")
-            beside.commit()
+        with kho.live.open("bench", "64M", backing=path) as h, kho.live.open("other", "64M", backing=other) as second:
+            second.put("a", np.full(250_000, 1, "u1"))
+            second.put("b", b"12345678")
+            second.commit()
 
             def work() -> float:
                 began = time.process_time()

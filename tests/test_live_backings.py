@@ -163,7 +163,7 @@ def test_a_released_image_leaves_nothing(image: Path) -> None:
     h.commit()
     candidate = kho.live.attach(image)
     held = h["a"]
-    assert h.release() < MIB, "the machine has back what nobody looks at"
+    assert h.release() < MIB, "the machine has back what is not read"
     assert os.fstat(candidate.fileno()).st_blocks * 512 > MIB
     assert bytes(held[:4]) == bytes(candidate["a"][:4]) == b"1111"
     with pytest.raises(kho.StaleError, match="released meanwhile"):

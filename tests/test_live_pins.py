@@ -1,4 +1,4 @@
-"""kho.live: what is read stays what it is, whoever owns the image, and what keeps it is known and bounded."""
+"""kho.live: what is read stays what it is over all changes of owner, and what keeps it is known and bounded."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def filled(image: Path, size: str = "2M") -> Handle:
 
 
 def replace(h: Handle, times: int = 8) -> None:
-    """Have the memory of whatever nobody reads used again."""
+    """Have memory that is not read used again."""
     for i in range(times):
         h.put("a", sample(100 + i, 50_000))
         h.put("b", sample(200 + i, 30_000))

@@ -1,4 +1,4 @@
-"""kho.live: whoever reads an image sees one generation, whole, for as long as it is held, whatever the owner does."""
+"""kho.live: a reader of an image sees one generation, whole, for as long as it is held, whatever the owner does."""
 
 from __future__ import annotations
 

@@ -359,7 +359,7 @@ class Handle(Turns):
         return view
 
     def _free(self, item: Item, born: int, freed: int) -> None:
-        """Give an object's pages back with the next `_sweep` that finds that nobody looks at them any more."""
+        """Give an object's pages back with the next `_sweep` that finds that they are not read any more."""
         start, n = run_of(item, self._image.sup.base)
         if not n:
             return
@@ -376,7 +376,7 @@ class Handle(Turns):
         self._free(item, self.generation + 1, self.generation + 1)
 
     def _sweep(self) -> None:
-        """Give back what nobody looks at any more: no array of this process, no child, no reader of its generations."""
+        """Give back what is not read any more: by arrays of this process, children, or readers of its generations."""
         if not self._pinned:
             return
         first, end = min(pinned.born for pinned in self._pinned), max(pinned.freed for pinned in self._pinned)
@@ -441,7 +441,7 @@ class Handle(Turns):
             return generation
 
     def _retired(self, generation: int) -> tuple[Retired, ...]:
-        """List what the next owner must not use while somebody reads it, once this generation is committed."""
+        """List what the next owner must not use while it is read, once this generation is committed."""
         base, before = self._image.sup.base, self._state
         start, n = self._zone
         runs = [Retired(base + pinned.start * PAGE, pinned.n, pinned.born, pinned.freed) for pinned in self._pinned]

@@ -478,5 +478,5 @@ def no_memory(where: str, what: str, pages: int, free: int, largest: int, kept: 
         )
     return OutOfMemoryError(
         f"{where}: {what} needs {free_text([('in one run', pages)])}; {sizes}.{readers} Delete objects and commit, or "
-        "begin anew with a larger size"
+        "make a new image with a larger size"
     )

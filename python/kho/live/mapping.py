@@ -104,7 +104,7 @@ def punch(fd: int, offset: int, nbytes: int) -> bool:
 
 
 def allocate(fd: int, offset: int, nbytes: int) -> None:
-    """Have the file system's memory behind a part of a file, which what is mapped there would otherwise lack (SIGBUS).
+    """Allocate the blocks of a part of a file, without which what is mapped there may be a SIGBUS.
 
     What is in the file stays. A file system that cannot allocate is written zeros to, where the file has holes.
     Raises: OSError, ENOSPC above all; some of it may have been allocated then.

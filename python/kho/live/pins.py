@@ -2,10 +2,10 @@
 
 A reader takes a shared lock of an *open file description* (`F_OFD_SETLK`) on the byte that stands for its generation.
 The description lives until every descriptor and every mapping of it is gone, in this process and in its forked
-children, and the lock with it: an array that somebody still looks at keeps its generation, a process that is killed
+children, and the lock with it: an array that is still held keeps its generation, a process that is killed
 gives it up, and nothing has to be tidied up.
 
-    READERS + g     somebody reads generation g
+    READERS + g     generation g is being read
     FORKS + g       a child was forked while g was committed; it may also see objects that were not committed then
     WRITERS + g     the same, and of objects that were not committed there are writable arrays
     PRESENT         the owner, always: see below

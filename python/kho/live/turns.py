@@ -40,7 +40,7 @@ class Change:
 
 
 class Pinned(NamedTuple):
-    """Pages that no object has any more, and somebody may still look at."""
+    """Pages that no object has any more, and that may still be read."""
 
     start: int
     n: int

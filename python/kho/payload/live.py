@@ -6,7 +6,7 @@
         1 { ... };
         retired = <u64 phys, u64 pages, u64 born, u64 freed, ...>; };
 
-`retired` lists memory of earlier generations that readers may still hold (`Retired`); it is absent if there is none.
+`retired` lists memory of earlier generations that readers may still hold (`Retired`), if there is any.
 A node without `dtype` and `shape` is plain bytes. Memory is page-aligned and contiguous; no two objects share a page.
 `dtype` is numpy's `dtype.str` of the kinds listed in `DTYPE`: numbers, booleans, times and fixed-length strings, never
 objects. Whoever reads this inherits it from a stranger, so `decode_catalog` checks all of it but the addresses' bounds.

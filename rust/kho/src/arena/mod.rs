@@ -250,7 +250,7 @@ impl Arena {
         self.backed(pfn, order)
     }
 
-    /// Has memory behind a folio that was just allocated; without, it is free again.
+    /// Allocates the file's blocks for a folio that was just allocated; if there are none, the folio is free again.
     fn backed(&self, pfn: Pfn, order: Order) -> Result<Pfn> {
         let backed = self.spans.back(self.page().phys(pfn), self.page().folio_bytes(order));
         if backed.is_err() {

@@ -167,8 +167,8 @@ impl Spans {
         }
     }
 
-    /// Has the file system's memory behind memory that is about to be handed out: a page that it lacks when it is touched
-    /// would kill the process (SIGBUS). Memory of its own, and memfds, are limited by the machine alone.
+    /// Allocates the file's blocks for memory that is about to be handed out: touching a page for which the file system has
+    /// none kills the process (SIGBUS). Private memory and memfds are limited by the machine alone.
     ///
     /// # Errors
     /// [`Error::Io`], of kind `StorageFull`. File systems that cannot allocate (EOPNOTSUPP) are not asked again.

@@ -89,7 +89,7 @@ fn pin(file: &File) -> Option<(u64, [u8; 8])> {
     for _ in 0..RETRIES {
         let now = committed(file, word_at);
         let Some((generation, word)) = now else {
-            // Between the store of a word and the next read there is a moment; a file that stays so is none of an owner's.
+            // A commit may be going on; a file whose word stays the same and leads to no slot is not an owner's.
             if before.replace(bytes::<8>(file, word_at)?) == Some(bytes::<8>(file, word_at)?) {
                 return None;
             }
