@@ -26,14 +26,14 @@ generation: there is nothing older to fall back to, and a reader refuses what do
 short before the word is reported (`torn`, `dropped`).
 
 *Readers* lock the generation that they read, and owners keep it (`pins`). They trust nothing: superblock, slots and
-metadata have checksums, which tell damage, and whatever is read is checked as if these did not exist, which tells malice: bounds, overlaps, dtypes, shapes, and that map and catalogue
-agree. Attaching takes time by names, not bytes. The objects' own checksums are compared by `verify`; a commit sums up
-only what has changed.
+metadata have checksums, which tell damage, and whatever is read is checked as if these did not exist, which tells
+malice: bounds, overlaps, dtypes, shapes, and that map and catalogue agree. Attaching takes time by names, not bytes.
+The objects' own checksums are compared by `verify`; a commit sums up only what has changed.
 
 *Owners.* One process may change an image: it holds a `flock` on an open file description that nothing else refers to
 (the file is opened once more through /proc/self/fd), which dies with it, and which its forked children close. A
-successor looks first (`attach`), and then adopts what the owner has let go of (`hand_over`), or the owner takes it back (`take_back`). Of those that race for the lock one wins, the others get
-BusyError.
+successor looks first (`attach`), and then adopts what the owner has let go of (`hand_over`), or the owner takes it back
+(`take_back`). Of those that race for the lock one wins, the others get BusyError.
 
 *Transports* find a memfd by its image's name; a path or a descriptor need none. `open` asks, in this order: what came
 with the process across exec or from a holder (`inherited`); who answers to the name (`runtime`, `wire`, `server`,
