@@ -1,6 +1,7 @@
 """A process that holds an array is restarted: how long until its successor has read the first element.
 
     python benches/live.py [--json]          KHO_LIVE_BYTES=4G for the size; 256M by default
+    python benches/live.py --readers         what readers cost an owner that commits
 
 Each successor is a process of its own that has imported what it needs: milliseconds to attach or load, and then to
 read three elements; page faults while it did both, memory of its own afterwards, and time since its exec. Then all of
@@ -11,8 +12,10 @@ of its own grows with the size.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import pickle
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,6 +24,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import shared_memory
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +152,69 @@ def measure(source: str, load: str, end: str, nbytes: int, crc: int) -> dict[str
     return best
 
 
+def reader(path: Path, end: Event, attaches: Any) -> None:
+    """Attach, read and let go, as fast as can be."""
+    while not end.is_set():
+        with kho.live.attach(path) as candidate:
+            candidate.verify()
+        attaches.value += 1
+
+
+def readers() -> None:
+    """What a commit costs its owner while other processes attach all the time, to its image or to another.
+
+    Processor time of the owner's, in pairs of rounds one right after the other; the medians of the pairs. Readers of
+    another image take the same caches and processors from the owner, so that what is left is what being read costs.
+    """
+    context = multiprocessing.get_context("spawn")
+    rounds, commits = 7, 300
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+        path, other = Path(folder) / "image", Path(folder) / "other"
+        with kho.live.open("bench", "64M", backing=path) as h, kho.live.open("other", "64M", backing=other) as second:
+            second.put("a", np.full(250_000, 1, "u1"))
+            second.put("b", b"12345678")
+            second.commit()
+
+            def work() -> float:
+                began = time.process_time()
+                for i in range(commits):
+                    h.put("a", np.full(250_000, i % 251, "u1"))
+                    h.put("b", i.to_bytes(8, "little"))
+                    h.commit()
+                return (time.process_time() - began) / commits
+
+            def read(what: Path, n: int) -> tuple[float, int]:
+                end, attaches = context.Event(), context.Value("q", 0)
+                processes = [context.Process(target=reader, args=(what, end, attaches)) for _ in range(n)]
+                for process in processes:
+                    process.start()
+                while not attaches.value:
+                    time.sleep(0.01)
+                begun = attaches.value
+                cost = work()
+                end.set()
+                for process in processes:
+                    process.join()
+                return cost, attaches.value - begun
+
+            alone = statistics.median(work() for _ in range(rounds))
+            print(f"no readers: {alone * 1e6:6.0f} us of processor time a commit")
+            for n in (1, 2):
+                pairs = [(read(path, n), read(other, n)) for _ in range(rounds)]
+                ratio = statistics.median(own[0] / others[0] for own, others in pairs)
+                cost = statistics.median(own[0] for own, _ in pairs)
+                total = sum(own[1] for own, _ in pairs)
+                print(
+                    f"{n} readers:  {cost * 1e6:6.0f} us, {ratio:.2f} of what it is next to readers of another image; "
+                    f"{total} attaches next to {rounds * commits} commits"
+                )
+
+
 def main() -> None:
     """Measure every way, print a table or JSON."""
+    if sys.argv[1:] == ["--readers"]:
+        readers()
+        return
     nbytes = size_of(os.environ.get("KHO_LIVE_BYTES", "256M"))
     array = contents(nbytes)
     crc = zlib.crc32(array)

@@ -216,10 +216,14 @@ def test_a_rollback_drops_what_is_not_committed(image: Path) -> None:
 
 def test_deleting(image: Path) -> None:
     with kho.live.open("x", "1M", backing=image) as h:
-        free = h.stats()["free"]
+
+        def free() -> int:
+            return h.stats()["free"] + h.stats()["metadata_bytes"]
+
+        before = free()
         h.put("a", bytes(100_000))
         del h["a"]
-        assert (h.names(), h.uncommitted, h.stats()["free"]) == ([], [], free)
+        assert (h.names(), h.uncommitted, free()) == ([], [], before)
         for read in (h.__getitem__, h.__delitem__, h.info):
             with pytest.raises(kho.NotFoundError, match="no object 'a'"):
                 read("a")
@@ -230,7 +234,7 @@ def test_deleting(image: Path) -> None:
             h["a"]
         h.commit()
         assert h.names() == []
-        assert h.stats()["free"] == free
+        assert free() == before
 
 
 def test_unchanged_objects_are_not_summed_up_again(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +272,7 @@ def test_a_thousand_generations_take_no_more_memory_than_ten(image: Path) -> Non
             if i == 100:
                 before = rss(), descriptors(), image.stat().st_size, h.stats()["free"] // (64 << 10)
         assert max(seen) - min(seen) <= 64 << 10
-        assert max(seen) < 400 << 10
+        assert max(seen) < 500 << 10, "of which up to 140 KiB are kept for the next commit"
         after = rss(), descriptors(), image.stat().st_size, h.stats()["free"] // (64 << 10)
         assert after[1:3] == before[1:3]
         assert abs(after[3] - before[3]) <= 1

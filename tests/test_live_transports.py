@@ -49,7 +49,8 @@ def test_a_successor_finds_the_image_by_its_name_while_its_owner_runs() -> None:
                 h.commit()
             assert old.ask("held", "a") == "one"
             assert h.draining()
-            assert h.stats()["pinned_bytes"] == 4096
+            # The object, and the metadata of the generation that it came with; both once, after five commits.
+            assert 4096 < h.stats()["pinned_bytes"] < 140 << 10
             old.say("exit")
             assert old.ended() == 0
             assert not h.draining()
@@ -126,7 +127,7 @@ def test_many_hand_overs_within_one_process_leave_nothing() -> None:
         h.commit()
         before = before or (descriptors(), threading.active_count(), os.fstat(h.fileno()).st_blocks)
         assert (descriptors(), threading.active_count()) == before[:2]
-        assert os.fstat(h.fileno()).st_blocks < before[2] + 32
+        assert os.fstat(h.fileno()).st_blocks * 512 < before[2] * 512 + (64 << 10)
     h.release()
     assert runtime.connect("x") is None
 

@@ -19,8 +19,8 @@ from . import output
 def command(name: str, yes: bool, force: bool, as_json: bool) -> None:
     """Give back the memory of service NAME, or, if there is a slash in it, of the image in that file.
 
-    What is in use stays, unless --force says otherwise: a holder ends its command then and with it itself; in a service
-    that owns the image by itself, arrays read as zeros from then on.
+    What is in use stays, unless --force says otherwise: a holder ends its command then and with it itself; a service
+    that owns the image by itself keeps no more of it than the arrays that it shows.
 
     \b
     Exit codes: 0 released, 1 in use or not confirmed, 2 there is none.

@@ -20,21 +20,20 @@ versions, checksums (`kho.payload.live`). No pickle, no object dtypes.
 into free pages: it builds them in private memory (`image.build`) and copies them in as one run. Then it fills one of
 two slots (generation, place, checksum) and stores one aligned word: the arena note's `fdt_phys`, which every reader of
 the file follows anyway (`slots`). Memory that a committed generation refers to is neither written nor freed before a
-newer one is committed; what is freed goes back to the machine (hole punching), unless an array of it is still held.
+newer one is committed; what is freed goes back to the machine (hole punching), unless it is still read (`pins`).
 A process killed at any instruction leaves the word as it was or as it shall be, so it always leads to a complete
 generation: there is nothing older to fall back to, and a reader refuses what does not check. A commit that was cut
 short before the word is reported (`torn`, `dropped`).
 
-*Readers* trust nothing: superblock, slots and metadata have checksums, which tell damage, and whatever is read is
-checked as if these did not exist, which tells malice: bounds, overlaps, dtypes, shapes, and that map and catalogue
-agree. Attaching takes time by names, not bytes. The objects' own checksums are compared by `verify`; a commit sums up
-only what has changed.
+*Readers* lock the generation that they read, and owners keep it (`pins`). They trust nothing: superblock, slots and
+metadata have checksums, which tell damage, and whatever is read is checked as if these did not exist, which tells
+malice: bounds, overlaps, dtypes, shapes, and that map and catalogue agree. Attaching takes time by names, not bytes.
+The objects' own checksums are compared by `verify`; a commit sums up only what has changed.
 
 *Owners.* One process may change an image: it holds a `flock` on an open file description that nothing else refers to
 (the file is opened once more through /proc/self/fd), which dies with it, and which its forked children close. A
-successor looks first (`attach`, the owner's `offer` keeping commits back), and then adopts what the owner has let go
-of (`hand_over`), or the owner takes it back (`take_back`). Of those that race for the lock one wins, the others get
-BusyError.
+successor looks first (`attach`), and then adopts what the owner has let go of (`hand_over`), or the owner takes it back
+(`take_back`). Of those that race for the lock one wins, the others get BusyError.
 
 *Transports* find a memfd by its image's name; a path or a descriptor need none. `open` asks, in this order: what came
 with the process across exec or from a holder (`inherited`); who answers to the name (`runtime`, `wire`, `server`,

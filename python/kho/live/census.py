@@ -132,7 +132,7 @@ def release(name: str | os.PathLike[str], *, force: bool = False) -> int:
     """Give an image's memory back: how many bytes.
 
     Args: name: a service's, or, with a slash in it, the path of an image's file. force: even if a process uses it: a
-        holder ends its command, and in a service that owns its image itself all arrays read as zeros from then on.
+        holder ends its command; a service that owns its image itself keeps the arrays it shows, and their memory.
     Raises: BusyError while it is in use; NotFoundError; SourceError, FormatError for a path.
     """
     text = os.fspath(name)

@@ -7,6 +7,7 @@ import os
 import sys
 import weakref
 import zlib
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,15 +20,15 @@ from ..errors import (
     SourceError,
     StaleError,
 )
-from ..payload.live import PAGE, Catalog, Item, check_name, nbytes_of
-from . import slots
+from ..payload.live import PAGE, Catalog, Item, Retired, check_name, nbytes_of
+from . import pins, slots
 from .arrays import View, dtype_of, make_readonly, shaped
 from .image import LEAST_METADATA, MOST_METADATA, Image, State, build, meta_zone, no_memory
-from .mapping import Mapping, punch
-from .reader import Exporter, Reader, run_of
+from .mapping import Mapping, allocate, punch
+from .reader import Reader, run_of
 from .runs import Runs
 from .slots import HEAD, Journal, Root
-from .turns import Change, Pinned, Turns
+from .turns import Change, Pinned, Turns, _owners
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -48,15 +49,15 @@ LARGE = 64 << 10
 class Candidate(Reader):
     """An image as a successor sees it while its owner still has it: read-only, nothing of it is changed.
 
-    What is read here is of the generation that was committed when it was attached. The owner's next commits may reuse
-    the memory of what they replace, unless it keeps them back (`Handle.offer`).
+    What is read here is the generation that was committed when it was attached, whole, however often the owner commits:
+    it keeps what a reader may see until the reader is closed, and its last array gone. Attach again to see a later one.
     """
 
     @classmethod
     def of(cls, image: Image) -> Candidate:
         """Read what an image has committed; if that fails, the image is closed. Raises: FormatError."""
         try:
-            return cls(image, image.committed())
+            return cls(image, *image.pinned())
         except BaseException:
             image.close()
             raise
@@ -86,6 +87,7 @@ class Candidate(Reader):
                 image.unlock()
                 raise
             self._image = _Closed(image)
+            self._unmap()
             return handle
 
 
@@ -112,35 +114,72 @@ class Handle(Turns):
         super().__init__(image, state, inherited=inherited, predecessor=predecessor)
         self._its = {item.phys for item in state.catalog.items.values()} if predecessor is not None else set[int]()
         self._holes = True
-        self._writers: weakref.WeakValueDictionary[int, Exporter] = weakref.WeakValueDictionary()
+        self._writers = weakref.WeakValueDictionary()
         sup = image.sup
-        self._memory = Mapping(image.fd, sup.offset, sup.size, writable=True)
-        self._head = Mapping(image.fd, 0, HEAD, writable=True)
+        pins.present(image.lock_fd)
+        image.fill_holes(state)
+        self._file = self._pin.fd
+        self._memory = Mapping(self._file, sup.offset, sup.size, writable=True)
+        self._head = Mapping(self._file, 0, HEAD, writable=True)
         self._bytes = self._head.view(0, HEAD)
         self._runs = Runs(sup.size // PAGE)
         for item in state.catalog.items.values():
             self._runs.take(*run_of(item, sup.base))
-        self._runs.take(*self._metadata(state.root))
+        self._zone = self._metadata(state.root)
+        """Pages of the committed metadata."""
+        self._runs.take(*self._zone)
+        # As many as would be laid out in as many pages as there are, next time (`_next_metadata`).
+        self._metadata_pages = self._zone[1] - max(2, self._zone[1] // 8)
+        self._reserve = (0, 0)
+        """Pages, with memory, for the next commit's metadata: one can delete and commit where nothing is free."""
+        self._kept = 0
+        """Pages of `_pinned` that others than this process keep."""
         self._map_pages = LEAST_METADATA
         slots.retire(self._bytes, state.root.generation)
         self._journal = Journal(self._bytes)
         self._journal.clear()
         self._bytes[slots.OWNER_AT : slots.OWNER_AT + 8] = self._pid.to_bytes(8, "little")
+        retired = {(run.phys, run.pages): run for run in state.catalog.retired}
         if predecessor is not None:
             for start, n in predecessor.pinned:
-                if not any(at <= start and start + n <= at + free for at, free in self._runs.gaps()):
+                if not self._is_free(start, n):
                     raise FormatError(f"{image.where}: its owner holds {n} pages from {start}, which are not free")
                 self._runs.take(start, n)
-                self._pinned.append(Pinned(start, n, [predecessor]))
-        for start, n in self._runs.gaps():
+                run = retired.pop((sup.base + start * PAGE, n), None)
+                born, freed = (self.generation + 1,) * 2 if run is None else (run.born, run.freed)
+                self._pinned.append(Pinned(start, n, born, freed, [predecessor]))
+        for run in retired.values():
+            start = (run.phys - sup.base) // PAGE
+            if not self._is_free(start, run.pages):
+                raise FormatError(f"{image.where}: its owner holds {run.pages} pages from {start}, which are retired")
+            self._runs.take(start, run.pages)
+            self._pinned.append(Pinned(start, run.pages, run.born, run.freed, []))
+        self._settle()
+        self._replenish()
+        for start, n in list(self._runs.gaps()):
             self._punch(start, n)
+        self._replenish()
+        _owners.add(self)
+
+    def _is_free(self, start: int, n: int) -> bool:
+        return any(at <= start and start + n <= at + free for at, free in self._runs.gaps())
+
+    def _settle(self) -> None:
+        now = self.generation
+        if self._others(pins.WRITERS, now, now + 1):
+            left = slots.Left(self._bytes).runs(now)
+            for start, n in list(self._runs.gaps()) if left is None else left:
+                if n and self._is_free(start, n):  # and not accounted for already, or noted twice
+                    self._runs.take(start, n)
+                    self._pinned.append(Pinned(start, n, now + 1, now + 1, []))
+        self._sweep()
 
     def _metadata(self, root: Root) -> tuple[int, int]:
         return (root.meta_phys - self._image.sup.base) // PAGE, root.meta_bytes // PAGE
 
     def _punch(self, start: int, n: int) -> None:
         if self._holes:
-            self._holes = punch(self._image.fd, self._image.sup.offset + start * PAGE, n * PAGE)
+            self._holes = punch(self._file, self._image.sup.offset + start * PAGE, n * PAGE)
 
     # What is there
 
@@ -236,7 +275,8 @@ class Handle(Turns):
             if name in self._state.catalog.items:
                 self._changes[name] = None
             if gone is not None:
-                self._free(*run_of(gone.item, self._image.sup.base), gone.item.phys)
+                self._free_uncommitted(gone.item)
+                self._sweep()
 
     def _note(self, name: str) -> None:
         """Have the journal say that an object is being changed."""
@@ -257,7 +297,8 @@ class Handle(Turns):
         phys = sup.base + start * PAGE if pages else 0
         change = self._changes[name] = Change(Item(name, phys, nbytes, dtype, shape, 0, 0))
         if gone is not None:
-            self._free(*run_of(gone.item, sup.base), gone.item.phys)
+            self._free_uncommitted(gone.item)
+            self._sweep()
         return change
 
     def _take(self, what: str, pages: int) -> int:
@@ -274,7 +315,7 @@ class Handle(Turns):
         if start is None:
             # What is free but kept for metadata is nothing that an object could have.
             gaps = [min(at + n, limit) - at for at, n in self._runs.gaps() if at < limit]
-            raise no_memory(self._image.where, what, pages, sum(gaps), max(gaps, default=0))
+            raise no_memory(self._image.where, what, pages, sum(gaps), max(gaps, default=0), self._kept)
         self._back(what, start, pages)
         return start
 
@@ -282,14 +323,13 @@ class Handle(Turns):
         """Take pages, with the machine's memory behind them now: later there would be a SIGBUS for want of it."""
         self._runs.take(start, pages)
         try:
-            os.posix_fallocate(self._image.fd, self._image.sup.offset + start * PAGE, pages * PAGE)
+            allocate(self._file, self._image.sup.offset + start * PAGE, pages * PAGE)
         except OSError as error:
-            if error.errno == errno.EPERM:
-                return  # a live update session preserves the file, which is why all of its pages are there
             self._punch(*self._runs.give(start, pages))
+            kept = f"; {self._kept * PAGE:#x} bytes of replaced objects wait for readers" if self._kept else ""
             raise OutOfMemoryError(
                 f"{self._image.where}: {what} needs {pages * PAGE:#x} bytes, which the file system does not have "
-                f"({error.strerror}); free memory, or enlarge it"
+                f"({error.strerror}); free memory, or enlarge it{kept}"
             ) from error
 
     def _bytes_of(self, item: Item) -> memoryview:
@@ -302,7 +342,7 @@ class Handle(Turns):
             offset = self._image.sup.offset + item.phys - self._image.sup.base
             try:
                 while done < item.nbytes:
-                    done += os.pwrite(self._image.fd, raw[done:], offset + done)
+                    done += os.pwrite(self._file, raw[done:], offset + done)
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise SourceError(f"{self._image.where}: write {item.name!r}: {error.strerror}") from error
@@ -318,27 +358,48 @@ class Handle(Turns):
         change.view = weakref.ref(view)
         return view
 
-    def _free(self, start: int, n: int, phys: int) -> None:
-        """Give pages back, now or when nobody looks at them any more."""
+    def _free(self, item: Item, born: int, freed: int) -> None:
+        """Give an object's pages back with the next `_sweep` that finds that they are not read any more."""
+        start, n = run_of(item, self._image.sup.base)
         if not n:
             return
+        phys = item.phys
         held: list[Callable[[], object]] = [
             weakref.ref(by) for by in (self._exporters.get(phys), self._writers.get(phys)) if by is not None
         ]
         if phys in self._its and self._predecessor is not None:
             self._its.discard(phys)
             held += [self._predecessor] if self._predecessor() is not None else []
-        if held:
-            self._pinned.append(Pinned(start, n, held))
-        else:
-            self._punch(*self._runs.give(start, n))
+        self._pinned.append(Pinned(start, n, born, freed, held))
+
+    def _free_uncommitted(self, item: Item) -> None:
+        self._free(item, self.generation + 1, self.generation + 1)
 
     def _sweep(self) -> None:
-        """Give back what nobody looks at any more."""
-        free = [pinned for pinned in self._pinned if all(by() is None for by in pinned.by)]
-        self._pinned = [pinned for pinned in self._pinned if any(by() is not None for by in pinned.by)]
-        for start, n, _ in free:
-            self._punch(*self._runs.give(start, n))
+        """Give back what is not read any more: by arrays of this process, children, or readers of its generations."""
+        if not self._pinned:
+            return
+        first, end = min(pinned.born for pinned in self._pinned), max(pinned.freed for pinned in self._pinned)
+        readers, forks = self._others(pins.READERS, first, end), self._others(pins.FORKS, first - 1, end)
+        anyone = readers or forks or self._lost
+        kept: list[Pinned] = []
+        self._kept = 0
+        for pinned in self._pinned:
+            start, n, born, freed, held, zone = pinned
+            if held and any(by() is not None for by in held):
+                kept.append(pinned)
+            elif anyone and (
+                readers.any_of(born, freed)
+                or forks.any_of(max(born - 1, 0), freed)
+                or any(born - 1 <= lost < freed for lost in self._lost)
+            ):
+                kept.append(pinned)
+                self._kept += n
+            elif zone and not self._reserve[1] and n >= self._next_metadata():
+                self._reserve = start, n
+            else:
+                self._punch(*self._runs.give(start, n))
+        self._pinned = kept
 
     # Commits
 
@@ -365,37 +426,77 @@ class Handle(Turns):
                 if change is not None:
                     crc = zlib.crc32(self._bytes_of(change.item)) if change.item.nbytes else 0
                     items[name] = replace(change.item, crc32=crc, generation=generation)
-            catalog = Catalog(self.name, self.version, generation, items)
-            start, meta, fdt_phys = self._lay_out(catalog)
+            catalog = Catalog(self.name, self.version, generation, items, self._retired(generation))
+            zone, meta, fdt_phys = self._lay_out(catalog)
+            start = zone[0]
             root = Root(generation, fdt_phys, self._image.sup.base + start * PAGE, len(meta), zlib.crc32(meta))
             try:
                 self._store(items, root, meta)
             finally:
                 # Whatever interrupts this process, it goes on from what the image says.
                 if self._image.word() == fdt_phys:
-                    self._committed(before, State(root, catalog, None))
+                    self._committed(before, State(root, catalog, None), zone)
                 else:
-                    self._runs.give(start, len(meta) // PAGE)
+                    self._keep_reserve(zone)
             return generation
 
-    def _lay_out(self, catalog: Catalog) -> tuple[int, bytes, int]:
-        """Build the metadata of a generation and take pages for them: the first page, the bytes, the FDT's address."""
+    def _retired(self, generation: int) -> tuple[Retired, ...]:
+        """List what the next owner must not use while it is read, once this generation is committed."""
+        base, before = self._image.sup.base, self._state
+        start, n = self._zone
+        runs = [Retired(base + pinned.start * PAGE, pinned.n, pinned.born, pinned.freed) for pinned in self._pinned]
+        runs.append(Retired(base + start * PAGE, n, before.root.generation, generation))
+        gone = [old for name in self._changes if (old := before.catalog.items.get(name)) is not None and old.nbytes]
+        runs += [Retired(old.phys, old.pages, old.generation, generation) for old in gone]
+        return tuple(runs)
+
+    def _lay_out(self, catalog: Catalog) -> tuple[tuple[int, int], bytes, int]:
+        """Build the metadata of a generation and take pages for them: these, the bytes, the FDT's address."""
         sup = self._image.sup
-        pages = self._map_pages + len(catalog.items) * 256 // PAGE
+        start, pages = self._reserve
+        if not pages:
+            start, pages = -1, self._map_pages + len(catalog.items) * 256 // PAGE
         while True:
-            start = self._runs.highest(pages, 1)
-            if start is None or pages * PAGE > MOST_METADATA:
-                raise no_memory(
-                    self._image.where, "commit", pages, self._runs.pages - self._runs.used, self._runs.largest
-                )
+            if start < 0:
+                found = self._runs.highest(pages, 1)
+                if found is None or pages * PAGE > MOST_METADATA:
+                    free = self._runs.pages - self._runs.used
+                    raise no_memory(self._image.where, "commit", pages, free, self._runs.largest, self._kept)
+                start = found
             try:
-                meta, fdt_phys = build(sup.base, sup.size, start, pages, catalog)
+                meta, fdt_phys, used = build(sup.base, sup.size, start, pages, catalog)
             except OutOfMemoryError:
-                pages += -(-pages // 2)
+                start, pages = -1, pages + -(-pages // 2)
                 continue
-            self._back("commit", start, len(meta) // PAGE)
-            self._map_pages = max(LEAST_METADATA, len(meta) // PAGE - len(catalog.items) * 128 // PAGE)
-            return start, meta, fdt_phys
+            break
+        if start == self._reserve[0] and self._reserve[1]:
+            self._reserve = 0, 0
+        else:
+            self._back("commit", start, pages)
+        self._map_pages = max(LEAST_METADATA, used - len(catalog.items) * 128 // PAGE)
+        self._metadata_pages = used
+        return (start, pages), meta, fdt_phys
+
+    def _next_metadata(self) -> int:
+        """Say how many pages the next commit's metadata will do with, if it adds little."""
+        return self._metadata_pages + max(2, self._metadata_pages // 8)
+
+    def _replenish(self) -> None:
+        """Keep memory for the metadata of the next commit, where there is any."""
+        if self._reserve[1] >= self._next_metadata():
+            return
+        pages = self._next_metadata() + 1
+        found = self._runs.highest(pages, 1)
+        if found is None:
+            return
+        with suppress(OutOfMemoryError):
+            self._back("commit", found, pages)
+            self._keep_reserve((found, pages))
+
+    def _keep_reserve(self, zone: tuple[int, int]) -> None:
+        (start, n), self._reserve = self._reserve, zone
+        if n:
+            self._punch(*self._runs.give(start, n))
 
     def _store(self, items: dict[str, Item], root: Root, meta: bytes) -> None:
         """Write data and metadata, then the slot, then the word.
@@ -420,18 +521,20 @@ class Handle(Turns):
         if self._image.path is not None:
             self._head.flush(0, slots.JOURNAL_AT)
 
-    def _committed(self, before: State, now: State) -> None:
-        """Follow the image: retire the slot before, give back what only that generation referred to."""
+    def _committed(self, before: State, now: State, zone: tuple[int, int]) -> None:
+        """Follow the image: retire the slot before, give back what only that generation referred to and none reads."""
         slots.retire(self._bytes, now.root.generation)
         changes, self._changes = self._changes, {}
         self._state = now
-        base = self._image.sup.base
         for name, change in changes.items():
             if change is not None and change.view is not None:
                 make_readonly(change.view())
             if (old := before.catalog.items.get(name)) is not None:
-                self._free(*run_of(old, base), old.phys)
-        self._punch(*self._runs.give(*self._metadata(before.root)))
+                self._free(old, old.generation, now.root.generation)
+        self._pinned.append(Pinned(*self._zone, before.root.generation, now.root.generation, [], zone=True))
+        self._zone = zone
+        self._sweep()
+        self._replenish()
 
     def rollback(self) -> None:
         """Drop the changes since the last commit. Raises: NotOwnerError."""
@@ -441,12 +544,18 @@ class Handle(Turns):
             self._journal.clear()
             for change in changes.values():
                 if change is not None:
-                    self._free(*run_of(change.item, self._image.sup.base), change.item.phys)
+                    self._free_uncommitted(change.item)
+            self._sweep()
+            self._replenish()
 
     # Ends
 
-    def release(self) -> None:
-        """Give the image up, with all its memory: arrays of it read as zeros. Raises: NotOwnerError."""
+    def release(self) -> int:
+        """Give the image up, with all its memory: how many bytes the machine has back at once.
+
+        Arrays of it, and what others read, stay what they are; their memory goes with them.
+        Raises: NotOwnerError.
+        """
         with self._lock:
             self._mine("release")
         # Without the lock, which its thread may be waiting for.
@@ -462,19 +571,41 @@ class Handle(Turns):
             if image.path is not None and image.still_there():
                 image.path.unlink()
             # Without its magic it is blank, and can be made anew where the descriptor is all there is.
+            taken = os.fstat(image.fd).st_blocks
             self._bytes[:8].cast("Q")[0] = 0
             self._bytes[: slots.JOURNAL_END] = bytes(slots.JOURNAL_END)
-            punch(image.fd, 0, image.sup.offset + image.sup.size)
+            for start, n in self._unseen():
+                self._punch(start, n)
+            # The head stays, 64 KiB: who looks at it must not find a hole.
+            freed = (taken - os.fstat(image.fd).st_blocks) * 512
             self.close()
+            return max(freed, 0)
+
+    def _unseen(self) -> list[tuple[int, int]]:
+        """List the runs of pages that no array of this process shows, and no reader or child may look at."""
+        base, everything = self._image.sup.base, pins.PRESENT - pins.READERS
+        seen = Runs(self._runs.pages)
+        items = [*self._state.catalog.items.values()]
+        items += [change.item for change in self._changes.values() if change is not None]
+        if self._lost or self._others(pins.READERS, 0, everything):
+            return list(self._runs.gaps())
+        for item in items:
+            if item.nbytes and (item.phys in self._exporters or item.phys in self._writers):
+                seen.take(*run_of(item, base))
+        for pinned in self._pinned:
+            if any(by() is not None for by in pinned.by):
+                seen.take(pinned.start, pinned.n)
+        return list(seen.gaps())
 
     def close(self) -> None:
         """Let go of the image: another may own it. Uncommitted changes are lost.
 
-        Views that were handed out stay, and stay what they are until another owner reuses the memory of what it
-        replaced.
+        Views that were handed out stay, and stay what they are: the next owner keeps what they show.
         """
         self._stop_serving()
         with self._lock:
+            if self._owner and os.getpid() == self._pid and self._image.lock_fd >= 0:
+                self._keep_shown(told=False)
             self._owner = False
             super().close()
             if self._predecessor is not None:
@@ -493,10 +624,12 @@ class Handle(Turns):
     def stats(self) -> dict[str, int]:
         """Tell what the image takes, in bytes unless it says otherwise.
 
-        `size`: memory there can be; `free`, `largest_free` of it; `objects` (how many), `object_bytes`,
-        `metadata_bytes`; `uncommitted` (how many), `uncommitted_bytes`; `pinned_bytes`: of objects that are gone, but
-        looked at; `allocated_bytes`: what the file takes of the machine; `generation`; `holes`: 1 if freed memory goes
-        back to the machine at once, 0 where the file system cannot do that, or while the image is preserved.
+        `size`: memory there can be; `free`, `largest_free` of it; `objects` (how many), `object_bytes`;
+        `metadata_bytes`: of this generation, and kept for the next commit's; `uncommitted` (how many),
+        `uncommitted_bytes`; `pinned_bytes`: of objects and metadata that are gone, but looked at, and `reader_bytes` of
+        these by readers in other processes, or children; `allocated_bytes`: what the file takes of the machine;
+        `generation`; `holes`: 1 if freed memory goes back to the machine at once, 0 where the file system cannot do
+        that, or while the image is preserved.
         """
         with self._lock:
             self._mine("stats")
@@ -508,10 +641,11 @@ class Handle(Turns):
                 "largest_free": self._runs.largest * PAGE,
                 "objects": len(self._names()),
                 "object_bytes": sum(item.nbytes for item in self._names().values()),
-                "metadata_bytes": self._state.root.meta_bytes,
+                "metadata_bytes": (self._zone[1] + self._reserve[1]) * PAGE,
                 "uncommitted": len(self._changes),
                 "uncommitted_bytes": sum(item.nbytes for item in changes),
                 "pinned_bytes": sum(pinned.n for pinned in self._pinned) * PAGE,
+                "reader_bytes": self._kept * PAGE,
                 "allocated_bytes": os.fstat(self._image.fd).st_blocks * 512,
                 "generation": self.generation,
                 "holes": int(self._holes),

@@ -23,7 +23,6 @@ from ..errors import BusyError, KhoError, ParameterError, SourceError
 from ..payload.live import PAGE, check_name
 from . import inherited, wire
 from .image import Image, blank, open_file
-from .mapping import punch
 from .server import Server, reading
 from .slots import HEAD
 
@@ -178,8 +177,7 @@ class Holder:
             if self.child is not None:
                 self._end_child(signal.SIGTERM)
             self._end_orphans()
-            with contextlib.suppress(KhoError):
-                punch(self._fd, 0, max(os.fstat(self._fd).st_size, PAGE))
+            # Its memory goes with the last descriptor and mapping: a reader that is left sees what it saw.
             self._ended.set()
             self._server.stop()
             self._close()

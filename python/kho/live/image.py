@@ -7,6 +7,7 @@ import fcntl
 import os
 import stat
 import time
+import warnings
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,9 +27,10 @@ from ..errors import (
 from ..image import clipped, merged
 from ..payload.live import PAGE, SUBTREE, Catalog, decode_catalog, encode_catalog
 from ..writers import aligned_blocks
-from . import slots
-from .mapping import Mapping
-from .slots import HEAD, Journal, Root, Super
+from . import pins, slots
+from .mapping import Mapping, allocate
+from .pins import Pin
+from .slots import HEAD, JOURNAL_END, Journal, Root, Super
 
 if TYPE_CHECKING:
     from ..luo import Session
@@ -111,6 +113,11 @@ class Image:
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not blank(fd):
                 raise BusyError(f"{where}: another process made it meanwhile")
+            if pins.held(lock_fd, pins.READERS, 0, 3 * pins.GENERATIONS):
+                raise BusyError(
+                    f"{where}: arrays of the image that was released here are still held; drop them, or end the "
+                    "processes that hold them (/proc/locks lists these by the file's inode), or take another file"
+                )
             _fill(fd, size, name, version, where)
         except BaseException as error:
             for opened in (fd, lock_fd):
@@ -136,20 +143,78 @@ class Image:
             if self._seen is not None and self._seen[0] == before:
                 return self._seen[1]
             try:
-                self._seen = before, self._read(before[0])
+                self._seen = before, self._state(self._root(before[0]))
                 return self._seen[1]
             except (UnsupportedAbiError, FormatError) as error:
                 # What changed while it was read was not damaged, but replaced.
                 if self._roots() == before:
-                    kind = UnsupportedAbiError if isinstance(error, UnsupportedAbiError) else FormatError
-                    hint = "refused and left as it is; remove it to begin anew"
-                    raise kind(f"{self.where}: {error}; {hint}") from error
+                    raise self._refused(error) from error
         raise BusyError(f"{self.where}: {RETRIES} times another generation was committed while one was being read")
+
+    def pinned(self) -> tuple[State, Pin]:
+        """Read and check what is committed, which stays as it is until the pin and its mappings are gone.
+
+        Where the file system has no locks of open file descriptions, a RuntimeWarning says that nothing is kept.
+        Raises: as `committed`; SourceError.
+        """
+        pin = Pin(self.fd, self.where)
+        for _ in range(RETRIES):
+            before = self._roots()
+            try:
+                root = self._root(before[0])
+                if not pin.take(pins.READERS + root.generation):
+                    warnings.warn(
+                        f"{self.where}: its file system has no locks of open file descriptions (F_OFD_SETLK), so an "
+                        "owner that commits does not keep what is read here; have it `offer` first, or use tmpfs",
+                        RuntimeWarning,
+                        stacklevel=4,
+                    )
+                    return self.committed(), pin
+                # Retired before its owner looked for locks, or kept: see `pins`.
+                if self._roots()[0] == before[0] and self._root(before[0]) == root:
+                    state = self._state(root)
+                    self.fill_holes(state)
+                    return state, pin
+            except StaleError:
+                raise
+            except (UnsupportedAbiError, FormatError) as error:
+                if self._roots() == before:
+                    raise self._refused(error) from error
+                continue
+            pin.drop(pins.READERS + root.generation)
+        raise BusyError(f"{self.where}: {RETRIES} times another generation was committed while one was being read")
+
+    def _refused(self, error: KhoError) -> KhoError:
+        kind = UnsupportedAbiError if isinstance(error, UnsupportedAbiError) else FormatError
+        return kind(f"{self.where}: {error}; refused and left as it is; remove it to begin anew")
+
+    def fill_holes(self, state: State) -> None:
+        """Allocate the memory of what is committed, where a copy of the file left out zeros.
+
+        On a full tmpfs reading a hole through a mapping is a SIGBUS. What kho writes has none.
+        Raises: OutOfMemoryError.
+        """
+        base, offset = self.sup.base, self.sup.offset
+        root = state.root
+        runs = [(0, JOURNAL_END), (offset + root.meta_phys - base, root.meta_bytes)]
+        runs += [(offset + item.phys - base, item.pages * PAGE) for item in state.catalog.items.values() if item.nbytes]
+        if os.fstat(self.fd).st_blocks * 512 >= sum(n for _, n in runs):
+            return
+        for at, n in runs:
+            try:
+                allocate(self.fd, at, n)
+            except OSError as error:
+                if error.errno in (errno.EBADF, errno.EROFS):
+                    return  # opened for reading; what compresses files has fewer blocks than bytes as well
+                raise OutOfMemoryError(
+                    f"{self.where}: {n:#x} bytes at {at:#x} of the file are a hole, for which the file system has no "
+                    f"memory ({error.strerror}); free memory, or enlarge it"
+                ) from error
 
     def _roots(self) -> tuple[int, bytes]:
         return self.word(), bytes(self.head[slots.SLOT_AT[0] : slots.OWNER_AT])
 
-    def _read(self, word: int) -> State:
+    def _root(self, word: int) -> Root:
         if word == 0:
             if not self.still_there():
                 raise StaleError(f"{self.where}: it was released meanwhile")
@@ -158,7 +223,9 @@ class Image:
         named = [root for root in roots if root is not None and root.fdt_phys == word]
         if len(named) != 1:
             raise FormatError(f"the root at {word:#x}, to which the word at {self.sup.word_at:#x} leads, is in no slot")
-        root = named[0]
+        return named[0]
+
+    def _state(self, root: Root) -> State:
         try:
             catalog = self._metadata(root)
         except UnsupportedAbiError:
@@ -192,6 +259,9 @@ class Image:
         preserved = [(pfn * PAGE, n * PAGE) for pfn, n in inc.tracker().extents()]
         if merged([*runs, *clipped(preserved, [own])]) != merged(preserved):
             raise FormatError("the map of preserved memory and the catalogue do not agree")
+        for run in catalog.retired:
+            if not self._fits(run.phys, run.pages * PAGE, own):
+                raise FormatError(f"retired memory: {run.pages:#x} pages at {run.phys:#x} cannot be")
         return catalog
 
     def _fits(self, phys: int, nbytes: int, own: tuple[int, int]) -> bool:
@@ -287,6 +357,16 @@ def _fill(fd: int, size: int, name: str, version: str, where: str) -> None:
     except OSError as error:
         raise SourceError(f"{where}: {error.strerror}") from error
     _seal(fd, where)
+    pages = size // PAGE
+    at = pages - LEAST_METADATA
+    try:
+        allocate(fd, 0, JOURNAL_END)
+        allocate(fd, offset + at * PAGE, LEAST_METADATA * PAGE)
+    except OSError as error:
+        raise OutOfMemoryError(
+            f"{where}: an empty image needs {JOURNAL_END + LEAST_METADATA * PAGE:#x} bytes, which the file system does "
+            f"not have ({error.strerror}); free memory, or enlarge it"
+        ) from error
     mapping = Mapping(fd, 0, HEAD, writable=True)
     head = mapping.view(0, HEAD)
     sup = Super(word_at, BASE, size, offset, elf_bytes, zlib.crc32(elf[:elf_bytes]))
@@ -294,9 +374,7 @@ def _fill(fd: int, size: int, name: str, version: str, where: str) -> None:
     slots.write_super(head, sup)
     head[: slots.SUPER_AT] = bytes(slots.SUPER_AT)
     head[slots.SLOT_AT[0] : slots.JOURNAL_END] = bytes(slots.JOURNAL_END - slots.SLOT_AT[0])
-    pages = size // PAGE
-    at = pages - LEAST_METADATA
-    meta, fdt_phys = build(BASE, size, at, LEAST_METADATA, Catalog(name, version, 0, {}))
+    meta, fdt_phys, _ = build(BASE, size, at, LEAST_METADATA, Catalog(name, version, 0, {}))
     memory = Mapping(fd, offset, size, writable=True)
     memory.view(at * PAGE, len(meta))[:] = meta
     slots.write_root(head, sup, Root(0, fdt_phys, BASE + at * PAGE, len(meta), zlib.crc32(meta)))
@@ -352,11 +430,12 @@ def meta_zone(pages: int, objects: int, map_pages: int) -> int:
     return max(min(pages // 8, 1024), 2 * (objects * 256 // PAGE + map_pages + 8))
 
 
-def build(base: int, size: int, start: int, n: int, catalog: Catalog) -> tuple[bytes, int]:
-    """Lay out a generation's root FDT, subtree and map in `n` pages from page `start`: their bytes, the FDT's address.
+def build(base: int, size: int, start: int, n: int, catalog: Catalog) -> tuple[bytes, int, int]:
+    """Lay out a generation's root FDT, subtree and map in `n` pages from page `start`.
 
     They are made by a handover in private memory in which just these pages are free, so that the image sees nothing
-    but the result. The bytes end with the last page that is needed.
+    but the result.
+    Returns: the bytes, which end with the last page that is needed; the FDT's address; how many pages are needed.
     Raises: OutOfMemoryError if the pages do not suffice.
     """
     blob = encode_catalog(catalog)
@@ -377,9 +456,10 @@ def build(base: int, size: int, start: int, n: int, catalog: Catalog) -> tuple[b
     out.preserve_pages(at, blob_pages)
     out.link_subtree(SUBTREE, at, len(blob))
     out.serialize()
-    while n and beside.page(at + (n - 1) * PAGE).state == "free":
+    used = n - beside.free_pages
+    while beside.page(at + (n - 1) * PAGE).state == "free":
         n -= 1
-    return beside.read(at, n * PAGE), out.fdt_phys
+    return beside.read(at, n * PAGE), out.fdt_phys, used
 
 
 def free_text(used: Iterable[tuple[str, int]]) -> str:
@@ -387,10 +467,16 @@ def free_text(used: Iterable[tuple[str, int]]) -> str:
     return ", ".join(f"{pages * PAGE / (1 << 20):.3g} MiB {what}" for what, pages in used)
 
 
-def no_memory(where: str, what: str, pages: int, free: int, largest: int) -> OutOfMemoryError:
-    """Make the error for an image that is full."""
+def no_memory(where: str, what: str, pages: int, free: int, largest: int, kept: int) -> OutOfMemoryError:
+    """Make the error for an image that is full; `kept`: pages of replaced objects that other processes still read."""
     sizes = free_text([("free", free), ("in the largest run", largest)])
+    readers = ""
+    if kept:
+        readers = (
+            f" {free_text([('of replaced objects', kept)])} wait for readers in other processes to end or to attach "
+            "again; /proc/locks lists their locks by the file's inode (OFDLCK)."
+        )
     return OutOfMemoryError(
-        f"{where}: {what} needs {free_text([('in one run', pages)])}; {sizes}. Delete objects and commit, or begin "
-        "anew with a larger size"
+        f"{where}: {what} needs {free_text([('in one run', pages)])}; {sizes}.{readers} Delete objects and commit, or "
+        "make a new image with a larger size"
     )

@@ -7,13 +7,14 @@ memory can be reused depends on whether an array of it is still held somewhere.
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 from typing import Any
 
 from ..errors import OutOfMemoryError, OutsideMemoryError, SourceError
 
-__all__ = ["Mapping", "punch"]
+__all__ = ["Mapping", "allocate", "punch"]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -35,6 +36,10 @@ FALLOC_FL_KEEP_SIZE = 1
 FALLOC_FL_PUNCH_HOLE = 2
 UNSUPPORTED = {95, 38, 1}
 """EOPNOTSUPP, ENOSYS; EPERM of a memfd that a live update session preserves, as its pages are frozen."""
+LATER = {errno.ENOSPC, errno.EDQUOT, errno.EINTR, errno.ENOMEM}
+"""What keeps a hole from being punched now: a file system that is full may need a block to note the hole."""
+ZEROS = 1 << 20
+"""Bytes that are written at a time where a file system cannot allocate."""
 
 
 class Mapping:
@@ -43,6 +48,8 @@ class Mapping:
     def __init__(self, fd: int, offset: int, size: int, *, writable: bool) -> None:
         """Map `size` bytes from `offset`. Raises: OutOfMemoryError (ENOMEM); SourceError."""
         self.size = 0
+        self.keeps: list[object] = []
+        """What must live as long as a view of this does."""
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         address = _libc.mmap(None, size, protection, mmap.MAP_SHARED, fd, offset)
         if address is None or address == MAP_FAILED:
@@ -83,6 +90,7 @@ class Mapping:
 def punch(fd: int, offset: int, nbytes: int) -> bool:
     """Give a part of a file back (FALLOC_FL_PUNCH_HOLE); it reads as zeros then. False where it cannot.
 
+    On a full file system the hole may have to wait: the memory stays taken then.
     Raises: SourceError.
     """
     if nbytes <= 0 or not _libc.fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, nbytes):
@@ -90,4 +98,42 @@ def punch(fd: int, offset: int, nbytes: int) -> bool:
     error = ctypes.get_errno()
     if error in UNSUPPORTED:
         return False
+    if error in LATER:
+        return True
     raise SourceError(f"give back {nbytes:#x} bytes at {offset:#x}: {os.strerror(error)}")
+
+
+def allocate(fd: int, offset: int, nbytes: int) -> None:
+    """Allocate the blocks of a part of a file, without which what is mapped there may be a SIGBUS.
+
+    What is in the file stays. A file system that cannot allocate is written zeros to, where the file has holes.
+    Raises: OSError, ENOSPC above all; some of it may have been allocated then.
+    """
+    while nbytes > 0:
+        try:
+            os.posix_fallocate(fd, offset, nbytes)
+        except InterruptedError:
+            continue
+        except OSError as error:
+            if error.errno == errno.EPERM:
+                return  # a live update session preserves the file, which is why all of its pages are there
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+                raise
+            _write_zeros(fd, offset, nbytes)
+        return
+
+
+def _write_zeros(fd: int, offset: int, nbytes: int) -> None:
+    end = offset + nbytes
+    while offset < end:
+        # A file system that knows no holes says that all is data.
+        try:
+            data = os.lseek(fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            data = end
+        while offset < min(data, end):
+            offset += os.pwrite(fd, bytes(min(ZEROS, min(data, end) - offset)), offset)
+        if offset < end:
+            offset = os.lseek(fd, offset, os.SEEK_HOLE)

@@ -16,6 +16,7 @@ from ..payload.live import PAGE, Item
 from .arrays import View, shaped
 from .image import Image, State
 from .mapping import Mapping
+from .pins import Pin
 
 Exporter = ctypes.Array[ctypes.c_ubyte]
 
@@ -23,11 +24,13 @@ Exporter = ctypes.Array[ctypes.c_ubyte]
 class Reader:
     """An image's committed objects: a mapping of names to read-only views. Threads may share it."""
 
-    def __init__(self, image: Image, state: State) -> None:
+    def __init__(self, image: Image, state: State, pin: Pin) -> None:
+        """Read what a pin keeps; its description is what is mapped, so that views keep it too."""
         self._image = image
         self._state = state
+        self._pin = pin
         self._lock = threading.RLock()
-        self._data = Mapping(image.fd, image.sup.offset, image.sup.size, writable=False)
+        self._data = Mapping(pin.fd, image.sup.offset, image.sup.size, writable=False)
         self._exporters: weakref.WeakValueDictionary[int, Exporter] = weakref.WeakValueDictionary()
         self._torn = state.torn
         self._dropped = image.journal(state.root.generation)
@@ -136,9 +139,13 @@ class Reader:
         return self._image.fd
 
     def close(self) -> None:
-        """Let go. Views that were handed out stay."""
+        """Let go. Views that were handed out stay, and what they show stays what it is."""
         self._image.close()
+        self._unmap()
+
+    def _unmap(self) -> None:
         vars(self).pop("_data", None)
+        self._pin.close()
 
     def _forked(self) -> None:
         """In a child: give up what must be one process's."""
@@ -159,6 +166,8 @@ class Reader:
         """Close."""
         if hasattr(self, "_image"):
             self._image.close()
+        if hasattr(self, "_pin"):
+            self._pin.close()
 
 
 _readers: weakref.WeakSet[Reader] = weakref.WeakSet()

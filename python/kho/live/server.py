@@ -127,13 +127,12 @@ class Owner:
                 handle.look_away(adopted=True)
 
     def release(self, *, force: bool) -> wire.Message:
-        """Give the memory back under the service's feet, if that is wanted."""
+        """Give the image up while the service runs, if that is wanted."""
         if not force:
-            raise BusyError(f"process {os.getpid()} uses it; stop that, or say --force: its arrays read as zeros then")
-        handle = self._owner()
-        facts = handle.committed_facts()[1]
-        handle.release()
-        return {"freed": facts["used"]}
+            raise BusyError(
+                f"process {os.getpid()} uses it; stop that, or say --force: it keeps no more than its arrays then"
+            )
+        return {"freed": self._owner().release()}
 
 
 class Client:

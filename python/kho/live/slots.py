@@ -5,6 +5,7 @@
     4608      slot 0: the root of an even generation
     5120      slot 1: the root of an odd one
     6144      the owner's pid, for messages only
+    6160      LEFT: where objects were that were not committed, and that arrays may still show
     8192      JOURNAL: the names of objects with uncommitted changes
     2 MiB     the memory
 
@@ -21,16 +22,19 @@ import zlib
 from typing import NamedTuple
 
 from ..errors import FormatError, UnsupportedAbiError
+from .pins import GENERATIONS
 
 HEAD = 2 << 20
 SUPER_AT = 4096
 SLOT_AT = (4608, 5120)
 OWNER_AT = 6144
+LEFT_AT = 6160
 JOURNAL_AT = 8192
 JOURNAL_END = 64 << 10
 MAGIC = b"kho-live"
 SLOT_MAGIC = b"kho-root"
-FORMAT = 1
+FORMAT = 2
+"""2: readers lock the generation that they read (`pins`), and owners keep it."""
 _SUPER = struct.Struct("<8sIIQQQQI")
 _SLOT = struct.Struct("<8sQQQQII")
 _CRC = struct.Struct("<I")
@@ -113,8 +117,13 @@ def read_super(head: memoryview, file_size: int) -> Super:
     if fields is None:
         raise FormatError(f"superblock at {SUPER_AT:#x}: its checksum does not hold")
     _, version, elf_bytes, word_at, base, size, offset, crc = fields
-    if version != FORMAT:
+    if version > FORMAT:
         raise UnsupportedAbiError(f"image of format {version}, not {FORMAT}: a newer kho wrote it")
+    if version < FORMAT:
+        raise UnsupportedAbiError(
+            f"image of format {version}, not {FORMAT}: an older kho wrote it, whose owners do not keep what others "
+            "read; release it with that version, and let the service fill a new one"
+        )
     sup = Super(word_at, base, size, offset, elf_bytes, crc)
     fits = offset == HEAD and 0 < size <= file_size - offset and size % 4096 == 0
     if not fits or base % 4096 or base == 0 or base + size > 1 << 63:
@@ -148,8 +157,47 @@ def read_root(head: memoryview, slot: int, sup: Super) -> Root | None:
     inside = root.meta_phys >= sup.base and root.meta_phys + root.meta_bytes <= sup.base + sup.size
     aligned = root.meta_phys % 4096 == 0 and root.meta_bytes % 4096 == 0 and root.fdt_phys % 4096 == 0
     there = root.meta_phys <= root.fdt_phys < root.meta_phys + root.meta_bytes
-    good = inside and aligned and there and root.generation % 2 == slot and fields[6] == sup.elf_crc
+    numbered = root.generation % 2 == slot and root.generation < GENERATIONS
+    good = inside and aligned and there and numbered and fields[6] == sup.elf_crc
     return root if good else None
+
+
+class Left:
+    """Runs of pages that no commit refers to, and that arrays of an earlier owner or of its children may still show.
+
+    Two words tell the generation, plus one, that was committed, and how many runs there are; then the runs, start and
+    number of pages. The next owner looks here if one of `pins.WRITERS` is locked, which is done after this is written.
+    """
+
+    MOST = (JOURNAL_AT - LEFT_AT - 16) // 16
+    MANY = (1 << 64) - 1
+    """More than there is room for."""
+
+    def __init__(self, head: memoryview) -> None:
+        self._words = head[LEFT_AT:JOURNAL_AT].cast("Q")
+
+    def add(self, generation: int, runs: list[tuple[int, int]]) -> None:
+        """Note runs, next to those that were noted of this generation."""
+        words = self._words
+        if words[0] != generation + 1:
+            words[0] = 0
+            words[1] = 0
+        count = words[1]
+        for start, n in runs:
+            if count >= self.MOST:
+                count = self.MANY
+                break
+            words[2 + 2 * count], words[3 + 2 * count] = start, n
+            count += 1
+        words[1] = count
+        words[0] = generation + 1
+
+    def runs(self, generation: int) -> list[tuple[int, int]] | None:
+        """List them; None if they are not known."""
+        words = self._words
+        if words[0] != generation + 1 or words[1] > self.MOST:
+            return None
+        return [(words[2 + 2 * at], words[3 + 2 * at]) for at in range(words[1])]
 
 
 class Journal:

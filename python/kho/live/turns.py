@@ -11,11 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from ..errors import BusyError, FinalizedError, LuoError, NotOwnerError, StaleError
+from ..errors import BusyError, FinalizedError, KhoError, LuoError, NotOwnerError, StaleError
 from ..payload.live import PAGE, Item
-from . import kexec, slots
+from . import kexec, pins, slots
 from .image import Image, State
-from .reader import Exporter, Reader
+from .mapping import Mapping
+from .pins import Pin
+from .reader import Exporter, Reader, run_of
 from .runs import Runs
 from .slots import Journal
 
@@ -38,11 +40,22 @@ class Change:
 
 
 class Pinned(NamedTuple):
-    """Pages of an object that is gone, which somebody still looks at."""
+    """Pages that no object has any more, and that may still be read."""
 
     start: int
     n: int
+    born: int
+    """The first generation that referred to them; of what was not committed, the one it would have come with."""
+    freed: int
+    """The first one after `born` that does not; `born` if none does."""
     by: list[Callable[[], object]]
+    """What keeps them in this process, or in the owner before: None when called, once it does not any more."""
+    zone: bool = False
+    """Whether they were metadata, which the next commit's may take the place of."""
+
+
+FORK = 10.0
+"""Seconds a fork waits for other threads' calls on a handle."""
 
 
 class Turns(Reader, ABC):
@@ -52,9 +65,10 @@ class Turns(Reader, ABC):
     _journal: Journal
     _runs: Runs
     _holes: bool
+    _writers: weakref.WeakValueDictionary[int, Exporter]
 
     def __init__(self, image: Image, state: State, *, inherited: bool, predecessor: Predecessor | None) -> None:
-        super().__init__(image, state)
+        super().__init__(image, state, Pin(image.fd, image.where, writable=True))
         self.inherited = inherited and state.root.generation > 0
         """Whether there was something to take over: an owner that died before it first committed left nothing."""
         self.transport = "path" if image.path is not None else "descriptor"
@@ -74,6 +88,9 @@ class Turns(Reader, ABC):
         self._waiting = 0
         self._changes: dict[str, Change | None] = {}
         self._pinned: list[Pinned] = []
+        self._fork: tuple[bool, Pin | None] = False, None
+        self._lost: list[int] = []
+        """Generations that a child may read that was forked without a pin."""
 
     def _changing(self, what: str) -> None:
         """Refuse what only the owner may do; who begins to change something waits while a successor looks."""
@@ -124,17 +141,60 @@ class Turns(Reader, ABC):
     def hand_over(self) -> None:
         """Let a candidate adopt the image; this handle reads on, and changes nothing more.
 
-        Arrays of committed objects stay whole until the successor commits. Raises: FinalizedError with uncommitted
-        changes: commit or roll back first; NotOwnerError.
+        What it reads stays whole, until it is closed and the last array of it is gone. Raises: FinalizedError with
+        uncommitted changes: commit or roll back first; NotOwnerError.
         """
+        with self._lock:
+            self._hand_over(told=False)
+
+    def _hand_over(self, *, told: bool) -> None:
         with self._lock:
             self._mine("hand_over")
             if self._changes:
                 raise FinalizedError(f"{self._image.where}: hand_over: {len(self._changes)} changes are not committed")
+            self._keep_shown(told=told)
             # A file is in one session at a time, and the next is the successor's.
             self._again = self._end_session()
             self._owner = False
             self._image.unlock()
+
+    def _keep_shown(self, *, told: bool) -> None:
+        """Lock what arrays of this process show, as any reader does, before another becomes the owner.
+
+        The locks are on the description that is mapped: they go with the last array.
+        Args: told: the successor hears which pages of replaced objects are still looked at.
+        """
+        now = self.generation
+        if not self._pin.take(pins.READERS + now):
+            return
+        looked_at = [pinned for pinned in self._pinned if any(by() is not None for by in pinned.by)]
+        for pinned in looked_at:
+            self._pin.take(pins.FORKS + pinned.freed - 1)
+        if not told:
+            self._leave(self._pin)
+
+    def _leave(self, pin: Pin) -> None:
+        """Note which pages that no commit refers to arrays of this process show, and lock them."""
+        now, base = self.generation, self._image.sup.base
+        items = [change.item for change in self._changes.values() if change is not None and change.item.nbytes]
+        runs = [run_of(item, base) for item in items if item.phys in self._writers or item.phys in self._exporters]
+        runs += [
+            (pinned.start, pinned.n)
+            for pinned in self._pinned
+            if pinned.freed > now and any(by() is not None for by in pinned.by)
+        ]
+        if runs:
+            slots.Left(self._bytes).add(now, runs)
+            pin.take(pins.FORKS + now)
+            pin.take(pins.WRITERS + now)
+
+    def _others(self, region: int, first: int, end: int) -> pins.Held:
+        """Ask which generations readers in other processes, or children, keep."""
+        return pins.held(self._image.lock_fd, region, first, end)
+
+    @abstractmethod
+    def _settle(self) -> None:
+        """Account for what readers of earlier generations, and other owners' children, may still look at."""
 
     def take_back(self) -> None:
         """Be the owner again, when a successor did not adopt the image, or died before it committed.
@@ -147,13 +207,19 @@ class Turns(Reader, ABC):
                 self._offered = False
                 return
             self._image.lock()
-            if self._image.word() != self._state.root.fdt_phys or not self._image.still_there():
+            try:
+                there = self._image.still_there() and self._image.committed().root == self._state.root
+            except KhoError:
+                there = False
+            if not there:
                 self._image.unlock()
                 raise StaleError(
                     f"{self._image.where}: take_back: there is another generation than {self.generation} by now"
                 )
             slots.retire(self._bytes, self.generation)
             self._journal.clear()
+            self._pin.drop_all()
+            self._settle()
             self._owner = True
             self._offered = False
             if self._again:
@@ -215,7 +281,7 @@ class Turns(Reader, ABC):
             if len(self._pinned) > most:
                 raise BusyError(f"{self._image.where}: arrays of {len(self._pinned)} replaced objects are still held")
             conns = self._predecessor.conns if self._predecessor is not None and self._predecessor() else []
-            self.hand_over()
+            self._hand_over(told=True)
             return [(pinned.start, pinned.n) for pinned in self._pinned], [conn.fileno() for conn in conns]
 
     def committed_facts(self) -> tuple[State, dict[str, int]]:
@@ -279,7 +345,62 @@ class Turns(Reader, ABC):
         if server is not None:
             server.stop()
 
+    def _fork_begins(self) -> None:
+        """Pin what a child will see: its mappings are its parent's, whose locks do not tell the two apart."""
+        held = self._lock.acquire(timeout=FORK)
+        pin, now = None, self.generation
+        if os.getpid() == self._pid and self._image.fd >= 0 and self._pin.supported:
+            try:
+                pin = Pin(self._pin.fd, self._image.where)
+                if pin.take(pins.FORKS + now) and self._owner:
+                    self._leave(pin)
+            except KhoError:
+                pin = None
+                self._lost.append(now)
+            if not held:
+                # A call that is going on may commit once before the child is there.
+                self._lost += [now, now + 1]
+        self._fork = held, pin
+
+    def _fork_ended(self) -> None:
+        """In the parent: leave the pin to the child."""
+        (held, pin), self._fork = self._fork, (False, None)
+        if pin is not None:
+            pin.close()
+        if held:
+            self._lock.release()
+
     def _forked(self) -> None:
         super()._forked()
         self._turn = threading.Condition(self._lock)
         self._looked_at = False
+        (_, pin), self._fork = self._fork, (False, None)
+        if pin is not None:
+            mappings = [mapping for name in ("_data", "_memory") if (mapping := vars(self).get(name)) is not None]
+            try:
+                # A child that closes all descriptors, as daemons do, has its mappings still.
+                kept: object = Mapping(pin.fd, 0, PAGE, writable=False)
+                pin.close()
+            except KhoError:
+                kept = pin
+            for mapping in mappings:
+                mapping.keeps.append(kept)
+
+
+_owners: weakref.WeakSet[Turns] = weakref.WeakSet()
+
+
+def _before_fork() -> None:
+    _forking[:] = list(_owners)
+    for owner in _forking:
+        owner._fork_begins()
+
+
+def _after_fork_in_parent() -> None:
+    for owner in _forking:
+        owner._fork_ended()
+    _forking.clear()
+
+
+_forking: list[Turns] = []
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_forking.clear)

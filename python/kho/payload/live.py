@@ -3,8 +3,10 @@
     / { compatible = "kho-live-v1"; image = "search-index"; version = "2"; generation = <u64>;
         0 { key = "vectors"; memory = <u64 phys, u64 nbytes>; dtype = "<f4"; shape = <u64 ...>;
             crc32 = <u32>; generation = <u64>; };
-        1 { ... }; };
+        1 { ... };
+        retired = <u64 phys, u64 pages, u64 born, u64 freed, ...>; };
 
+`retired` lists memory of earlier generations that readers may still hold (`Retired`), if there is any.
 A node without `dtype` and `shape` is plain bytes. Memory is page-aligned and contiguous; no two objects share a page.
 `dtype` is numpy's `dtype.str` of the kinds listed in `DTYPE`: numbers, booleans, times and fixed-length strings, never
 objects. Whoever reads this inherits it from a stranger, so `decode_catalog` checks all of it but the addresses' bounds.
@@ -14,10 +16,11 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import errors
 from .._kho import Fdt, FdtNode, FdtWriter
@@ -34,6 +37,8 @@ DTYPE = re.compile(
     r"\|b1|\|[iu]1|[<>][iu][248]|[<>]f[248]|[<>]c(?:8|16)|\|S[1-9][0-9]{0,8}|[<>]U[1-9][0-9]{0,8}"
     r"|[<>][mM]8(?:\[[0-9]{0,9}(?:Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?"
 )
+
+_RETIRED = struct.Struct("<4Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,17 @@ class Item:
         return -(-self.nbytes // PAGE)
 
 
+class Retired(NamedTuple):
+    """Memory that generations before this one referred to, and readers of these may still read."""
+
+    phys: int
+    pages: int
+    born: int
+    """The first generation that referred to it."""
+    freed: int
+    """The first one after `born` that does not."""
+
+
 @dataclass(frozen=True, slots=True)
 class Catalog:
     """What one generation of an image holds."""
@@ -67,6 +83,7 @@ class Catalog:
     version: str
     generation: int
     items: dict[str, Item]
+    retired: tuple[Retired, ...] = ()
 
 
 def itemsize(dtype: str) -> int:
@@ -102,13 +119,17 @@ def check_name(name: str) -> str:
 def encode_catalog(catalog: Catalog) -> bytes:
     """Write the subtree's FDT."""
     writer = FdtWriter(
-        4096 + sum(256 + 2 * len(item.name.encode()) + 8 * len(item.shape) for item in catalog.items.values())
+        4096
+        + sum(256 + 2 * len(item.name.encode()) + 8 * len(item.shape) for item in catalog.items.values())
+        + 32 * len(catalog.retired)
     )
     with writer.node():
         writer.property_str("compatible", COMPATIBLE)
         writer.property_str("image", catalog.image)
         writer.property_str("version", catalog.version)
         writer.property_u64("generation", catalog.generation)
+        if catalog.retired:
+            writer.property("retired", b"".join(_RETIRED.pack(*run) for run in catalog.retired))
         for at, item in enumerate(catalog.items.values()):
             with writer.node(str(at)):
                 writer.property_str("key", item.name)
@@ -131,7 +152,8 @@ def decode_catalog(blob: bytes) -> Catalog:
     try:
         if (says := root.str("compatible")) != COMPATIBLE:
             raise errors.UnsupportedAbiError(f"image of a {says!r}, not {COMPATIBLE!r}: a newer kho wrote it")
-        catalog = Catalog(check_name(root.str("image")), root.str("version"), root.u64("generation"), {})
+        retired = tuple(_retired(root["retired"], root.u64("generation"))) if "retired" in root else ()
+        catalog = Catalog(check_name(root.str("image")), root.str("version"), root.u64("generation"), {}, retired)
         for node in root.children:
             item = _item(node)
             if item.name in catalog.items:
@@ -143,11 +165,29 @@ def decode_catalog(blob: bytes) -> Catalog:
             catalog.items[item.name] = item
     except (errors.NotFoundError, errors.ParameterError) as error:
         raise errors.FormatError(str(error)) from error
-    used = sorted((item.phys, item.pages * PAGE, item.name) for item in catalog.items.values() if item.nbytes)
+    used = sorted(
+        [(item.phys, item.pages * PAGE, f"object {item.name!r}") for item in catalog.items.values() if item.nbytes]
+        + [(run.phys, run.pages * PAGE, "retired memory") for run in catalog.retired]
+    )
     for (phys, nbytes, name), (after, _, other) in pairwise(used):
         if phys + nbytes > after:
-            raise errors.FormatError(f"objects {name!r} and {other!r} overlap at {after:#x}")
+            raise errors.FormatError(f"{name} and {other} overlap at {after:#x}")
     return catalog
+
+
+def _retired(value: bytes, generation: int) -> Iterator[Retired]:
+    numbers = _numbers(value)
+    if len(numbers) % 4:
+        raise errors.FormatError(f"retired memory: {len(numbers)} numbers, not four for each run")
+    for at in range(0, len(numbers), 4):
+        run = Retired(*numbers[at : at + 4])
+        if run.phys % PAGE or not run.phys or not run.pages or run.phys + run.pages * PAGE > 1 << 64:
+            raise errors.FormatError(f"retired memory: {run.pages:#x} pages at {run.phys:#x} cannot be")
+        if not run.born <= run.freed <= generation + 1:
+            raise errors.FormatError(
+                f"retired memory at {run.phys:#x}: of generations {run.born} to before {run.freed}, in {generation}"
+            )
+        yield run
 
 
 def _item(node: FdtNode) -> Item:

@@ -3,6 +3,7 @@
 use kho::Error;
 use pyo3::prelude::*;
 use pyo3::types::PyType;
+use std::io::ErrorKind;
 
 /// The exception for an error. The classes are Python's (`python/kho/errors.py`), looked up when one is raised.
 pub(crate) fn to_py(error: Error) -> PyErr {
@@ -28,6 +29,9 @@ pub(crate) fn to_py(error: Error) -> PyErr {
         Error::Root { .. } | Error::Map { .. } | Error::NoLayout { .. } => "FormatError",
         Error::UnsupportedAbi { .. } => "UnsupportedAbiError",
         Error::NoHandover { .. } => "NoHandoverError",
+        Error::Io { source, .. } if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+            "OutOfMemoryError"
+        }
         Error::Source { .. } | Error::Io { .. } => "SourceError",
         _ => "KhoError",
     };

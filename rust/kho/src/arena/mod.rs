@@ -127,6 +127,8 @@ impl Arena {
         if scratch_phys != 0 {
             let array: Vec<u8> =
                 config.scratch.iter().flat_map(|s| [s.addr, s.size]).flat_map(u64::to_le_bytes).collect();
+            // The whole page: a file system with smaller blocks would otherwise have none for the rest of it.
+            spans.back(Phys(scratch_phys), config.page.bytes())?;
             spans.write(Phys(scratch_phys), &array)?;
         }
         Ok(Arc::new(Arena {
@@ -244,7 +246,17 @@ impl Arena {
     /// # Errors
     /// [`Error::NoMemory`]; [`Error::OrderTooLarge`].
     pub fn alloc(&self, order: Order, node: Option<u32>, gigantic: bool) -> Result<Pfn> {
-        self.settled()?.alloc(order, node, gigantic)
+        let pfn = self.settled()?.alloc(order, node, gigantic)?;
+        self.backed(pfn, order)
+    }
+
+    /// Allocates the file's blocks for a folio that was just allocated; if there are none, the folio is free again.
+    fn backed(&self, pfn: Pfn, order: Order) -> Result<Pfn> {
+        let backed = self.spans.back(self.page().phys(pfn), self.page().folio_bytes(order));
+        if backed.is_err() {
+            self.put_own([pfn]);
+        }
+        backed.map(|()| pfn)
     }
 
     /// Allocates many single pages, or none.
@@ -255,8 +267,11 @@ impl Arena {
         let mut pages = self.settled()?;
         let mut all = Vec::new();
         for _ in 0..n {
-            match pages.alloc(Order::ZERO, None, false) {
-                Ok(pfn) => all.push(pfn),
+            let page = pages.alloc(Order::ZERO, None, false);
+            all.extend(page.as_ref().ok());
+            let backed = page.and_then(|pfn| self.spans.back(self.page().phys(pfn), self.page().bytes()));
+            match backed {
+                Ok(()) => {}
                 Err(e) => {
                     drop(pages);
                     self.put_own(all);
@@ -272,7 +287,8 @@ impl Arena {
     /// # Errors
     /// [`Error::PageState`] if any page of it is in use; [`Error::OutsideMemory`]; [`Error::Misaligned`].
     pub fn alloc_at(&self, pfn: Pfn, order: Order) -> Result<Pfn> {
-        self.settled()?.alloc_at(pfn, order)
+        let pfn = self.settled()?.alloc_at(pfn, order)?;
+        self.backed(pfn, order)
     }
 
     /// Allocates pages for `len` bytes, zeroed.

@@ -10,7 +10,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::ptr::NonNull;
 use zerocopy::IntoBytes;
@@ -29,6 +29,8 @@ pub(super) struct Spans {
     spans: Vec<Span>,
     ranges: Vec<PhysRange>,
     file: Option<(File, u64)>,
+    /// Whether the file is on a file system that may be full when a page is touched.
+    limited: bool,
 }
 
 /// `(phys, len, file offset)` of each span.
@@ -111,7 +113,8 @@ impl Spans {
         });
         let spans = spans.collect::<Result<Vec<_>>>()?;
         let ranges = layout.iter().map(|s| PhysRange { start: Phys(s.0), len: s.1 }).collect();
-        Ok(Spans { spans, ranges, file })
+        let limited = file.as_ref().is_some_and(|(file, _)| file.metadata().is_ok_and(|file| file.nlink() > 0));
+        Ok(Spans { spans, ranges, file, limited })
     }
 
     fn span_of(&self, phys: u64) -> Option<&Span> {
@@ -161,6 +164,22 @@ impl Spans {
             Some((file, at)) => file
                 .write_all_at(&handover.encode(), *at)
                 .map_err(|e| Error::io("record the FDT's address in the arena's header", e)),
+        }
+    }
+
+    /// Allocates the file's blocks for memory that is about to be handed out: touching a page for which the file system has
+    /// none kills the process (SIGBUS). Private memory and memfds are limited by the machine alone.
+    ///
+    /// # Errors
+    /// [`Error::Io`], of kind `StorageFull`. File systems that cannot allocate (EOPNOTSUPP) are not asked again.
+    pub(super) fn back(&self, phys: Phys, len: u64) -> Result<()> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        use rustix::io::Errno;
+        let Some((fd, span)) = self.fd().zip(self.span_of(phys.0)).filter(|_| self.limited) else { return Ok(()) };
+        let offset = span.offset + (phys.0 - span.phys);
+        match rustix::io::retry_on_intr(|| fallocate(fd, FallocateFlags::empty(), offset, len)) {
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+            Err(e) => Err(Error::io(format!("the arena's file: {len:#x} bytes for memory at {phys}"), e)),
         }
     }
 

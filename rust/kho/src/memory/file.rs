@@ -83,7 +83,7 @@ impl Backing {
     pub(crate) fn open(path: &Path, work: &Work<'_>) -> Result<Self> {
         match open(path)? {
             Opened::File(file, size) => {
-                Ok(Backing { path: path.to_path_buf(), store: Box::new(file), size, held: size })
+                Ok(Backing { path: path.to_path_buf(), store: super::live::store(file), size, held: size })
             }
             Opened::Stream(stream) => unpack::spool(path, stream, work),
         }

@@ -7,6 +7,7 @@ mod flat;
 mod foreign;
 mod kdump;
 mod lime;
+mod live;
 mod slices;
 mod source;
 mod unpack;

@@ -1,0 +1,267 @@
+"""kho.live: what is read stays what it is over all changes of owner, and what keeps it is known and bounded."""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kho
+import kho.live
+from kho.live import Handle, pins, slots
+from kho.live.pins import Pin
+from kho.payload.live import Catalog, Item, Retired, decode_catalog, encode_catalog
+
+from livefiles import child, die, ended, sample
+
+BASE = 1 << 32
+
+
+def filled(image: Path, size: str = "2M") -> Handle:
+    """An image with an object."""
+    h = kho.live.open("x", size, backing=image)
+    h.put("a", sample(1, 50_000))
+    h.commit()
+    return h
+
+
+def replace(h: Handle, times: int = 8) -> None:
+    """Have memory that is not read used again."""
+    for i in range(times):
+        h.put("a", sample(100 + i, 50_000))
+        h.put("b", sample(200 + i, 30_000))
+        h.commit()
+
+
+def same(array: Any, seed: int, nbytes: int = 50_000) -> None:
+    np.testing.assert_array_equal(np.asarray(array), sample(seed, nbytes))
+
+
+def test_an_array_of_an_owner_that_handed_over_stays(image: Path) -> None:
+    old = filled(image)
+    array = old["a"]
+    old.hand_over()
+    with kho.live.attach(image).adopt() as h:
+        replace(h)
+        same(array, 1)
+        same(old["a"], 1)
+        old.close()
+        replace(h)
+        same(array, 1)
+        assert h.stats()["reader_bytes"] > 0
+        del array
+        gc.collect()
+        assert h.stats()["reader_bytes"] == 0
+
+
+def test_an_array_of_an_object_that_was_replaced_stays_when_its_owner_hands_over(image: Path) -> None:
+    old = filled(image)
+    array = old["a"]
+    old.put("a", sample(2, 50_000))
+    old.commit()
+    old.put("dropped", sample(3, 5000))
+    dropped = old["dropped"]
+    old.rollback()
+    old.hand_over()
+    with kho.live.attach(image).adopt() as h:
+        for _ in range(3):
+            replace(h)
+            same(array, 1)
+            same(dropped, 3, 5000)
+    old.close()
+
+
+def test_an_array_that_is_held_over_close_costs_the_next_owner_its_own_pages(image: Path) -> None:
+    h = filled(image)
+    array, made = h["a"], h.empty("never committed", 70_000)
+    made[:] = 7
+    free = h.stats()["free"]
+    h.close()
+    with kho.live.open("x", backing=image) as again:
+        replace(again)
+        made[:] = 8
+        assert again.stats()["free"] > free - (400 << 10)
+        assert again.verify() == 80_000
+        same(array, 1)
+
+
+def test_a_child_that_outlives_its_parent_writes_into_nothing_that_is_committed(image: Path) -> None:
+    go, told = os.pipe(), os.pipe()
+
+    def service() -> None:
+        h = filled(image)
+        made = h.empty("filled by a child", 100_000)
+
+        def work() -> None:
+            os.read(go[0], 1)
+            made[:] = 255
+            same(h["a"], 1)
+            os.write(told[1], b".")
+
+        child(work)
+        die()
+
+    assert ended(child(service)) == -9
+    with kho.live.open("x", backing=image) as h:
+        replace(h)
+        os.write(go[1], b".")
+        os.set_blocking(told[0], True)
+        assert os.read(told[0], 1) == b"."
+        assert h.verify() == 80_000
+        for _ in range(100):
+            if not h.stats()["reader_bytes"]:
+                break
+            time.sleep(0.02)
+        assert h.stats()["reader_bytes"] == 0, "the child has ended"
+    for end in (*go, *told):
+        os.close(end)
+
+
+def test_more_than_there_is_room_to_note_keeps_everything(image: Path) -> None:
+    h = filled(image, "8M")
+    arrays = [h.empty(f"n{i}", 4096) for i in range(slots.Left.MOST + 1)]
+    h.close()
+    with kho.live.open("x", backing=image) as again:
+        with pytest.raises(kho.OutOfMemoryError, match="wait for readers"):
+            again.put("b", b"2")
+        arrays.clear()
+        again.put("b", b"2")
+        again.commit()
+
+
+def test_a_new_image_waits_for_arrays_of_the_one_that_was_released_in_its_place() -> None:
+    fd = os.memfd_create("x", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with kho.live.open("x", "1M", backing=fd) as h:
+        h.put("a", b"1" * 5000)
+        h.commit()
+        held = h["a"]
+        h.release()
+    with pytest.raises(kho.BusyError, match="still held"):
+        kho.live.open("x", "1M", backing=fd)
+    assert bytes(held) == b"1" * 5000
+    del held
+    with kho.live.open("x", "1M", backing=fd) as h:
+        assert h.generation == 0
+    os.close(fd)
+
+
+def test_a_full_image_says_that_it_waits_for_readers(image: Path) -> None:
+    with filled(image) as h, kho.live.attach(image) as reader:
+        h.put("a", b"")
+        h.put("large", bytes(h.stats()["largest_free"] - (300 << 10)))
+        h.commit()
+        with kho.live.attach(image), pytest.raises(kho.OutOfMemoryError, match="wait for readers"):
+            del h["large"]
+            h.commit()
+            h.put("large", bytes(1 << 20))
+        h.put("large", bytes(1 << 20))
+        same(reader["a"], 1)
+
+
+def test_a_process_that_locks_every_other_generation_costs_memory_and_no_time(image: Path) -> None:
+    with filled(image) as h:
+        fd = os.open(image, os.O_RDONLY)
+        for generation in range(0, 6000, 2):
+            lock = pins._flock(fcntl.F_RDLCK, pins.READERS + generation, 1)
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock)
+        began = time.process_time()
+        found = pins.held(h.lock_fileno(), pins.READERS, 0, 6000)
+        assert time.process_time() - began < 1
+        assert all(found.any_of(generation, generation + 1) for generation in range(0, 6000, 2))
+        replace(h, 3)
+        os.close(fd)
+        h.put("a", b"")
+        h.commit()
+        assert h.stats()["reader_bytes"] == 0
+
+
+def test_what_is_held_is_found_run_by_run(image: Path) -> None:
+    with filled(image) as h:
+        pin = Pin(h.fileno(), "here")
+        for generation in (3, 4, 5, 9, 20):
+            assert pin.take(pins.READERS + generation)
+        found = pins.held(h.lock_fileno(), pins.READERS, 4, 20)
+        held = [g for g in range(30) if found.any_of(g, g + 1)]
+        assert held == [4, 5, 9]
+        assert not found.any_of(6, 9)
+        assert found.any_of(6, 10)
+        assert not found.any_of(9, 9)
+        pin.drop_all()
+        assert not pins.held(h.lock_fileno(), pins.READERS, 0, 30)
+
+
+def test_a_file_system_without_such_locks_is_said(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(fd: int, what: int, argument: Any = 0) -> Any:
+        if what in (fcntl.F_OFD_SETLK, fcntl.F_OFD_GETLK):
+            raise OSError(22, "Invalid argument")
+        return real(fd, what, argument)
+
+    real = fcntl.fcntl
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    with filled(image) as h:
+        with pytest.warns(RuntimeWarning, match="no locks of open file descriptions"):
+            reader = kho.live.attach(image)
+        same(reader["a"], 1)
+        replace(h)
+        reader.close()
+
+
+def test_a_write_lock_where_readers_lock_is_an_error(image: Path) -> None:
+    with filled(image) as h:
+        fd = os.open(image, os.O_RDWR)
+        lock = pins._flock(fcntl.F_WRLCK, pins.READERS, 100)
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock)
+        with pytest.raises(kho.BusyError, match="/proc/locks"):
+            kho.live.attach(image)
+        os.close(fd)
+        kho.live.attach(image).close()
+        assert h.verify()
+
+
+def test_an_image_of_the_format_before_is_refused_with_the_remedy(image: Path) -> None:
+    filled(image).close()
+    with image.open("r+b") as file:
+        head = bytearray(file.read(8192))
+        view = memoryview(head)
+        packed = slots._SUPER.pack(slots.MAGIC, 1, *slots._SUPER.unpack_from(head, slots.SUPER_AT)[2:])
+        view[slots.SUPER_AT : slots.SUPER_AT + slots.SUPER_BYTES] = slots._sealed(packed)
+        file.seek(0)
+        file.write(head)
+    with pytest.raises(kho.UnsupportedAbiError, match="format 1, not 2: an older kho wrote it"):
+        kho.live.attach(image)
+
+
+def test_retired_memory_comes_back_and_is_checked() -> None:
+    items = {"a": Item("a", BASE, 4096, None, (4096,), 0, 5)}
+    good = Catalog("x", "1", 9, items, (Retired(BASE + 4096, 2, 3, 9), Retired(BASE + 16384, 1, 10, 10)))
+    assert decode_catalog(encode_catalog(good)) == good
+    for run, says in {
+        Retired(BASE, 1, 3, 9): "overlap",
+        Retired(BASE + 1, 1, 3, 9): "cannot be",
+        Retired(BASE + 4096, 0, 3, 9): "cannot be",
+        Retired(0, 1, 3, 9): "cannot be",
+        Retired(BASE + 4096, (1 << 64) - 1, 3, 9): "cannot be",
+        Retired(BASE + 4096, 1, 9, 3): "of generations 9 to before 3",
+        Retired(BASE + 4096, 1, 3, 11): "of generations 3 to before 11",
+    }.items():
+        bad = Catalog("x", "1", 9, items, (run,))
+        with pytest.raises(kho.FormatError, match=says):
+            decode_catalog(encode_catalog(bad))
+
+
+def test_a_commit_and_the_next_take_the_place_of_each_other(image: Path) -> None:
+    """Without readers no memory is taken or given back for metadata: where nothing is free, one can still commit."""
+    with filled(image) as h:
+        replace(h, 4)
+        zones = set()
+        for _ in range(10):
+            h.put("a", sample(1, 50_000))
+            h.commit()
+            zones.add(h._zone)
+        assert len(zones) == 2
