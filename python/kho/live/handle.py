@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 import weakref
 import zlib
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ..errors import (
     BusyError,
@@ -16,14 +15,15 @@ from ..errors import (
     NotFoundError,
     NotOwnerError,
     OutOfMemoryError,
-    SourceError,
     StaleError,
 )
 from ..payload.live import PAGE, Catalog, Item, check_name, nbytes_of
 from . import slots
-from .arrays import View, dtype_of, make_readonly, shaped
+from .arrays import View, dtype_of, make_readonly, plain_array, plain_bytes, shaped
 from .image import LEAST_METADATA, MOST_METADATA, Image, State, build, meta_zone, no_memory
 from .mapping import Mapping, punch
+from .memory import Meter, huge_pool
+from .oserrors import error_of
 from .reader import Exporter, Reader, run_of
 from .runs import Runs
 from .slots import HEAD, Journal, Root
@@ -77,6 +77,7 @@ class Candidate(Reader):
                 raise NotOwnerError(f"{image.where}: this candidate is closed, or another process's")
             image.lock(timeout)
             try:
+                image.make_writable()
                 if not image.still_there():
                     raise StaleError(f"{image.where}: it was released meanwhile")
                 self._state = image.committed()
@@ -112,6 +113,7 @@ class Handle(Turns):
         super().__init__(image, state, inherited=inherited, predecessor=predecessor)
         self._its = {item.phys for item in state.catalog.items.values()} if predecessor is not None else set[int]()
         self._holes = True
+        self._meter = Meter()
         self._writers: weakref.WeakValueDictionary[int, Exporter] = weakref.WeakValueDictionary()
         sup = image.sup
         self._memory = Mapping(image.fd, sup.offset, sup.size, writable=True)
@@ -188,12 +190,12 @@ class Handle(Turns):
     def put(self, name: str, value: Buffer | np.ndarray[Any, Any]) -> None:
         """Copy an array, or bytes, in; in place of the object of that name, if there is one, once it is committed.
 
-        Args: value: a numpy array, or anything that exports a buffer: without numpy's dtype it becomes bytes.
-        Raises: OutOfMemoryError with what is needed and free; ParameterError; NotOwnerError.
+        Args: value: a numpy array, or anything that exports a buffer of numbers: without numpy's dtype it becomes
+            bytes. What means more than its buffer (masked arrays and other subclasses, objects, structures) is refused.
+        Raises: OutOfMemoryError with what is needed and free; NotStorableError with the remedy; ParameterError;
+            NotOwnerError.
         """
-        numpy: Any = sys.modules.get("numpy")
-        if numpy is not None and isinstance(value, numpy.ndarray | numpy.generic):
-            array = numpy.asarray(value)
+        if (array := plain_array(name, value)) is not None:
             code = dtype_of(array.dtype)
             with self._lock:
                 change = self._new("put", name, array.nbytes, code, array.shape)
@@ -203,7 +205,7 @@ class Handle(Turns):
                     place: Any = shaped(self._bytes_of(change.item), code, array.shape)
                     place[...] = array
             return
-        raw = memoryview(cast("Buffer", value))
+        raw = plain_bytes(name, value)
         with self._lock:
             change = self._new("put", name, raw.nbytes, None, (raw.nbytes,))
             if raw.nbytes:
@@ -282,15 +284,17 @@ class Handle(Turns):
         """Take pages, with the machine's memory behind them now: later there would be a SIGBUS for want of it."""
         self._runs.take(start, pages)
         try:
+            self._meter.check(self._image.fd, pages * PAGE, f"{self._image.where}: {what}")
             os.posix_fallocate(self._image.fd, self._image.sup.offset + start * PAGE, pages * PAGE)
         except OSError as error:
             if error.errno == errno.EPERM:
                 return  # a live update session preserves the file, which is why all of its pages are there
             self._punch(*self._runs.give(start, pages))
-            raise OutOfMemoryError(
-                f"{self._image.where}: {what} needs {pages * PAGE:#x} bytes, which the file system does not have "
-                f"({error.strerror}); free memory, or enlarge it"
-            ) from error
+            doing = f"{what} needs {pages * PAGE:#x} bytes"
+            raise error_of(error, self._image.where, doing, huge_pool(self._image.fd)) from error
+        except OutOfMemoryError:
+            self._punch(*self._runs.give(start, pages))
+            raise
 
     def _bytes_of(self, item: Item) -> memoryview:
         return self._memory.view(item.phys - self._image.sup.base, item.nbytes)
@@ -305,7 +309,7 @@ class Handle(Turns):
                     done += os.pwrite(self._image.fd, raw[done:], offset + done)
             except OSError as error:
                 if error.errno != errno.EINVAL:
-                    raise SourceError(f"{self._image.where}: write {item.name!r}: {error.strerror}") from error
+                    raise error_of(error, self._image.where, f"write {item.name!r}") from error
         self._bytes_of(item)[done:] = raw[done:]
 
     def _writable(self, change: Change) -> View:

@@ -11,7 +11,10 @@ import mmap
 import os
 from typing import Any
 
-from ..errors import OutOfMemoryError, OutsideMemoryError, SourceError
+from ..errors import OutsideMemoryError, SourceError
+from ..owned import Uncopied
+from .memory import huge_pool
+from .oserrors import error_of
 
 __all__ = ["Mapping", "punch"]
 
@@ -37,7 +40,7 @@ UNSUPPORTED = {95, 38, 1}
 """EOPNOTSUPP, ENOSYS; EPERM of a memfd that a live update session preserves, as its pages are frozen."""
 
 
-class Mapping:
+class Mapping(Uncopied):
     """A part of a file, shared with everyone who maps it; unmapped when the last view is gone."""
 
     def __init__(self, fd: int, offset: int, size: int, *, writable: bool) -> None:
@@ -47,8 +50,7 @@ class Mapping:
         address = _libc.mmap(None, size, protection, mmap.MAP_SHARED, fd, offset)
         if address is None or address == MAP_FAILED:
             error = ctypes.get_errno()
-            kind = OutOfMemoryError if error == 12 else SourceError
-            raise kind(f"map {size:#x} bytes: {os.strerror(error)}")
+            raise error_of(OSError(error, os.strerror(error)), f"map {size:#x} bytes", hint=huge_pool(fd))
         self.address: int = address
         self.size = size
         self._munmap = _libc.munmap
