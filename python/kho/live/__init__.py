@@ -247,7 +247,12 @@ def _open_named(wanted: Wanted) -> Handle:
     while True:
         listener = None
         if came is not None:
-            handle = _inherited(came, wanted)
+            try:
+                handle = _inherited(came, wanted)
+            except BaseException:
+                if came.listener is not None:
+                    os.close(came.listener)
+                raise
             listener = came.listener
         elif (offer := successor.ask(name, wanted.version, deadline)) is not None:
             with offer:
@@ -295,7 +300,12 @@ def _open_named(wanted: Wanted) -> Handle:
 def _inherited(came: Inherited, wanted: Wanted) -> Handle:
     """Own a memfd that this process was given; the descriptors are the handle's from now on."""
     where = f"{wanted.name!r} ({came.transport})"
-    if came.lock_fd is None and _blank(came.fd, where, wanted.policy):
+    try:
+        new = came.lock_fd is None and _blank(came.fd, where, wanted.policy)
+    except BaseException:
+        os.close(came.fd)
+        raise
+    if new:
         # A holder has said how large it is to be.
         size = max(os.fstat(came.fd).st_size - HEAD, 0) or wanted.size
         handle = _new(came.fd, wanted._replace(size=size), where, None)
@@ -360,10 +370,9 @@ def _new_memfd(wanted: Wanted) -> Handle:
         # The kernel takes 249 bytes of a name.
         label = f"kho-live:{wanted.name.encode()[:200].decode(errors='ignore')}"
         fd = os.memfd_create(label, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | huge | executable)
-    except PermissionError as error:
-        raise SourceError(f"{where}: {error.strerror}: vm.memfd_noexec is 2, and 1 is what kexec=True needs") from error
     except OSError as error:
-        raise error_of(error, where, "memfd_create") from error
+        hint = "vm.memfd_noexec is 2, and 1 is what kexec=True needs" if error.errno == errno.EACCES else ""
+        raise error_of(error, where, "memfd_create", hint) from error
     size = -(-wanted.size // HUGE) * HUGE if wanted.huge else wanted.size
     return _new(fd, wanted._replace(size=size), where, None)
 

@@ -133,7 +133,7 @@ def _refusal(dtype: Any) -> str:
     if dtype.kind == "O":
         return 'store numbers or fixed-length strings, `a.astype("f8")` or `a.astype("U")`'
     if dtype.kind == "T":
-        return 'store fixed-length strings, `a.astype("U")`'
+        return 'store fixed-length strings, `a.astype(object).astype("U")`'
     if dtype.kind == "f" and dtype.itemsize > 8:
         return 'store `a.astype("f8")`, or bytes, `a.tobytes()`'
     if dtype.kind == "c" and dtype.itemsize > 16:

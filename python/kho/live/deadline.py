@@ -17,6 +17,8 @@ __all__ = ["GRACE", "Deadline"]
 
 GRACE = 0.3
 """Seconds that all waits of one call together may take after its timeout: for answers of processes that run."""
+LEAST = 1e-4
+"""Seconds that are not worth a sleep."""
 LONGEST = 1e6
 """Seconds of a single wait without a deadline: less than what poll and sleep refuse."""
 
@@ -54,7 +56,7 @@ class Deadline:
     def sleep(self, seconds: float) -> bool:
         """Sleep before another try; False, at once, if there is no time left for one."""
         with self.wait(seconds) as allowed:
-            if allowed <= 0:
+            if allowed < LEAST:
                 return False
             time.sleep(allowed)
         return True

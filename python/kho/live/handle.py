@@ -291,7 +291,7 @@ class Handle(Turns):
                 return  # a live update session preserves the file, which is why all of its pages are there
             self._punch(*self._runs.give(start, pages))
             doing = f"{what} needs {pages * PAGE:#x} bytes"
-            raise error_of(error, self._image.where, doing, huge_pool(self._image.fd)) from error
+            raise error_of(error, self._image.where, doing, pool=huge_pool(self._image.fd)) from error
         except OutOfMemoryError:
             self._punch(*self._runs.give(start, pages))
             raise

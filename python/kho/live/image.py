@@ -28,7 +28,7 @@ from ..payload.live import PAGE, SUBTREE, Catalog, decode_catalog, encode_catalo
 from ..writers import aligned_blocks
 from . import slots
 from .mapping import Mapping
-from .oserrors import error_of, no_descriptor
+from .oserrors import error_of, rust_error
 from .slots import HEAD, Journal, Root, Super
 from .trust import PRIVATE, Policy, check_descriptor, open_trusted, same_file
 
@@ -310,7 +310,7 @@ def _fill(fd: int, size: int, name: str, version: str, where: str) -> None:
     try:
         arena = _kho.Arena([(BASE, size)], backing="memfd", max_page_order=LARGEST_ORDER)
     except SourceError as error:
-        raise (no_descriptor(where, "make an image") or error) from error
+        raise rust_error(error, where, "make an image") from error
     elf = os.pread(arena.fileno(), PAGE, 0)
     word_at, offset, elf_bytes = slots.describe_elf(elf)
     try:

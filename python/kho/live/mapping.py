@@ -50,7 +50,7 @@ class Mapping(Uncopied):
         address = _libc.mmap(None, size, protection, mmap.MAP_SHARED, fd, offset)
         if address is None or address == MAP_FAILED:
             error = ctypes.get_errno()
-            raise error_of(OSError(error, os.strerror(error)), f"map {size:#x} bytes", hint=huge_pool(fd))
+            raise error_of(OSError(error, os.strerror(error)), f"map {size:#x} bytes", pool=huge_pool(fd))
         self.address: int = address
         self.size = size
         self._munmap = _libc.munmap

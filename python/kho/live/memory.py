@@ -17,7 +17,7 @@ import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ..errors import OutOfMemoryError
 
@@ -27,6 +27,8 @@ UNLIMITED = 1 << 62
 """cgroup v1 has a number of pages near 2**63 where there is no limit."""
 RECLAIMED = ("inactive_file", "active_file", "slab_reclaimable")
 RECLAIMED_V1 = ("total_inactive_file", "total_active_file")
+DEEPEST = 64
+"""Levels of groups that are looked at."""
 STEP = 1 << 20
 """Bytes that may be allocated between two looks at the limits."""
 
@@ -81,17 +83,18 @@ def _table(file: Path) -> dict[str, int]:
     return table
 
 
-def limits(places: Places = PLACES) -> Iterator[Limit]:
+def limits(places: Places | None = None) -> Iterator[Limit]:
     """List the memory cgroups of this process that have a limit, its own first, then those above it."""
+    places = places or PLACES
     try:
         lines = places.own.read_bytes()[: 64 << 10].decode(errors="surrogateescape").splitlines()
     except OSError:
         return
     swap = _table(places.meminfo).get("SwapFree", 0)
     for line in lines:
-        _, _, rest = line.partition(":")
+        number, _, rest = line.partition(":")
         controllers, _, group = rest.partition(":")
-        if not controllers:
+        if number == "0" and not controllers:
             for base in (places.cgroups, places.cgroups / "unified"):
                 for folder in _upwards(base, group):
                     yield from _v2(folder, swap)
@@ -105,9 +108,9 @@ def _upwards(base: Path, group: str) -> Iterator[Path]:
 
     In a container the group may be named as the host sees it, with the mount showing only the container's own.
     """
-    parts = PurePosixPath(os.path.normpath("/" + group)).parts[1:]
+    parts = [part for part in os.path.normpath("/" + group).split("/") if part][:DEEPEST]
     for n in range(len(parts), -1, -1):
-        yield base.joinpath(*parts[:n])
+        yield Path(base, *parts[:n])
 
 
 def _v2(folder: Path, swap: int) -> Iterator[Limit]:
@@ -136,7 +139,7 @@ def _size(nbytes: int) -> str:
     return f"{nbytes} bytes" if nbytes < 1 << 20 else f"{nbytes / (1 << 20):.6g} MiB"
 
 
-def check(nbytes: int, what: str, places: Places = PLACES) -> None:
+def check(nbytes: int, what: str, places: Places | None = None) -> None:
     """Refuse an allocation that a memory cgroup's limit does not allow, where that can be known.
 
     Args: nbytes: that will be allocated. what: the place and the act, for the message.
@@ -178,11 +181,11 @@ class Meter:
         if self._since + nbytes < STEP:
             self._since += nbytes
             return
-        check(unallocated(fd, nbytes), what, PLACES)
+        check(unallocated(fd, nbytes), what)
         self._since = 0
 
 
-def huge_pool(fd: int, places: Places = PLACES) -> str:
+def huge_pool(fd: int, places: Places | None = None) -> str:
     """Tell what the pool of a file's huge pages has, and how to enlarge it; "" for normal pages."""
     try:
         size = os.fstatvfs(fd).f_bsize
@@ -190,7 +193,7 @@ def huge_pool(fd: int, places: Places = PLACES) -> str:
         return ""
     if size <= mmap.PAGESIZE:
         return ""
-    pool = places.hugepages / f"hugepages-{size >> 10}kB"
+    pool = (places or PLACES).hugepages / f"hugepages-{size >> 10}kB"
     total, free, reserved, more = (
         _number(pool / name) for name in ("nr_hugepages", "free_hugepages", "resv_hugepages", "nr_overcommit_hugepages")
     )

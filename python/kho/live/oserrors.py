@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import resource
 
 from ..errors import AccessError, DescriptorLimitError, KhoError, OutOfMemoryError, ReadOnlyError, SourceError
 
-__all__ = ["error_of", "no_descriptor"]
+__all__ = ["error_of", "no_descriptor", "rust_error"]
 
 KINDS: dict[int, type[KhoError]] = {
     errno.EMFILE: DescriptorLimitError,
@@ -48,11 +49,11 @@ def _remedy(number: int | None) -> str:
     }.get(number or 0, "")
 
 
-def error_of(error: OSError, where: object, doing: str = "", hint: str = "") -> KhoError:
+def error_of(error: OSError, where: object, doing: str = "", hint: str = "", pool: str = "") -> KhoError:
     """Make the error for what the operating system refused; `errno` is kept where the class has one.
 
-    Args: where: the place. doing: what was tried. hint: the remedy, where it is another than the
-            usual one.
+    Args: where: the place. doing: what was tried. hint: the remedy that another place is, for what is the place's
+        fault. pool: the remedy for a want of memory that is not the machine's.
     Returns: the error to raise; one of kho's own as it is.
     """
     if isinstance(error, KhoError):
@@ -62,12 +63,25 @@ def error_of(error: OSError, where: object, doing: str = "", hint: str = "") -> 
     text += error.strerror or str(error)
     text += f" ({name})" if name else ""
     kind = KINDS.get(error.errno or 0, SourceError)
-    # No other place helps where no descriptor is left.
-    remedy = _remedy(error.errno) if kind is DescriptorLimitError or not hint else hint
+    if issubclass(kind, OutOfMemoryError):
+        remedy = pool or _remedy(error.errno)
+    elif kind is DescriptorLimitError:
+        remedy = _remedy(error.errno)
+    else:
+        remedy = hint or _remedy(error.errno)
     made = kind(f"{text}; {remedy}" if remedy else text)
     if isinstance(made, OSError):
         made.errno = error.errno
     return made
+
+
+def rust_error(error: SourceError, where: object, doing: str) -> KhoError:
+    """Make the error for what the operating system refused to the Rust core, which tells it in its text."""
+    found = re.search(r"\(os error ([0-9]{1,3})\)", str(error))
+    if found is None:
+        return error
+    number = int(found[1])
+    return error_of(OSError(number, os.strerror(number)), where, doing)
 
 
 def no_descriptor(where: object, doing: str) -> KhoError | None:
