@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from safetensors.numpy import save_file
 
 import kho
 import kho.live
+from kho import luo
 from kho.live import Handle, kexec, runtime, server, wire
 from kho.live.deadline import GRACE, Deadline
 
@@ -29,7 +31,7 @@ from livefiles import Channel, filled, goes_on, process, service, wait_until
 pytestmark = pytest.mark.usefixtures("sockets")
 
 LATE = 0.5
-TIMEOUTS = (0.0, 0.4)
+TIMEOUTS = (0.0, 0.2)
 
 
 def stopped(pid: int) -> bool:
@@ -38,6 +40,14 @@ def stopped(pid: int) -> bool:
         states = [(task / "stat").read_text().rpartition(")")[2] for task in Path(f"/proc/{pid}/task").iterdir()]
         return all(state.split()[0] in "TZ" for state in states)
     return False
+
+
+def stops(pid: int) -> bool:
+    """Whether a process stops within moments."""
+    until = time.monotonic() + 0.3
+    while not (found := stopped(pid)) and time.monotonic() < until:
+        time.sleep(0.01)
+    return found
 
 
 def stops_at(step: int) -> None:
@@ -127,7 +137,7 @@ def test_an_owner_that_stops_at_any_step_keeps_nobody(timeout: float) -> None:
         with process(stopping) as old:
             assert old.hear() == ["ready"]
             got = in_time(timeout, lambda: kho.live.open("x", "4M", timeout=timeout))
-            has_stopped = any(stopped(old.pid) or time.sleep(0.01) for _ in range(30))
+            has_stopped = stops(old.pid)
             os.kill(old.pid, signal.SIGCONT)
             if isinstance(got, Handle):
                 # Who has the lock is the owner; the one before hears of it when it goes on.
@@ -148,8 +158,9 @@ def test_an_owner_that_stops_at_any_step_keeps_nobody(timeout: float) -> None:
 @pytest.mark.parametrize("timeout", TIMEOUTS)
 def test_a_process_that_stopped_with_the_directorys_lock_keeps_nobody(timeout: float, tmp_path: Path) -> None:
     with filled() as old, locked_directory() as pid:
-        for options in ({}, {"backing": tmp_path / "image", "serve": True}, {"kexec": False, "serve": True}):
-            got = in_time(timeout, lambda options=options: kho.live.open("new", "1M", timeout=timeout, **options))  # type: ignore[misc]
+        ways: list[dict[str, Any]] = [{}, {"backing": tmp_path / "image", "serve": True}, {"serve": True}]
+        for options in ways:
+            got = in_time(timeout, partial(kho.live.open, "new", "1M", timeout=timeout, **options))
             assert isinstance(got, kho.BusyError)
             assert f"process {pid}, which is stopped, has it locked" in str(got)
         got = in_time(timeout, lambda: kho.live.open("x", "1M", timeout=timeout))
@@ -165,10 +176,8 @@ def test_a_stopped_owner_of_a_path_keeps_nobody(timeout: float, tmp_path: Path) 
     with process(lambda line: service(line, backing=path)) as old:
         assert old.hear()[0] == "path"
         with halted(old.pid):
-            for options in ({}, {"serve": True}):
-                got = in_time(
-                    timeout, lambda options=options: kho.live.open("x", backing=path, timeout=timeout, **options)
-                )  # type: ignore[misc]
+            for serve in (None, True):
+                got = in_time(timeout, partial(kho.live.open, "x", backing=path, timeout=timeout, serve=serve))
                 assert isinstance(got, kho.BusyError)
 
 
@@ -238,7 +247,7 @@ def test_a_device_that_others_have_open_keeps_nobody(timeout: float, monkeypatch
     def busy(*_: object, **__: object) -> None:
         raise kho.LuoBusyError(16, "another process has it open")
 
-    monkeypatch.setattr(kexec.luo, "Device", busy)
+    monkeypatch.setattr(luo, "Device", busy)
     monkeypatch.setattr(kexec, "check", lambda: None)
     got = in_time(timeout, lambda: kho.live.open("x", "1M", timeout=timeout, kexec=True))
     assert isinstance(got, kho.LuoBusyError)
@@ -258,7 +267,11 @@ def test_a_process_that_stopped_while_it_filled_an_image_keeps_nobody(timeout: f
     save_file({"a": np.ones(1000, "f4")}, tmp_path / "m.safetensors")
 
     def fills(line: Channel) -> None:
-        cache._read = lambda *_: (line.say("reads"), os.kill(os.getpid(), signal.SIGSTOP))  # type: ignore[assignment]
+        def read(*_: Any) -> None:
+            line.say("reads")
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+        setattr(cache, "_read", read)  # noqa: B010 - mypy knows it as a function
         cache.load(tmp_path / "m.safetensors", backing=tmp_path / "image")
 
     with process(fills) as other:
@@ -277,7 +290,7 @@ def test_a_queue_that_is_full_is_waited_at_until_the_timeout() -> None:
         os.kill(old.pid, signal.SIGSTOP)
         wait_until(lambda: stopped(old.pid))
         for timeout in TIMEOUTS:
-            assert isinstance(in_time(timeout, lambda t=timeout: kho.live.open("x", timeout=t)), kho.BusyError)  # type: ignore[misc]
+            assert isinstance(in_time(timeout, partial(kho.live.open, "x", timeout=timeout)), kho.BusyError)
         os.kill(old.pid, signal.SIGCONT)
         stack.close()
         with kho.live.open("x", timeout=20) as h:

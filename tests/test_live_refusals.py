@@ -7,6 +7,7 @@ import errno
 import fcntl
 import mmap
 import os
+import re
 import resource
 import signal
 import socket
@@ -49,62 +50,53 @@ CALLS: list[tuple[Any, str]] = [
 ]
 
 
+class Refused:
+    """A function whose call number `step` fails."""
+
+    def __init__(self, real: Any, step: int, number: int) -> None:
+        self.real, self.left, self.number, self.failed = real, step, number, False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call, or fail."""
+        self.left -= 1
+        if self.left == -1:
+            self.failed = True
+            raise OSError(self.number, os.strerror(self.number))
+        return self.real(*args, **kwargs)
+
+
 @pytest.mark.parametrize("number", list(ERRNOS))
 @pytest.mark.parametrize("kind", ["memfd", "path"])
+@pytest.mark.parametrize(("place", "name"), CALLS)
 def test_whatever_call_fails_the_error_says_which_limit_it_was(
-    number: int, kind: str, sockets: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, kind: str, place: Any, name: str, sockets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every system call of `open`, one after the other, is refused with every errno."""
+    """Every call of a kind that `open` makes, one after the other, is refused."""
     made, remedy = ERRNOS[number]
-    for place, name in CALLS:
-        for step in range(50):
-            calls = iter(range(100))
-            with folder() as here, monkeypatch.context() as patched:
-                for left in (sockets, sockets.parent / "kho"):
-                    with contextlib.suppress(OSError):
-                        left.rmdir()
-                before, failed = descriptors(), []
-                real = getattr(place, name)
-
-                def fails(
-                    *args: Any,
-                    real: Any = real,
-                    step: int = step,
-                    failed: Any = failed,
-                    calls: Any = calls,
-                    **kwargs: Any,
-                ) -> Any:
-                    if next(calls) == step:
-                        failed.append(args)
-                        raise OSError(number, os.strerror(number))
-                    return real(*args, **kwargs)
-
-                patched.setattr(place, name, fails)
-                try:
-                    h = kho.live.open("x", "1M", backing=here / "image" if kind == "path" else "memfd", serve=True)
-                    h.put("a", bytes(100_000))
-                except kho.KhoError as error:
-                    patched.undo()
-                    assert failed, (name, step)
-                    assert isinstance(error, made), (name, step, error)
-                    assert os.strerror(number) in str(error), (name, step, error)
-                    if number in (errno.EMFILE, errno.ENFILE):
-                        assert "directory of your own" not in str(error)
-                    import re
-
-                    assert re.search(remedy, str(error)), (name, step, error)
-                    if isinstance(error, OSError):
-                        assert error.errno == number
-                else:
-                    patched.undo()
-                if "h" in locals():
-                    h.close()
-                    del h
-                monkeypatch.setenv("XDG_RUNTIME_DIR", str(sockets.parent))
-                assert descriptors() == before, (name, step)
-            if not failed:
-                break
-        assert step < 49
+    for step in range(50):
+        with contextlib.suppress(OSError):
+            sockets.rmdir()
+        before, fails = descriptors(), Refused(getattr(place, name), step, number)
+        with folder() as here:
+            try:
+                with monkeypatch.context() as patched:
+                    patched.setattr(place, name, lambda *args, fails=fails, **kwargs: fails(*args, **kwargs))
+                    backing = here / "image" if kind == "path" else "memfd"
+                    with kho.live.open("x", "1M", backing=backing, serve=True) as h:
+                        h.put("a", bytes(100_000))
+            except kho.KhoError as error:
+                assert fails.failed
+                assert isinstance(error, made), (step, error)
+                assert os.strerror(number) in str(error), step
+                assert re.search(remedy, str(error)), (step, error)
+                if made is kho.DescriptorLimitError:
+                    assert "directory of your own" not in str(error)
+                if isinstance(error, OSError):
+                    assert error.errno == number
+            assert descriptors() == before, step
+        if not fails.failed:
+            break
+    assert step < 49
 
 
 def limited(free: int, work: Callable[[], object]) -> None:
