@@ -120,7 +120,7 @@ def locked_directory() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("timeout", TIMEOUTS)
-def test_an_owner_that_stops_at_any_step_keeps_nobody(timeout: float) -> None:
+def test_an_owner_that_stops_at_any_step_delays_no_open(timeout: float) -> None:
     reached = []
     for step in range(100):
 
@@ -156,7 +156,7 @@ def test_an_owner_that_stops_at_any_step_keeps_nobody(timeout: float) -> None:
 
 
 @pytest.mark.parametrize("timeout", TIMEOUTS)
-def test_a_process_that_stopped_with_the_directorys_lock_keeps_nobody(timeout: float, tmp_path: Path) -> None:
+def test_a_process_that_stopped_with_the_directorys_lock_delays_no_open(timeout: float, tmp_path: Path) -> None:
     with filled() as old, locked_directory() as pid:
         ways: list[dict[str, Any]] = [{}, {"backing": tmp_path / "image", "serve": True}, {"serve": True}]
         for options in ways:
@@ -171,7 +171,7 @@ def test_a_process_that_stopped_with_the_directorys_lock_keeps_nobody(timeout: f
 
 
 @pytest.mark.parametrize("timeout", TIMEOUTS)
-def test_a_stopped_owner_of_a_path_keeps_nobody(timeout: float, tmp_path: Path) -> None:
+def test_a_stopped_owner_of_a_path_delays_no_open(timeout: float, tmp_path: Path) -> None:
     path = tmp_path / "image"
     with process(lambda line: service(line, backing=path)) as old:
         assert old.hear()[0] == "path"
@@ -205,7 +205,7 @@ def goes_on_soon(old: Channel) -> None:
 
 
 @pytest.mark.parametrize("timeout", TIMEOUTS)
-def test_a_stopped_holder_keeps_nobody(timeout: float) -> None:
+def test_a_stopped_holder_delays_no_open(timeout: float) -> None:
     from kho.live.hold import Holder
 
     def holds(line: Channel) -> None:
@@ -223,7 +223,7 @@ def test_a_stopped_holder_keeps_nobody(timeout: float) -> None:
 
 
 @pytest.mark.parametrize("timeout", TIMEOUTS)
-def test_a_service_manager_that_has_stopped_keeps_nobody(
+def test_a_service_manager_that_has_stopped_delays_no_open(
     timeout: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -243,7 +243,7 @@ def test_a_service_manager_that_has_stopped_keeps_nobody(
 
 
 @pytest.mark.parametrize("timeout", TIMEOUTS)
-def test_a_device_that_others_have_open_keeps_nobody(timeout: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_others_have_open_delays_no_open(timeout: float, monkeypatch: pytest.MonkeyPatch) -> None:
     def busy(*_: object, **__: object) -> None:
         raise kho.LuoBusyError(16, "another process has it open")
 
@@ -261,7 +261,7 @@ def test_a_thread_that_asks_the_kernel_keeps_no_other(timeout: float) -> None:
 
 
 @pytest.mark.parametrize("timeout", TIMEOUTS)
-def test_a_process_that_stopped_while_it_filled_an_image_keeps_nobody(timeout: float, tmp_path: Path) -> None:
+def test_a_process_that_stopped_while_it_filled_an_image_delays_no_open(timeout: float, tmp_path: Path) -> None:
     from kho.live import safetensors as cache
 
     save_file({"a": np.ones(1000, "f4")}, tmp_path / "m.safetensors")
@@ -286,7 +286,7 @@ def test_a_queue_that_is_full_is_waited_at_until_the_timeout() -> None:
         with halted(old.pid), contextlib.suppress(kho.BusyError):
             while (conn := runtime.connect("x")) is not None:
                 stack.enter_context(conn)
-            raise AssertionError("nobody answers")
+            raise AssertionError("its queue has no end")
         os.kill(old.pid, signal.SIGSTOP)
         wait_until(lambda: stopped(old.pid))
         for timeout in TIMEOUTS:

@@ -264,7 +264,7 @@ def test_adopted_is_not_believed_while_the_lock_is_free() -> None:
             with conn:
                 _, (fd,) = wire.ask(conn, {"do": "prepare", "name": "x", "version": "1"}, fds=1)
                 _, fds = wire.ask(conn, {"do": "adopt"}, fds=9)
-                with pytest.raises(wire.WireError, match="lock of 'x' was free: nobody has adopted it"):
+                with pytest.raises(wire.WireError, match="lock of 'x' was free: no process has adopted it"):
                     wire.ask(conn, {"do": "adopted"})
                 for one in (fd, *fds):
                     os.close(one)

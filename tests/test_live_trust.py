@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import grp
 import itertools
 import os
+import pwd
 import socket
 import stat
 import tempfile
@@ -86,7 +88,7 @@ def seen_as(monkeypatch: pytest.MonkeyPatch, euid: int, **fields: int) -> Iterat
         yield
 
 
-def test_a_file_is_used_if_and_only_if_nobody_else_may_change_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_used_if_and_only_if_no_other_user_may_change_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = image_at(here / "image")
     fd = os.open(path, os.O_RDWR)
     for uid, mode, links in itertools.product((0, 1000, 2000), (0o600, 0o644, 0o660, 0o602, 0o666), (1, 2)):
@@ -113,7 +115,7 @@ def test_a_file_without_a_name_is_used_whatever_its_mode(monkeypatch: pytest.Mon
     os.close(fd)
 
 
-def test_a_directory_is_used_if_and_only_if_nobody_else_may_rename_in_it(
+def test_a_directory_is_used_if_and_only_if_no_other_user_may_rename_in_it(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = here / "place"
@@ -354,3 +356,25 @@ def test_a_running_services_image_is_used_without_trust() -> None:
         assert bytes(h["a"]) == b"one"
         assert old.ask("handed over", 5)
     assert server.LOOK > 0
+
+
+def test_a_group_of_ones_own_is_no_other_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a umask of 002 directories are writable for a group that has the user's name and no other member."""
+    monkeypatch.setattr(os, "getegid", lambda: 1000)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: type("User", (), {"pw_name": "me"}))
+    for name, members, gid, own in (
+        ("me", [], 1000, True),
+        ("me", ["me"], 1000, True),
+        ("me", ["me", "other"], 1000, False),
+        ("staff", [], 1000, False),
+        ("me", [], 1001, False),
+    ):
+        found = type("Group", (), {"gr_name": name, "gr_mem": members})
+        monkeypatch.setattr(grp, "getgrgid", lambda _, found=found: found)
+        assert trust._private_group(gid) is own
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_path_with_nul_is_a_parameter_error(way: Callable[[Path], object]) -> None:
+    with pytest.raises(kho.ParameterError, match="no NUL"):
+        way(Path("/dev/shm/a\0b"))

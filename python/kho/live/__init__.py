@@ -41,11 +41,15 @@ with the process across exec or from a holder (`inherited`); who answers to the 
 `successor`); systemd's store; whatever else there is (`transports`); the kernel before this one (`kexec`). An owner of
 a memfd answers to its name, so that of those that begin at the same time one finds the other's image.
 
-*Handing over by socket.* prepare: the owner passes the descriptor, and lets nobody begin to change anything; the
-successor reads, and checks whether it is fit. adopt: the owner lets go of the lock, and the successor takes it, and the
-name with it. adopted: the owner drains. Whenever the connection breaks before, the owner tries for the lock, and if it
-gets it goes on: the lock decides, not what was heard. The connection stays open while the owner before, or a child of
-it, may be reading; until then the successor keeps what it replaces (`successor.Predecessor`).
+*Handing over by socket.* prepare: the owner passes a descriptor for reading, and holds changes up; the successor reads,
+and checks whether it is fit. adopt: the owner lets go of the lock and passes a descriptor for writing, and the
+successor takes the lock, and the name with it. adopted: the owner tries for the lock, and if it does not get it, it
+drains. If it gets it, then or when the connection breaks before, it goes on: the lock decides, not what was heard. The
+connection stays open while the owner before, or a child of it, may be reading; until then the successor keeps what it
+replaces (`successor.Predecessor`).
+
+*Files* with a name are looked at, on the opened descriptor, before anything of them is used (`trust`). All waits of
+`open` take from one deadline (`deadline`). What the operating system refuses becomes an error in one place (`oserrors`).
 """
 
 from __future__ import annotations
@@ -71,7 +75,7 @@ from .oserrors import error_of
 from .reader import Reader
 from .slots import HEAD
 from .successor import Ready
-from .trust import Policy, Trust, check_descriptor, open_directory, policy_of
+from .trust import Policy, Trust, check_descriptor, open_directory, path_of, policy_of
 
 __all__ = ["Candidate", "Handle", "Item", "Reader", "Trust", "attach", "exec", "open", "transports"]
 
@@ -126,9 +130,9 @@ def open(  # noqa: A001 - kho.live.open reads like open()
         serve: answer to the image's name, in a thread. By default memfds are, unless a holder does.
         kexec: preserve it for the next kernel (`Handle.preserve`), or refuse. What the last kernel preserved is found
             either way; with True also a device that cannot be asked is an error, rather than a reason to begin anew.
-        trust: whose files are used: "private", this user's and root's, which nobody else may write, with one name, in a
-            directory in which nobody else may rename them; a number, also that user's; "directory", whatever directory
-            they are in; "any", any regular file, which whoever may write it can cut short: that kills this process.
+        trust: whose files are used: "private", this user's and root's, which no other may write, with one name, in a
+            directory in which no other may rename them; a number, also that user's; "directory", whatever directory
+            they are in; "any", any regular file: users who may write it can cut it short, which kills this process.
 
     Raises: BusyError if another process owns it, or does not answer; SchemaError for another name or version, with
         both; FormatError for an image that is torn or was tampered with; UntrustedError for a file that others may
@@ -152,7 +156,7 @@ def open(  # noqa: A001 - kho.live.open reads like open()
     if isinstance(backing, int):
         handle = _preserved(_open_fd(backing, wanted), wanted)
     else:
-        handle = _open_path(Path(backing), wanted)
+        handle = _open_path(path_of(backing), wanted)
     return _served(handle, wanted) if serve else handle
 
 
@@ -174,7 +178,7 @@ def attach(source: str | os.PathLike[str] | int, *, lock_fd: int | None = None, 
             raise error_of(failed, where) from error
         image = Image(own, where, lock_fd=lock_fd, policy=policy)
     else:
-        path = Path(source)
+        path = path_of(source)
         try:
             image = Image(open_file(path, policy), str(path), path, lock_fd=lock_fd, policy=policy)
         except FileNotFoundError as error:

@@ -13,7 +13,7 @@ from ..errors import KhoError, NotFoundError
 from . import runtime, wire
 from .handle import Candidate, Handle
 from .image import Image, open_file
-from .trust import check_descriptor
+from .trust import check_descriptor, path_of
 
 __all__ = ["Holding", "holdings", "readable", "release"]
 
@@ -145,7 +145,7 @@ def release(name: str | os.PathLike[str], *, force: bool = False) -> int:
     """
     text = os.fspath(name)
     if "/" in text:
-        return _release_path(Path(text))
+        return _release_path(path_of(text))
     with _connected(text) as conn:
         answer, _ = wire.ask(conn, {"do": "release", "force": force}, within=RELEASE)
     freed = answer.get("freed")

@@ -370,7 +370,7 @@ def reopen(fd: int, where: str) -> int:
 
 
 def open_file(path: Path, policy: Policy = PRIVATE) -> int:
-    """Open an image's file for reading and writing, if nobody else may change it.
+    """Open an image's file for reading and writing, if no other user may change it.
 
     Raises: UntrustedError if others may; SourceError; FileNotFoundError; StaleError if it was removed just now.
     """

@@ -11,7 +11,7 @@ import mmap
 import os
 from typing import Any
 
-from ..errors import OutsideMemoryError, SourceError
+from ..errors import OutsideMemoryError
 from ..owned import Uncopied
 from .memory import huge_pool
 from .oserrors import error_of
@@ -74,7 +74,8 @@ class Mapping(Uncopied):
         """Have bytes on their medium, where it is one (msync). Raises: SourceError."""
         first = at // mmap.PAGESIZE * mmap.PAGESIZE
         if _libc.msync(self.address + first, at + nbytes - first, MS_SYNC):
-            raise SourceError(f"msync: {os.strerror(ctypes.get_errno())}")
+            error = ctypes.get_errno()
+            raise error_of(OSError(error, os.strerror(error)), "msync")
 
     def __del__(self) -> None:
         """Unmap."""
@@ -92,4 +93,4 @@ def punch(fd: int, offset: int, nbytes: int) -> bool:
     error = ctypes.get_errno()
     if error in UNSUPPORTED:
         return False
-    raise SourceError(f"give back {nbytes:#x} bytes at {offset:#x}: {os.strerror(error)}")
+    raise error_of(OSError(error, os.strerror(error)), f"give back {nbytes:#x} bytes at {offset:#x}")

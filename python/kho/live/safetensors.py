@@ -7,7 +7,7 @@
 Tensors are read straight into image memory, one after the other: no second copy of them is ever there. An image has no
 owner once it is filled, so any number of processes attach at the same time; of those that start while it is being
 filled, all but one wait. A file that was changed is another file (`Identity`): its image takes the place of the old
-one, which stays whole for whoever is reading it. One whose times alone have changed is compared with its image, and
+one, which stays whole for processes that read it. One whose times alone have changed is compared with its image, and
 keeps it. All names of a file, by links or other paths, lead to one image.
 
 `load` keeps the image as a file on tmpfs. `load_into` fills an image that a service owns already, however that gets
@@ -39,7 +39,7 @@ from .deadline import Deadline
 from .handle import ALIGN, Handle
 from .oserrors import error_of
 from .reader import Reader
-from .trust import Trust, private_directory
+from .trust import Trust, path_of, private_directory, same_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -296,9 +296,9 @@ def load(
 
     """
     deadline = Deadline(timeout)
-    with _opened(Path(path), digest) as source:
+    with _opened(path_of(path), digest) as source:
         own = _name_of(source.path, source) if name is None else name
-        where = place_of(own) if backing is None else Path(backing)
+        where = place_of(own) if backing is None else path_of(backing)
         while True:
             there = own
             try:
@@ -339,7 +339,7 @@ def load_into(h: Handle, path: str | os.PathLike[str], *, prefix: str = "", dige
     Args: prefix: of the objects' names, so that one image holds several files.
     Raises: as `load`; NotOwnerError. Nothing has changed then.
     """
-    with _opened(Path(path), digest) as source:
+    with _opened(path_of(path), digest) as source:
         if (found := _tensors(h, source.identity, prefix)) is not None:
             return found
         specs, metadata = _header(source.fd, source.path)
@@ -363,11 +363,11 @@ def release(
     Its memory is given back when the last process that has attached it ends.
     """
     if backing is not None:
-        return _removed(Path(backing))
+        return _removed(path_of(backing))
     if name is not None:
         places = {place_of(name)}
     else:
-        full = _full(Path(path))
+        full = _full(path_of(path))
         places = {file for file, index in _images() if index.get("path") == full and file.name in _own_names(index)}
         with contextlib.suppress(OSError):
             places.add(place_of(_name_of(Path(path))))
@@ -394,13 +394,13 @@ def _place() -> Path:
 def place_of(name: str) -> Path:
     """Say where images are by default: /dev/shm/kho-live-UID, which is this user's alone; it is made.
 
-    Raises: ParameterError for a name that cannot be a file's; SourceError if the directory is somebody else's.
+    Raises: ParameterError for a name that cannot be a file's; UntrustedError if the directory is another user's.
     """
     if "/" in name or name in (".", "..") or not 1 <= len(name.encode()) <= MOST_NAME - 5:
         raise ParameterError(f"name {name!r}: a file's name of at most {MOST_NAME - 5} bytes is needed, or backing=")
     place = _place()
     try:
-        # /dev/shm is everybody's, and whoever may write the directory may replace what is in it.
+        # Every user may write /dev/shm, and one that may write the directory may replace what is in it.
         os.close(private_directory(place, make=True, hint="give backing=, a path on tmpfs"))
     except UntrustedError as error:
         raise UntrustedError(f"{error} (not a directory that is this user's alone)") from error
@@ -440,6 +440,11 @@ def _images() -> Iterator[tuple[Path, dict[str, Any]]]:
 def _remove_replaced(where: Path, source: Source) -> None:
     """Remove what `load` has kept of the files that had this one's path before."""
     full, identity = _full(source.path), source.identity
+    try:
+        if not same_file(os.stat(full), source.status):  # noqa: PTH116
+            return  # by now this one is replaced as well
+    except OSError:
+        return
     for file, index in _images():
         if file == where or index.get("path") != full or file.name not in _own_names(index):
             continue
@@ -494,7 +499,7 @@ def _spots(fd: int, size: int) -> str:
 def _header(fd: int, source: Path) -> tuple[list[Spec], dict[str, str]]:
     """Have the library read and check the header, and say where each tensor is.
 
-    It gives no places, but it has seen to it that tensors lie one behind the other, without holes, to the file's end.
+    It gives no places, but it has seen to it that tensors lie one after the other, without holes, to the file's end.
     """
     try:
         from safetensors import SafetensorError, safe_open
@@ -656,6 +661,6 @@ def _tensors(reader: Reader, identity: Identity, prefix: str = "") -> Tensors | 
 def _made(h: Handle, identity: Identity, prefix: str, *, inherited: bool) -> Tensors:
     made = _tensors(h, identity, prefix)
     if made is None:
-        raise FormatError("what was just committed is not there: the image was changed by somebody else")
+        raise FormatError("what was just committed is not there: another process changed the image")
     made.inherited = inherited
     return made

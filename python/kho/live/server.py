@@ -43,7 +43,7 @@ MOST_PINNED = 2000
 
 
 class Service(Protocol):
-    """What is behind a name. What is raised is the answer."""
+    """What answers to a name. What is raised is the answer."""
 
     name: str
 
@@ -89,7 +89,7 @@ class Owner:
         return handle
 
     def who(self) -> wire.Message:
-        """Tell what `kho ps` shows; without the handle's lock, which somebody who fills an image may have for long."""
+        """Tell what `kho ps` shows; without the handle's lock, which a thread that fills an image may have for long."""
         handle = self._owner()
         state, facts = handle.committed_facts()
         return {
@@ -371,7 +371,7 @@ class Server(Uncopied):
         client.stage = ""
         client.until = time.monotonic() + IDLE
         self._go_on(goes_on)
-        raise wire.WireError(f"the lock of {self._service.name!r} was free: nobody has adopted it")
+        raise wire.WireError(f"the lock of {self._service.name!r} was free: no process has adopted it")
 
     def _handed(self, client: Client) -> None:
         """Keep the connection: its end tells the successor that nobody here reads any more."""

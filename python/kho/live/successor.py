@@ -175,7 +175,7 @@ def _pinned(given: object, pid: int) -> list[tuple[int, int]]:
 
 
 def ask(name: str, version: str, deadline: Deadline) -> Offer | None:
-    """Ask who has an image for it, and wait for one's turn until the deadline; None if nobody has.
+    """Ask who has an image for it, and wait for one's turn until the deadline; None if no process has.
 
     Raises: BusyError; SchemaError, with both versions; SourceError.
     """

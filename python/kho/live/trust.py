@@ -1,12 +1,12 @@
 """Whose file this is: checks on an opened descriptor, before what it leads to is read, mapped or written.
 
-Who may write an image may also cut it short, which kills every process that maps it; who may read it sees what the
-service keeps in it. So a file is used if it is a regular one, of this user or root, with a single name, which nobody
-else may write. The checks look at the descriptor, which no rename changes. The name is looked up in a directory that is
-checked the same way, and is no symbolic link. Directories above that one are not checked: who may rename there leads to
-another file, which has to pass the same checks.
+A user who may write an image may also cut it short, which kills every process that maps it; one who may read it sees
+what the service keeps in it. So a file is used if it is a regular one, of this user or root, with a single name, which
+no other user may write. The checks look at the descriptor, which no rename changes. The name is looked up in a
+directory that is checked the same way, and is no symbolic link. Directories above that one are not checked: a user who renames there
+leads to another file, which has to pass the same checks.
 
-A descriptor without a name (a memfd) is reached by who was passed it, and by nobody else, so its mode does not matter.
+A descriptor without a name (a memfd) is reached only by processes it was passed to, so its mode does not matter.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ __all__ = [
     "check_descriptor",
     "open_directory",
     "open_trusted",
+    "path_of",
     "policy_of",
     "private_directory",
     "same_file",
@@ -37,9 +38,10 @@ __all__ = [
 ]
 
 Trust = Literal["private", "directory", "any"] | int
-"""What `trust=` takes. "private": files of this user or root, which nobody else may write, in a directory in which
-nobody else may rename them. A number: files and directories of that user as well. "directory": whoever may write the
-directory may, at worst, remove the image or put another one of this user's in its place. "any": any regular file."""
+"""What `trust=` takes. "private": files of this user or root, which no other user may write, in a directory in
+which no other may rename them. A number: files and directories of that user as well. "directory": users who may write
+the directory may, at worst, remove the image or put another one of this user's in its place. "any": any regular
+file."""
 PROC_FD = re.compile(r"/proc/(?:self|thread-self|[0-9]+)(?:/task/[0-9]+)?/fd/[0-9]+|/dev/fd/[0-9]+")
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -66,6 +68,13 @@ def policy_of(trust: Trust) -> Policy:
     if not isinstance(trust, str) or trust not in known:
         raise ParameterError(f"trust {trust!r}: 'private', 'directory', 'any', or the number of a user")
     return known[trust]
+
+
+def path_of(path: str | os.PathLike[str]) -> Path:
+    """Give a path. Raises: ParameterError for one that no file can have."""
+    if "\0" in os.fspath(path):
+        raise ParameterError(f"path {os.fspath(path)!r}: a path has no NUL")
+    return Path(path)
 
 
 def trusted(uid: int, policy: Policy = PRIVATE) -> bool:
@@ -157,7 +166,7 @@ def open_directory(path: Path, policy: Policy = PRIVATE) -> int:
 
 
 def open_trusted(path: Path, policy: Policy = PRIVATE, flags: int = os.O_RDWR) -> int:
-    """Open a file that nobody else may change.
+    """Open a file that no other user may change.
 
     It is looked at before it is opened for reading and writing, which a device or a pipe would notice.
     Raises: UntrustedError, SourceError; FileNotFoundError; StaleError if it has no name any more.
