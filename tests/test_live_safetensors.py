@@ -437,3 +437,269 @@ def test_what_does_not_fit_leaves_the_image_as_it_was(here: Path) -> None:
         h.put("mine", b"x")
         with pytest.raises(kho.ParameterError, match="commit or roll back mine"):
             load_into(h, path)
+
+
+# Whether it is the same file
+
+
+def stat_of(path: Path) -> tuple[int, ...]:
+    """What tells files apart without a look at their contents, but the time of change."""
+    status = path.stat()
+    return status.st_size, status.st_ino, status.st_dev, status.st_mtime_ns
+
+
+def rewritten(path: Path, tensors: dict[str, Array], *, ctime: bool) -> None:
+    """Write a file in place, and put its time back, as `rsync --inplace -t` does."""
+    before = stat_of(path)
+    other = written(path.with_name("other"), tensors)
+    path.write_bytes(other.read_bytes())
+    os.utime(path, ns=(1, before[-1]))
+    assert stat_of(path) == before
+
+
+@pytest.mark.parametrize("with_handle", [False, True])
+@pytest.mark.parametrize("ctime", [True, False])
+@pytest.mark.parametrize("rows", [3, 900], ids=["small", "large"])
+def test_other_contents_are_noticed_though_size_time_and_inode_are_the_same(
+    here: Path, with_handle: bool, ctime: bool, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not ctime:
+        monkeypatch.setattr(cache, "_identity", without_ctime(cache._identity))
+    path = written(here / "m.safetensors", weights(0, rows))
+    with kho.live.open("x", "32M", serve=False) as h:
+
+        def get() -> Tensors:
+            return load_into(h, path) if with_handle else load(path, backing=here / "image", verify=True)
+
+        get()
+        assert get().inherited
+        rewritten(path, weights(1, rows), ctime=ctime)
+        again = get()
+        assert not again.inherited
+        same(again, weights(1, rows))
+        assert get().inherited
+
+
+def without_ctime(real: Any) -> Any:
+    """Have a file system that has no time of change, or makes it up."""
+
+    def identity(fd: int, status: os.stat_result, digest: bool) -> Any:
+        shown = list(status)[:10]
+        extra = {"st_ctime_ns": 7, "st_mtime_ns": status.st_mtime_ns}
+        return real(fd, os.stat_result(shown, extra), digest)
+
+    return identity
+
+
+def test_another_volume_at_the_same_path_is_another_file(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same size, inode, times and samples, on another device."""
+    path = written(here / "m.safetensors", weights())
+    load(path, backing=here / "image")
+    real, names = cache._identity, reads(monkeypatch)
+
+    def elsewhere(*args: Any) -> Any:
+        found = real(*args)
+        return cache.Identity(**{**vars(found), "device": 12345})
+
+    monkeypatch.setattr(cache, "_identity", elsewhere)
+    again = load(path, backing=here / "image")
+    assert again.inherited, "it was compared"
+    assert names
+    same(again, weights())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_a_volume_that_was_swapped_is_read_again(tmp_path: Path) -> None:
+    def work() -> None:
+        import ctypes
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.unshare(0x20000) or libc.mount(b"none", b"/", None, 0x44000, None):
+            return  # CLONE_NEWNS, MS_REC | MS_PRIVATE: mounts are not allowed here
+        volume = tmp_path / "volume"
+        volume.mkdir()
+        seen = []
+        for seed in (0, 1):
+            assert libc.mount(b"t", os.fsencode(volume), b"tmpfs", 0, b"mode=700") == 0
+            save_file(weights(seed), volume / "m.safetensors")
+            os.utime(volume / "m.safetensors", (1, 1))
+            seen.append(stat_of(volume / "m.safetensors"))
+            same(load(volume / "m.safetensors", backing=tmp_path / "image", verify=True), weights(seed))
+            assert libc.umount2(os.fsencode(volume), 0) == 0
+        assert seen[0][0] == seen[1][0]
+
+    assert ended(child(work)) == 0
+
+
+@pytest.mark.parametrize("touch", ["chmod", "utime", "rename", "link", "copy"])
+@pytest.mark.parametrize("with_handle", [False, True])
+def test_a_file_whose_contents_are_the_same_keeps_its_image(here: Path, touch: str, with_handle: bool) -> None:
+    path = written(here / "m.safetensors", weights())
+    with kho.live.open("x", "32M", serve=False) as h:
+
+        def get() -> Tensors:
+            return load_into(h, path) if with_handle else load(path, backing=here / "image")
+
+        first = get()
+        if touch == "chmod":
+            path.chmod(0o640)
+        elif touch == "utime":
+            os.utime(path, (5, 5))
+        elif touch == "rename":
+            path = path.rename(here / "n.safetensors")
+        elif touch == "link":
+            (here / "link").hardlink_to(path)
+        else:
+            written(here / "new", weights()).replace(path)
+        again = get()
+        assert again.inherited
+        same(again, weights())
+        assert get().inherited
+        if not with_handle:
+            assert first["mask"].ctypes.data != 0
+            assert blocks(here / "image") < 2 << 20, "it was not made a second time"
+
+
+def test_digest_knows_a_file_by_its_contents_alone(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "PLACE", str(here / "kho-live-{uid}"))
+    path = written(here / "m.safetensors", weights(0, 900))
+    names = reads(monkeypatch)
+    assert not load(path, digest=True).inherited
+    read = len(names)
+    copy = written(here / "elsewhere.safetensors", weights(0, 900))
+    os.utime(copy, (9, 9))
+    assert load(copy, digest=True).inherited
+    assert len(names) == read
+    # A change that no sample shows.
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2 + 5000)
+        byte = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte[0] ^ 1]))
+    assert not load(path, digest=True).inherited
+    assert load(copy, digest=True) is not None
+    assert cache.release(path)
+    assert cache.release(copy)
+    assert not (here / f"kho-live-{os.geteuid()}").exists()
+
+
+def test_all_names_of_a_file_are_one_image(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "PLACE", str(here / "kho-live-{uid}"))
+    path = written(here / "m.safetensors", weights())
+    (here / "sub").mkdir()
+    (here / "symbolic").symlink_to(path)
+    (here / "hard").hardlink_to(path)
+    (here / "way").symlink_to(here)
+    monkeypatch.chdir(here / "sub")
+    names: list[str | Path] = [path, here / "symbolic", here / "hard", here / "sub" / ".." / "m.safetensors"]
+    names += [here / "way" / "hard", "../symbolic"]
+    place = here / f"kho-live-{os.geteuid()}"
+    for i, name in enumerate(names):
+        found = load(name)
+        assert found.inherited == (i > 0), name
+        same(found, weights())
+        assert len(list(place.iterdir())) == 1
+    # A name more changes the file's time, and is no reason for an image more.
+    (here / "later").hardlink_to(path)
+    assert load(here / "later").inherited
+    assert len(list(place.iterdir())) == 1
+    for name in names:
+        assert cache.release(name)
+        assert not place.exists()
+        load(path)
+    assert cache.release(path)
+
+
+def test_a_file_that_is_replaced_leaves_no_image_of_the_old_one(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "PLACE", str(here / "kho-live-{uid}"))
+    path = written(here / "m.safetensors", weights())
+    place = here / f"kho-live-{os.geteuid()}"
+    old = load(path)
+    load(written(here / "another.safetensors", weights(7)))
+    for seed in (1, 2, 3):
+        written(path, weights(seed))
+        assert not load(path).inherited
+        assert len(list(place.iterdir())) == 2
+    same(old, weights())
+    path.unlink()
+    assert cache.release(path), "it need not be there any more"
+    assert not cache.release(path)
+    assert cache.release(here / "another.safetensors")
+    assert not place.exists()
+
+
+def test_a_directory_that_a_umask_made_useless_is_repaired(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "PLACE", str(here / "kho-live-{uid}"))
+    here.chmod(0o1777)
+    path = written(here / "m.safetensors", weights())
+    path.chmod(0o644)
+
+    def work() -> None:
+        if os.geteuid() == 0:
+            os.setuid(65534)
+        os.umask(0o777)
+        same(load(path), weights())
+        place = cache.place_of("x").parent
+        place.chmod(0)
+        assert load(path).inherited
+        assert place.stat().st_mode & 0o7777 == 0o700
+        assert cache.release(path)
+
+    assert ended(child(work)) == 0
+
+
+# The mapping
+
+
+def test_copies_and_unions_of_tensors_keep_what_is_known_of_them(here: Path) -> None:
+    import copy
+    import pickle
+
+    header = {
+        "b": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]},
+        "f": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [12, 16]},
+        "q": {"dtype": "F4", "shape": [2, 2], "data_offsets": [16, 18]},
+        "__metadata__": {"license": "MIT"},
+    }
+    found = load(raw_file(here / "m.safetensors", header, bytes(range(18))), backing=here / "image")
+    more = load(written(here / "n.safetensors", {"b": np.ones(3, "f2"), "z": np.ones(2, "i8")}), backing=here / "other")
+
+    def says(tensors: Tensors, *names: str) -> None:
+        assert type(tensors) is Tensors
+        assert list(tensors) == list(names)
+        for name in names:
+            known = more if tensors[name].dtype in ("f2", "i8") else found
+            assert (tensors.dtypes[name], tensors.shapes[name]) == (known.dtypes[name], known.shapes[name])
+            assert tensors[name].tobytes() == known[name].tobytes()
+        assert set(tensors.dtypes) == set(tensors.shapes) == set(names)
+
+    copies = [found.copy(), copy.copy(found), copy.deepcopy(found), found | {}, {} | found, Tensors(found)]
+    copies += [pickle.loads(pickle.dumps(found, protocol)) for protocol in range(6)]
+    for made in copies:
+        says(made, "b", "f", "q")
+        assert made.metadata == {"license": "MIT"}
+        del made["b"]
+        made.metadata["x"] = "y"
+        says(made, "f", "q")
+        assert made.pop("q", None) is not None
+        assert made.pop("q", None) is None
+        made.popitem()
+        says(made)
+    says(found, "b", "f", "q")
+    assert found.metadata == {"license": "MIT"}
+    says(found | more, "b", "f", "q", "z")
+    says(more | found, "z", "b", "f", "q")
+    assert (found | more).dtypes["b"] == "F16"
+    grown = found.copy()
+    grown |= more
+    says(grown, "b", "f", "q", "z")
+    grown["new"] = np.ones((2, 2), "f4")
+    assert (grown.dtypes["new"], grown.shapes["new"]) == ("F32", (2, 2))
+    assert grown.setdefault("new", None) is grown["new"]
+    grown.update(more, b=found["b"])
+    grown["odd"] = np.ones(2, "S3")
+    assert "odd" not in grown.dtypes
+    grown.clear()
+    assert (grown, grown.dtypes, grown.shapes) == ({}, {}, {})
+    with pytest.raises(TypeError):
+        found | 5

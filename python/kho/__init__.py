@@ -44,7 +44,9 @@ from ._kho import (
 )
 from ._types import FolioInfo, PageInfo
 from .errors import (
+    AccessError,
     BusyError,
+    DescriptorLimitError,
     ExistsError,
     FdtError,
     FinalizedError,
@@ -62,20 +64,24 @@ from .errors import (
     LuoUnavailableError,
     MisalignedError,
     NoHandoverError,
+    NotCopyableError,
     NotFoundError,
     NotOwnerError,
     NotRestorableError,
+    NotStorableError,
     OrderError,
     OutOfMemoryError,
     OutOfRangeError,
     OutsideMemoryError,
     PageStateError,
     ParameterError,
+    ReadOnlyError,
     SchemaError,
     ScratchOverlapError,
     SourceError,
     StaleError,
     UnsupportedAbiError,
+    UntrustedError,
 )
 from .sources import open
 
@@ -119,8 +125,10 @@ else:
 
 
 __all__ = [
+    "AccessError",
     "Arena",
     "BusyError",
+    "DescriptorLimitError",
     "ExistsError",
     "FdtError",
     "FinalizedError",
@@ -144,9 +152,11 @@ __all__ = [
     "Memory",
     "MisalignedError",
     "NoHandoverError",
+    "NotCopyableError",
     "NotFoundError",
     "NotOwnerError",
     "NotRestorableError",
+    "NotStorableError",
     "OrderError",
     "OutOfMemoryError",
     "OutOfRangeError",
@@ -158,6 +168,7 @@ __all__ = [
     "ParameterError",
     "PfnArray",
     "Plan",
+    "ReadOnlyError",
     "RunArray",
     "SchemaError",
     "ScratchOverlapError",
@@ -170,6 +181,7 @@ __all__ = [
     "Subtree",
     "Tracker",
     "UnsupportedAbiError",
+    "UntrustedError",
     "__version__",
     "convert",
     "doctor",

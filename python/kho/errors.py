@@ -9,7 +9,9 @@ from __future__ import annotations
 from errno import errorcode
 
 __all__ = [
+    "AccessError",
     "BusyError",
+    "DescriptorLimitError",
     "ExistsError",
     "FdtError",
     "FinalizedError",
@@ -27,20 +29,24 @@ __all__ = [
     "LuoUnavailableError",
     "MisalignedError",
     "NoHandoverError",
+    "NotCopyableError",
     "NotFoundError",
     "NotOwnerError",
     "NotRestorableError",
+    "NotStorableError",
     "OrderError",
     "OutOfMemoryError",
     "OutOfRangeError",
     "OutsideMemoryError",
     "PageStateError",
     "ParameterError",
+    "ReadOnlyError",
     "SchemaError",
     "ScratchOverlapError",
     "SourceError",
     "StaleError",
     "UnsupportedAbiError",
+    "UntrustedError",
 ]
 
 
@@ -68,6 +74,14 @@ class OrderError(ParameterError):
 
 class OutOfRangeError(ParameterError):
     """A pfn or address beyond the address space."""
+
+
+class NotStorableError(ParameterError, TypeError):
+    """A value whose meaning an image cannot hold: a masked array, objects, a foreign dtype; with the remedy."""
+
+
+class NotCopyableError(KhoError, TypeError):
+    """A copy or pickle of an object that owns descriptors and a lock: open the image a second time instead."""
 
 
 class OutsideMemoryError(KhoError, LookupError):
@@ -99,7 +113,7 @@ class PageStateError(KhoError, ValueError):
 
 
 class OutOfMemoryError(KhoError, MemoryError):
-    """The arena has no free block of that order (ENOMEM), or this process no memory for a list or a copy as long."""
+    """No memory: in an arena or image (ENOMEM), on a file system (ENOSPC), in a memory cgroup, in this process."""
 
 
 class StaleError(KhoError):
@@ -124,6 +138,22 @@ class NoHandoverError(KhoError, LookupError):
 
 class SourceError(KhoError, OSError):
     """A file, directory or address that cannot be read as physical memory."""
+
+
+class AccessError(SourceError, PermissionError):
+    """A file or directory that this user may not use (EACCES, EPERM)."""
+
+
+class ReadOnlyError(SourceError):
+    """A file or directory on a file system that is mounted read-only (EROFS)."""
+
+
+class UntrustedError(SourceError):
+    """A file, directory or descriptor that another user may change: the message names owner, mode and the remedy."""
+
+
+class DescriptorLimitError(KhoError, OSError):
+    """No descriptor is left, for this process (EMFILE) or for the machine (ENFILE)."""
 
 
 class BusyError(KhoError):

@@ -58,6 +58,7 @@ from .errors import (
     ParameterError,
 )
 from .luo_out import text, word
+from .owned import Uncopied
 
 __all__ = ["KERNEL", "NAME_BYTES", "PATH", "REQUESTS", "Device", "Request", "Session", "Transport", "available"]
 
@@ -183,8 +184,10 @@ def _name(name: str) -> bytes:
         raise ParameterError(f"session name {name!r}: no UTF-8 encodes it") from error
 
 
-class _Descriptor:
+class _Descriptor(Uncopied):
     """An owned descriptor that takes requests, one at a time."""
+
+    _instead = "pass the object itself to a thread, and a duplicate of its descriptor (`os.dup`) to another process"
 
     def __init__(self, fd: int, what: str, transport: Transport) -> None:
         self._fd = -1

@@ -13,6 +13,7 @@ from ..errors import KhoError, NotFoundError
 from . import runtime, wire
 from .handle import Candidate, Handle
 from .image import Image, open_file
+from .trust import check_descriptor, path_of
 
 __all__ = ["Holding", "holdings", "readable", "release"]
 
@@ -123,8 +124,14 @@ def readable(name: str) -> int:
     """
     with _connected(name) as conn:
         _, fds = wire.ask(conn, {"do": "read"}, fds=1)
-    if len(fds) != 1:
-        raise wire.WireError(f"{name!r}: no descriptor came")
+    try:
+        if len(fds) != 1:
+            raise wire.WireError(f"{name!r}: no descriptor came")
+        check_descriptor(fds[0], repr(name))
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
     return fds[0]
 
 
@@ -133,11 +140,12 @@ def release(name: str | os.PathLike[str], *, force: bool = False) -> int:
 
     Args: name: a service's, or, with a slash in it, the path of an image's file. force: even if a process uses it: a
         holder ends its command; a service that owns its image itself keeps the arrays it shows, and their memory.
-    Raises: BusyError while it is in use; NotFoundError; SourceError, FormatError for a path.
+    Raises: BusyError while it is in use; NotFoundError; for a path UntrustedError if others may change the file,
+        SourceError, FormatError.
     """
     text = os.fspath(name)
     if "/" in text:
-        return _release_path(Path(text))
+        return _release_path(path_of(text))
     with _connected(text) as conn:
         answer, _ = wire.ask(conn, {"do": "release", "force": force}, within=RELEASE)
     freed = answer.get("freed")

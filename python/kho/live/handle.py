@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 import weakref
 import zlib
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ..errors import (
     BusyError,
@@ -17,14 +16,15 @@ from ..errors import (
     NotFoundError,
     NotOwnerError,
     OutOfMemoryError,
-    SourceError,
     StaleError,
 )
 from ..payload.live import PAGE, Catalog, Item, Retired, check_name, nbytes_of
 from . import pins, slots
-from .arrays import View, dtype_of, make_readonly, shaped
+from .arrays import View, dtype_of, make_readonly, plain_array, plain_bytes, shaped
 from .image import LEAST_METADATA, MOST_METADATA, Image, State, build, meta_zone, no_memory
 from .mapping import Mapping, allocate, punch
+from .memory import Meter, huge_pool
+from .oserrors import error_of
 from .reader import Reader, run_of
 from .runs import Runs
 from .slots import HEAD, Journal, Root
@@ -78,6 +78,7 @@ class Candidate(Reader):
                 raise NotOwnerError(f"{image.where}: this candidate is closed, or another process's")
             image.lock(timeout)
             try:
+                image.make_writable()
                 if not image.still_there():
                     raise StaleError(f"{image.where}: it was released meanwhile")
                 self._state = image.committed()
@@ -114,6 +115,7 @@ class Handle(Turns):
         super().__init__(image, state, inherited=inherited, predecessor=predecessor)
         self._its = {item.phys for item in state.catalog.items.values()} if predecessor is not None else set[int]()
         self._holes = True
+        self._meter = Meter()
         self._writers = weakref.WeakValueDictionary()
         sup = image.sup
         pins.present(image.lock_fd)
@@ -227,12 +229,12 @@ class Handle(Turns):
     def put(self, name: str, value: Buffer | np.ndarray[Any, Any]) -> None:
         """Copy an array, or bytes, in; in place of the object of that name, if there is one, once it is committed.
 
-        Args: value: a numpy array, or anything that exports a buffer: without numpy's dtype it becomes bytes.
-        Raises: OutOfMemoryError with what is needed and free; ParameterError; NotOwnerError.
+        Args: value: a numpy array, or anything that exports a buffer of numbers: without numpy's dtype it becomes
+            bytes. What means more than its buffer (masked arrays and other subclasses, objects, structures) is refused.
+        Raises: OutOfMemoryError with what is needed and free; NotStorableError with the remedy; ParameterError;
+            NotOwnerError.
         """
-        numpy: Any = sys.modules.get("numpy")
-        if numpy is not None and isinstance(value, numpy.ndarray | numpy.generic):
-            array = numpy.asarray(value)
+        if (array := plain_array(name, value)) is not None:
             code = dtype_of(array.dtype)
             with self._lock:
                 change = self._new("put", name, array.nbytes, code, array.shape)
@@ -242,7 +244,7 @@ class Handle(Turns):
                     place: Any = shaped(self._bytes_of(change.item), code, array.shape)
                     place[...] = array
             return
-        raw = memoryview(cast("Buffer", value))
+        raw = plain_bytes(name, value)
         with self._lock:
             change = self._new("put", name, raw.nbytes, None, (raw.nbytes,))
             if raw.nbytes:
@@ -323,14 +325,16 @@ class Handle(Turns):
         """Take pages, with the machine's memory behind them now: later there would be a SIGBUS for want of it."""
         self._runs.take(start, pages)
         try:
+            self._meter.check(self._file, pages * PAGE, f"{self._image.where}: {what}")
             allocate(self._file, self._image.sup.offset + start * PAGE, pages * PAGE)
         except OSError as error:
             self._punch(*self._runs.give(start, pages))
             kept = f"; {self._kept * PAGE:#x} bytes of replaced objects wait for readers" if self._kept else ""
-            raise OutOfMemoryError(
-                f"{self._image.where}: {what} needs {pages * PAGE:#x} bytes, which the file system does not have "
-                f"({error.strerror}); free memory, or enlarge it{kept}"
-            ) from error
+            doing = f"{what} needs {pages * PAGE:#x} bytes{kept}"
+            raise error_of(error, self._image.where, doing, pool=huge_pool(self._file)) from error
+        except OutOfMemoryError:
+            self._punch(*self._runs.give(start, pages))
+            raise
 
     def _bytes_of(self, item: Item) -> memoryview:
         return self._memory.view(item.phys - self._image.sup.base, item.nbytes)
@@ -345,7 +349,7 @@ class Handle(Turns):
                     done += os.pwrite(self._file, raw[done:], offset + done)
             except OSError as error:
                 if error.errno != errno.EINVAL:
-                    raise SourceError(f"{self._image.where}: write {item.name!r}: {error.strerror}") from error
+                    raise error_of(error, self._image.where, f"write {item.name!r}") from error
         self._bytes_of(item)[done:] = raw[done:]
 
     def _writable(self, change: Change) -> View:

@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from ..errors import BusyError, KhoError, ParameterError, SourceError
+from ..owned import Uncopied
 from ..payload.live import PAGE, check_name
 from . import inherited, wire
-from .image import Image, blank, open_file
+from .image import Image, blank, reopen
+from .oserrors import error_of
 from .server import Server, reading
 from .slots import HEAD
 
@@ -59,7 +61,7 @@ class Store:
         row: wire.Message = {"version": None, "generation": None, "objects": 0}
         with contextlib.suppress(KhoError):
             if not blank(self._fd):
-                image = Image(reading_writing(self._fd), f"{self.name!r}")
+                image = Image(reopen(self._fd, f"{self.name!r}"), f"{self.name!r}")
                 try:
                     catalog = image.committed().catalog
                 finally:
@@ -80,15 +82,16 @@ class Store:
         return reading(self._fd)
 
     def prepare(self, version: object) -> tuple[wire.Message, int]:
-        """Pass it on: whoever locks it is the owner."""
-        return {"store": True}, self._fd
+        """Pass it on, for writing too: whoever locks it is the owner. Raises: SourceError."""
+        return {"store": True}, reopen(self._fd, f"{self.name!r}")
 
     def give(self) -> tuple[wire.Message, list[int]]:
         """Refuse: there is nothing to let go of."""
         raise BusyError(f"{self.name!r}: its holder does not own it")
 
-    def look_away(self, *, adopted: bool = False) -> None:
-        """Do nothing."""
+    def look_away(self, *, adopted: bool = False) -> bool:
+        """Do nothing: it is the command that owns it."""
+        return True
 
     def release(self, *, force: bool) -> wire.Message:
         """End the command, the memory and the holder. Raises: BusyError while the command runs, unless forced."""
@@ -99,12 +102,7 @@ class Store:
         return {"freed": used}
 
 
-def reading_writing(fd: int) -> int:
-    """Open a file once more."""
-    return open_file(Path(f"/proc/self/fd/{fd}"))
-
-
-class Holder:
+class Holder(Uncopied):
     """Keeps an image and a command running; all signals and children of the process are the holder's."""
 
     def __init__(
@@ -143,8 +141,9 @@ class Holder:
             self._fd = os.memfd_create(label, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             if size is not None:
                 os.ftruncate(self._fd, HEAD + -(-size // PAGE) * PAGE)
+            os.fchmod(self._fd, 0o600)
         except OSError as error:
-            raise SourceError(f"{name!r}: {error.strerror}") from error
+            raise error_of(error, repr(name), "make its memory") from error
         # Before there is a thread: it must not be who is interrupted.
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
         try:
@@ -206,8 +205,16 @@ class Holder:
     def _start(self) -> None:
         """Run the command. Raises: SourceError."""
         parent = os.getpid()
-        told, tell = os.pipe2(os.O_CLOEXEC)
-        self.child = os.fork()
+        try:
+            told, tell = os.pipe2(os.O_CLOEXEC)
+        except OSError as error:
+            raise error_of(error, self._argv[0], "run") from error
+        try:
+            self.child = os.fork()
+        except OSError as error:
+            os.close(told)
+            os.close(tell)
+            raise error_of(error, self._argv[0], "run", "raise `ulimit -u`, pids.max or TasksMax=") from error
         if not self.child:
             self._become(parent, tell)
         os.close(tell)

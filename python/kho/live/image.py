@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import stat
 import time
 import warnings
 import zlib
@@ -25,12 +24,15 @@ from ..errors import (
     UnsupportedAbiError,
 )
 from ..image import clipped, merged
+from ..owned import Uncopied
 from ..payload.live import PAGE, SUBTREE, Catalog, decode_catalog, encode_catalog
 from ..writers import aligned_blocks
 from . import pins, slots
 from .mapping import Mapping, allocate
+from .oserrors import error_of, rust_error
 from .pins import Pin
 from .slots import HEAD, JOURNAL_END, Journal, Root, Super
+from .trust import PRIVATE, Policy, check_descriptor, open_trusted, same_file
 
 if TYPE_CHECKING:
     from ..luo import Session
@@ -61,7 +63,7 @@ class State(NamedTuple):
     """A generation whose commit was cut short."""
 
 
-class Image:
+class Image(Uncopied):
     """An open file that holds an image, and a lock on it.
 
     The lock is a `flock` of an open file description that nothing else refers to: mappings keep the one alive that they
@@ -69,12 +71,20 @@ class Image:
     """
 
     def __init__(
-        self, fd: int, where: str, path: Path | None = None, *, own: bool = False, lock_fd: int | None = None
+        self,
+        fd: int,
+        where: str,
+        path: Path | None = None,
+        *,
+        own: bool = False,
+        lock_fd: int | None = None,
+        policy: Policy = PRIVATE,
     ) -> None:
         """Read what never changes.
 
         Args: fd: is the image's from now on. own: this process has just made it. lock_fd: a lock that is held already.
-        Raises: FormatError, SourceError; the descriptors are closed then.
+            policy: whose files are used.
+        Raises: FormatError, SourceError, UntrustedError; the descriptors are closed then.
         """
         self.fd = fd
         self.lock_fd = -1 if lock_fd is None else lock_fd
@@ -84,9 +94,11 @@ class Image:
         """Which preserves the file for the next kernel."""
         self._seen: tuple[tuple[int, bytes], State] | None = None
         try:
+            size = _checked_size(fd, where, own, path is not None, policy)
             if lock_fd is None:
                 self.lock_fd = reopen(fd, where)
-            size = _checked_size(fd, where, own)
+            elif not _is_file_of(lock_fd, fd):
+                raise SourceError(f"{where}: descriptor {lock_fd}, which is to be its lock's, leads to another file")
             if size < HEAD + LEAST:
                 raise FormatError(f"{where}: {size:#x} bytes are no kho.live image")
             self._mapping = Mapping(fd, 0, HEAD, writable=False)
@@ -109,6 +121,8 @@ class Image:
         """
         lock_fd = -1
         try:
+            # Whatever the umask, or who made the memfd, said.
+            os.fchmod(fd, 0o600)
             lock_fd = reopen(fd, where)
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not blank(fd):
@@ -125,6 +139,8 @@ class Image:
                     os.close(opened)
             if isinstance(error, BlockingIOError):
                 raise BusyError(f"{where}: another process is making it") from error
+            if isinstance(error, OSError) and not isinstance(error, KhoError):
+                raise error_of(error, where, "make an image") from error
             raise
         return cls(fd, where, own=True, lock_fd=lock_fd)
 
@@ -274,6 +290,13 @@ class Image:
 
     # One owner at a time
 
+    def make_writable(self) -> None:
+        """Open the file for writing, if its descriptor is for reading only. Raises: SourceError."""
+        if fcntl.fcntl(self.fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
+            fd = reopen(self.fd, self.where)
+            os.dup2(fd, self.fd, inheritable=False)
+            os.close(fd)
+
     def lock(self, timeout: float = 0.0) -> None:
         """Become the owner. Raises: BusyError if somebody else is, for longer than `timeout` seconds."""
         until = time.monotonic() + timeout
@@ -282,7 +305,7 @@ class Image:
                 fcntl.flock(self.lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno != errno.EWOULDBLOCK:
-                    raise SourceError(f"{self.where}: lock: {error.strerror}") from error
+                    raise error_of(error, self.where, "lock") from error
                 if time.monotonic() >= until:
                     pid = int.from_bytes(self.head[slots.OWNER_AT : slots.OWNER_AT + 8], "little")
                     raise BusyError(
@@ -329,11 +352,18 @@ class Image:
         return session is not None
 
 
-def _checked_size(fd: int, where: str, own: bool) -> int:
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode):
-        raise SourceError(f"{where}: not a file")
+def _is_file_of(other: int, fd: int) -> bool:
+    try:
+        return same_file(os.fstat(other), os.fstat(fd))
+    except OSError:
+        return False
+
+
+def _checked_size(fd: int, where: str, own: bool, named: bool, policy: Policy) -> int:
+    status = os.fstat(fd) if own else check_descriptor(fd, where, policy)
     if status.st_nlink == 0 and not own and not _sealed(fd):
+        if named:
+            raise StaleError(f"{where}: it was removed while it was being opened")
         raise FormatError(f"{where}: a memfd that can be shrunk under its readers; seal it with F_SEAL_SHRINK")
     return status.st_size
 
@@ -347,15 +377,17 @@ def _sealed(fd: int) -> bool:
 
 
 def _fill(fd: int, size: int, name: str, version: str, where: str) -> None:
-    arena = _kho.Arena([(BASE, size)], backing="memfd", max_page_order=LARGEST_ORDER)
+    try:
+        arena = _kho.Arena([(BASE, size)], backing="memfd", max_page_order=LARGEST_ORDER)
+    except SourceError as error:
+        raise rust_error(error, where, "make an image") from error
     elf = os.pread(arena.fileno(), PAGE, 0)
     word_at, offset, elf_bytes = slots.describe_elf(elf)
     try:
         if os.fstat(fd).st_size < offset + size:
             os.ftruncate(fd, offset + size)
-        os.fchmod(fd, 0o600)
     except OSError as error:
-        raise SourceError(f"{where}: {error.strerror}") from error
+        raise error_of(error, where, f"make it {offset + size:#x} bytes long") from error
     _seal(fd, where)
     pages = size // PAGE
     at = pages - LEAST_METADATA
@@ -412,17 +444,15 @@ def reopen(fd: int, where: str) -> int:
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        raise SourceError(f"{where}: open it again: {error.strerror}") from error
+        raise error_of(error, where, "open it again") from error
 
 
-def open_file(path: Path) -> int:
-    """Open a file for reading and writing. Raises: SourceError; FileNotFoundError."""
-    try:
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise SourceError(f"{path}: {error.strerror}") from error
+def open_file(path: Path, policy: Policy = PRIVATE) -> int:
+    """Open an image's file for reading and writing, if no other user may change it.
+
+    Raises: UntrustedError if others may; SourceError; FileNotFoundError; StaleError if it was removed just now.
+    """
+    return open_trusted(path, policy)
 
 
 def meta_zone(pages: int, objects: int, map_pages: int) -> int:

@@ -12,11 +12,13 @@ notify socket, and libsystemd's bindings need its headers to build; it is one da
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
 import re
 import socket
+import stat
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, NoReturn
 from urllib.parse import quote, unquote
@@ -28,6 +30,8 @@ from .turns import Turns
 __all__ = ["VARIABLE", "Inherited", "described", "execute", "fdname", "from_environment", "from_systemd", "store"]
 
 VARIABLE = "KHO_LIVE_FDS"
+NOTIFY = 2.0
+"""Seconds that systemd may take to receive a datagram."""
 FIRST = 3
 """SD_LISTEN_FDS_START"""
 
@@ -70,6 +74,8 @@ def from_environment(name: str) -> Inherited | None:
                 _inheritable(fd, False)
         if found.lock_fd is None:
             _memfd(found.fd)
+        if found.listener is not None and not stat.S_ISSOCK(os.fstat(found.listener).st_mode):
+            raise OSError(errno.ENOTSOCK, f"descriptor {found.listener} is no socket")
     except OSError as error:
         raise SourceError(
             f"{VARIABLE}: {name!r}: {error.strerror}; who starts this process must leave its descriptors open "
@@ -156,7 +162,7 @@ def from_systemd(name: str) -> Inherited | None:
     return None
 
 
-def store(name: str, fd: int | None) -> bool:
+def store(name: str, fd: int | None, within: float = NOTIFY) -> bool:
     """Have systemd keep a descriptor for the service's next process, or forget it (None); whether it was told.
 
     systemd says nothing in return: it keeps what FileDescriptorStoreMax= allows.
@@ -167,7 +173,7 @@ def store(name: str, fd: int | None) -> bool:
     state = f"FDSTORE{'REMOVE' if fd is None else ''}=1\nFDNAME={fdname(name)}".encode()
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as conn:
-            conn.settimeout(2.0)
+            conn.settimeout(min(within, NOTIFY))
             conn.connect("\0" + address[1:] if address[0] == "@" else address)
             socket.send_fds(conn, [state], [] if fd is None else [fd])
     except OSError:

@@ -25,7 +25,8 @@ import os
 import threading
 import time
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,6 +42,7 @@ from ..errors import (
     LuoUnavailableError,
     ParameterError,
 )
+from .deadline import Deadline
 from .image import SEALS
 
 __all__ = ["Machine", "check", "find", "finish", "forget", "keep", "machine", "preserve", "session_name"]
@@ -103,26 +105,26 @@ def check() -> None:
         )
 
 
-def _device() -> luo.Device:
+def _device(deadline: Deadline | None) -> luo.Device:
     """Open the device, when the others are done with it."""
     until = time.monotonic() + PATIENCE
+    deadline = deadline or Deadline(PATIENCE)
     while True:
         try:
             return luo.Device(machine.path, transport=machine.transport)
         except LuoBusyError:
-            if time.monotonic() >= until:
+            if time.monotonic() >= until or not deadline.sleep(POLL):
                 raise
-            time.sleep(POLL)
 
 
-def find(name: str, *, insist: bool = True) -> int | None:
+def find(name: str, *, insist: bool = True, deadline: Deadline | None = None) -> int | None:
     """Give the memfd that the last kernel handed over for an image; it stays this module's, until `forget`.
 
-    Args: insist: whether a device that cannot be asked is an error.
+    Args: insist: whether a device that cannot be asked is an error. deadline: until when to wait for others that ask.
     Raises: BusyError if another process is taking the image over; LuoError for what may be better next time.
     """
-    with _lock:
-        arrival = _arrivals.get(name) or _retrieve(name, insist)
+    with _alone(name, deadline):
+        arrival = _arrivals.get(name) or _retrieve(name, insist, deadline)
         if arrival is None:
             return None
         _arrivals[name] = arrival
@@ -138,10 +140,24 @@ def find(name: str, *, insist: bool = True) -> int | None:
         return arrival.fd
 
 
-def _retrieve(name: str, insist: bool) -> Arrival | None:
+@contextmanager
+def _alone(name: str, deadline: Deadline | None) -> Iterator[None]:
+    """Keep other threads away. Raises: BusyError when the deadline has passed."""
+    lock = _lock  # a fork replaces it
+    with (deadline or Deadline(None)).wait() as seconds:
+        mine = lock.acquire(timeout=seconds)
+    if not mine:
+        raise BusyError(f"image {name!r}: another thread of this process is asking the kernel for it")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _retrieve(name: str, insist: bool, deadline: Deadline | None) -> Arrival | None:
     try:
         check()
-        with _device() as device:
+        with _device(deadline) as device:
             return Arrival(device.retrieve_session(session_name(name)))
     except LuoNotFoundError:
         return None
@@ -186,10 +202,12 @@ def forget(name: str) -> None:
         arrival.close()
 
 
-def preserve(fd: int, name: str, where: str, device: luo.Device | None = None) -> luo.Session:
+def preserve(
+    fd: int, name: str, where: str, device: luo.Device | None = None, deadline: Deadline | None = None
+) -> luo.Session:
     """Hand an image's memfd to the next kernel.
 
-    Args: device: an open one; by default the machine's is opened for a moment.
+    Args: device: an open one; by default the machine's is opened for a moment. deadline: until when to wait for that.
     Returns: the session, which must be open when the kernel jumps.
     Raises: ParameterError for what is no memfd of normal pages, or sealed against execution; LuoExistsError if another
         process preserves an image of that name; LuoError. Nothing is preserved then.
@@ -207,7 +225,7 @@ def preserve(fd: int, name: str, where: str, device: luo.Device | None = None) -
         )
     if device is None:
         check()
-        with _device() as opened:
+        with _device(deadline) as opened:
             session = opened.create_session(session_name(name))
     else:
         session = device.create_session(session_name(name))

@@ -12,7 +12,10 @@ import mmap
 import os
 from typing import Any
 
-from ..errors import OutOfMemoryError, OutsideMemoryError, SourceError
+from ..errors import OutsideMemoryError
+from ..owned import Uncopied
+from .memory import huge_pool
+from .oserrors import error_of
 
 __all__ = ["Mapping", "allocate", "punch"]
 
@@ -42,7 +45,7 @@ ZEROS = 1 << 20
 """Bytes that are written at a time where a file system cannot allocate."""
 
 
-class Mapping:
+class Mapping(Uncopied):
     """A part of a file, shared with everyone who maps it; unmapped when the last view is gone."""
 
     def __init__(self, fd: int, offset: int, size: int, *, writable: bool) -> None:
@@ -54,8 +57,7 @@ class Mapping:
         address = _libc.mmap(None, size, protection, mmap.MAP_SHARED, fd, offset)
         if address is None or address == MAP_FAILED:
             error = ctypes.get_errno()
-            kind = OutOfMemoryError if error == 12 else SourceError
-            raise kind(f"map {size:#x} bytes: {os.strerror(error)}")
+            raise error_of(OSError(error, os.strerror(error)), f"map {size:#x} bytes", pool=huge_pool(fd))
         self.address: int = address
         self.size = size
         self._munmap = _libc.munmap
@@ -79,7 +81,8 @@ class Mapping:
         """Have bytes on their medium, where it is one (msync). Raises: SourceError."""
         first = at // mmap.PAGESIZE * mmap.PAGESIZE
         if _libc.msync(self.address + first, at + nbytes - first, MS_SYNC):
-            raise SourceError(f"msync: {os.strerror(ctypes.get_errno())}")
+            error = ctypes.get_errno()
+            raise error_of(OSError(error, os.strerror(error)), "msync")
 
     def __del__(self) -> None:
         """Unmap."""
@@ -100,7 +103,7 @@ def punch(fd: int, offset: int, nbytes: int) -> bool:
         return False
     if error in LATER:
         return True
-    raise SourceError(f"give back {nbytes:#x} bytes at {offset:#x}: {os.strerror(error)}")
+    raise error_of(OSError(error, os.strerror(error)), f"give back {nbytes:#x} bytes at {offset:#x}")
 
 
 def allocate(fd: int, offset: int, nbytes: int) -> None:

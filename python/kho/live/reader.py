@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from ..errors import FormatError, NotFoundError, NotOwnerError, SchemaError
+from ..owned import Uncopied
 from ..payload.live import PAGE, Item
 from .arrays import View, shaped
 from .image import Image, State
@@ -21,7 +22,7 @@ from .pins import Pin
 Exporter = ctypes.Array[ctypes.c_ubyte]
 
 
-class Reader:
+class Reader(Uncopied):
     """An image's committed objects: a mapping of names to read-only views. Threads may share it."""
 
     def __init__(self, image: Image, state: State, pin: Pin) -> None:

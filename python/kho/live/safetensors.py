@@ -7,7 +7,8 @@
 Tensors are read straight into image memory, one after the other: no second copy of them is ever there. An image has no
 owner once it is filled, so any number of processes attach at the same time; of those that start while it is being
 filled, all but one wait. A file that was changed is another file (`Identity`): its image takes the place of the old
-one, which stays whole for whoever is reading it.
+one, which stays whole for processes that read it. One whose times alone have changed is compared with its image, and
+keeps it. All names of a file, by links or other paths, lead to one image.
 
 `load` keeps the image as a file on tmpfs. `load_into` fills an image that a service owns already, however that gets
 from one process to the next.
@@ -24,18 +25,21 @@ import hashlib
 import json
 import math
 import os
-import re
 import stat
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
-from ..errors import FormatError, KhoError, ParameterError, SourceError, StaleError
+from ..errors import BusyError, FormatError, KhoError, ParameterError, SourceError, StaleError, UntrustedError
 from ..payload.live import MOST_DIMENSIONS, MOST_NAME, PAGE
-from . import attach
+from . import attach, memory
 from . import open as open_image
+from .deadline import Deadline
 from .handle import ALIGN, Handle
+from .oserrors import error_of
 from .reader import Reader
+from .trust import Trust, path_of, private_directory, same_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,16 +85,43 @@ CHUNK = 64 << 20
 WAIT = 3600.0
 """Seconds to wait for a process that is filling the image."""
 ROOM = 64 << 20
+POLL = 0.01
+WHOLE = 1 << 20
+"""Bytes of a file up to which all of it is looked at each time (`Identity.spots`)."""
+SPOTS = 32
+"""Pages of a larger file that are."""
+HEADER_LOOKED_AT = 256 << 10
+CODES = {code: dtype for dtype, code in DTYPES.items()}
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes a file the same file: size, time and inode, or size and contents."""
+    """What makes a file the same file: size, device, inode, times and samples of its contents; or size and contents.
+
+    None of these alone suffices: who copies files puts the time of the last change back (`rsync -t`, `cp -p`), volumes
+    that are made the same way have the same inodes, and their times of change too where they are reproducible, or the
+    file system has none (squashfs, FUSE).
+    """
 
     size: int
-    mtime_ns: int | None
+    device: int | None
     inode: int | None
+    mtime_ns: int | None
+    ctime_ns: int | None
+    spots: str | None
+    """SHA-256 of the header and of pages spread over the data; of all of a small file."""
     sha256: str | None
+    """Of all of it, with `digest=True`, and nothing else then but the size."""
+
+
+class Source(NamedTuple):
+    """An open file of tensors."""
+
+    fd: int
+    path: Path
+    status: os.stat_result
+    """As it was before anything was read."""
+    identity: Identity
 
 
 class Spec(NamedTuple):
@@ -106,7 +137,11 @@ class Spec(NamedTuple):
 
 
 class Tensors(dict[str, "np.ndarray[Any, Any]"]):
-    """Tensors by name, in the order of the file: read-only numpy arrays, which keep the memory they lie in."""
+    """Tensors by name, in the order of the file: read-only numpy arrays, which keep the memory they lie in.
+
+    Copies, unions (`|`) and pickles keep what the file says of them. Arrays that are put in get the dtype that the
+    format has for theirs.
+    """
 
     dtypes: dict[str, str]
     """The format's name of each one's dtype; for those of `RAW` and `BITS` the arrays' own say only their size."""
@@ -115,7 +150,122 @@ class Tensors(dict[str, "np.ndarray[Any, Any]"]):
     metadata: dict[str, str]
     """The file's."""
     inherited: bool
-    """Whether they were there, and the file's tensors were not read."""
+    """Whether they were there already; a file is read then, if at all, to see that it has not changed."""
+
+    def __new__(cls, *_: object, **__: object) -> Self:
+        """Make an empty one."""
+        made = super().__new__(cls)
+        made.dtypes, made.shapes, made.metadata, made.inherited = {}, {}, {}, False
+        return made
+
+    def __init__(self, tensors: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **named: Any) -> None:
+        """Take tensors, as dict does."""
+        super().__init__()
+        self.update(tensors, **named)
+
+    def _add(self, name: str, array: Any, dtype: str | None, shape: tuple[int, ...] | None) -> None:
+        super().__setitem__(name, array)
+        if dtype is None:
+            self.dtypes.pop(name, None)
+        else:
+            self.dtypes[name] = dtype
+        if shape is None:
+            self.shapes.pop(name, None)
+        else:
+            self.shapes[name] = shape
+
+    def __setitem__(self, name: str, array: Any) -> None:
+        """Put an array in, of the format's dtype for its own."""
+        code = getattr(getattr(array, "dtype", None), "str", None)
+        self._add(name, array, CODES.get(code) if isinstance(code, str) else None, getattr(array, "shape", None))
+
+    def __delitem__(self, name: str) -> None:
+        """Take a tensor out. Raises: KeyError."""
+        super().__delitem__(name)
+        self.dtypes.pop(name, None)
+        self.shapes.pop(name, None)
+
+    def update(self, tensors: Any = (), /, **named: Any) -> None:
+        """Put tensors in, with what is known of them."""
+        if isinstance(tensors, Tensors):
+            for name, array in tensors.items():
+                self._add(name, array, tensors.dtypes.get(name), tensors.shapes.get(name))
+            self.metadata.update(tensors.metadata)
+        else:
+            for name, array in dict(tensors).items():
+                self[name] = array
+        for name, array in named.items():
+            self[name] = array
+
+    def pop(self, name: str, *default: Any) -> Any:
+        """Take a tensor out, and give it. Raises: KeyError without a default."""
+        found = super().pop(name, *default)
+        self.dtypes.pop(name, None)
+        self.shapes.pop(name, None)
+        return found
+
+    def popitem(self) -> tuple[str, Any]:
+        """Take the last one out. Raises: KeyError if there is none."""
+        name, array = super().popitem()
+        self.dtypes.pop(name, None)
+        self.shapes.pop(name, None)
+        return name, array
+
+    def clear(self) -> None:
+        """Take all out."""
+        super().clear()
+        self.dtypes.clear()
+        self.shapes.clear()
+
+    def setdefault(self, name: str, array: Any = None) -> Any:
+        """Give a tensor, or put it in if there is none of that name."""
+        if name not in self:
+            self[name] = array
+        return self[name]
+
+    def copy(self) -> Self:
+        """Copy the mapping; the arrays are the same."""
+        known = {key: dict(value) if isinstance(value, dict) else value for key, value in vars(self).items()}
+        return _restored(type(self), dict(self), known)
+
+    __copy__ = copy
+
+    def __or__(self, other: Any) -> Self:  # type: ignore[override]
+        """Make the union of both; of a name that both have, the other's."""
+        if not isinstance(other, dict):
+            return NotImplemented
+        made = self.copy()
+        made.update(other)
+        return made
+
+    def __ror__(self, other: Any) -> Self:  # type: ignore[override]
+        """Make the union of a dict and these; of a name that both have, these."""
+        if not isinstance(other, dict):
+            return NotImplemented
+        made = self.copy()
+        made.clear()
+        made.update(other)
+        made.update(self)
+        return made
+
+    def __ior__(self, other: Any) -> Self:  # type: ignore[override]
+        """Put tensors in, with what is known of them."""
+        self.update(other)
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle, and copy deeply, with all that is known."""
+        return _restored, (type(self), dict(self), dict(vars(self)))
+
+
+T = TypeVar("T", bound=Tensors)
+
+
+def _restored(kind: type[T], tensors: dict[str, Any], known: dict[str, Any]) -> T:
+    made = kind.__new__(kind)
+    dict.update(made, tensors)
+    vars(made).update(known)
+    return made
 
 
 def load(
@@ -125,51 +275,60 @@ def load(
     backing: str | os.PathLike[str] | None = None,
     digest: bool = False,
     verify: bool = False,
-    timeout: float = WAIT,
+    timeout: float | None = WAIT,
+    trust: Trust = "private",
 ) -> Tensors:
     """Give a file's tensors: attached, if an earlier call left them; read, if not, or if the file has changed.
 
     Args:
-        name: the image's; by default one that is made of the file's path.
+        name: the image's; by default one that is made of the file's device and inode, or with `digest` of its contents.
         backing: the image's path on tmpfs or pmem; by default a file in this user's directory in /dev/shm
             (`place_of`), where it stays until `release`.
-        digest: know the file by its contents (SHA-256), which are read each time, rather than by size, time and inode.
-        verify: compare every tensor with its checksum.
-        timeout: seconds to wait while another process fills the image.
+        digest: know the file by its contents (SHA-256), which are read each time, rather than by its size, device,
+            inode, times and samples of its contents.
+        verify: compare every tensor with its checksum: that the image is as it was, not that the file is.
+        timeout: seconds to wait while another process fills the image; None waits as long as it takes.
+        trust: whose files are used as an image, as for `kho.live.open`.
 
-    Raises: SourceError; FormatError for a file that is no safetensors, or an image that was tampered with;
-        OutOfMemoryError; BusyError; StaleError if the file changes while it is read; ImportError without `safetensors`.
+    Raises: SourceError; UntrustedError for an image that others may change; FormatError for a file that is no
+        safetensors, or an image that was tampered with; OutOfMemoryError; BusyError; StaleError if the file changes
+        while it is read; ImportError without `safetensors`.
 
     """
-    source = Path(path)
-    name = _name_of(source) if name is None else name
-    where = place_of(name) if backing is None else Path(backing)
-    fd = _open(source)
-    try:
-        identity = _identity(fd, source, digest)
+    deadline = Deadline(timeout)
+    with _opened(path_of(path), digest) as source:
+        own = _name_of(source.path, source) if name is None else name
+        where = place_of(own) if backing is None else path_of(backing)
         while True:
+            there = own
             try:
-                with attach(where) as candidate:
-                    if (found := _tensors(candidate, identity)) is not None:
+                with attach(where, trust=trust) as candidate:
+                    if (found := _tensors(candidate, source.identity)) is not None:
                         if verify:
                             candidate.verify()
                         return found
+                    if name is None and candidate.version == VERSION:
+                        there = candidate.name  # the image of another file, or of another name of this one
             except StaleError:
+                if not deadline.sleep(POLL):
+                    raise
                 continue
             except SourceError as error:
                 if not isinstance(error.__cause__, FileNotFoundError):
                     raise
             try:
-                filled = _fill_file(where, name, fd, source, identity, timeout)
+                filled = _fill_file(where, there, source, deadline, trust)
             except SourceError:
-                if backing is not None or where.parent.exists():
+                if backing is not None or where.parent.exists() or not deadline.sleep(POLL):
                     raise
-                place_of(name)  # a `release` has removed the directory, which it found empty
+                place_of(own)  # a `release` has removed the directory, which it found empty
                 continue
             if filled is not None:
+                if name is None and backing is None:
+                    _remove_replaced(where, source)
                 return filled
-    finally:
-        os.close(fd)
+            if not deadline.sleep(POLL / 10):
+                raise BusyError(f"{where}: other processes replace the image all the time")
 
 
 def load_into(h: Handle, path: str | os.PathLike[str], *, prefix: str = "", digest: bool = False) -> Tensors:
@@ -180,101 +339,167 @@ def load_into(h: Handle, path: str | os.PathLike[str], *, prefix: str = "", dige
     Args: prefix: of the objects' names, so that one image holds several files.
     Raises: as `load`; NotOwnerError. Nothing has changed then.
     """
-    source = Path(path)
-    fd = _open(source)
-    try:
-        identity = _identity(fd, source, digest)
-        if (found := _tensors(h, identity, prefix)) is not None:
+    with _opened(path_of(path), digest) as source:
+        if (found := _tensors(h, source.identity, prefix)) is not None:
             return found
-        specs, metadata = _header(fd, source)
+        specs, metadata = _header(source.fd, source.path)
         if h.uncommitted:
-            raise ParameterError(f"{source}: commit or roll back {', '.join(h.uncommitted[:3])} first")
+            raise ParameterError(f"{source.path}: commit or roll back {', '.join(h.uncommitted[:3])} first")
         try:
-            _fill(h, prefix, fd, source, identity, specs, metadata)
+            if not (same := _unchanged(h, prefix, source, specs, metadata)):
+                _fill(h, prefix, source, specs)
+            _commit(h, prefix, source, specs, metadata)
         except BaseException:
             h.rollback()
             raise
-        return _made(h, identity, prefix)
-    finally:
-        os.close(fd)
+        return _made(h, source.identity, prefix, inherited=same)
 
 
 def release(
     path: str | os.PathLike[str], *, name: str | None = None, backing: str | os.PathLike[str] | None = None
 ) -> bool:
-    """Remove the image of a file, which need not be there any more; whether there was one.
+    """Remove the image of a file, by any of its names, which need not be there any more; whether there was one.
 
     Its memory is given back when the last process that has attached it ends.
     """
-    where = place_of(_name_of(Path(path)) if name is None else name) if backing is None else Path(backing)
-    there = True
+    if backing is not None:
+        return _removed(path_of(backing))
+    if name is not None:
+        places = {place_of(name)}
+    else:
+        full = _full(path_of(path))
+        places = {file for file, index in _images() if index.get("path") == full and file.name in _own_names(index)}
+        with contextlib.suppress(OSError):
+            places.add(place_of(_name_of(Path(path))))
+    there = [_removed(place) for place in sorted(places)]
+    with contextlib.suppress(OSError):  # others' images are in it
+        _place().rmdir()
+    return any(there)
+
+
+def _removed(where: Path) -> bool:
     try:
         where.unlink()
     except FileNotFoundError:
-        there = False
+        return False
     except OSError as error:
-        raise SourceError(f"{where}: {error.strerror}") from error
-    if backing is None:
-        with contextlib.suppress(OSError):  # others' images are in it
-            where.parent.rmdir()
-    return there
+        raise error_of(error, where, "remove") from error
+    return True
+
+
+def _place() -> Path:
+    return Path(PLACE.format(uid=os.geteuid()))
 
 
 def place_of(name: str) -> Path:
     """Say where images are by default: /dev/shm/kho-live-UID, which is this user's alone; it is made.
 
-    Raises: ParameterError for a name that cannot be a file's; SourceError if the directory is somebody else's.
+    Raises: ParameterError for a name that cannot be a file's; UntrustedError if the directory is another user's.
     """
     if "/" in name or name in (".", "..") or not 1 <= len(name.encode()) <= MOST_NAME - 5:
         raise ParameterError(f"name {name!r}: a file's name of at most {MOST_NAME - 5} bytes is needed, or backing=")
-    place = Path(PLACE.format(uid=os.geteuid()))
+    place = _place()
     try:
-        place.mkdir(mode=0o700, exist_ok=True)
-        status = place.lstat()
-    except OSError as error:
-        raise SourceError(f"{place}: {error.strerror}; give backing=, a path on tmpfs") from error
-    # /dev/shm is everybody's, and whoever may write the directory may replace what is in it.
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise SourceError(f"{place}: not a directory that is this user's alone; remove it, or give backing=")
+        # Every user may write /dev/shm, and one that may write the directory may replace what is in it.
+        os.close(private_directory(place, make=True, hint="give backing=, a path on tmpfs"))
+    except UntrustedError as error:
+        raise UntrustedError(f"{error} (not a directory that is this user's alone)") from error
+    except FileNotFoundError as error:
+        raise SourceError(f"{place}: it was removed while it was being opened") from error
     return place / f"{name}.live"
 
 
-def _name_of(source: Path) -> str:
-    full = os.fsencode(source.resolve())
-    stem = re.sub(r"[^A-Za-z0-9._-]", "_", source.stem)[:100]
-    return f"{stem}-{hashlib.sha256(full).hexdigest()[:16]}"
+def _own_names(index: Mapping[str, Any]) -> list[str]:
+    """Give the file names that `load` gives an image by default."""
+    return [
+        f"{index.get('device')}-{index.get('inode')}.live",
+        f"sha256-{str(index.get('sha256'))[:32]}.live",
+    ]
+
+
+def _name_of(path: Path, source: Source | None = None) -> str:
+    """Name an image: by device and inode, which all names of a file lead to, or by the contents. Raises: OSError."""
+    if source is not None and source.identity.sha256 is not None:
+        return f"sha256-{source.identity.sha256[:32]}"
+    status = path.stat() if source is None else source.status
+    return f"{status.st_dev}-{status.st_ino}"
+
+
+def _full(path: Path) -> str:
+    return os.path.realpath(path)
+
+
+def _images() -> Iterator[tuple[Path, dict[str, Any]]]:
+    """List the images in the default place, and what each says of its file."""
+    for file in sorted(_place().glob("*.live")):
+        with contextlib.suppress(KhoError), attach(file) as candidate:
+            if candidate.version == VERSION and (index := _index(candidate, "")) is not None:
+                yield file, index
+
+
+def _remove_replaced(where: Path, source: Source) -> None:
+    """Remove what `load` has kept of the files that had this one's path before."""
+    full, identity = _full(source.path), source.identity
+    try:
+        if not same_file(os.stat(full), source.status):  # noqa: PTH116
+            return  # by now this one is replaced as well
+    except OSError:
+        return
+    for file, index in _images():
+        if file == where or index.get("path") != full or file.name not in _own_names(index):
+            continue
+        if identity.sha256 is not None or index.get("sha256") is None:
+            with contextlib.suppress(KhoError):
+                _removed(file)
 
 
 # The file
 
 
-def _open(source: Path) -> int:
+@contextlib.contextmanager
+def _opened(path: Path, digest: bool) -> Iterator[Source]:
     try:
-        fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise SourceError(f"{source}: {error.strerror}") from error
-    if stat.S_ISREG(os.fstat(fd).st_mode):
-        return fd
-    os.close(fd)
-    raise SourceError(f"{source}: not a file")
+        raise error_of(error, path) from error
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise SourceError(f"{path}: not a file")
+        try:
+            identity = _identity(fd, status, digest)
+        except OSError as error:
+            raise error_of(error, path, "read") from error
+        yield Source(fd, path, status, identity)
+    finally:
+        os.close(fd)
 
 
-def _identity(fd: int, source: Path, digest: bool) -> Identity:
-    status = os.fstat(fd)
+def _identity(fd: int, status: os.stat_result, digest: bool) -> Identity:
+    size = status.st_size
     if not digest:
-        return Identity(status.st_size, status.st_mtime_ns, status.st_ino, None)
-    try:
-        with open(os.dup(fd), "rb") as file:  # noqa: PTH123 - a descriptor
-            file.seek(0)
-            return Identity(status.st_size, None, None, hashlib.file_digest(file, "sha256").hexdigest())
-    except OSError as error:
-        raise SourceError(f"{source}: {error.strerror}") from error
+        spots = _spots(fd, size)
+        return Identity(size, status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, spots, None)
+    with open(os.dup(fd), "rb") as file:  # noqa: PTH123 - a descriptor
+        file.seek(0)
+        return Identity(size, None, None, None, None, None, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def _spots(fd: int, size: int) -> str:
+    """Sum up samples of a file: the header and pages spread over the data, the last one too."""
+    if size <= WHOLE:
+        return hashlib.sha256(os.pread(fd, size, 0)).hexdigest()
+    header = min(8 + int.from_bytes(os.pread(fd, 8, 0), "little"), HEADER_LOOKED_AT)
+    summed = hashlib.sha256(os.pread(fd, header, 0))
+    for spot in range(SPOTS):
+        summed.update(os.pread(fd, PAGE, (size - PAGE) * spot // (SPOTS - 1)))
+    return summed.hexdigest()
 
 
 def _header(fd: int, source: Path) -> tuple[list[Spec], dict[str, str]]:
     """Have the library read and check the header, and say where each tensor is.
 
-    It gives no places, but it has seen to it that tensors lie one behind the other, without holes, to the file's end.
+    It gives no places, but it has seen to it that tensors lie one after the other, without holes, to the file's end.
     """
     try:
         from safetensors import SafetensorError, safe_open
@@ -320,26 +545,54 @@ def _spec(source: Path, name: str, dtype: str, shape: tuple[int, ...], at: int) 
 # The image
 
 
-def _fill_file(where: Path, name: str, fd: int, source: Path, identity: Identity, timeout: float) -> Tensors | None:
+def _fill_file(where: Path, name: str, source: Source, deadline: Deadline, trust: Trust) -> Tensors | None:
     """Make the image of a file, or let who is at it finish; None if there is one now to be looked at."""
-    specs, metadata = _header(fd, source)
+    specs, metadata = _header(source.fd, source.path)
     # Holes take no memory, so there is room for what alignment wastes.
     room = ROOM + sum(-(-spec.nbytes // PAGE) * PAGE + min(spec.nbytes, ALIGN * PAGE) + PAGE for spec in specs)
-    with open_image(name, room, version=VERSION, backing=where, timeout=timeout) as h:
-        if (found := _tensors(h, identity)) is not None:
+    timeout = None if deadline.timeout is None else deadline.left()
+    with open_image(name, room, version=VERSION, backing=where, timeout=timeout, trust=trust) as h:
+        if (found := _tensors(h, source.identity)) is not None:
             return found
-        if h.generation or h.stats()["size"] < room:
-            # Of a file that was changed since: who has attached it keeps it. Only its owner removes it, so it is this.
-            where.unlink()
-            return None
-        _fill(h, "", fd, source, identity, specs, metadata)
-        return _made(h, identity, "")
+        if not (same := _unchanged(h, "", source, specs, metadata)):
+            if h.generation or h.stats()["size"] < room:
+                # The file has changed: processes that have attached the old image keep it. Only an owner removes one.
+                _removed(where)
+                return None
+            _fill(h, "", source, specs)
+        _commit(h, "", source, specs, metadata)
+        return _made(h, source.identity, "", inherited=same)
 
 
-def _fill(
-    h: Handle, prefix: str, fd: int, source: Path, identity: Identity, specs: list[Spec], metadata: dict[str, str]
-) -> None:
-    begun = os.fstat(fd)
+def _described(specs: list[Spec]) -> dict[str, list[Any]]:
+    return {spec.name: [spec.dtype, list(spec.shape)] for spec in specs}
+
+
+def _unchanged(h: Handle, prefix: str, source: Source, specs: list[Spec], metadata: dict[str, str]) -> bool:
+    """Compare a file whose times have changed, or whose place, with the tensors that the image has of one."""
+    index = _index(h, prefix)
+    if index is None or type(index.get("size")) is not int or index["size"] != source.identity.size:
+        return False
+    if index["tensors"] != _described(specs) or index["metadata"] != metadata:
+        return False
+    room = memoryview(bytearray(min(CHUNK, max((spec.nbytes for spec in specs), default=0))))
+    for spec in specs:
+        if prefix + spec.name not in h or h.info(prefix + spec.name).nbytes != spec.nbytes:
+            return False
+        if not spec.nbytes:
+            continue
+        there = memoryview(h[prefix + spec.name].reshape(-1).view("u1"))
+        for at in range(0, spec.nbytes, CHUNK):
+            part = room[: min(CHUNK, spec.nbytes - at)]
+            _read(source.fd, source.path, part, spec._replace(at=spec.at + at, nbytes=len(part)))
+            if part != there[at : at + len(part)]:
+                return False
+    return True
+
+
+def _fill(h: Handle, prefix: str, source: Source, specs: list[Spec]) -> None:
+    needs = memory.unallocated(h.fileno(), sum(-(-spec.nbytes // PAGE) * PAGE for spec in specs))
+    memory.check(needs, f"{source.path}: an image of its {len(specs)} tensors")
     if (before := _index(h, prefix)) is not None:
         for name in before["tensors"]:
             if prefix + name in h:
@@ -348,14 +601,19 @@ def _fill(
         code = DTYPES.get(spec.dtype) or RAW.get(spec.dtype)
         array = h.empty(prefix + spec.name, spec.shape if code else spec.nbytes, code or "|u1")
         if spec.nbytes:
-            _read(fd, source, memoryview(array.reshape(-1).view("u1")), spec)
-    now = os.fstat(fd)
-    if (begun.st_size, begun.st_mtime_ns) != (now.st_size, now.st_mtime_ns) or identity.size != now.st_size:
-        raise StaleError(f"{source}: it was changed while it was being read")
+            _read(source.fd, source.path, memoryview(array.reshape(-1).view("u1")), spec)
+
+
+def _commit(h: Handle, prefix: str, source: Source, specs: list[Spec], metadata: dict[str, str]) -> None:
+    """Say what the tensors came from. Raises: StaleError if the file has changed since it was opened."""
+    then, now = source.status, os.fstat(source.fd)
+    if any(getattr(then, key) != getattr(now, key) for key in ("st_size", "st_mtime_ns", "st_ctime_ns")):
+        raise StaleError(f"{source.path}: it was changed while it was being read; load it again")
     index = {
-        **asdict(identity),
+        **asdict(source.identity),
+        "path": _full(source.path),
         "metadata": metadata,
-        "tensors": {spec.name: [spec.dtype, list(spec.shape)] for spec in specs},
+        "tensors": _described(specs),
     }
     h.put(prefix + INDEX, json.dumps(index).encode())
     h.commit()
@@ -367,7 +625,7 @@ def _read(fd: int, source: Path, place: memoryview, spec: Spec) -> None:
         try:
             got = os.preadv(fd, [place[done : done + CHUNK]], spec.at + done)
         except OSError as error:
-            raise SourceError(f"{source}: {error.strerror}") from error
+            raise error_of(error, source, "read") from error
         if not got:
             raise StaleError(f"{source}: it was cut short while it was being read")
         done += got
@@ -392,20 +650,17 @@ def _tensors(reader: Reader, identity: Identity, prefix: str = "") -> Tensors | 
     found = Tensors()
     found.inherited = True
     found.metadata = index["metadata"]
-    found.dtypes, found.shapes = {}, {}
     try:
         for name, (dtype, shape) in index["tensors"].items():
-            found[name] = reader[prefix + name]
-            found.dtypes[name] = dtype
-            found.shapes[name] = tuple(shape)
+            found._add(name, reader[prefix + name], dtype, tuple(shape))
     except (KhoError, ValueError, TypeError):
         return None
     return found
 
 
-def _made(h: Handle, identity: Identity, prefix: str) -> Tensors:
+def _made(h: Handle, identity: Identity, prefix: str, *, inherited: bool) -> Tensors:
     made = _tensors(h, identity, prefix)
     if made is None:
-        raise FormatError("what was just committed is not there: the image was changed by somebody else")
-    made.inherited = False
+        raise FormatError("what was just committed is not there: another process changed the image")
+    made.inherited = inherited
     return made

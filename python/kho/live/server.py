@@ -19,7 +19,10 @@ import weakref
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import BusyError, KhoError, NotOwnerError, SchemaError, SourceError, StaleError
+from ..owned import Uncopied
 from . import runtime, wire
+from .deadline import Deadline
+from .oserrors import error_of
 
 if TYPE_CHECKING:
     from .handle import Handle
@@ -40,7 +43,7 @@ MOST_PINNED = 2000
 
 
 class Service(Protocol):
-    """What is behind a name. What is raised is the answer."""
+    """What answers to a name. What is raised is the answer."""
 
     name: str
 
@@ -51,21 +54,24 @@ class Service(Protocol):
         """Open the image for reading; the descriptor is the caller's."""
 
     def prepare(self, version: object) -> tuple[wire.Message, int]:
-        """Let a successor look: the answer, and the descriptor that goes with it. `store` in it: there is no owner."""
+        """Let a successor look: the answer, and a descriptor, the caller's. `store` in it: there is no owner."""
 
     def give(self) -> tuple[wire.Message, list[int]]:
-        """Let go of the image."""
+        """Let go of the image: the answer, and descriptors to pass, which stay this process's."""
 
-    def look_away(self, *, adopted: bool = False) -> None:
-        """End a look. Raises: BusyError if somebody else has the image by now."""
+    def look_away(self, *, adopted: bool = False) -> bool:
+        """End a look; whether this process has the image. Raises: BusyError while another process has its lock."""
 
     def release(self, *, force: bool) -> wire.Message:
         """Give the memory back."""
 
 
 def reading(fd: int) -> int:
-    """Open a file once more, for reading only."""
-    return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    """Open a file once more, for reading only. Raises: SourceError."""
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise error_of(error, f"descriptor {fd}", "open it again") from error
 
 
 class Owner:
@@ -83,7 +89,7 @@ class Owner:
         return handle
 
     def who(self) -> wire.Message:
-        """Tell what `kho ps` shows; without the handle's lock, which somebody who fills an image may have for long."""
+        """Tell what `kho ps` shows; without the handle's lock, which a thread that fills an image may have for long."""
         handle = self._owner()
         state, facts = handle.committed_facts()
         return {
@@ -109,22 +115,32 @@ class Owner:
                 f"process {os.getpid()} has {self.name!r} of version {handle.version!r}, not {version!r}; it keeps it. "
                 "Convert it with kho.live.attach, or release it and begin anew"
             )
-        fd = handle.look()
+        fd = reading(handle.fileno())
+        try:
+            handle.look()
+        except BaseException:
+            os.close(fd)
+            raise
         return {"generation": handle.generation}, fd
 
     def give(self) -> tuple[wire.Message, list[int]]:
         """Let go. Raises: BusyError."""
-        pinned, conns = self._owner().give(MOST_PINNED)
-        return {"pinned": pinned}, conns
+        handle = self._owner()
+        pinned, conns = handle.give(MOST_PINNED)
+        return {"pinned": pinned}, [handle.fileno(), *conns]
 
-    def look_away(self, *, adopted: bool = False) -> None:
+    def look_away(self, *, adopted: bool = False) -> bool:
         """Go on, or drain."""
         handle = self._handle()
-        if handle is not None:
-            try:
-                handle.look_away(adopted=adopted)
-            except (StaleError, NotOwnerError):
-                handle.look_away(adopted=True)
+        if handle is None:
+            return False
+        try:
+            handle.look_away(adopted=adopted)
+        except (StaleError, NotOwnerError):
+            # There was another owner by now, though it has let go.
+            handle.look_away(adopted=True)
+            return False
+        return not adopted
 
     def release(self, *, force: bool) -> wire.Message:
         """Give the image up while the service runs, if that is wanted."""
@@ -146,15 +162,23 @@ class Client:
         """"", looks, or adopts."""
 
 
-class Server:
+class Server(Uncopied):
     """A thread that answers to a name until `stop`, or until another process has the image."""
 
-    def __init__(self, service: Service, *, replace: bool = False) -> None:
-        """Listen. Raises: BusyError if another process does; SourceError."""
+    def __init__(self, service: Service, *, replace: bool = False, deadline: Deadline | None = None) -> None:
+        """Listen.
+
+        Args: deadline: until when to wait for the directory's lock.
+        Raises: BusyError if another process listens; SourceError; DescriptorLimitError.
+        """
         self._service = service
-        self._published = runtime.publish(service.name, replace=replace)
-        self._selector = selectors.DefaultSelector()
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._selector, self._wake = _waiting(service.name)
+        try:
+            self._published = runtime.publish(service.name, replace=replace, deadline=deadline)
+        except BaseException:
+            self._selector.close()
+            os.close(self._wake)
+            raise
         self._selector.register(self._published.listener, selectors.EVENT_READ)
         self._selector.register(self._wake, selectors.EVENT_READ)
         self._clients: dict[int, Client] = {}
@@ -325,16 +349,28 @@ class Server:
             if "store" not in answer:
                 client.stage = "looks"
                 client.until = time.monotonic() + LOOK
-            return done | answer, [fd], []
+            return done | answer, [fd], [fd]
         if do == "adopt" and client.stage == "looks":
             answer, fds = self._service.give()
             client.stage = "adopts"
             client.until = time.monotonic() + ADOPT
             return done | answer, fds, []
         if do == "adopted" and client.stage == "adopts":
-            self._handed(client)
+            self._believe(client)
             return done, [], []
         raise wire.WireError(f"not a request: {str(do)[:40]!r}")
+
+    def _believe(self, client: Client) -> None:
+        """Hear that a successor has the image: the lock tells whether that is so. Raises: WireError if not."""
+        try:
+            goes_on = self._service.look_away()
+        except BusyError:
+            self._handed(client)
+            return
+        client.stage = ""
+        client.until = time.monotonic() + IDLE
+        self._go_on(goes_on)
+        raise wire.WireError(f"the lock of {self._service.name!r} was free: no process has adopted it")
 
     def _handed(self, client: Client) -> None:
         """Keep the connection: its end tells the successor that nobody here reads any more."""
@@ -358,7 +394,7 @@ class Server:
                 self._drop(client)
                 continue
             try:
-                self._service.look_away()
+                goes_on = self._service.look_away()
             except BusyError:
                 # It has the image, and does not say so: it is the owner all the same.
                 self._handed(client)
@@ -366,18 +402,25 @@ class Server:
             else:
                 client.stage = ""
                 self._drop(client)
-                self._keep_name()
+                self._go_on(goes_on)
         if (limbo := self._limbo) is not None:
             try:
-                self._service.look_away()
+                goes_on = self._service.look_away()
                 self._limbo = None
-                self._keep_name()
+                self._go_on(goes_on)
             except BusyError:
                 # Somebody who has died lets go in a moment; who does not is the owner.
                 if now > limbo:
                     self._limbo = None
                     self._service.look_away(adopted=True)
                     self._stopped = True
+
+    def _go_on(self, goes_on: bool) -> None:
+        """Answer on, if this process has the image; the name is another's otherwise."""
+        if goes_on:
+            self._keep_name()
+        else:
+            self._stopped = True
 
     def _keep_name(self) -> None:
         """Have the name back from a successor that took it and died."""
@@ -389,6 +432,18 @@ class Server:
             self._published.listener.close()
             self._published = again
             self._selector.register(again.listener, selectors.EVENT_READ)
+
+
+def _waiting(name: str) -> tuple[selectors.BaseSelector, int]:
+    """Make what a thread waits with. Raises: DescriptorLimitError, SourceError."""
+    selector = None
+    try:
+        selector = selectors.DefaultSelector()
+        return selector, os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    except OSError as error:
+        if selector is not None:
+            selector.close()
+        raise error_of(error, repr(name), "serve") from error
 
 
 _servers: weakref.WeakSet[Server] = weakref.WeakSet()

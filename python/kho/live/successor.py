@@ -6,14 +6,17 @@ import contextlib
 import fcntl
 import os
 import socket
-import time
+import stat
 from collections.abc import Callable
 from typing import Self
 
 from ..errors import BusyError, FormatError, SourceError
+from ..owned import Uncopied
 from . import runtime, wire
+from .deadline import Deadline
 from .handle import Candidate, Handle
 from .image import Image
+from .trust import PRIVATE, Policy, same_file
 
 __all__ = ["Offer", "Predecessor", "Ready", "ask"]
 
@@ -21,14 +24,14 @@ Ready = Callable[[Candidate], object]
 """A health check: what it raises keeps the owner before in office."""
 LOCK = 5.0
 """Seconds until the lock that was let go of must be had."""
-MOST_PASSED = 8
-"""Processes that may still be draining when an image is handed on."""
+MOST_PASSED = 9
+"""The image, and as many processes as may still be draining when it is handed on."""
 GONE = 0.5
 """Seconds the lock of who has died may take to be free."""
 POLL = 0.02
 
 
-class Predecessor:
+class Predecessor(Uncopied):
     """The owners before, which may still read what is being replaced: None when called, once they cannot any more.
 
     Each has a connection open, and so have its forked children; what they have not closed ends with them.
@@ -59,7 +62,7 @@ class Predecessor:
             self.conns.pop().close()
 
 
-class Offer:
+class Offer(Uncopied):
     """An image that its owner, or a holder, lets this process look at."""
 
     def __init__(self, conn: socket.socket, pid: int, fd: int, *, store: bool) -> None:
@@ -86,56 +89,76 @@ class Offer:
         if not self._taken:
             self.conn.close()
 
-    def take(self, name: str, version: str, ready: Ready | None, *, serve: bool = True) -> Handle:
+    def take(
+        self,
+        name: str,
+        version: str,
+        ready: Ready | None,
+        deadline: Deadline,
+        *,
+        serve: bool = True,
+        policy: Policy = PRIVATE,
+    ) -> Handle:
         """Look at it, and adopt it if it is fit.
 
         Raises: what `ready` does; SchemaError; FormatError; BusyError if its owner does not let go. The owner before
             goes on then.
         """
-        image = Image(self.keep(), f"{name!r} of process {self.pid}")
+        image = Image(self.keep(), f"{name!r} of process {self.pid}", policy=policy)
         with Candidate.of(image) as candidate:
             candidate.check(name, version)
             if ready is not None:
-                ready(candidate)
+                with deadline.suspended():
+                    ready(candidate)
             try:
-                answer, fds = wire.ask(self.conn, {"do": "adopt"}, fds=MOST_PASSED)
+                with deadline.wait() as seconds:
+                    answer, fds = wire.ask(self.conn, {"do": "adopt"}, fds=MOST_PASSED, within=seconds)
             except wire.WireError:
                 # It has died, and its lock with it; or it had no more patience, and is the owner still.
-                return self._own(candidate.adopt(GONE, version=version), serve=serve)
-            conns = [self.conn, *_sockets(fds)]
+                with deadline.wait(GONE) as seconds:
+                    handle = candidate.adopt(seconds, version=version)
+                return self._own(handle, deadline, serve=serve)
+            conns = [self.conn, *_received(fds, image)]
             self._taken = True
             try:
                 predecessor = Predecessor(conns, _pinned(answer.get("pinned"), self.pid))
-                handle = candidate.adopt(LOCK, version=version, predecessor=predecessor)
+                with deadline.wait(LOCK) as seconds:
+                    handle = candidate.adopt(seconds, version=version, predecessor=predecessor)
             except BaseException:
                 for conn in conns:
                     conn.close()
                 raise
-        self._own(handle, serve=serve)
+        self._own(handle, deadline, serve=serve)
         # Who has the lock is the owner, whether the one before hears of it or not.
-        with contextlib.suppress(wire.WireError, BusyError):
-            wire.ask(self.conn, {"do": "adopted"})
+        with contextlib.suppress(wire.WireError, BusyError), deadline.wait() as seconds:
+            wire.ask(self.conn, {"do": "adopted"}, within=seconds)
         return handle
 
-    def _own(self, handle: Handle, *, serve: bool) -> Handle:
+    def _own(self, handle: Handle, deadline: Deadline, *, serve: bool) -> Handle:
         """Answer to the name; if that cannot be, leave the image, which nothing was committed to, to its owner."""
         try:
             handle.transport = "socket"
             if serve:
-                handle.serve(replace=True)
+                handle.serve(replace=True, deadline=deadline)
         except BaseException:
             handle.close()
             raise
         return handle
 
 
-def _sockets(fds: list[int]) -> list[socket.socket]:
+def _received(fds: list[int], image: Image) -> list[socket.socket]:
+    """Sort what an owner passes when it lets go: the image for writing, and its connections to owners before it."""
     conns = []
+    own = os.fstat(image.fd)
     for fd in fds:
-        try:
-            conns.append(socket.socket(fileno=fd))
-        except OSError:
-            os.close(fd)
+        status = os.fstat(fd)
+        if stat.S_ISSOCK(status.st_mode):
+            with contextlib.suppress(OSError):
+                conns.append(socket.socket(fileno=fd))
+                continue
+        elif same_file(status, own) and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR:
+            os.dup2(fd, image.fd, inheritable=False)
+        os.close(fd)
     return conns
 
 
@@ -151,29 +174,35 @@ def _pinned(given: object, pid: int) -> list[tuple[int, int]]:
     return good
 
 
-def ask(name: str, version: str, until: float) -> Offer | None:
-    """Ask who has an image for it, and wait for one's turn until then; None if nobody has.
+def ask(name: str, version: str, deadline: Deadline) -> Offer | None:
+    """Ask who has an image for it, and wait for one's turn until the deadline; None if no process has.
 
     Raises: BusyError; SchemaError, with both versions; SourceError.
     """
+    request = {"do": "prepare", "name": name, "version": version}
     while True:
-        conn = runtime.connect(name)
-        if conn is None:
-            return None
+        conn = None
         try:
+            conn = runtime.connect(name)
+            if conn is None:
+                return None
             pid, _ = wire.peer(conn)
-            answer, fds = wire.ask(conn, {"do": "prepare", "name": name, "version": version}, fds=1)
+            with deadline.wait() as seconds:
+                answer, fds = wire.ask(conn, request, fds=1, within=seconds)
         except (BusyError, wire.WireError) as error:
-            conn.close()
-            if time.monotonic() >= until:
+            if conn is not None:
+                conn.close()
+            if not deadline.left() or not deadline.sleep(POLL):
                 raise error if isinstance(error, BusyError) else BusyError(f"{name!r}: {error}") from error
-            time.sleep(POLL)
             continue
         except BaseException:
-            conn.close()
+            if conn is not None:
+                conn.close()
             raise
         if len(fds) != 1:
             conn.close()
+            for fd in fds:
+                os.close(fd)
             raise SourceError(f"{name!r}: process {pid} passed no descriptor")
         fcntl.fcntl(fds[0], fcntl.F_SETFD, fcntl.FD_CLOEXEC)
         return Offer(conn, pid, fds[0], store=answer.get("store") is True)

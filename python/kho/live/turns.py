@@ -23,6 +23,7 @@ from .slots import Journal
 
 if TYPE_CHECKING:
     from ..luo import Device, Session
+    from .deadline import Deadline
     from .handle import Handle
     from .server import Server
     from .successor import Predecessor
@@ -228,19 +229,20 @@ class Turns(Reader, ABC):
                 except LuoError as error:
                     warnings.warn(f"taken back, but not preserved any more: {error}", RuntimeWarning, stacklevel=2)
 
-    def preserve(self, device: Device | None = None) -> Session:
+    def preserve(self, device: Device | None = None, *, deadline: Deadline | None = None) -> Session:
         """Hand the image to the next kernel, as it is at the kexec: `open` finds it there (`kho.live.kexec`).
 
         The session is this handle's, and must be open when the kernel jumps: the image is not preserved any more once
         it was handed over, released or closed, or its process has ended. All of the image's memory is taken meanwhile.
-        Args: device: one that is open; by default the machine's is opened for a moment.
+        Args: device: one that is open; by default the machine's is opened for a moment. deadline: until when to
+            wait for others that have it open.
         Raises: ParameterError for an image that is not on a memfd of normal pages; LuoError; NotOwnerError.
         """
         with self._lock:
             self._mine("preserve")
             image = self._image
             if image.session is None or image.session.closed:
-                image.session = kexec.preserve(image.fd, self.name, image.where, device)
+                image.session = kexec.preserve(image.fd, self.name, image.where, device, deadline)
             return image.session
 
     def _end_session(self) -> bool:
@@ -321,11 +323,12 @@ class Turns(Reader, ABC):
         with self._lock:
             return self._predecessor is not None and self._predecessor() is not None
 
-    def serve(self, *, replace: bool = False) -> None:
+    def serve(self, *, replace: bool = False, deadline: Deadline | None = None) -> None:
         """Answer to this image's name from now on, in a thread: to successors, `kho ps`, `kho inspect live:NAME`.
 
         The thread is stopped while this process forks, and not started in the child.
-        Args: replace: in place of who answers now; for an owner that got its image otherwise.
+        Args: replace: in place of who answers now; for an owner that got its image otherwise. deadline:
+            until when to wait for others that begin to serve.
         Raises: BusyError if another process answers; SourceError; NotOwnerError.
         """
         from .server import Owner, Server
@@ -333,7 +336,7 @@ class Turns(Reader, ABC):
         with self._lock:
             if self._server is None:
                 self._mine("serve")
-                self._server = Server(Owner(cast("Handle", self)), replace=replace)
+                self._server = Server(Owner(cast("Handle", self)), replace=replace, deadline=deadline)
 
     @property
     def served(self) -> bool:

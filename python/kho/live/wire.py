@@ -4,12 +4,15 @@
     {"do": "who"}                                    what `kho ps` shows
     {"do": "read"}                                   a descriptor for reading
     {"do": "release", "force": false}                whether it was
-    {"do": "prepare", "name": N, "version": V}       a descriptor; changes wait. `store`: there is no owner
-    {"do": "adopt"}                                  the owner has let go; `pinned`: pages its arrays still look at
-    {"do": "adopted"}                                the owner drains, and closes the connection when it has
+    {"do": "prepare", "name": N, "version": V}       a descriptor for reading; changes wait. `store`: there is no owner,
+                                                     and the descriptor is for writing too
+    {"do": "adopt"}                                  the owner has let go, and passes a descriptor for writing and the
+                                                     connections of owners that drain; `pinned`: pages still looked at
+    {"do": "adopted"}                                the owner drains, and closes the connection when it has; refused
+                                                     while the image's lock is free
 
-Answers have `ok`, or `error` (busy, schema, lost) and `text`. The kernel keeps packets apart, and passes no descriptor
-to who has no room for one, so that there is nothing to collect, and nothing to be sent piece by piece.
+Answers have `ok`, or `error` (busy, schema, stale, bad) and `text`. The kernel keeps packets apart, and passes no
+descriptor to who has no room for one, so that there is nothing to collect, and nothing to be sent piece by piece.
 """
 
 from __future__ import annotations
@@ -23,8 +26,9 @@ import struct
 import time
 from typing import Any
 
-from ..errors import BusyError, SchemaError, SourceError, StaleError
-from .runtime import trusted
+from ..errors import BusyError, KhoError, SchemaError, SourceError, StaleError
+from .oserrors import no_descriptor
+from .trust import trusted
 
 __all__ = ["ANSWER", "Message", "WireError", "ask", "peer", "receive", "refuse", "refused", "send"]
 
@@ -70,13 +74,15 @@ def receive(conn: socket.socket, fds: int = 0) -> tuple[Message, list[int]]:
             raise WireError("the other side closed the connection")
         if flags & socket.MSG_TRUNC:
             raise WireError(f"a message of more than {MOST} bytes")
+        if fds and flags & socket.MSG_CTRUNC and (refusal := no_descriptor("a descriptor was passed", "receive")):
+            raise refusal
         try:
             message = json.loads(raw)
         except (ValueError, RecursionError) as error:
             raise WireError("a message that is no JSON") from error
         if not isinstance(message, dict):
             raise WireError("a message that is no object")
-    except WireError:
+    except KhoError:
         for fd in got:
             os.close(fd)
         raise
@@ -102,7 +108,7 @@ def ask(conn: socket.socket, message: Message, *, fds: int = 0, within: float = 
     poller.register(conn, select.POLLIN)
     while True:
         if not poller.poll(max(until - time.monotonic(), 0) * 1000):
-            raise BusyError(f"process {peer(conn)[0]} has not answered {message['do']!r} for {within:g} s")
+            raise BusyError(f"process {peer(conn)[0]} has not answered {message['do']!r} for {within:.3g} s")
         try:
             answer, got = receive(conn, fds)
             break

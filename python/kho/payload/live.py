@@ -90,8 +90,8 @@ def itemsize(dtype: str) -> int:
     """Give the bytes of one element. Raises: ParameterError for a dtype that images do not hold."""
     if DTYPE.fullmatch(dtype) is None:
         raise errors.ParameterError(
-            f"dtype {dtype!r}: images hold numbers, booleans, times and fixed-length strings (store a structured or "
-            "foreign array as bytes, `array.view('u1')`, or each of its fields by a name)"
+            f"dtype {dtype!r}: images hold numbers, booleans, times and fixed-length strings; store what else there is "
+            "as bytes, `array.tobytes()`"
         )
     if dtype[1] in "mM":
         return 8

@@ -1,0 +1,34 @@
+"""Objects that own descriptors and a lock, of which there is one each."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from .errors import NotCopyableError
+
+__all__ = ["Uncopied"]
+
+
+class Uncopied:
+    """Refuses copy.copy, copy.deepcopy and pickle: a copy would close what is the original's."""
+
+    _instead = "pass the object itself to a thread, and open the image by its name or path in another process"
+
+    def _uncopied(self, how: str) -> NoReturn:
+        kind = type(self)
+        raise NotCopyableError(
+            f"{kind.__module__}.{kind.__qualname__}: cannot {how}: it owns descriptors and a lock, which a copy would "
+            f"close; {self._instead}"
+        )
+
+    def __copy__(self) -> NoReturn:
+        """Refuse. Raises: NotCopyableError."""
+        self._uncopied("be copied")
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        """Refuse. Raises: NotCopyableError."""
+        self._uncopied("be copied")
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """Refuse. Raises: NotCopyableError."""
+        self._uncopied("be pickled")
