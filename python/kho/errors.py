@@ -14,6 +14,7 @@ __all__ = [
     "FdtError",
     "FinalizedError",
     "FormatError",
+    "FreedFolioError",
     "KhoError",
     "LuoAbiError",
     "LuoBusyError",
@@ -34,6 +35,7 @@ __all__ = [
     "OutOfMemoryError",
     "OutOfRangeError",
     "OutsideMemoryError",
+    "OwnedPageError",
     "PageStateError",
     "ParameterError",
     "SchemaError",
@@ -96,6 +98,17 @@ class NotRestorableError(KhoError, LookupError):
 
 class PageStateError(KhoError, ValueError):
     """A page in another state than the request needs: a double free, an `alloc_at` of a page in use."""
+
+
+class FreedFolioError(PageStateError):
+    """A use of a `Folio` or `Pages` after it was freed, by this or another object. Its pages may be another folio's now."""
+
+
+class OwnedPageError(PageStateError):
+    """A page that holds a bitmap, the map, the FDT or a subtree of a handover: not the caller's to get, free or write.
+
+    `phys` is the page's address; the message names what it holds, and how to release it.
+    """
 
 
 class OutOfMemoryError(KhoError, MemoryError):

@@ -21,14 +21,16 @@ pub(crate) fn to_py(error: Error) -> PyErr {
             ..
         } => "NotFoundError",
         Error::NotRestorable { .. } => "NotRestorableError",
-        Error::PageState { .. } => "PageStateError",
+        Error::PageState { .. } | Error::Untaken { .. } => "PageStateError",
+        Error::Owned { .. } => "OwnedPageError",
+        Error::Freed { .. } => "FreedFolioError",
         Error::NoMemory { .. } | Error::TooLong { .. } => "OutOfMemoryError",
         Error::Stale { .. } => "StaleError",
         Error::Fdt { .. } => "FdtError",
         Error::Root { .. } | Error::Map { .. } | Error::NoLayout { .. } => "FormatError",
         Error::UnsupportedAbi { .. } => "UnsupportedAbiError",
         Error::NoHandover { .. } => "NoHandoverError",
-        Error::Source { .. } | Error::Io { .. } => "SourceError",
+        Error::Source { .. } | Error::Io { .. } | Error::Unsealed { .. } | Error::Cut { .. } => "SourceError",
         _ => "KhoError",
     };
     let message = error.to_string();

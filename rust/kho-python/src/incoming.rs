@@ -13,7 +13,7 @@ use kho::arena::ScratchArea;
 use kho::incoming::{Incoming, Options};
 use kho::memory::PhysMemory;
 use kho::payload::ChunkOwners;
-use kho::units::{PageSize, Phys};
+use kho::units::{PageSize, Pfn, Phys};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use std::sync::Arc;
@@ -120,7 +120,8 @@ impl PyIncoming {
 
     fn restore_folio(&self, phys: &Bound<'_, PyAny>) -> PyResult<Folio> {
         let (pfn, order) = self.inner.restore_folio(phys_of(phys)?).or_raise()?;
-        Ok(Folio::new(self.place(), self.inner.layout().page, pfn, order))
+        let place = Place::restored(&self.inner, pfn, Pfn(pfn.0 + order.nr_pages())).or_raise()?;
+        Ok(Folio::new(place, self.inner.layout().page, pfn, order))
     }
 
     fn restore_many<'py>(&self, py: Python<'py>, phys: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
@@ -130,7 +131,8 @@ impl PyIncoming {
 
     fn restore_pages(&self, phys: &Bound<'_, PyAny>, n: Number) -> PyResult<Pages> {
         let pfn = self.inner.restore_pages(phys_of(phys)?, n.0).or_raise()?;
-        Ok(Pages::new(self.place(), self.inner.layout().page, pfn, n.0))
+        let place = Place::restored(&self.inner, pfn, Pfn(pfn.0 + n.0)).or_raise()?;
+        Ok(Pages::new(place, self.inner.layout().page, pfn, n.0))
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -355,13 +357,6 @@ impl PyIncoming {
 }
 
 impl PyIncoming {
-    fn place(&self) -> Place {
-        match self.inner.arena() {
-            Some(arena) => Place::arena(arena),
-            None => Place::Image(Arc::clone(self.inner.memory())),
-        }
-    }
-
     fn subtree(&self, subtree: &kho::root::Subtree) -> Subtree {
         Subtree { inner: subtree.clone(), memory: Arc::clone(self.inner.memory()) }
     }

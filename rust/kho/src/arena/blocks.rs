@@ -1,7 +1,7 @@
 //! A tracker's blocks in an arena's pages, so that neither serializing nor taking over copies a bitmap.
 
-use super::Arena;
 use super::spans::Spans;
+use super::{Arena, Owner};
 use crate::claims::{Bitmaps, Preserved};
 use crate::error::{Error, Result};
 use crate::memory::PhysMemory;
@@ -68,7 +68,7 @@ unsafe impl BlockSource for ArenaBlocks {
         arena.check_generation("tracker", self.generation)?;
         let (bytes, mut own) = (bytes as u64, self.pages());
         if own.used + bytes > self.page.bytes() {
-            own.pages.push(arena.alloc_bytes(self.page.bytes(), None)?.0);
+            own.pages.push(arena.alloc_bytes(self.page.bytes(), None, Owner::Bitmap)?.0);
             own.used = 0;
         }
         let pfn = own.pages.last().copied().unwrap_or_default();
@@ -191,16 +191,18 @@ impl<'a> Inherited<'a> {
             let why = format!("two bitmaps are of the same folios of order {}", pair[0].order);
             return Err(Error::Invalid { what: "preserved-memory map", why });
         }
-        let last = |bitmap: &Bitmap| page.pfn(Phys(bitmap.phys.0 + (geometry.block_bytes() - 1)));
+        let last = move |bitmap: &Bitmap| page.pfn(Phys(bitmap.phys.0 + (geometry.block_bytes() - 1)));
         let pages = joined(bitmaps.iter().map(|b| (page.pfn(b.phys), Pfn(last(b).0 + 1))).collect());
         let kept = Bitmaps { count: bitmaps.len() as u64, pages };
         let outside = copied.extents().map(|(start, end)| (page.phys(start), (end.0 - start.0) << page.shift()));
         let outside = { outside }.find(|&(phys, len)| !arena.contains(phys, len));
         let count = move || {
             let mut tracker = copied;
-            // Every bitmap was found in the arena, which stays mapped, and no two are the same block.
-            let _ = tracker.adopt(&bitmaps);
-            tracker
+            // Every bitmap was found in the arena, which stays mapped, and no two are the same block: what can fail is a copy,
+            // for want of memory, and then all of them count as being in place.
+            let in_place = tracker.adopt(&bitmaps).unwrap_or(bitmaps);
+            let pages = in_place.iter().map(|b| (page.pfn(b.phys), Pfn(last(b).0 + 1))).collect();
+            (tracker, joined(pages))
         };
         Ok(Preserved::in_place(geometry, kept, outside, Box::new(count)))
     }

@@ -161,6 +161,10 @@ unsafe impl BlockSource for HeapBlocks {
         self.slabs().take(bytes).map(|(block, _)| block)
     }
 
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     fn phys_of(&self, _: NonNull<u64>) -> Option<Phys> {
         None
     }

@@ -79,7 +79,7 @@ impl Tracker {
 
     /// An empty tracker whose blocks live in `source`.
     pub fn with_source(geometry: Geometry, source: Arc<dyn BlockSource>) -> Self {
-        Tracker { dirs: no_blocks(), shape: geometry.shape(), geometry, source }
+        Tracker { dirs: no_blocks(), shape: geometry.shape().of(&*source), geometry, source }
     }
 
     pub fn geometry(&self) -> Geometry {

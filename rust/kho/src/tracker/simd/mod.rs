@@ -5,7 +5,7 @@
 #[cfg(target_arch = "x86_64")]
 mod compress;
 
-use super::block::{Block, LINE, Shape};
+use super::block::{Access, Block, LINE, Private, Shape, Shared};
 use super::iter::Folio;
 use super::places::{BitmapPlace, Rule};
 use crate::mapping::Items;
@@ -43,30 +43,64 @@ fn has_extensions() -> bool {
     !crate::ways::ways().portable && has!("avx2") && has!("bmi1") && has!("bmi2") && has!("lzcnt") && has!("popcnt")
 }
 
+/// Calls a loop over the words of a block with the way in which they may be read, so that a loop over words that are the
+/// tracker's alone becomes vector code.
+macro_rules! by_access {
+    ($shape:expr, $kernel:ident($($arg:expr),*)) => {
+        // SAFETY: the way to read is the one that the shape says.
+        unsafe { if $shape.shared { $kernel::<Shared>($($arg),*) } else { $kernel::<Private>($($arg),*) } }
+    };
+}
+
+/// # Safety
+/// `A` is [`Shared`] if the shape says so.
+#[inline(always)]
+unsafe fn count_by<A: Access>(block: Block, shape: Shape) -> u64 {
+    // SAFETY: the caller chose `A`.
+    unsafe { block.words_by::<A>(shape) }.map(|word| u64::from(word.count_ones())).sum()
+}
+
+/// # Safety
+/// As of [`count_by`].
+#[inline(always)]
+unsafe fn common_by<A: Access>(a: Block, b: Block, shape: Shape) -> u64 {
+    // SAFETY: the caller chose `A`.
+    let words = unsafe { a.words_by::<A>(shape).zip(b.words_by::<A>(shape)) };
+    words.map(|(a, b)| u64::from((a & b).count_ones())).sum()
+}
+
+/// # Safety
+/// As of [`count_by`].
+#[inline(always)]
+unsafe fn compare_by<A: Access>(a: Block, b: Block, shape: Shape) -> (u64, u64, u64) {
+    let (mut one, mut both, mut other) = (0, 0, 0);
+    // SAFETY: the caller chose `A`.
+    for (a, b) in unsafe { a.words_by::<A>(shape).zip(b.words_by::<A>(shape)) } {
+        one += u64::from((a & !b).count_ones());
+        both += u64::from((a & b).count_ones());
+        other += u64::from((b & !a).count_ones());
+    }
+    (one, both, other)
+}
+
 dispatch! {
     /// Bits set in a block.
     pub(super) fn count(block: Block, shape: Shape) -> u64 = count_portable / count_native {
-        block.words(shape).map(|word| u64::from(word.count_ones())).sum()
+        by_access!(shape, count_by(block, shape))
     }
 }
 
 dispatch! {
     /// Bits set in both blocks.
     pub(super) fn common(a: Block, b: Block, shape: Shape) -> u64 = common_portable / common_native {
-        a.words(shape).zip(b.words(shape)).map(|(a, b)| u64::from((a & b).count_ones())).sum()
+        by_access!(shape, common_by(a, b, shape))
     }
 }
 
 dispatch! {
     /// Bits set in the first block alone, in both, in the second alone.
     pub(super) fn compare(a: Block, b: Block, shape: Shape) -> (u64, u64, u64) = compare_portable / compare_native {
-        let (mut one, mut both, mut other) = (0, 0, 0);
-        for (a, b) in a.words(shape).zip(b.words(shape)) {
-            one += u64::from((a & !b).count_ones());
-            both += u64::from((a & b).count_ones());
-            other += u64::from((b & !a).count_ones());
-        }
-        (one, both, other)
+        by_access!(shape, compare_by(a, b, shape))
     }
 }
 
@@ -210,8 +244,27 @@ trait Lines<T> {
 /// Lists a block. Returns how many items there are: all, or as many as fit.
 #[inline(always)]
 fn list<T: Copy>(block: Block, shape: Shape, into: &mut [MaybeUninit<T>], lines: &impl Lines<T>) -> usize {
+    // SAFETY: the way to read is the one that the shape says.
+    unsafe {
+        match shape.shared {
+            true => list_by::<Shared, T>(block, shape, into, lines),
+            false => list_by::<Private, T>(block, shape, into, lines),
+        }
+    }
+}
+
+/// # Safety
+/// As of [`count_by`].
+#[inline(always)]
+unsafe fn list_by<A: Access, T: Copy>(
+    block: Block,
+    shape: Shape,
+    into: &mut [MaybeUninit<T>],
+    lines: &impl Lines<T>,
+) -> usize {
     let mut at = 0;
-    for (line, words) in block.lines(shape).enumerate() {
+    // SAFETY: the caller chose `A`.
+    for (line, words) in unsafe { block.lines::<A>(shape) }.enumerate() {
         if words.iter().fold(0, |any, word| any | word) == 0 {
             continue;
         }

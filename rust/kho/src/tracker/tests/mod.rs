@@ -242,6 +242,10 @@ unsafe impl BlockSource for Limited {
         taken.map_err(|_| Error::NoMemory { order: 0, node: None })?;
         self.0.alloc_block(bytes)
     }
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     fn phys_of(&self, block: NonNull<u64>) -> Option<Phys> {
         Some(Phys(block.addr().get() as u64))
     }
