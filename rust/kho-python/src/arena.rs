@@ -1,5 +1,7 @@
 //! `kho.Arena`: physical memory one can write.
 
+#![allow(unsafe_code)]
+
 use crate::args::{Number, copied};
 use crate::errors::{OrRaise, to_py};
 use crate::folio::{Folio, phys_in};
@@ -21,6 +23,7 @@ use std::sync::Arc;
 pub(crate) struct PyArena {
     pub(crate) inner: Arc<kho::arena::Arena>,
 }
+crate::assert_object_alignment!(PyArena);
 
 /// A size, or `(start, size)` or `(start, size, node)` each.
 fn regions(arg: &Bound<'_, PyAny>) -> PyResult<Vec<Region>> {

@@ -1,5 +1,7 @@
 //! Arguments as Python gives them: whole numbers, and buffers of whole numbers.
 
+#![allow(unsafe_code)]
+
 use crate::errors::{OrRaise, to_py};
 use crate::listed::reserve;
 use kho::Error;

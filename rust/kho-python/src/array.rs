@@ -1,5 +1,7 @@
 //! Immutable arrays of records, as sequences and as buffers: what all their classes share.
 
+#![allow(unsafe_code)]
+
 use crate::listed::Listed;
 use kho::spare::Spare;
 use pyo3::exceptions::{PyBufferError, PyIndexError, PyOverflowError};
@@ -189,6 +191,7 @@ pub(crate) struct ArrayIter {
     item: Box<Nth>,
     next: AtomicUsize,
 }
+crate::assert_object_alignment!(ArrayIter);
 
 #[pymethods]
 impl ArrayIter {
@@ -213,6 +216,7 @@ macro_rules! array_class {
         $(#[$doc])*
         #[pyclass(frozen, sequence, module = "kho")]
         pub(crate) struct $class(Array<$item>);
+        crate::assert_object_alignment!($class);
 
         impl $class {
             pub(crate) fn new(items: impl Into<Listed<$item>>) -> Self {

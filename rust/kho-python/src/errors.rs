@@ -1,5 +1,7 @@
 //! `kho::Error` to the classes of `kho.errors`: one match.
 
+#![forbid(unsafe_code)]
+
 use kho::Error;
 use pyo3::prelude::*;
 use pyo3::types::PyType;

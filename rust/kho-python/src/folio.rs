@@ -1,5 +1,7 @@
 //! `kho.Folio` and `kho.Pages`: preserved, allocated or restored memory as buffers.
 
+#![allow(unsafe_code)]
+
 use crate::errors::{OrRaise, to_py};
 use kho::Error;
 use kho::arena::{Arena, Lease};
@@ -168,6 +170,7 @@ pub(crate) struct Folio {
     pfn: Pfn,
     order: Order,
 }
+crate::assert_object_alignment!(Folio);
 
 impl Folio {
     pub(crate) fn in_arena(arena: &Arc<Arena>, lease: Lease, order: Order) -> Self {
@@ -276,6 +279,7 @@ pub(crate) struct Pages {
     pfn: Pfn,
     nr_pages: u64,
 }
+crate::assert_object_alignment!(Pages);
 
 impl Pages {
     pub(crate) fn new(place: Place, page: PageSize, pfn: Pfn, nr_pages: u64) -> Self {

@@ -1,5 +1,6 @@
 //! What trackers list: `kho.FolioArray`, `kho.PfnArray`, `kho.RunArray`.
 
+#![allow(unsafe_code)]
 // In a macro the lint sees the code that pymethods makes of an unsafe function; what it is about has a block of its own.
 #![allow(unsafe_op_in_unsafe_fn)]
 

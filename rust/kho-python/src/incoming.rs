@@ -1,5 +1,7 @@
 //! `kho.Incoming`: a handover that was read, or taken over.
 
+#![forbid(unsafe_code)]
+
 use crate::arena::PyArena;
 use crate::args::{Number, Numbers};
 use crate::errors::{OrRaise, to_py};
@@ -25,6 +27,7 @@ pub(crate) struct PyIncoming {
     /// Whose the chunks of page lists are that were read so far.
     pub(crate) chunk_owners: ChunkOwners,
 }
+crate::assert_object_alignment!(PyIncoming);
 
 impl From<Incoming> for PyIncoming {
     fn from(inner: Incoming) -> Self {
@@ -38,6 +41,7 @@ pub(crate) struct Subtree {
     inner: kho::root::Subtree,
     memory: Arc<dyn PhysMemory>,
 }
+crate::assert_object_alignment!(Subtree);
 
 /// What a function of `kho.payload` makes of a handover: decoders are Python, in a registry that others add to.
 fn decoded<'py>(inc: &Bound<'py, PyIncoming>, function: &str) -> PyResult<Bound<'py, PyAny>> {

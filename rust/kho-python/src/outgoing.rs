@@ -1,5 +1,7 @@
 //! `kho.Outgoing`: handing an arena over.
 
+#![forbid(unsafe_code)]
+
 use crate::arena::PyArena;
 use crate::args::{Number, Numbers, OrderArg, copied};
 use crate::errors::OrRaise;
@@ -19,6 +21,7 @@ pub(crate) struct PyOutgoing {
     inner: Mutex<kho::outgoing::Outgoing>,
     arena: Py<PyArena>,
 }
+crate::assert_object_alignment!(PyOutgoing);
 
 impl PyOutgoing {
     fn lock(&self) -> MutexGuard<'_, kho::outgoing::Outgoing> {

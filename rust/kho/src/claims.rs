@@ -1,5 +1,7 @@
 //! What was handed over, and what of it was restored: each folio once.
 
+#![forbid(unsafe_code)]
+
 use crate::error::{Error, NotRestorable, Result};
 use crate::tracker::{Geometry, Tracker, Words};
 use crate::units::{Order, PageSize, Pfn, Phys, aligned_blocks, cut_at};
@@ -53,7 +55,8 @@ pub struct Bitmaps {
 
 impl From<Tracker> for Preserved {
     fn from(tracker: Tracker) -> Self {
-        let preserved = Self::in_place(tracker.geometry(), Bitmaps::default(), None, Box::new(move || (tracker, Vec::new())));
+        let preserved =
+            Self::in_place(tracker.geometry(), Bitmaps::default(), None, Box::new(move || (tracker, Vec::new())));
         preserved.tracker();
         preserved
     }

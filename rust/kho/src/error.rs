@@ -2,6 +2,8 @@
 //!
 //! Messages name the place and the value first and say what was wrong with it after the colon.
 
+#![forbid(unsafe_code)]
+
 use crate::units::Phys;
 use std::fmt;
 use std::path::PathBuf;
@@ -157,13 +159,23 @@ pub enum Error {
 /// Why a folio cannot be restored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotRestorable {
-    Unaligned { page: u64 },
+    Unaligned {
+        page: u64,
+    },
     NeverPreserved,
-    Interior { head: u64, order: u32 },
+    Interior {
+        head: u64,
+        order: u32,
+    },
     AlreadyRestored,
     /// A bitmap of the map itself lies in it.
-    Map { bitmap: u64 },
-    OrderTooLarge { order: u32, max: u32 },
+    Map {
+        bitmap: u64,
+    },
+    OrderTooLarge {
+        order: u32,
+        max: u32,
+    },
 }
 
 impl fmt::Display for NotRestorable {
@@ -176,7 +188,10 @@ impl fmt::Display for NotRestorable {
             }
             Self::AlreadyRestored => f.write_str("it was restored before; a folio is restored once"),
             Self::Map { bitmap } => {
-                write!(f, "the map's bitmap at {bitmap:#x}, which is in use, lies in it: its bits changed after it was read")
+                write!(
+                    f,
+                    "the map's bitmap at {bitmap:#x}, which is in use, lies in it: its bits changed after it was read"
+                )
             }
             Self::OrderTooLarge { order, max } => {
                 write!(f, "its order {order} exceeds MAX_PAGE_ORDER {max}, which Linux before 7.x refuses")

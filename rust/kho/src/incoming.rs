@@ -1,5 +1,7 @@
 //! Taking over (`kho_in`): a memory image's handover, validated and walked, each folio to be restored once.
 
+#![forbid(unsafe_code)]
+
 use crate::abi::Abi;
 use crate::abi::evidence::{self, Certainty, Hints, Known, Place, Reading};
 use crate::abi::layout::BitmapSize;

@@ -4,6 +4,8 @@
 //! reference to them is ever made: they are copied in and out by volatile accesses, each of which reads or writes the bytes
 //! once, whatever another process does to them, and yields some value; or they are written in place as [`Items`].
 
+#![allow(unsafe_code)]
+
 use crate::error::{Error, Result};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use std::marker::PhantomData;

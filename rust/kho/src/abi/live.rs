@@ -7,6 +7,8 @@
 //! Marking or unmarking a folio changes one bit of a tracker's block, and that is the change of the tree. What is left to
 //! do is to lead to blocks that are new. As in the kernel, nothing is freed when a leaf becomes empty.
 
+#![forbid(unsafe_code)]
+
 use super::radix::Shape;
 use crate::arena::{Arena, Owner};
 use crate::error::{Error, Result};

@@ -1,5 +1,7 @@
 //! A tracker's blocks in an arena's pages, so that neither serializing nor taking over copies a bitmap.
 
+#![allow(unsafe_code)]
+
 use super::spans::Spans;
 use super::{Arena, Owner};
 use crate::claims::{Bitmaps, Preserved};

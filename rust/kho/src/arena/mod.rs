@@ -1,5 +1,7 @@
 //! Physical memory one can write: regions of RAM at chosen addresses, a page allocator, scratch.
 
+#![deny(unsafe_code)]
+
 mod blocks;
 mod header;
 mod pages;

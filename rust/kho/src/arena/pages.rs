@@ -3,6 +3,8 @@
 //! A free block of order `o` is a folio of order `o` in `free`, an allocated folio one in `allocated`; a page in
 //! neither is reserved. So 16 TiB of free memory are a handful of bits, and no page has a structure of its own.
 
+#![forbid(unsafe_code)]
+
 use super::Region;
 use crate::claims::Claims;
 use crate::error::{Error, Result};
@@ -362,9 +364,9 @@ impl Pages {
     /// [`Error::Owned`] if a bitmap lies in it that is read where it is.
     #[inline]
     pub(super) fn adopt(&mut self, pfn: Pfn, order: Order) -> Result<()> {
-        let end = Pfn(pfn.0 + order.nr_pages());
-        if end > self.maps_span.0 && pfn < self.maps_span.1 {
-            self.check_not_in_maps("restore", pfn, end)?;
+        // Map pages are allocated lowest first, so that most folios lie above all of them.
+        if pfn < self.maps_span.1 && pfn.0 + order.nr_pages() > self.maps_span.0.0 {
+            self.check_not_in_maps("restore", pfn, Pfn(pfn.0 + order.nr_pages()))?;
         }
         self.allocated.preserve(pfn, order).map(drop)
     }

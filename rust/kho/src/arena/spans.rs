@@ -1,5 +1,7 @@
 //! The bytes of an arena: mappings that stand for spans of physical memory.
 
+#![forbid(unsafe_code)]
+
 use super::header::{self, ArenaNote, Recorded, SPAN_ALIGN};
 use super::{Backing, Region};
 use crate::error::{Error, Result};

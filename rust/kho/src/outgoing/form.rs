@@ -6,6 +6,8 @@
 //! live       a tree, led to every new block   edited whenever a subtree comes or goes kho-v2 and later
 //! ```
 
+#![forbid(unsafe_code)]
+
 use super::OutSubtree;
 use crate::abi::live::LiveTree;
 use crate::abi::radix::Shape;

@@ -1,5 +1,7 @@
 //! Handing over (`kho_out`): what of an arena the next owner gets, written the way a kernel writes it.
 
+#![forbid(unsafe_code)]
+
 mod form;
 
 use crate::abi::layout::BitmapSize;
@@ -83,7 +85,8 @@ impl Outgoing {
         let fdt = fdt_at.map(|at| arena.alloc_bytes(page.bytes(), Some(at), Owner::Fdt)).transpose()?;
         let placed = fdt.map(|(fdt, _)| fdt);
         let mut map = Map::new(arena, abi, map_at).inspect_err(|_| free(arena, placed))?;
-        let fdt = match placed.map_or_else(|| arena.alloc_bytes(page.bytes(), None, Owner::Fdt).map(|(fdt, _)| fdt), Ok) {
+        let fdt = match placed.map_or_else(|| arena.alloc_bytes(page.bytes(), None, Owner::Fdt).map(|(fdt, _)| fdt), Ok)
+        {
             Ok(fdt) => fdt,
             Err(e) => {
                 map.free(arena);

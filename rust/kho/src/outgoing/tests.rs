@@ -1,3 +1,5 @@
+#![forbid(unsafe_code)]
+
 use super::*;
 use crate::abi::radix::{self, Shape};
 use crate::arena::{ArenaConfig, Backing, Region, ScratchArea};

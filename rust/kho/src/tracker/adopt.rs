@@ -3,6 +3,8 @@
 //! What lies in memory that others may write is trusted for nothing but its bits: a count is that of the moment when it
 //! was made, and a bit that changes later is read as it is then.
 
+#![forbid(unsafe_code)]
+
 use super::block::{Block, Shape};
 use super::{Tracker, simd};
 use crate::error::{Error, Result};

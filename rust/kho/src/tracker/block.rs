@@ -5,6 +5,8 @@
 //! write changes which bits are seen and nothing else. Blocks of any other source belong to one tracker alone; loops over them
 //! use plain loads and stores, which compilers make vectors of. [`Shape::shared`] says which it is.
 
+#![allow(unsafe_code)]
+
 use super::simd;
 use super::word::{TAKEN, Word};
 use crate::error::Result;

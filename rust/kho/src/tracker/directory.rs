@@ -10,6 +10,8 @@
 //! few blocks far apart cost a map entry each, and slots take no more than the nodes of the kernel's tree. Of the blocks
 //! beyond the window the last one used is kept at hand, so that neighbours need no search either.
 
+#![allow(unsafe_code)]
+
 use super::block::{Block, BlockSource, Shape};
 use super::places::{BitmapPlace, Rule};
 use super::window::Window;

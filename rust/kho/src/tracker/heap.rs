@@ -1,5 +1,7 @@
 //! Blocks on the heap.
 
+#![allow(unsafe_code)]
+
 use super::block::BlockSource;
 use crate::error::{Error, Result};
 use crate::units::Phys;

@@ -1,5 +1,7 @@
 //! What is marked: by order and pfn, by address, by block, and the neighbours of a pfn.
 
+#![allow(unsafe_code)]
+
 use super::block::{Block, Shape};
 use super::{Geometry, Tracker, simd};
 use crate::mapping;

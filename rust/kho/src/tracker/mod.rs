@@ -11,6 +11,8 @@
 //!  pfn -> order's directory -> slot in a flat window -> word in a block
 //! ```
 
+#![deny(unsafe_code)]
+
 pub(crate) mod adopt;
 mod batch;
 mod block;

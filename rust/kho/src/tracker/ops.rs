@@ -4,6 +4,8 @@
 //! nothing writes nothing. Where block sizes differ, what the other tracker says about a block is gathered into one of
 //! this tracker's size first, by chunks of [`CHUNK`] words, which all sizes are multiples of.
 
+#![forbid(unsafe_code)]
+
 use super::block::{Block, Shape};
 use super::{Geometry, HeapBlocks, Tracker, simd};
 use crate::error::{Error, Result};

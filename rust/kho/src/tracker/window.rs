@@ -13,6 +13,8 @@
 //! exist are. A slot points to where word 0 of all folios would be if the block's were among them, so that no mask is
 //! needed. Memory of the table that was never written takes none.
 
+#![allow(unsafe_code)]
+
 use super::block::{Block, Shape};
 use super::places::{BitmapPlace, Rule};
 use super::simd;

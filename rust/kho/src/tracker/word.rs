@@ -4,6 +4,8 @@
 //! how little that is. x86_64 has an instruction that sets a bit and says what it was, and one that counts what was said;
 //! compilers know no way to have both, so that there are some lines of assembly here, and their portable twins.
 
+#![allow(unsafe_code)]
+
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// One word of a block.

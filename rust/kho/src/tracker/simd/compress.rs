@@ -5,6 +5,8 @@
 //! ```
 //! A line that has no two bits in one word is one vector of items, compressed by which words have one.
 
+#![allow(unsafe_code)]
+
 use super::super::block::{Block, LINE, Shape};
 use super::super::iter::Folio;
 use super::{Line, Lines, Room, WORD, WordRoom, each_word, list};

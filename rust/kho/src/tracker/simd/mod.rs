@@ -2,6 +2,8 @@
 //! once for any processor and once for those with population count, bit manipulation and 256-bit vectors. Listing has a
 //! third way, for those that compress vectors (`compress`). Which one runs is decided when it is called.
 
+#![allow(unsafe_code)]
+
 #[cfg(target_arch = "x86_64")]
 mod compress;
 

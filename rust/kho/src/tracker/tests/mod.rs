@@ -1,5 +1,7 @@
 //! Trackers of every kind beside a model, which is a set.
 
+#![allow(unsafe_code)]
+
 mod blocks;
 mod lists;
 mod sets;
