@@ -101,7 +101,7 @@ class PageStateError(KhoError, ValueError):
 
 
 class FreedFolioError(PageStateError):
-    """A use of a `Folio` or `Pages` after it was freed, by this or another object. Its pages may be another folio's now."""
+    """A use of a `Folio` or `Pages` after it was freed, by this or another object: its pages may be another folio's."""
 
 
 class OwnedPageError(PageStateError):
