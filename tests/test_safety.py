@@ -28,6 +28,8 @@ from images import GIB, KIB, MIB
 ROOT = Path(__file__).resolve().parents[1]
 P = 4096
 BASE = GIB
+SPAN = 128 * MIB
+"""What a bitmap of a page stands for: where all of that is memory the bitmap is read in place."""
 ABIS = pytest.mark.parametrize("abi", ["kho-v1", "kho-v2", "kho-v3", "kho-v4"])
 
 
@@ -162,8 +164,8 @@ def test_pages_of_a_handover_are_not_got_freed_written_or_allocated(abi: str) ->
 
 
 @ABIS
-def test_bitmaps_that_are_read_in_place_are_nobodys_to_write(abi: str) -> None:
-    arena = small()
+def test_bitmaps_that_are_read_in_place_are_not_the_callers_to_write(abi: str) -> None:
+    arena = small(SPAN)
     out = kho.Outgoing(arena, abi)
     folio = arena.alloc()
     out.preserve_folio(folio)
@@ -180,8 +182,11 @@ def test_bitmaps_that_are_read_in_place_are_nobodys_to_write(abi: str) -> None:
             refused += 1
     for other in all_there_is(arena):
         memoryview(other)[:] = b"\xff" * P
-    assert refused >= 1
+    assert refused == inc.stats()["in_place_bytes"] // P == 1
     assert list(inc.folios) == expected
+    del inc
+    gc.collect()
+    assert len(all_there_is(arena)) == 1, "the bitmap's page is free"
 
 
 @ABIS
@@ -391,8 +396,8 @@ def test_a_view_from_before_a_take_over_reaches_nothing_that_is_used_after_it(ab
 class Shared:
     """An arena in a memory file, and its physical memory through another descriptor, as another process has it."""
 
-    def __init__(self, size: int = 4 * MIB) -> None:
-        self.arena = small(size, backing="memfd")
+    def __init__(self) -> None:
+        self.arena = small(SPAN, backing="memfd")
         self.file = os.dup(self.arena.fileno())
         head = os.pread(self.file, 4096, 0)
         (table, count) = struct.unpack_from("<Q", head, 32)[0], struct.unpack_from("<H", head, 56)[0]
@@ -431,6 +436,7 @@ def test_a_bitmap_in_use_is_not_restored_even_if_another_process_marks_it(abi: s
     page = bitmap_page(shared, abi)
     inc = kho.Incoming(shared.arena)
     assert len(inc.folios) == 2
+    assert inc.stats()["in_place_bytes"] == P
     shared.write(page, b"\xff" * P)  # every page of the arena
     arena, used = shared.arena, arena_use(shared.arena)
     with pytest.raises((kho.OwnedPageError, kho.NotRestorableError), match=f"{page:#x}"):
@@ -470,12 +476,12 @@ def test_a_map_that_preserves_its_own_bitmaps_is_copied_and_they_are_restored(ab
 
 def test_bitmaps_under_a_view_are_copied_when_they_are_taken_over() -> None:
     """A handover written by hand, in folios that the caller still has views of."""
-    real = small()
+    real = small(SPAN)
     out = kho.Outgoing(real, "kho-v1")
     out.preserve_folio(real.alloc())
     fdt = out.finalize()
     expected = list(out.folios())
-    arena = small()
+    arena = small(SPAN)
     views = {}
     for phys in sorted(pages_in_use(real)):
         views[phys] = memoryview(arena.alloc_at(phys))
@@ -486,6 +492,8 @@ def test_bitmaps_under_a_view_are_copied_when_they_are_taken_over() -> None:
         view[:] = b"\xff" * P
     assert list(inc.folios) == expected
     assert inc.stats()["in_place_bytes"] == 0
+    real.write(BASE + SPAN - P, b"x")
+    assert kho.Incoming(real).stats()["in_place_bytes"] == P, "without views they are not"
 
 
 def test_a_handover_that_was_not_taken_over_is_not_allocated_over(tmp_path: Path) -> None:

@@ -12,14 +12,16 @@ import kho
 
 PAGE = 4096
 BASE = 1 << 30
-PAGES = 192
+SIZES = {512: 16 << 20, 4096: 128 << 20}
+"""Memory that a bitmap of that size stands for: a smaller arena's is copied, and not read where it is."""
 
 
 class Shared:
     """An arena in a memory file, and its physical memory as another process has it."""
 
-    def __init__(self) -> None:
-        self.arena = kho.Arena([(BASE, PAGES * PAGE)], backing="memfd")
+    def __init__(self, size: int) -> None:
+        self.arena = kho.Arena([(BASE, size)], backing="memfd")
+        self.every_page = range(BASE, BASE + size, PAGE)
         head = os.pread(self.arena.fileno(), PAGE, 0)
         table, count = struct.unpack_from("<Q", head, 32)[0], struct.unpack_from("<H", head, 56)[0]
         loads = (struct.unpack_from("<IIQQQQQQ", head, table + 56 * n) for n in range(count))
@@ -33,22 +35,22 @@ def mutate(rng: random.Random, shared: Shared, pages: list[int]) -> None:
     """Write a few words that mean something in a map to places where maps have words."""
     for _ in range(rng.randrange(1, 6)):
         page = rng.choice(pages)
-        somewhere = BASE + PAGE * rng.randrange(PAGES)
+        somewhere = rng.choice(shared.every_page)
         word = rng.choice([0, 2**64 - 1, somewhere, rng.choice(pages), 1 << rng.randrange(64), rng.getrandbits(64)])
         at = rng.choice([0, 8, 16, 24, 8 * rng.randrange(PAGE // 8), somewhere // PAGE % (8 * PAGE) // 64 * 8])
         shared.write(page + at, struct.pack("<Q", word))
 
 
 def trial(rng: random.Random) -> None:
-    shared = Shared()
-    arena = shared.arena
-    abi = rng.choice(["kho-v1", "kho-v2", "kho-v4"])
-    out = kho.Outgoing(arena, abi, bitmap_bytes=rng.choice([512, None]) if abi == "kho-v1" else None)
+    abi, bitmap = rng.choice([("kho-v1", 512)] * 6 + [("kho-v1", 4096), ("kho-v2", 4096), ("kho-v4", 4096)])
+    shared = Shared(SIZES[bitmap])
+    arena, every_page = shared.arena, shared.every_page
+    out = kho.Outgoing(arena, abi, bitmap_bytes=bitmap if abi == "kho-v1" else None)
     mine = [arena.alloc(rng.randrange(3)) for _ in range(rng.randrange(1, 6))]
     for folio in mine:
         out.preserve_folio(folio)
     fdt = out.finalize()
-    pages = [phys for phys in range(BASE, BASE + PAGES * PAGE, PAGE) if arena.page(phys).state == "head"]
+    pages = [phys for phys in every_page[:64] if arena.page(phys).state == "head"]
     if rng.random() < 0.5:
         del out
     views = [memoryview(folio) for folio in mine[::2]]
@@ -62,7 +64,7 @@ def trial(rng: random.Random) -> None:
         for _ in range(rng.randrange(8)):
             mutate(rng, shared, pages)
     # Whatever can be got is got, and overwritten.
-    for phys in range(BASE, BASE + PAGES * PAGE, PAGE):
+    for phys in every_page:
         with contextlib.suppress(kho.KhoError):
             views.append(memoryview(inc.restore_folio(phys)))
     listed = None
@@ -70,11 +72,11 @@ def trial(rng: random.Random) -> None:
         listed = list(inc.folios)
     given = []
     with contextlib.suppress(kho.OutOfMemoryError):
-        while len(given) < PAGES // 2:
+        while len(given) < 96:
             given.append(arena.alloc())
     for folio in given:
         memoryview(folio)[:] = b"\xff" * PAGE
-    for phys in range(BASE, BASE + PAGES * PAGE, PAGE):
+    for phys in every_page:
         with contextlib.suppress(kho.KhoError):
             arena.write(phys, b"\xee" * PAGE)
     for view in views:
@@ -92,7 +94,7 @@ def trial(rng: random.Random) -> None:
     except kho.OutOfMemoryError:
         return
     expected = sorted([(folio.phys, 0) for folio in kept] + [(after.fdt_phys, 0)])
-    for phys in range(BASE, BASE + PAGES * PAGE, PAGE):
+    for phys in every_page:
         with contextlib.suppress(kho.KhoError):
             arena.write(phys, b"\xcc" * PAGE)
     for view in views:
