@@ -157,7 +157,7 @@ impl<T: Item> Array<T> {
         let buf = self.as_slice().as_ptr().cast_mut().cast::<c_void>();
         let shape = ptr::from_ref(&self.shape).cast_mut();
         let strides = ptr::from_ref(&self.stride).cast_mut();
-        // SAFETY: the interpreter passes a view to fill. Memory, shape and strides belong to the frozen object that
+        // SAFETY: `view` is not null, and CPython's, says the caller. Memory, shape and strides belong to the frozen object that
         // `obj` keeps alive until the view is released; nothing writes through them, as `readonly` says.
         unsafe {
             (*view).buf = buf;

@@ -152,7 +152,7 @@ impl PyOutgoing {
     fn tracker(&self, py: Python<'_>) -> PyResult<PyTracker> {
         let copy = py.detach(|| {
             let out = self.lock();
-            out.check_current("tracker")?;
+            out.arena().check_whole()?;
             out.tracker().try_clone()
         });
         copy.map(PyTracker::from_tracker).or_raise()
@@ -161,7 +161,7 @@ impl PyOutgoing {
     fn folios(&self, py: Python<'_>) -> PyResult<FolioArray> {
         py.detach(|| {
             let out = self.lock();
-            out.check_current("folios")?;
+            out.arena().check_whole()?;
             FolioArray::of(&out.tracker())
         })
         .or_raise()

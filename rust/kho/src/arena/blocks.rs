@@ -62,8 +62,11 @@ impl Drop for ArenaBlocks {
     }
 }
 
-// SAFETY: a block lies in a page that was allocated for this source alone, zeroed, inside a mapping that `spans` keeps
-// mapped; `used` only grows within a page, so no two blocks share a byte.
+// SAFETY: a block lies in a page that `alloc_bytes` allocated for this source alone and zeroed, inside a mapping that `spans`
+// keeps mapped; blocks have a power of two of bytes, at least 512, so that they are 8-aligned; `used` only grows within a page,
+// so that no two blocks share a byte. The page is owned (`Owner::Bitmap`): until the source is dropped `Pages` gives it to no
+// caller, begins no view on it (and gave it out only when it had none), and after a take-over it stays reserved as long as the
+// tracker lives (`User::Tracker`). Other processes may still write it: the source is shared.
 unsafe impl BlockSource for ArenaBlocks {
     fn alloc_block(&self, bytes: usize) -> Result<NonNull<u64>> {
         let arena = self.arena.upgrade().ok_or(Error::Stale { what: "tracker" })?;
@@ -104,7 +107,8 @@ struct MapBlocks {
     heap: HeapBlocks,
 }
 
-// SAFETY: new blocks are the heap's. One at an address lies inside a mapping that `spans` keeps mapped and writable.
+// SAFETY: new blocks are the heap's. One at an address was bounded by `Spans::ptr`, and lies inside a mapping that `spans` keeps
+// mapped and writable; it is 8-aligned, which `block_at` checks. Other processes may write it: the source is shared.
 unsafe impl BlockSource for MapBlocks {
     fn alloc_block(&self, bytes: usize) -> Result<NonNull<u64>> {
         self.heap.alloc_block(bytes)

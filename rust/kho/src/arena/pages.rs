@@ -693,6 +693,7 @@ impl Pages {
     pub(super) fn settle(&mut self, reserved: &[(Pfn, Pfn)]) -> Result<()> {
         if let Some(claims) = self.unsettled.clone() {
             let preserved = claims.preserved();
+            self.maps.iter_mut().for_each(Map::detach);
             self.maps.retain(Map::is_used);
             let viewed = joined(self.views.keys().map(|view| (Pfn(view.1), Pfn(view.2))).collect());
             let maps = joined(self.maps.iter().flat_map(|map| &map.pages).copied().collect());
@@ -716,6 +717,7 @@ impl Pages {
             self.unsettled = None;
             self.span_maps();
         }
+        self.maps.iter_mut().for_each(Map::detach);
         while let Some(at) = self.maps.iter().position(|map| !map.is_used()) {
             for pfn in pages_of(&self.maps.swap_remove(at).left) {
                 if self.maps.iter().any(|map| within(&map.pages, pfn)) {
@@ -744,6 +746,20 @@ impl Map {
             User::Claims(claims) => claims.upgrade().map_or(Vec::new(), |claims| claims.in_place().to_vec()),
             User::Tracker(tracker) if tracker.strong_count() > 0 => self.pages.clone(),
             User::Tracker(_) => Vec::new(),
+        }
+    }
+
+    /// Gives an `Outgoing` that was taken over a copy of its bitmaps, so that their pages become free although it lives on.
+    fn detach(&mut self) {
+        let User::Tracker(tracker) = &self.user else { return };
+        // Not waited for: a thread that holds the tracker may wait for the pages, which the caller holds. Without the lock,
+        // or memory for the copy, the pages stay reserved.
+        if let Some(tracker) = tracker.upgrade()
+            && let Ok(mut tracker) = tracker.try_lock()
+            && let Ok(copy) = tracker.try_clone()
+        {
+            *tracker = copy;
+            self.user = User::Tracker(Weak::new());
         }
     }
 

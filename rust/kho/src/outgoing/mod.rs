@@ -155,7 +155,7 @@ impl Outgoing {
     ///
     /// # Errors
     /// [`Error::Stale`]; [`Error::Cut`].
-    pub fn check_current(&self, what: &'static str) -> Result<()> {
+    fn check_current(&self, what: &'static str) -> Result<()> {
         self.arena.check_generation(what, self.generation)?;
         self.arena.check_whole()
     }

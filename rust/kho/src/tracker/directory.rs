@@ -96,7 +96,7 @@ impl Directory {
     #[inline(always)]
     pub(super) fn set(&mut self, word: Word, folio: u64) -> bool {
         let before = self.len;
-        // SAFETY: that is where the count is.
+        // SAFETY: `len` is a u64 at that offset in `Directory`, and `self` is borrowed for writing.
         unsafe { word.set_counted::<_, { offset_of!(Directory, len) }>(folio, self) };
         self.len != before
     }
@@ -105,7 +105,7 @@ impl Directory {
     #[inline(always)]
     pub(super) fn clear(&mut self, word: Word, folio: u64) -> bool {
         let before = self.len;
-        // SAFETY: that is where the count is.
+        // SAFETY: `len` is a u64 at that offset in `Directory`, and `self` is borrowed for writing.
         unsafe { word.clear_counted::<_, { offset_of!(Directory, len) }>(folio, self) };
         self.len != before
     }

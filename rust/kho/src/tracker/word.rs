@@ -88,7 +88,7 @@ impl Word {
         #[cfg(target_arch = "x86_64")]
         {
             use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: to ask changes nothing, and every processor can be asked.
+            // SAFETY: SSE is in every x86_64 processor, and a prefetch of any address, mapped or not, has no effect but on caches.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(self.ptr().cast()) }
         }
     }
@@ -144,12 +144,12 @@ mod tests {
         #[test]
         fn what_is_counted_is_what_changes(old: u64, folio: u64, count in 1..u64::MAX) {
             let (mut one, mut two, mut counts) = (old, old, [7, count, 9]);
-            // SAFETY: words of their own.
+            // SAFETY: `one` and `two` are borrowed for writing, and each is word 0 of itself.
             let [mine, portable] = [&raw mut one, &raw mut two]
                 .map(|at| unsafe { Word::at(at.cast::<u8>().wrapping_add(TAKEN), 0) });
             for _ in 0..2 {
                 let expected = counts[1] + u64::from(portable.set(folio));
-                // SAFETY: 8 bytes into three numbers is one.
+                // SAFETY: `counts` is three u64, the second of which lies 8 bytes in.
                 unsafe { mine.set_counted::<_, 8>(folio, &mut counts) };
                 prop_assert_eq!((counts, mine.load()), ([7, expected, 9], portable.load()));
                 prop_assert!(mine.test(folio) && mine.load() == old | 1 << (folio % 64));

@@ -30,7 +30,7 @@ macro_rules! dispatch {
         $vis fn $name($($arg: $ty),*) -> $ret {
             #[cfg(target_arch = "x86_64")]
             if has_extensions() {
-                // SAFETY: the processor has what the function was compiled for.
+                // SAFETY: the test above found every feature that the function is compiled for.
                 return unsafe { $native($($arg),*) };
             }
             $portable($($arg),*)
@@ -178,7 +178,7 @@ dispatch! {
 pub(super) fn list_numbers(block: Block, shape: Shape, first: u64, shift: u32, into: &mut [MaybeUninit<u64>]) -> usize {
     #[cfg(target_arch = "x86_64")]
     if compress::is_there() {
-        // SAFETY: the processor has what the function was compiled for.
+        // SAFETY: the test above found every feature that the function is compiled for.
         return unsafe { compress::list_numbers(block, shape, first, shift, into) };
     }
     list_numbers_by_bits(block, shape, first, shift, into)
@@ -196,7 +196,7 @@ pub(super) fn list_folios(
 ) -> usize {
     #[cfg(target_arch = "x86_64")]
     if compress::is_there() {
-        // SAFETY: the processor has what the function was compiled for.
+        // SAFETY: the test above found every feature that the function is compiled for.
         return unsafe { compress::list_folios(block, shape, first, shift, like, into) };
     }
     list_folios_by_bits(block, shape, first, shift, like, into)
@@ -309,7 +309,8 @@ fn each_word<T: Copy>(words: Line, room: &mut Room<T>, mut write: impl FnMut(u64
     let start = room.as_mut_ptr();
     let (mut at, mut base) = (start, 0);
     for word in words {
-        // SAFETY: the words before have at most WORD items each, so that in the room of a line there is that of one more.
+        // SAFETY: a line has `LINE` words, and `at` has advanced by at most `WORD` items for each of those before, so that
+        // the room of `LINE * WORD` items has `WORD` left; `room` is borrowed for writing.
         write(word, base, unsafe { &mut *at.cast::<WordRoom<T>>() });
         // What is written beyond the last bit is written over next time.
         at = at.wrapping_add(word.count_ones() as usize);
