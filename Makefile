@@ -20,7 +20,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -path rust/fuzz -prune -
 PYTHON_SOURCES := $(shell find python -name '*.py' -o -name '*.pyi' -o -name py.typed)
 
 .NOTPARALLEL:
-.PHONY: help run test check fmt clippy ruff mypy stubtest test-rust test-python wheel wheel-check bench guard charts fuzz docs format clean need need-test
+.PHONY: help run test check fmt clippy ruff mypy stubtest test-rust test-python test-debug test-v3 wheel wheel-check bench guard charts fuzz docs format clean need need-test
 
 help:
 	@echo 'make run     build kho, show what a real Linux kernel handed over, then hand memory over and take it back'
@@ -92,9 +92,26 @@ test-rust: $(VENV)/.stamp-base
 test-python: $(VENV)/.stamp-dev $(VENV)/.stamp-kho
 	$(PY) -m pytest --benchmark-skip
 
+# The extension with debug assertions and overflow checks on, and as compilers may build it for newer processors: what is
+# undefined behavior in one build is often a crash in another. The copies of the package lie in target/, not in python/.
+
+DEBUG_TESTS := $(addprefix tests/,test_tracker.py test_bulk.py test_arena.py test_outgoing.py test_incoming.py test_safety.py test_threads.py)
+V3_TESTS := $(addprefix tests/,test_tracker.py test_bulk.py test_safety.py)
+V3_FLAGS := avx2 bmi1 bmi2 fma movbe abm f16c
+
+test-debug: $(VENV)/.stamp-dev
+	PYTHON=$(PY) scripts/variant.sh debug '' $(DEBUG_TESTS)
+
+test-v3: $(VENV)/.stamp-dev
+	@flags=" $$(sed -n 's/^flags[^:]*://p' /proc/cpuinfo | head -1) "; \
+	for flag in $(V3_FLAGS); do \
+	    case "$$flags" in *" $$flag "*) ;; *) echo "test-v3: skipped, this processor has no $$flag"; exit 0 ;; esac; \
+	done; \
+	PYTHON=$(PY) scripts/variant.sh v3 '-C target-cpu=x86-64-v3' $(V3_TESTS)
+
 check: need-test fmt clippy ruff mypy stubtest
 
-test: check test-rust guard test-python wheel-check
+test: check test-rust guard test-python test-debug test-v3 wheel-check
 	@echo 'make test: all passed'
 
 # The wheel is built from the source distribution, so that one build proves both.

@@ -36,6 +36,10 @@ unsafe impl BlockSource for Same {
         Ok(NonNull::from(&mut **blocks.last_mut().unwrap()).cast())
     }
 
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     fn phys_of(&self, block: NonNull<u64>) -> Option<Phys> {
         let blocks = self.blocks.lock().unwrap();
         let at = blocks.iter().position(|words| words.as_ptr() == block.as_ptr())?;

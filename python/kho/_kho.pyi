@@ -200,9 +200,13 @@ class Arena:
 
     @staticmethod
     def open(source: str | PathLike[str] | int) -> Arena:
-        """Map the arena in a file, or behind a file descriptor (which is duplicated). Nobody may shrink the file.
+        """Map the arena in a file, or of a file descriptor (which is duplicated).
 
-        Raises: ParameterError for a file no arena made; SourceError.
+        A memory file must be sealed against shrinking (F_SEAL_SHRINK), as `Arena(backing="memfd")` makes it. Any other
+        file can be cut by a process that may write it: kho's own reads and writes raise SourceError then, and touching
+        a view that was taken before is fatal (SIGBUS). While the file holds a handover that was not taken over, nothing
+        can be allocated.
+        Raises: ParameterError for a file no arena made; SourceError, also for a memory file that can shrink.
         """
 
     def alloc(self, order: int = 0, *, node: int | None = None, gigantic: bool = False) -> Folio:
@@ -216,12 +220,19 @@ class Arena:
         """Allocate one particular block. Raises: PageStateError if a page of it is in use; OutsideMemoryError."""
 
     def folio(self, phys: int) -> Folio:
-        """Give the folio allocated at `phys`, its head. Raises: PageStateError."""
+        """Give the folio allocated at `phys`, its head.
+
+        Raises: PageStateError; OwnedPageError for a page that holds a bitmap, the map, the FDT or a subtree of a
+            handover.
+        """
 
     def free(self, folio: Folio | int) -> bool:
         """Drop a reference on an allocated folio; True if it was the last, which frees it (folio_put).
 
-        Raises: PageStateError unless it is an allocated folio's head, or while it is preserved.
+        The folio's pages can be allocated again once no view of them is left.
+        Raises: PageStateError unless it is an allocated folio's head, or while it is preserved or linked as a subtree;
+            FreedFolioError for a `Folio` that was freed before; OwnedPageError as `folio`; ParameterError for a `Folio`
+            of another arena.
         """
 
     def page(self, phys: int) -> PageInfo:
@@ -231,7 +242,11 @@ class Arena:
         """Copy `n` bytes. Raises: OutsideMemoryError unless all are in RAM."""
 
     def write(self, phys: int, data: Buffer) -> None:
-        """Copy bytes into memory, whoever owns it. Raises: OutsideMemoryError."""
+        """Copy bytes into memory, allocated or not.
+
+        Raises: OutsideMemoryError; OwnedPageError, and nothing is written, if a page of it holds a bitmap, the map, the
+            FDT or a subtree of a handover, or a bitmap of a map that was taken over and is in use.
+        """
 
     def next_data(self, phys: int) -> tuple[int, int] | None:
         """Find the first run at or behind `phys` that may hold something other than zeros: (phys, size)."""
@@ -273,7 +288,7 @@ class Arena:
     def allocated_pages(self) -> int: ...
     @property
     def reserved_pages(self) -> int:
-        """Pages nobody can allocate: page 0, scratch, inherited and not restored."""
+        """Pages that cannot be allocated: page 0, scratch, inherited and not restored, freed with a view left."""
 
     @property
     def metadata_bytes(self) -> int:
@@ -281,10 +296,12 @@ class Arena:
 
 @final
 class Folio:
-    """A folio as a buffer of bytes.
+    """A folio as a buffer of bytes: one allocation, not whatever is at its address.
 
     In an arena `memoryview(folio)` is the memory itself, writable, and keeps it mapped; in an image it is a copy,
-    read-only. Raises on access: StaleError after a take-over, PageStateError once freed.
+    read-only. While a view of it exists its pages are given to no other owner, even if it is freed or taken over: what
+    is written through the view then is lost. Raises on every use: StaleError after a take-over, FreedFolioError once it
+    was freed, by this or another object.
     """
 
     @property
@@ -298,12 +315,17 @@ class Folio:
     @property
     def nbytes(self) -> int: ...
     @property
-    def refcount(self) -> int: ...
+    def refcount(self) -> int:
+        """References; 0 once it was freed."""
+
     def get(self) -> int:
-        """Take a reference (folio_get); the new count."""
+        """Take a reference (folio_get); the new count. Raises: FreedFolioError, StaleError."""
 
     def free(self) -> bool:
-        """Drop a reference, as `Arena.free`."""
+        """Drop a reference, as `Arena.free`; with the last one this object and all others of the folio are dead.
+
+        Raises: FreedFolioError the next time; StaleError; as `Arena.free`.
+        """
 
     def __len__(self) -> int: ...
     def __bytes__(self) -> bytes: ...
@@ -646,9 +668,11 @@ class Outgoing:
     def link_subtree(self, name: str, phys: int, size: int) -> None:
         """Add a subtree whose blob lies in the arena already; preserving it is the caller's business.
 
+        Its pages cannot be freed until it is removed; the caller may write them.
         Raises: as `add_subtree`; OutsideMemoryError, ScratchOverlapError.
         """
 
+    def _rewrite_subtree(self, name: str, blob: Buffer) -> None: ...
     def remove_subtree(self, name: str) -> None:
         """Remove a subtree and free the pages made for it (kho_remove_subtree).
 

@@ -67,7 +67,8 @@ class PageInfo(NamedTuple):
     """What the kernel would say of a page (`struct page`)."""
 
     state: Literal["free", "head", "tail", "reserved"]
-    """In the page allocator; the first or another page of an allocated folio; nobody's to allocate."""
+    """In the page allocator, or freed and waiting there for the end of a view; the first or another page of an
+    allocated folio; not to be allocated."""
     order: int | None
     """The order of the free block or folio it is in; None for a reserved page."""
     refcount: int

@@ -16,6 +16,7 @@ __all__ = [
     "FdtError",
     "FinalizedError",
     "FormatError",
+    "FreedFolioError",
     "KhoError",
     "LuoAbiError",
     "LuoBusyError",
@@ -38,6 +39,7 @@ __all__ = [
     "OutOfMemoryError",
     "OutOfRangeError",
     "OutsideMemoryError",
+    "OwnedPageError",
     "PageStateError",
     "ParameterError",
     "ReadOnlyError",
@@ -110,6 +112,17 @@ class NotRestorableError(KhoError, LookupError):
 
 class PageStateError(KhoError, ValueError):
     """A page in another state than the request needs: a double free, an `alloc_at` of a page in use."""
+
+
+class FreedFolioError(PageStateError):
+    """A use of a `Folio` or `Pages` after it was freed, by this or another object: its pages may be another folio's."""
+
+
+class OwnedPageError(PageStateError):
+    """A page that holds a bitmap, the map, the FDT or a subtree of a handover: not the caller's to get, free or write.
+
+    `phys` is the page's address; the message names what it holds, and how to release it.
+    """
 
 
 class OutOfMemoryError(KhoError, MemoryError):

@@ -277,15 +277,10 @@ class Outgoing(_kho.Outgoing):
         """
         blob = writers.metadata(previous_release, kexec_count)
         if "kexec-metadata" in self.subtrees:
-            self.arena.write(self._changing("set_kexec_metadata", "kexec-metadata"), blob)
+            self._rewrite_subtree("kexec-metadata", blob)
         else:
             place = self._places.popleft() if self._places else None
             self.add_subtree("kexec-metadata", blob, phys=place)
-
-    def _changing(self, what: str, subtree: str) -> int:
-        if self.finalized:
-            raise FinalizedError(f"{what}: the handover is finalized (EBUSY)")
-        return self.subtrees[subtree][0]
 
     def add_kho_test(self, folios: Iterable[_kho.Folio], *, machine: str | None = None, inline: bool = False) -> int:
         """Add the kernel's own test vector: folios and a checksum over what they hold now (lib/test_kho.c).
@@ -370,6 +365,9 @@ class Outgoing(_kho.Outgoing):
         """Leave nothing behind, unless it was finalized."""
         if not hasattr(self, "_luo") or self.finalized:
             return
+        # Pages of linked blobs cannot be freed before.
+        for name in {"LUO", "kho_test"} & self.subtrees.keys():
+            super().remove_subtree(name)
         if self._luo is not None:
             give_back(self._luo.holdings(), self)
         give_back([hold for _, hold in self._regions.values()], self)

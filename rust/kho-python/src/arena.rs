@@ -1,8 +1,10 @@
 //! `kho.Arena`: physical memory one can write.
 
+#![allow(unsafe_code)]
+
 use crate::args::{Number, copied};
 use crate::errors::{OrRaise, to_py};
-use crate::folio::{Folio, phys_of};
+use crate::folio::{Folio, phys_in};
 use kho::arena::{ArenaConfig, Backing, PageKind, Region, ScratchArea};
 use kho::cmdline::{self, Trailing, cma_alignment, parse_kho_scratch};
 use kho::memory::PhysMemory;
@@ -21,6 +23,7 @@ use std::sync::Arc;
 pub(crate) struct PyArena {
     pub(crate) inner: Arc<kho::arena::Arena>,
 }
+crate::assert_object_alignment!(PyArena);
 
 /// A size, or `(start, size)` or `(start, size, node)` each.
 fn regions(arg: &Bound<'_, PyAny>) -> PyResult<Vec<Region>> {
@@ -133,28 +136,31 @@ impl PyArena {
     )]
     fn alloc(&self, order: Number, node: Option<u32>, gigantic: bool) -> PyResult<Folio> {
         let order = Order::new(order.0).or_raise()?;
-        let pfn = self.inner.alloc(order, node, gigantic).or_raise()?;
-        Ok(Folio::in_arena(&self.inner, pfn, order))
+        let lease = self.inner.lease(order, node, gigantic).or_raise()?;
+        Ok(Folio::in_arena(&self.inner, lease, order))
     }
 
     #[pyo3(signature = (phys, order = Number(0)), text_signature = "($self, phys, order=0)")]
     fn alloc_at(&self, phys: Number, order: Number) -> PyResult<Folio> {
         let order = Order::new(order.0).or_raise()?;
         let pfn = self.inner.page().pfn_exact("phys", Phys(phys.0)).or_raise()?;
-        let pfn = self.inner.alloc_at(pfn, order).or_raise()?;
-        Ok(Folio::in_arena(&self.inner, pfn, order))
+        let lease = self.inner.lease_at(pfn, order).or_raise()?;
+        Ok(Folio::in_arena(&self.inner, lease, order))
     }
 
     /// The folio allocated at an address.
     fn folio(&self, phys: Number) -> PyResult<Folio> {
         let pfn = self.inner.page().pfn_exact("phys", Phys(phys.0)).or_raise()?;
-        let order = self.inner.order_of(pfn).or_raise()?;
-        Ok(Folio::in_arena(&self.inner, pfn, order))
+        let (lease, order) = self.inner.lease_of(pfn).or_raise()?;
+        Ok(Folio::in_arena(&self.inner, lease, order))
     }
 
     fn free(&self, folio: &Bound<'_, PyAny>) -> PyResult<bool> {
-        let phys = phys_of(folio)?;
-        let pfn = self.inner.page().pfn_exact("phys", phys).or_raise()?;
+        if let Ok(folio) = folio.cast::<Folio>() {
+            phys_in(&self.inner, folio)?;
+            return folio.get().free();
+        }
+        let pfn = self.inner.page().pfn_exact("phys", phys_in(&self.inner, folio)?).or_raise()?;
         self.inner.put(pfn).or_raise()
     }
 

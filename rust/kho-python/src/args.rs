@@ -1,5 +1,7 @@
 //! Arguments as Python gives them: whole numbers, and buffers of whole numbers.
 
+#![allow(unsafe_code)]
+
 use crate::errors::{OrRaise, to_py};
 use crate::listed::reserve;
 use kho::Error;
@@ -88,9 +90,10 @@ pub(crate) struct Numbers {
     _held: PyUntypedBuffer,
 }
 
-// SAFETY: the memory is only read, and only by `copy`, which says why it may be; a buffer may be released by any thread.
+// SAFETY: the memory is read by `copy` alone, which makes no reference to it; `PyUntypedBuffer` attaches to the interpreter
+// to release the buffer, on whichever thread it is dropped.
 unsafe impl Send for Numbers {}
-// SAFETY: as above.
+// SAFETY: `&Numbers` only reads, as above.
 unsafe impl Sync for Numbers {}
 
 impl Numbers {

@@ -1,5 +1,7 @@
 //! Immutable arrays of records, as sequences and as buffers: what all their classes share.
 
+#![allow(unsafe_code)]
+
 use crate::listed::Listed;
 use kho::spare::Spare;
 use pyo3::exceptions::{PyBufferError, PyIndexError, PyOverflowError};
@@ -155,7 +157,7 @@ impl<T: Item> Array<T> {
         let buf = self.as_slice().as_ptr().cast_mut().cast::<c_void>();
         let shape = ptr::from_ref(&self.shape).cast_mut();
         let strides = ptr::from_ref(&self.stride).cast_mut();
-        // SAFETY: the interpreter passes a view to fill. Memory, shape and strides belong to the frozen object that
+        // SAFETY: `view` is not null, and CPython's, says the caller. Memory, shape and strides belong to the frozen object that
         // `obj` keeps alive until the view is released; nothing writes through them, as `readonly` says.
         unsafe {
             (*view).buf = buf;
@@ -189,6 +191,7 @@ pub(crate) struct ArrayIter {
     item: Box<Nth>,
     next: AtomicUsize,
 }
+crate::assert_object_alignment!(ArrayIter);
 
 #[pymethods]
 impl ArrayIter {
@@ -213,6 +216,7 @@ macro_rules! array_class {
         $(#[$doc])*
         #[pyclass(frozen, sequence, module = "kho")]
         pub(crate) struct $class(Array<$item>);
+        crate::assert_object_alignment!($class);
 
         impl $class {
             pub(crate) fn new(items: impl Into<Listed<$item>>) -> Self {

@@ -1,5 +1,7 @@
 //! The kernel's command line.
 
+#![forbid(unsafe_code)]
+
 use crate::errors::OrRaise;
 use kho::cmdline::{self, Trailing};
 use pyo3::prelude::*;
@@ -29,6 +31,7 @@ pub(crate) fn kho_scratch_of(cmdline: &str) -> Option<&str> {
 #[pyclass(frozen, eq, hash, module = "kho")]
 #[derive(PartialEq, Eq)]
 pub(crate) struct ScratchSpec(pub(crate) cmdline::ScratchSpec);
+crate::assert_object_alignment!(ScratchSpec);
 
 impl std::hash::Hash for ScratchSpec {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {

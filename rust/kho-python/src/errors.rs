@@ -1,5 +1,7 @@
 //! `kho::Error` to the classes of `kho.errors`: one match.
 
+#![forbid(unsafe_code)]
+
 use kho::Error;
 use pyo3::prelude::*;
 use pyo3::types::PyType;
@@ -22,7 +24,9 @@ pub(crate) fn to_py(error: Error) -> PyErr {
             ..
         } => "NotFoundError",
         Error::NotRestorable { .. } => "NotRestorableError",
-        Error::PageState { .. } => "PageStateError",
+        Error::PageState { .. } | Error::Untaken { .. } => "PageStateError",
+        Error::Owned { .. } => "OwnedPageError",
+        Error::Freed { .. } => "FreedFolioError",
         Error::NoMemory { .. } | Error::TooLong { .. } => "OutOfMemoryError",
         Error::Stale { .. } => "StaleError",
         Error::Fdt { .. } | Error::Root { problem: kho::error::RootProblem::NotKho, .. } => "FdtError",
@@ -32,7 +36,7 @@ pub(crate) fn to_py(error: Error) -> PyErr {
         Error::Io { source, .. } if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
             "OutOfMemoryError"
         }
-        Error::Source { .. } | Error::Io { .. } => "SourceError",
+        Error::Source { .. } | Error::Io { .. } | Error::Unsealed { .. } | Error::Cut { .. } => "SourceError",
         _ => "KhoError",
     };
     let message = error.to_string();

@@ -1,5 +1,7 @@
 //! Devicetrees: `Fdt`, `FdtNode`, `FdtWriter`, and the placeholders and `with` blocks of the writer.
 
+#![forbid(unsafe_code)]
+
 use crate::args::copied;
 use crate::errors::{OrRaise, to_py};
 use kho::error::{Error, FdtProblem};
@@ -35,6 +37,7 @@ fn copy_blob(blob: &Bound<'_, PyAny>) -> PyResult<Vec<u8>> {
 /// A flattened devicetree.
 #[pyclass(frozen, module = "kho.fdt", name = "Fdt")]
 pub(crate) struct PyFdt(Arc<Fdt>);
+crate::assert_object_alignment!(PyFdt);
 
 impl PyFdt {
     /// Reads a blob that is at hand already.
@@ -119,6 +122,7 @@ pub(crate) struct PyFdtNode {
     fdt: Arc<Fdt>,
     index: u32,
 }
+crate::assert_object_alignment!(PyFdtNode);
 
 impl PyFdtNode {
     fn get(&self) -> PyResult<Node<'_>> {
@@ -255,6 +259,7 @@ pub(crate) struct PyFdtWriter {
     capacity: usize,
     state: Mutex<Option<FdtWriter>>,
 }
+crate::assert_object_alignment!(PyFdtWriter);
 
 impl PyFdtWriter {
     fn lock(&self) -> MutexGuard<'_, Option<FdtWriter>> {
@@ -352,6 +357,7 @@ pub(crate) struct PyFdtPlaceholder {
     writer: Py<PyFdtWriter>,
     place: Placeholder,
 }
+crate::assert_object_alignment!(PyFdtPlaceholder);
 
 #[pymethods]
 impl PyFdtPlaceholder {
@@ -373,6 +379,7 @@ pub(crate) struct NodeBlock {
     name: String,
     depth: Mutex<Option<usize>>,
 }
+crate::assert_object_alignment!(NodeBlock);
 
 #[pymethods]
 impl NodeBlock {

@@ -1,8 +1,11 @@
 //! `kho.Folio` and `kho.Pages`: preserved, allocated or restored memory as buffers.
 
+#![allow(unsafe_code)]
+
 use crate::errors::{OrRaise, to_py};
 use kho::Error;
-use kho::arena::Arena;
+use kho::arena::{Arena, Lease};
+use kho::incoming::Incoming;
 use kho::memory::PhysMemory;
 use kho::units::{Order, PageSize, Pfn, Phys};
 use pyo3::exceptions::{PyBufferError, PyTypeError};
@@ -10,20 +13,23 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use std::ffi::{c_int, c_void};
-use std::ptr::NonNull;
 use std::sync::Arc;
 
 /// Where the bytes are.
 pub(crate) enum Place {
     /// In an arena: views are the memory itself, and keep it mapped.
-    Arena { arena: Arc<Arena>, generation: u64 },
+    Arena { arena: Arc<Arena>, lease: Lease },
     /// In an image: views are copies, read when asked for.
     Image(Arc<dyn PhysMemory>),
 }
 
 impl Place {
-    pub(crate) fn arena(arena: &Arc<Arena>) -> Self {
-        Place::Arena { arena: Arc::clone(arena), generation: arena.generation() }
+    /// The place of pages that a handover restored.
+    pub(crate) fn restored(incoming: &Incoming, start: Pfn, end: Pfn) -> kho::Result<Self> {
+        Ok(match (incoming.arena(), incoming.lease(start, end)?) {
+            (Some(arena), Some(lease)) => Place::Arena { arena: Arc::clone(arena), lease },
+            _ => Place::Image(Arc::clone(incoming.memory())),
+        })
     }
 
     fn memory(&self) -> &dyn PhysMemory {
@@ -33,17 +39,39 @@ impl Place {
         }
     }
 
-    /// The mapped bytes of an arena, as long as they are still the owner's.
-    fn mapped(&self, head: Pfn, phys: Phys, len: u64) -> kho::Result<Option<NonNull<u8>>> {
+    /// Refuses pages that are not the owner's any more.
+    fn check(&self) -> kho::Result<()> {
         match self {
-            Place::Arena { arena, generation } => {
-                arena.check_generation("folio", *generation)?;
-                arena.order_of(head)?;
-                arena.check_allocated(head, Pfn(head.0 + (len >> arena.page().shift())))?;
-                let outside = Error::OutsideMemory { what: "folio", phys: phys.0, len };
-                arena.ptr(phys, len).map(Some).ok_or(outside)
+            Place::Arena { arena, lease } => arena.check_lease(lease),
+            Place::Image(_) => Ok(()),
+        }
+    }
+
+    /// The arena and the lease of its pages.
+    fn leased(&self) -> PyResult<(&Arc<Arena>, &Lease)> {
+        match self {
+            Place::Arena { arena, lease } => Ok((arena, lease)),
+            Place::Image(_) => {
+                Err(to_py(Error::Invalid { what: "folio", why: "it is in an image, not in an arena".into() }))
             }
-            Place::Image(_) => Ok(None),
+        }
+    }
+
+    /// Refuses pages that are freed, or another arena's than the one they are used with.
+    fn check_in(&self, used: &Arc<Arena>) -> kho::Result<()> {
+        match self {
+            Place::Arena { arena, .. } if !Arc::ptr_eq(arena, used) => {
+                let why = "it is in another arena; give its address if the same place is meant here".into();
+                Err(Error::Invalid { what: "folio", why })
+            }
+            _ => self.check(),
+        }
+    }
+
+    /// Ends a view that [`fill`] filled in.
+    fn release(&self) {
+        if let Place::Arena { arena, lease } = self {
+            arena.end_view(lease);
         }
     }
 }
@@ -76,10 +104,21 @@ pub(crate) fn phys_of(object: &Bound<'_, PyAny>) -> PyResult<Phys> {
     Ok(Phys(number))
 }
 
-/// Fills a Python buffer for `len` bytes at `phys`: the arena's memory itself, or a copy of the image's.
+/// The same for use in an arena: the object, if it is one, must be of that arena, and its pages not freed since.
+pub(crate) fn phys_in(arena: &Arc<Arena>, object: &Bound<'_, PyAny>) -> PyResult<Phys> {
+    if let Ok(folio) = object.cast::<Folio>() {
+        folio.get().place.check_in(arena).or_raise()?;
+    } else if let Ok(pages) = object.cast::<Pages>() {
+        pages.get().place.check_in(arena).or_raise()?;
+    }
+    phys_of(object)
+}
+
+/// Fills a Python buffer for `len` bytes at `phys`: the arena's memory itself, or a copy of the image's. Whoever gets it
+/// from `owner` calls [`Place::release`] when CPython releases a buffer of `owner`.
 ///
 /// # Safety
-/// `view` is CPython's, as `bf_getbuffer` gets it.
+/// `view` is CPython's, as `bf_getbuffer` gets it; `owner` holds `place`.
 unsafe fn fill(
     owner: Bound<'_, PyAny>,
     view: *mut ffi::Py_buffer,
@@ -94,14 +133,27 @@ unsafe fn fill(
     }
     let phys = page.phys(head);
     let py = owner.py();
-    let status = match place.mapped(head, phys, len).or_raise()? {
-        Some(bytes) => {
-            let len = isize::try_from(len).map_err(|_| PyBufferError::new_err("larger than a buffer can be"))?;
-            // SAFETY: `bytes` is valid for `len` bytes for as long as `owner` lives, which holds the arena; the view
-            // takes a reference on `owner`.
-            unsafe { ffi::PyBuffer_FillInfo(view, owner.as_ptr(), bytes.as_ptr().cast::<c_void>(), len, 0, flags) }
+    let status = match place {
+        Place::Arena { arena, lease } => {
+            let bytes = arena.begin_view(lease).or_raise()?;
+            let filled = match isize::try_from(len) {
+                // SAFETY: `begin_view` found `len` bytes at `bytes` in the arena's mapping, which lives as long as `owner`
+                // (it holds the arena), and gives the pages to nobody else until `end_view`. The view takes a reference on
+                // `owner`, so that it is released, and `end_view` called, before `owner` goes.
+                Ok(len) => unsafe {
+                    ffi::PyBuffer_FillInfo(view, owner.as_ptr(), bytes.as_ptr().cast::<c_void>(), len, 0, flags)
+                },
+                Err(_) => {
+                    arena.end_view(lease);
+                    return Err(PyBufferError::new_err("larger than a buffer can be"));
+                }
+            };
+            if filled != 0 {
+                arena.end_view(lease);
+            }
+            filled
         }
-        None => {
+        Place::Image(_) => {
             let copy = read(py, place.memory(), phys, len)?;
             // SAFETY: `view` is CPython's; the view it fills in holds the bytes object.
             unsafe { ffi::PyObject_GetBuffer(copy.as_ptr(), view, flags) }
@@ -118,10 +170,12 @@ pub(crate) struct Folio {
     pfn: Pfn,
     order: Order,
 }
+crate::assert_object_alignment!(Folio);
 
 impl Folio {
-    pub(crate) fn in_arena(arena: &Arc<Arena>, pfn: Pfn, order: Order) -> Self {
-        Folio { place: Place::arena(arena), page: arena.page(), pfn, order }
+    pub(crate) fn in_arena(arena: &Arc<Arena>, lease: Lease, order: Order) -> Self {
+        let place = Place::Arena { arena: Arc::clone(arena), lease };
+        Folio { place, page: arena.page(), pfn: lease.start, order }
     }
 
     pub(crate) fn new(place: Place, page: PageSize, pfn: Pfn, order: Order) -> Self {
@@ -138,18 +192,6 @@ impl Folio {
 
     fn len(&self) -> u64 {
         self.page.folio_bytes(self.order)
-    }
-
-    fn arena(&self) -> PyResult<&Arc<Arena>> {
-        match &self.place {
-            Place::Arena { arena, generation } => {
-                arena.check_generation("folio", *generation).or_raise()?;
-                Ok(arena)
-            }
-            Place::Image(_) => {
-                Err(to_py(Error::Invalid { what: "folio", why: "it is in an image, not in an arena".into() }))
-            }
-        }
     }
 }
 
@@ -182,17 +224,25 @@ impl Folio {
 
     #[getter]
     fn refcount(&self) -> PyResult<u32> {
-        Ok(self.arena()?.page_state(self.pfn).map_or(0, |state| state.refcount))
+        let (arena, lease) = self.place.leased()?;
+        match arena.check_lease(lease) {
+            Ok(()) => Ok(arena.page_state(self.pfn).map_or(0, |state| state.refcount)),
+            // A folio that was freed has no references.
+            Err(Error::Freed { .. }) => Ok(0),
+            Err(error) => Err(to_py(error)),
+        }
     }
 
     /// Takes a reference; returns the new count.
     fn get(&self) -> PyResult<u32> {
-        self.arena()?.get(self.pfn).or_raise()
+        let (arena, lease) = self.place.leased()?;
+        arena.get_leased(lease).or_raise()
     }
 
     /// Drops a reference; True if that freed the folio.
-    fn free(&self) -> PyResult<bool> {
-        self.arena()?.put(self.pfn).or_raise()
+    pub(crate) fn free(&self) -> PyResult<bool> {
+        let (arena, lease) = self.place.leased()?;
+        arena.put_leased(lease).or_raise()
     }
 
     fn __len__(&self) -> PyResult<usize> {
@@ -200,7 +250,7 @@ impl Folio {
     }
 
     fn __bytes__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        self.place.mapped(self.pfn, self.phys_addr(), self.len()).or_raise()?;
+        self.place.check().or_raise()?;
         read(py, self.place.memory(), self.phys_addr(), self.len())
     }
 
@@ -213,6 +263,12 @@ impl Folio {
         // SAFETY: CPython calls this with a view of its own.
         unsafe { fill(slf.clone().into_any(), view, flags, &f.place, f.page, f.pfn, f.len()) }
     }
+
+    /// # Safety
+    /// None: nothing is done with the view, whose only allocation is that of the object it refers to.
+    unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {
+        self.place.release();
+    }
 }
 
 /// A range of pages that were restored together, each an order-0 page of its own, as one buffer of bytes.
@@ -223,6 +279,7 @@ pub(crate) struct Pages {
     pfn: Pfn,
     nr_pages: u64,
 }
+crate::assert_object_alignment!(Pages);
 
 impl Pages {
     pub(crate) fn new(place: Place, page: PageSize, pfn: Pfn, nr_pages: u64) -> Self {
@@ -265,7 +322,7 @@ impl Pages {
     }
 
     fn __bytes__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        self.place.mapped(self.pfn, self.phys_addr(), self.len()).or_raise()?;
+        self.place.check().or_raise()?;
         read(py, self.place.memory(), self.phys_addr(), self.len())
     }
 
@@ -277,5 +334,11 @@ impl Pages {
         let p = slf.get();
         // SAFETY: CPython calls this with a view of its own.
         unsafe { fill(slf.clone().into_any(), view, flags, &p.place, p.page, p.pfn, p.len()) }
+    }
+
+    /// # Safety
+    /// As of a `Folio`.
+    unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {
+        self.place.release();
     }
 }

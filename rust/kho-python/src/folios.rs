@@ -1,5 +1,6 @@
 //! What trackers list: `kho.FolioArray`, `kho.PfnArray`, `kho.RunArray`.
 
+#![allow(unsafe_code)]
 // In a macro the lint sees the code that pymethods makes of an unsafe function; what it is about has a block of its own.
 #![allow(unsafe_op_in_unsafe_fn)]
 
@@ -60,7 +61,8 @@ impl RunArray {
     }
 }
 
-// SAFETY: `repr(C)`, with its padding as a field.
+// SAFETY: `repr(C)`: a u64, a u8 and 7 bytes of padding that are a field, which is what `FORMAT` says; 16 bytes, all of them
+// initialized.
 unsafe impl Item for Folio {
     const CLASS: &'static str = "FolioArray";
     const FORMAT: &'static CStr = c"T{Q:phys:B:order:7x}";
@@ -86,7 +88,7 @@ unsafe impl Item for Folio {
     }
 }
 
-// SAFETY: an integer.
+// SAFETY: `Q` is an integer of 8 bytes, all of them initialized.
 unsafe impl Item for u64 {
     const CLASS: &'static str = "PfnArray";
     const FORMAT: &'static CStr = c"Q";
@@ -118,7 +120,7 @@ pub(crate) struct Run {
     n: u64,
 }
 
-// SAFETY: `repr(C)`, two integers.
+// SAFETY: `repr(C)`: two integers of 8 bytes each, without padding, which is what `FORMAT` says.
 unsafe impl Item for Run {
     const CLASS: &'static str = "RunArray";
     const FORMAT: &'static CStr = c"T{Q:pfn:Q:n:}";

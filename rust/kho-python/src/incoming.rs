@@ -1,5 +1,7 @@
 //! `kho.Incoming`: a handover that was read, or taken over.
 
+#![forbid(unsafe_code)]
+
 use crate::arena::PyArena;
 use crate::args::{Number, Numbers};
 use crate::errors::{OrRaise, to_py};
@@ -13,7 +15,7 @@ use kho::arena::ScratchArea;
 use kho::incoming::{Address, Incoming, Options};
 use kho::memory::PhysMemory;
 use kho::payload::ChunkOwners;
-use kho::units::{PageSize, Phys};
+use kho::units::{PageSize, Pfn, Phys};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use std::sync::Arc;
@@ -25,6 +27,7 @@ pub(crate) struct PyIncoming {
     /// Whose the chunks of page lists are that were read so far.
     pub(crate) chunk_owners: ChunkOwners,
 }
+crate::assert_object_alignment!(PyIncoming);
 
 impl From<Incoming> for PyIncoming {
     fn from(inner: Incoming) -> Self {
@@ -38,6 +41,7 @@ pub(crate) struct Subtree {
     inner: kho::root::Subtree,
     memory: Arc<dyn PhysMemory>,
 }
+crate::assert_object_alignment!(Subtree);
 
 /// What a function of `kho.payload` makes of a handover: decoders are Python, in a registry that others add to.
 fn decoded<'py>(inc: &Bound<'py, PyIncoming>, function: &str) -> PyResult<Bound<'py, PyAny>> {
@@ -122,7 +126,8 @@ impl PyIncoming {
 
     fn restore_folio(&self, phys: &Bound<'_, PyAny>) -> PyResult<Folio> {
         let (pfn, order) = self.inner.restore_folio(phys_of(phys)?).or_raise()?;
-        Ok(Folio::new(self.place(), self.inner.layout().page, pfn, order))
+        let place = Place::restored(&self.inner, pfn, Pfn(pfn.0 + order.nr_pages())).or_raise()?;
+        Ok(Folio::new(place, self.inner.layout().page, pfn, order))
     }
 
     fn restore_many<'py>(&self, py: Python<'py>, phys: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
@@ -132,7 +137,8 @@ impl PyIncoming {
 
     fn restore_pages(&self, phys: &Bound<'_, PyAny>, n: Number) -> PyResult<Pages> {
         let pfn = self.inner.restore_pages(phys_of(phys)?, n.0).or_raise()?;
-        Ok(Pages::new(self.place(), self.inner.layout().page, pfn, n.0))
+        let place = Place::restored(&self.inner, pfn, Pfn(pfn.0 + n.0)).or_raise()?;
+        Ok(Pages::new(place, self.inner.layout().page, pfn, n.0))
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -376,13 +382,6 @@ impl PyIncoming {
 }
 
 impl PyIncoming {
-    fn place(&self) -> Place {
-        match self.inner.arena() {
-            Some(arena) => Place::arena(arena),
-            None => Place::Image(Arc::clone(self.inner.memory())),
-        }
-    }
-
     fn subtree(&self, subtree: &kho::root::Subtree) -> Subtree {
         Subtree { inner: subtree.clone(), memory: Arc::clone(self.inner.memory()) }
     }

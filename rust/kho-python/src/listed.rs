@@ -1,5 +1,7 @@
 //! Lists that Python has, in memory that serves the next list when they are dropped.
 
+#![forbid(unsafe_code)]
+
 use crate::array::Item;
 use kho::{Error, Result};
 use std::ops::Deref;

@@ -1,5 +1,7 @@
 //! Physical memory to read from.
 
+#![forbid(unsafe_code)]
+
 use crate::arena::PyArena;
 use crate::args::Number;
 use crate::errors::OrRaise;
@@ -26,6 +28,7 @@ pub(crate) struct Memory {
     /// The same, where files are what is read.
     pub(crate) files: Option<Arc<FileMemory>>,
 }
+crate::assert_object_alignment!(Memory);
 
 /// The memory behind a `kho.Memory` or `kho.Arena`.
 pub(crate) fn memory_of(object: &Bound<'_, PyAny>) -> PyResult<Arc<dyn PhysMemory>> {

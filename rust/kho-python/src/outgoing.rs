@@ -1,9 +1,11 @@
 //! `kho.Outgoing`: handing an arena over.
 
+#![forbid(unsafe_code)]
+
 use crate::arena::PyArena;
 use crate::args::{Number, Numbers, OrderArg, copied};
 use crate::errors::OrRaise;
-use crate::folio::{Folio, phys_of};
+use crate::folio::{Folio, phys_in};
 use crate::folios::FolioArray;
 use crate::tracker::PyTracker;
 use kho::outgoing::Placement;
@@ -19,6 +21,7 @@ pub(crate) struct PyOutgoing {
     inner: Mutex<kho::outgoing::Outgoing>,
     arena: Py<PyArena>,
 }
+crate::assert_object_alignment!(PyOutgoing);
 
 impl PyOutgoing {
     fn lock(&self) -> MutexGuard<'_, kho::outgoing::Outgoing> {
@@ -29,7 +32,7 @@ impl PyOutgoing {
     /// folio allocated there).
     fn folio(&self, folio: &Bound<'_, PyAny>, order: Option<Number>) -> PyResult<(Pfn, Order)> {
         let arena = &self.arena.get().inner;
-        let pfn = arena.page().pfn_exact("phys", phys_of(folio)?).or_raise()?;
+        let pfn = arena.page().pfn_exact("phys", phys_in(arena, folio)?).or_raise()?;
         let order = match (order, folio.cast::<Folio>()) {
             (Some(order), _) => Order::new(order.0).or_raise()?,
             (None, Ok(folio)) => folio.get().order_of(),
@@ -39,7 +42,8 @@ impl PyOutgoing {
     }
 
     fn pfn(&self, phys: &Bound<'_, PyAny>) -> PyResult<Pfn> {
-        self.arena.get().inner.page().pfn_exact("phys", phys_of(phys)?).or_raise()
+        let arena = &self.arena.get().inner;
+        arena.page().pfn_exact("phys", phys_in(arena, phys)?).or_raise()
     }
 }
 
@@ -122,6 +126,12 @@ impl PyOutgoing {
         self.lock().link_subtree(name, Phys(phys.0), size.0).or_raise()
     }
 
+    /// Another blob of the same size in the place of one that `add_subtree` copied.
+    fn _rewrite_subtree(&self, py: Python<'_>, name: &str, blob: PyBuffer<u8>) -> PyResult<()> {
+        let bytes = copied(py, &blob)?;
+        self.lock().rewrite_subtree(name, &bytes).or_raise()
+    }
+
     fn remove_subtree(&self, name: &str) -> PyResult<()> {
         self.lock().remove_subtree(name).or_raise()
     }
@@ -139,12 +149,22 @@ impl PyOutgoing {
     }
 
     /// A copy of what is preserved.
-    fn tracker(&self, py: Python<'_>) -> PyTracker {
-        PyTracker::from_tracker(py.detach(|| self.lock().tracker().clone()))
+    fn tracker(&self, py: Python<'_>) -> PyResult<PyTracker> {
+        let copy = py.detach(|| {
+            let out = self.lock();
+            out.arena().check_whole()?;
+            out.tracker().try_clone()
+        });
+        copy.map(PyTracker::from_tracker).or_raise()
     }
 
     fn folios(&self, py: Python<'_>) -> PyResult<FolioArray> {
-        py.detach(|| FolioArray::of(&self.lock().tracker())).or_raise()
+        py.detach(|| {
+            let out = self.lock();
+            out.arena().check_whole()?;
+            FolioArray::of(&out.tracker())
+        })
+        .or_raise()
     }
 
     #[getter]

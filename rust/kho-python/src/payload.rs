@@ -1,5 +1,7 @@
 //! `kho.Vmalloc` and `kho.Memfd`: the payloads that may be large.
 
+#![forbid(unsafe_code)]
+
 use crate::args::Number;
 use crate::errors::{OrRaise, to_py};
 use crate::incoming::PyIncoming;
@@ -18,6 +20,7 @@ pub(crate) struct PyVmalloc {
     pub(crate) inner: Vmalloc,
     memory: Arc<dyn PhysMemory>,
 }
+crate::assert_object_alignment!(PyVmalloc);
 
 #[pymethods]
 impl PyVmalloc {
@@ -118,6 +121,7 @@ pub(crate) struct PyMemfd {
     phys: Phys,
     memory: Arc<dyn PhysMemory>,
 }
+crate::assert_object_alignment!(PyMemfd);
 
 #[pymethods]
 impl PyMemfd {

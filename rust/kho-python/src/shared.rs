@@ -1,5 +1,7 @@
 //! A tracker that threads share: one at a time has all of it, or several have an order each.
 
+#![forbid(unsafe_code)]
+
 use kho::tracker::Tracker;
 use kho::units::Order;
 use std::ops::{Deref, DerefMut};

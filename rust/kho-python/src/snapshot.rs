@@ -1,5 +1,7 @@
 //! `kho.Snapshot`: what a kernel shows of its handover in debugfs.
 
+#![forbid(unsafe_code)]
+
 use crate::errors::OrRaise;
 use kho::snapshot::{RootFdt, Side, Snapshot};
 use pyo3::prelude::*;
@@ -12,6 +14,7 @@ use std::sync::Arc;
 pub(crate) struct PySnapshot {
     inner: Arc<Snapshot>,
 }
+crate::assert_object_alignment!(PySnapshot);
 
 /// One direction of a handover, as debugfs shows it.
 #[pyclass(frozen, module = "kho")]
@@ -19,6 +22,7 @@ pub(crate) struct SnapshotSide {
     snapshot: Arc<Snapshot>,
     outgoing: bool,
 }
+crate::assert_object_alignment!(SnapshotSide);
 
 /// Whether this is the word for the running machine: the string, if there is no file of that name.
 fn is_live(source: &Bound<'_, PyAny>, path: &Path) -> bool {

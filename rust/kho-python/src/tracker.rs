@@ -1,5 +1,7 @@
 //! `kho.Tracker`: a set of (pfn, order), in Python.
 
+#![forbid(unsafe_code)]
+
 use crate::args::{Number, Numbers, OrderArg, bytes};
 use crate::errors::OrRaise;
 use crate::folios::{FolioArray, PfnArray, RunArray};
@@ -17,15 +19,17 @@ use std::vec;
 /// The folios to hand to the next kernel: a set of (pfn, order).
 #[pyclass(frozen, module = "kho", name = "Tracker")]
 pub(crate) struct PyTracker {
-    shared: Shared,
+    /// On the heap: a tracker's directories are aligned to 32 bytes, and CPython aligns objects to 16.
+    shared: Box<Shared>,
 }
+crate::assert_object_alignment!(PyTracker);
 
 /// Folios in a list that is long enough to leave the other orders to others meanwhile.
 const LONG: usize = 4096;
 
 impl PyTracker {
     pub(crate) fn from_tracker(tracker: Tracker) -> Self {
-        PyTracker { shared: Shared::new(tracker) }
+        PyTracker { shared: Box::new(Shared::new(tracker)) }
     }
 
     /// Runs `f` on the tracker, detached from the interpreter.
@@ -285,7 +289,11 @@ impl PyTracker {
     fn __iter__(&self, py: Python<'_>) -> PyResult<TrackerIter> {
         let snapshot = self.long(py, |t| t.try_clone()).or_raise()?;
         Ok(TrackerIter {
-            state: Mutex::new(IterState { rest: Some((Order::ZERO, Pfn(0))), batch: Vec::new().into_iter(), snapshot }),
+            state: Mutex::new(IterState {
+                rest: Some((Order::ZERO, Pfn(0))),
+                batch: Vec::new().into_iter(),
+                snapshot: Box::new(snapshot),
+            }),
         })
     }
 
@@ -542,9 +550,11 @@ type Reduced<'py> = (Bound<'py, PyType>, (u64, u64), Bound<'py, PyBytes>);
 pub(crate) struct TrackerIter {
     state: Mutex<IterState>,
 }
+crate::assert_object_alignment!(TrackerIter);
 
 struct IterState {
-    snapshot: Tracker,
+    /// On the heap, as in a `PyTracker`.
+    snapshot: Box<Tracker>,
     batch: vec::IntoIter<(Pfn, Order)>,
     /// Where the next batch begins.
     rest: Option<(Order, Pfn)>,

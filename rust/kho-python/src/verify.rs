@@ -1,5 +1,7 @@
 //! Bulk checks and the join of owners with pages, for `kho.verify` and `kho.owners`.
 
+#![forbid(unsafe_code)]
+
 use crate::errors::to_py;
 use crate::incoming::PyIncoming;
 use crate::memory::{memory_of, with_progress};
@@ -109,6 +111,7 @@ pub(crate) struct OwnerRows {
     names: Names,
     page: PageSize,
 }
+crate::assert_object_alignment!(OwnerRows);
 
 #[pymethods]
 impl OwnerRows {

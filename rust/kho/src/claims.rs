@@ -1,10 +1,12 @@
 //! What was handed over, and what of it was restored: each folio once.
 
+#![forbid(unsafe_code)]
+
 use crate::error::{Error, NotRestorable, Result};
 use crate::tracker::{Geometry, Tracker, Words};
 use crate::units::{Order, PageSize, Pfn, Phys, aligned_blocks, cut_at};
 use std::fmt;
-use std::sync::{LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// How the next kernel marks the head page of a preserved folio, in `page->private`, until it is restored
 /// (ABI section 5).
@@ -33,13 +35,15 @@ impl Marker {
 /// and never copied.
 pub struct Preserved {
     geometry: Geometry,
-    tracker: LazyLock<Tracker, Count>,
+    tracker: LazyLock<Tracker, Box<dyn FnOnce() -> Tracker + Send>>,
     bitmaps: Bitmaps,
+    /// The pages with bitmaps that are used where they are, once that is known.
+    in_place: Arc<OnceLock<Vec<(Pfn, Pfn)>>>,
     outside: Option<(Phys, u64)>,
 }
 
-/// Makes a tracker of bitmaps.
-type Count = Box<dyn FnOnce() -> Tracker + Send>;
+/// Makes a tracker of bitmaps, and says in which pages those lie that it has not copied.
+type Count = Box<dyn FnOnce() -> (Tracker, Vec<(Pfn, Pfn)>) + Send>;
 
 /// The bitmaps of a map that stay where they are.
 #[derive(Clone, Debug, Default)]
@@ -51,7 +55,8 @@ pub struct Bitmaps {
 
 impl From<Tracker> for Preserved {
     fn from(tracker: Tracker) -> Self {
-        let preserved = Self::in_place(tracker.geometry(), Bitmaps::default(), None, Box::new(move || tracker));
+        let preserved =
+            Self::in_place(tracker.geometry(), Bitmaps::default(), None, Box::new(move || (tracker, Vec::new())));
         preserved.tracker();
         preserved
     }
@@ -61,7 +66,15 @@ impl Preserved {
     /// What bitmaps say that stay where they are; `count` makes a tracker of them. `outside`: memory among it that one
     /// does not have.
     pub fn in_place(geometry: Geometry, bitmaps: Bitmaps, outside: Option<(Phys, u64)>, count: Count) -> Self {
-        Preserved { geometry, tracker: LazyLock::new(count), bitmaps, outside }
+        let in_place = Arc::new(OnceLock::new());
+        let known = Arc::clone(&in_place);
+        let count = move || {
+            let (tracker, pages) = count();
+            // Set by this alone, which runs once.
+            let _ = known.set(pages);
+            tracker
+        };
+        Preserved { geometry, tracker: LazyLock::new(Box::new(count)), bitmaps, in_place, outside }
     }
 
     /// The folios, counted now if they were not.
@@ -78,9 +91,14 @@ impl Preserved {
         self.outside
     }
 
-    /// The bitmaps that were not copied.
+    /// The bitmaps that were not copied when the map was read.
     pub fn bitmaps(&self) -> &Bitmaps {
         &self.bitmaps
+    }
+
+    /// The pages with bitmaps that are, or may be, read where they are: ascending, disjoint.
+    pub fn pages_in_place(&self) -> &[(Pfn, Pfn)] {
+        self.in_place.get().unwrap_or(&self.bitmaps.pages)
     }
 }
 
@@ -118,6 +136,11 @@ impl Claims {
         self.preserved.bitmaps()
     }
 
+    /// The pages whose bitmaps are, or may be, read where they are.
+    pub fn in_place(&self) -> &[(Pfn, Pfn)] {
+        self.preserved.pages_in_place()
+    }
+
     /// The order of a preserved folio that starts at `pfn`, the largest if there are several.
     fn head_order(&self, pfn: Pfn) -> Option<Order> {
         let preserved = self.preserved();
@@ -149,14 +172,52 @@ impl Claims {
         Ok((pfn, order))
     }
 
+    /// Takes back a claim of a folio that could not be used.
+    #[cold]
+    #[inline(never)]
+    pub fn give_back(&self, pfn: Pfn, order: Order) {
+        // A folio that was just claimed is one: unmarking it cannot fail.
+        let _ = self.restored().unpreserve(pfn, order);
+    }
+
+    /// The same for a range of pages.
+    pub fn give_back_pages(&self, pfn: Pfn, nr_pages: u64, cuts: &[Pfn]) {
+        let mut restored = self.restored();
+        for (start, end) in cut_at(pfn, Pfn(pfn.0 + nr_pages), cuts) {
+            // As above.
+            let _ = restored.unpreserve_pages(start, end.0 - start.0);
+        }
+    }
+
     /// Claims the folios at many addresses, all or none. Returns their orders. The heads are marked in `allocated` too.
+    /// None of them may lie in the page ranges `in_place`, where bitmaps are read: a folio that does has been marked by
+    /// another process after the map was checked.
     ///
     /// # Errors
     /// As [`Claims::restore_folio`], for the first address in the list that cannot be claimed, be it because it stands in
     /// the list before; [`Error::NoMemory`] for the bitmaps of what was restored.
-    pub fn restore_many(&self, phys: &[u64], max: Option<u32>, allocated: Option<&mut Tracker>) -> Result<Vec<u8>> {
+    pub fn restore_many(
+        &self,
+        phys: &[u64],
+        max: Option<u32>,
+        allocated: Option<&mut Tracker>,
+        in_place: &[(Pfn, Pfn)],
+    ) -> Result<Vec<u8>> {
         let preserved = self.preserved();
         let mut taking = Taking { preserved, restored: &mut self.restored(), allocated };
+        let orders = self.take_many(&mut taking, phys, max)?;
+        let allocated = taking.allocated.as_deref();
+        let overlap = |(start, end): &(Pfn, Pfn)| Some((*start, allocated?.overlapping(*start, *end)?.0));
+        if let Some((bitmap, head)) = in_place.iter().find_map(overlap) {
+            taking.give_all_back(self.page(), phys, &orders);
+            let why = NotRestorable::Map { bitmap: self.page().phys(bitmap).0 };
+            return Err(not_restorable(self.page().phys(head), why));
+        }
+        Ok(orders)
+    }
+
+    fn take_many(&self, taking: &mut Taking<'_>, phys: &[u64], max: Option<u32>) -> Result<Vec<u8>> {
+        let preserved = taking.preserved;
         let mut used = preserved.orders().filter(|order| preserved.len_of(*order) > 0);
         if let (Some(order), None) = (used.next(), used.next())
             && max.is_none_or(|max| order.get() <= max)
@@ -177,9 +238,7 @@ impl Claims {
             match taken {
                 Ok(order) => orders.push(order.index() as u8),
                 Err(e) => {
-                    for (&at, &order) in phys.iter().zip(&orders) {
-                        taking.give_back(self.page().pfn(Phys(at)), Order::saturating(order.into()));
-                    }
+                    taking.give_all_back(self.page(), phys, &orders);
                     return Err(e);
                 }
             }
@@ -286,6 +345,12 @@ impl Taking<'_> {
         let _ = self.allocated.as_mut().map(|allocated| allocated.unpreserve(pfn, order));
     }
 
+    fn give_all_back(&mut self, page: PageSize, phys: &[u64], orders: &[u8]) {
+        for (&at, &order) in phys.iter().zip(orders) {
+            self.give_back(page.pfn(Phys(at)), Order::saturating(order.into()));
+        }
+    }
+
     /// Takes folios of one order; false, and nothing taken, if one of them cannot be.
     fn all_of(&mut self, phys: &[u64], order: Order) -> Result<bool> {
         let pfns = Pages { phys, page: self.preserved.geometry().page() };
@@ -340,19 +405,19 @@ mod tests {
         let mut allocated = Tracker::new(Geometry::new(PageSize::Size4K, 512).unwrap());
         let mut twice = phys.clone();
         twice.push(phys[17]);
-        let error = claims.restore_many(&twice, None, Some(&mut allocated)).unwrap_err();
+        let error = claims.restore_many(&twice, None, Some(&mut allocated), &[]).unwrap_err();
         assert_eq!(error.to_string(), not_restorable(Phys(phys[17]), NotRestorable::AlreadyRestored).to_string());
         assert_eq!((claims.nr_restored(), allocated.len()), (0, 0));
-        assert_eq!(claims.restore_many(&phys, None, Some(&mut allocated)).unwrap(), vec![0; phys.len()]);
+        assert_eq!(claims.restore_many(&phys, None, Some(&mut allocated), &[]).unwrap(), vec![0; phys.len()]);
         assert_eq!((claims.nr_restored(), allocated.len()), (phys.len() as u64, phys.len() as u64));
         assert!(allocated == *claims.preserved());
-        assert!(claims.restore_many(&phys[3..4], None, None).is_err());
+        assert!(claims.restore_many(&phys[3..4], None, None, &[]).is_err());
         // In two lists, of which the second comes folio by folio, beside what was allocated before.
         let claims = super::tests::claims(&pages.iter().map(|pfn| (*pfn, 0)).collect::<Vec<_>>());
         allocated.clear();
         allocated.preserve(Pfn(1 << 30), Order::new(4).unwrap()).unwrap();
         for part in phys.chunks(phys.len() / 2) {
-            assert_eq!(claims.restore_many(part, None, Some(&mut allocated)).unwrap(), vec![0; part.len()]);
+            assert_eq!(claims.restore_many(part, None, Some(&mut allocated), &[]).unwrap(), vec![0; part.len()]);
         }
         assert!(allocated.unpreserve(Pfn(1 << 30), Order::new(4).unwrap()).unwrap());
         assert!(allocated == *claims.preserved());
@@ -381,7 +446,7 @@ mod tests {
             let one_by_one: Result<Vec<u8>> =
                 list.iter().map(|at| single.restore_folio(Phys(*at), max).map(|(_, order)| order.index() as u8)).collect();
             let mut allocated = Tracker::new(many.preserved().geometry());
-            match (many.restore_many(&list, max, Some(&mut allocated)), one_by_one) {
+            match (many.restore_many(&list, max, Some(&mut allocated), &[]), one_by_one) {
                 (Ok(orders), Ok(expected)) => {
                     prop_assert_eq!(orders, expected);
                     prop_assert_eq!(many.nr_restored(), restored + list.len() as u64);

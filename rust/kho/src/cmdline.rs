@@ -5,6 +5,8 @@
 //! up. The kernel works on bytes, and so does this: one oddity of that is that byte 0xa0, inside many UTF-8
 //! characters, counts as a space. COMMAND_LINE_SIZE is not applied: what is given is what is parsed.
 
+#![forbid(unsafe_code)]
+
 use crate::error::{Error, Result};
 use crate::units::PageSize;
 

@@ -2,6 +2,8 @@
 //!
 //! Messages name the place and the value first and say what was wrong with it after the colon.
 
+#![forbid(unsafe_code)]
+
 use crate::units::Phys;
 use std::fmt;
 use std::path::PathBuf;
@@ -72,6 +74,37 @@ pub enum Error {
     #[error("page at {phys:#x} is {state}, not {wanted}")]
     PageState { phys: u64, state: &'static str, wanted: &'static str },
 
+    /// A page that the library keeps something in: a bitmap, the map, the FDT, a subtree's blob.
+    #[error("{what} at {phys:#x}: the page is {state}: it holds {owner}; {remedy}")]
+    Owned { what: &'static str, phys: u64, state: &'static str, owner: &'static str, remedy: &'static str },
+
+    /// A folio that was freed since this object was made of it.
+    #[error(
+        "folio at {phys:#x}: it was freed after this object was made (the page there is {state} now); use the object that \
+         alloc() or folio() gives for the folio there now"
+    )]
+    Freed { phys: u64, state: &'static str },
+
+    /// An allocation in an arena's file that holds a handover which was not taken over.
+    #[error(
+        "handover at {phys:#x}: it was not taken over, so the pages that it needs are not known; call Incoming(arena) \
+         before allocating"
+    )]
+    Untaken { phys: u64 },
+
+    /// A memory file that every process with a descriptor of it can cut.
+    #[error(
+        "memory file with seals {seals:#x} lacks F_SEAL_SHRINK: a process that truncates it would kill this one (SIGBUS); \
+         make it with MFD_ALLOW_SEALING and seal it (fcntl F_ADD_SEALS), as kho.Arena(backing=\"memfd\") does"
+    )]
+    Unsealed { seals: u32 },
+
+    /// An arena's file that was cut while it was in use.
+    #[error(
+        "arena's file has {have:#x} bytes, and needs {need:#x}: it was cut while it was open; open an intact copy of it"
+    )]
+    Cut { have: u64, need: u64 },
+
     /// The allocator has no free block of that order (ENOMEM).
     #[error("no free block of order {order}{}", .node.map_or(String::new(), |n| format!(" on node {n}")))]
     NoMemory { order: u32, node: Option<u32> },
@@ -131,11 +164,23 @@ pub enum Error {
 /// Why a folio cannot be restored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotRestorable {
-    Unaligned { page: u64 },
+    Unaligned {
+        page: u64,
+    },
     NeverPreserved,
-    Interior { head: u64, order: u32 },
+    Interior {
+        head: u64,
+        order: u32,
+    },
     AlreadyRestored,
-    OrderTooLarge { order: u32, max: u32 },
+    /// A bitmap of the map itself lies in it.
+    Map {
+        bitmap: u64,
+    },
+    OrderTooLarge {
+        order: u32,
+        max: u32,
+    },
 }
 
 impl fmt::Display for NotRestorable {
@@ -147,6 +192,12 @@ impl fmt::Display for NotRestorable {
                 write!(f, "it is inside the folio of order {order} at {head:#x}; restore its head")
             }
             Self::AlreadyRestored => f.write_str("it was restored before; a folio is restored once"),
+            Self::Map { bitmap } => {
+                write!(
+                    f,
+                    "the map's bitmap at {bitmap:#x}, which is in use, lies in it: its bits changed after it was read"
+                )
+            }
             Self::OrderTooLarge { order, max } => {
                 write!(f, "its order {order} exceeds MAX_PAGE_ORDER {max}, which Linux before 7.x refuses")
             }
@@ -461,7 +512,11 @@ impl Error {
             Error::Root { phys, .. }
             | Error::UnsupportedAbi { phys, .. }
             | Error::NoLayout { phys, .. }
-            | Error::OutsideMemory { phys, .. } => (None, Some(*phys)),
+            | Error::OutsideMemory { phys, .. }
+            | Error::PageState { phys, .. }
+            | Error::Owned { phys, .. }
+            | Error::Freed { phys, .. }
+            | Error::Untaken { phys } => (None, Some(*phys)),
             _ => (None, None),
         }
     }

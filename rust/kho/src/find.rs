@@ -3,6 +3,8 @@
 //! Three traces are looked for: root FDTs (page-aligned, `compatible = "kho-v..."`), what tells a kernel of one (x86's
 //! `struct kho_data` in setup_data, arm64's `/chosen`), and pages that can be a scratch array (ABI section 2).
 
+#![forbid(unsafe_code)]
+
 use crate::arena::ScratchArea;
 use crate::error::Result;
 use crate::fdt::Fdt;

@@ -1,9 +1,11 @@
 //! Taking over (`kho_in`): a memory image's handover, validated and walked, each folio to be restored once.
 
+#![forbid(unsafe_code)]
+
 use crate::abi::Abi;
 use crate::abi::evidence::{self, Certainty, Hints, Known, Place, Reading};
 use crate::abi::layout::BitmapSize;
-use crate::arena::{Arena, ArenaNote, NOTE_NAME, NOTE_TYPE, Recorded, ScratchArea};
+use crate::arena::{Arena, ArenaNote, Lease, NOTE_NAME, NOTE_TYPE, Recorded, ScratchArea};
 use crate::claims::{Claims, Marker};
 use crate::error::{Error, Result, RootProblem};
 use crate::find::{self, Found};
@@ -180,16 +182,27 @@ impl Incoming {
         options.know_arena(arena);
         let nothing = || Error::NoHandover { why: "nothing was finalized in this arena".into() };
         let fdt_phys = options.fdt_phys.ok_or_else(nothing)?;
-        let memory: Arc<dyn PhysMemory> = arena.clone();
-        let reads = read(Place::Arena(arena), Phys(fdt_phys), &Found::default(), &options)?;
-        if let Some((phys, len)) = reads.1.preserved.outside() {
-            return Err(Error::OutsideMemory { what: "preserved range", phys: phys.0, len });
+        arena.check_whole()?;
+        // Bitmaps are read where they are, unless another process can cut the file (which would be fatal), or this process
+        // has views on them (which could write them): then they are copied.
+        for in_place in [arena.is_sealed(), false] {
+            let memory: Arc<dyn PhysMemory> = arena.clone();
+            let place = if in_place { Place::Arena(arena) } else { Place::Memory(&*memory) };
+            let reads = read(place, Phys(fdt_phys), &Found::default(), &options)?;
+            let preserved = &reads.1.preserved;
+            let outside = if in_place { preserved.outside() } else { first_outside(arena, preserved.tracker()) };
+            if let Some((phys, len)) = outside {
+                return Err(Error::OutsideMemory { what: "preserved range", phys: phys.0, len });
+            }
+            let mut incoming = Self::new(memory, None, reads, Vec::new(), &options)?;
+            if let Some(generation) = arena.take_over(&incoming.claims) {
+                arena.record(Recorded::default())?;
+                incoming.arena = Some((Arc::clone(arena), generation));
+                return Ok(incoming);
+            }
         }
-        let mut incoming = Self::new(memory, None, reads, Vec::new(), &options)?;
-        arena.take_over(&incoming.claims);
-        arena.record(Recorded::default())?;
-        incoming.arena = Some((Arc::clone(arena), arena.generation()));
-        Ok(incoming)
+        let why = "other threads take it over at the same time".into();
+        Err(Error::Invalid { what: "arena", why })
     }
 
     fn new(
@@ -305,11 +318,13 @@ impl Incoming {
         evidence::pages_outside(&*self.memory, self.preserved())
     }
 
-    fn check_current(&self, what: &'static str) -> Result<()> {
-        match &self.arena {
-            Some((arena, generation)) => arena.check_generation(what, *generation),
-            None => Ok(()),
-        }
+    /// A lease of pages that were restored in the arena; `None` in an image.
+    ///
+    /// # Errors
+    /// [`Error::Stale`] if the arena has another owner by now; [`Error::PageState`] if they are freed by now.
+    pub fn lease(&self, start: Pfn, end: Pfn) -> Result<Option<Lease>> {
+        let lease = |(arena, generation): &(Arc<Arena>, u64)| arena.lease_restored(*generation, start, end);
+        self.arena.as_ref().map(lease).transpose()
     }
 
     /// Restores the folio whose head is at `phys`, once (`kho_restore_folio`). In an arena it is allocated then.
@@ -317,10 +332,12 @@ impl Incoming {
     /// # Errors
     /// [`Error::NotRestorable`]; [`Error::Stale`] if the arena has another owner by now.
     pub fn restore_folio(&self, phys: Phys) -> Result<(Pfn, Order)> {
-        self.check_current("restore_folio")?;
         let (pfn, order) = self.claims.restore_folio(phys, self.max_page_order)?;
-        if let Some((arena, _)) = &self.arena {
-            arena.adopt(pfn, order)?;
+        if let Some((arena, generation)) = &self.arena
+            && let Err(e) = arena.adopt(*generation, pfn, order)
+        {
+            self.claims.give_back(pfn, order);
+            return Err(e);
         }
         Ok((pfn, order))
     }
@@ -331,11 +348,12 @@ impl Incoming {
     /// As [`Incoming::restore_folio`], for the first in the list that cannot be restored; one that stands there twice
     /// cannot.
     pub fn restore_many(&self, phys: &[u64]) -> Result<Vec<u8>> {
-        self.check_current("restore_many")?;
-        let max = self.max_page_order;
+        let (claims, max) = (&self.claims, self.max_page_order);
         match &self.arena {
-            Some((arena, _)) => arena.adopt_many(|allocated| self.claims.restore_many(phys, max, Some(allocated))),
-            None => self.claims.restore_many(phys, max, None),
+            Some((arena, generation)) => arena.adopt_many(*generation, |allocated, in_place| {
+                claims.restore_many(phys, max, Some(allocated), in_place)
+            }),
+            None => claims.restore_many(phys, max, None, &[]),
         }
     }
 
@@ -358,14 +376,16 @@ impl Incoming {
     /// # Errors
     /// As [`Incoming::restore_folio`].
     pub fn restore_pages(&self, phys: Phys, nr_pages: u64) -> Result<Pfn> {
-        self.check_current("restore_pages")?;
         let cuts = match &self.arena {
             Some((arena, _)) if self.abi().cuts_at_nodes => arena.node_cuts(),
             _ => Vec::new(),
         };
         let pfn = self.claims.restore_pages(phys, nr_pages, &cuts)?;
-        if let Some((arena, _)) = &self.arena {
-            arena.adopt_pages(pfn, nr_pages)?;
+        if let Some((arena, generation)) = &self.arena
+            && let Err(e) = arena.adopt_pages(*generation, pfn, nr_pages)
+        {
+            self.claims.give_back_pages(pfn, nr_pages, &cuts);
+            return Err(e);
         }
         Ok(pfn)
     }
@@ -386,6 +406,13 @@ impl Incoming {
             None => Err(Error::NoSubtree { name: name.into() }),
         }
     }
+}
+
+/// The first preserved memory, and its bytes, that an arena does not have.
+fn first_outside(arena: &Arena, preserved: &Tracker) -> Option<(Phys, u64)> {
+    let page = arena.page();
+    let runs = preserved.extents().map(|(start, end)| (page.phys(start), (end.0 - start.0) << page.shift()));
+    { runs }.find(|&(phys, len)| !arena.contains(phys, len))
 }
 
 pub(crate) type Reads = (Root, Reading, Option<Scratch>);

@@ -2,6 +2,8 @@
 //!
 //! Rooms, from the ground up; a room imports only from those above it in this list.
 
+#![deny(unsafe_code)]
+
 pub mod units;
 
 pub mod error;

@@ -1,7 +1,10 @@
 //! Memory mappings: reserved address space that commits a page when it is first touched.
 //!
-//! Mapped bytes are shared with whoever holds a view (a Python memoryview, another process), so they are never borrowed as
-//! slices here: they are copied in and out, or written in place as [`Items`].
+//! Mapped bytes may be shared with a Python memoryview or another process, which read and write them at any time. So no
+//! reference to them is ever made: they are copied in and out by volatile accesses, each of which reads or writes the bytes
+//! once, whatever another process does to them, and yields some value; or they are written in place as [`Items`].
+
+#![allow(unsafe_code)]
 
 use crate::error::{Error, Result};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
@@ -20,7 +23,8 @@ pub struct Mapping {
 
 // SAFETY: the mapping is owned and its address does not depend on the thread.
 unsafe impl Send for Mapping {}
-// SAFETY: access goes through raw copies; racing writers are the callers' business, as they are for any shared memory.
+// SAFETY: no method makes a reference to the bytes. They are copied by volatile accesses, so that a concurrent write (by
+// another process, or through a view) changes which value is copied and nothing else.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
@@ -88,8 +92,8 @@ impl Mapping {
     #[must_use]
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> bool {
         let Some(from) = self.ptr(offset, buf.len() as u64) else { return false };
-        // SAFETY: `from` is valid for the whole of `buf`, which is ours alone and so overlaps no mapping.
-        unsafe { buf.as_mut_ptr().copy_from_nonoverlapping(from.as_ptr(), buf.len()) };
+        // SAFETY: `ptr` bounded `buf.len()` bytes at `from` by the mapping, which lives as long as `self`.
+        unsafe { copy_out(from.as_ptr(), buf) };
         true
     }
 
@@ -97,8 +101,8 @@ impl Mapping {
     #[must_use]
     pub fn write(&self, offset: u64, bytes: &[u8]) -> bool {
         let Some(to) = self.ptr(offset, bytes.len() as u64) else { return false };
-        // SAFETY: `to` is valid for all of `bytes`; `copy` allows the two to overlap (a view written onto itself).
-        unsafe { to.as_ptr().copy_from(bytes.as_ptr(), bytes.len()) };
+        // SAFETY: `ptr` bounded `bytes.len()` bytes at `to` by the mapping, which lives as long as `self`.
+        unsafe { copy_in(to.as_ptr(), bytes) };
         true
     }
 
@@ -113,13 +117,72 @@ impl Mapping {
     #[must_use]
     pub fn zero(&self, offset: u64, len: u64) -> bool {
         let (Some(to), Ok(len)) = (self.ptr(offset, len), usize::try_from(len)) else { return false };
-        // SAFETY: `to` is valid for `len` bytes.
-        unsafe { to.write_bytes(0, len) };
+        const ZEROS: [u8; 4096] = [0; 4096];
+        for at in (0..len).step_by(ZEROS.len()) {
+            let piece = &ZEROS[..ZEROS.len().min(len - at)];
+            // SAFETY: `ptr` bounded `len` bytes at `to` by the mapping, and `at + piece.len()` is at most `len`.
+            unsafe { copy_in(to.as_ptr().add(at), piece) };
+        }
         true
     }
 }
 
-/// Items in memory that others may look at, or write, at any time: they are written, and never borrowed.
+/// The type by which most bytes are copied.
+type Word = u64;
+const WORD: usize = size_of::<Word>();
+
+/// How many bytes at the start of `len` bytes at `address` come before the first aligned word, and how many words follow.
+fn split(address: usize, len: usize) -> (usize, usize) {
+    let head = (address.wrapping_neg() % WORD).min(len);
+    (head, (len - head) / WORD)
+}
+
+/// Copies bytes that another process may write at the same time.
+///
+/// # Safety
+/// `buf.len()` bytes at `from` are mapped and readable.
+unsafe fn copy_out(from: *const u8, buf: &mut [u8]) {
+    let (head, words) = split(from.addr(), buf.len());
+    let (first, rest) = buf.split_at_mut(head);
+    let (middle, last) = rest.split_at_mut(words * WORD);
+    for (n, byte) in first.iter_mut().enumerate() {
+        // SAFETY: byte `n` of the `buf.len()` at `from`.
+        *byte = unsafe { from.add(n).read_volatile() };
+    }
+    for (n, word) in middle.as_chunks_mut::<WORD>().0.iter_mut().enumerate() {
+        // SAFETY: `head + n * WORD` bytes after `from` is aligned, as `split` says, and the word ends inside `buf.len()`.
+        *word = unsafe { from.add(head + n * WORD).cast::<Word>().read_volatile() }.to_ne_bytes();
+    }
+    for (n, byte) in last.iter_mut().enumerate() {
+        // SAFETY: one of the last bytes of the `buf.len()` at `from`.
+        *byte = unsafe { from.add(head + words * WORD + n).read_volatile() };
+    }
+}
+
+/// Copies bytes to where another process may read or write them at the same time.
+///
+/// # Safety
+/// `bytes.len()` bytes at `to` are mapped and writable.
+unsafe fn copy_in(to: *mut u8, bytes: &[u8]) {
+    let (head, words) = split(to.addr(), bytes.len());
+    let (first, rest) = bytes.split_at(head);
+    let (middle, last) = rest.split_at(words * WORD);
+    for (n, byte) in first.iter().enumerate() {
+        // SAFETY: byte `n` of the `bytes.len()` at `to`.
+        unsafe { to.add(n).write_volatile(*byte) };
+    }
+    for (n, word) in middle.as_chunks::<WORD>().0.iter().enumerate() {
+        // SAFETY: `head + n * WORD` bytes after `to` is aligned, as `split` says, and the word ends inside `bytes.len()`.
+        unsafe { to.add(head + n * WORD).cast::<Word>().write_volatile(Word::from_ne_bytes(*word)) };
+    }
+    for (n, byte) in last.iter().enumerate() {
+        // SAFETY: one of the last bytes of the `bytes.len()` at `to`.
+        unsafe { to.add(head + words * WORD + n).write_volatile(*byte) };
+    }
+}
+
+/// Items in memory that another process may read or write at any time: they are written, by volatile accesses, and never
+/// borrowed.
 #[derive(Clone, Copy)]
 pub struct Items<'a, T> {
     start: NonNull<T>,
@@ -140,15 +203,16 @@ impl<T: IntoBytes> Items<'_, T> {
     #[must_use]
     pub fn from(self, n: usize) -> Self {
         let skip = n.min(self.len);
-        // SAFETY: at most one past the last item.
+        // SAFETY: `skip` is at most `self.len`, so that this is at most one past the last item.
         Items { start: unsafe { self.start.add(skip) }, len: self.len - skip, memory: PhantomData }
     }
 
     /// Writes the items one after another, as many as there are here and there.
     #[inline(always)]
     pub fn write(self, items: impl Iterator<Item = T>) {
-        // SAFETY: an item that is here, in memory that is valid for writes as long as `'a`.
-        (0..self.len).zip(items).for_each(|(n, item)| unsafe { self.start.add(n).write(item) });
+        // SAFETY: `n` is below `self.len`, so that the item lies in the memory borrowed for `'a`; `Mapping::items` and the
+        // slice that `From` was given make it aligned and writable.
+        (0..self.len).zip(items).for_each(|(n, item)| unsafe { self.start.add(n).write_volatile(item) });
     }
 }
 
@@ -160,7 +224,9 @@ impl<'a, T> From<&'a mut [T]> for Items<'a, T> {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours and nothing that borrows it outlives it. Failure leaves it mapped, harmlessly.
+        // SAFETY: `base` and `len` are those of the mapping that `checked` made, which nothing else unmaps. Pointers into it
+        // come from `ptr` and `items`: the latter borrow it, and whoever takes the former (arena views, blocks) holds the
+        // `Arc<Spans>` that owns it. Failure leaves it mapped, harmlessly.
         let _ = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
     }
 }
@@ -215,6 +281,22 @@ mod tests {
         assert_eq!(&buf, b"\0\0");
         assert_eq!(m.offset_of(m.ptr(4096, 1).unwrap()), Some(4096));
         assert!(Mapping::anonymous(0).is_err());
+    }
+
+    #[test]
+    fn copies_of_every_length_at_every_alignment_are_exact() {
+        let m = Mapping::anonymous(4096).unwrap();
+        for offset in 0..17u64 {
+            for len in 0..40usize {
+                let bytes: Vec<u8> = (1..).take(len).map(|n: u8| n.wrapping_mul(7) | 1).collect();
+                assert!(m.zero(0, 4096) && m.write(64 + offset, &bytes));
+                let mut around = vec![0xee; len + 2];
+                assert!(m.read(63 + offset, &mut around));
+                assert_eq!((around[0], &around[1..=len], around[len + 1]), (0, &bytes[..], 0));
+                assert!(m.zero(64 + offset, len as u64) && m.read(63 + offset, &mut around));
+                assert!(around.iter().all(|byte| *byte == 0));
+            }
+        }
     }
 
     #[test]

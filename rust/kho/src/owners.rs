@@ -1,6 +1,8 @@
 //! Whose is each preserved page? Claims, byte ranges with an owner each, joined with what the map preserves: pages that are
 //! claimed and preserved, pages nobody claims, pages that are claimed and not preserved.
 
+#![forbid(unsafe_code)]
+
 use crate::payload::{Memfd, Vmalloc};
 use crate::tracker::Tracker;
 use crate::units::{Order, PageSize, Pfn, Phys};

@@ -1,5 +1,7 @@
 //! The root FDT of a handover: which ABI, where the map is, which subtrees hang off it (ABI section 2).
 
+#![forbid(unsafe_code)]
+
 use crate::abi::{Abi, COMPATIBLE_PROPERTY, MAP_PROPERTY};
 use crate::error::{Error, FdtProblem, Result, RootProblem};
 use crate::fdt::{Fdt, Node};

@@ -8,6 +8,8 @@
 //!                          /out/{scratch_phys,scratch_len,finalize}
 //! ```
 
+#![forbid(unsafe_code)]
+
 use crate::abi::{COMPATIBLE_PROPERTY, MAP_PROPERTY};
 use crate::arena::ScratchArea;
 use crate::error::{Error, Result, SourceProblem};

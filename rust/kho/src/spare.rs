@@ -1,5 +1,7 @@
 //! Lists whose memory serves the next one: for the first touch of fresh memory the kernel takes longer than filling it does.
 
+#![forbid(unsafe_code)]
+
 use crate::mapping;
 use std::mem;
 use std::ops::Range;

@@ -1,6 +1,8 @@
 //! Work for more than one processor. A thread may not be had (limits of processes, of a container, of memory): then
 //! whoever asked does its work as well.
 
+#![forbid(unsafe_code)]
+
 #[cfg(test)]
 use crate::ways::go;
 use crate::ways::ways;

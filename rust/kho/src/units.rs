@@ -3,6 +3,8 @@
 //! An address is a [`Phys`], a page number a [`Pfn`], a size a number of pages; they convert only through
 //! [`PageSize`], so that a pfn of a 64 KiB kernel is never taken for one of a 4 KiB kernel.
 
+#![forbid(unsafe_code)]
+
 use crate::error::{Error, Result};
 use core::fmt;
 

@@ -1,6 +1,8 @@
 //! What a map says that cannot be right, found by runs and ranges: time goes with the map, not with the folios in it.
 //! What each finding means, and what hangs off the map, is judged in Python (`python/kho/verify.py`).
 
+#![forbid(unsafe_code)]
+
 use crate::arena::ScratchArea;
 use crate::incoming::Incoming;
 use crate::memory::{Coverage, PhysRange};

@@ -1,6 +1,8 @@
 //! Which of several ways leads to a result: lengths and processors decide. Whatever the way, the result is the same, which
 //! tests hold by going every one of them.
 
+#![forbid(unsafe_code)]
+
 /// What decides otherwise than usual; nothing does but a test.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ways {

@@ -5,6 +5,8 @@
 //!                                               \-> bitmap: bit i = folio at start + (i << (order + PAGE_SHIFT))
 //! ```
 
+#![forbid(unsafe_code)]
+
 use super::layout::{BitmapPtr, BitmapSize, ChunkHeader, chunk_entries};
 use crate::arena::{Arena, Inherited};
 use crate::claims::Preserved;

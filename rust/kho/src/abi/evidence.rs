@@ -3,6 +3,8 @@
 //! FDT and the subtrees are preserved, and no page is preserved twice, outside memory, in scratch, or under the map
 //! itself.
 
+#![forbid(unsafe_code)]
+
 use super::chunk::{self, Chunk};
 use super::layout::BitmapSize;
 use super::radix::{self, Shape};

@@ -1,5 +1,7 @@
 //! Structures byte for byte. Little-endian, as on every machine that has KHO.
 
+#![forbid(unsafe_code)]
+
 use crate::error::{Error, Result};
 use crate::units::PageSize;
 use zerocopy::little_endian::{U32, U64};

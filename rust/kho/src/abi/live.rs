@@ -7,8 +7,10 @@
 //! Marking or unmarking a folio changes one bit of a tracker's block, and that is the change of the tree. What is left to
 //! do is to lead to blocks that are new. As in the kernel, nothing is freed when a leaf becomes empty.
 
+#![forbid(unsafe_code)]
+
 use super::radix::Shape;
-use crate::arena::Arena;
+use crate::arena::{Arena, Owner};
 use crate::error::{Error, Result};
 use crate::memory::PhysMemory;
 use crate::tracker::Tracker;
@@ -34,7 +36,7 @@ impl LiveTree {
     /// # Errors
     /// [`Error::NoMemory`]; [`Error::PageState`] if the place is in use.
     pub fn new(arena: &Arc<Arena>, shape: Shape, at: Option<Pfn>) -> Result<Self> {
-        let (root, _) = arena.alloc_bytes(shape.page().bytes(), at)?;
+        let (root, _) = arena.alloc_bytes(shape.page().bytes(), at, Owner::Node)?;
         let blank = vec![0; usize::try_from(shape.page().bytes()).unwrap_or(0)];
         Ok(LiveTree { arena: Arc::clone(arena), shape, nodes: vec![root], low: None, blank })
     }
@@ -88,7 +90,7 @@ impl LiveTree {
             if let Some(block) = tracker.block(order, 0) {
                 let mut bits = vec![0; bytes];
                 block.copy_to(&mut bits);
-                self.arena.write(Phys(leaf.0 + bytes as u64), &bits)?;
+                self.arena.write_own(Phys(leaf.0 + bytes as u64), &bits)?;
             }
         }
         Ok(())
@@ -97,10 +99,7 @@ impl LiveTree {
     /// Frees the nodes. The tree is gone then.
     pub fn free(&mut self) {
         self.low = None;
-        for pfn in self.nodes.drain(..) {
-            // Allocated for this tree and preserved by nobody, so that nothing can refuse it.
-            let _ = self.arena.put(pfn);
-        }
+        self.arena.put_own(self.nodes.drain(..));
     }
 
     /// The address of the entry that leads to a leaf, named by its keys' bits above its own; the nodes above it are made.
@@ -128,12 +127,12 @@ impl LiveTree {
 
     /// A new, zeroed page.
     fn node(&mut self) -> Result<Phys> {
-        let (pfn, _) = self.arena.alloc_bytes(self.shape.page().bytes(), None)?;
+        let (pfn, _) = self.arena.alloc_bytes(self.shape.page().bytes(), None, Owner::Node)?;
         self.nodes.push(pfn);
         Ok(self.shape.page().phys(pfn))
     }
 
     fn set(&self, entry: Phys, child: Phys) -> Result<()> {
-        self.arena.write(entry, &child.0.to_le_bytes())
+        self.arena.write_own(entry, &child.0.to_le_bytes())
     }
 }

@@ -1,5 +1,7 @@
 //! The ABI versions: one row of facts each. Whatever differs between versions is a column here, not an `if` elsewhere.
 
+#![forbid(unsafe_code)]
+
 pub mod chunk;
 pub mod evidence;
 pub mod layout;

@@ -9,6 +9,8 @@
 //! very block, as soon as the order's bit stands above them; only the leaf of the lowest keys mixes orders, those of
 //! 64 TiB a folio and more.
 
+#![forbid(unsafe_code)]
+
 use super::{Abi, MapFormat};
 use crate::arena::{Arena, Inherited};
 use crate::claims::Preserved;

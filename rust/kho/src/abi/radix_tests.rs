@@ -1,3 +1,5 @@
+#![forbid(unsafe_code)]
+
 use super::live::LiveTree;
 use super::radix::{Shape, read, serialize};
 use super::{ABIS, Abi};

@@ -1,7 +1,9 @@
 //! A tracker's blocks in an arena's pages, so that neither serializing nor taking over copies a bitmap.
 
-use super::Arena;
+#![allow(unsafe_code)]
+
 use super::spans::Spans;
+use super::{Arena, Owner};
 use crate::claims::{Bitmaps, Preserved};
 use crate::error::{Error, Result};
 use crate::memory::PhysMemory;
@@ -60,15 +62,18 @@ impl Drop for ArenaBlocks {
     }
 }
 
-// SAFETY: a block lies in a page that was allocated for this source alone, zeroed, inside a mapping that `spans` keeps
-// mapped; `used` only grows within a page, so no two blocks share a byte.
+// SAFETY: a block lies in a page that `alloc_bytes` allocated for this source alone and zeroed, inside a mapping that `spans`
+// keeps mapped; blocks have a power of two of bytes, at least 512, so that they are 8-aligned; `used` only grows within a page,
+// so that no two blocks share a byte. The page is owned (`Owner::Bitmap`): until the source is dropped `Pages` gives it to no
+// caller, begins no view on it (and gave it out only when it had none), and after a take-over it stays reserved as long as the
+// tracker lives (`User::Tracker`). Other processes may still write it: the source is shared.
 unsafe impl BlockSource for ArenaBlocks {
     fn alloc_block(&self, bytes: usize) -> Result<NonNull<u64>> {
         let arena = self.arena.upgrade().ok_or(Error::Stale { what: "tracker" })?;
         arena.check_generation("tracker", self.generation)?;
         let (bytes, mut own) = (bytes as u64, self.pages());
         if own.used + bytes > self.page.bytes() {
-            own.pages.push(arena.alloc_bytes(self.page.bytes(), None)?.0);
+            own.pages.push(arena.alloc_bytes(self.page.bytes(), None, Owner::Bitmap)?.0);
             own.used = 0;
         }
         let pfn = own.pages.last().copied().unwrap_or_default();
@@ -102,7 +107,8 @@ struct MapBlocks {
     heap: HeapBlocks,
 }
 
-// SAFETY: new blocks are the heap's. One at an address lies inside a mapping that `spans` keeps mapped and writable.
+// SAFETY: new blocks are the heap's. One at an address was bounded by `Spans::ptr`, and lies inside a mapping that `spans` keeps
+// mapped and writable; it is 8-aligned, which `block_at` checks. Other processes may write it: the source is shared.
 unsafe impl BlockSource for MapBlocks {
     fn alloc_block(&self, bytes: usize) -> Result<NonNull<u64>> {
         self.heap.alloc_block(bytes)
@@ -191,16 +197,18 @@ impl<'a> Inherited<'a> {
             let why = format!("two bitmaps are of the same folios of order {}", pair[0].order);
             return Err(Error::Invalid { what: "preserved-memory map", why });
         }
-        let last = |bitmap: &Bitmap| page.pfn(Phys(bitmap.phys.0 + (geometry.block_bytes() - 1)));
+        let last = move |bitmap: &Bitmap| page.pfn(Phys(bitmap.phys.0 + (geometry.block_bytes() - 1)));
         let pages = joined(bitmaps.iter().map(|b| (page.pfn(b.phys), Pfn(last(b).0 + 1))).collect());
         let kept = Bitmaps { count: bitmaps.len() as u64, pages };
         let outside = copied.extents().map(|(start, end)| (page.phys(start), (end.0 - start.0) << page.shift()));
         let outside = { outside }.find(|&(phys, len)| !arena.contains(phys, len));
         let count = move || {
             let mut tracker = copied;
-            // Every bitmap was found in the arena, which stays mapped, and no two are the same block.
-            let _ = tracker.adopt(&bitmaps);
-            tracker
+            // Every bitmap was found in the arena, which stays mapped, and no two are the same block: what can fail is a copy,
+            // for want of memory, and then all of them count as being in place.
+            let in_place = tracker.adopt(&bitmaps).unwrap_or(bitmaps);
+            let pages = in_place.iter().map(|b| (page.pfn(b.phys), Pfn(last(b).0 + 1))).collect();
+            (tracker, joined(pages))
         };
         Ok(Preserved::in_place(geometry, kept, outside, Box::new(count)))
     }

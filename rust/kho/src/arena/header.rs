@@ -7,6 +7,8 @@
 //! 2 MiB    the spans, one behind the other, each on a 2 MiB boundary
 //! ```
 
+#![forbid(unsafe_code)]
+
 use super::{Region, ScratchArea};
 use crate::error::{Error, Result};
 use crate::units::{Order, PageSize, Phys};

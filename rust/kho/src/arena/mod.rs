@@ -1,5 +1,7 @@
 //! Physical memory one can write: regions of RAM at chosen addresses, a page allocator, scratch.
 
+#![deny(unsafe_code)]
+
 mod blocks;
 mod header;
 mod pages;
@@ -8,7 +10,7 @@ mod spans;
 
 pub use blocks::{ArenaBlocks, Inherited};
 pub use header::{ArenaNote, NOTE_NAME, NOTE_TYPE, Recorded};
-pub use pages::PageKind;
+pub use pages::{Lease, Owner, PageKind};
 pub use scratch::{ScratchArea, check_no_overlap, nodes, place};
 
 use crate::claims::Claims;
@@ -97,6 +99,8 @@ struct Handover {
     preserved: Weak<Mutex<Tracker>>,
     /// The same once it is finalized and its `Outgoing` is gone: nothing of it may be freed before it is taken over.
     kept: Option<Arc<Mutex<Tracker>>>,
+    /// Pages of blobs that callers wrote and linked as subtrees, by name: they cannot be freed.
+    linked: Vec<(String, Pfn, Pfn)>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -169,7 +173,8 @@ impl Arena {
             scratch: note.scratch,
             backing,
         };
-        let pages = pages_of(&config)?;
+        let mut pages = pages_of(&config)?;
+        pages.untaken = note.handover.fdt_phys;
         let handover = Handover { recorded: note.handover, ..Handover::default() };
         Ok(Arc::new(Arena {
             reserved: reserved(&config),
@@ -246,32 +251,114 @@ impl Arena {
     /// # Errors
     /// [`Error::NoMemory`]; [`Error::OrderTooLarge`].
     pub fn alloc(&self, order: Order, node: Option<u32>, gigantic: bool) -> Result<Pfn> {
-        let pfn = self.settled()?.alloc(order, node, gigantic)?;
-        self.backed(pfn, order)
+        self.take(&mut *self.settled()?, None, order, node, gigantic)
     }
 
-    /// Allocates the file's blocks for a folio that was just allocated; if there are none, the folio is free again.
-    fn backed(&self, pfn: Pfn, order: Order) -> Result<Pfn> {
-        let backed = self.spans.back(self.page().phys(pfn), self.page().folio_bytes(order));
-        if backed.is_err() {
-            self.put_own([pfn]);
-        }
-        backed.map(|()| pfn)
+    /// Takes a free folio, at `at` if given, and the file's blocks for it; without these the folio is free again.
+    fn take(
+        &self,
+        pages: &mut Pages,
+        at: Option<Pfn>,
+        order: Order,
+        node: Option<u32>,
+        gigantic: bool,
+    ) -> Result<Pfn> {
+        let pfn = match at {
+            Some(pfn) => pages.alloc_at(pfn, order)?,
+            None => pages.alloc(order, node, gigantic)?,
+        };
+        self.spans.back(self.page().phys(pfn), self.page().folio_bytes(order)).inspect_err(|_| {
+            // It was taken just now, under the same lock, so that nothing can refuse it.
+            let _ = pages.put(pfn);
+        })?;
+        Ok(pfn)
     }
 
-    /// Allocates many single pages, or none.
+    /// The same, with a lease: every call that is given it fails once the folio is freed.
+    ///
+    /// # Errors
+    /// As [`Arena::alloc`].
+    pub fn lease(&self, order: Order, node: Option<u32>, gigantic: bool) -> Result<Lease> {
+        let mut pages = self.settled()?;
+        let pfn = self.take(&mut pages, None, order, node, gigantic)?;
+        Ok(pages.lease(pfn, Pfn(pfn.0 + order.nr_pages()), self.generation()))
+    }
+
+    /// [`Arena::alloc_at`] with a lease.
+    ///
+    /// # Errors
+    /// As [`Arena::alloc_at`].
+    pub fn lease_at(&self, pfn: Pfn, order: Order) -> Result<Lease> {
+        let mut pages = self.settled()?;
+        let pfn = self.take(&mut pages, Some(pfn), order, None, false)?;
+        Ok(pages.lease(pfn, Pfn(pfn.0 + order.nr_pages()), self.generation()))
+    }
+
+    /// A lease of the folio that is allocated at `pfn`, and its order.
+    ///
+    /// # Errors
+    /// [`Error::PageState`] unless `pfn` is the head of an allocated folio; [`Error::Owned`] for one that the library keeps
+    /// something in.
+    pub fn lease_of(&self, pfn: Pfn) -> Result<(Lease, Order)> {
+        let pages = self.settled()?;
+        let order = pages.allocated_at(pfn)?;
+        let end = Pfn(pfn.0 + order.nr_pages());
+        pages.check_not_owned("folio", pfn, end)?;
+        Ok((pages.lease(pfn, end, self.generation()), order))
+    }
+
+    /// Refuses a lease of pages that were freed or taken over since.
+    ///
+    /// # Errors
+    /// [`Error::Freed`]; [`Error::Stale`].
+    pub fn check_lease(&self, lease: &Lease) -> Result<()> {
+        self.leased(lease).map(drop)
+    }
+
+    /// The pages, in which a lease is still good.
+    fn leased(&self, lease: &Lease) -> Result<MutexGuard<'_, Pages>> {
+        let pages = self.settled()?;
+        self.check_generation("folio", lease.generation)?;
+        pages.check_lease(lease)?;
+        Ok(pages)
+    }
+
+    /// Begins a view on leased pages: where they are in this process. They are given to nobody else until
+    /// [`Arena::end_view`], be they freed or taken over.
+    ///
+    /// # Errors
+    /// As [`Arena::check_lease`]; [`Error::Owned`]; [`Error::Cut`].
+    pub fn begin_view(&self, lease: &Lease) -> Result<NonNull<u8>> {
+        self.spans.check_whole()?;
+        let mut pages = self.leased(lease)?;
+        pages.check_not_owned("view", lease.start, lease.end)?;
+        let (phys, len) = (self.page().phys(lease.start), (lease.end.0 - lease.start.0) << self.page().shift());
+        let view = self.spans.ptr(phys, len).ok_or(Error::OutsideMemory { what: "folio", phys: phys.0, len })?;
+        pages.begin_view(lease.start, lease.end);
+        Ok(view)
+    }
+
+    /// Ends a view that [`Arena::begin_view`] began.
+    pub fn end_view(&self, lease: &Lease) {
+        // Blocks of a folio that was freed are inside of memory, where inserting them needs no more than a bitmap: without
+        // memory for that they stay reserved.
+        let _ = lock(&self.pages).end_view(lease.start, lease.end);
+    }
+
+    /// Allocates pages for the library itself, or none.
     ///
     /// # Errors
     /// [`Error::NoMemory`].
-    pub(crate) fn alloc_pages(&self, n: u64) -> Result<Vec<Pfn>> {
+    pub(crate) fn alloc_pages(&self, n: u64, owner: Owner) -> Result<Vec<Pfn>> {
         let mut pages = self.settled()?;
         let mut all = Vec::new();
         for _ in 0..n {
-            let page = pages.alloc(Order::ZERO, None, false);
-            all.extend(page.as_ref().ok());
-            let backed = page.and_then(|pfn| self.spans.back(self.page().phys(pfn), self.page().bytes()));
-            match backed {
-                Ok(()) => {}
+            let pfn = self.take(&mut pages, None, Order::ZERO, None, false).and_then(|pfn| {
+                pages.own(pfn, Order::ZERO, owner)?;
+                Ok(pfn)
+            });
+            match pfn {
+                Ok(pfn) => all.push(pfn),
                 Err(e) => {
                     drop(pages);
                     self.put_own(all);
@@ -287,45 +374,93 @@ impl Arena {
     /// # Errors
     /// [`Error::PageState`] if any page of it is in use; [`Error::OutsideMemory`]; [`Error::Misaligned`].
     pub fn alloc_at(&self, pfn: Pfn, order: Order) -> Result<Pfn> {
-        let pfn = self.settled()?.alloc_at(pfn, order)?;
-        self.backed(pfn, order)
+        self.take(&mut *self.settled()?, Some(pfn), order, None, false)
     }
 
-    /// Allocates pages for `len` bytes, zeroed.
-    pub(crate) fn alloc_bytes(&self, len: u64, at: Option<Pfn>) -> Result<(Pfn, Order)> {
-        let pages = len.div_ceil(self.page().bytes()).max(1);
-        let order = Order::new(pages.next_power_of_two().ilog2().into())?;
-        let pfn = match at {
-            Some(pfn) => self.alloc_at(pfn, order)?,
-            None => self.alloc(order, None, false)?,
-        };
-        self.spans.zero(self.page().phys(pfn), self.page().folio_bytes(order))?;
+    /// Allocates pages for `len` bytes that the library keeps, zeroed.
+    pub(crate) fn alloc_bytes(&self, len: u64, at: Option<Pfn>, owner: Owner) -> Result<(Pfn, Order)> {
+        let nr_pages = len.div_ceil(self.page().bytes()).max(1);
+        let order = Order::new(nr_pages.next_power_of_two().ilog2().into())?;
+        let mut pages = self.settled()?;
+        let pfn = self.take(&mut pages, at, order, None, false)?;
+        let made = pages.own(pfn, order, owner);
+        drop(pages);
+        let made = made.and_then(|()| self.spans.zero(self.page().phys(pfn), self.page().folio_bytes(order)));
+        made.inspect_err(|_| self.put_own([pfn]))?;
         Ok((pfn, order))
     }
 
     /// Takes a reference on the folio whose head is `pfn`; returns the new count.
     ///
     /// # Errors
-    /// [`Error::PageState`] unless `pfn` is the head of an allocated folio.
+    /// [`Error::PageState`] unless `pfn` is the head of an allocated folio; [`Error::Owned`].
     pub fn get(&self, pfn: Pfn) -> Result<u32> {
-        self.settled()?.get(pfn)
+        let mut pages = self.settled()?;
+        let order = pages.allocated_at(pfn)?;
+        pages.check_not_owned("get", pfn, Pfn(pfn.0 + order.nr_pages()))?;
+        pages.get(pfn)
+    }
+
+    /// The same through a lease.
+    ///
+    /// # Errors
+    /// As [`Arena::get`] and [`Arena::check_lease`].
+    pub fn get_leased(&self, lease: &Lease) -> Result<u32> {
+        let mut pages = self.leased(lease)?;
+        pages.check_not_owned("get", lease.start, lease.end)?;
+        pages.get(lease.start)
     }
 
     /// Drops a reference; the last one frees the folio (then `true`).
     ///
     /// # Errors
-    /// [`Error::PageState`] unless `pfn` is the head of an allocated folio, or while the folio is preserved.
+    /// [`Error::PageState`] unless `pfn` is the head of an allocated folio, or while the folio is preserved or linked;
+    /// [`Error::Owned`] for one that the library keeps something in.
     pub fn put(&self, pfn: Pfn) -> Result<bool> {
-        let preserved = lock(&self.handover).preserved.upgrade();
+        self.put_checked(pfn, None, false)
+    }
+
+    /// The same through a lease.
+    ///
+    /// # Errors
+    /// As [`Arena::put`] and [`Arena::check_lease`].
+    pub fn put_leased(&self, lease: &Lease) -> Result<bool> {
+        self.put_checked(lease.start, Some(lease), false)
+    }
+
+    /// Frees a folio of the library's own.
+    ///
+    /// # Errors
+    /// [`Error::PageState`] while something in it is preserved.
+    pub(crate) fn put_owned(&self, pfn: Pfn) -> Result<bool> {
+        self.put_checked(pfn, None, true)
+    }
+
+    fn put_checked(&self, pfn: Pfn, lease: Option<&Lease>, owned: bool) -> Result<bool> {
+        // All locks are held from the checks to the change, so that nothing is preserved or linked in between.
+        let handover = lock(&self.handover);
+        let preserved = handover.preserved.upgrade();
         let tracker = preserved.as_ref().map(|t| lock(t));
         let mut pages = self.settled()?;
+        if let Some(lease) = lease {
+            self.check_generation("folio", lease.generation)?;
+            pages.check_lease(lease)?;
+        }
         let order = pages.allocated_at(pfn)?;
-        if let Some(tracker) = tracker
-            && tracker.overlapping(pfn, Pfn(pfn.0 + order.nr_pages())).is_some()
-            && pages.refcount(pfn) == 1
-        {
-            let phys = self.page().phys(pfn).0;
-            return Err(Error::PageState { phys, state: "preserved", wanted: "free to go (unpreserve it first)" });
+        let end = Pfn(pfn.0 + order.nr_pages());
+        if !owned {
+            pages.check_not_owned("free", pfn, end)?;
+        }
+        let last = pages.refcount(pfn) == 1;
+        let refuse = |state, wanted| Err(Error::PageState { phys: self.page().phys(pfn).0, state, wanted });
+        if last && tracker.as_ref().is_some_and(|tracker| tracker.overlapping(pfn, end).is_some()) {
+            return refuse("preserved", "free to go (unpreserve it first)");
+        }
+        if last && !owned && handover.linked.iter().any(|(_, from, to)| *from < end && pfn < *to) {
+            return refuse("linked as a subtree", "free to go (remove the subtree first)");
+        }
+        if owned {
+            pages.disown(pfn, order);
         }
         pages.put(pfn)
     }
@@ -375,17 +510,56 @@ impl Arena {
         if self.generation() == generation { Ok(()) } else { Err(Error::Stale { what }) }
     }
 
-    /// Where `len` bytes at `phys` are in this process: for views, which must keep the arena alive.
-    pub fn ptr(&self, phys: Phys, len: u64) -> Option<NonNull<u8>> {
-        self.spans.ptr(phys, len)
-    }
-
-    /// Writes physical memory.
+    /// Writes physical memory of which the library keeps nothing.
     ///
     /// # Errors
-    /// [`Error::OutsideMemory`] unless all of it is in one run of RAM.
+    /// [`Error::OutsideMemory`] unless all of it is in one run of RAM; [`Error::Owned`] for pages that hold a bitmap, a node
+    /// of the map, the FDT or a subtree's blob; [`Error::Cut`]; [`Error::Io`].
     pub fn write(&self, phys: Phys, bytes: &[u8]) -> Result<()> {
+        if !self.contains(phys, bytes.len() as u64) {
+            return Err(Error::OutsideMemory { what: "write", phys: phys.0, len: bytes.len() as u64 });
+        }
+        let Some(last) = (bytes.len() as u64).checked_sub(1) else { return Ok(()) };
+        // Held while it writes: no page becomes the library's before that is done.
+        let mut pages = lock(&self.pages);
+        let (start, end) = (self.page().pfn(phys), Pfn(self.page().pfn(Phys(phys.0 + last)).0 + 1));
+        if pages.check_not_owned("write", start, end).is_err() {
+            // A map that was taken over and dropped is in use no more once its pages are settled.
+            pages.settle(&self.reserved)?;
+            pages.check_not_owned("write", start, end)?;
+        }
         self.spans.write(phys, bytes)
+    }
+
+    /// Writes physical memory that the caller owns.
+    ///
+    /// # Errors
+    /// As [`Arena::write`].
+    pub(crate) fn write_own(&self, phys: Phys, bytes: &[u8]) -> Result<()> {
+        self.spans.write(phys, bytes)
+    }
+
+    /// Whether what is mapped stays mapped whatever others do to the file: bitmaps can be used where they are.
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.spans.is_sealed()
+    }
+
+    /// Refuses to go on in a file that was cut: touching a page that it lost would be fatal.
+    ///
+    /// # Errors
+    /// [`Error::Cut`].
+    pub fn check_whole(&self) -> Result<()> {
+        self.spans.check_whole()
+    }
+
+    /// Keeps the pages of a subtree's blob, which the caller made, from being freed.
+    pub(crate) fn link(&self, name: &str, start: Pfn, end: Pfn) {
+        lock(&self.handover).linked.push((name.into(), start, end));
+    }
+
+    /// Undoes [`Arena::link`].
+    pub(crate) fn unlink(&self, name: &str) {
+        lock(&self.handover).linked.retain(|(linked, ..)| linked != name);
     }
 
     /// A page of physical memory as items, to be written where they lie.
@@ -411,15 +585,20 @@ impl Arena {
     }
 
     /// A new owner takes over: what was preserved and is not restored stays reserved, the rest is free, once somebody
-    /// asks for it.
-    pub(crate) fn take_over(&self, claims: &Arc<Claims>) {
+    /// asks for it. Returns the new generation; `None`, and nothing has changed, while a view can write one of the bitmaps
+    /// that the claims would read where they are.
+    pub(crate) fn take_over(&self, claims: &Arc<Claims>) -> Option<u64> {
         let mut handover = lock(&self.handover);
         let mut pages = lock(&self.pages);
-        pages.take_over(claims);
-        self.generation.fetch_add(1, Ordering::Release);
+        if !pages.take_over(claims, Weak::clone(&handover.preserved)) {
+            return None;
+        }
+        let generation = self.generation.fetch_add(1, Ordering::Release) + 1;
         drop(pages);
         handover.preserved = Weak::new();
         handover.kept = None;
+        handover.linked.clear();
+        Some(generation)
     }
 
     /// Holds on to what a finalized handover preserves, until it is taken over.
@@ -427,24 +606,72 @@ impl Arena {
         lock(&self.handover).kept = Some(tracker);
     }
 
+    /// The pages, of which the owner is still the one that it says.
+    fn owned_by(&self, what: &'static str, generation: u64) -> Result<MutexGuard<'_, Pages>> {
+        let pages = lock(&self.pages);
+        self.check_generation(what, generation)?;
+        Ok(pages)
+    }
+
     /// A restored folio becomes an allocated one.
-    pub(crate) fn adopt(&self, pfn: Pfn, order: Order) -> Result<()> {
-        lock(&self.pages).adopt(pfn, order)
+    ///
+    /// # Errors
+    /// [`Error::Stale`]; [`Error::Owned`] if a bitmap lies in it that is read where it is.
+    pub(crate) fn adopt(&self, generation: u64, pfn: Pfn, order: Order) -> Result<()> {
+        // Not by `owned_by`, whose result takes more instructions than what is done here.
+        let mut pages = lock(&self.pages);
+        if self.generation() != generation {
+            return Err(Error::Stale { what: "restore_folio" });
+        }
+        pages.adopt(pfn, order)
     }
 
-    /// Restored folios become allocated ones as they are marked by `restore`.
-    pub(crate) fn adopt_many<T>(&self, restore: impl FnOnce(&mut Tracker) -> Result<T>) -> Result<T> {
-        restore(&mut lock(&self.pages).allocated)
+    /// Restored folios become allocated ones as they are marked by `restore`, which is told which pages they must not be in.
+    ///
+    /// # Errors
+    /// [`Error::Stale`], and what `restore` returns.
+    pub(crate) fn adopt_many<T>(
+        &self,
+        generation: u64,
+        restore: impl FnOnce(&mut Tracker, &[(Pfn, Pfn)]) -> Result<T>,
+    ) -> Result<T> {
+        let mut pages = self.owned_by("restore_many", generation)?;
+        let in_place = pages.inherited_pages();
+        restore(&mut pages.allocated, &in_place)
     }
 
-    /// Frees pages that were allocated for oneself and that nobody preserves.
+    /// Frees pages that the library allocated for itself.
     pub(crate) fn put_own(&self, own: impl IntoIterator<Item = Pfn>) {
         if let Ok(mut pages) = self.settled() {
             for pfn in own {
                 // Allocated by the caller and known to nobody else, so that nothing can refuse it.
+                if let Ok(order) = pages.allocated_at(pfn) {
+                    pages.disown(pfn, order);
+                }
                 let _ = pages.put(pfn);
             }
         }
+    }
+
+    /// Allocates one particular page for the library itself.
+    ///
+    /// # Errors
+    /// As [`Arena::alloc_at`].
+    pub(crate) fn alloc_own_at(&self, pfn: Pfn, owner: Owner) -> Result<Pfn> {
+        let mut pages = self.settled()?;
+        let pfn = self.take(&mut pages, Some(pfn), Order::ZERO, None, false)?;
+        pages.own(pfn, Order::ZERO, owner)?;
+        Ok(pfn)
+    }
+
+    /// Refuses a range of pages that cannot be preserved.
+    ///
+    /// # Errors
+    /// As [`Arena::check_allocated`]; [`Error::Owned`] for chunks and nodes of the map itself, which come and go with it.
+    pub(crate) fn check_preservable(&self, start: Pfn, end: Pfn) -> Result<()> {
+        let pages = self.settled()?;
+        pages.check_allocated(start, end)?;
+        pages.check_no_node("preserve", start, end)
     }
 
     /// Refuses folios that are not allocated as a whole.
@@ -456,8 +683,21 @@ impl Arena {
     }
 
     /// Restored pages become allocated ones, each on its own.
-    pub(crate) fn adopt_pages(&self, pfn: Pfn, nr_pages: u64) -> Result<()> {
-        lock(&self.pages).adopt_pages(pfn, nr_pages)
+    ///
+    /// # Errors
+    /// As [`Arena::adopt`].
+    pub(crate) fn adopt_pages(&self, generation: u64, pfn: Pfn, nr_pages: u64) -> Result<()> {
+        self.owned_by("restore_pages", generation)?.adopt_pages(pfn, nr_pages)
+    }
+
+    /// A lease of pages that their owner restored, if they are still allocated.
+    ///
+    /// # Errors
+    /// [`Error::Stale`]; [`Error::PageState`].
+    pub fn lease_restored(&self, generation: u64, start: Pfn, end: Pfn) -> Result<Lease> {
+        let pages = self.owned_by("restore", generation)?;
+        pages.check_allocated(start, end)?;
+        Ok(pages.lease(start, end, generation))
     }
 }
 
@@ -491,6 +731,7 @@ fn reserved(config: &ArenaConfig) -> Vec<(Pfn, Pfn)> {
     ranges
 }
 
+/// The pages as they are before anything is allocated.
 fn pages_of(config: &ArenaConfig) -> Result<Pages> {
     Pages::new(config.page, config.max_order, &config.regions, &reserved(config))
 }
@@ -522,7 +763,7 @@ fn check_regions(regions: &[Region], page: PageSize) -> Result<()> {
         }
         free_from = last.checked_add(1);
     }
-    Ok(())
+    spans::check_size(regions)
 }
 
 /// Scratch areas that can be an arena's: in its memory, disjoint.

@@ -1,5 +1,7 @@
 //! Where scratch lies: the memory the next kernel boots in, and nobody else may use.
 
+#![forbid(unsafe_code)]
+
 use super::Region;
 use crate::error::{Error, Result};
 use crate::units::Phys;

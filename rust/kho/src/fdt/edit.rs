@@ -9,6 +9,8 @@
 //! ```
 //! Strings are appended at the end of their block and never removed.
 
+#![forbid(unsafe_code)]
+
 use super::{BEGIN_NODE, END, END_NODE, Fdt, HEADER_V17, MAX_DEPTH, NOP, PROP, align4, printable, problem};
 use crate::error::{Error, FdtProblem, Result};
 

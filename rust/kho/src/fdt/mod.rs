@@ -8,6 +8,8 @@
 //! Header, tokens and lengths are big-endian (Devicetree Specification 0.4, chapter 5). KHO takes the format for a
 //! container only: property values are in native byte order, which is little-endian wherever KHO exists.
 
+#![forbid(unsafe_code)]
+
 mod edit;
 mod reader;
 mod writer;

@@ -1,5 +1,7 @@
 //! The reader: one pass over the tokens, no recursion, everything checked before it is kept.
 
+#![forbid(unsafe_code)]
+
 use super::{
     BEGIN_NODE, END, END_NODE, HEADER_V16, HEADER_V17, MAGIC, MAX_DEPTH, MAX_NAME, NOP, PROP, align4, printable,
     problem,

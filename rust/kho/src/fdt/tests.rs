@@ -1,5 +1,7 @@
 //! What kernels wrote, what hostile bytes do, and what the writer makes of it.
 
+#![forbid(unsafe_code)]
+
 use super::*;
 use crate::error::Result;
 use proptest::collection::vec;

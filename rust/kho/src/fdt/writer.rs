@@ -6,6 +6,8 @@
 //! header | reservation map | structure ->   ...   <- strings, newest lowest |
 //! ```
 
+#![forbid(unsafe_code)]
+
 use super::{BEGIN_NODE, END, END_NODE, HEADER_V17, MAGIC, MAX_DEPTH, PROP, align4, printable, problem};
 use crate::error::{FdtProblem, Result};
 

@@ -1,6 +1,8 @@
 //! ELF cores: where their segments are, by physical address, and their notes. Only headers and notes are read here,
 //! and no more of them than the file has.
 
+#![forbid(unsafe_code)]
+
 use super::Coverage;
 use super::file::{Backing, Segment};
 use crate::error::{Result, SourceProblem};

@@ -2,6 +2,8 @@
 //!
 //! Files are read with positioned reads, not mapped: one that is cut short while it is read gives an error, no SIGBUS.
 
+#![forbid(unsafe_code)]
+
 use super::elf::{Machine, Note, NoteBytes};
 use super::source::Source;
 use super::unpack::{self, Work};

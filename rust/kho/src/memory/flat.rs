@@ -8,6 +8,8 @@
 //!
 //! What a later record writes replaces what an earlier one wrote there; what none writes is zeros.
 
+#![forbid(unsafe_code)]
+
 use super::file::{Backing, Store};
 use crate::error::{Result, SourceProblem};
 use std::collections::BTreeMap;

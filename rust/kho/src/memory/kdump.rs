@@ -11,6 +11,8 @@
 //! first page behind the descriptors. All dumped pages one behind the other are a file of their own here, so that a
 //! run of memory is a segment like any other's.
 
+#![forbid(unsafe_code)]
+
 use super::PhysRange;
 use super::codec::Codec;
 use super::elf::{MAX_NOTES, Machine, NoteBytes};

@@ -4,6 +4,8 @@
 //! "EMiL" version 1 | first | last, inclusive | 8 reserved bytes | last - first + 1 bytes | the next header ...
 //! ```
 
+#![forbid(unsafe_code)]
+
 use super::Coverage;
 use super::file::{Backing, Segment};
 use crate::error::{Result, SourceProblem};

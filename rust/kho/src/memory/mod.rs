@@ -1,5 +1,7 @@
 //! Physical memory to read from: a trait of bounded reads, and the files that implement it.
 
+#![forbid(unsafe_code)]
+
 mod codec;
 mod elf;
 mod file;

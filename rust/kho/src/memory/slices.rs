@@ -1,5 +1,7 @@
 //! Memory that is at hand already: byte strings at physical addresses.
 
+#![forbid(unsafe_code)]
+
 use super::{Coverage, PhysMemory, PhysRange};
 use crate::error::{Error, Result};
 use crate::units::Phys;

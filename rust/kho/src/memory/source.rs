@@ -1,5 +1,7 @@
 //! What a user may name as a source of memory: an ELF core, a dump, a raw image with an address, several of them together.
 
+#![forbid(unsafe_code)]
+
 use super::file::{Backing, FileMemory, Part, Segment};
 use super::foreign::{self, Packing};
 use super::unpack::{self, Work};

@@ -6,11 +6,13 @@
 //! live       a tree, led to every new block   edited whenever a subtree comes or goes kho-v2 and later
 //! ```
 
+#![forbid(unsafe_code)]
+
 use super::OutSubtree;
 use crate::abi::live::LiveTree;
 use crate::abi::radix::Shape;
 use crate::abi::{Abi, COMPATIBLE_PROPERTY, MAP_PROPERTY, chunk};
-use crate::arena::Arena;
+use crate::arena::{Arena, Owner};
 use crate::error::{Error, Result};
 use crate::fdt::{FdtEditor, FdtWriter};
 use crate::tracker::Tracker;
@@ -34,7 +36,7 @@ impl Map {
         match Shape::of(abi, arena.page()) {
             Some(shape) => Ok(Map::Tree(LiveTree::new(arena, shape, at)?)),
             None => {
-                let first = at.map(|pfn| arena.alloc_at(pfn, Order::ZERO)).transpose()?;
+                let first = at.map(|pfn| arena.alloc_own_at(pfn, Owner::Node)).transpose()?;
                 Ok(Map::Chunks { first, pages: Vec::new() })
             }
         }
@@ -102,7 +104,7 @@ impl Map {
             let nr = chunk::nr_chunks(&tracker);
             let first = first.filter(|_| nr > 0);
             let mut new: Vec<Pfn> = first.into_iter().collect();
-            new.extend(arena.alloc_pages(nr - new.len() as u64)?);
+            new.extend(arena.alloc_pages(nr - new.len() as u64, Owner::Node)?);
             let mut next = new.iter().map(|pfn| arena.page().phys(*pfn));
             let page = || {
                 let phys = next.next().ok_or(Error::NoMemory { order: 0, node: None })?;

@@ -1,10 +1,12 @@
 //! Handing over (`kho_out`): what of an arena the next owner gets, written the way a kernel writes it.
 
+#![forbid(unsafe_code)]
+
 mod form;
 
 use crate::abi::layout::BitmapSize;
 use crate::abi::{Abi, MapFormat, chunk, evidence};
-use crate::arena::{Arena, ArenaBlocks, Recorded, check_no_overlap};
+use crate::arena::{Arena, ArenaBlocks, Owner, Recorded, check_no_overlap};
 use crate::error::{Error, Result};
 use crate::memory::PhysMemory;
 use crate::tracker::{Orders, Tracker};
@@ -53,8 +55,7 @@ fn lock(tracker: &Mutex<Tracker>) -> MutexGuard<'_, Tracker> {
 /// Frees a page that was just allocated.
 fn free(arena: &Arena, page: Option<Pfn>) {
     if let Some(pfn) = page {
-        // Nobody else knows of it, so that nothing can refuse it.
-        let _ = arena.put(pfn);
+        arena.put_own([pfn]);
     }
 }
 
@@ -81,10 +82,11 @@ impl Outgoing {
         let at = |phys: Option<Phys>| phys.map(|phys| page.pfn_exact("placement", phys)).transpose();
         let (fdt_at, map_at) = (at(place.fdt)?, at(place.map)?);
         // The FDT first if it has a place: the map must not go there.
-        let fdt = fdt_at.map(|at| arena.alloc_bytes(page.bytes(), Some(at))).transpose()?;
+        let fdt = fdt_at.map(|at| arena.alloc_bytes(page.bytes(), Some(at), Owner::Fdt)).transpose()?;
         let placed = fdt.map(|(fdt, _)| fdt);
         let mut map = Map::new(arena, abi, map_at).inspect_err(|_| free(arena, placed))?;
-        let fdt = match placed.map_or_else(|| arena.alloc_bytes(page.bytes(), None).map(|(fdt, _)| fdt), Ok) {
+        let fdt = match placed.map_or_else(|| arena.alloc_bytes(page.bytes(), None, Owner::Fdt).map(|(fdt, _)| fdt), Ok)
+        {
             Ok(fdt) => fdt,
             Err(e) => {
                 map.free(arena);
@@ -149,8 +151,17 @@ impl Outgoing {
         usize::try_from(self.page().bytes()).unwrap_or(0)
     }
 
-    fn check_open(&self, what: &'static str) -> Result<()> {
+    /// Refuses to go on once the arena has another owner, whose the tracker's bitmaps are then, or has lost its file.
+    ///
+    /// # Errors
+    /// [`Error::Stale`]; [`Error::Cut`].
+    fn check_current(&self, what: &'static str) -> Result<()> {
         self.arena.check_generation(what, self.generation)?;
+        self.arena.check_whole()
+    }
+
+    fn check_open(&self, what: &'static str) -> Result<()> {
+        self.check_current(what)?;
         if self.finalized { Err(Error::Finalized { what }) } else { Ok(()) }
     }
 
@@ -160,7 +171,7 @@ impl Outgoing {
         let phys = self.page().phys(start);
         let len = (end.0 - start.0) << self.page().shift();
         check_no_overlap(self.arena.scratch(), what, phys, len)?;
-        self.arena.check_allocated(start, end)
+        self.arena.check_preservable(start, end)
     }
 
     /// Preserves a folio (`kho_preserve_folio`); `true` if it was not preserved before.
@@ -172,8 +183,9 @@ impl Outgoing {
         self.check_open("preserve_folio")?;
         self.page().check_folio(pfn, order)?;
         let end = self.page().end_of(pfn, order.nr_pages())?;
-        self.check_range("folio", pfn, end)?;
+        // Locked before the check, as in `Arena::put`: no other thread frees the pages between the check and the mark.
         let tracker = &mut *lock(&self.tracker);
+        self.check_range("folio", pfn, end)?;
         self.map.prepare(tracker, [(pfn, order)].into_iter())?;
         let new = tracker.preserve(pfn, order)?;
         self.map.settle(tracker)?;
@@ -205,11 +217,11 @@ impl Outgoing {
     pub fn preserve_pages(&mut self, pfn: Pfn, nr_pages: u64) -> Result<u64> {
         self.check_open("preserve_pages")?;
         let end = self.page().end_of(pfn, nr_pages)?;
+        let cuts = self.cuts();
+        let tracker = &mut *lock(&self.tracker);
         if nr_pages > 0 {
             self.check_range("page range", pfn, end)?;
         }
-        let cuts = self.cuts();
-        let tracker = &mut *lock(&self.tracker);
         self.map.prepare(tracker, cut_at(pfn, end, &cuts).flat_map(|(start, end)| aligned_blocks(start, end)))?;
         let mut new = 0;
         // Every block is there by now, so that no piece can fail.
@@ -228,10 +240,10 @@ impl Outgoing {
         self.check_open("preserve_run")?;
         self.page().check_folio(pfn, order)?;
         let end = self.page().end_of(pfn, count.saturating_mul(order.nr_pages()))?;
+        let tracker = &mut *lock(&self.tracker);
         if count > 0 {
             self.check_range("run of folios", pfn, end)?;
         }
-        let tracker = &mut *lock(&self.tracker);
         self.map.prepare_run(tracker, order, pfn.0 >> order.get(), count)?;
         let new = tracker.preserve_run(pfn, order, count)?;
         self.map.settle(tracker)?;
@@ -262,8 +274,8 @@ impl Outgoing {
             check_no_overlap(self.arena.scratch(), "folio", page.phys(pfn), page.folio_bytes(order))?;
             Ok((pfn, order))
         });
-        self.arena.check_all_allocated(checked)?;
         let tracker = &mut *lock(&self.tracker);
+        self.arena.check_all_allocated(checked)?;
         let folios = pfns.iter().enumerate().map(|(n, &pfn)| (Pfn(pfn), order_of(n).unwrap_or(Order::ZERO)));
         self.map.prepare(tracker, folios)?;
         let new = tracker.preserve_many(pfns, orders)?;
@@ -304,10 +316,10 @@ impl Outgoing {
         if other.geometry().page() != self.page() {
             return Err(Error::Invalid { what: "preserve_all", why: "the tracker has another page size".into() });
         }
+        let tracker = &mut *lock(&self.tracker);
         for (start, end) in other.extents() {
             self.check_range("folio", start, end)?;
         }
-        let tracker = &mut *lock(&self.tracker);
         self.map.prepare_all(tracker, other)?;
         let new = tracker.union_with(other)?;
         self.map.settle(tracker)?;
@@ -338,16 +350,16 @@ impl Outgoing {
     pub fn add_subtree(&mut self, name: &str, blob: &[u8], at: Option<Phys>) -> Result<Phys> {
         let at = at.map(|phys| self.page().pfn_exact("subtree address", phys)).transpose()?;
         self.check_new("add_subtree", name)?;
-        let (pfn, order) = self.arena.alloc_bytes(blob.len() as u64, at)?;
+        let (pfn, order) = self.arena.alloc_bytes(blob.len() as u64, at, Owner::Subtree)?;
         let phys = self.page().phys(pfn);
         let subtree = OutSubtree { name: name.into(), phys, size: blob.len() as u64, folio: Some((pfn, order)) };
-        let added = self.arena.write(phys, blob).and_then(|()| self.root_with(&subtree)).and_then(|root| {
+        let added = self.arena.write_own(phys, blob).and_then(|()| self.root_with(&subtree)).and_then(|root| {
             self.preserve_folio(pfn, order)?;
             self.link(subtree, root)
         });
         if let Err(e) = added {
             lock(&self.tracker).unpreserve(pfn, order)?;
-            self.arena.put(pfn)?;
+            self.arena.put_owned(pfn)?;
             return Err(e);
         }
         Ok(phys)
@@ -379,9 +391,28 @@ impl Outgoing {
             return Err(Error::OutsideMemory { what: "subtree", phys: phys.0, len: size });
         }
         check_no_overlap(self.arena.scratch(), "subtree", phys, size.max(1))?;
+        let (page, last) = (self.page(), Phys(phys.0 + (size.max(1) - 1)));
         let subtree = OutSubtree { name: name.into(), phys, size, folio: None };
         let root = self.root_with(&subtree)?;
-        self.link(subtree, root)
+        self.link(subtree, root)?;
+        self.arena.link(name, page.pfn(phys), Pfn(page.pfn(last).0 + 1));
+        Ok(())
+    }
+
+    /// Writes another blob, no longer than the pages made for it, in the place of a subtree's that [`Outgoing::add_subtree`]
+    /// copied. Its size in the FDT stays.
+    ///
+    /// # Errors
+    /// [`Error::NoSubtree`]; [`Error::Finalized`]; [`Error::Invalid`] for a blob of another size, or one that was linked.
+    pub fn rewrite_subtree(&mut self, name: &str, blob: &[u8]) -> Result<()> {
+        self.check_open("rewrite_subtree")?;
+        let subtree = self.subtrees.iter().find(|s| s.name == name);
+        let subtree = subtree.ok_or_else(|| Error::NoSubtree { name: name.into() })?;
+        if subtree.folio.is_none() || subtree.size != blob.len() as u64 {
+            let why = format!("the blob of {name:?} is {:#x} bytes of this handover's own", subtree.size);
+            return Err(Error::Invalid { what: "rewrite_subtree", why });
+        }
+        self.arena.write_own(subtree.phys, blob)
     }
 
     fn check_new(&self, what: &'static str, name: &str) -> Result<()> {
@@ -408,14 +439,24 @@ impl Outgoing {
             self.subtrees.insert(at, subtree);
             return Err(error);
         }
+        self.arena.unlink(name);
         self.edit_root(root)
     }
 
     /// Frees the pages made for a subtree's blob, or leaves them as they are.
     fn free(&mut self, subtree: &OutSubtree) -> Result<()> {
         let Some((pfn, order)) = subtree.folio else { return Ok(()) };
+        let end = self.page().phys(Pfn(pfn.0 + (order.nr_pages() - 1))).0 + (self.page().bytes() - 1);
+        let inside = |other: &&mut OutSubtree| {
+            other.folio.is_none() && other.phys.0 <= end && subtree.phys.0 <= other.phys.0 + (other.size.max(1) - 1)
+        };
+        if let Some(other) = self.subtrees.iter_mut().find(inside) {
+            // A subtree that was linked to a part of the blob: its pages go with that one.
+            other.folio = Some((pfn, order));
+            return Ok(());
+        }
         self.unpreserve_folio(pfn, order)?;
-        let freed = self.arena.put(pfn);
+        let freed = self.arena.put_owned(pfn);
         if freed.is_err() {
             self.preserve_folio(pfn, order)?;
         }
@@ -429,7 +470,7 @@ impl Outgoing {
     /// # Errors
     /// [`Error::NoMemory`] for the chunks, [`Error::Stale`]; an earlier serialization is then still in place.
     pub fn serialize(&mut self) -> Result<Vec<u8>> {
-        self.arena.check_generation("serialize", self.generation)?;
+        self.check_current("serialize")?;
         if let Some(root) = &self.root {
             return Ok(root.clone());
         }
@@ -459,7 +500,7 @@ impl Outgoing {
     fn write_fdt(&self, bytes: &[u8]) -> Result<()> {
         let mut page = bytes.to_vec();
         page.resize(self.fdt_capacity(), 0);
-        self.arena.write(self.fdt_phys(), &page)
+        self.arena.write_own(self.fdt_phys(), &page)
     }
 
     /// Serializes and closes the handover: from here on changes are refused (EBUSY) until [`Outgoing::abort`].
@@ -481,7 +522,7 @@ impl Outgoing {
     /// # Errors
     /// [`Error::NotFinalized`]; [`Error::Stale`].
     pub fn abort(&mut self) -> Result<()> {
-        self.arena.check_generation("abort", self.generation)?;
+        self.check_current("abort")?;
         if !self.finalized {
             return Err(Error::NotFinalized);
         }
@@ -508,11 +549,9 @@ impl Drop for Outgoing {
         let _ = self.write_fdt(&[]);
         self.map.free(&self.arena);
         lock(&self.tracker).clear();
+        self.subtrees.iter().for_each(|subtree| self.arena.unlink(&subtree.name));
         let blobs = self.subtrees.drain(..).filter_map(|s| s.folio.map(|(pfn, _)| pfn));
-        for pfn in blobs.chain([self.fdt]) {
-            // Allocated by this handover; the tracker that held them was just cleared.
-            let _ = self.arena.put(pfn);
-        }
+        self.arena.put_own(blobs.chain([self.fdt]));
     }
 }
 

@@ -1,3 +1,5 @@
+#![forbid(unsafe_code)]
+
 use super::*;
 use crate::abi::radix::{self, Shape};
 use crate::arena::{ArenaConfig, Backing, Region, ScratchArea};
@@ -333,12 +335,12 @@ fn whatever_others_write_into_a_map_no_folio_is_outside_memory_or_restored_twice
     let (pfns, bitmaps) = thirds(&arena, "kho-v4", 300);
     let inc = Incoming::take_over(&arena, None, &Options::default()).unwrap();
     inc.restore_folio(Phys(pfns[0] << 12)).unwrap();
-    arena.write(bitmaps[0], &[0xff; 4096]).unwrap();
+    arena.write_own(bitmaps[0], &[0xff; 4096]).unwrap();
     let len = 1 << 28;
     assert!(inc.preserved().folios().iter().all(|folio| folio.phys < len));
     assert!(inc.preserved().extents().all(|(_, end)| end.0 <= len >> 12));
     assert!(inc.restore_many(&[pfns[0] << 12]).is_err());
-    arena.write(bitmaps[0], &[0; 4096]).unwrap();
+    arena.write_own(bitmaps[0], &[0; 4096]).unwrap();
     assert!(inc.restore_many(&[pfns[1] << 12]).is_err());
     assert_eq!(inc.nr_restored(), 1);
     assert!(inc.unrestored().unwrap().is_empty());

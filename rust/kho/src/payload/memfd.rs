@@ -1,6 +1,8 @@
 //! A preserved memfd: a file's size, seals and position, and the folios of its page cache
 //! (`struct memfd_luo_ser`, include/linux/kho/abi/memfd.h; ABI section 6).
 
+#![forbid(unsafe_code)]
+
 use super::vmalloc::{ChunkOwners, Descriptor, Vmalloc};
 use crate::error::{Error, Result};
 use crate::memory::PhysMemory;

@@ -1,6 +1,8 @@
 //! A preserved vmalloc area: a list of pages that were contiguous in the old kernel's address space
 //! (`struct kho_vmalloc`, include/linux/kho/abi/kexec_handover.h; ABI section 6).
 
+#![forbid(unsafe_code)]
+
 use crate::error::{Error, MapProblem, NO_BLOCK, Result};
 use crate::memory::PhysMemory;
 use crate::units::{Order, PageSize, Phys};

@@ -3,6 +3,8 @@
 //! What lies in memory that others may write is trusted for nothing but its bits: a count is that of the moment when it
 //! was made, and a bit that changes later is read as it is then.
 
+#![forbid(unsafe_code)]
+
 use super::block::{Block, Shape};
 use super::{Tracker, simd};
 use crate::error::{Error, Result};
@@ -28,7 +30,9 @@ impl Tracker {
     /// # Errors
     /// [`Error::OutsideMemory`] for a bitmap that is not in the source, [`Error::OutOfRange`] for one that begins beyond the
     /// address space, [`Error::Invalid`] for one whose block exists; the source's, for copies.
-    pub fn adopt(&mut self, bitmaps: &[Bitmap]) -> Result<()> {
+    ///
+    /// Returns the bitmaps that were not copied.
+    pub fn adopt(&mut self, bitmaps: &[Bitmap]) -> Result<Vec<Bitmap>> {
         let shape = self.shape;
         let mut blocks = Vec::with_capacity(bitmaps.len());
         for bitmap in bitmaps {
@@ -51,7 +55,7 @@ impl Tracker {
     }
 
     /// Copies the blocks of adopted bitmaps that lie in pages which are marked.
-    fn keep_written(&mut self, bitmaps: &[Bitmap]) -> Result<()> {
+    fn keep_written(&mut self, bitmaps: &[Bitmap]) -> Result<Vec<Bitmap>> {
         let (page, shape) = (self.geometry.page(), self.shape);
         let pages = |bitmap: &Bitmap| {
             let last = Phys(bitmap.phys.0 + (shape.bytes() as u64 - 1));
@@ -60,13 +64,13 @@ impl Tracker {
         // In most maps there is none, which is soon said of bitmaps side by side.
         let runs = joined(bitmaps.iter().map(pages).collect());
         if runs.iter().all(|(start, end)| self.overlapping(*start, *end).is_none()) {
-            return Ok(());
+            return Ok(bitmaps.to_vec());
         }
         let is_marked = |bitmap: &&Bitmap| {
             let (start, end) = pages(bitmap);
             self.overlapping(start, end).is_some()
         };
-        let marked: Vec<Bitmap> = bitmaps.iter().filter(is_marked).copied().collect();
+        let (marked, unmarked): (Vec<Bitmap>, Vec<Bitmap>) = bitmaps.iter().partition(is_marked);
         for Bitmap { order, index, .. } in marked {
             let copy = Block::allocate(&*self.source, shape)?;
             let dir = &mut self.dirs[order.index()];
@@ -75,7 +79,7 @@ impl Tracker {
                 dir.replace(index, copy);
             }
         }
-        Ok(())
+        Ok(unmarked)
     }
 }
 

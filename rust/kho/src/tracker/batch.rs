@@ -2,6 +2,8 @@
 //!
 //! A long list is looked at (`look`), then its blocks are made, then it is carried out (`scatter`).
 
+#![forbid(unsafe_code)]
+
 use super::block::Shape;
 use super::directory::Directory;
 use super::look::{Look, joined};

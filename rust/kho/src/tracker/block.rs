@@ -1,6 +1,11 @@
 //! Where a tracker's blocks live; their words are read and written through raw pointers.
 //!
-//! No reference into a block outlives a statement, because a source may lie in memory that others look at.
+//! No reference into a block is ever made. Blocks of a source that is shared ([`BlockSource::is_shared`]) lie in memory that
+//! another process may write at any time: each of their words is read and written by relaxed atomic operations, so that such a
+//! write changes which bits are seen and nothing else. Blocks of any other source belong to one tracker alone; loops over them
+//! use plain loads and stores, which compilers make vectors of. [`Shape::shared`] says which it is.
+
+#![allow(unsafe_code)]
 
 use super::simd;
 use super::word::{TAKEN, Word};
@@ -8,13 +13,15 @@ use crate::error::Result;
 use crate::units::Phys;
 use core::ops::Range;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::Arc;
 
 /// Where a tracker's blocks live.
 ///
 /// # Safety
-/// Every pointer returned by `alloc_block` is valid for reads and writes of `bytes` bytes, 8-aligned, zeroed, and
-/// exclusively the tracker's to write, until the source is dropped; what `block_at` returns is as it says there.
+/// Every pointer returned by `alloc_block` is valid for reads and writes of `bytes` bytes, 8-aligned and zeroed, until the
+/// source is dropped, and no other block of any source has a byte of them. Unless the source is shared, nothing but the
+/// tracker reads or writes them. What `block_at` returns is as it says there, and only shared sources return any.
 pub unsafe trait BlockSource: Send + Sync {
     /// A zeroed block of `bytes` bytes (512, 4096, 16384 or 65536; the same at every call of one tracker).
     ///
@@ -29,6 +36,11 @@ pub unsafe trait BlockSource: Send + Sync {
     /// As [`BlockSource::alloc_block`].
     fn alloc_unwritten(&self, bytes: usize) -> Result<NonNull<u64>> {
         self.alloc_block(bytes)
+    }
+
+    /// Whether the blocks lie in memory that another process, or another object of this one, may read and write.
+    fn is_shared(&self) -> bool {
+        true
     }
 
     /// The physical address of a block, when blocks have one.
@@ -63,12 +75,64 @@ pub(super) struct Shape {
     /// log2 of the bits in a block.
     pub(super) log2_bits: u32,
     word_mask: usize,
+    /// Whether other processes may access the block: [`Shared`] or [`Private`].
+    pub(super) shared: bool,
+}
+
+/// How words are read and written in a loop.
+pub(super) trait Access {
+    /// # Safety
+    /// A word of a block that may be accessed so.
+    unsafe fn load(word: *const u64) -> u64;
+    /// # Safety
+    /// As of [`Access::load`].
+    unsafe fn store(word: *mut u64, value: u64);
+}
+
+/// Of blocks that are the tracker's alone.
+pub(super) struct Private;
+
+/// Of any block.
+pub(super) struct Shared;
+
+impl Access for Private {
+    #[inline(always)]
+    unsafe fn load(word: *const u64) -> u64 {
+        // SAFETY: the caller guarantees a word of a block that only this tracker accesses, whose borrow excludes writers.
+        unsafe { word.read() }
+    }
+
+    #[inline(always)]
+    unsafe fn store(word: *mut u64, value: u64) {
+        // SAFETY: as in `load`; callers are `&mut` methods of the tracker.
+        unsafe { word.write(value) }
+    }
+}
+
+impl Access for Shared {
+    #[inline(always)]
+    unsafe fn load(word: *const u64) -> u64 {
+        // SAFETY: the caller guarantees a word of a block, which is valid and 8-aligned; concurrent accesses are atomic, or
+        // another process's.
+        unsafe { AtomicU64::from_ptr(word.cast_mut()) }.load(Relaxed)
+    }
+
+    #[inline(always)]
+    unsafe fn store(word: *mut u64, value: u64) {
+        // SAFETY: as in `load`.
+        unsafe { AtomicU64::from_ptr(word) }.store(value, Relaxed);
+    }
 }
 
 impl Shape {
     /// `bytes`: a power of two, at least 8.
     pub(super) const fn new(bytes: u64) -> Self {
-        Shape { log2_bits: bytes.ilog2() + 3, word_mask: (bytes / 8 - 1) as usize }
+        Shape { log2_bits: bytes.ilog2() + 3, word_mask: (bytes / 8 - 1) as usize, shared: false }
+    }
+
+    /// The shape of a source's blocks.
+    pub(super) fn of(self, source: &dyn BlockSource) -> Self {
+        Shape { shared: source.is_shared(), ..self }
     }
 
     pub(super) const fn words(self) -> usize {
@@ -87,9 +151,11 @@ pub(super) const LINE: usize = 8;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Block(NonNull<u64>);
 
-// SAFETY: the words are plain integers owned by one tracker, written only through `&mut Tracker`.
+// SAFETY: the words are integers at an address that no thread's state is part of; the tracker that holds the block also holds
+// the source, which keeps them valid.
 unsafe impl Send for Block {}
-// SAFETY: as above; `&Tracker` only reads, and of the two threads of a call that changes one each has blocks of its own.
+// SAFETY: `&Tracker` only reads words; they are written through `&mut Tracker`, and where two threads work on one of those
+// (`split_off`, `scatter`), each block is written by one of them. Accesses of other processes are met by atomic ones.
 unsafe impl Sync for Block {}
 
 impl Block {
@@ -101,8 +167,7 @@ impl Block {
     /// A block of that shape from a source; every bit is set.
     pub(super) fn allocate_full(source: &dyn BlockSource, shape: Shape) -> Result<Self> {
         let block = Block(source.alloc_unwritten(shape.bytes())?);
-        // SAFETY: the source gave memory for that many words, the tracker's alone.
-        unsafe { block.0.write_bytes(0xff, shape.words()) };
+        block.replace(shape, 0, usize::MAX, |_| u64::MAX);
         Ok(block)
     }
 
@@ -126,10 +191,10 @@ impl Block {
     }
 
     /// # Safety
-    /// A pointer that [`Block::as_raw`] gave.
+    /// A pointer that [`Block::as_raw`] gave, of a block that is still its tracker's.
     #[inline(always)]
     pub(super) unsafe fn from_raw(raw: *mut u64) -> Self {
-        // SAFETY: it was not null when the block had it.
+        // SAFETY: the caller guarantees that `as_raw` gave it, which gives the pointer of a `NonNull`.
         Block(unsafe { NonNull::new_unchecked(raw) })
     }
 
@@ -141,25 +206,44 @@ impl Block {
     /// Word `word` modulo the block's words.
     #[inline(always)]
     pub(super) fn load(self, shape: Shape, word: usize) -> u64 {
-        // SAFETY: the masked index lies inside the `shape.bytes()` bytes that the source's contract makes readable.
-        unsafe { self.0.add(word & shape.word_mask).read() }
+        // SAFETY: the masked index lies inside the `shape.bytes()` bytes that the source's contract makes readable; it says
+        // that plain loads may be used unless it is shared.
+        unsafe {
+            let word = self.0.as_ptr().add(word & shape.word_mask);
+            if shape.shared { Shared::load(word) } else { Private::load(word) }
+        }
     }
 
     /// Sets word `word` modulo the block's words. For the tracker that owns the block alone.
     #[inline(always)]
     pub(super) fn store(self, shape: Shape, word: usize, value: u64) {
         // SAFETY: as in `load`; only the owner's `&mut` methods come here.
-        unsafe { self.0.add(word & shape.word_mask).write(value) }
+        unsafe {
+            let word = self.0.as_ptr().add(word & shape.word_mask);
+            if shape.shared { Shared::store(word, value) } else { Private::store(word, value) }
+        }
     }
 }
 
 impl Block {
     /// Replaces each of the words `from .. to`, as far as they exist. For the tracker that owns the block alone.
     #[inline(always)]
-    pub(super) fn replace(self, shape: Shape, from: usize, to: usize, mut new: impl FnMut(u64) -> u64) {
+    pub(super) fn replace(self, shape: Shape, from: usize, to: usize, new: impl FnMut(u64) -> u64) {
+        match shape.shared {
+            true => self.replace_by::<Shared>(shape, from, to, new),
+            false => self.replace_by::<Private>(shape, from, to, new),
+        }
+    }
+
+    #[inline(always)]
+    fn replace_by<A: Access>(self, shape: Shape, from: usize, to: usize, mut new: impl FnMut(u64) -> u64) {
         for n in from..to.min(shape.words()) {
-            // SAFETY: `n` is a word of the block, as in `load`; only the owner's `&mut` methods come here.
-            unsafe { self.0.add(n).write(new(self.0.add(n).read())) }
+            // SAFETY: `n` is a word of the block, as in `load`; only the owner's `&mut` methods come here, and `A` is what
+            // the shape says.
+            unsafe {
+                let word = self.0.as_ptr().add(n);
+                A::store(word, new(A::load(word)));
+            }
         }
     }
 
@@ -172,17 +256,34 @@ impl Block {
     }
 
     /// The words, as many at once as a cache line has.
+    ///
+    /// # Safety
+    /// `A` is [`Shared`] if the shape says so.
     #[inline(always)]
-    pub(super) fn lines(self, shape: Shape) -> impl ExactSizeIterator<Item = [u64; LINE]> {
-        // SAFETY: words of the block, as in `load`: it has a multiple of as many.
-        (0..shape.words() / LINE).map(move |n| unsafe { self.0.cast::<[u64; LINE]>().add(n).read() })
+    pub(super) unsafe fn lines<A: Access>(self, shape: Shape) -> impl ExactSizeIterator<Item = [u64; LINE]> {
+        let line = move |n: usize| {
+            core::array::from_fn(|word| {
+                // SAFETY: words of the block, as in `load`: it has a multiple of `LINE` of them. The caller chose `A`.
+                unsafe { A::load(self.0.as_ptr().add(n * LINE + word)) }
+            })
+        };
+        (0..shape.words() / LINE).map(line)
     }
 
     /// The words.
     #[inline(always)]
     pub(super) fn words(self, shape: Shape) -> impl ExactSizeIterator<Item = u64> {
-        // SAFETY: `n` is a word of the block, as in `load`.
-        (0..shape.words()).map(move |n| unsafe { self.0.add(n).read() })
+        (0..shape.words()).map(move |n| self.load(shape, n))
+    }
+
+    /// The words, for a loop that is compiled for each way to read them.
+    ///
+    /// # Safety
+    /// `A` is [`Shared`] if the shape says so.
+    #[inline(always)]
+    pub(super) unsafe fn words_by<A: Access>(self, shape: Shape) -> impl ExactSizeIterator<Item = u64> {
+        // SAFETY: `n` is a word of the block, as in `load`. The caller chose `A`.
+        (0..shape.words()).map(move |n| unsafe { A::load(self.0.as_ptr().add(n)) })
     }
 
     /// The word of a folio, modulo the block's words.
@@ -194,7 +295,7 @@ impl Block {
     /// A word of the block.
     #[inline(always)]
     fn nth(self, n: u64) -> Word {
-        // SAFETY: callers' numbers lie inside of the block, as in `load`.
+        // SAFETY: `word` masks the number, and `prefetch` counts up to the block's words, so that it is a word of the block.
         unsafe { Word::at(self.as_raw().cast::<u8>().wrapping_add(TAKEN), n) }
     }
 

@@ -10,6 +10,8 @@
 //! few blocks far apart cost a map entry each, and slots take no more than the nodes of the kernel's tree. Of the blocks
 //! beyond the window the last one used is kept at hand, so that neighbours need no search either.
 
+#![allow(unsafe_code)]
+
 use super::block::{Block, BlockSource, Shape};
 use super::places::{BitmapPlace, Rule};
 use super::window::Window;
@@ -94,7 +96,7 @@ impl Directory {
     #[inline(always)]
     pub(super) fn set(&mut self, word: Word, folio: u64) -> bool {
         let before = self.len;
-        // SAFETY: that is where the count is.
+        // SAFETY: `len` is a u64 at that offset in `Directory`, and `self` is borrowed for writing.
         unsafe { word.set_counted::<_, { offset_of!(Directory, len) }>(folio, self) };
         self.len != before
     }
@@ -103,7 +105,7 @@ impl Directory {
     #[inline(always)]
     pub(super) fn clear(&mut self, word: Word, folio: u64) -> bool {
         let before = self.len;
-        // SAFETY: that is where the count is.
+        // SAFETY: `len` is a u64 at that offset in `Directory`, and `self` is borrowed for writing.
         unsafe { word.clear_counted::<_, { offset_of!(Directory, len) }>(folio, self) };
         self.len != before
     }

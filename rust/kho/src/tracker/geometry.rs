@@ -1,5 +1,7 @@
 //! A block's size and the page size: from these follow where blocks begin.
 
+#![forbid(unsafe_code)]
+
 use super::block::Shape;
 use crate::error::{Error, Result};
 use crate::units::{Order, PageSize, Phys};

@@ -1,5 +1,7 @@
 //! Blocks on the heap.
 
+#![allow(unsafe_code)]
+
 use super::block::BlockSource;
 use crate::error::{Error, Result};
 use crate::units::Phys;
@@ -32,9 +34,9 @@ struct Slab {
     used: bool,
 }
 
-// SAFETY: a slab is plain memory that this owner alone allocates and frees.
+// SAFETY: a slab is memory from the allocator or the kernel, which any thread may use and free; one value owns it.
 unsafe impl Send for Slab {}
-// SAFETY: nothing is reached through a shared slab.
+// SAFETY: no method takes `&Slab`, and the fields that others read are numbers.
 unsafe impl Sync for Slab {}
 
 /// Huge pages given back, for the next tracker of this process.
@@ -51,7 +53,7 @@ impl Slab {
             return spare().and_then(|mut spare| spare.pop()).or_else(Self::map);
         }
         let layout = Layout::from_size_align(bytes, SMALLEST_SLAB).ok()?;
-        // SAFETY: `bytes` is never 0.
+        // SAFETY: `take` asks for `SMALLEST_SLAB` bytes or more, so that the layout's size is not 0.
         let start = NonNull::new(unsafe { alloc::alloc_zeroed(layout) })?;
         Some(Slab { start, layout, mapped: false, used: false })
     }
@@ -59,7 +61,7 @@ impl Slab {
     /// A huge page, or memory that asks to be one: the aligned half of an anonymous mapping twice as long.
     fn map() -> Option<Self> {
         let (prot, flags) = (mm::ProtFlags::READ | mm::ProtFlags::WRITE, mm::MapFlags::PRIVATE);
-        // SAFETY: a fresh anonymous mapping touches no existing memory.
+        // SAFETY: without MAP_FIXED the kernel chooses addresses that are mapped to nothing.
         let start = unsafe { mm::mmap_anonymous(ptr::null_mut(), 2 * HUGE_PAGE, prot, flags) };
         let start = start.ok()?.cast::<u8>();
         let head = start.align_offset(HUGE_PAGE);
@@ -84,7 +86,8 @@ impl Slab {
 
 impl Drop for Slab {
     fn drop(&mut self) {
-        // SAFETY: `start` and `layout` are those of the allocation or mapping, and every block in it was given up.
+        // SAFETY: `start` and `layout` are those of the allocation or mapping, which is freed here alone. Blocks of it are used
+        // by trackers that hold the source, so that none is left when the source, and with it the slab, is dropped.
         unsafe {
             if self.mapped {
                 let _ = mm::munmap(self.start.as_ptr().cast(), self.layout.size());
@@ -151,7 +154,7 @@ unsafe impl BlockSource for HeapBlocks {
     fn alloc_block(&self, bytes: usize) -> Result<NonNull<u64>> {
         let (block, used) = self.slabs().take(bytes)?;
         if used {
-            // SAFETY: `take` gave that many bytes, to nobody else.
+            // SAFETY: `take` gave `bytes` bytes of a slab, and advances past them, so that no other block has them.
             unsafe { block.cast::<u8>().write_bytes(0, bytes) };
         }
         Ok(block)
@@ -159,6 +162,10 @@ unsafe impl BlockSource for HeapBlocks {
 
     fn alloc_unwritten(&self, bytes: usize) -> Result<NonNull<u64>> {
         self.slabs().take(bytes).map(|(block, _)| block)
+    }
+
+    fn is_shared(&self) -> bool {
+        false
     }
 
     fn phys_of(&self, _: NonNull<u64>) -> Option<Phys> {

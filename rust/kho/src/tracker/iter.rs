@@ -1,5 +1,7 @@
 //! What is marked: by order and pfn, by address, by block, and the neighbours of a pfn.
 
+#![allow(unsafe_code)]
+
 use super::block::{Block, Shape};
 use super::{Geometry, Tracker, simd};
 use crate::mapping;
@@ -305,7 +307,9 @@ impl Tracker {
         let left = Left { blocks: &blocks, room, share: (SHARE / self.shape.bytes()).max(1) };
         // Where other processes change the bitmaps meanwhile there may be more or fewer than there were: no gap is left.
         let listed = if by_two && left.by_two(self.shape, write) { len } else { write(&blocks, room) };
-        // SAFETY: so many items were written, one after the other, into the capacity reserved above.
+        // SAFETY: `listed` is what `write` returned, which counts the items that it wrote at the beginning of the room it was
+        // given; or `len`, and then both threads filled every place of a room of `len` items (`by_two`). The room is the
+        // list's spare capacity.
         unsafe { items.set_len(items.len() + listed) };
     }
 

@@ -1,5 +1,7 @@
 //! What a list of folios is like, before anything is done with it.
 
+#![forbid(unsafe_code)]
+
 use super::simd;
 use crate::units::Order;
 

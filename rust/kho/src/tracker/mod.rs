@@ -11,6 +11,8 @@
 //!  pfn -> order's directory -> slot in a flat window -> word in a block
 //! ```
 
+#![deny(unsafe_code)]
+
 pub(crate) mod adopt;
 mod batch;
 mod block;
@@ -79,7 +81,7 @@ impl Tracker {
 
     /// An empty tracker whose blocks live in `source`.
     pub fn with_source(geometry: Geometry, source: Arc<dyn BlockSource>) -> Self {
-        Tracker { dirs: no_blocks(), shape: geometry.shape(), geometry, source }
+        Tracker { dirs: no_blocks(), shape: geometry.shape().of(&*source), geometry, source }
     }
 
     pub fn geometry(&self) -> Geometry {

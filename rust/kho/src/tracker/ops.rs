@@ -4,6 +4,8 @@
 //! nothing writes nothing. Where block sizes differ, what the other tracker says about a block is gathered into one of
 //! this tracker's size first, by chunks of [`CHUNK`] words, which all sizes are multiples of.
 
+#![forbid(unsafe_code)]
+
 use super::block::{Block, Shape};
 use super::{Geometry, HeapBlocks, Tracker, simd};
 use crate::error::{Error, Result};
@@ -216,12 +218,14 @@ impl Tracker {
 
     /// How many folios are in this tracker and not in `other`.
     pub fn difference_len(&self, other: &Tracker) -> u64 {
-        self.len() - self.intersection_len(other)
+        // As above.
+        self.len().saturating_sub(self.intersection_len(other))
     }
 
     /// How many folios are in exactly one of both.
     pub fn symmetric_difference_len(&self, other: &Tracker) -> u64 {
-        self.len() + other.len() - 2 * self.intersection_len(other)
+        // As above.
+        (self.len() + other.len()).saturating_sub(2 * self.intersection_len(other))
     }
 
     /// Whether `f` says so of every block and what `other` has there.
@@ -280,7 +284,8 @@ impl Tracker {
                     all_removed += minus;
                 }
             }
-            dir.len = dir.len + all_added - all_removed;
+            // As above.
+            dir.len = (dir.len + all_added).saturating_sub(all_removed);
             added += all_added;
             removed += all_removed;
         }

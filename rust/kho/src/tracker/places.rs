@@ -1,5 +1,7 @@
 //! Where an order's blocks lie, for a list of them: what kho-v1's chunks hold.
 
+#![forbid(unsafe_code)]
+
 use super::Tracker;
 use super::block::Block;
 use crate::error::{Error, Result};

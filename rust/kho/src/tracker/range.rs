@@ -2,6 +2,8 @@
 //!
 //! Whatever can fail comes first (alignment, range, blocks to make), so that a change happens whole or not at all.
 
+#![forbid(unsafe_code)]
+
 use super::Tracker;
 use crate::error::{Error, Result};
 use crate::units::{Order, Pfn, aligned_blocks};

@@ -3,6 +3,8 @@
 //! What lies below is counted, by blocks and then by words: O(bytes of blocks below), which is 32 MiB, or some
 //! milliseconds, per TiB of order-0 folios.
 
+#![forbid(unsafe_code)]
+
 use super::{Tracker, simd};
 use crate::units::{Order, Pfn};
 

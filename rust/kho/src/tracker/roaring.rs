@@ -11,6 +11,8 @@
 //! 64 bits:  maps: u64 | { high half: u32 | 32-bit map } ...
 //! ```
 
+#![forbid(unsafe_code)]
+
 use super::Tracker;
 use super::iter::Ones;
 use crate::error::{Error, Result};

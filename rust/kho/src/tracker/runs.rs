@@ -1,5 +1,7 @@
 //! Runs: maximal stretches of consecutive folios, found by words.
 
+#![forbid(unsafe_code)]
+
 use super::Tracker;
 use crate::units::{Order, Pfn};
 use std::cmp::Reverse;

@@ -9,6 +9,8 @@
 //! A list that ascends needs none of that. Of one with few folios for each line of the cache most lines are brought near for
 //! one folio each, whatever the order: that is asked for as it comes, some hundreds at once.
 
+#![forbid(unsafe_code)]
+
 use super::block::LINE;
 use super::look::{Look, SPAN};
 use super::simd;

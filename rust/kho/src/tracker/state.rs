@@ -5,6 +5,8 @@
 //! ```
 //! Bitmaps go whole, so that bytes never make a tracker much larger than themselves.
 
+#![forbid(unsafe_code)]
+
 use super::Tracker;
 use crate::error::{Error, Result};
 use crate::units::Order;

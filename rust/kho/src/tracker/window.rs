@@ -13,6 +13,8 @@
 //! exist are. A slot points to where word 0 of all folios would be if the block's were among them, so that no mask is
 //! needed. Memory of the table that was never written takes none.
 
+#![allow(unsafe_code)]
+
 use super::block::{Block, Shape};
 use super::places::{BitmapPlace, Rule};
 use super::simd;
@@ -47,9 +49,9 @@ const LOG2: u64 = 63;
 /// Bytes from which on zeroed memory comes from the kernel, and takes none until it is written.
 const LARGE: usize = 128 << 10;
 
-// SAFETY: what the slots point to are blocks, which are fit for this themselves.
+// SAFETY: the table is the window's own allocation, and the slots are addresses of blocks, which are `Send`.
 unsafe impl Send for Window {}
-// SAFETY: as above; `&Window` only reads.
+// SAFETY: `&Window` only reads the table, which `&mut Window` alone changes; blocks are `Sync`.
 unsafe impl Sync for Window {}
 
 impl Slots<'_> {
@@ -59,12 +61,14 @@ impl Slots<'_> {
         if folio >= self.limit {
             return None;
         }
-        // SAFETY: the table has a slot for each folio under the limit, as `Window::grow` says.
+        // SAFETY: `folio < limit`, and `limit` is `len << log2` plus `log2`, where `log2 < 1 << log2`: so `folio >> log2` is
+        // at most `len`, and `Window::grow` made `len + 1` slots, which `Slots` borrows.
         let slot = unsafe { *self.table.add((folio >> (self.limit & LOG2)) as usize) };
         if slot.is_null() {
             return None;
         }
-        // SAFETY: the slot is that of the block which the folio is in, and leads to its words as `Window::put` says.
+        // SAFETY: a slot that is not null was written by `Window::put` for the block with this index: its words' address
+        // less the bytes of all blocks before, plus `TAKEN`. So word `folio >> 6` counted from there is one of the block's.
         Some(unsafe { Word::at(slot, folio >> 6) })
     }
 }
@@ -79,7 +83,7 @@ impl Window {
     #[inline(always)]
     fn table(&self) -> &[Slot] {
         match self.table {
-            // SAFETY: it is the window's own, and as long as `Window::grow` made it.
+            // SAFETY: `Window::grow` made the table with `len() + 1` initialized slots; it is freed in `drop` alone.
             Some(table) => unsafe { slice::from_raw_parts(table.as_ptr(), self.len() as usize + 1) },
             None => &[],
         }
@@ -101,7 +105,8 @@ impl Window {
     #[inline(always)]
     pub(super) fn get(&self, index: u64) -> Option<Block> {
         let slot = self.table().get(usize::try_from(index).ok()?).filter(|slot| !slot.is_null())?;
-        // SAFETY: this is what `Window::put` was given: what it took away is added again.
+        // SAFETY: `Window::put` was given the pointer of a block and took `bytes_before` away and added `TAKEN`, which is undone
+        // here: it is the pointer that `as_raw` gave.
         Some(unsafe { Block::from_raw(slot.wrapping_sub(TAKEN).wrapping_add(self.bytes_before(index)).cast()) })
     }
 
@@ -133,7 +138,7 @@ impl Window {
         }
         let slot = block.as_raw().cast::<u8>().wrapping_sub(self.bytes_before(index)).wrapping_add(TAKEN);
         if let Some(table) = self.table {
-            // SAFETY: the table is the window's own, and longer than that.
+            // SAFETY: `index < len()`, and the table has `len() + 1` slots; `&mut self` excludes other accesses.
             unsafe { table.add(index as usize).write(slot) };
         }
         true
@@ -168,7 +173,8 @@ impl Drop for Window {
     fn drop(&mut self) {
         if let Some(table) = self.table {
             let table = ptr::slice_from_raw_parts_mut(table.as_ptr(), self.len() as usize + 1);
-            // SAFETY: the box that `Window::grow` made; no other window has it.
+            // SAFETY: `Window::grow` leaked the box of `len() + 1` slots that this is, and `Window` is not `Clone`: nothing else
+            // frees it.
             drop(unsafe { Box::from_raw(table) });
         }
     }

@@ -4,6 +4,10 @@
 //! how little that is. x86_64 has an instruction that sets a bit and says what it was, and one that counts what was said;
 //! compilers know no way to have both, so that there are some lines of assembly here, and their portable twins.
 
+#![allow(unsafe_code)]
+
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
 /// One word of a block.
 #[derive(Clone, Copy)]
 pub(super) struct Word {
@@ -22,7 +26,8 @@ macro_rules! counted {
         #[inline(always)]
         pub(super) unsafe fn $name<T, const AT: usize>(self, folio: u64, counts: &mut T) {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: the word is readable and writable, as in `load` and `store`, and the caller says that the count is.
+            // SAFETY: the word is valid for reads and writes, as in `load` and `store`, of which the two `mov` are the relaxed
+            // atomic ones; the caller guarantees that the u64 at `AT` is the tracker's own. No other memory is touched.
             unsafe {
                 core::arch::asm!(
                     "mov {word}, [{start} + 8 * {n} - {taken}]",
@@ -40,7 +45,7 @@ macro_rules! counted {
                 );
             }
             #[cfg(not(target_arch = "x86_64"))]
-            // SAFETY: the caller says so.
+            // SAFETY: the caller guarantees that there is a u64 at `AT` in `counts`, which is borrowed for writing.
             unsafe {
                 *(&raw mut *counts).byte_add(AT).cast::<u64>() $portable u64::from(self.$change(folio));
             }
@@ -83,7 +88,7 @@ impl Word {
         #[cfg(target_arch = "x86_64")]
         {
             use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: to ask changes nothing, and every processor can be asked.
+            // SAFETY: SSE is in every x86_64 processor, and a prefetch of any address, mapped or not, has no effect but on caches.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(self.ptr().cast()) }
         }
     }
@@ -112,14 +117,15 @@ impl Word {
 
     #[inline(always)]
     fn load(self) -> u64 {
-        // SAFETY: a word of a block is readable as long as the block is.
-        unsafe { self.ptr().read() }
+        // SAFETY: `at` was given a word of a block, which its source keeps valid and 8-aligned as long as the tracker lives.
+        // Another process may write it at the same time: a relaxed atomic load yields one of the values it has had.
+        unsafe { AtomicU64::from_ptr(self.ptr()) }.load(Relaxed)
     }
 
     #[inline(always)]
     fn store(self, value: u64) {
-        // SAFETY: as in `load`; only the owner's `&mut` methods come here.
-        unsafe { self.ptr().write(value) }
+        // SAFETY: as in `load`. Only the owner's `&mut` methods come here, so that no other thread of this process stores.
+        unsafe { AtomicU64::from_ptr(self.ptr()) }.store(value, Relaxed);
     }
 }
 
@@ -138,12 +144,12 @@ mod tests {
         #[test]
         fn what_is_counted_is_what_changes(old: u64, folio: u64, count in 1..u64::MAX) {
             let (mut one, mut two, mut counts) = (old, old, [7, count, 9]);
-            // SAFETY: words of their own.
+            // SAFETY: `one` and `two` are borrowed for writing, and each is word 0 of itself.
             let [mine, portable] = [&raw mut one, &raw mut two]
                 .map(|at| unsafe { Word::at(at.cast::<u8>().wrapping_add(TAKEN), 0) });
             for _ in 0..2 {
                 let expected = counts[1] + u64::from(portable.set(folio));
-                // SAFETY: 8 bytes into three numbers is one.
+                // SAFETY: `counts` is three u64, the second of which lies 8 bytes in.
                 unsafe { mine.set_counted::<_, 8>(folio, &mut counts) };
                 prop_assert_eq!((counts, mine.load()), ([7, expected, 9], portable.load()));
                 prop_assert!(mine.test(folio) && mine.load() == old | 1 << (folio % 64));

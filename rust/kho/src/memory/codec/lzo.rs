@@ -13,6 +13,8 @@
 //! The state is how many literals the last instruction took along, 4 for a run of them. A length of 0 goes on: 255 for
 //! each zero byte, and the byte behind those.
 
+#![forbid(unsafe_code)]
+
 type Outcome<T> = Result<T, &'static str>;
 
 const SHORT: &str = "the lzo stream ends early";

@@ -1,5 +1,7 @@
 //! How a page of a dump is packed. Whatever the bytes say, no more than a page comes out.
 
+#![forbid(unsafe_code)]
+
 mod lzo;
 
 use ruzstd::decoding::FrameDecoder;

@@ -1,5 +1,7 @@
 //! What the libraries themselves packed (liblzo2 2.10, zstd), and anything else.
 
+#![forbid(unsafe_code)]
+
 use super::*;
 use proptest::prelude::*;
 

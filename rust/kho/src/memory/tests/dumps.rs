@@ -1,5 +1,7 @@
 //! kdump files, flattened or not, and LiME: built here byte by byte, and what is wrong with them.
 
+#![forbid(unsafe_code)]
+
 use super::*;
 use crate::units::PageSize;
 

@@ -1,5 +1,7 @@
 //! ELF cores: built here byte by byte, a real one, and what is wrong with either.
 
+#![forbid(unsafe_code)]
+
 mod dumps;
 mod sources;
 

@@ -1,5 +1,7 @@
 //! What a user may name, and raw images.
 
+#![forbid(unsafe_code)]
+
 use super::*;
 use crate::error::SourceProblem;
 use std::os::unix::fs::FileExt;

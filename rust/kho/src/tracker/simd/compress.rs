@@ -5,6 +5,8 @@
 //! ```
 //! A line that has no two bits in one word is one vector of items, compressed by which words have one.
 
+#![allow(unsafe_code)]
+
 use super::super::block::{Block, LINE, Shape};
 use super::super::iter::Folio;
 use super::{Line, Lines, Room, WORD, WordRoom, each_word, list};
@@ -34,7 +36,7 @@ pub(super) fn is_there() -> bool {
 #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512vbmi2,popcnt,bmi1")]
 pub(super) fn list_numbers(block: Block, shape: Shape, first: u64, shift: u32, into: &mut [MaybeUninit<u64>]) -> usize {
     let write = |numbers, room: &mut [MaybeUninit<u64>; LANES]| {
-        // SAFETY: a vector is eight numbers, and any number is a number.
+        // SAFETY: both types have 64 bytes, and all bytes of a vector are initialized.
         *room = unsafe { transmute::<__m512i, [MaybeUninit<u64>; LANES]>(numbers) };
     };
     list(block, shape, into, &Compressed { numbers: Numbers::new(first, shift), write })
@@ -56,7 +58,8 @@ pub(super) fn list_folios(
     let (low, high) = (_mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15));
     let write = |phys, room: &mut [MaybeUninit<Folio>; LANES]| {
         let records = [low, high].map(|half| _mm512_permutex2var_epi64(phys, half, rest));
-        // SAFETY: two vectors are eight records: an address each, and what follows it in `like`.
+        // SAFETY: both types have 128 bytes. Each record is an address and the second half of `like`: a valid `Folio`, all of
+        // whose bytes are initialized.
         *room = unsafe { transmute::<[__m512i; 2], [MaybeUninit<Folio>; LANES]>(records) };
     };
     list(block, shape, into, &Compressed { numbers: Numbers::new(first, shift), write })
@@ -71,7 +74,7 @@ struct Compressed<W> {
 impl<T: Copy, W: Fn(__m512i, &mut [MaybeUninit<T>; LANES])> Lines<T> for Compressed<W> {
     #[inline(always)]
     fn line(&self, words: Line, base: u64, room: &mut Room<T>) -> usize {
-        // SAFETY: who made the numbers was compiled for the same processors.
+        // SAFETY: `Numbers` are made by functions with the same target features alone, which run after `is_there`.
         unsafe { self.numbers.of_line(words, base, room, &self.write) }
     }
 }
@@ -91,7 +94,7 @@ impl Numbers {
     #[inline]
     fn new(first: u64, shift: u32) -> Self {
         let bits: [u8; WORD] = core::array::from_fn(|bit| bit as u8);
-        // SAFETY: a vector is as many bytes.
+        // SAFETY: both types have 64 bytes, and any bits are a vector.
         let bits = unsafe { transmute::<[u8; WORD], __m512i>(bits) };
         Numbers { first, shift: _mm_cvtsi32_si128(shift as i32), bits }
     }
@@ -107,7 +110,7 @@ impl Numbers {
         room: &mut Room<T>,
         write: &impl Fn(__m512i, &mut [MaybeUninit<T>; LANES]),
     ) -> usize {
-        // SAFETY: a vector is as many words.
+        // SAFETY: both types have 64 bytes, and any bits are a vector.
         let line = unsafe { transmute::<Line, __m512i>(words) };
         let one = _mm512_set1_epi64(1);
         let further = _mm512_and_si512(line, _mm512_sub_epi64(line, one));

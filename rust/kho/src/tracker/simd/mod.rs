@@ -2,10 +2,12 @@
 //! once for any processor and once for those with population count, bit manipulation and 256-bit vectors. Listing has a
 //! third way, for those that compress vectors (`compress`). Which one runs is decided when it is called.
 
+#![allow(unsafe_code)]
+
 #[cfg(target_arch = "x86_64")]
 mod compress;
 
-use super::block::{Block, LINE, Shape};
+use super::block::{Access, Block, LINE, Private, Shape, Shared};
 use super::iter::Folio;
 use super::places::{BitmapPlace, Rule};
 use crate::mapping::Items;
@@ -28,7 +30,7 @@ macro_rules! dispatch {
         $vis fn $name($($arg: $ty),*) -> $ret {
             #[cfg(target_arch = "x86_64")]
             if has_extensions() {
-                // SAFETY: the processor has what the function was compiled for.
+                // SAFETY: the test above found every feature that the function is compiled for.
                 return unsafe { $native($($arg),*) };
             }
             $portable($($arg),*)
@@ -43,30 +45,64 @@ fn has_extensions() -> bool {
     !crate::ways::ways().portable && has!("avx2") && has!("bmi1") && has!("bmi2") && has!("lzcnt") && has!("popcnt")
 }
 
+/// Calls a loop over the words of a block with the way in which they may be read, so that a loop over words that are the
+/// tracker's alone becomes vector code.
+macro_rules! by_access {
+    ($shape:expr, $kernel:ident($($arg:expr),*)) => {
+        // SAFETY: the way to read is the one that the shape says.
+        unsafe { if $shape.shared { $kernel::<Shared>($($arg),*) } else { $kernel::<Private>($($arg),*) } }
+    };
+}
+
+/// # Safety
+/// `A` is [`Shared`] if the shape says so.
+#[inline(always)]
+unsafe fn count_by<A: Access>(block: Block, shape: Shape) -> u64 {
+    // SAFETY: the caller chose `A`.
+    unsafe { block.words_by::<A>(shape) }.map(|word| u64::from(word.count_ones())).sum()
+}
+
+/// # Safety
+/// As of [`count_by`].
+#[inline(always)]
+unsafe fn common_by<A: Access>(a: Block, b: Block, shape: Shape) -> u64 {
+    // SAFETY: the caller chose `A`.
+    let words = unsafe { a.words_by::<A>(shape).zip(b.words_by::<A>(shape)) };
+    words.map(|(a, b)| u64::from((a & b).count_ones())).sum()
+}
+
+/// # Safety
+/// As of [`count_by`].
+#[inline(always)]
+unsafe fn compare_by<A: Access>(a: Block, b: Block, shape: Shape) -> (u64, u64, u64) {
+    let (mut one, mut both, mut other) = (0, 0, 0);
+    // SAFETY: the caller chose `A`.
+    for (a, b) in unsafe { a.words_by::<A>(shape).zip(b.words_by::<A>(shape)) } {
+        one += u64::from((a & !b).count_ones());
+        both += u64::from((a & b).count_ones());
+        other += u64::from((b & !a).count_ones());
+    }
+    (one, both, other)
+}
+
 dispatch! {
     /// Bits set in a block.
     pub(super) fn count(block: Block, shape: Shape) -> u64 = count_portable / count_native {
-        block.words(shape).map(|word| u64::from(word.count_ones())).sum()
+        by_access!(shape, count_by(block, shape))
     }
 }
 
 dispatch! {
     /// Bits set in both blocks.
     pub(super) fn common(a: Block, b: Block, shape: Shape) -> u64 = common_portable / common_native {
-        a.words(shape).zip(b.words(shape)).map(|(a, b)| u64::from((a & b).count_ones())).sum()
+        by_access!(shape, common_by(a, b, shape))
     }
 }
 
 dispatch! {
     /// Bits set in the first block alone, in both, in the second alone.
     pub(super) fn compare(a: Block, b: Block, shape: Shape) -> (u64, u64, u64) = compare_portable / compare_native {
-        let (mut one, mut both, mut other) = (0, 0, 0);
-        for (a, b) in a.words(shape).zip(b.words(shape)) {
-            one += u64::from((a & !b).count_ones());
-            both += u64::from((a & b).count_ones());
-            other += u64::from((b & !a).count_ones());
-        }
-        (one, both, other)
+        by_access!(shape, compare_by(a, b, shape))
     }
 }
 
@@ -142,7 +178,7 @@ dispatch! {
 pub(super) fn list_numbers(block: Block, shape: Shape, first: u64, shift: u32, into: &mut [MaybeUninit<u64>]) -> usize {
     #[cfg(target_arch = "x86_64")]
     if compress::is_there() {
-        // SAFETY: the processor has what the function was compiled for.
+        // SAFETY: the test above found every feature that the function is compiled for.
         return unsafe { compress::list_numbers(block, shape, first, shift, into) };
     }
     list_numbers_by_bits(block, shape, first, shift, into)
@@ -160,7 +196,7 @@ pub(super) fn list_folios(
 ) -> usize {
     #[cfg(target_arch = "x86_64")]
     if compress::is_there() {
-        // SAFETY: the processor has what the function was compiled for.
+        // SAFETY: the test above found every feature that the function is compiled for.
         return unsafe { compress::list_folios(block, shape, first, shift, like, into) };
     }
     list_folios_by_bits(block, shape, first, shift, like, into)
@@ -210,8 +246,27 @@ trait Lines<T> {
 /// Lists a block. Returns how many items there are: all, or as many as fit.
 #[inline(always)]
 fn list<T: Copy>(block: Block, shape: Shape, into: &mut [MaybeUninit<T>], lines: &impl Lines<T>) -> usize {
+    // SAFETY: the way to read is the one that the shape says.
+    unsafe {
+        match shape.shared {
+            true => list_by::<Shared, T>(block, shape, into, lines),
+            false => list_by::<Private, T>(block, shape, into, lines),
+        }
+    }
+}
+
+/// # Safety
+/// As of [`count_by`].
+#[inline(always)]
+unsafe fn list_by<A: Access, T: Copy>(
+    block: Block,
+    shape: Shape,
+    into: &mut [MaybeUninit<T>],
+    lines: &impl Lines<T>,
+) -> usize {
     let mut at = 0;
-    for (line, words) in block.lines(shape).enumerate() {
+    // SAFETY: the caller chose `A`.
+    for (line, words) in unsafe { block.lines::<A>(shape) }.enumerate() {
         if words.iter().fold(0, |any, word| any | word) == 0 {
             continue;
         }
@@ -254,7 +309,8 @@ fn each_word<T: Copy>(words: Line, room: &mut Room<T>, mut write: impl FnMut(u64
     let start = room.as_mut_ptr();
     let (mut at, mut base) = (start, 0);
     for word in words {
-        // SAFETY: the words before have at most WORD items each, so that in the room of a line there is that of one more.
+        // SAFETY: a line has `LINE` words, and `at` has advanced by at most `WORD` items for each of those before, so that
+        // the room of `LINE * WORD` items has `WORD` left; `room` is borrowed for writing.
         write(word, base, unsafe { &mut *at.cast::<WordRoom<T>>() });
         // What is written beyond the last bit is written over next time.
         at = at.wrapping_add(word.count_ones() as usize);

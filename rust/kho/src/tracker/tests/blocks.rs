@@ -1,5 +1,7 @@
 //! Where blocks are, what they cost, and what is no folio.
 
+#![forbid(unsafe_code)]
+
 use super::*;
 
 #[test]

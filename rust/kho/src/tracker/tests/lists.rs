@@ -1,5 +1,7 @@
 //! Many folios at once, into a tracker and out of it.
 
+#![forbid(unsafe_code)]
+
 use super::*;
 
 #[test]

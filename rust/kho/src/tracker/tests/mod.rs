@@ -1,5 +1,7 @@
 //! Trackers of every kind beside a model, which is a set.
 
+#![allow(unsafe_code)]
+
 mod blocks;
 mod lists;
 mod sets;
@@ -242,6 +244,10 @@ unsafe impl BlockSource for Limited {
         taken.map_err(|_| Error::NoMemory { order: 0, node: None })?;
         self.0.alloc_block(bytes)
     }
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     fn phys_of(&self, block: NonNull<u64>) -> Option<Phys> {
         Some(Phys(block.addr().get() as u64))
     }

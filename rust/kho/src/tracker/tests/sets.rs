@@ -1,5 +1,7 @@
 //! A tracker is a set, whatever its blocks are.
 
+#![forbid(unsafe_code)]
+
 use super::*;
 
 proptest! {
