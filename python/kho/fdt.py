@@ -6,11 +6,13 @@ native byte order, as KHO writes them, while the format's own words are big-endi
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import struct
 from collections.abc import Iterator
 from itertools import pairwise
+from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from kho._kho import FdtPlaceholder as Placeholder
 from kho._kho import FdtWriter as Writer
 
 from .errors import FdtError, SourceError
+from .payload.base import MOST_FDT
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -61,6 +64,8 @@ DTS_HEAD = """\
 /dts-v1/;
 // Numbers are in native byte order, as KHO stores them; dtc shows them byte-swapped.
 """
+MOST_TEXT = 64 << 10
+"""Bytes of a property that is shown as text; longer ones are bytes."""
 _VMALLOC = struct.Struct("<QIHH")
 
 
@@ -75,7 +80,10 @@ def load(path: str | os.PathLike[str]) -> tuple[Fdt, FdtError | None] | None:
                 return None
             size = int.from_bytes(file.read(4), "big")
             file.seek(0)
-            return Fdt.partial(file.read(size))
+            raw = file.read(min(size, MOST_FDT + 1))
+            if len(raw) > MOST_FDT:
+                raise FdtError(f"{os.fspath(path)}: a devicetree of {size} bytes: no kernel takes more than {MOST_FDT}")
+            return Fdt.partial(raw)
     except OSError as error:
         raise SourceError(f"{os.fspath(path)}: {error.strerror or error}") from error
 
@@ -110,15 +118,23 @@ def likely_names(fdt: Fdt) -> dict[int, str]:
     """
     raw = bytes(fdt)
     (end,) = struct.unpack_from(">I", raw, 32)  # size_dt_strings
-    offsets = {offset for node in fdt.walk() for name, offset, _ in node.raw_properties if name is None}
+    offsets = {offset for node in fdt.walk() for name, offset, _ in _properties(node) if name is None}
     lengths = {len(name) + 1: name for name in ROOT_NAMES}
     gaps = pairwise([*sorted(offsets), end])
     return {at: lengths[following - at] for at, following in gaps if following - at in lengths}
 
 
+def _properties(node: Node) -> Iterator[tuple[str | None, int, bytes]]:
+    """Iterate over a node's properties, a few at a time."""
+    first = 0
+    while some := node.some_properties(first, 512):
+        yield from some
+        first += len(some)
+
+
 def _strings(raw: bytes) -> list[str] | None:
     """Read NUL-terminated printable strings, none of them empty; None if it is something else."""
-    if not raw.endswith(b"\0"):
+    if not raw.endswith(b"\0") or len(raw) > MOST_TEXT:
         return None
     parts = raw[:-1].split(b"\0")
     if not all(part and all(0x20 <= byte < 0x7F for byte in part) for part in parts):
@@ -134,22 +150,76 @@ def to_json(fdt: Fdt) -> dict[str, Any]:
     """
 
     def node(it: Node) -> dict[str, Any]:
-        properties = [prop(name, offset, raw) for name, offset, raw in it.raw_properties]
+        properties = [_as_dict(name, offset, raw, likely) for name, offset, raw in _properties(it)]
         return {"name": it.name, "properties": properties, "children": [node(child) for child in it.children]}
 
-    def prop(name: str | None, offset: int, raw: bytes) -> dict[str, Any]:
-        guess = {} if name is not None else {"likely_name": likely.get(offset)}
-        return {"name": name, **guess, **value_of(name or likely.get(offset), raw), "raw": raw.hex()}
-
     likely = likely_names(fdt)
+    return {**_head(fdt), "root": node(fdt.root)}
 
+
+def _head(fdt: Fdt) -> dict[str, Any]:
     return {
         "totalsize": fdt.totalsize,
         "version": fdt.version,
         "boot_cpuid": fdt.boot_cpuid,
         "reservations": [list(entry) for entry in fdt.reservations],
-        "root": node(fdt.root),
     }
+
+
+def _as_dict(name: str | None, offset: int, raw: bytes, likely: dict[int, str]) -> dict[str, Any]:
+    guess = {} if name is not None else {"likely_name": likely.get(offset)}
+    return {"name": name, **guess, **value_of(name or likely.get(offset), raw), "raw": raw.hex()}
+
+
+def json_text(fdt: Fdt, more: dict[str, Any] | None = None, *, depth: int = 0) -> Iterator[str]:
+    """Write what `to_json` gives as text, as `json.dumps(..., indent=2)` does, piece by piece: a tree may be large.
+
+    Args: more: what follows the tree. depth: how deep the text is nested in other text.
+    """
+    likely = likely_names(fdt)
+
+    def pad(n: int) -> str:
+        return "\n" + "  " * (depth + n)
+
+    def value(it: Any, n: int) -> str:
+        if isinstance(it, str):
+            return encode_basestring_ascii(it)
+        if not isinstance(it, dict | list):
+            return json.dumps(it)
+        return json.dumps(it, indent=2).replace("\n", pad(n))
+
+    def opened(it: Node, n: int) -> Iterator[str]:
+        yield "{" + pad(n + 1) + f'"name": {encode_basestring_ascii(it.name)},' + pad(n + 1) + '"properties": ['
+        separator = pad(n + 2)
+        for name, offset, raw in _properties(it):
+            inner = pad(n + 3)
+            items = _as_dict(name, offset, raw, likely).items()
+            body = ("," + inner).join(f'"{key}": {value(found, n + 3)}' for key, found in items)
+            yield f"{separator}{{{inner}{body}{pad(n + 2)}}}"
+            separator = "," + pad(n + 2)
+        yield ("]" if separator == pad(n + 2) else pad(n + 1) + "]") + "," + pad(n + 1) + '"children": ['
+
+    yield "{"
+    for key, found in _head(fdt).items():
+        yield pad(1) + f'"{key}": {value(found, 1)},'
+    yield pad(1) + '"root": '
+    yield from opened(fdt.root, 1)
+    # The children that are still to be written of each open node, and whether one was.
+    stack: list[tuple[Iterator[Node], bool]] = [(iter(fdt.root.children), False)]
+    while stack:
+        children, any_yet = stack.pop()
+        level = 1 + 2 * len(stack)
+        child = next(children, None)
+        if child is None:
+            yield (pad(level + 1) if any_yet else "") + "]" + pad(level) + "}"
+            continue
+        stack.append((children, True))
+        yield ("," if any_yet else "") + pad(level + 2)
+        yield from opened(child, level + 2)
+        stack.append((iter(child.children), False))
+    for key, found in (more or {}).items():
+        yield "," + pad(1) + f'"{key}": {value(found, 1)}'
+    yield pad(0) + "}"
 
 
 def to_dts(fdt: Fdt, *, comment: str | None = None) -> str:
@@ -161,24 +231,37 @@ def to_dts(fdt: Fdt, *, comment: str | None = None) -> str:
     Args: comment: a line to stand at the top.
     Raises: NotFoundError if a partial read did not come as far as the root.
     """
-    lines = [DTS_HEAD.rstrip()]
+    return "".join(dts_text(fdt, comment=comment))
+
+
+def dts_text(fdt: Fdt, *, comment: str | None = None) -> Iterator[str]:
+    """Write what `to_dts` gives, line by line: a tree may be large. Raises: as `to_dts`."""
+    yield DTS_HEAD.rstrip() + "\n"
     if comment:
-        lines.append(f"// {_one_line(comment)}")
-    lines += [f"/memreserve/ {address:#018x} {size:#018x};" for address, size in fdt.reservations]
-    lines.append("")
-    lines.extend(_node_lines(fdt.root, 0, likely_names(fdt)))
-    return "\n".join(lines) + "\n"
+        yield f"// {_one_line(comment)}\n"
+    for address, size in fdt.reservations:
+        yield f"/memreserve/ {address:#018x} {size:#018x};\n"
+    yield "\n"
+    likely = likely_names(fdt)
+    yield from _opened(fdt.root, 0, likely)
+    stack = [iter(fdt.root.children)]
+    while stack:
+        child = next(stack[-1], None)
+        if child is None:
+            stack.pop()
+            yield "\t" * len(stack) + "};\n"
+            continue
+        yield "\n"
+        yield from _opened(child, len(stack), likely)
+        stack.append(iter(child.children))
 
 
-def _node_lines(node: Node, depth: int, likely: dict[int, str]) -> Iterator[str]:
+def _opened(node: Node, depth: int, likely: dict[int, str]) -> Iterator[str]:
+    """Write the head of a node and its properties."""
     indent = "\t" * depth
-    yield f"{indent}{_name(node.name) if depth else '/'} {{{_was(node.name)}"
-    for name, offset, raw in node.raw_properties:
-        yield f"{indent}\t{_property(name, likely.get(offset), offset, raw)}"
-    for child in node.children:
-        yield ""
-        yield from _node_lines(child, depth + 1, likely)
-    yield f"{indent}}};"
+    yield f"{indent}{_name(node.name) if depth else '/'} {{{_was(node.name)}\n"
+    for name, offset, raw in _properties(node):
+        yield f"{indent}\t{_property(name, likely.get(offset), offset, raw)}\n"
 
 
 def _property(name: str | None, likely: str | None, offset: int, raw: bytes) -> str:

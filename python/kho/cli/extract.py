@@ -99,7 +99,13 @@ def show(entry: dict[str, Any], prefix: str = "") -> None:
     if entry["sha256"] is None:
         click.echo(f"{printable(entry['path'])}: not hashed, too many zeros", err=True)
     else:
-        click.echo(f"{entry['sha256']}  {prefix}{entry['path']}")
+        click.echo(sum_line(entry["sha256"], f"{prefix}{entry['path']}"))
+
+
+def sum_line(digest: str, path: str) -> str:
+    """Write a line as sha256sum does: a name with a newline or backslash is escaped, and a backslash leads the line."""
+    escaped = path.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+    return f"{digest}  {path}" if escaped == path else f"\\{digest}  {escaped}"
 
 
 def show_all(manifest: dict[str, Any], folder: str, *, as_json: bool) -> int:

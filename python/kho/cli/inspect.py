@@ -16,7 +16,7 @@ from .options import read, source_options
 
 @click.command("inspect")
 @source_options
-@click.option("--full", is_flag=True, help="List every folio and digest every file, however many and large.")
+@click.option("--full", is_flag=True, help="List every folio (as runs, where they are too many) and digest every file.")
 @click.option("--json", "as_json", is_flag=True, help="Print data instead of text; addresses are integers.")
 @click.option("--python", "as_python", is_flag=True, help="Print the Python calls that read the same, and stop.")
 def command(
@@ -98,32 +98,37 @@ def show(inc: Incoming, report: dict[str, Any], source: str, *, full: bool) -> N
         areas = output.table("for", "address", ">size")
         for i, (addr, nbytes) in enumerate(inc.scratch):
             areas.add_row(("low memory", "global")[i] if i < 2 else f"node {i - 2}", f"{addr:#x}", output.size(nbytes))
-        out.print(areas)
+        output.show_table(out, areas)
 
     out.print(f"\n[bold]Subtrees[/bold]: {len(inc.subtrees)}")
     subtrees = output.table("name", "address", ">size")
     for name, sub in inc.subtrees.items():
         subtrees.add_row(Text(name), f"{sub.phys:#x}", "unknown" if sub.size is None else f"{sub.size} bytes")
     if inc.subtrees:
-        out.print(subtrees)
+        output.show_table(out, subtrees)
     for name, why in inc.malformed_subtrees.items():
-        out.print(f"{name}: {why}", markup=False)
+        output.line(out, Text(f"{name}: {why}"))
     show_payloads(out, report)
     if full:
         out.print()
-        listed = output.table("address", ">order")
-        for phys, order in report["folios"]:
-            listed.add_row(f"{phys:#x}", str(order))
-        out.print(listed)
+        if "folios" in report:
+            listed = output.table("address", ">order")
+            for phys, order in report["folios"]:
+                listed.add_row(f"{phys:#x}", str(order))
+        else:
+            listed = output.table("address", ">order", ">folios")
+            for phys, order, count in report["folio_runs"]:
+                listed.add_row(f"{phys:#x}", str(order), str(count))
+        output.show_table(out, listed)
 
 
 def show_payloads(out: Console, report: dict[str, Any]) -> None:
     """Print what the subtrees hold."""
     for name, row in report["subtrees"].items():
         if "error" in row:
-            out.print(f"{name}: {row['error']}", markup=False)
+            output.line(out, Text(f"{name}: {row['error']}"))
         elif "raw" in row:
-            out.print(f"{name}: no decoder; begins with {row['raw']}", markup=False, soft_wrap=True)
+            output.line(out, Text(f"{name}: no decoder; begins with {row['raw']}"))
     if "kexec_metadata" in report:
         chain = report["kexec_metadata"]
         out.print(f"\n[bold]Chain[/bold]: kexec {chain['kexec_count']}, previous kernel", end=" ")
@@ -133,7 +138,7 @@ def show_payloads(out: Console, report: dict[str, Any]) -> None:
         regions = output.table("name", "address", ">size")
         for name, (start, nbytes) in report["reserve_mem"].items():
             regions.add_row(Text(name), f"{start:#x}", output.size(nbytes))
-        out.print(regions)
+        output.show_table(out, regions)
     if "kho_test" in report:
         test = report["kho_test"]
         verdict = "holds" if test["csum_holds"] is True else f"does not hold ({test['csum_holds']})"
@@ -148,7 +153,7 @@ def show_payloads(out: Console, report: dict[str, Any]) -> None:
             place, nbytes = f"{row['phys']:#x}", output.size(row["nbytes"])
             objects.add_row(Text(row["name"]), row["dtype"] or "bytes", shape, place, nbytes, str(row["generation"]))
         if live["objects"]:
-            out.print(objects)
+            output.show_table(out, objects)
     if "luo" in report:
         show_luo(out, report["luo"])
 
@@ -168,9 +173,9 @@ def show_luo(out: Console, luo: dict[str, Any]) -> None:
         if not session["files"]:
             files.add_row(Text(session["name"]), "", "no files")
     if luo["sessions"]:
-        out.print(files)
+        output.show_table(out, files)
     if luo["flbs"]:
         flbs = output.table("FLB", "data", ">files")
         for name, data, count in luo["flbs"]:
             flbs.add_row(Text(name), f"{data:#x}", str(count))
-        out.print(flbs)
+        output.show_table(out, flbs)

@@ -11,7 +11,6 @@ from rich.text import Text
 
 from .. import mapdraw
 from ..memmap import KINDS, MemoryMap, Row, build
-from ..sources import memory
 from ..text import printable, size
 from . import output
 from .options import Number, read, source_options
@@ -49,7 +48,7 @@ def command(source: tuple[str, ...], target: str | None, row: int | None, as_jso
     inc = read(source, **options)
     console = output.console()
     wide = console.width >= 100
-    found = build(inc, memory(source).ranges, columns=64 if wide or target else 32, row_bytes=row)
+    found = build(inc, inc.ranges, columns=64 if wide or target else 32, row_bytes=row)
     title = f"{inc.compatible} handover in {', '.join(source)}"
     if target is not None:
         mapdraw.save(found, Path(target), title)

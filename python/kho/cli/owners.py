@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import click
@@ -42,9 +43,14 @@ def command(source: tuple[str, ...], by_page: bool, as_json: bool, **options: in
 
 
 def ranges(inc: Incoming, found: Owners, *, by_page: bool) -> Iterator[OwnedRange]:
-    """Give the rows: ranges as they are, or page by page."""
+    """Give the rows: ranges as they are, or page by page.
+
+    A range of more pages than an image of this size can plausibly hold stays one: a bit stands for up to 2^36 pages.
+    """
+    left = inc.room("items") if by_page else 0
     for row in found.rows:
-        if not by_page:
+        left -= row.nbytes // inc.page_size
+        if not by_page or left < 0:
             yield row
             continue
         for at in range(0, row.nbytes, inc.page_size):
@@ -61,35 +67,47 @@ def print_json(inc: Incoming, found: Owners, *, by_page: bool) -> None:
         "unpreserved": [row._asdict() for row in found.unpreserved],
         "shared": [row._asdict() for row in found.shared],
     }
-    sys.stdout.write(json.dumps(head, indent=2)[:-2] + ',\n  "rows": [')
-    separator = "\n    "
-    for row in ranges(inc, found, by_page=by_page):
-        sys.stdout.write(separator + json.dumps(row._asdict()))
-        separator = ",\n    "
-    sys.stdout.write("\n  ]\n}\n")
+    if found.more_unpreserved or found.more_shared:
+        head |= {"more_unpreserved": found.more_unpreserved, "more_shared": found.more_shared}
+
+    def pieces() -> Iterator[str]:
+        yield json.dumps(head, indent=2)[:-2] + ',\n  "rows": ['
+        separator = "\n    "
+        for row in ranges(inc, found, by_page=by_page):
+            yield separator + json.dumps(row._asdict())
+            separator = ",\n    "
+        yield "\n  ]\n}\n"
+
+    output.write(pieces())
 
 
 def show(inc: Incoming, found: Owners, *, by_page: bool) -> None:
     """Print as text: every range, then totals by owner, then what does not fit."""
     out = output.console()
     line = "{:<16}  {:>10}  {:<7}  {}"
-    click.echo(line.format("address", "size", "orders", "owner"))
-    for row in ranges(inc, found, by_page=by_page):
-        click.echo(line.format(f"{row.phys:#x}", output.size(row.nbytes), orders(row), whose(row)))
+    head = line.format("address", "size", "orders", "owner") + "\n"
+    rows = (
+        line.format(f"{row.phys:#x}", output.size(row.nbytes), orders(row), whose(row)) + "\n"
+        for row in ranges(inc, found, by_page=by_page)
+    )
+    output.write(chain([head], rows))
     out.print(f"\n[bold]Preserved[/bold]: {output.size(inc.preserved_bytes)}")
     totals = output.table("owner", ">bytes")
     for owner, nbytes in found.totals.items():
         totals.add_row(Text(owner), output.size(nbytes))
-    out.print(totals)
+    output.show_table(out, totals)
     if found.unowned:
         out.print(Text(f"\n{len(found.unowned)} ranges have no owner: {found.why_unowned}"), soft_wrap=True)
     for row in found.unpreserved:
         what = f"{row.phys:#x}: {output.size(row.nbytes)} of {whose(row)} are not preserved"
-        out.print(Text.assemble(("not preserved", "bold red"), f" at {what}"), soft_wrap=True)
+        output.line(out, Text.assemble(("not preserved", "bold red"), f" at {what}"))
     for shared in found.shared:
         both = f"{', '.join(shared.first)}; {', '.join(shared.second)}"
         what = f" at {shared.phys:#x}: {output.size(shared.nbytes)}: {both}"
-        out.print(Text.assemble(("two owners", "bold red"), what), soft_wrap=True)
+        output.line(out, Text.assemble(("two owners", "bold red"), what))
+    for what, more in (("not preserved", found.more_unpreserved), ("two owners", found.more_shared)):
+        if more:
+            output.line(out, Text.assemble((what, "bold red"), f": {more} more places"))
 
 
 def orders(row: OwnedRange) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -135,9 +136,9 @@ def show(found: list[Finding], counts: Mapping[Severity, int]) -> None:
     out = output.console()
     for finding in found:
         head = Text.assemble((finding.severity, COLOUR[finding.severity]), f" {finding.id}: {finding.title}")
-        out.print(head, soft_wrap=True)
+        output.line(out, head)
         for line in (f"  {finding.place}: {finding.value}", f"  {finding.rule.advice}"):
-            out.print(Text(line), soft_wrap=True)
+            output.line(out, Text(line))
     if found:
         out.print()
     numbers = [f"{n} {severity}{'' if n == 1 else 's'}" for severity, n in counts.items()]
@@ -168,7 +169,7 @@ def as_uri(name: str) -> str:
     """Write a source as the URI reference of a file."""
     from urllib.parse import quote
 
-    return quote(name, safe="/@=,~")
+    return quote(os.fsencode(name), safe="/@=,~")
 
 
 def result(finding: Finding, ids: list[str], source: tuple[str, ...]) -> dict[str, Any]:

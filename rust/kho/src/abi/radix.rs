@@ -9,6 +9,7 @@
 //! very block, as soon as the order's bit stands above them; only the leaf of the lowest keys mixes orders, those of
 //! 64 TiB a folio and more.
 
+use super::chunk::Left;
 use super::{Abi, MapFormat};
 use crate::arena::{Arena, Inherited};
 use crate::claims::Preserved;
@@ -206,8 +207,10 @@ struct Open {
 pub fn read(memory: &dyn PhysMemory, shape: Shape, root: Phys) -> Result<Tree> {
     let mut tracker = Tracker::new(Geometry::paged(shape.page));
     let data = data_runs(memory)?;
+    let mut left = Left::new(memory);
     let nodes = walk(memory, &data, shape, root, |phys, prefix| {
         let Some(bitmap) = read_node(memory, &data, shape, phys)? else { return Ok(()) };
+        left.take(phys, shape.page.bytes(), true, bad)?;
         match shape.leaf(phys, prefix, || Ok(bitmap.clone()))? {
             Leaf::Folios(folios) => {
                 folios.into_iter().try_for_each(|(pfn, order)| tracker.preserve(pfn, order).map(drop))
@@ -251,6 +254,7 @@ fn walk(
     root: Phys,
     mut leaf: impl FnMut(u64, u64) -> Result<()>,
 ) -> Result<Vec<u64>> {
+    let max = memory.room().items();
     let mut nodes = Vec::new();
     let mut seen = HashSet::new();
     let mut open: Vec<Open> = Vec::new();
@@ -258,6 +262,9 @@ fn walk(
     loop {
         if let Some((phys, level, prefix)) = visit.take() {
             enter(memory, shape, phys, &mut seen)?;
+            if nodes.len() as u64 >= max {
+                return Err(bad(phys, MapProblem::TooMany { max }));
+            }
             nodes.push(phys);
             if level == 0 {
                 leaf(phys, prefix)?;
