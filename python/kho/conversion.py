@@ -55,9 +55,9 @@ def convert(inc: _kho.Incoming, abi: str, *, bitmap_bytes: int | None = None) ->
     the gaps between its runs, smallest first. What the subtrees hold is not touched: it is for who wrote it.
 
     Args: abi: the `compatible` to write. bitmap_bytes: of kho-v1; the source's by default, else a page.
-    Raises: UnsupportedAbiError; OutsideMemoryError if preserved pages are missing; FormatError for more pieces of memory
-        than an image of its size can hold; PageStateError for preserved memory
-        where no kernel has any, in scratch or on page 0; ParameterError.
+    Raises: UnsupportedAbiError; OutsideMemoryError if preserved pages are missing; FormatError for more pieces of
+        memory than an image of its size can hold; PageStateError for preserved memory where no kernel has any, in
+        scratch or on page 0; ParameterError.
     """
     if inc.pages_outside:
         raise OutsideMemoryError(f"{inc.pages_outside} preserved pages are not in this memory")

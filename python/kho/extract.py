@@ -108,8 +108,8 @@ class Allowance:
     """How much a handover can be worth reading.
 
     Nothing a kernel preserved is in two files, so the contents come to what the image holds; an image made to harm
-    lists one folio in many files, or files of 2^63 zeros. One allowance serves one run over a handover, which may read each
-    content up to twice.
+    lists one folio in many files, or files of 2^63 zeros. One allowance serves one run over a handover, which may read
+    each content up to twice.
     """
 
     ZEROS = 1 << 30
@@ -129,7 +129,7 @@ class Allowance:
             if self.data < 0:
                 raise errors.FormatError(f"{content.what}: with it, contents are more than is preserved")
             if self.pieces < 0:
-                raise errors.FormatError(f"{content.what}: with it, contents are in more pieces than is preserved")
+                raise errors.FormatError(f"{content.what}: in more pieces than the image can plausibly hold")
 
     def take_zeros(self, nbytes: int) -> bool:
         """Use up zeros to be hashed or written out; False once there are more than that is worth."""
@@ -498,7 +498,9 @@ def save_all(
             "entries": entries,
         }
         _refuse(root / "manifest.json", force=force)
-        (root / "manifest.json").write_text(json.dumps(manifest, indent=2, default=str) + "\n")
+        with (root / "manifest.json").open("w") as file:
+            json.dump(manifest, file, indent=2, default=str)
+            file.write("\n")
     except errors.KhoError:
         raise
     except OSError as error:

@@ -184,8 +184,11 @@ def json_text(fdt: Fdt, more: dict[str, Any] | None = None, *, depth: int = 0) -
     def value(it: Any, n: int) -> str:
         if isinstance(it, str):
             return encode_basestring_ascii(it)
-        if not isinstance(it, dict | list):
-            return json.dumps(it)
+        if isinstance(it, int):
+            return str(it)
+        if isinstance(it, list) and it and isinstance(it[0], str):
+            inner = pad(n + 1)
+            return f"[{inner}{f',{inner}'.join(map(encode_basestring_ascii, it))}{pad(n)}]"
         return json.dumps(it, indent=2).replace("\n", pad(n))
 
     def opened(it: Node, n: int) -> Iterator[str]:

@@ -72,7 +72,7 @@ class Craft:
 
     def elf(self, roots: int = 1) -> bytes:
         """The ELF core; with several roots all lead to one map."""
-        fdts = [self.put(b"") for _ in range(roots)]
+        fdts = [self.put(bytes(1 << 16) if len(self.subtrees) > 9 else b"") for _ in range(roots)]
         if self.map_phys is None and self.compatible == "kho-v1":
             self.map_phys, pages = model.serialize_v1(self.folios, P, P, self.room, set())
             self.data |= pages
@@ -258,7 +258,7 @@ def subtrees_that_share_sessions(scale: float) -> bytes:
 
 def regions_over_everything(scale: float) -> bytes:
     craft = Craft(claims=[(TOP, 1 << 46)])
-    regions = {f"r{n}": {"start": u64(TOP), "size": u64(1 << 46)} for n in range(int(scale * 9000))}
+    regions = {f"r{n}": {"start": u64(TOP), "size": u64(1 << 46)} for n in range(min(int(scale * 9000), 8000))}
     craft.subtree("memblock", fdt({"compatible": b"memblock-v1\0"}, regions, 4 * MIB))
     return craft.elf()
 
@@ -308,6 +308,18 @@ def sessions_of_shared_files(scale: float) -> bytes:
 def files_of_unknown_kinds(scale: float) -> bytes:
     craft = Craft()
     luo5(craft, [(b"x-v1", n << 12, n) for n in range(int(scale * MIB) // 64)])
+    return craft.elf()
+
+
+def as_many_files_as_are_read(scale: float) -> bytes:
+    craft = Craft()
+    luo5(craft, [(b"x-v1", n << 12, n) for n in range(min(int(scale * 8000), 8000))])
+    return craft.elf()
+
+
+def as_many_test_folios_as_are_read(scale: float) -> bytes:
+    craft = Craft()
+    kho_test(craft, u64(*(1 << 32 | n << 13 for n in range(min(int(scale * 8000), 8000)))))
     return craft.elf()
 
 
@@ -476,6 +488,12 @@ def leaves(craft: Craft, bits: bytes, nbytes: int) -> None:
 def every_other_page(scale: float) -> bytes:
     craft = Craft()
     leaves(craft, b"\x55", int(scale * MIB))
+    return craft.elf()
+
+
+def as_many_runs_as_are_read(scale: float) -> bytes:
+    craft = Craft()
+    leaves(craft, b"\x55", min(int(scale * 15), 15) * P)
     return craft.elf()
 
 
@@ -675,6 +693,8 @@ CASES: dict[str, Callable[[float], bytes]] = {
         blocks_sixteen_bytes_apart,
         sessions_of_shared_files,
         files_of_unknown_kinds,
+        as_many_files_as_are_read,
+        as_many_test_folios_as_are_read,
         sessions_without_files,
         a_ring_of_blocks,
         arrays_that_overlap,
@@ -690,6 +710,7 @@ CASES: dict[str, Callable[[float], bytes]] = {
         a_list_of_pages_that_are_not_there,
         a_list_of_gigantic_blocks,
         every_other_page,
+        as_many_runs_as_are_read,
         every_page,
         a_few_bits_of_each_leaf,
         tables_of_zeros,

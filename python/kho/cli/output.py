@@ -40,9 +40,37 @@ def size(nbytes: int) -> str:
 
 
 def print_json(data: dict[str, Any]) -> None:
-    """Print data as JSON; addresses are integers."""
-    json.dump(data, sys.stdout, indent=2)
-    sys.stdout.write("\n")
+    """Print data as JSON; addresses are integers. An iterator is a list, whose items are printed as they are made."""
+    write(json_text(data))
+    write(["\n"])
+
+
+def json_text(it: Any, depth: int = 0) -> Iterator[str]:
+    """Write what `json.dumps(..., indent=2)` writes, piece by piece."""
+    pad = "\n" + "  " * depth
+    inner = pad + "  "
+    if isinstance(it, dict) and it:
+        separator = "{" + inner
+        for key, value in it.items():
+            yield f"{separator}{json.dumps(key)}: "
+            yield from json_text(value, depth + 1)
+            separator = "," + inner
+        yield pad + "}"
+    elif isinstance(it, Iterator):
+        separator = "[" + inner
+        for item in it:
+            yield separator + json.dumps(item, indent=2).replace("\n", inner)
+            separator = "," + inner
+        yield "[]" if separator.startswith("[") else pad + "]"
+    elif isinstance(it, list) and it:
+        separator = "[" + inner
+        for item in it:
+            yield separator
+            yield from json_text(item, depth + 1)
+            separator = "," + inner
+        yield pad + "]"
+    else:
+        yield json.dumps(it)
 
 
 def write(pieces: Iterable[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import click
@@ -48,7 +48,7 @@ def ranges(inc: Incoming, found: Owners, *, by_page: bool) -> Iterator[OwnedRang
     A range of more pages than an image of this size can plausibly hold stays one: a bit stands for up to 2^36 pages.
     """
     left = inc.room("items") if by_page else 0
-    for row in found.rows:
+    for row in islice(found.rows, inc.room("items")):
         left -= row.nbytes // inc.page_size
         if not by_page or left < 0:
             yield row
@@ -58,20 +58,30 @@ def ranges(inc: Incoming, found: Owners, *, by_page: bool) -> Iterator[OwnedRang
             yield row._replace(phys=row.phys + at, nbytes=inc.page_size, offset=offset)
 
 
+def left_out(inc: Incoming, found: Owners) -> int:
+    """Count the ranges that are not printed: more than an image of this size can plausibly hold."""
+    return max(len(found.rows) - inc.room("items"), 0)
+
+
 def print_json(inc: Incoming, found: Owners, *, by_page: bool) -> None:
     """Print as JSON, a row a line, as the rows may be millions."""
     head: dict[str, Any] = {
         "preserved_bytes": inc.preserved_bytes,
         "totals": found.totals,
         "why_unowned": found.why_unowned if found.unowned else None,
-        "unpreserved": [row._asdict() for row in found.unpreserved],
-        "shared": [row._asdict() for row in found.shared],
+        "unpreserved": (row._asdict() for row in found.unpreserved),
+        "shared": (row._asdict() for row in found.shared),
     }
     if found.more_unpreserved or found.more_shared:
         head |= {"more_unpreserved": found.more_unpreserved, "more_shared": found.more_shared}
+    if left := left_out(inc, found):
+        head["more_rows"] = left
 
     def pieces() -> Iterator[str]:
-        yield json.dumps(head, indent=2)[:-2] + ',\n  "rows": ['
+        for piece in output.json_text(head):
+            if piece != "\n}":
+                yield piece
+        yield ',\n  "rows": ['
         separator = "\n    "
         for row in ranges(inc, found, by_page=by_page):
             yield separator + json.dumps(row._asdict())
@@ -91,6 +101,8 @@ def show(inc: Incoming, found: Owners, *, by_page: bool) -> None:
         for row in ranges(inc, found, by_page=by_page)
     )
     output.write(chain([head], rows))
+    if left := left_out(inc, found):
+        click.echo(f"and {left} more ranges, which kho.owners.owners lists")
     out.print(f"\n[bold]Preserved[/bold]: {output.size(inc.preserved_bytes)}")
     totals = output.table("owner", ">bytes")
     for owner, nbytes in found.totals.items():

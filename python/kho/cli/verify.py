@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -109,9 +108,11 @@ def command(
         )
     counts = {severity: sum(f.severity == severity for f in found) for severity in SEVERITIES}
     if as_sarif:
-        click.echo(json.dumps(sarif(found, source), indent=2))
+        log = sarif(found, source)
+        log["runs"][0]["results"] = (result(finding, list(RULES), source) for finding in found)
+        output.print_json(log)
     elif as_json:
-        output.print_json({"sources": list(source), "counts": counts, "findings": [f.as_dict() for f in found]})
+        output.print_json({"sources": list(source), "counts": counts, "findings": (f.as_dict() for f in found)})
     else:
         show(found, counts)
     if counts["error"]:

@@ -39,7 +39,9 @@ class Budget:
 
     def __init__(self, inc: Incoming) -> None:
         self._objects = self.most_objects = inc.room("objects")
-        self._fdt_bytes = self.most_fdt_bytes = inc.room("fdt_bytes")
+        self._fdt_bytes = inc.room("fdt_bytes")
+        self.most_fdt = min(self._fdt_bytes, max(MOST_FDT, inc.room("held") // 64))
+        """Bytes of one devicetree."""
         self._page = inc.page_size
         self._taken: set[int] = set()
         """Numbers of pages that hold a list."""
@@ -55,10 +57,10 @@ class Budget:
 
     def take_fdt(self, nbytes: int, what: str) -> None:
         """Use up bytes of devicetrees. Raises: FormatError as `take_objects`."""
-        if nbytes > min(self._fdt_bytes, MOST_FDT):
+        if nbytes > min(self._fdt_bytes, self.most_fdt):
             raise errors.FormatError(
-                f"{what}: a devicetree of {nbytes} bytes, with which there are more than the "
-                f"{min(self.most_fdt_bytes, MOST_FDT)} that an image of this size can plausibly hold"
+                f"{what}: a devicetree of {nbytes} bytes: that, or all of them together, is more than an image of this "
+                f"size can plausibly hold ({self.most_fdt} each)"
             )
         self._fdt_bytes -= nbytes
 

@@ -38,7 +38,7 @@ impl Room {
 
     /// Items that each become several objects of Python: sessions, files, regions.
     pub const fn objects(self) -> u64 {
-        (16 * KIB).saturating_add(self.held / 1024)
+        (8 * KIB).saturating_add(self.held / 2048)
     }
 
     /// Runs of folios in a map.
