@@ -5,6 +5,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 CAPTURE := tests/data/linux-6.18.15-x86_64/handover.elf
 FUZZ_SECONDS ?= 60
+# Of a long attack: seconds for each law of tests/attack, and for each fuzz target.
+ATTACK_SECONDS ?= 60
+ATTACK_FUZZ_SECONDS ?= 30
 # What the installed wheel must pass: every test, but for those that take long and have passed with the same code.
 WHEEL_TESTS ?= -k 'not (terabyte or fleet or crash or examples or docs)'
 
@@ -20,7 +23,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -path rust/fuzz -prune -
 PYTHON_SOURCES := $(shell find python -name '*.py' -o -name '*.pyi' -o -name py.typed)
 
 .NOTPARALLEL:
-.PHONY: help run test check fmt clippy ruff mypy stubtest test-rust test-python test-debug test-v3 wheel wheel-check bench guard charts fuzz docs format clean need need-test
+.PHONY: help run test check fmt clippy ruff mypy stubtest test-rust test-python test-debug test-v3 wheel wheel-check bench guard charts fuzz attack docs format clean need need-test
 
 help:
 	@echo 'make run     build kho, show what a real Linux kernel handed over, then hand memory over and take it back'
@@ -32,6 +35,7 @@ help:
 	@echo 'make guard   whether the hot paths still take as many instructions as they did'
 	@echo 'make charts  docs/charts: overhead by density, time by size; two minutes, 1.2 GiB'
 	@echo 'make fuzz    hostile input for FUZZ_SECONDS=$(FUZZ_SECONDS) a target'
+	@echo 'make attack  laws over hostile input, and every fuzz target: ten minutes, from a new ATTACK_SEED'
 	@echo 'make wheel   dist/: the source distribution, and a wheel built from it'
 	@echo 'make clean   remove everything that was built'
 	@echo
@@ -144,6 +148,11 @@ charts: $(VENV)/.stamp-dev $(VENV)/.stamp-kho
 
 fuzz: need $(VENV)/.stamp-dev
 	PYTHON=$(PY) rust/fuzz/run $(FUZZ_SECONDS)
+
+attack: need $(VENV)/.stamp-dev $(VENV)/.stamp-kho
+	@seed=$${ATTACK_SEED:-$$(date +%s)}; echo "ATTACK_SEED=$$seed ATTACK_SECONDS=$(ATTACK_SECONDS)"; \
+	ATTACK_SEED=$$seed ATTACK_SECONDS=$(ATTACK_SECONDS) $(PY) -m pytest --benchmark-skip tests/attack
+	PYTHON=$(PY) rust/fuzz/run $(ATTACK_FUZZ_SECONDS)
 
 docs: $(VENV)/.stamp-dev $(VENV)/.stamp-kho
 	$(PY) scripts/docs.py

@@ -777,6 +777,25 @@ class Incoming:
     def read(self, phys: int, n: int) -> bytes:
         """Copy `n` bytes of the memory. Raises: OutsideMemoryError."""
 
+    def preserves(self, phys: int, order: int) -> bool:
+        """Say whether the folio of this order at `phys` was preserved."""
+
+    def order_at(self, phys: int) -> int | None:
+        """Give the order of the largest preserved folio that begins at `phys`; None without one."""
+
+    def next_to_read(self, phys: int, nbytes: int) -> tuple[int, int] | None:
+        """Find what may read as something other than zeros, or not at all, in `nbytes` from `phys`: (phys, size)."""
+
+    def has(self, phys: int, nbytes: int) -> bool:
+        """Say whether `nbytes` from `phys` are in this memory."""
+
+    def room(self, what: str) -> int:
+        """Give a limit that goes with the bytes of the files that are read, not with what their headers claim.
+
+        Args: what: `held` (the bytes of the files), `items` (of a list or report), `objects` (sessions, files,
+            regions), `fdt_bytes` (of devicetrees of subtrees), `contents` (bytes of contents worth reading).
+        """
+
     def unrestored(self) -> FolioArray:
         """List the folios nobody restored."""
 
@@ -925,9 +944,10 @@ class Vmalloc:
     def __new__(cls, inc: Incoming, descriptor: bytes, owner: int | None = None) -> Vmalloc:
         """Follow the list that a `struct kho_vmalloc` describes.
 
-        Args: descriptor: the 16 bytes of the struct. owner: an address that tells lists apart; a chunk that was read
-            for another owner is refused, since no two lists share one.
-        Raises: FormatError for a chunk that is unaligned, outside memory, cyclic or shared; ParameterError.
+        Args: descriptor: the 16 bytes of the struct. owner: an address that tells lists apart; a chunk or block that
+            was read for another owner is refused, since no two lists share one.
+        Raises: FormatError for a chunk that is unaligned, outside memory, cyclic or shared, and for more blocks than an
+            image of this size has room for; ParameterError.
         """
 
     @property
@@ -948,6 +968,10 @@ class Vmalloc:
     def nr_pages(self) -> int: ...
     @property
     def nbytes(self) -> int: ...
+    @property
+    def nr_blocks(self) -> int:
+        """How many `blocks` there are."""
+
     @property
     def chunks(self) -> list[int]:
         """Addresses of the pages that hold the list."""
@@ -984,7 +1008,14 @@ class Memfd:
     def flags(self) -> int: ...
     @property
     def nr_folios(self) -> int:
-        """Folios the structure says there are; `len(folios)` is what the list holds."""
+        """Folios the structure says there are; `nr_listed` is what the list holds."""
+
+    @property
+    def nr_listed(self) -> int:
+        """Folios that the list holds: `len(folios)`, without making them."""
+
+    def memory_runs(self, most: int) -> builtins.list[tuple[int, int]]:
+        """Give the folios' memory by address as `(phys, nbytes)`, neighbors joined; at most `most` of these runs."""
 
     @property
     def folios(self) -> builtins.list[MemfdFolio]: ...
@@ -993,6 +1024,17 @@ class Memfd:
     @property
     def extents(self) -> builtins.list[tuple[int, int, int]]:
         """`(offset, phys, nbytes)` of what is data, by offset; the rest of the file is zeros."""
+
+    @property
+    def data(self) -> RunArray:
+        """`(offset, nbytes)` of what is data, by offset, neighbors joined."""
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of the file that are data."""
+
+    def next_to_read(self, offset: int, end: int) -> tuple[int, int] | None:
+        """Find what may read as something other than zeros, or not at all, in `offset` to `end`: (offset, nbytes)."""
 
     def read(self, n: int | None = None, offset: int = 0) -> bytes:
         """Copy `n` bytes from `offset`, fewer at the end; all that follow without `n`. Raises: OutsideMemoryError."""
@@ -1081,6 +1123,9 @@ class FdtNode:
     @property
     def raw_properties(self) -> list[tuple[builtins.str | None, int, bytes]]:
         """Every property in order: name (None if it is not there to read), its offset in the strings, value."""
+
+    def some_properties(self, first: int, most: int) -> list[tuple[str | None, int, bytes]]:
+        """Give at most `most` of `raw_properties`, from number `first` on."""
 
     def u32(self, name: builtins.str) -> int:
         """A property of 4 bytes, native-endian. Raises: NotFoundError, FdtError for another length."""
@@ -1272,5 +1317,5 @@ def join_owners(
 
     Args: names: (owner, what). claims: (index of a name, index of the name for an area's own list, memory).
     Returns: `rows`, `unowned`, `unpreserved` (OwnerRows); `shared`: [(phys, nbytes, name, name)]; `totals`: bytes by
-        name; `unowned_bytes`.
+        name; `unowned_bytes`; `more_unpreserved`, `more_shared`: how many of these are not listed.
     """

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import struct
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from . import _kho
-from .errors import OutOfMemoryError, OutsideMemoryError, ParameterError
+from .errors import FormatError, OutOfMemoryError, OutsideMemoryError, ParameterError
 from .image import Image, Part, clipped, merged
 from .outgoing import Outgoing
 from .payload import subtree
@@ -55,11 +55,13 @@ def convert(inc: _kho.Incoming, abi: str, *, bitmap_bytes: int | None = None) ->
     the gaps between its runs, smallest first. What the subtrees hold is not touched: it is for who wrote it.
 
     Args: abi: the `compatible` to write. bitmap_bytes: of kho-v1; the source's by default, else a page.
-    Raises: UnsupportedAbiError; OutsideMemoryError if preserved pages are missing; PageStateError for preserved memory
-        where no kernel has any, in scratch or on page 0; ParameterError.
+    Raises: UnsupportedAbiError; OutsideMemoryError if preserved pages are missing; FormatError for more pieces of
+        memory than an image of its size can hold; PageStateError for preserved memory where no kernel has any, in
+        scratch or on page 0; ParameterError.
     """
     if inc.pages_outside:
         raise OutsideMemoryError(f"{inc.pages_outside} preserved pages are not in this memory")
+    _check_runs(inc)
     if abi == "kho-v1" and bitmap_bytes is None:
         bitmap_bytes = inc.bitmap_bytes
     page = inc.page_size
@@ -75,6 +77,21 @@ def convert(inc: _kho.Incoming, abi: str, *, bitmap_bytes: int | None = None) ->
             spare = max(16, spare * 4)
         else:
             return Converted(inc, out, Image(inc).machine)
+
+
+def _check_runs(inc: _kho.Incoming) -> None:
+    """Check that what is preserved is in no more pieces than an image of this size can plausibly hold.
+
+    Raises: FormatError.
+    """
+    most = inc.room("items")
+    runs = inc.tracker().extents()
+    pieces = (block for pfn, n in runs for block in aligned_blocks(pfn, pfn + n))
+    if len(runs) > most or sum(1 for _ in islice(pieces, 2 * most + 1)) > 2 * most:
+        raise FormatError(
+            f"map at {inc.preserved_memory_map:#x}: preserved memory in more than {most} pieces, which an image of "
+            "this size cannot plausibly hold"
+        )
 
 
 def _gaps(known: list[tuple[int, int]], nbytes: int) -> list[tuple[int, int]]:
@@ -129,7 +146,7 @@ def _take(arena: _kho.Arena, start: int, end: int) -> None:
 
 def _size(inc: _kho.Incoming, name: str, kept: _kho.Tracker) -> int:
     """Give a blob's size: what the handover says, else what its decoder reads, else up to the end of its folio."""
-    sub = inc.subtrees[name]
+    sub = inc.retrieve_subtree(name)
     if sub.size is not None:
         return sub.size
     layout = getattr(subtree(inc, name), "LAYOUT", None)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from heapq import merge
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 from . import errors
@@ -37,6 +39,9 @@ class FolioChange:
     """In pages of `Diff.page_size`."""
     only_a: list[Extent]
     only_b: list[Extent]
+    more_a: int = 0
+    """Folios only A preserves that `only_a` does not list: in more places than an image of its size plausibly has."""
+    more_b: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,12 @@ class Diff:
 
     def as_dict(self) -> dict[str, Any]:
         """Give it as data for JSON."""
-        return {"different": bool(self), **asdict(self)}
+        data = asdict(self)
+        for change in data["folios"]:
+            for side in ("more_a", "more_b"):
+                if not change[side]:
+                    del change[side]
+        return {"different": bool(self), **data}
 
 
 def diff(a: Incoming, b: Incoming, *, progress: Callable[[int], object] | None = None) -> Diff:
@@ -125,9 +135,21 @@ def diff(a: Incoming, b: Incoming, *, progress: Callable[[int], object] | None =
 
 def _folios(a: Incoming, b: Incoming, page: int) -> list[FolioChange]:
     in_a, in_b = _tracker(a, page), _tracker(b, page)
-    only_a, only_b = extents_of(in_a - in_b), extents_of(in_b - in_a)
-    orders = sorted(only_a.keys() | only_b.keys())
-    return [FolioChange(order, only_a.get(order, []), only_b.get(order, [])) for order in orders]
+    sides = []
+    for only, inc in ((in_a - in_b, a), (in_b - in_a, b)):
+        listed = _extents_of(only, inc.room("items"))
+        sides.append((listed, {order: row["folios"] for order, row in only.stats().items() if row["folios"]}))
+    (only_a, all_a), (only_b, all_b) = sides
+
+    def more(order: int, listed: dict[int, list[Extent]], counts: dict[int, int]) -> int:
+        return counts.get(order, 0) - sum(extent.folios for extent in listed.get(order, []))
+
+    return [
+        FolioChange(
+            order, only_a.get(order, []), only_b.get(order, []), more(order, only_a, all_a), more(order, only_b, all_b)
+        )
+        for order in sorted(all_a.keys() | all_b.keys())
+    ]
 
 
 def _tracker(inc: Incoming, page: int) -> Tracker:
@@ -144,13 +166,20 @@ def _tracker(inc: Incoming, page: int) -> Tracker:
 
 
 def extents_of(tracker: Tracker) -> dict[int, list[Extent]]:
-    """Join neighbours of one order: order to extents by address."""
+    """Join neighbors of one order: order to extents by address."""
+    return _extents_of(tracker, None)
+
+
+def _extents_of(tracker: Tracker, most: int | None) -> dict[int, list[Extent]]:
+    """As `extents_of`, of `most` extents in all."""
     found = {}
+    left = most
     for order, row in tracker.stats().items():
         size = tracker.page_size << order
         if row["folios"]:
             runs = tracker.runs(order)
-            found[order] = [Extent(pfn * tracker.page_size, folios * size, folios) for pfn, folios in runs]
+            found[order] = [Extent(pfn * tracker.page_size, n * size, n) for pfn, n in islice(runs, left)]
+            left = None if left is None else left - len(found[order])
     return found
 
 
@@ -284,9 +313,9 @@ def _contents(
 
 
 def _union(a: Content, b: Content, limit: int) -> Iterator[tuple[int, int]]:
-    """Yield where either has data, as (start, end), disjoint and below `limit`."""
+    """Yield where either has something other than zeros, as (start, end), disjoint and below `limit`."""
     start = end = 0
-    for offset, nbytes in sorted([*a.data, *b.data]):
+    for offset, nbytes in merge(a.present(), b.present()):
         stop = min(offset + nbytes, limit)
         if offset > end:
             if start < end:

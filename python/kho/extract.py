@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
 
 from . import errors, jsontext
 from ._kho import Incoming, Memfd
-from .payload import MemfdFile, Payload, Raw
+from .payload import MemfdFile, Payload, Raw, Region
 from .payload.luo import FileEntry, Session
 
 __all__ = [
@@ -46,7 +46,6 @@ __all__ = [
 
 WINDOW = 4 << 20
 """Bytes read at a time."""
-MAX_ORDER = 36
 _ZEROS = bytes(1 << 20)
 _parts = itertools.count()
 
@@ -73,19 +72,33 @@ class Content:
     what: str
     """Whose they are, for people."""
     size: int
-    data: list[tuple[int, int]]
-    """`(offset, nbytes)`, by offset, disjoint; the rest is holes."""
+    data: Iterable[tuple[int, int]]
+    """`(offset, nbytes)`, by offset, disjoint, to be iterated over any number of times; the rest is holes."""
     read: Callable[[int, int], bytes]
     """`read(n, offset)`."""
+    next_to_read: Callable[[int, int], tuple[int, int] | None] | None = None
+    """`next_to_read(offset, end)`: the first `(offset, nbytes)` in between that does not read as zeros for certain, if
+    that can be told without reading: an image may claim terabytes that it does not hold."""
 
     @property
     def data_bytes(self) -> int:
         """Bytes that are not holes."""
         return sum(nbytes for _, nbytes in self.data)
 
-    def windows(self) -> Iterator[tuple[int, bytes]]:
-        """Read the data, `(offset, bytes)` by offset. Raises: OutsideMemoryError."""
+    def present(self) -> Iterator[tuple[int, int]]:
+        """Give what of the data is more than zeros, as far as that is known without reading it."""
         for start, nbytes in self.data:
+            if self.next_to_read is None:
+                yield start, nbytes
+                continue
+            at, end = start, start + nbytes
+            while at < end and (found := self.next_to_read(at, end)):
+                yield found
+                at = sum(found)
+
+    def windows(self) -> Iterator[tuple[int, bytes]]:
+        """Read the data, `(offset, bytes)` by offset; what is not given is zeros. Raises: OutsideMemoryError."""
+        for start, nbytes in self.present():
             for offset in range(start, start + nbytes, WINDOW):
                 yield offset, self.read(min(WINDOW, start + nbytes - offset), offset)
 
@@ -93,26 +106,29 @@ class Content:
 class Allowance:
     """How much a handover can be worth reading.
 
-    Nothing a kernel preserved is in two files, so the contents come to what is preserved; an image made to harm lists
-    one folio in many files, or files of 2^63 zeros. One allowance serves one run over a handover, which may read each
-    content up to four times.
+    Nothing a kernel preserved is in two files, so the contents come to what the image holds; an image made to harm
+    lists one folio in many files, or files of 2^63 zeros. One allowance serves one run over a handover, which may read
+    each content up to twice.
     """
 
-    SLACK = 64 << 20
     ZEROS = 1 << 30
 
     def __init__(self, inc: Incoming | None = None) -> None:
-        here = 0 if inc is None else max(inc.preserved_bytes - inc.pages_outside * inc.page_size, 0)
-        self.data = None if inc is None else 4 * here + self.SLACK
-        self.zeros = 4 * here + self.ZEROS
+        self.data = None if inc is None else 2 * inc.room("contents")
+        self.zeros = self.ZEROS + (0 if inc is None else 32 * inc.room("held"))
+        self.pieces = None if inc is None else 2 * inc.room("items")
 
     def take_data(self, content: Content) -> None:
         """Use up what the contents hold. Raises: FormatError once that is more than there can be."""
-        if self.data is None:
+        if self.data is None or self.pieces is None:
             return
-        self.data -= content.data_bytes
-        if self.data < 0:
-            raise errors.FormatError(f"{content.what}: with it, contents are more than is preserved")
+        for _, nbytes in content.present():
+            self.data -= nbytes
+            self.pieces -= 1
+            if self.data < 0:
+                raise errors.FormatError(f"{content.what}: with it, contents are more than is preserved")
+            if self.pieces < 0:
+                raise errors.FormatError(f"{content.what}: in more pieces than the image can plausibly hold")
 
     def take_zeros(self, nbytes: int) -> bool:
         """Use up zeros to be hashed or written out; False once there are more than that is worth."""
@@ -128,26 +144,31 @@ def content_of(thing: Memfd | Readable, what: str | None = None) -> Content:
         what, thing = what or thing.blob.owner, thing.memfd
     if isinstance(thing, Memfd):
         memfd = thing
-        extents = [(offset, nbytes) for offset, _, nbytes in memfd.extents]
-        return Content(what or f"memfd at {memfd.phys:#x}", memfd.size, _joined(extents), memfd.read)
+        return Content(what or f"memfd at {memfd.phys:#x}", memfd.size, memfd.data, memfd.read, memfd.next_to_read)
+    if isinstance(thing, Region):
+        return memory_content(thing.inc, what or thing.name, thing.start, thing.size)
     if what is None:
         what = thing.blob.owner if isinstance(thing, Payload) else str(getattr(thing, "name", "contents"))
     return Content(what, thing.size, [(0, thing.size)] if thing.size else [], thing.read)
 
 
-def _joined(extents: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Make one of neighbours: a file of single pages is then read in windows."""
-    joined: list[tuple[int, int]] = []
-    for offset, nbytes in extents:
-        if joined and sum(joined[-1]) == offset:
-            joined[-1] = (joined[-1][0], joined[-1][1] + nbytes)
-        else:
-            joined.append((offset, nbytes))
-    return joined
+def memory_content(inc: Incoming, what: str, phys: int, size: int) -> Content:
+    """Give `size` bytes of memory at `phys` as contents."""
 
+    def check() -> None:
+        if not inc.has(phys, size):
+            inc.read(phys, size)  # raises OutsideMemoryError before it allocates anything
 
-def _range(inc: Incoming, what: str, phys: int, size: int) -> Content:
-    return Content(what, size, [(0, size)] if size else [], lambda n, offset: inc.read(phys + offset, n))
+    def read(n: int, offset: int) -> bytes:
+        check()
+        return inc.read(phys + offset, n)
+
+    def next_to_read(offset: int, end: int) -> tuple[int, int] | None:
+        check()
+        found = inc.next_to_read(phys + offset, end - offset)
+        return None if found is None else (found[0] - phys, found[1])
+
+    return Content(what, size, [(0, size)] if size else [], read, next_to_read)
 
 
 class _Digest:
@@ -254,7 +275,7 @@ def save(
         raise errors.SourceError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
         part.unlink(missing_ok=True)
-    return Saved(target, content.size, done, digest.hexdigest())
+    return Saved(target, content.size, content.data_bytes, digest.hexdigest())
 
 
 def _refuse(target: Path, *, force: bool) -> None:
@@ -274,10 +295,9 @@ def stream(
     """
     allowance = allowance or Allowance()
     allowance.take_data(content)
-    if not allowance.take_zeros(content.size - content.data_bytes):
-        raise errors.FormatError(
-            f"{content.what}: {content.size - content.data_bytes} bytes of holes; write it to a file"
-        )
+    zeros_left = content.size - sum(nbytes for _, nbytes in content.present())
+    if not allowance.take_zeros(zeros_left):
+        raise errors.FormatError(f"{content.what}: {zeros_left} bytes of holes; write it to a file")
     digest = hashlib.sha256()
     at = 0
 
@@ -341,12 +361,14 @@ def safe_name(name: str) -> str:
 
 def subtree(inc: Incoming, name: str) -> Item:
     """Find a subtree's blob. Raises: NotFoundError naming those there are; FormatError for a malformed node."""
-    if name not in inc.subtrees and name not in inc.malformed_subtrees:
-        raise errors.NotFoundError(f"subtree {name!r}: not there; there are {_listed(inc.subtrees)}")
-    found = inc.retrieve_subtree(name)
+    try:
+        found = inc.retrieve_subtree(name)
+    except errors.NotFoundError:
+        raise errors.NotFoundError(f"subtree {name!r}: not there; there are {_listed(inc.subtrees)}") from None
     if found.size is None:
         return Item("subtree", name, found.phys, None, None, "its size is not known")
-    return Item("subtree", name, found.phys, found.size, _range(inc, f"subtree {name}", found.phys, found.size))
+    content = memory_content(inc, f"subtree {name}", found.phys, found.size)
+    return Item("subtree", name, found.phys, found.size, content)
 
 
 def region(inc: Incoming, name: str) -> Item:
@@ -360,14 +382,12 @@ def region(inc: Incoming, name: str) -> Item:
 
 def folio(inc: Incoming, phys: int) -> Item:
     """Find the preserved folio whose head is at `phys`; of several, the largest. Raises: NotFoundError."""
-    page, tracker = inc.page_size, inc.tracker()
-    pfn = phys // page
-    orders = [order for order in range(MAX_ORDER + 1) if pfn % (1 << order) == 0 and (pfn, order) in tracker]
-    if phys % page or not orders:
+    order = inc.order_at(phys)
+    if order is None:
         raise errors.NotFoundError(f"{phys:#x}: no preserved folio begins there")
-    size = page << orders[-1]
-    content = _range(inc, f"folio at {phys:#x}", phys, size)
-    return Item("folio", f"{phys:#x}", phys, size, content, facts={"order": orders[-1]})
+    size = inc.page_size << order
+    content = memory_content(inc, f"folio at {phys:#x}", phys, size)
+    return Item("folio", f"{phys:#x}", phys, size, content, facts={"order": order})
 
 
 def file(inc: Incoming, session: str, token: int) -> Item:
@@ -411,8 +431,8 @@ def items(inc: Incoming) -> Iterator[Item]:
     for name, why in inc.malformed_subtrees.items():
         yield Item("subtree", name, None, None, None, why)
     try:
-        for name in inc.reserve_mem:
-            yield region(inc, name)
+        for name, found in inc.reserve_mem.items():
+            yield Item("reserve_mem", name, found.start, found.size, content_of(found, f"reserve_mem {name}"))
     except errors.KhoError as error:
         yield Item("reserve_mem", "memblock", None, None, None, str(error))
     try:
@@ -477,7 +497,9 @@ def save_all(
             "entries": entries,
         }
         _refuse(root / "manifest.json", force=force)
-        (root / "manifest.json").write_text(jsontext.dumps(manifest, indent=2, default=str) + "\n")
+        with (root / "manifest.json").open("w") as file:
+            file.writelines(jsontext.pieces(manifest))
+            file.write("\n")
     except errors.KhoError:
         raise
     except OSError as error:

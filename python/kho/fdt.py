@@ -6,11 +6,13 @@ in native byte order, while the format's own words are big-endian, as are the va
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import struct
 from collections.abc import Iterator
 from itertools import pairwise
+from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -20,6 +22,8 @@ from kho._kho import FdtPlaceholder as Placeholder
 from kho._kho import FdtWriter as Writer
 
 from .errors import FdtError, ParameterError, SourceError
+from .jsontext import exact
+from .payload.base import MOST_FDT
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -84,7 +88,12 @@ DTS_HEAD = {
     "cells": "Not one of KHO's own trees: numbers are big-endian cells, as dtc shows them.",
 }
 ESCAPES = {7: "\\a", 8: "\\b", 9: "\\t", 10: "\\n", 11: "\\v", 12: "\\f", 13: "\\r", 0x22: '\\"', 0x5C: "\\\\"}
+MOST_TEXT = 64 << 10
+"""Bytes of a property that is shown as text; longer ones are bytes."""
 _VMALLOC = struct.Struct("<QIHH")
+
+Prop = tuple[str | None, int, bytes]
+"""A property: name, None if it is cut off; its offset in the strings; value."""
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Fdt, FdtError | None] | None:
@@ -98,7 +107,10 @@ def load(path: str | os.PathLike[str]) -> tuple[Fdt, FdtError | None] | None:
                 return None
             size = int.from_bytes(file.read(4), "big")
             file.seek(0)
-            return Fdt.partial(file.read(size))
+            raw = file.read(min(size, MOST_FDT + 1))
+            if len(raw) > MOST_FDT:
+                raise FdtError(f"{os.fspath(path)}: a devicetree of {size} bytes: no kernel takes more than {MOST_FDT}")
+            return Fdt.partial(raw)
     except OSError as error:
         raise SourceError(f"{os.fspath(path)}: {error.strerror or error}") from error
 
@@ -108,7 +120,7 @@ def numbers_of(fdt: Fdt) -> Numbers:
 
     The compatible is known by its value where the names are cut off, as Linux 7.x shows its `out/fdt`.
     """
-    texts = (raw for name, _, raw in fdt.root.raw_properties if name in ("compatible", None))
+    texts = (raw for name, _, raw in _properties(fdt.root) if name in ("compatible", None))
     return "native" if any(KHO_TREE.match(raw) and raw.endswith(b"\0") for raw in texts) else "cells"
 
 
@@ -149,7 +161,8 @@ def _cells(raw: bytes) -> dict[str, Any]:
     nuls = raw.count(0)
     if not raw:
         return {"type": "empty", "value": None}
-    if raw.endswith(b"\0") and nuls <= len(raw) - nuls and all(0x20 <= c < 0x7F or 7 <= c <= 13 or not c for c in raw):
+    text = raw.endswith(b"\0") and nuls <= len(raw) - nuls and len(raw) <= MOST_TEXT
+    if text and all(0x20 <= c < 0x7F or 7 <= c <= 13 or not c for c in raw):
         return {"type": "strings", "value": [part.decode("ascii") for part in raw[:-1].split(b"\0")]}
     if len(raw) % 4:
         return {"type": "bytes", "value": raw.hex()}
@@ -164,15 +177,23 @@ def likely_names(fdt: Fdt) -> dict[int, str]:
     """
     raw = bytes(fdt)
     (end,) = struct.unpack_from(">I", raw, 32)  # size_dt_strings
-    offsets = {offset for node in fdt.walk() for name, offset, _ in node.raw_properties if name is None}
+    offsets = {offset for node in fdt.walk() for name, offset, _ in _properties(node) if name is None}
     lengths = {len(name) + 1: name for name in ROOT_NAMES}
     gaps = pairwise([*sorted(offsets), end])
     return {at: lengths[following - at] for at, following in gaps if following - at in lengths}
 
 
+def _properties(node: Node) -> Iterator[Prop]:
+    """Iterate over a node's properties, a few at a time."""
+    first = 0
+    while some := node.some_properties(first, 512):
+        yield from some
+        first += len(some)
+
+
 def _strings(raw: bytes) -> list[str] | None:
     """Read NUL-terminated printable strings, none of them empty; None if it is something else."""
-    if not raw.endswith(b"\0"):
+    if not raw.endswith(b"\0") or len(raw) > MOST_TEXT:
         return None
     parts = raw[:-1].split(b"\0")
     if not all(part and all(0x20 <= byte < 0x7F for byte in part) for part in parts):
@@ -190,26 +211,93 @@ def to_json(fdt: Fdt, *, numbers: Numbers | None = None) -> dict[str, Any]:
     """
 
     def node(it: Node, path: str) -> dict[str, Any]:
-        properties = [prop(path, name, offset, raw) for name, offset, raw in it.raw_properties]
-        children = [node(child, f"{path.rstrip('/')}/{child.name}") for child in it.children]
+        properties = [_as_dict(prop, likely, stored, path) for prop in _properties(it)]
+        children = [node(child, _below(path, child)) for child in it.children]
         return {"name": it.name, "properties": properties, "children": children}
-
-    def prop(path: str, name: str | None, offset: int, raw: bytes) -> dict[str, Any]:
-        guess = {} if name is not None else {"likely_name": likely.get(offset)}
-        found = value_of(name or likely.get(offset), raw, stored, node=path)
-        return {"name": name, **guess, **found, "raw": raw.hex()}
 
     likely = likely_names(fdt)
     stored = numbers_of(fdt) if numbers is None else _known(numbers)
+    return {**_head(fdt, stored), "root": node(fdt.root, "/")}
 
+
+def _head(fdt: Fdt, stored: Numbers) -> dict[str, Any]:
     return {
         "totalsize": fdt.totalsize,
         "version": fdt.version,
         "boot_cpuid": fdt.boot_cpuid,
         "numbers": stored,
         "reservations": [list(entry) for entry in fdt.reservations],
-        "root": node(fdt.root, "/"),
     }
+
+
+def _below(path: str, child: Node) -> str:
+    return f"{path.rstrip('/')}/{child.name}"
+
+
+def _as_dict(prop: Prop, likely: dict[int, str], numbers: Numbers, path: str) -> dict[str, Any]:
+    name, offset, raw = prop
+    guess = {} if name is not None else {"likely_name": likely.get(offset)}
+    return {"name": name, **guess, **value_of(name or likely.get(offset), raw, numbers, node=path), "raw": raw.hex()}
+
+
+def json_text(
+    fdt: Fdt, more: dict[str, Any] | None = None, *, depth: int = 0, numbers: Numbers | None = None
+) -> Iterator[str]:
+    """Write what `to_json` gives as JSON with `kho.jsontext`'s strings, piece by piece: a tree may be large.
+
+    Args: more: what follows the tree. depth: how deep the text is nested in other text. numbers: as of `to_json`.
+    """
+    likely = likely_names(fdt)
+    stored = numbers_of(fdt) if numbers is None else _known(numbers)
+
+    def pad(n: int) -> str:
+        return "\n" + "  " * (depth + n)
+
+    def text(it: str) -> str:
+        return encode_basestring_ascii(it).replace("\x7f", "\\u007f")
+
+    def value(it: Any, n: int) -> str:
+        if isinstance(it, str):
+            return text(it)
+        if isinstance(it, int):
+            return str(it)
+        if isinstance(it, list) and it and isinstance(it[0], str):
+            inner = pad(n + 1)
+            return f"[{inner}{f',{inner}'.join(map(text, it))}{pad(n)}]"
+        return json.dumps(it, indent=2).replace("\n", pad(n))
+
+    def opened(it: Node, path: str, n: int) -> Iterator[str]:
+        yield "{" + pad(n + 1) + f'"name": {text(it.name)},' + pad(n + 1) + '"properties": ['
+        separator = pad(n + 2)
+        for prop in _properties(it):
+            inner = pad(n + 3)
+            items = exact(_as_dict(prop, likely, stored, path)).items()
+            body = ("," + inner).join(f'"{key}": {value(found, n + 3)}' for key, found in items)
+            yield f"{separator}{{{inner}{body}{pad(n + 2)}}}"
+            separator = "," + pad(n + 2)
+        yield ("]" if separator == pad(n + 2) else pad(n + 1) + "]") + "," + pad(n + 1) + '"children": ['
+
+    yield "{"
+    for key, found in exact(_head(fdt, stored)).items():
+        yield pad(1) + f'"{key}": {value(found, 1)},'
+    yield pad(1) + '"root": '
+    yield from opened(fdt.root, "/", 1)
+    # The children that are still to be written of each open node, its path, and whether one was.
+    stack: list[tuple[Iterator[Node], str, bool]] = [(iter(fdt.root.children), "/", False)]
+    while stack:
+        children, path, any_yet = stack.pop()
+        level = 1 + 2 * len(stack)
+        child = next(children, None)
+        if child is None:
+            yield (pad(level + 1) if any_yet else "") + "]" + pad(level) + "}"
+            continue
+        stack.append((children, path, True))
+        yield ("," if any_yet else "") + pad(level + 2)
+        yield from opened(child, _below(path, child), level + 2)
+        stack.append((iter(child.children), _below(path, child), False))
+    for key, found in (more or {}).items():
+        yield "," + pad(1) + f'"{key}": {value(found, 1)}'
+    yield pad(0) + "}"
 
 
 def to_dts(fdt: Fdt, *, comment: str | None = None, numbers: Numbers | None = None) -> str:
@@ -226,14 +314,32 @@ def to_dts(fdt: Fdt, *, comment: str | None = None, numbers: Numbers | None = No
     Raises: NotFoundError if a partial read did not come as far as the root.
 
     """
+    return "\n".join(dts_lines(fdt, comment=comment, numbers=numbers)) + "\n"
+
+
+def dts_lines(fdt: Fdt, *, comment: str | None = None, numbers: Numbers | None = None) -> Iterator[str]:
+    """Write what `to_dts` gives, line by line: a tree may be large. Raises: as `to_dts`."""
     stored = numbers_of(fdt) if numbers is None else _known(numbers)
-    lines = ["/dts-v1/;", f"// {DTS_HEAD[stored]}"]
+    yield "/dts-v1/;"
+    yield f"// {DTS_HEAD[stored]}"
     if comment:
-        lines.append(f"// {_one_line(comment)}")
-    lines += [f"/memreserve/ {address:#018x} {size:#018x};" for address, size in fdt.reservations]
-    lines.append("")
-    lines.extend(_node_lines(fdt.root, "/", likely_names(fdt), stored))
-    return "\n".join(lines) + "\n"
+        yield f"// {_one_line(comment)}"
+    for address, size in fdt.reservations:
+        yield f"/memreserve/ {address:#018x} {size:#018x};"
+    yield ""
+    likely = likely_names(fdt)
+    yield from _opened(fdt.root, "/", 0, likely, stored)
+    stack = [(iter(fdt.root.children), "/")]
+    while stack:
+        children, path = stack[-1]
+        child = next(children, None)
+        if child is None:
+            stack.pop()
+            yield "\t" * len(stack) + "};"
+            continue
+        yield ""
+        yield from _opened(child, _below(path, child), len(stack), likely, stored)
+        stack.append((iter(child.children), _below(path, child)))
 
 
 def _known(numbers: Numbers) -> Numbers:
@@ -243,16 +349,13 @@ def _known(numbers: Numbers) -> Numbers:
     return numbers
 
 
-def _node_lines(node: Node, path: str, likely: dict[int, str], numbers: Numbers, depth: int = 0) -> Iterator[str]:
+def _opened(node: Node, path: str, depth: int, likely: dict[int, str], numbers: Numbers) -> Iterator[str]:
+    """Write the head of a node and its properties."""
     indent = "\t" * depth
     yield f"{indent}{_name(node.name) if depth else '/'} {{{_was(node.name)}"
-    for name, offset, raw in node.raw_properties:
+    for name, offset, raw in _properties(node):
         found = value_of(name or likely.get(offset), raw, numbers, node=path)
         yield f"{indent}\t{_property(name, likely.get(offset), offset, raw, found)}"
-    for child in node.children:
-        yield ""
-        yield from _node_lines(child, f"{path.rstrip('/')}/{child.name}", likely, numbers, depth + 1)
-    yield f"{indent}}};"
 
 
 def _property(name: str | None, likely: str | None, offset: int, raw: bytes, found: dict[str, Any]) -> str:

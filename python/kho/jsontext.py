@@ -7,10 +7,10 @@ bits, and an image may claim any address.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["dumps", "exact"]
+__all__ = ["dumps", "exact", "pieces"]
 
 MOST = 1 << 53
 """Integers up to this are exact as doubles."""
@@ -50,6 +50,44 @@ def dumps(data: Any, *, indent: int | None = None, default: Any = None, hexed: b
     """
     # Outside of strings there is no 0x7f.
     return json.dumps(exact(data) if hexed else data, indent=indent, default=default).replace("\x7f", "\\u007f")
+
+
+def pieces(data: Any, *, hexed: bool = True) -> Iterator[str]:
+    """Write what `dumps(data, indent=2)` writes, piece by piece; an iterator in it is a list, taken as it is written.
+
+    The closing brace of the outermost object is the last piece, with the line end before it.
+    """
+    yield from _pieces(data, 0, hexed)
+
+
+def _pieces(it: Any, depth: int, hexed: bool) -> Iterator[str]:
+    pad = "\n" + "  " * depth
+    inner = pad + "  "
+    if isinstance(it, Mapping) and it:
+        separator = "{" + inner
+        for key, value in it.items():
+            # The value of one member alone decides on its sibling, so that what is lazy stays so.
+            small = not isinstance(value, Iterator | Mapping) or key in MAPS
+            for name, each in exact({key: value}).items() if hexed and small else ((key, value),):
+                yield f"{separator}{dumps(name)}: "
+                yield from _pieces(each, depth + 1, hexed)
+                separator = "," + inner
+        yield pad + "}"
+    elif isinstance(it, Iterator):
+        separator = "[" + inner
+        for item in it:
+            yield separator + dumps(item, indent=2, hexed=hexed).replace("\n", inner)
+            separator = "," + inner
+        yield "[]" if separator.startswith("[") else pad + "]"
+    elif isinstance(it, list | tuple) and it:
+        separator = "[" + inner
+        for item in it:
+            yield separator
+            yield from _pieces(item, depth + 1, hexed)
+            separator = "," + inner
+        yield pad + "]"
+    else:
+        yield dumps(it, hexed=hexed)
 
 
 def _beyond(value: Any) -> bool:

@@ -11,10 +11,11 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from . import errors
-from ._kho import Incoming, Memfd, Tracker, Vmalloc
+from ._kho import Incoming, Memfd, Vmalloc
 from .payload import Owned
 
 __all__ = ["KINDS", "Cell", "Gap", "MemoryMap", "Row", "Span", "build", "spans_of"]
@@ -29,6 +30,8 @@ KINDS = {
 }
 """What memory can be, with a name for people."""
 TOP = 1 << 64
+MOST_ROWS = 2048
+"""Rows of a map; each has up to `columns` cells."""
 Interval = tuple[int, int]
 """(start, end), end not included."""
 
@@ -133,7 +136,10 @@ def merged(intervals: Iterable[Interval]) -> list[Interval]:
 
 def without(intervals: Iterable[Interval], others: Sequence[Interval]) -> list[Interval]:
     """Give what of `intervals` is not in `others`; both as from `merged`."""
-    found: list[Interval] = []
+    return list(_without(intervals, others))
+
+
+def _without(intervals: Iterable[Interval], others: Sequence[Interval]) -> Iterator[Interval]:
     at = 0
     for start, end in intervals:
         while at < len(others) and others[at][1] <= start:
@@ -141,12 +147,11 @@ def without(intervals: Iterable[Interval], others: Sequence[Interval]) -> list[I
         i = at
         while i < len(others) and others[i][0] < end:
             if others[i][0] > start:
-                found.append((start, others[i][0]))
+                yield start, others[i][0]
             start = max(start, others[i][1])
             i += 1
         if start < end:
-            found.append((start, end))
-    return found
+            yield start, end
 
 
 # Who has what
@@ -159,6 +164,7 @@ def spans_of(inc: Incoming) -> list[Span]:
     what is preserved and nobody accounts for. Payloads that cannot be decoded account for nothing.
     """
     page = inc.page_size
+    room = left = inc.room("items")
     found: dict[tuple[str, str], list[Interval]] = defaultdict(list)
 
     def add(kind: str, owner: str, phys: int, nbytes: int) -> None:
@@ -166,43 +172,56 @@ def spans_of(inc: Incoming) -> list[Span]:
             found[kind, owner].append((phys - phys % page, min(-(-(phys + nbytes) // page) * page, TOP)))
 
     add("metadata", "root FDT", inc.fdt_phys, page)
-    tracker = inc.tracker()
     for name, blob in inc.subtrees.items():
-        add("metadata", f"subtree {name}", blob.phys, max(blob.size or page, _folio_bytes(tracker, blob.phys)))
+        order = inc.order_at(blob.phys // page * page)
+        add("metadata", f"subtree {name}", blob.phys, max(blob.size or page, 0 if order is None else page << order))
     for payload in inc.payloads.values():
         try:
             for owned in payload.owned():
-                for phys, nbytes in _memory(owned, page):
+                for phys, nbytes in islice(_memory(owned, page, room), max(left, 0)):
+                    left -= 1
                     add(_kind(owned), owned.owner, phys, nbytes)
         except errors.KhoError:
             continue  # what it does not account for shows as nobody's
     for i, (phys, nbytes) in enumerate(inc.scratch or []):
         add("scratch", "scratch, " + (("low memory", "global")[i] if i < 2 else f"node {i - 2}"), phys, nbytes)
+    _count_once(found, page)
     spans = [Span(kind, owner, merged(intervals)) for (kind, owner), intervals in found.items()]
 
-    preserved = [(pfn * page, (pfn + pages) * page) for pfn, pages in tracker.extents()]
     claimed = merged(interval for span in spans if span.kind != "scratch" for interval in span.intervals)
-    rest = without(preserved, claimed)
+    preserved = ((pfn * page, (pfn + pages) * page) for pfn, pages in inc.tracker().extents())
+    rest = list(islice(_without(preserved, claimed), room))
     if rest:
         spans.append(Span("unclaimed", "nobody", rest))
     return sorted((span for span in spans if span.intervals), key=lambda span: span.intervals[0])
 
 
-def _folio_bytes(tracker: Tracker, phys: int) -> int:
-    """Give the size of the largest folio preserved at `phys`; 0 without one."""
-    page = tracker.page_size
-    pfn = phys // page
-    return max((page << order for order in range(37) if pfn % (1 << order) == 0 and (pfn, order) in tracker), default=0)
+def _count_once(found: dict[tuple[str, str], list[Interval]], page: int) -> None:
+    """Take away from each interval of more than a page what an earlier one, by address, has already.
+
+    Structures may share a page, but no kernel hands over a larger range twice; an image that lists one range for many
+    owners would be drawn as many times.
+    """
+    reach = 0
+    kept: dict[tuple[str, str], list[Interval]] = {owner: [] for owner in found}
+    every = [(start, end, owner) for owner, some in found.items() if owner[0] != "scratch" for start, end in some]
+    every.sort(key=lambda interval: interval[:2])
+    for start, end, owner in every:
+        first = start if end - start <= page else max(start, min(reach, end))
+        if first < end:
+            kept[owner].append((first, end))
+        reach = max(reach, end)
+    found.update((owner, some) for owner, some in kept.items() if owner[0] != "scratch")
 
 
-def _memory(owned: Owned, page: int) -> Iterator[tuple[int, int]]:
+def _memory(owned: Owned, page: int, room: int) -> Iterator[tuple[int, int]]:
     """Yield what memory an account names, as (phys, nbytes)."""
     memory = owned.memory
     if isinstance(memory, Vmalloc):
         yield from ((chunk, page) for chunk in memory.chunks)
         yield from ((block, page << memory.order) for block in memory.blocks)
     elif isinstance(memory, Memfd):
-        yield from ((folio.phys, page << folio.order) for folio in memory.folios)
+        yield from memory.memory_runs(room)
     else:
         yield memory
 
@@ -247,6 +266,8 @@ def build(
     while row_bytes is None and len(indices) > max(rows, 1) and size < TOP:
         size *= 2
         indices = sorted({index >> 1 for index in indices})
+    if len(indices) > MOST_ROWS:
+        raise errors.ParameterError(f"row_bytes {row_bytes}: {len(indices)} rows, where {MOST_ROWS} can be drawn")
     ram = None if ranges is None else merged((phys, phys + nbytes) for phys, nbytes in ranges)
     drawn = _rows(spans, ram, indices, size, size // columns)
     return MemoryMap(inc.page_size, size, size // columns, _with_gaps(drawn, spans, ram, size), spans)

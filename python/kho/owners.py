@@ -79,6 +79,10 @@ class Owners:
     """Bytes preserved by owner, the largest first; `unknown` for pages that nobody claims."""
     undecoded: list[str]
     """Payloads that nobody decodes, or whose decoder refused them: unowned pages may be theirs."""
+    more_unpreserved: int = 0
+    """Ranges of `unpreserved` that are not listed: more than an image of this size can plausibly hold."""
+    more_shared: int = 0
+    """As `more_unpreserved`, of `shared`."""
 
     @property
     def why_unowned(self) -> str:
@@ -100,15 +104,14 @@ def claims(inc: Incoming, payloads: Mapping[str, Payload]) -> Iterator[Owned]:
 
 def _handles(inc: Incoming, luo: Luo) -> Iterator[Owned]:
     """Claim what undecoded references point at, if that is a preserved folio's head: else they are no addresses."""
-    tracker, orders = inc.tracker(), list(inc.folios_by_order)
+    orders = list(inc.folios_by_order)
     found = [(f"FLB {flb.name}", flb.data) for flb in luo.flbs]
     for session in luo.all_sessions:
         for entry in session.entries:
             if isinstance(session.files.decode(entry), Raw | Broken):
                 found.append((f"session {session.name}, file {entry.token:#x}", entry.data))
     for owner, phys in found:
-        pfn, inside = divmod(phys, inc.page_size)
-        order = next((o for o in orders if not inside and not pfn % (1 << o) and (pfn, o) in tracker), None)
+        order = next((order for order in orders if inc.preserves(phys, order)), None)
         if order is not None:
             yield Owned(owner, HANDLE, (phys, inc.page_size << order))
 
@@ -154,4 +157,6 @@ def owners(inc: Incoming, payloads: Mapping[str, Payload] | None = None) -> Owne
         shared=[SharedRange(phys, nbytes, names[a], names[b]) for phys, nbytes, a, b in found["shared"]],
         totals={o: n for o, n in sorted(totals.items(), key=lambda item: -item[1]) if n},
         undecoded=list(_undecoded(payloads)),
+        more_unpreserved=found["more_unpreserved"],
+        more_shared=found["more_shared"],
     )

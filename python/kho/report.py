@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from . import errors
 from ._kho import Incoming
-from .extract import Allowance, sha256_of
+from .extract import Allowance, memory_content, sha256_of
 from .payload import Broken, KhoTest, Live, Luo, MemfdFile, Metadata, Payload, Raw, ReserveMem, payloads
 
 __all__ = ["describe"]
@@ -18,11 +20,20 @@ MOST_BYTES = 1 << 30
 """More bytes than this are digested only in full reports."""
 
 
+def lists_folios(inc: Incoming, *, full: bool) -> bool:
+    """Say whether a report lists every folio: if they are few, or in full reports no more than the image can hold.
+
+    Eight folios take a byte of a bitmap, so that a small image can preserve billions.
+    """
+    return inc.nr_folios <= (max(MOST_FOLIOS, inc.room("items")) if full else MOST_FOLIOS)
+
+
 def describe(inc: Incoming, *, full: bool = False) -> dict[str, Any]:
     """Describe a handover: format, map, folios, scratch, and every payload.
 
     Addresses are integers. Lists of more than 65,536 folios and digests of more than 1 GiB are left out unless `full`.
-    What cannot be decoded is described by its error, not raised.
+    Then more folios than an image of this size can plausibly hold are given as runs: `folio_runs`, as
+    [phys, order, number of folios]. What cannot be decoded is described by its error, not raised.
     """
     decoded = payloads(inc)
     report: dict[str, Any] = {
@@ -39,7 +50,7 @@ def describe(inc: Incoming, *, full: bool = False) -> dict[str, Any]:
         "preserved_bytes": inc.preserved_bytes,
         "folios_by_order": {str(order): count for order, count in inc.folios_by_order.items()},
         "pages_outside": inc.pages_outside,
-        "subtrees": {name: _subtree(inc, name, decoded[name], full) for name in inc.subtrees},
+        "subtrees": _subtrees(inc, decoded, full),
         "malformed_subtrees": inc.malformed_subtrees,
     }
     if inc.placement is not None:
@@ -50,10 +61,12 @@ def describe(inc: Incoming, *, full: bool = False) -> dict[str, Any]:
     if inc.scratch is not None:
         report["scratch"] = [list(area) for area in inc.scratch]
         report["scratch_phys"] = inc.scratch_phys
-    if full or inc.nr_folios <= MOST_FOLIOS:
+    if lists_folios(inc, full=full):
         folios = inc.folios
         report["folios"] = [list(folio) for folio in folios]
         report["folios_sha256"] = _folios_digest(memoryview(folios).cast("B"))
+    elif full:
+        report["folio_runs"] = folio_runs(inc)
     for payload in decoded.values():
         match payload:
             case KhoTest():
@@ -70,17 +83,28 @@ def describe(inc: Incoming, *, full: bool = False) -> dict[str, Any]:
     return report
 
 
-def _subtree(inc: Incoming, name: str, payload: Payload, full: bool) -> dict[str, Any]:
-    subtree = inc.subtrees[name]
-    row: dict[str, Any] = {"phys": subtree.phys, "size": subtree.size}
-    if subtree.size is not None and (full or subtree.size <= MOST_BYTES):
-        try:
-            row["sha256"] = hashlib.sha256(subtree.read()).hexdigest()
-        except errors.KhoError as error:
-            row["error"] = str(error)
-    if isinstance(payload, Raw | Broken):
-        row |= payload.describe()
-    return row
+def folio_runs(inc: Incoming) -> list[list[int]]:
+    """List runs of folios as [phys, order, number of folios], as many as an image of this size has room for."""
+    tracker, page = inc.tracker(), inc.page_size
+    runs = ([pfn * page, order, n] for order in inc.folios_by_order for pfn, n in tracker.runs(order))
+    return list(islice(runs, inc.room("items")))
+
+
+def _subtrees(inc: Incoming, decoded: Mapping[str, Payload], full: bool) -> dict[str, dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = {}
+    allowance = Allowance(inc)
+    for name, subtree in inc.subtrees.items():
+        row: dict[str, Any] = {"phys": subtree.phys, "size": subtree.size}
+        if subtree.size is not None and (full or subtree.size <= MOST_BYTES):
+            try:
+                row["sha256"] = sha256_of(memory_content(inc, name, subtree.phys, subtree.size), allowance=allowance)
+            except errors.KhoError as error:
+                row["error"] = str(error)
+        payload = decoded[name]
+        if isinstance(payload, Raw | Broken):
+            row |= payload.describe()
+        rows[name] = row
+    return rows
 
 
 def _add_digests(luo: Luo, described: dict[str, Any], full: bool) -> None:
@@ -92,7 +116,7 @@ def _add_digests(luo: Luo, described: dict[str, Any], full: bool) -> None:
             file = session.files.decode(entry)
             if not isinstance(file, MemfdFile):
                 continue
-            data = sum(nbytes for _, _, nbytes in file.memfd.extents)
+            data = file.memfd.data_bytes
             if full or data <= left:
                 left -= data
                 try:

@@ -464,12 +464,11 @@ def _broken(payload: Broken, place: str) -> Iterator[Finding]:
 def _kho_test(payload: KhoTest) -> Iterator[Finding]:
     """Check that each folio is preserved as one of its order."""
     inc = payload.blob.inc
-    tracker = inc.tracker()
     for phys, order in payload.folios:
         place = f"kho_test folio of order {order} at {phys:#x}"
         if phys % (inc.page_size << min(order, 64)):
             yield Finding("KHO013", place, f"not a multiple of {inc.page_size << min(order, 64):#x}", phys)
-        elif order > 36 or (phys // inc.page_size, order) not in tracker:
+        elif not inc.preserves(phys, order):
             yield Finding("KHO022", place, "not preserved as a folio of this order", phys)
 
 
@@ -534,18 +533,22 @@ def _goes_on(memfd: Memfd) -> bool:
 def _owners(inc: Incoming, payloads: Mapping[str, Payload], most: int) -> Iterator[Finding]:
     found = owners(inc, payloads)
     lost: dict[str, list[Finding]] = {"KHO021": [], "KHO022": []}
+    counts = Counter({"KHO022": found.more_unpreserved})
     for row in found.unpreserved:
         rule = "KHO022" if row.what in DATA else "KHO021"
+        counts[rule] += 1
+        if len(lost[rule]) == most:
+            continue
         offset = "" if row.offset is None else f", offset {row.offset:#x}"
         place = f"{row.owner}, {row.what} at {row.phys:#x}{offset}"
         lost[rule].append(Finding(rule, place, f"{row.nbytes:#x} bytes are not preserved", row.phys))
-    for listed in lost.values():
-        yield from _more(listed[:most], len(listed))
+    for rule, listed in lost.items():
+        yield from _more(listed, counts[rule])
     shared = [
         Finding("KHO033", f"{s.nbytes:#x} bytes at {s.phys:#x}", f"{', '.join(s.first)}; {', '.join(s.second)}", s.phys)
         for s in found.shared[:most]
     ]
-    yield from _more(shared, len(found.shared))
+    yield from _more(shared, len(found.shared) + found.more_shared)
     if found.unowned:
         rows = found.unowned
         value = f"{found.totals['unknown']:#x} bytes in {len(rows)} ranges: {found.why_unowned}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import sys
 from collections.abc import Iterator, MutableMapping
 from importlib import import_module
@@ -94,8 +96,22 @@ def cli() -> None:
     """Hold the subcommands; each is a module of this package."""
 
 
+def _unencodable(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Encode what an output's encoding does not have: a byte of a file name as that byte, everything else escaped."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    if all("\udc80" <= char <= "\udcff" for char in text):
+        return text.encode("utf-8", "surrogateescape"), error.end
+    return codecs.backslashreplace_errors(error)
+
+
 def main() -> None:
     """Run the command; an error of kho is one line on stderr, with a hint, and exit code 2."""
+    codecs.register_error("kho", _unencodable)
+    for stream in (sys.stdout, sys.stderr):
+        # File names are bytes, and may be no text: printing one must not fail.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="kho")
     try:
         cli.main(standalone_mode=False)
     except KhoError as error:

@@ -63,8 +63,10 @@ def lines(found: Diff, most: int | None = None) -> Iterator[str]:
                 yield f"  {sign} not known"
     for change in found.folios:
         yield f"folios of order {change.order} ({output.size(found.page_size << change.order)}):"
-        for sign, extents in (("<", change.only_a), (">", change.only_b)):
+        for sign, extents, more in (("<", change.only_a, change.more_a), (">", change.only_b, change.more_b)):
             yield from folio_lines(sign, extents, most)
+            if more:
+                yield f"  {sign} {more} more folios in more places than are listed"
     for heading, changes in (
         ("subtrees", found.subtrees),
         ("reserve_mem", found.reserve_mem),

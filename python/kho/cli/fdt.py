@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import click
 
 from .. import errors
 from .. import fdt as fdts
 from .._kho import Fdt, Incoming
+from ..payload.base import Budget, fdt_at
 from ..sources import bare_fdt, memory
 from . import output
 from .options import read, source_options
@@ -82,10 +85,13 @@ def trees(inc: Incoming, subtree: str | None = None, *, everything: bool = False
     """
     found = {} if subtree is not None else {f"root FDT at {inc.fdt_phys:#x}, {inc.fdt.totalsize} bytes": inc.fdt}
     names = [subtree] if subtree is not None else list(inc.subtrees) if everything else []
+    budget = Budget(inc)
     for name in names:
         blob = inc.retrieve_subtree(name)
         try:
-            fdt = blob.fdt()
+            if blob.size is None:
+                blob.fdt()  # raises
+            fdt = fdt_at(inc, blob.phys, blob.size or 0, f"subtree {name} at {blob.phys:#x}", budget)
         except errors.KhoError as error:
             if subtree is None:
                 continue
@@ -97,13 +103,25 @@ def trees(inc: Incoming, subtree: str | None = None, *, everything: bool = False
 
 
 def show(found: dict[str, tuple[Fdt, errors.FdtError | None]], *, as_json: bool, numbers: fdts.Numbers | None) -> None:
-    """Print trees by what they are."""
-    if as_json:
-        data: dict[str, Any] = {}
+    """Print trees by what they are, piece by piece."""
+    if not as_json:
         for title, (fdt, error) in found.items():
-            data[title] = fdts.to_json(fdt, numbers=numbers) | ({"error": str(error)} if error else {})
-        output.print_json(data if len(data) > 1 else next(iter(data.values())))
+            comment = title + (f"; incomplete: {error}" if error else "")
+            output.lines(fdts.dts_lines(fdt, comment=comment, numbers=numbers))
         return
+    if len(found) == 1:
+        ((fdt, error),) = found.values()
+        output.write_json(fdts.json_text(fdt, {"error": str(error)} if error else None, numbers=numbers))
+    else:
+        output.write_json(_several(found, numbers))
+
+
+def _several(
+    found: dict[str, tuple[Fdt, errors.FdtError | None]], numbers: fdts.Numbers | None
+) -> Iterator[str]:
+    separator = "{\n  "
     for title, (fdt, error) in found.items():
-        comment = title + (f"; incomplete: {error}" if error else "")
-        output.lines(fdts.to_dts(fdt, comment=comment, numbers=numbers))
+        yield f"{separator}{json.dumps(title)}: "
+        yield from fdts.json_text(fdt, {"error": str(error)} if error else None, depth=1, numbers=numbers)
+        separator = ",\n  "
+    yield "\n}"

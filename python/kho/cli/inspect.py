@@ -14,7 +14,7 @@ from .options import read, source_options
 
 @click.command("inspect")
 @source_options
-@click.option("--full", is_flag=True, help="List every folio and digest every file, however many and large.")
+@click.option("--full", is_flag=True, help="List every folio (as runs, where they are too many) and digest every file.")
 @click.option("--json", "as_json", is_flag=True, help="Print data instead of text; addresses are integers.")
 @click.option("--python", "as_python", is_flag=True, help="Print the Python calls that read the same, and stop.")
 def command(
@@ -106,9 +106,14 @@ def show(inc: Incoming, report: dict[str, Any], source: str, *, full: bool) -> N
     show_payloads(report)
     if full:
         output.line()
-        listed = output.table("address", ">order")
-        for phys, order in report["folios"]:
-            listed.add(f"{phys:#x}", str(order))
+        if "folios" in report:
+            listed = output.table("address", ">order")
+            for phys, order in report["folios"]:
+                listed.add(f"{phys:#x}", str(order))
+        else:
+            listed = output.table("address", ">order", ">folios")
+            for phys, order, count in report["folio_runs"]:
+                listed.add(f"{phys:#x}", str(order), str(count))
         listed.show()
 
 

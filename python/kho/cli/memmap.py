@@ -8,6 +8,7 @@ import click
 
 from .. import mapdraw
 from ..memmap import KINDS, MemoryMap, Row, build
+from ..sources import memory
 from ..text import printable, size
 from . import output
 from .options import Number, read, source_options

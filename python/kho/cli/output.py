@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from time import monotonic
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, cast
 
@@ -30,6 +31,10 @@ LINE = 8192
 """Characters of a text in a line, and no more; two paths of the longest kind fit."""
 CELL = 160
 """Characters of a cell in a table."""
+BUFFER = 1 << 16
+"""Characters that are collected before they are written."""
+MOST_LAID_OUT = 512
+"""Rows of a table that rich lays out, a quarter of a millisecond each; a longer one is put into plain columns."""
 WIDE = 1 << 16
 """Columns that tables are laid out for: more than any row has, as a row that is wrapped looks like two."""
 
@@ -52,9 +57,32 @@ def _print(parts: Iterable[Part], indent: str, *, err: bool, limit: int | None) 
 
 
 def lines(text: str | Iterable[str], *, err: bool = False, limit: int | None = None) -> None:
-    """Print lines: of an iterable, an item each; of kho's own text, as it is divided. Tabs that indent them stay."""
-    for each in text.removesuffix("\n").split("\n") if isinstance(text, str) else text:
-        _print((each,), "\t" * (len(each) - len(each.lstrip("\t"))), err=err, limit=limit)
+    """Print lines: of an iterable, an item each; of kho's own text, as it is divided. Tabs that indent them stay.
+
+    An iterable is printed as it is made, a buffer at a time: it may have millions of items.
+    """
+    stream = sys.stderr if err else sys.stdout
+
+    def shown() -> Iterator[str]:
+        for each in text.removesuffix("\n").split("\n") if isinstance(text, str) else text:
+            bare = each.lstrip("\t")
+            yield each[: len(each) - len(bare)] + _encodable(printable(bare, limit), stream) + "\n"
+
+    _write(shown(), stream)
+
+
+def _write(pieces: Iterable[str], stream: Any) -> None:
+    """Write text that is escaped already, as it is made, a buffer at a time."""
+    some: list[str] = []
+    chars = 0
+    for piece in pieces:
+        some.append(piece)
+        chars += len(piece)
+        if chars >= BUFFER:
+            stream.write("".join(some))
+            some, chars = [], 0
+    stream.write("".join(some))
+    stream.flush()
 
 
 class Table:
@@ -76,6 +104,9 @@ class Table:
 
     def show(self, *, header: bool = True) -> None:
         """Print it."""
+        if len(self._rows) > MOST_LAID_OUT:
+            self._show_plain(header=header)
+            return
         from rich import table
         from rich.text import Text
 
@@ -86,10 +117,27 @@ class Table:
         for row in self._rows:
             shown = []
             for cell in row:
-                text, style = (cell, "") if isinstance(cell, str) else cell
-                shown.append(Text(_encodable(printable(text, self._limit), sys.stdout), style))
+                shown.append(Text(self._text(cell), "" if isinstance(cell, str) else cell[1]))
             made.add_row(*shown)
         _console().print(made, crop=False)
+
+    def _show_plain(self, *, header: bool) -> None:
+        """Print it without styles."""
+        heads = [[column.lstrip(">") for column in self._columns]] if header else []
+        texts = [[self._text(cell) for cell in row] for row in self._rows]
+        widths = [max(map(len, column)) for column in zip(*heads, *texts, strict=True)]
+        right = [column.startswith(">") for column in self._columns]
+
+        def shown() -> Iterator[str]:
+            for row in (*heads, *texts):
+                cells = zip(row, widths, right, strict=True)
+                yield "  ".join(cell.rjust(width) if r else cell.ljust(width) for cell, width, r in cells) + "\n"
+
+        _write(shown(), sys.stdout)
+
+    def _text(self, cell: Part) -> str:
+        """Give a cell as it is printed, without its style."""
+        return _encodable(printable(cell if isinstance(cell, str) else cell[0], self._limit), sys.stdout)
 
 
 def table(*columns: str, limit: int = CELL) -> Table:
@@ -120,22 +168,36 @@ def charset() -> str:
 
 
 def print_json(data: Any, *, indent: int | None = 2, hexed: bool = True) -> None:
-    """Print data as JSON in ASCII; integers beyond 2^53, and tokens, have a string in hex next to them if `hexed`."""
-    from ..jsontext import dumps
+    """Print data as JSON in ASCII; integers beyond 2^53, and tokens, have a string in hex next to them if `hexed`.
 
-    sys.stdout.write(dumps(data, indent=indent, hexed=hexed) + "\n")
+    An iterator in it is a list, whose items are printed as they are made.
+    """
+    from ..jsontext import dumps, pieces
+
+    write_json([dumps(data, hexed=hexed)] if indent is None else pieces(data, hexed=hexed))
+
+
+def write_json(text: Iterable[str]) -> None:
+    """Print JSON that `kho.jsontext` has written, piece by piece."""
+    _write(chain(text, ["\n"]), sys.stdout)
 
 
 def print_json_rows(head: Mapping[str, Any], name: str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Print an object of `head` and a list `name` with a row a line: rows may be millions."""
-    from ..jsontext import dumps
+    from ..jsontext import dumps, pieces
 
-    sys.stdout.write(dumps(head, indent=2)[:-2] + f',\n  "{name}": [')
-    separator = "\n    "
-    for row in rows:
-        sys.stdout.write(separator + dumps(row))
-        separator = ",\n    "
-    sys.stdout.write("\n  ]\n}\n")
+    def text() -> Iterator[str]:
+        for piece in pieces(head):
+            if piece != "\n}":
+                yield piece
+        yield f',\n  "{name}": ['
+        separator = "\n    "
+        for row in rows:
+            yield separator + dumps(row)
+            separator = ",\n    "
+        yield "\n  ]\n}"
+
+    write_json(text())
 
 
 def csv_rows(columns: Sequence[str]) -> Callable[[Iterable[Any]], None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from itertools import chain, islice
 from typing import Any
 
 import click
@@ -40,14 +41,24 @@ def command(source: tuple[str, ...], by_page: bool, as_json: bool, **options: in
 
 
 def ranges(inc: Incoming, found: Owners, *, by_page: bool) -> Iterator[OwnedRange]:
-    """Give the rows: ranges as they are, or page by page."""
-    for row in found.rows:
-        if not by_page:
+    """Give the rows: ranges as they are, or page by page.
+
+    A range of more pages than an image of this size can plausibly hold stays one: a bit stands for up to 2^36 pages.
+    """
+    left = inc.room("items") if by_page else 0
+    for row in islice(found.rows, inc.room("items")):
+        left -= row.nbytes // inc.page_size
+        if not by_page or left < 0:
             yield row
             continue
         for at in range(0, row.nbytes, inc.page_size):
             offset = None if row.offset is None else row.offset + at
             yield row._replace(phys=row.phys + at, nbytes=inc.page_size, offset=offset)
+
+
+def left_out(inc: Incoming, found: Owners) -> int:
+    """Count the ranges that are not printed: more than an image of this size can plausibly hold."""
+    return max(len(found.rows) - inc.room("items"), 0)
 
 
 def print_json(inc: Incoming, found: Owners, *, by_page: bool) -> None:
@@ -56,18 +67,26 @@ def print_json(inc: Incoming, found: Owners, *, by_page: bool) -> None:
         "preserved_bytes": inc.preserved_bytes,
         "totals": found.totals,
         "why_unowned": found.why_unowned if found.unowned else None,
-        "unpreserved": [row._asdict() for row in found.unpreserved],
-        "shared": [row._asdict() for row in found.shared],
+        "unpreserved": (row._asdict() for row in found.unpreserved),
+        "shared": (row._asdict() for row in found.shared),
     }
+    if found.more_unpreserved or found.more_shared:
+        head |= {"more_unpreserved": found.more_unpreserved, "more_shared": found.more_shared}
+    if left := left_out(inc, found):
+        head["more_rows"] = left
     output.print_json_rows(head, "rows", (row._asdict() for row in ranges(inc, found, by_page=by_page)))
 
 
 def show(inc: Incoming, found: Owners, *, by_page: bool) -> None:
     """Print as text: every range, then totals by owner, then what does not fit."""
     line = "{:<16}  {:>10}  {:<7}  {}"
-    output.line(line.format("address", "size", "orders", "owner"))
-    for row in ranges(inc, found, by_page=by_page):
-        output.line(line.format(f"{row.phys:#x}", output.size(row.nbytes), orders(row), whose(row)))
+    rows = (
+        line.format(f"{row.phys:#x}", output.size(row.nbytes), orders(row), whose(row))
+        for row in ranges(inc, found, by_page=by_page)
+    )
+    output.lines(chain([line.format("address", "size", "orders", "owner")], rows), limit=output.LINE)
+    if left := left_out(inc, found):
+        output.line(f"and {left} more ranges, which kho.owners.owners lists")
     output.line()
     output.line(("Preserved", "bold"), f": {output.size(inc.preserved_bytes)}")
     totals = output.table("owner", ">bytes")
@@ -84,6 +103,9 @@ def show(inc: Incoming, found: Owners, *, by_page: bool) -> None:
         both = f"{', '.join(shared.first)}; {', '.join(shared.second)}"
         what = f" at {shared.phys:#x}: {output.size(shared.nbytes)}: {both}"
         output.line(("two owners", "bold red"), what)
+    for what, more in (("not preserved", found.more_unpreserved), ("two owners", found.more_shared)):
+        if more:
+            output.line((what, "bold red"), f": {more} more places")
 
 
 def orders(row: OwnedRange) -> str:

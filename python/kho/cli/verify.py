@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -107,9 +108,11 @@ def command(
         )
     counts = {severity: sum(f.severity == severity for f in found) for severity in SEVERITIES}
     if as_sarif:
-        output.print_json(sarif(found, source), hexed=False)
+        log = sarif(found, source)
+        log["runs"][0]["results"] = (result(finding, list(RULES), source) for finding in found)
+        output.print_json(log, hexed=False)
     elif as_json:
-        output.print_json({"sources": list(source), "counts": counts, "findings": [f.as_dict() for f in found]})
+        output.print_json({"sources": list(source), "counts": counts, "findings": (f.as_dict() for f in found)})
     else:
         show(found, counts)
     if counts["error"]:
@@ -165,7 +168,7 @@ def as_uri(name: str) -> str:
     """Write a source as the URI reference of a file."""
     from urllib.parse import quote
 
-    return quote(name, safe="/@=,~")
+    return quote(os.fsencode(name), safe="/@=,~")
 
 
 def result(finding: Finding, ids: list[str], source: tuple[str, ...]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from .._kho import Incoming
 from ..errors import FormatError, NotFoundError
-from .base import Blob, Broken, Owned, Payload, Raw, decode, decoder, known, subtree
+from .base import Blob, Broken, Budget, Owned, Payload, Raw, decode, decoder, known, subtree
 from .kernel import KhoTest, Metadata, Region, ReserveMem
 from .live import Live
 from .luo import Luo, MemfdFile, Session
@@ -24,6 +24,7 @@ from .luo import Luo, MemfdFile, Session
 __all__ = [
     "Blob",
     "Broken",
+    "Budget",
     "KhoTest",
     "Live",
     "Luo",
@@ -48,7 +49,8 @@ __all__ = [
 
 def payloads(inc: Incoming) -> dict[str, Payload]:
     """Decode every subtree of the root: name to payload (`Incoming.payloads`)."""
-    return {name: subtree(inc, name) for name in inc.subtrees}
+    budget = Budget(inc)
+    return {name: subtree(inc, name, budget) for name in inc.subtrees}
 
 
 def luo_of(inc: Incoming) -> Luo:

@@ -8,11 +8,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
-from .._kho import Fdt, Incoming, Vmalloc
+from .._kho import Incoming, Vmalloc
 from .base import Blob, Owned, Payload, decoder
 
 if TYPE_CHECKING:
     from ..findings import Finding
+
+
+WINDOW = 1 << 20
+"""Bytes read at a time; even."""
+MAX_ORDER = 36
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,9 @@ class ReserveMem(Payload):
     def __init__(self, blob: Blob) -> None:
         super().__init__(blob)
         self.regions: dict[str, Region] = {}
-        for node in Fdt(blob.read()).root.children:
+        nodes = blob.fdt().root.children
+        blob.budget.take_objects(len(nodes), f"{blob.owner} at {blob.phys:#x}")
+        for node in nodes:
             if "start" in node and "size" in node:
                 region = Region(blob.inc, node.name, node.u64("start"), node.u64("size"))
                 self.regions[node.name] = region
@@ -82,7 +89,7 @@ class KhoTest(Payload):
 
     def __init__(self, blob: Blob) -> None:
         super().__init__(blob)
-        fdt = Fdt(blob.read())
+        fdt = blob.fdt()
         if fdt.root.u32("magic") != self.MAGIC:
             raise self.malformed(f"magic {fdt.root.u32('magic'):#x}, not {self.MAGIC:#x}")
         data = fdt["/data"]
@@ -92,8 +99,12 @@ class KhoTest(Payload):
         words = self._inline(data["folios_info"])
         if words is None:
             self.list = Vmalloc(blob.inc, data["folios_info"], blob.phys)
-            words = [word for (word,) in struct.iter_unpack("<Q", self.list.records(8, self.nr_folios))]
+            # The list is read as far as it says something: a folio's word is not 0.
+            records = self.list.records(8, min(self.nr_folios, blob.budget.most_objects + 1))
+            blob.budget.take_objects(len(records) // 8, f"{blob.owner} at {blob.phys:#x}: folio list")
+            words = [word for (word,) in struct.iter_unpack("<Q", records)]
         self.folios = [(word & self.PHYS_MASK, word & 0xFFF) for word in words]
+        self._computed: int | None = None
 
     def _inline(self, info: bytes) -> list[int] | None:
         """Read Linux 6.16's array, which stands where later kernels have a `struct kho_vmalloc`.
@@ -106,9 +117,8 @@ class KhoTest(Payload):
             return None
         words = [word for (word,) in struct.iter_unpack("<Q", info)]
         if len(info) == 16:
-            tracker = self.blob.inc.tracker()
-            size = self.blob.inc.page_size
-            if not all(word & 0xFFF <= 36 and (word // size, word & 0xFFF) in tracker for word in words):
+            inc = self.blob.inc
+            if not all(inc.preserves(word & self.PHYS_MASK, word & 0xFFF) for word in words):
                 return None
         return words
 
@@ -116,12 +126,43 @@ class KhoTest(Payload):
         """Fold the one's-complement sum over the folios to 16 bits (csum_partial, csum_fold without the complement).
 
         2^16 is 1 modulo 2^16 - 1, so the sum of 16-bit words is the whole number's remainder.
+
+        Raises: FormatError for folios that share memory or hold more than the image can; OutsideMemoryError.
         """
+        if self._computed is not None:
+            return self._computed
+        inc = self.blob.inc
+        self._check_folios()
+        left = inc.room("contents")
         total = 0
         for phys, order in self.folios:
-            data = self.blob.inc.read(phys, self.blob.inc.page_size << order)
-            total += int.from_bytes(data, "little") % 0xFFFF
-        return total % 0xFFFF
+            end = phys + (inc.page_size << order)
+            at = phys
+            # Zeros add nothing, so that only what is there is read, in whole words of 16 bits.
+            while at < end and (found := inc.next_to_read(at, end - at)):
+                start = found[0] // 2 * 2
+                at = min(-(-sum(found) // 2) * 2, start + WINDOW)
+                left -= at - start
+                if left < 0:
+                    raise self.malformed("its folios hold more than an image of this size can")
+                total += int.from_bytes(inc.read(start, at - start), "little") % 0xFFFF
+        self._computed = total % 0xFFFF
+        return self._computed
+
+    def _check_folios(self) -> None:
+        """Check that folios share no memory, and are in this one. Raises: FormatError; OutsideMemoryError."""
+        inc = self.blob.inc
+        reach, last = -1, 0
+        for phys, order in sorted(self.folios):
+            if order > MAX_ORDER:
+                raise self.malformed(f"folio at {phys:#x}: order {order} exceeds {MAX_ORDER}")
+            if phys < reach:
+                raise self.malformed(f"folio of order {order} at {phys:#x}: shares memory with the one at {last:#x}")
+            reach, last = phys + (inc.page_size << order), phys
+            if not inc.has(phys, inc.page_size << order):
+                raise errors.OutsideMemoryError(
+                    f"kho_test folio at {phys:#x}: {inc.page_size << order:#x} bytes there are not in this memory"
+                )
 
     def holds(self) -> bool:
         """Say whether the checksum is that of the folios."""

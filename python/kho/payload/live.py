@@ -142,13 +142,13 @@ def encode_catalog(catalog: Catalog) -> bytes:
     return writer.finish()
 
 
-def decode_catalog(blob: bytes) -> Catalog:
-    """Read the subtree's FDT.
+def decode_catalog(blob: bytes | Fdt) -> Catalog:
+    """Read the subtree's FDT, as bytes or read already.
 
     Raises: FormatError for one that no commit wrote: of another format, with an object that is not page-aligned, whose
         dtype, shape and size do not agree, that shares a name or a page with another, or of a generation to come.
     """
-    root = Fdt(blob).root
+    root = (blob if isinstance(blob, Fdt) else Fdt(blob)).root
     try:
         if (says := root.str("compatible")) != COMPATIBLE:
             raise errors.UnsupportedAbiError(f"image of a {says!r}, not {COMPATIBLE!r}: a newer kho wrote it")
@@ -221,7 +221,9 @@ class Live(Payload):
 
     def __init__(self, blob: Blob) -> None:
         super().__init__(blob)
-        self.catalog = decode_catalog(blob.read())
+        fdt = blob.fdt()
+        blob.budget.take_objects(len(fdt.root.children), f"{blob.owner} at {blob.phys:#x}")
+        self.catalog = decode_catalog(fdt)
 
     def describe(self) -> dict[str, Any]:
         """Give the image, and its objects in the order in which they were put."""

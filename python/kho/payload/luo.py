@@ -92,7 +92,8 @@ class Files(Mapping[int, Payload]):
     def decode(self, entry: FileEntry) -> Payload:
         """Decode a file that is listed, whether or not its token is unique; each listing once."""
         owner = f"session {self._session}, file {entry.token:#x}"
-        return self._luo.file(Blob(self._luo.blob.inc, entry.compatible, entry.data, None, owner))
+        luo = self._luo.blob
+        return self._luo.file(Blob(luo.inc, entry.compatible, entry.data, None, owner, luo.budget))
 
     def __iter__(self) -> Iterator[int]:
         """Iterate over the tokens in the order the session lists them."""
@@ -107,7 +108,6 @@ class Luo(Payload):
     """What both versions have."""
 
     liveupdate_num: int
-    MOST = 1 << 16
 
     def __init__(self, blob: Blob) -> None:
         super().__init__(blob)
@@ -117,7 +117,6 @@ class Luo(Payload):
         self.flbs: list[Flb] = []
         self.blocks: list[tuple[str, int, int]] = []
         """`(what, phys, nbytes)` of the memory that holds the lists."""
-        self._seen: set[int] = set()
         self._files: dict[tuple[str, str, int], Payload] = {}
         self._data_of: dict[int, str] = {}
 
@@ -138,23 +137,37 @@ class Luo(Payload):
         self.all_sessions.append(session)
         self.sessions.setdefault(name, session)
 
-    def _entries(self, layout: struct.Struct, phys: int, count: int, what: str) -> Iterator[tuple[Any, ...]]:
-        """Read entries that lie one behind the other; no kernel has as many as `MOST`."""
-        if count > self.MOST:
-            raise self.malformed(f"{what} at {phys:#x}: {count} entries are more than there can be")
+    def _entries(
+        self, layout: struct.Struct, phys: int, count: int, what: str, *, head: int = BLOCK.size, nbytes: int = 0
+    ) -> Iterator[tuple[Any, ...]]:
+        """Read entries that follow one another after `head` bytes at `phys`, in memory that is no other list's.
+
+        Args: nbytes: the memory of the list, if it is more than its entries take.
+        """
+        self.blob.budget.take_objects(count, f"{self.blob.owner}: {what} at {phys:#x}")
+        size = count * layout.size
         try:
-            data = self.blob.inc.read(phys, count * layout.size)
+            self.blob.budget.take_memory(phys, max(head + size, nbytes), what)
+            data = self.blob.inc.read(phys + head, size)
         except errors.KhoError as error:
             raise self.malformed(f"{what} at {phys:#x}: {count} entries: {error}") from error
         return layout.iter_unpack(data)
 
+    def _aligned(self, phys: int, what: str) -> int:
+        """Check an address that the kernel got from its page allocator. Raises: FormatError."""
+        if phys % self.blob.inc.page_size:
+            error = self.malformed(f"{what} at {phys:#x}: not a multiple of the page size {self.blob.inc.page_size}")
+            error.kind, error.phys = "unaligned", phys
+            raise error
+        return phys
+
     def _read_flbs(self, phys: int) -> None:
-        """Read `{ u64 pgcnt; u64 count; }` and the entries behind it; nothing where there is no address."""
+        """Read `{ u64 pgcnt; u64 count; }` and the entries after it; nothing where there is no address."""
         if not phys:
             return
-        pages, count = BLOCK.unpack(self.blob.inc.read(phys, BLOCK.size))
+        pages, count = BLOCK.unpack(self.blob.inc.read(self._aligned(phys, "FLB list"), BLOCK.size))
         self.blocks.append(("FLB list", phys, pages * self.blob.inc.page_size))
-        for name, data, used in self._entries(FLB, phys + BLOCK.size, count, "FLB list"):
+        for name, data, used in self._entries(FLB, phys, count, "FLB list"):
             self.flbs.append(Flb(text(name), data, used))
 
     def describe(self) -> dict[str, Any]:
@@ -205,18 +218,18 @@ class LuoV5(Luo):
     def _list(
         self, layout: struct.Struct, first: int, what: str, blocks: list[tuple[str, int, int]]
     ) -> Iterator[tuple[Any, ...]]:
-        """Follow blocks of entries; each is a page, and visited once."""
+        """Follow blocks of entries; each is a page of its own, and visited once."""
         page = self.blob.inc.page_size
         phys = first
         while phys:
-            if phys in self._seen:
-                raise self.malformed(f"{what} at {phys:#x}: a list has it already: a cycle or a shared block")
-            self._seen.add(phys)
-            following, count = BLOCK.unpack(self.blob.inc.read(phys, BLOCK.size))
+            following, count = BLOCK.unpack(self.blob.inc.read(self._aligned(phys, what), BLOCK.size))
             if count > (page - BLOCK.size) // layout.size:
                 raise self.malformed(f"{what} at {phys:#x}: {count} entries do not fit a page")
+            # A block counts as an entry of its own, or a chain of empty ones would cost nothing.
+            self.blob.budget.take_objects(1, f"{self.blob.owner}: {what} at {phys:#x}")
+            entries = self._entries(layout, phys, count, what, nbytes=page)
             blocks.append((what, phys, page))
-            yield from self._entries(layout, phys + BLOCK.size, count, what)
+            yield from entries
             phys = following
 
 
@@ -233,18 +246,15 @@ class LuoV1(Luo):
         header = fdt["/luo-session"].u64("luo-session-header")
         if not header:
             return
-        (count,) = struct.unpack("<Q", blob.inc.read(header, 8))
-        sessions = list(self._entries(SESSION, header + 8, count, "session array"))
-        self.blocks.append(("session array", header, 8 + count * SESSION.size))
+        what = "session array"
+        (count,) = struct.unpack("<Q", blob.inc.read(self._aligned(header, what), 8))
+        sessions = list(self._entries(SESSION, header, count, what, head=8))
+        self.blocks.append((what, header, 8 + count * SESSION.size))
         for name, files, nr_files in sessions:
-            if files in self._seen:
-                raise self.malformed(f"file array at {files:#x}: another session has it already")
+            entries = []
             if nr_files:
-                self._seen.add(files)
-            entries = [
-                FileEntry(text(compatible), data, token)
-                for compatible, data, token in self._entries(FILE, files, nr_files, "file array")
-            ]
+                listed = self._entries(FILE, self._aligned(files, "file array"), nr_files, "file array", head=0)
+                entries = [FileEntry(text(compatible), data, token) for compatible, data, token in listed]
             self._add(text(name), nr_files, entries, [(files, nr_files * FILE.size)] if nr_files else [])
 
 
@@ -299,7 +309,7 @@ class MemfdFile(Payload):
             "seals": self.seals,
             "flags": self.flags,
             "nr_folios": self.memfd.nr_folios,
-            "folios": len(self.folios),
+            "folios": self.memfd.nr_listed,
         }
 
     def owned(self) -> Iterator[Owned]:

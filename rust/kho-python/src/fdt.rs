@@ -183,8 +183,13 @@ impl PyFdtNode {
 
     #[getter]
     fn raw_properties<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        self.some_properties(py, 0, usize::MAX)
+    }
+
+    /// As `raw_properties`, at most `most` from number `first` on: a node may have as many as fit a blob.
+    fn some_properties<'py>(&self, py: Python<'py>, first: usize, most: usize) -> PyResult<Bound<'py, PyList>> {
         let list = PyList::empty(py);
-        for p in self.get()?.properties() {
+        for p in self.get()?.properties().skip(first).take(most) {
             list.append((p.name, p.name_offset, PyBytes::new(py, p.value)))?;
         }
         Ok(list)

@@ -8,7 +8,7 @@ use kho::arena::{Arena, Lease};
 use kho::incoming::Incoming;
 use kho::memory::PhysMemory;
 use kho::units::{Order, PageSize, Pfn, Phys};
-use pyo3::exceptions::{PyBufferError, PyTypeError};
+use pyo3::exceptions::{PyBufferError, PyMemoryError, PyTypeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -83,7 +83,19 @@ pub(crate) fn read<'py>(py: Python<'py>, memory: &dyn PhysMemory, phys: Phys, n:
         return Err(outside());
     }
     let len = usize::try_from(n).map_err(|_| outside())?;
-    PyBytes::new_with(py, len, |buf| py.detach(|| memory.read(phys, buf)).or_raise())
+    bytes_of(py, len, |buf| memory.read(phys, buf))
+}
+
+/// `len` bytes as `bytes`, filled by `fill`; OutOfMemoryError where this process cannot have as many.
+pub(crate) fn bytes_of<'py>(
+    py: Python<'py>,
+    len: usize,
+    fill: impl FnOnce(&mut [u8]) -> kho::Result<()> + Send,
+) -> PyResult<Bound<'py, PyBytes>> {
+    PyBytes::new_with(py, len, |buf| py.detach(|| fill(buf)).or_raise()).map_err(|error| {
+        let plain = error.get_type(py).is(py.get_type::<PyMemoryError>());
+        if plain { to_py(Error::TooLong { items: len, bytes: 1 }) } else { error }
+    })
 }
 
 /// The first run at or behind `phys` that may hold something other than zeros, as (phys, size).

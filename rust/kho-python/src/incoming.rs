@@ -15,7 +15,7 @@ use kho::arena::ScratchArea;
 use kho::incoming::{Address, Incoming, Options};
 use kho::memory::PhysMemory;
 use kho::payload::ChunkOwners;
-use kho::units::{PageSize, Pfn, Phys};
+use kho::units::{Order, PageSize, Pfn, Phys};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use std::sync::Arc;
@@ -158,6 +158,49 @@ impl PyIncoming {
     /// `n` bytes of the memory, whatever they are.
     fn read<'py>(&self, py: Python<'py>, phys: Number, n: Number) -> PyResult<Bound<'py, PyBytes>> {
         read(py, &**self.inner.memory(), Phys(phys.0), n.0)
+    }
+
+    /// Whether the folio of this order at `phys` was preserved.
+    fn preserves(&self, phys: Number, order: u32) -> bool {
+        let page = self.inner.layout().page;
+        let order = Order::new(order.into()).ok();
+        order.is_some_and(|order| {
+            phys.0 % page.bytes() == 0 && self.inner.preserved().contains(page.pfn(Phys(phys.0)), order)
+        })
+    }
+
+    /// The order of the largest preserved folio that begins at `phys`; None without one.
+    fn order_at(&self, phys: Number) -> Option<u32> {
+        let page = self.inner.layout().page;
+        let pfn = Some(page.pfn(Phys(phys.0))).filter(|_| phys.0 % page.bytes() == 0);
+        pfn.and_then(|pfn| self.inner.preserved().head_order(pfn)).map(|order| order.get())
+    }
+
+    /// The first run in `nbytes` from `phys` that may read as something other than zeros, or not at all.
+    fn next_to_read(&self, py: Python<'_>, phys: Number, nbytes: Number) -> PyResult<Option<(u64, u64)>> {
+        let Some(more) = nbytes.0.checked_sub(1) else { return Ok(None) };
+        let last = Phys(phys.0.saturating_add(more));
+        let run = py.detach(|| self.inner.memory().next_to_read(Phys(phys.0), last)).or_raise()?;
+        Ok(run.map(|run| (run.start.0, run.len)))
+    }
+
+    /// Whether `nbytes` from `phys` are in this memory.
+    fn has(&self, phys: Number, nbytes: Number) -> bool {
+        self.inner.memory().contains(Phys(phys.0), nbytes.0)
+    }
+
+    /// A limit that goes with the bytes of the files that are read: `held` (these bytes), `items`, `objects`,
+    /// `fdt_bytes`, `contents`.
+    fn room(&self, what: &str) -> PyResult<u64> {
+        let room = self.inner.memory().room();
+        Ok(match what {
+            "held" => room.held(),
+            "items" => room.items(),
+            "objects" => room.objects(),
+            "fdt_bytes" => room.fdt_bytes(),
+            "contents" => room.contents(),
+            _ => return Err(to_py(Error::Invalid { what: "room", why: format!("there is none of {what:?}") })),
+        })
     }
 
     fn unrestored(&self, py: Python<'_>) -> PyResult<FolioArray> {

@@ -4,15 +4,17 @@
 
 use crate::args::Number;
 use crate::errors::{OrRaise, to_py};
+use crate::folio::bytes_of;
+use crate::folios::RunArray;
 use crate::incoming::PyIncoming;
 use kho::Error;
 use kho::memory::PhysMemory;
-use kho::payload::memfd::{FileExtent, Memfd, MemfdVersion};
+use kho::payload::memfd::{FileExtent, Memfd, MemfdFolio, MemfdVersion, joined};
 use kho::payload::vmalloc::{Descriptor, Vmalloc};
-use kho::units::{Order, Phys};
+use kho::units::{Pfn, Phys};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// A preserved vmalloc area.
 #[pyclass(frozen, module = "kho", name = "Vmalloc")]
@@ -76,6 +78,11 @@ impl PyVmalloc {
     }
 
     #[getter]
+    fn nr_blocks(&self) -> usize {
+        self.inner.blocks.len()
+    }
+
+    #[getter]
     fn chunks(&self) -> Vec<u64> {
         self.inner.chunks.iter().map(|p| p.0).collect()
     }
@@ -95,7 +102,7 @@ impl PyVmalloc {
             return Err(behind());
         }
         let len = usize::try_from(n.0).map_err(|_| behind())?;
-        PyBytes::new_with(py, len, |buf| py.detach(|| self.inner.copy(&*self.memory, offset.0, buf)).or_raise())
+        bytes_of(py, len, |buf| self.inner.copy(&*self.memory, offset.0, buf))
     }
 
     /// Records of `size` bytes, at most `most`, up to the first that is all zeros.
@@ -116,10 +123,21 @@ impl PyVmalloc {
 #[pyclass(frozen, module = "kho", name = "Memfd")]
 pub(crate) struct PyMemfd {
     pub(crate) inner: Memfd,
-    extents: Vec<FileExtent>,
-    orders: Vec<Order>,
+    /// Made when first asked for.
+    extents: OnceLock<Vec<FileExtent>>,
     phys: Phys,
-    memory: Arc<dyn PhysMemory>,
+    inc: Py<PyIncoming>,
+}
+
+impl PyMemfd {
+    fn made(&self, py: Python<'_>) -> &[FileExtent] {
+        let inc = &self.inc.get().inner;
+        py.detach(|| self.extents.get_or_init(|| self.inner.extents(inc.preserved())))
+    }
+
+    fn memory(&self) -> &dyn PhysMemory {
+        &**self.inc.get().inner.memory()
+    }
 }
 crate::assert_object_alignment!(PyMemfd);
 
@@ -127,7 +145,7 @@ crate::assert_object_alignment!(PyMemfd);
 impl PyMemfd {
     /// Reads the memfd whose structure lies at `phys`; `version` is 1 or 2.
     #[new]
-    fn new(py: Python<'_>, inc: &PyIncoming, phys: Number, version: u32) -> PyResult<Self> {
+    fn new(py: Python<'_>, inc: Py<PyIncoming>, phys: Number, version: u32) -> PyResult<Self> {
         let version = match version {
             1 => MemfdVersion::V1,
             2 => MemfdVersion::V2,
@@ -138,15 +156,11 @@ impl PyMemfd {
                 }));
             }
         };
-        let (memory, page) = (Arc::clone(inc.inner.memory()), inc.inner.layout().page);
-        let preserved = inc.inner.preserved();
         let phys = Phys(phys.0);
-        py.detach(|| {
-            let inner = Memfd::read(&*memory, page, phys, version, &inc.chunk_owners).or_raise()?;
-            let extents = inner.extents(preserved);
-            let orders = inner.folios.iter().map(|f| Memfd::order_of(preserved, f.pfn)).collect();
-            Ok(PyMemfd { inner, extents, orders, phys, memory })
-        })
+        let PyIncoming { inner, chunk_owners } = inc.get();
+        let page = inner.layout().page;
+        let inner = py.detach(|| Memfd::read(&**inner.memory(), page, phys, version, chunk_owners)).or_raise()?;
+        Ok(PyMemfd { inner, extents: OnceLock::new(), phys, inc })
     }
 
     #[getter]
@@ -179,25 +193,59 @@ impl PyMemfd {
         self.inner.nr_folios
     }
 
+    /// How many folios the list has.
+    #[getter]
+    fn nr_listed(&self) -> usize {
+        self.inner.folios.len()
+    }
+
     /// `kho.MemfdFolio(phys, order, index, flags)` each.
     #[getter]
     fn folios<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
         let class = py.import("kho._types")?.getattr("MemfdFolio")?;
         let page = self.inner.list.page;
-        let folios = self.inner.folios.iter().zip(&self.orders);
-        folios.map(|(f, order)| class.call1((page.phys(f.pfn).0, order.get(), f.index, f.flags))).collect()
+        let preserved = self.inc.get().inner.preserved();
+        let order = |f: &MemfdFolio| Memfd::order_of(preserved, f.pfn()).get();
+        let folios = self.inner.folios.iter();
+        folios.map(|f| class.call1((page.phys(f.pfn()).0, order(f), f.index, f.flags()))).collect()
+    }
+
+    /// (phys, nbytes) of the folios' memory by address, what adjoins or overlaps made one; at most `most` of them.
+    fn memory_runs(&self, py: Python<'_>, most: usize) -> Vec<(u64, u64)> {
+        let inc = &self.inc.get().inner;
+        py.detach(|| self.inner.memory_runs(inc.preserved(), most)).into_iter().map(|r| (r.start.0, r.len)).collect()
     }
 
     /// The pages of the folio list.
     #[getter]
     fn list(&self) -> PyVmalloc {
-        PyVmalloc { inner: self.inner.list.clone(), memory: Arc::clone(&self.memory) }
+        PyVmalloc { inner: self.inner.list.clone(), memory: Arc::clone(self.inc.get().inner.memory()) }
     }
 
     /// (offset, phys, nbytes) of what is data, by offset; the rest of the file is zeros.
     #[getter]
-    fn extents(&self) -> Vec<(u64, u64, u64)> {
-        self.extents.iter().map(|e| (e.offset, e.phys.0, e.len)).collect()
+    fn extents(&self, py: Python<'_>) -> Vec<(u64, u64, u64)> {
+        self.made(py).iter().map(|e| (e.offset, e.phys.0, e.len)).collect()
+    }
+
+    /// (offset, nbytes) of what is data, by offset, what adjoins made one.
+    #[getter]
+    fn data(&self, py: Python<'_>) -> PyResult<RunArray> {
+        let extents = self.made(py);
+        py.detach(|| RunArray::of(joined(extents).map(|(offset, len)| (Pfn(offset), len)))).or_raise()
+    }
+
+    /// Bytes of the file that are data.
+    #[getter]
+    fn data_bytes(&self, py: Python<'_>) -> u64 {
+        self.made(py).iter().map(|e| e.len).sum()
+    }
+
+    /// The first run at or after `offset`, and before `end`, that may read as something other than zeros, or not at all:
+    /// (offset, nbytes).
+    fn next_to_read(&self, py: Python<'_>, offset: Number, end: Number) -> PyResult<Option<(u64, u64)>> {
+        let extents = self.made(py);
+        py.detach(|| self.inner.next_to_read(self.memory(), extents, offset.0, end.0)).or_raise()
     }
 
     /// `n` bytes from `offset`, fewer at the end; all that follow when `n` is not given.
@@ -207,9 +255,8 @@ impl PyMemfd {
         let len = n.map_or(left, |n| n.0.min(left));
         let too_long = || to_py(Error::OutOfRange { what: "memfd read", value: len, limit: isize::MAX as u64 });
         let len = usize::try_from(len).ok().filter(|len| isize::try_from(*len).is_ok()).ok_or_else(too_long)?;
-        PyBytes::new_with(py, len, |buf| {
-            py.detach(|| self.inner.copy(&*self.memory, &self.extents, offset.0, buf)).or_raise()
-        })
+        let extents = self.made(py);
+        bytes_of(py, len, |buf| self.inner.copy(self.memory(), extents, offset.0, buf))
     }
 
     fn __repr__(&self) -> String {

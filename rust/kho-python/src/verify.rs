@@ -107,7 +107,9 @@ const REST: &str = "rest of a folio of the pages before";
 /// Rows of `kho.OwnedRange`, made as they are asked for.
 #[pyclass(frozen, sequence, module = "kho", name = "OwnerRows")]
 pub(crate) struct OwnerRows {
-    rows: Vec<Row>,
+    rows: Arc<Vec<Row>>,
+    /// Which of them, if not all.
+    picked: Option<Vec<u32>>,
     names: Names,
     page: PageSize,
 }
@@ -116,26 +118,30 @@ crate::assert_object_alignment!(OwnerRows);
 #[pymethods]
 impl OwnerRows {
     fn __len__(&self) -> usize {
-        self.rows.len()
+        self.picked.as_ref().map_or(self.rows.len(), Vec::len)
     }
 
     fn __getitem__<'py>(&self, py: Python<'py>, at: isize) -> PyResult<Bound<'py, PyAny>> {
         static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
-        let index = if at < 0 { at + self.rows.len().cast_signed() } else { at };
-        let row = usize::try_from(index).ok().and_then(|index| self.rows.get(index));
-        let row = row.ok_or_else(|| PyIndexError::new_err(format!("row {at} of {}", self.rows.len())))?;
+        let index = if at < 0 { at + self.__len__().cast_signed() } else { at };
+        let index = usize::try_from(index).ok().and_then(|index| match &self.picked {
+            Some(picked) => picked.get(index).map(|index| *index as usize),
+            None => Some(index),
+        });
+        let row = index.and_then(|index| self.rows.get(index));
+        let row = row.ok_or_else(|| PyIndexError::new_err(format!("row {at} of {}", self.__len__())))?;
         let orders = PyTuple::new(py, orders_of(row.orders).map(|order| order.get()).collect::<Vec<_>>())?;
         let name = row.owner.and_then(|owner| self.names.get(usize::try_from(owner).ok()?));
         let (owner, what) = name.map_or(NOBODY, |(owner, what)| (owner.as_str(), what.as_str()));
         let what = if row.rest { REST } else { what };
         let nbytes = u128::from(row.pages) << self.page.shift();
-        CLASS.import(py, "kho._types", "OwnedRange")?.call1((row.phys.0, nbytes, orders, owner, what, row.offset))
+        CLASS.import(py, "kho._types", "OwnedRange")?.call1((row.phys.0, nbytes, orders, owner, what, row.offset()))
     }
 }
 
 /// Joins what is claimed with what is preserved. `names`: (owner, what); `claims`: (index of a name, index of the name for
 /// an area's list, memory). A dict with `rows`, `unowned`, `unpreserved` (OwnerRows), `shared`
-/// ([(phys, nbytes, name, name)]), `totals` (bytes by name) and `unowned_bytes`.
+/// ([(phys, nbytes, name, name)]), `more_unpreserved` and `more_shared` (how many are not listed), `totals` (bytes by name) and `unowned_bytes`.
 #[pyfunction]
 pub(crate) fn join_owners<'py>(
     py: Python<'py>,
@@ -159,18 +165,23 @@ pub(crate) fn join_owners<'py>(
             Claimed::File(file) => all.memfd(*owner, &file.get().inner, preserved),
         }
     }
-    let (Owners { rows, unpreserved, shared }, unowned, (owned, nobodys)) = py.detach(|| {
-        let found = join(preserved, all);
-        let unowned: Vec<Row> = found.rows.iter().filter(|row| row.owner.is_none()).copied().collect();
+    let most = usize::try_from(inc.inner.memory().room().items()).unwrap_or(usize::MAX);
+    let (Owners { rows, unpreserved, shared, more }, unowned, (owned, nobodys)) = py.detach(|| {
+        let found = join(preserved, all, most);
+        let unowned: Vec<u32> =
+            (0u32..).zip(&found.rows).filter(|(_, row)| row.owner.is_none()).map(|(at, _)| at).collect();
         let totals = totals(&found.rows, names.len());
         (found, unowned, totals)
     });
     let names: Names = Arc::new(names);
-    let as_rows = |rows| Py::new(py, OwnerRows { rows, names: Arc::clone(&names), page });
+    let as_rows = |rows, picked| Py::new(py, OwnerRows { rows, picked, names: Arc::clone(&names), page });
+    let rows = Arc::new(rows);
     let dict = PyDict::new(py);
-    dict.set_item("rows", as_rows(rows)?)?;
-    dict.set_item("unowned", as_rows(unowned)?)?;
-    dict.set_item("unpreserved", as_rows(unpreserved)?)?;
+    dict.set_item("rows", as_rows(Arc::clone(&rows), None)?)?;
+    dict.set_item("unowned", as_rows(rows, Some(unowned))?)?;
+    dict.set_item("unpreserved", as_rows(Arc::new(unpreserved), None)?)?;
+    dict.set_item("more_unpreserved", more.unpreserved)?;
+    dict.set_item("more_shared", more.shared)?;
     let shared: Vec<_> = shared.iter().map(|s| (s.phys.0, s.len, s.owners.0, s.owners.1)).collect();
     dict.set_item("shared", shared)?;
     let bytes: Vec<u128> = owned.iter().map(|pages| pages << page.shift()).collect();

@@ -364,6 +364,19 @@ pub enum MapProblem {
     TooLong {
         max: u64,
     },
+    /// More nodes, or entries of a list, than the bytes at hand can plausibly describe.
+    TooMany {
+        max: u64,
+    },
+    /// More runs of folios than the bytes at hand can plausibly be a memory of.
+    TooManyRuns {
+        runs: u64,
+        max: u64,
+    },
+    /// More bytes of bitmaps than are kept.
+    TooLarge {
+        max: u64,
+    },
     /// Entry `index` of the node.
     Entry {
         index: u64,
@@ -391,7 +404,7 @@ impl MapProblem {
             Self::TooManyElements { .. } => "count",
             Self::Cycle => "cycle",
             Self::Shared => "shared",
-            Self::TooLong { .. } => "length",
+            Self::TooLong { .. } | Self::TooMany { .. } | Self::TooManyRuns { .. } | Self::TooLarge { .. } => "length",
             Self::Entry { why: NO_START, .. } => "start",
             Self::Entry { why: NO_BITMAP, .. } => "unaligned",
             Self::Entry { why: NO_BLOCK, .. } => "block",
@@ -412,6 +425,13 @@ impl fmt::Display for MapProblem {
             Self::Cycle => f.write_str("the list comes back to it: a cycle"),
             Self::Shared => f.write_str("a second entry leads to it: a shared node or a cycle"),
             Self::TooLong { max } => write!(f, "the walk is longer than the {max} nodes this memory could hold"),
+            Self::TooMany { max } => {
+                write!(f, "more than the {max} entries that an image of this size can plausibly describe")
+            }
+            Self::TooManyRuns { runs, max } => {
+                write!(f, "{runs} runs of folios exceed the {max} that an image of this size can plausibly hold")
+            }
+            Self::TooLarge { max } => write!(f, "its bitmaps exceed the {max:#x} bytes that are kept of this image"),
             Self::Entry { index, value, why } => write!(f, "entry {index}: {value:#x} {why}"),
         }
     }

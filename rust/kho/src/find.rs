@@ -30,6 +30,8 @@ pub struct Found {
     pub pointers: Vec<Pointer>,
     /// Pages that can be scratch arrays, with what they would say.
     pub scratch_arrays: Vec<(Phys, Vec<ScratchArea>)>,
+    /// The bytes that were searched, where that was not all data there is.
+    pub searched: Option<u64>,
     boot_fdts: usize,
 }
 
@@ -46,7 +48,7 @@ const MOST_BOOT_FDTS: usize = 64;
 const SETUP_KEXEC_KHO: [u8; 8] = [10, 0, 0, 0, 32, 0, 0, 0];
 const FDT_MAGIC: [u8; 4] = [0xd0, 0x0d, 0xfe, 0xed];
 
-/// Searches all of `memory`. `progress` is told how many bytes of data have been seen, and ends the search with an error.
+/// Searches all of `memory`, or as much of a packed one as it can plausibly be ([`PhysMemory::most_to_search`]). `progress` is told how many bytes of data have been seen, and ends the search with an error.
 ///
 /// # Errors
 /// What reading the memory returns; what `progress` does.
@@ -68,6 +70,11 @@ pub fn find(memory: &dyn PhysMemory, mut progress: impl FnMut(u64) -> Result<()>
             look(memory, &setup, Phys(at), bytes, &mut found, &mut fdts);
             seen += size as u64;
             progress(seen)?;
+            if seen > memory.most_to_search() {
+                found.searched = Some(seen);
+                found.fdts = fdts.into_iter().collect();
+                return Ok(found);
+            }
             if last - at < WINDOW as u64 {
                 break;
             }

@@ -445,12 +445,15 @@ pub(crate) fn read(place: Place<'_>, fdt: Phys, found: &Found, options: &Options
 fn best(memory: &dyn PhysMemory, found: &Found, options: &Options) -> Result<(Reads, Vec<Phys>)> {
     /// Handovers that are read to find the best; a machine's memory holds a few.
     const MOST: usize = 64;
+    // Many that lead to one large map would have it read as many times.
+    let mut left = (8 << 20) + memory.room().held() / 2;
     let mut best: Option<(Reads, (bool, bool, usize))> = None;
     let mut first_error = None;
     for &fdt in found.fdts.iter().take(MOST) {
         match read(Place::Memory(memory), fdt, found, options) {
             Ok(reads) => {
                 let (root, reading, _) = &reads;
+                left = left.saturating_sub(reading.nodes.iter().map(|node| node.len).sum());
                 let preserved = |phys: &Phys| reading.preserved.tracker().covering(reading.page.pfn(*phys)).is_some();
                 let told = found.pointers.iter().any(|p| p.fdt == fdt);
                 let subtrees = root.subtrees.iter().filter(|s| preserved(&s.phys)).count();
@@ -460,8 +463,13 @@ fn best(memory: &dyn PhysMemory, found: &Found, options: &Options) -> Result<(Re
                 }
             }
             Err(e) => {
+                // What was read of it is not known.
+                left = left.saturating_sub(1 << 20);
                 first_error.get_or_insert(e);
             }
+        }
+        if left == 0 {
+            break;
         }
     }
     match best {
@@ -470,11 +478,17 @@ fn best(memory: &dyn PhysMemory, found: &Found, options: &Options) -> Result<(Re
             Ok((reads, others))
         }
         None => Err(first_error.unwrap_or_else(|| Error::NoHandover {
-            why: format!(
+            why: match found.searched {
+                Some(searched) => format!(
+                    "none in the first {searched:#x} bytes, and the dump is packed more tightly than memory ever is: if \
+                     it is sound, say where its FDT is"
+                ),
+                None => format!(
                 "no page of the {:#x} bytes here begins with an FDT whose compatible is kho-v...; if the image is \
                  only a part of memory, say where its FDT is",
                 memory.nbytes()
-            ),
+                ),
+            },
         })),
     }
 }
@@ -495,12 +509,17 @@ fn scratch_guessed(found: &Found, reading: &Reading) -> Option<Scratch> {
     let page = reading.page;
     let handed_over = |area: &ScratchArea| {
         let (start, end) = (page.pfn(Phys(area.addr)), page.pfn(Phys(area.addr + (area.size - 1))));
-        reading.preserved.tracker().overlapping(start, Pfn(end.0 + 1)).is_some()
-            || reading.nodes.iter().any(|node| area.overlaps(node.start.0, node.len))
+        reading.preserved.tracker().overlapping(start, Pfn(end.0 + 1)).is_some() || {
+            // The nodes ascend and share no byte: the first that ends after the area's start decides.
+            let at = reading.nodes.partition_point(|n| n.len == 0 || n.start.0 + (n.len - 1) < area.addr);
+            reading.nodes.get(at).is_some_and(|node| area.overlaps(node.start.0, node.len))
+        }
     };
     let possible =
         |(phys, areas): &&(Phys, Vec<ScratchArea>)| phys.0 % page.bytes() == 0 && !areas.iter().any(handed_over);
-    let fitting: Vec<_> = found.scratch_arrays.iter().filter(possible).collect();
+    /// A machine's memory holds a few that look like one; of more none can be told to be the right one.
+    const MOST: usize = 256;
+    let fitting: Vec<_> = found.scratch_arrays.iter().take(MOST).filter(possible).collect();
     let only = |fitting: Vec<&(Phys, Vec<ScratchArea>)>| {
         let (phys, areas) = fitting.first()?;
         let scratch = || Scratch { areas: areas.clone(), phys: Some(*phys) };

@@ -15,7 +15,23 @@ struct Claim {
     last: u64,
     owner: u32,
     /// Where in its file or area the first byte is.
-    offset: Option<u64>,
+    offset: Offset,
+}
+
+/// A place in a file or area, if there is one, in eight bytes: there may be millions of claims.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Offset(u64);
+
+impl Offset {
+    const NONE: u64 = u64::MAX;
+
+    fn new(offset: Option<u64>) -> Self {
+        Offset(offset.unwrap_or(Self::NONE))
+    }
+
+    fn get(self) -> Option<u64> {
+        Some(self.0).filter(|offset| *offset != Self::NONE)
+    }
 }
 
 /// What was claimed so far; owners are numbers that mean something to the caller.
@@ -26,7 +42,7 @@ impl Claims {
     /// Claims `len` bytes from `phys`; what reaches beyond the address space ends there.
     pub fn range(&mut self, owner: u32, phys: Phys, len: u64, offset: Option<u64>) {
         if let Some(more) = len.checked_sub(1) {
-            self.0.push(Claim { first: phys.0, last: phys.0.saturating_add(more), owner, offset });
+            self.0.push(Claim { first: phys.0, last: phys.0.saturating_add(more), owner, offset: Offset::new(offset) });
         }
     }
 
@@ -44,9 +60,10 @@ impl Claims {
     /// Claims a file's folios, each as large as it was preserved; not those beyond the address space.
     pub fn memfd(&mut self, owner: u32, file: &Memfd, preserved: &Tracker) {
         let page = file.list.page;
-        for folio in file.folios.iter().filter(|folio| folio.pfn.0 < page.pfn_limit()) {
-            let len = page.folio_bytes(Memfd::order_of(preserved, folio.pfn));
-            self.range(owner, page.phys(folio.pfn), len, folio.index.checked_mul(page.bytes()));
+        self.0.reserve_exact(file.folios.len());
+        for folio in file.folios.iter().filter(|folio| folio.pfn().0 < page.pfn_limit()) {
+            let len = page.folio_bytes(Memfd::order_of(preserved, folio.pfn()));
+            self.range(owner, page.phys(folio.pfn()), len, folio.index.checked_mul(page.bytes()));
         }
     }
 }
@@ -60,10 +77,16 @@ pub struct Row {
     pub orders: u64,
     /// `None` for pages nobody claims.
     pub owner: Option<u32>,
-    /// Where in the owner's file or area the first page is.
-    pub offset: Option<u64>,
+    offset: Offset,
     /// Unclaimed pages behind claimed ones in the same folio.
     pub rest: bool,
+}
+
+impl Row {
+    /// Where in the owner's file or area the first page is.
+    pub fn offset(&self) -> Option<u64> {
+        self.offset.get()
+    }
 }
 
 /// Bytes that two owners claim.
@@ -82,26 +105,37 @@ pub struct Owners {
     /// Claimed pages that are not preserved.
     pub unpreserved: Vec<Row>,
     pub shared: Vec<Shared>,
+    /// What there is more of, of each, than `most` allowed to list.
+    pub more: More,
+}
+
+/// What is not listed, since there is too much of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct More {
+    pub unpreserved: u64,
+    pub shared: u64,
 }
 
 /// Joins claims with a map. A page belongs to the first claim that touches it; pages that complete the folio of claimed ones
-/// belong to their owner. Linear in runs and claims, but for sorting these.
-pub fn join(preserved: &Tracker, claims: Claims) -> Owners {
+/// belong to their owner. Linear in runs and claims, but for sorting these. Of pages that are not preserved and bytes that
+/// two claim, `most` are listed and the rest is counted; rows are as many as runs and claims that touch.
+pub fn join(preserved: &Tracker, claims: Claims, most: usize) -> Owners {
     let page = preserved.geometry().page();
     let mut claims = claims.0;
     claims.sort_unstable();
-    let mut owners = Owners { shared: shared(&claims), ..Owners::default() };
+    let mut owners = Owners::default();
+    (owners.shared, owners.more.shared) = shared(&claims, most);
     let mut claimed = segments(page, &claims).peekable();
     for (start, end) in preserved.extents() {
         let mut at = start;
         while at < end {
             while let Some(early) = claimed.next_if(|s| s.end <= at) {
-                owners.lost(page, early);
+                owners.lost(page, early, most);
             }
             match claimed.peek_mut() {
                 Some(segment) if segment.start < end => {
                     if segment.start < at {
-                        owners.lost(page, segment.cut(segment.start, at, page));
+                        owners.lost(page, segment.cut(segment.start, at, page), most);
                         *segment = segment.cut(at, segment.end, page);
                     }
                     owners.free(page, preserved, at, segment.start);
@@ -118,7 +152,7 @@ pub fn join(preserved: &Tracker, claims: Claims) -> Owners {
         }
     }
     for left in claimed {
-        owners.lost(page, left);
+        owners.lost(page, left, most);
     }
     for order in preserved.orders() {
         let runs = preserved.runs(order).map(|(pfn, n)| (pfn, Pfn(pfn.0 + (n << order.get())), order));
@@ -129,9 +163,13 @@ pub fn join(preserved: &Tracker, claims: Claims) -> Owners {
 
 impl Owners {
     /// Pages that are claimed, not preserved.
-    fn lost(&mut self, page: PageSize, segment: Segment) {
+    fn lost(&mut self, page: PageSize, segment: Segment, most: usize) {
         if segment.start < segment.end {
             push(page, &mut self.unpreserved, segment.row(page));
+            if self.unpreserved.len() > most {
+                self.unpreserved.pop();
+                self.more.unpreserved += 1;
+            }
         }
     }
 
@@ -145,7 +183,7 @@ impl Owners {
             pages: to.0 - from.0,
             orders: 0,
             owner: None,
-            offset: None,
+            offset: Offset::new(None),
             rest: false,
         };
         let mut at = start;
@@ -185,7 +223,7 @@ impl Segment {
             pages: self.end.0 - self.start.0,
             orders: 0,
             owner: Some(self.owner),
-            offset: self.offset,
+            offset: Offset::new(self.offset),
             rest: false,
         }
     }
@@ -199,7 +237,7 @@ fn segments(page: PageSize, claims: &[Claim]) -> impl Iterator<Item = Segment> +
             start: page.pfn(Phys(claim.first)),
             end: Pfn(page.pfn(Phys(claim.last)).0 + 1),
             owner: claim.owner,
-            offset: claim.offset,
+            offset: claim.offset.get(),
         };
         let start = whole.start.0.max(next);
         next = next.max(whole.end.0);
@@ -208,20 +246,25 @@ fn segments(page: PageSize, claims: &[Claim]) -> impl Iterator<Item = Segment> +
 }
 
 /// Bytes in two claims: of each claim, what one before it reaches over.
-fn shared(claims: &[Claim]) -> Vec<Shared> {
+fn shared(claims: &[Claim], most: usize) -> (Vec<Shared>, u64) {
     let mut shared = Vec::new();
+    let mut more = 0;
     let mut reach: Option<&Claim> = None;
     for claim in claims {
         if let Some(before) = reach.filter(|before| claim.first <= before.last) {
             let last = claim.last.min(before.last);
             let len = (last - claim.first).saturating_add(1);
-            shared.push(Shared { phys: Phys(claim.first), len, owners: (before.owner, claim.owner) });
+            if shared.len() < most {
+                shared.push(Shared { phys: Phys(claim.first), len, owners: (before.owner, claim.owner) });
+            } else {
+                more += 1;
+            }
         }
         if reach.is_none_or(|before| claim.last > before.last) {
             reach = Some(claim);
         }
     }
-    shared
+    (shared, more)
 }
 
 /// Appends pages, to the last row if they continue it.
@@ -229,7 +272,7 @@ fn push(page: PageSize, rows: &mut Vec<Row>, row: Row) {
     if let Some(last) = rows.last_mut()
         && page.pfn(last.phys).0 + last.pages == page.pfn(row.phys).0
         && (last.owner, last.rest) == (row.owner, row.rest)
-        && last.offset.and_then(|o| o.checked_add(last.pages << page.shift())) == row.offset
+        && last.offset().and_then(|o| o.checked_add(last.pages << page.shift())) == row.offset()
     {
         last.pages += row.pages;
     } else {
@@ -301,7 +344,7 @@ mod tests {
 
     #[test]
     fn a_blob_owns_its_folio_and_nobody_the_one_behind() {
-        let found = join(&tracker(&[(4, 2), (8, 0)]), claims(&[(7, 0x4000, 240)]));
+        let found = join(&tracker(&[(4, 2), (8, 0)]), claims(&[(7, 0x4000, 240)]), 99);
         assert_eq!(short(&found.rows), [(4, 1, Some(7), false), (5, 3, Some(7), true), (8, 1, None, false)]);
         assert_eq!(found.rows[0].orders, 1 << 2);
         assert_eq!(totals(&found.rows, 8), ([0, 0, 0, 0, 0, 0, 0, 4].to_vec(), 1));
@@ -310,7 +353,7 @@ mod tests {
 
     #[test]
     fn what_is_claimed_and_not_preserved_is_reported_around_what_is() {
-        let found = join(&tracker(&[(4, 0)]), claims(&[(1, 0x2000, 0x5000), (2, 0x9000, 1)]));
+        let found = join(&tracker(&[(4, 0)]), claims(&[(1, 0x2000, 0x5000), (2, 0x9000, 1)]), 99);
         assert_eq!(short(&found.rows), [(4, 1, Some(1), false)]);
         let lost = [(2, 2, Some(1), false), (5, 2, Some(1), false), (9, 1, Some(2), false)];
         assert_eq!(short(&found.unpreserved), lost);
@@ -318,7 +361,7 @@ mod tests {
 
     #[test]
     fn structures_may_share_a_page_but_no_byte() {
-        let found = join(&tracker(&[(4, 0)]), claims(&[(1, 0x4000, 0x100), (2, 0x4100, 0x100), (3, 0x41ff, 2)]));
+        let found = join(&tracker(&[(4, 0)]), claims(&[(1, 0x4000, 0x100), (2, 0x4100, 0x100), (3, 0x41ff, 2)]), 99);
         assert_eq!(found.shared, [Shared { phys: Phys(0x41ff), len: 1, owners: (2, 3) }]);
         assert_eq!(short(&found.rows), [(4, 1, Some(1), false)]);
     }
@@ -329,14 +372,14 @@ mod tests {
         for (phys, offset) in [(0x1000, 0), (0x2000, 0x1000), (0x3000, 0x9000)] {
             claims.range(0, Phys(phys), 0x1000, Some(offset));
         }
-        let found = join(&tracker(&[(1, 0), (2, 0), (3, 0)]), claims);
-        let rows: Vec<_> = found.rows.iter().map(|r| (r.phys.0, r.pages, r.offset)).collect();
+        let found = join(&tracker(&[(1, 0), (2, 0), (3, 0)]), claims, 99);
+        let rows: Vec<_> = found.rows.iter().map(|r| (r.phys.0, r.pages, r.offset())).collect();
         assert_eq!(rows, [(0x1000, 2, Some(0)), (0x3000, 1, Some(0x9000))]);
     }
 
     #[test]
     fn a_claim_to_the_top_of_the_address_space_ends_there() {
-        let found = join(&tracker(&[]), claims(&[(0, u64::MAX - 0x1fff, u64::MAX)]));
+        let found = join(&tracker(&[]), claims(&[(0, u64::MAX - 0x1fff, u64::MAX)]), 99);
         assert_eq!(short(&found.unpreserved), [((1 << 52) - 2, 2, Some(0), false)]);
     }
 
@@ -348,7 +391,7 @@ mod tests {
         ) {
             let folios: Vec<_> = folios.into_iter().map(|(pfn, o)| (pfn >> o << o, o)).collect();
             let ranges: Vec<_> = ranges.into_iter().map(|(owner, pfn, n)| (owner, pfn << 12, n << 12)).collect();
-            let found = join(&tracker(&folios), claims(&ranges));
+            let found = join(&tracker(&folios), claims(&ranges), 99);
             let mut sorted = ranges.clone();
             sorted.sort_by_key(|&(owner, phys, len)| (phys, phys + len, owner));
             let mut model: BTreeMap<u64, u32> = BTreeMap::new();

@@ -3,9 +3,9 @@
 
 #![forbid(unsafe_code)]
 
-use crate::arena::ScratchArea;
+use crate::arena::ranges_of;
 use crate::incoming::Incoming;
-use crate::memory::{Coverage, PhysRange};
+use crate::memory::PhysRange;
 use crate::payload::Memfd;
 use crate::threads::{both, processors};
 use crate::tracker::Tracker;
@@ -37,9 +37,14 @@ impl Hits {
     }
 
     fn add(&mut self, spot: Spot) {
+        self.add_with(|| spot);
+    }
+
+    /// As [`Hits::add`], of a spot that takes a search to describe.
+    fn add_with(&mut self, spot: impl FnOnce() -> Spot) {
         self.count += 1;
         if self.spots.len() < self.most {
-            self.spots.push(spot);
+            self.spots.push(spot());
         }
     }
 }
@@ -121,15 +126,6 @@ pub(crate) fn runs_by_address(tracker: &Tracker) -> impl Iterator<Item = Run> + 
     })
 }
 
-/// Areas as disjoint ranges, ascending.
-fn ranges_of(areas: &[ScratchArea]) -> Vec<PhysRange> {
-    let mut taken = Coverage::default();
-    for area in areas.iter().filter(|area| area.size > 0) {
-        taken.take(area.addr, area.addr.saturating_add(area.size - 1));
-    }
-    taken.ranges()
-}
-
 /// The parts of pages `[start, end)` that touch one of the sorted, disjoint `ranges`: none twice, with the range.
 fn touching(
     page: PageSize,
@@ -188,8 +184,10 @@ fn outside(tracker: &Tracker, ranges: &[PhysRange], page: PageSize, most: usize)
         let mut at = start;
         let mut gap = |from: Pfn, to: Pfn| {
             if from < to {
-                let order = tracker.covering(from).map_or(Order::ZERO, |(_, order)| order);
-                hits.add(Spot { phys: page.phys(from), pages: to.0 - from.0, order, other: 0 });
+                hits.add_with(|| {
+                    let order = tracker.covering(from).map_or(Order::ZERO, |(_, order)| order);
+                    Spot { phys: page.phys(from), pages: to.0 - from.0, order, other: 0 }
+                });
             }
         };
         for (low, high, _) in touching(page, ranges, start, end) {
@@ -267,15 +265,15 @@ pub fn check_memfd(memfd: &Memfd, preserved: &Tracker, most: usize) -> MemfdChec
     let mut places = Vec::with_capacity(memfd.folios.len());
     for folio in &memfd.folios {
         if folio.index >= pages {
-            add(&mut checks.beyond, folio.index, folio.pfn);
+            add(&mut checks.beyond, folio.index, folio.pfn());
         }
-        let order = preserved.head_order(folio.pfn);
-        if folio.pfn.0 >= page.pfn_limit() {
-            add(&mut checks.nowhere, folio.index, folio.pfn);
-        } else if order.is_none() && preserved.covering(folio.pfn).is_some() {
-            add(&mut checks.interior, folio.index, folio.pfn);
+        let order = preserved.head_order(folio.pfn());
+        if folio.pfn().0 >= page.pfn_limit() {
+            add(&mut checks.nowhere, folio.index, folio.pfn());
+        } else if order.is_none() && preserved.covering(folio.pfn()).is_some() {
+            add(&mut checks.interior, folio.index, folio.pfn());
         }
-        places.push((folio.index, order.unwrap_or_default().nr_pages(), folio.pfn));
+        places.push((folio.index, order.unwrap_or_default().nr_pages(), folio.pfn()));
     }
     places.sort_unstable();
     let mut until = 0;
@@ -291,6 +289,7 @@ pub fn check_memfd(memfd: &Memfd, preserved: &Tracker, most: usize) -> MemfdChec
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arena::ScratchArea;
     use crate::tracker::Geometry;
 
     const PAGE: PageSize = PageSize::Size4K;

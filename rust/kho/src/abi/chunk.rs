@@ -7,7 +7,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::layout::{BitmapPtr, BitmapSize, ChunkHeader, chunk_entries};
+use super::layout::{BitmapPtr, BitmapSize, ChunkHeader, SMALL_BITMAP, chunk_entries};
 use crate::arena::{Arena, Inherited};
 use crate::claims::Preserved;
 use crate::error::{BITMAP_OUTSIDE, Error, MapProblem, NO_BITMAP, NO_START, Result};
@@ -40,6 +40,8 @@ pub(super) fn bad(phys: u64, problem: MapProblem) -> Error {
 /// [`Error::Map`] at the first chunk that is unaligned, outside, cyclic, or whose order or count cannot be.
 pub fn walk(memory: &dyn PhysMemory, page: PageSize, map: Phys) -> Result<Vec<Chunk>> {
     let most = chunk_entries(page);
+    let room = memory.room();
+    let mut bitmaps = 0;
     let max_chunks = memory.nbytes() / u128::from(page.bytes());
     let mut seen = HashSet::new();
     let mut chunks = Vec::new();
@@ -65,6 +67,10 @@ pub fn walk(memory: &dyn PhysMemory, page: PageSize, map: Phys) -> Result<Vec<Ch
         let num = u64::from(header.num_elms.get());
         if num > most {
             return Err(bad(at, MapProblem::TooManyElements { num, max: most }));
+        }
+        bitmaps += num;
+        if bitmaps > room.items().max(room.bitmap_bytes() / SMALL_BITMAP) || seen.len() as u64 > room.items() {
+            return Err(bad(at, MapProblem::TooMany { max: room.items() }));
         }
         let len = num * size_of::<BitmapPtr>() as u64;
         let bytes = memory.read_vec(NODE, Phys(at + size_of::<ChunkHeader>() as u64), len)?;
@@ -143,11 +149,53 @@ impl Starts {
 pub fn read(memory: &dyn PhysMemory, geometry: Geometry, chunks: &[Chunk]) -> Result<Tracker> {
     let mut tracker = Tracker::new(geometry);
     let mut bytes = vec![0; usize::try_from(geometry.block_bytes()).unwrap_or(0)];
+    let mut left = Left::new(memory);
     each(geometry, chunks, |bitmap| {
+        let data = memory.next_to_read(bitmap.phys, Phys(bitmap.phys.0 + (geometry.block_bytes() - 1)))?;
+        if !left.take(bitmap.phys.0, geometry.block_bytes(), data.is_some(), bad)? {
+            return Ok(());
+        }
         memory.read(bitmap.phys, &mut bytes)?;
         tracker.adopt_block(bitmap.order, bitmap.index, &bytes).map(drop)
     })?;
     Ok(tracker)
+}
+
+/// The bytes of bitmaps that may still be kept of a map, and of these the ones that are zeros an image only claims.
+pub(super) struct Left {
+    max: u64,
+    bytes: u64,
+    claimed: u64,
+}
+
+impl Left {
+    /// Empty bitmaps that a kernel left in a map are kept, to be counted, if they are no more than this.
+    const CLAIMED: u64 = 4 << 20;
+
+    pub(super) fn new(memory: &dyn PhysMemory) -> Self {
+        let max = memory.room().bitmap_bytes();
+        Left { max, bytes: max, claimed: Self::CLAIMED }
+    }
+
+    /// Whether the bitmap at `phys` is kept: one with data always, one of zeros as long as there are few.
+    ///
+    /// # Errors
+    /// [`Error::Map`], made by `bad`, when there are more bytes of data than the image can hold.
+    pub(super) fn take(
+        &mut self,
+        phys: u64,
+        bytes: u64,
+        data: bool,
+        bad: fn(u64, MapProblem) -> Error,
+    ) -> Result<bool> {
+        if !data {
+            let left = self.claimed.checked_sub(bytes);
+            self.claimed = left.unwrap_or(self.claimed);
+            return Ok(left.is_some());
+        }
+        self.bytes = self.bytes.checked_sub(bytes).ok_or_else(|| bad(phys, MapProblem::TooLarge { max: self.max }))?;
+        Ok(true)
+    }
 }
 
 /// Takes over the bitmaps of chunks that [`check`] accepted, where they are.

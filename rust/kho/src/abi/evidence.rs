@@ -9,9 +9,9 @@ use super::chunk::{self, Chunk};
 use super::layout::BitmapSize;
 use super::radix::{self, Shape};
 use super::{Abi, MapFormat};
-use crate::arena::{Arena, ScratchArea};
+use crate::arena::{Arena, ScratchArea, ranges_of};
 use crate::claims::Preserved;
-use crate::error::{Error, Result};
+use crate::error::{Error, MapProblem, Result};
 use crate::memory::{PhysMemory, PhysRange};
 use crate::tracker::{Geometry, Tracker};
 use crate::units::{Order, PageSize, Pfn, Phys};
@@ -190,6 +190,12 @@ pub fn decide(place: Place<'_>, abi: &Abi, map: Phys, known: &Known, hints: Hint
                 continue;
             }
         };
+        if let Place::Memory(memory) = place
+            && let Err(e) = check_runs(memory, preserved.tracker(), map)
+        {
+            refused.push((candidate.page, candidate.bitmap, e));
+            continue;
+        }
         let doubts = match alone {
             true => NO_DOUBTS,
             false => doubts(place.memory(), preserved.tracker(), &candidate, known),
@@ -212,6 +218,16 @@ pub fn decide(place: Place<'_>, abi: &Abi, map: Phys, known: &Known, hints: Hint
     };
     let beaten: Vec<_> = beaten.into_iter().map(why).collect();
     Ok(explain(candidate, preserved, &beaten, &refused, hints, given))
+}
+
+/// Refuses a map in which more runs of folios stand than its memory can plausibly hold folios: every check, list and
+/// drawing goes by runs.
+fn check_runs(memory: &dyn PhysMemory, tracker: &Tracker, map: Phys) -> Result<()> {
+    let (runs, max) = (tracker.nr_runs_at_most(), memory.room().runs());
+    match runs > max {
+        true => Err(Error::Map { node: "map", phys: map.0, problem: MapProblem::TooManyRuns { runs, max } }),
+        false => Ok(()),
+    }
 }
 
 /// Why another reading with the same doubts is not the one chosen.
@@ -327,17 +343,14 @@ fn candidates(place: Place<'_>, abi: &Abi, map: Phys, known: &Known, hints: Hint
 fn doubts(memory: &dyn PhysMemory, tracker: &Tracker, candidate: &Candidate, known: &Known) -> Doubts {
     let page = candidate.page;
     let nodes = candidate.map.nodes(page, candidate.bitmap);
-    let scratch: Vec<PhysRange> =
-        known.scratch.iter().map(|s| PhysRange { start: Phys(s.addr), len: s.size }).collect();
+    let scratch = ranges_of(&known.scratch);
     let mut d = NO_DOUBTS;
     let mut union = 0;
     for (start, end) in tracker.extents() {
         union += u128::from(end.0 - start.0);
         let shared = |ranges: &[PhysRange]| covered(page, ranges, start, end);
         d.pages_of_the_map += shared(&nodes);
-        for area in &scratch {
-            d.pages_in_scratch += shared(std::slice::from_ref(area));
-        }
+        d.pages_in_scratch += shared(&scratch);
     }
     d.pages_twice = tracker.nr_pages().saturating_sub(union);
     d.pages_outside = pages_outside(memory, tracker);

@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::chunk::Left;
 use super::{Abi, MapFormat};
 use crate::arena::{Arena, Inherited};
 use crate::claims::Preserved;
@@ -208,8 +209,10 @@ struct Open {
 pub fn read(memory: &dyn PhysMemory, shape: Shape, root: Phys) -> Result<Tree> {
     let mut tracker = Tracker::new(Geometry::paged(shape.page));
     let data = data_runs(memory)?;
+    let mut left = Left::new(memory);
     let nodes = walk(memory, &data, shape, root, |phys, prefix| {
         let Some(bitmap) = read_node(memory, &data, shape, phys)? else { return Ok(()) };
+        left.take(phys, shape.page.bytes(), true, bad)?;
         match shape.leaf(phys, prefix, || Ok(bitmap.clone()))? {
             Leaf::Folios(folios) => {
                 folios.into_iter().try_for_each(|(pfn, order)| tracker.preserve(pfn, order).map(drop))
@@ -274,6 +277,7 @@ fn walk(
     root: Phys,
     mut leaf: impl FnMut(u64, u64) -> Result<()>,
 ) -> Result<Vec<u64>> {
+    let max = memory.room().items();
     let mut nodes = Vec::new();
     let mut seen = HashSet::new();
     let mut open: Vec<Open> = Vec::new();
@@ -281,6 +285,9 @@ fn walk(
     loop {
         if let Some((phys, level, prefix)) = visit.take() {
             enter(memory, shape, phys, &mut seen)?;
+            if nodes.len() as u64 >= max {
+                return Err(bad(phys, MapProblem::TooMany { max }));
+            }
             nodes.push(phys);
             if level == 0 {
                 leaf(phys, prefix)?;

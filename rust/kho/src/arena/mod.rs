@@ -11,6 +11,7 @@ mod spans;
 pub use blocks::{ArenaBlocks, Inherited};
 pub use header::{ArenaNote, NOTE_NAME, NOTE_TYPE, Recorded};
 pub use pages::{Lease, Owner, PageKind};
+pub(crate) use scratch::ranges_of;
 pub use scratch::{ScratchArea, check_no_overlap, nodes, place};
 
 use crate::claims::Claims;

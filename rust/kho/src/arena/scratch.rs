@@ -4,6 +4,7 @@
 
 use super::Region;
 use crate::error::{Error, Result};
+use crate::memory::{Coverage, PhysRange};
 use crate::units::Phys;
 
 /// One scratch area: an entry of the array the next kernel is given (`struct { u64 addr, size; }`, ABI section 2).
@@ -28,6 +29,15 @@ pub fn check_no_overlap(areas: &[ScratchArea], what: &'static str, phys: Phys, l
             Err(Error::ScratchOverlap { what, phys: phys.0, len, scratch_addr: area.addr, scratch_size: area.size })
         }
     }
+}
+
+/// Areas as disjoint ranges, ascending.
+pub(crate) fn ranges_of(areas: &[ScratchArea]) -> Vec<PhysRange> {
+    let mut taken = Coverage::default();
+    for area in areas.iter().filter(|area| area.size > 0) {
+        taken.take(area.addr, area.addr.saturating_add(area.size - 1));
+    }
+    taken.ranges()
 }
 
 /// ARCH_LOW_ADDRESS_LIMIT of x86_64 and arm64: devices of 32 address bits reach this far.

@@ -3,8 +3,8 @@
 
 #![forbid(unsafe_code)]
 
-use super::Coverage;
 use super::file::{Backing, Segment};
+use super::{Coverage, Room};
 use crate::error::{Result, SourceProblem};
 use object::LittleEndian as LE;
 use object::elf::{self, ELFCLASS64, ELFDATA2LSB, ELFMAG, FileHeader64, ProgramHeader64, SectionHeader64};
@@ -157,6 +157,14 @@ pub(crate) fn parse(file: &Backing) -> Result<Core> {
                     };
                     let free = taken.take(segment.first, segment.last());
                     core.segments.extend(free.into_iter().map(|(a, b)| segment.part(a, b)));
+                    let most = Room::new(file.held).items();
+                    if core.segments.len() as u64 > most {
+                        let why = format!(
+                            "more than {most} segments of memory, which a file of {:#x} bytes cannot fill",
+                            file.held
+                        );
+                        return Err(elf(why));
+                    }
                 }
                 elf::PT_NOTE => {
                     let offset = header.p_offset.get(LE);
@@ -293,7 +301,14 @@ fn load(file: &Backing, header: &ProgramHeader64<LE>, index: u64) -> Result<Opti
     if first.checked_add(len - 1).is_none() {
         return Err(wrong(format!("memory at {first:#x} (+{len:#x}) runs past the address space")));
     }
-    Ok(Some(Segment { first, len, offset: header.p_offset.get(LE), filled, index: Some(index), backing: 0 }))
+    Ok(Some(Segment {
+        first,
+        len,
+        offset: header.p_offset.get(LE),
+        filled,
+        index: u32::try_from(index).ok(),
+        backing: 0,
+    }))
 }
 
 /// `len` bytes at `offset`, which the file had when it was opened.

@@ -7,7 +7,7 @@
 use super::elf::{Machine, Note, NoteBytes};
 use super::source::Source;
 use super::unpack::{self, Work};
-use super::{PhysMemory, PhysRange};
+use super::{PhysMemory, PhysRange, Room};
 use crate::error::{Error, Result, SourceProblem};
 use crate::units::Phys;
 use std::fmt;
@@ -25,6 +25,16 @@ pub(crate) trait Store: Send + Sync {
     /// The first run in `within`, which is not empty, that may be other than zeros.
     fn data_in(&self, within: Range<u64>) -> Option<Range<u64>> {
         Some(within)
+    }
+
+    /// As [`Store::data_in`], but bytes that cannot be read count as data.
+    fn to_read_in(&self, within: Range<u64>) -> Option<Range<u64>> {
+        self.data_in(within)
+    }
+
+    /// Bytes that are searched for a handover at most, of a file of `held` bytes.
+    fn most_to_search(&self, _held: u64) -> u64 {
+        u64::MAX
     }
 }
 
@@ -119,9 +129,9 @@ pub(crate) struct Segment {
     pub(crate) offset: u64,
     pub(crate) filled: u64,
     /// Its number, in a format that numbers them: the program header's in an ELF core.
-    pub(crate) index: Option<u64>,
+    pub(crate) index: Option<u32>,
     /// Which of the files.
-    pub(crate) backing: usize,
+    pub(crate) backing: u32,
 }
 
 impl Segment {
@@ -141,6 +151,11 @@ impl Segment {
             filled: self.filled.saturating_sub(skipped).min(len),
             ..*self
         }
+    }
+
+    /// The memory of a run of the file that lies inside.
+    fn run(&self, within: Range<u64>) -> PhysRange {
+        PhysRange { start: Phys(self.first + (within.start - self.offset)), len: within.end - within.start }
     }
 
     /// How many of the `filled` bytes a file of `size` bytes has.
@@ -201,6 +216,9 @@ pub struct FileMemory {
     kinds: Vec<&'static str>,
     /// By address; disjoint, none empty.
     segments: Vec<Segment>,
+    /// For each segment the first one, from it on, that is not all zeros; the number of segments if there is none. A
+    /// search for data would otherwise look at every segment of zeros each time.
+    filled: Vec<u32>,
     ranges: Vec<PhysRange>,
     machine: Option<Machine>,
     notes: Vec<NoteBytes>,
@@ -226,45 +244,93 @@ impl FileMemory {
             backings: Vec::new(),
             kinds: Vec::new(),
             segments: Vec::new(),
+            filled: Vec::new(),
             ranges: Vec::new(),
             machine: None,
             notes: Vec::new(),
             truncated: Vec::new(),
             raw: parts.iter().all(|part| part.raw),
         };
-        for (backing, part) in parts.into_iter().enumerate() {
+        for (backing, part) in (0u32..).zip(parts) {
             memory.sources.push(part.source);
             memory.backings.push(part.backing);
             memory.kinds.push(part.kind);
             memory.machine = memory.machine.or(part.machine);
             memory.truncated.extend(part.cuts);
             memory.notes.extend(part.notes);
-            memory.segments.extend(part.segments.into_iter().map(|segment| Segment { backing, ..segment }));
+            // In place: the segments of one file may be many.
+            let segments: Vec<_> = part.segments.into_iter().map(|segment| Segment { backing, ..segment }).collect();
+            match memory.segments.is_empty() {
+                true => memory.segments = segments,
+                false => memory.segments.extend(segments),
+            }
         }
         memory.segments.sort_unstable_by_key(|s| s.first);
+        memory.check_count()?;
         let mut ranges = Vec::new();
         let mut before: Option<&Segment> = None;
         for segment in &memory.segments {
             if let Some(before) = before.filter(|before| before.last() >= segment.first) {
-                let later = &memory.backings[before.backing.max(segment.backing)];
+                let later = &memory.backings[before.backing.max(segment.backing) as usize];
                 return Err(
                     later.error(SourceProblem::Overlap { first: Phys(before.first), second: Phys(segment.first) })
                 );
             }
             before = Some(segment);
             append(&mut ranges, segment);
-            let backing = &memory.backings[segment.backing];
+            let backing = &memory.backings[segment.backing as usize];
             let present = segment.present(backing.size);
             if let Some(index) = segment.index.filter(|_| present < segment.filled) {
                 memory.truncated.push(Cut {
                     path: backing.path.clone(),
-                    claim: format!("{} {index}", memory.kinds[segment.backing]),
+                    claim: format!("{} {index}", memory.kinds[segment.backing as usize]),
                     missing: PhysRange { start: Phys(segment.first + present), len: segment.filled - present },
                 });
             }
         }
         memory.ranges = ranges;
+        let mut next = memory.segments.len() as u32;
+        let mut filled = vec![next; memory.segments.len()];
+        for (at, segment) in memory.segments.iter().enumerate().rev() {
+            if segment.filled > 0 {
+                next = at as u32;
+            }
+            filled[at] = next;
+        }
+        memory.filled = filled;
         Ok(memory)
+    }
+
+    /// Refuses files that are little else than headers, and segments that name the same bytes of a file: reading each
+    /// address once would read these again and again.
+    fn check_count(&self) -> Result<()> {
+        let room = self.room();
+        let Some(first) = self.segments.first() else { return Ok(()) };
+        let backing = |at: u32| &self.backings[at as usize];
+        let count = self.segments.len() as u64;
+        if count > room.items() {
+            let why = format!(
+                "{count} runs of memory are more than the {} that {:#x} bytes of file can plausibly describe",
+                room.items(),
+                room.held()
+            );
+            return Err(backing(first.backing).error(SourceProblem::Raw { why }));
+        }
+        let mut present = vec![0u128; self.backings.len()];
+        for segment in &self.segments {
+            present[segment.backing as usize] += u128::from(segment.present(backing(segment.backing).size));
+        }
+        for (backing, present) in self.backings.iter().zip(present) {
+            if present > u128::from(backing.size) {
+                let why = format!(
+                    "its headers put {present:#x} bytes of contents into a file of {:#x}: some name the same bytes for \
+                     several addresses",
+                    backing.size
+                );
+                return Err(backing.error(SourceProblem::Raw { why }));
+            }
+        }
+        Ok(())
     }
 
     /// What this was opened from.
@@ -303,7 +369,7 @@ impl FileMemory {
 
     /// Fills `out` from `skip` bytes into the segment, where it has that many.
     fn fill(&self, segment: &Segment, skip: u64, out: &mut [u8]) -> Result<()> {
-        let backing = &self.backings[segment.backing];
+        let backing = &self.backings[segment.backing as usize];
         let filled = segment.filled.saturating_sub(skip);
         let n = usize::try_from(filled).map_or(out.len(), |filled| filled.min(out.len()));
         let (file, zeros) = out.split_at_mut(n);
@@ -318,7 +384,9 @@ impl FileMemory {
                 segment.offset.saturating_add(skip)
             );
             backing.error(match segment.index {
-                Some(index) => SourceProblem::Segment { kind: self.kinds[segment.backing], index, why },
+                Some(index) => {
+                    SourceProblem::Segment { kind: self.kinds[segment.backing as usize], index: index.into(), why }
+                }
                 None => SourceProblem::Raw { why },
             })
         };
@@ -334,6 +402,12 @@ impl FileMemory {
             }
             _ => backing.error(SourceProblem::Io(e)),
         })
+    }
+
+    /// The first segment from `at` on that is not all zeros, with its index.
+    fn filled_from(&self, at: usize) -> Option<(usize, &Segment)> {
+        let index = *self.filled.get(at)? as usize;
+        Some((index, self.segments.get(index)?))
     }
 
     /// The index of the first segment that ends at or behind `phys`.
@@ -365,20 +439,52 @@ impl PhysMemory for FileMemory {
         if rest.is_empty() { Ok(()) } else { Err(outside) }
     }
 
+    fn room(&self) -> Room {
+        let held = self.backings.iter().fold(0, |held: u64, backing| held.saturating_add(backing.held));
+        match self.most_to_search() {
+            u64::MAX => Room::new(held),
+            _ => Room::packed(held),
+        }
+    }
+
+    fn most_to_search(&self) -> u64 {
+        let most = |backing: &Backing| backing.store.most_to_search(backing.held);
+        self.backings.iter().fold(0, |sum: u64, backing| sum.saturating_add(most(backing)))
+    }
+
     fn next_data(&self, phys: Phys) -> Result<Option<PhysRange>> {
-        for segment in &self.segments[self.at_or_behind(phys)..] {
-            let backing = &self.backings[segment.backing];
+        let mut at = self.at_or_behind(phys);
+        while let Some((index, segment)) = self.filled_from(at) {
+            at = index + 1;
+            let backing = &self.backings[segment.backing as usize];
             let skip = phys.0.saturating_sub(segment.first);
             let present = segment.present(backing.size);
             if skip >= present {
                 continue;
             }
-            let within = segment.offset + skip..segment.offset + present;
-            if let Some(run) = backing.store.data_in(within) {
-                return Ok(Some(PhysRange {
-                    start: Phys(segment.first + (run.start - segment.offset)),
-                    len: run.end - run.start,
-                }));
+            if let Some(run) = backing.store.data_in(segment.offset + skip..segment.offset + present) {
+                return Ok(Some(segment.run(run)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn next_to_read(&self, phys: Phys, last: Phys) -> Result<Option<PhysRange>> {
+        let mut at = self.at_or_behind(phys);
+        while let Some((index, segment)) = self.filled_from(at).filter(|(_, segment)| segment.first <= last.0) {
+            at = index + 1;
+            let backing = &self.backings[segment.backing as usize];
+            let skip = phys.0.saturating_sub(segment.first);
+            let wanted = segment.filled.min((last.0 - segment.first).saturating_add(1));
+            let present = segment.present(backing.size).min(wanted);
+            if skip < present
+                && let Some(run) = backing.store.to_read_in(segment.offset + skip..segment.offset + present)
+            {
+                return Ok(Some(segment.run(run)));
+            }
+            let missing = present.max(skip);
+            if missing < wanted {
+                return Ok(Some(PhysRange { start: Phys(segment.first + missing), len: wanted - missing }));
             }
         }
         Ok(None)

@@ -406,8 +406,26 @@ impl Store for Pages {
         Ok(())
     }
 
+    fn most_to_search(&self, held: u64) -> u64 {
+        /// What a dump of any size may unpack to; more is how many times its own size.
+        const BASE: u64 = 512 << 20;
+        const RATIO: u64 = 64;
+        BASE.saturating_add(held.saturating_mul(RATIO))
+    }
+
     /// Passes over pages that share the one of zeros, and over those that are not there.
     fn data_in(&self, within: Range<u64>) -> Option<Range<u64>> {
+        self.first_run(within, |descriptor| self.present(descriptor) && !self.is_zero(descriptor))
+    }
+
+    fn to_read_in(&self, within: Range<u64>) -> Option<Range<u64>> {
+        self.first_run(within, |descriptor| !self.present(descriptor) || !self.is_zero(descriptor))
+    }
+}
+
+impl Pages {
+    /// The first run of pages in `within` whose descriptors `matches` says yes to.
+    fn first_run(&self, within: Range<u64>, matches: impl Fn(Descriptor) -> bool) -> Option<Range<u64>> {
         let shift = self.page.shift();
         let last = (within.end - 1) >> shift;
         let mut index = within.start >> shift;
@@ -421,7 +439,7 @@ impl Store for Pages {
             };
             n = AT_ONCE;
             for descriptor in descriptors {
-                let data = self.present(descriptor) && !self.is_zero(descriptor);
+                let data = matches(descriptor);
                 match found {
                     None if data => found = Some((index << shift).max(within.start)),
                     Some(start) if !data => return Some(start..index << shift),

@@ -6,8 +6,8 @@
 
 #![forbid(unsafe_code)]
 
-use super::Coverage;
 use super::file::{Backing, Segment};
+use super::{Coverage, Room};
 use crate::error::{Result, SourceProblem};
 
 const MAGIC: [u8; 4] = *b"EMiL";
@@ -51,8 +51,12 @@ pub(crate) fn parse(file: &Backing) -> Result<Vec<Segment>> {
             return Err(wrong(format!("memory from {first:#x} to {last:#x}")));
         };
         let offset = at + HEADER as u64;
-        let whole = Segment { first, len, offset, filled: len, index: Some(index), backing: 0 };
+        let whole = Segment { first, len, offset, filled: len, index: u32::try_from(index).ok(), backing: 0 };
         segments.extend(taken.take(first, last).into_iter().map(|(a, b)| whole.part(a, b)));
+        let most = Room::new(file.held).items();
+        if segments.len() as u64 > most {
+            return Err(wrong(format!("more than {most} ranges, which a file of {:#x} bytes cannot fill", file.held)));
+        }
         at = offset.saturating_add(len);
     }
     Ok(segments)

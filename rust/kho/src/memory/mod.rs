@@ -10,6 +10,7 @@ mod foreign;
 mod kdump;
 mod lime;
 mod live;
+mod room;
 mod slices;
 mod source;
 mod unpack;
@@ -17,6 +18,7 @@ mod unpack;
 pub use elf::{Machine, Note};
 pub(crate) use file::data_in;
 pub use file::{Cut, FileMemory};
+pub use room::Room;
 pub use slices::SliceMemory;
 pub(crate) use source::runs;
 pub use source::{Board, Source, open_elf, open_raw, open_sources, open_sources_with, parse_number};
@@ -66,6 +68,26 @@ pub trait PhysMemory: Send + Sync {
     /// [`Error::Io`] if the file says no.
     fn next_to_search(&self, phys: Phys) -> Result<Option<PhysRange>> {
         self.next_data(phys)
+    }
+
+    /// The first run in `phys..=last` that does not read as zeros, as far as that is known without reading it: what is
+    /// missing counts, so that reading it says so. It looks no further than `last`, which is at or after `phys`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file says no.
+    fn next_to_read(&self, phys: Phys, last: Phys) -> Result<Option<PhysRange>> {
+        let found = self.next_data(phys)?.filter(|run| run.start <= last);
+        Ok(found.map(|run| PhysRange { len: run.len.min((last.0 - run.start.0).saturating_add(1)), ..run }))
+    }
+
+    /// How much a reader allocates for this memory: of files by their bytes, of other memory by what is here.
+    fn room(&self) -> Room {
+        Room::new(u64::try_from(self.nbytes()).unwrap_or(u64::MAX))
+    }
+
+    /// Bytes of data that are searched for a handover: of a compressed dump fewer than it can be made to unpack to.
+    fn most_to_search(&self) -> u64 {
+        u64::MAX
     }
 
     /// Whether `len` bytes at `phys` are here.

@@ -5,7 +5,7 @@
 
 use super::vmalloc::{ChunkOwners, Descriptor, Vmalloc};
 use crate::error::{Error, Result};
-use crate::memory::PhysMemory;
+use crate::memory::{PhysMemory, PhysRange};
 use crate::tracker::Tracker;
 use crate::units::{Order, PageSize, Pfn, Phys};
 use zerocopy::little_endian::{U32, U64};
@@ -57,14 +57,24 @@ pub const DIRTY: u16 = 1;
 /// The folio's content counts; otherwise it reads as zeros.
 pub const UPTODATE: u16 = 2;
 
-/// A folio of the file.
+/// A folio of the file, as small as its record: there may be millions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MemfdFolio {
-    pub pfn: Pfn,
-    /// [`DIRTY`], [`UPTODATE`].
-    pub flags: u16,
+    pfn_flags: u64,
     /// Where in the file it lies, in pages.
     pub index: u64,
+}
+
+impl MemfdFolio {
+    /// Its head page.
+    pub const fn pfn(self) -> Pfn {
+        Pfn(self.pfn_flags & ((1 << PFN_BITS) - 1))
+    }
+
+    /// [`DIRTY`], [`UPTODATE`].
+    pub const fn flags(self) -> u16 {
+        (self.pfn_flags >> PFN_BITS) as u16
+    }
 }
 
 /// A memfd that was read; its contents are read when asked for.
@@ -88,6 +98,19 @@ pub struct FileExtent {
     pub offset: u64,
     pub phys: Phys,
     pub len: u64,
+}
+
+/// Extents by place in the file alone, those that adjoin as one: `(offset, len)`.
+pub fn joined(extents: &[FileExtent]) -> impl Iterator<Item = (u64, u64)> + '_ {
+    let mut rest = extents.iter().peekable();
+    std::iter::from_fn(move || {
+        let first = rest.next()?;
+        let mut end = first.offset + first.len;
+        while let Some(more) = rest.next_if(|e| e.offset == end) {
+            end = more.offset + more.len;
+        }
+        Some((first.offset, end - first.offset))
+    })
 }
 
 impl Memfd {
@@ -117,13 +140,15 @@ impl Memfd {
             }
         };
         let list = Vmalloc::read(memory, page, ser.folios, phys.0, owners)?;
-        let bytes = list.records(memory, size_of::<SerFolio>(), ser.nr_folios.get())?;
-        let entries = <[SerFolio]>::ref_from_bytes(&bytes).map_err(|_| outside())?;
-        let folio = |e: &SerFolio| MemfdFolio {
-            pfn: Pfn(e.pfn_flags.get() & ((1 << PFN_BITS) - 1)),
-            flags: u16::try_from(e.pfn_flags.get() >> PFN_BITS).unwrap_or(0),
-            index: e.index.get(),
-        };
+        let mut folios = Vec::new();
+        list.each_records(memory, size_of::<SerFolio>(), ser.nr_folios.get(), |bytes| {
+            let entries = <[SerFolio]>::ref_from_bytes(bytes).map_err(|_| outside())?;
+            owners.list_folios(memory, phys.0, (folios.len() + entries.len()) as u64)?;
+            // No more than is needed: a list of millions would double as it grows.
+            folios.reserve_exact(entries.len());
+            folios.extend(entries.iter().map(|e| MemfdFolio { pfn_flags: e.pfn_flags.get(), index: e.index.get() }));
+            Ok(())
+        })?;
         Ok(Memfd {
             version,
             pos: ser.pos.get(),
@@ -131,7 +156,7 @@ impl Memfd {
             seals: ser.seals.get(),
             flags: ser.flags.get(),
             nr_folios: ser.nr_folios.get(),
-            folios: entries.iter().map(folio).collect(),
+            folios,
             list,
         })
     }
@@ -145,23 +170,79 @@ impl Memfd {
     /// same part, the last one in the list has it.
     pub fn extents(&self, preserved: &Tracker) -> Vec<FileExtent> {
         let page = self.list.page;
-        let mut parts: Vec<FileExtent> = Vec::new();
-        let mut folios: Vec<(usize, &MemfdFolio)> = self.folios.iter().enumerate().collect();
-        folios.sort_by_key(|(at, f)| (f.index, *at));
-        for (_, folio) in folios {
+        let mut parts: Vec<FileExtent> = Vec::with_capacity(self.folios.len());
+        let mut sorted = None;
+        if !self.folios.is_sorted_by_key(|f| f.index) {
+            let mut folios = self.folios.clone();
+            folios.sort_by_key(|f| f.index);
+            sorted = Some(folios);
+        }
+        for folio in sorted.as_ref().unwrap_or(&self.folios) {
             let Some(offset) = folio.index.checked_mul(page.bytes()).filter(|offset| *offset < self.size) else {
                 continue;
             };
             if let Some(last) = parts.last_mut() {
                 last.len = last.len.min(offset - last.offset);
             }
-            if folio.flags & UPTODATE != 0 && folio.pfn.0 < page.pfn_limit() {
-                let len = page.folio_bytes(Self::order_of(preserved, folio.pfn)).min(self.size - offset);
-                parts.push(FileExtent { offset, phys: page.phys(folio.pfn), len });
+            if folio.flags() & UPTODATE != 0 && folio.pfn().0 < page.pfn_limit() {
+                let len = page.folio_bytes(Self::order_of(preserved, folio.pfn())).min(self.size - offset);
+                parts.push(FileExtent { offset, phys: page.phys(folio.pfn()), len });
             }
         }
         parts.retain(|part| part.len > 0);
         parts
+    }
+
+    /// The memory of the folios by address, what adjoins or overlaps made one; the first `most` of these runs. Not that
+    /// of folios beyond the address space.
+    pub fn memory_runs(&self, preserved: &Tracker, most: usize) -> Vec<PhysRange> {
+        let page = self.list.page;
+        let here = self.folios.iter().filter(|folio| folio.pfn().0 < page.pfn_limit());
+        let mut pfns: Vec<Pfn> = here.map(|folio| folio.pfn()).collect();
+        pfns.sort_unstable();
+        let mut runs: Vec<PhysRange> = Vec::new();
+        for pfn in pfns {
+            let (start, len) = (page.phys(pfn), page.folio_bytes(Self::order_of(preserved, pfn)));
+            match runs.last_mut() {
+                Some(last) if start.0 - last.start.0 <= last.len => {
+                    last.len = last.len.max((start.0 - last.start.0).saturating_add(len));
+                }
+                _ => {
+                    if runs.len() == most {
+                        break;
+                    }
+                    runs.push(PhysRange { start, len });
+                }
+            }
+        }
+        runs
+    }
+
+    /// The first run of the file at or after `offset`, and before `end`, that does not read as zeros, as
+    /// `(offset, len)`. A run outside the memory counts, so that reading it says so.
+    ///
+    /// # Errors
+    /// As [`PhysMemory::next_to_read`].
+    pub fn next_to_read(
+        &self,
+        memory: &dyn PhysMemory,
+        extents: &[FileExtent],
+        offset: u64,
+        end: u64,
+    ) -> Result<Option<(u64, u64)>> {
+        let from = extents.partition_point(|e| e.offset + e.len <= offset);
+        for e in extents[from..].iter().take_while(|e| e.offset < end) {
+            let (start, stop) = (e.offset.max(offset), (e.offset + e.len).min(end));
+            let phys = Phys(e.phys.0 + (start - e.offset));
+            if !memory.contains(phys, stop - start) {
+                return Ok(Some((start, stop - start)));
+            }
+            if let Some(run) = memory.next_to_read(phys, Phys(phys.0 + (stop - start - 1)))? {
+                let at = start + (run.start.0 - phys.0);
+                return Ok(Some((at, run.len.min(stop - at))));
+            }
+        }
+        Ok(None)
     }
 
     /// Copies a part of the file's contents; holes are zeros.

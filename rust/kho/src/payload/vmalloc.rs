@@ -6,8 +6,8 @@
 use crate::error::{Error, MapProblem, NO_BLOCK, Result};
 use crate::memory::PhysMemory;
 use crate::units::{Order, PageSize, Phys};
-use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, PoisonError};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -43,16 +43,77 @@ pub struct Vmalloc {
     pub blocks: Vec<Phys>,
 }
 
-/// Which list a chunk belongs to. No two lists of a kernel share one; without this, a small image could make its reader
-/// follow one long list a million times.
+/// Whose each chunk and each block of the page lists of a handover is, and how many blocks and folios they list.
+///
+/// No two lists of a kernel share a page; without this, a small image could make its reader follow one long list a
+/// million times, or name the same pages in a million lists. What was read before is not counted again.
 #[derive(Debug, Default)]
-pub struct ChunkOwners(Mutex<HashMap<u64, u64>>);
+pub struct ChunkOwners(Mutex<Listed>);
+
+#[derive(Debug, Default)]
+struct Listed {
+    /// The owner of each chunk, by address, and what was wrong with its blocks.
+    chunks: HashMap<u64, (u64, Option<MapProblem>)>,
+    /// Disjoint ranges of blocks by their first address: the last address, and the owner.
+    blocks: BTreeMap<u64, (u64, u64)>,
+    nr_blocks: u64,
+    /// Folios of each memfd, by its address.
+    folios: HashMap<u64, u64>,
+    nr_folios: u64,
+}
 
 impl ChunkOwners {
-    /// Whether the chunk is, or now becomes, that of `owner` (an address that tells lists apart).
-    fn claim(&self, chunk: u64, owner: u64) -> bool {
-        let mut owners = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *owners.entry(chunk).or_insert(owner) == owner
+    fn lock(&self) -> MutexGuard<'_, Listed> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts the folios of the memfd at `phys`, once.
+    ///
+    /// # Errors
+    /// [`Error::Map`] if with them there are more than the memory has room for.
+    pub(super) fn list_folios(&self, memory: &dyn PhysMemory, phys: u64, folios: u64) -> Result<()> {
+        let mut listed = self.lock();
+        let max = memory.room().folios();
+        let before = listed.folios.get(&phys).copied().unwrap_or(0);
+        let total = listed.nr_folios - before + folios;
+        if total > max {
+            return Err(Error::Map { node: "folio list of the memfd", phys, problem: MapProblem::TooMany { max } });
+        }
+        listed.nr_folios = total;
+        listed.folios.insert(phys, folios);
+        Ok(())
+    }
+}
+
+impl Listed {
+    /// Takes a chunk's blocks of `bytes` each for `owner`; what is wrong with the first that cannot be.
+    fn take_all(&mut self, blocks: &[Phys], bytes: u64, owner: u64, max: u64) -> Option<MapProblem> {
+        self.nr_blocks += blocks.len() as u64;
+        if self.nr_blocks > max {
+            return Some(MapProblem::TooMany { max });
+        }
+        (0..).zip(blocks).find_map(|(index, phys)| {
+            let why = self.take(phys.0, phys.0 + (bytes - 1), owner).err()?;
+            Some(MapProblem::Entry { index, value: phys.0, why })
+        })
+    }
+
+    /// Takes a block for `owner`; the reason if another one has a byte of it.
+    fn take(&mut self, first: u64, last: u64, owner: u64) -> Result<(), &'static str> {
+        let before = self.blocks.range(..=last).next_back().map(|(start, (end, whose))| (*start, *end, *whose));
+        match before {
+            Some((_, end, whose)) if end >= first && whose == owner => Err("is a block that the area has already"),
+            Some((_, end, _)) if end >= first => Err("is a block that another area has"),
+            // Neighbors of one owner become one range, as lists of a kernel mostly are runs.
+            Some((start, end, whose)) if end + 1 == first && whose == owner => {
+                self.blocks.insert(start, (last, owner));
+                Ok(())
+            }
+            _ => {
+                self.blocks.insert(first, (last, owner));
+                Ok(())
+            }
+        }
     }
 }
 
@@ -63,12 +124,12 @@ fn bad(phys: u64, problem: MapProblem) -> Error {
 }
 
 impl Vmalloc {
-    /// Follows the list. Each chunk is visited once, and belongs to one `owner`; there cannot be more blocks than the
-    /// chunks hold.
+    /// Follows the list. Each chunk is visited once; chunks and blocks belong to one `owner`. There cannot be more blocks
+    /// than the chunks hold, nor than the memory has room for.
     ///
     /// # Errors
-    /// [`Error::Map`] for a chunk that is unaligned, outside memory or visited before, an address that is no page's, or
-    /// an order that cannot be. A `total_pages` that is not the sum is no error: see [`Vmalloc::pages`].
+    /// [`Error::Map`] for a chunk that is unaligned, outside memory or visited before, an address that is no page's or in
+    /// a block before, too many blocks, or an order that cannot be. A `total_pages` that is not the sum is no error: see [`Vmalloc::pages`].
     pub fn read(
         memory: &dyn PhysMemory,
         page: PageSize,
@@ -80,7 +141,7 @@ impl Vmalloc {
         let order = Order::new(descriptor.order.get().into())
             .map_err(|_| bad(first, MapProblem::Order { order: descriptor.order.get().into(), max: Order::MAX }))?;
         let mut seen = HashSet::new();
-        let mut named = HashSet::new();
+        let max = memory.room().blocks();
         let mut area = Vmalloc { descriptor, page, order, chunks: Vec::new(), blocks: Vec::new() };
         let mut at = first;
         while at != 0 {
@@ -90,8 +151,12 @@ impl Vmalloc {
             if !seen.insert(at) {
                 return Err(bad(at, MapProblem::Cycle));
             }
-            if !owners.claim(at, owner) {
-                return Err(bad(at, MapProblem::Shared));
+            let mut listed = owners.lock();
+            let known = listed.chunks.get(&at).copied();
+            match known {
+                Some((whose, _)) if whose != owner => return Err(bad(at, MapProblem::Shared)),
+                Some((_, Some(problem))) => return Err(bad(at, problem)),
+                _ => {}
             }
             let bytes = memory
                 .read_vec(CHUNK, Phys(at), page.bytes())
@@ -99,15 +164,19 @@ impl Vmalloc {
             let words = <[U64]>::ref_from_bytes(&bytes).unwrap_or_default();
             let Some((next, addresses)) = words.split_first() else { break };
             area.chunks.push(Phys(at));
+            let from = area.blocks.len();
             for (index, phys) in (0..).zip(addresses.iter().map(|a| a.get()).take_while(|a| *a != 0)) {
                 if page.check_folio(page.pfn(Phys(phys)), order).is_err() || phys % page.bytes() != 0 {
                     return Err(bad(at, MapProblem::Entry { index, value: phys, why: NO_BLOCK }));
                 }
-                if !named.insert(phys) {
-                    let why = "is a block that the area has already";
-                    return Err(bad(at, MapProblem::Entry { index, value: phys, why }));
-                }
                 area.blocks.push(Phys(phys));
+            }
+            if known.is_none() {
+                let problem = listed.take_all(&area.blocks[from..], page.folio_bytes(order), owner, max);
+                listed.chunks.insert(at, (owner, problem));
+                if let Some(problem) = problem {
+                    return Err(bad(at, problem));
+                }
             }
             at = next.get();
         }
@@ -153,22 +222,41 @@ impl Vmalloc {
     /// # Errors
     /// As [`Vmalloc::copy`].
     pub fn records(&self, memory: &dyn PhysMemory, size: usize, most: u64) -> Result<Vec<u8>> {
+        let mut records = Vec::new();
+        self.each_records(memory, size, most, |window| {
+            records.reserve_exact(window.len());
+            records.extend_from_slice(window);
+            Ok(())
+        })?;
+        Ok(records)
+    }
+
+    /// Calls `take` with the records that [`Vmalloc::records`] returns, in windows.
+    ///
+    /// # Errors
+    /// As [`Vmalloc::copy`], and what `take` returns.
+    pub fn each_records(
+        &self,
+        memory: &dyn PhysMemory,
+        size: usize,
+        most: u64,
+        mut take: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
         const WINDOW: u64 = 1 << 16;
         let total = most.min(self.nbytes() / size as u64);
-        let mut records = Vec::new();
+        let mut window = Vec::new();
         let mut done = 0;
         while done < total {
             let count = WINDOW.min(total - done);
-            let from = records.len();
-            records.resize(from + usize::try_from(count).unwrap_or(0) * size, 0);
-            self.copy(memory, done * size as u64, &mut records[from..])?;
-            let empty = records[from..].chunks_exact(size).position(|record| record.iter().all(|byte| *byte == 0));
+            window.resize(usize::try_from(count).unwrap_or(0) * size, 0);
+            self.copy(memory, done * size as u64, &mut window)?;
+            let empty = window.chunks_exact(size).position(|record| record.iter().all(|byte| *byte == 0));
             if let Some(empty) = empty {
-                records.truncate(from + empty * size);
-                break;
+                return take(&window[..empty * size]);
             }
+            take(&window)?;
             done += count;
         }
-        Ok(records)
+        Ok(())
     }
 }

@@ -49,6 +49,23 @@ impl Tracker {
         })
     }
 
+    /// How many runs there are of all orders together, those that cross the seam of two blocks counted in each: an upper
+    /// bound, by words.
+    pub fn nr_runs_at_most(&self) -> u64 {
+        let in_block = |words: &mut dyn Iterator<Item = u64>| {
+            let mut last = 0;
+            words
+                .map(|word| {
+                    // A run begins at each bit that is set and has none before it: the word's own, or the last one's.
+                    let before = word << 1 | last >> 63;
+                    last = word;
+                    u64::from((word & !before).count_ones())
+                })
+                .sum::<u64>()
+        };
+        self.orders().flat_map(|order| self.blocks(order)).map(|block| in_block(&mut block.words())).sum()
+    }
+
     /// The maximal page ranges `[start, end)` that folios of any order cover, ascending and disjoint.
     pub fn extents(&self) -> impl Iterator<Item = (Pfn, Pfn)> + '_ {
         self.extents_from(Order::ZERO)
@@ -100,6 +117,18 @@ mod tests {
             let runs: Vec<_> = t.runs(Order::ZERO).map(|(pfn, n)| (pfn.0, n)).collect();
             assert_eq!(runs, want);
         }
+    }
+
+    #[test]
+    fn the_number_of_runs_is_bounded_by_a_count_of_words() {
+        let mut t = Tracker::new(Geometry::new(PageSize::Size4K, 512).unwrap());
+        for (first, n) in [(0, 1), (2, 1), (60, 10), (4090, 3 * 4096), (1 << 20, 4096)] {
+            t.preserve_run(Pfn(first), Order::ZERO, n).unwrap();
+        }
+        t.preserve(Pfn(32), Order::new(5).unwrap()).unwrap();
+        // The run at 4090 lies in four blocks.
+        let runs: usize = t.orders().map(|order| t.runs(order).count()).sum();
+        assert_eq!((runs, t.nr_runs_at_most()), (6, 9));
     }
 
     #[test]
