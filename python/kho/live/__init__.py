@@ -48,7 +48,7 @@ connection stays open while the owner before, or a child of it, may be reading; 
 replaces (`successor.Predecessor`).
 
 *Files* with a name are looked at, on the opened descriptor, before anything of them is used (`trust`). All waits of
-`open` take from one deadline (`deadline`). What the operating system refuses becomes an error in one place (`oserrors`).
+`open` take from one deadline (`deadline`). `oserrors` makes what the operating system refuses an error.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 A user who may write an image may also cut it short, which kills every process that maps it; one who may read it sees
 what the service keeps in it. So a file is used if it is a regular one, of this user or root, with a single name, which
 no other user may write. The checks look at the descriptor, which no rename changes. The name is looked up in a
-directory that is checked the same way, and is no symbolic link. Directories above that one are not checked: a user who renames there
-leads to another file, which has to pass the same checks.
+directory that is checked the same way, and is no symbolic link. Directories above that one are not checked: a user who
+renames there leads to another file, which has to pass the same checks.
 
 A descriptor without a name (a memfd) is reached only by processes it was passed to, so its mode does not matter.
 """
