@@ -116,9 +116,7 @@ def show(found: dict[str, tuple[Fdt, errors.FdtError | None]], *, as_json: bool,
         output.write_json(_several(found, numbers))
 
 
-def _several(
-    found: dict[str, tuple[Fdt, errors.FdtError | None]], numbers: fdts.Numbers | None
-) -> Iterator[str]:
+def _several(found: dict[str, tuple[Fdt, errors.FdtError | None]], numbers: fdts.Numbers | None) -> Iterator[str]:
     separator = "{\n  "
     for title, (fdt, error) in found.items():
         yield f"{separator}{json.dumps(title)}: "
