@@ -99,7 +99,9 @@ def show(entry: dict[str, Any], prefix: str = "") -> None:
     if entry["sha256"] is None:
         click.echo(f"{printable(entry['path'])}: not hashed, too many zeros", err=True)
     else:
-        click.echo(sum_line(entry["sha256"], f"{prefix}{entry['path']}"))
+        line = sum_line(entry["sha256"], f"{prefix}{entry['path']}")
+        # click would take terminal sequences out of a name, and sha256sum not find the file.
+        sys.stdout.write((printable(line) if sys.stdout.isatty() else line) + "\n")
 
 
 def sum_line(digest: str, path: str) -> str:
