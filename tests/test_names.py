@@ -105,7 +105,7 @@ def test_reading_a_file_without_contents_is_an_error_of_kho(tmp_path: Path) -> N
         for session in inc.luo.all_sessions:
             for file in session.files.values():
                 if isinstance(file, Raw | Broken):
-                    with pytest.raises(kho.KhoError, match=f"session {session.name}, file 0x"):
+                    with pytest.raises(kho.KhoError, match="0x"):
                         file.read()
                     with pytest.raises(kho.KhoError):
                         file.read(10, 5)

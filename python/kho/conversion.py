@@ -65,6 +65,12 @@ def convert(inc: _kho.Incoming, abi: str, *, bitmap_bytes: int | None = None) ->
     if abi == "kho-v1" and bitmap_bytes is None:
         bitmap_bytes = inc.bitmap_bytes
     page = inc.page_size
+    nbytes, most = _map_bytes(inc.tracker(), abi, bitmap_bytes), (16 << 20) + 2 * inc.room("held")
+    if nbytes > most:
+        raise FormatError(
+            f"map at {inc.preserved_memory_map:#x}: as {abi} it would take {nbytes} bytes, where an image of this size "
+            f"can plausibly have {most}"
+        )
     known = merged([*(_pages(start, size, page) for start, size in inc.ranges), *(inc.scratch or [])])
     spare = 0
     while True:
@@ -92,6 +98,29 @@ def _check_runs(inc: _kho.Incoming) -> None:
             f"map at {inc.preserved_memory_map:#x}: preserved memory in more than {most} pieces, which an image of "
             "this size cannot plausibly hold"
         )
+
+
+def _map_bytes(tracker: _kho.Tracker, abi: str, bitmap_bytes: int | None) -> int:
+    """Say how many bytes the bitmaps or tree of a map will take: folios far apart each need nodes of their own."""
+    page = tracker.page_size
+    shift = page.bit_length() - 1
+    if abi == "kho-v1":
+        # Bits of a folio's number within a bitmap.
+        levels, size = [(8 * (bitmap_bytes or page)).bit_length() - 1], bitmap_bytes or page
+    else:
+        levels, size = [shift + 3 + n * (shift - 3) for n in range(6)], page
+    nodes = 0
+    for order, row in tracker.stats().items():
+        if not row["folios"]:
+            continue
+        counted = [-1] * len(levels)
+        for pfn, n in tracker.runs(order):
+            first, last = pfn >> order, (pfn >> order) + n - 1
+            for i, bits in enumerate(levels):
+                end = last >> bits
+                nodes += max(end - max(first >> bits, counted[i] + 1) + 1, 0)
+                counted[i] = max(counted[i], end)
+    return nodes * size
 
 
 def _gaps(known: list[tuple[int, int]], nbytes: int) -> list[tuple[int, int]]:

@@ -556,6 +556,21 @@ def bitmaps_all_over(scale: float) -> bytes:
     return craft.elf()
 
 
+def bitmaps_all_over_claimed_zeros(scale: float) -> bytes:
+    """As `bitmaps_all_over`, in memory that is there: written as a tree, each needs nodes of its own."""
+    craft = Craft(claims=[(TOP, 1 << 60)], compatible="kho-v1")
+    count = int(scale * MIB) // 528
+    start = craft.room(count * 512)
+    craft.data[start] = (b"\x01" + bytes(511)) * count
+    first = 0
+    for at in range(0, count, 255):
+        some = range(at, min(at + 255, count))
+        entries = b"".join(u64(TOP + (n * 0x9E3779B9 % (1 << 35) << 24), start + 512 * n) for n in some)
+        first = craft.put(struct.pack("<QII", first, 0, len(some)) + entries, order=None)
+    craft.map_phys = first
+    return craft.elf()
+
+
 def many_roots_of_one_map(scale: float) -> bytes:
     craft = Craft(compatible="kho-v1")
     craft.folios = [(n * 2 * P, 0) for n in range(int(scale * 200_000))]
@@ -717,6 +732,7 @@ CASES: dict[str, Callable[[float], bytes]] = {
         a_tree_that_shares_its_nodes,
         chunks_of_claimed_bitmaps,
         bitmaps_all_over,
+        bitmaps_all_over_claimed_zeros,
         many_roots_of_one_map,
         headers_of_zeros,
         headers_and_one_over_all,

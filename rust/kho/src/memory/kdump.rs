@@ -408,8 +408,8 @@ impl Store for Pages {
 
     fn most_to_search(&self, held: u64) -> u64 {
         /// What a dump of any size may unpack to; more is how many times its own size.
-        const BASE: u64 = 512 << 20;
-        const RATIO: u64 = 64;
+        const BASE: u64 = 1 << 30;
+        const RATIO: u64 = 128;
         BASE.saturating_add(held.saturating_mul(RATIO))
     }
 
