@@ -27,8 +27,10 @@ def command(
     """Show what the memory in SOURCE hands over.
 
     Its format and how that was decided, the scratch areas, the preserved-memory map, folios by order, and the subtrees
-    of its producers. SOURCE is an ELF core, a kdump or LiME dump, FILE@ADDRESS[,offset=N][,size=N] or, for the memory
-    backend of a running QEMU, FILE,machine=q35|pc|virt; several make up one memory.
+    of its producers. SOURCE is an ELF core, a kdump or LiME dump, FILE@ADDRESS[,offset=N][,size=N][,hole=A:B] or, for
+    the memory file of a virtual machine, FILE,machine=NAME (q35, pc, virt, microvm, firecracker, cloud-hypervisor);
+    several make up one memory. A raw image is read at another address than it was named with if its handover is whole
+    only there, unless ,check=no follows.
 
     Of a debugfs directory, one with proc and sys in it, "live" or a single FDT it shows what is there: no memory.
 
