@@ -70,7 +70,7 @@ def trial(rng: random.Random) -> None:
     listed = None
     if rng.random() < 0.5:
         listed = list(inc.folios)
-    given = []
+    given: list[kho.Folio] = []
     with contextlib.suppress(kho.OutOfMemoryError):
         while len(given) < 96:
             given.append(arena.alloc())

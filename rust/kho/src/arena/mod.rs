@@ -118,7 +118,8 @@ impl Arena {
         config.regions.sort_by_key(|r| r.start);
         check_regions(&config.regions, config.page)?;
         check_areas(&config.regions, &config.scratch)?;
-        let pages = pages_of(&config)?;
+        let mut pages = pages_of(&config)?;
+        pages.is_private = config.backing == Backing::Anonymous;
         let scratch_phys = scratch_array_phys(&config);
         let note = ArenaNote {
             page: config.page,
@@ -595,10 +596,11 @@ impl Arena {
             return None;
         }
         let generation = self.generation.fetch_add(1, Ordering::Release) + 1;
-        drop(pages);
         handover.preserved = Weak::new();
+        // Its blocks are of an earlier generation, so that dropping them asks for no lock.
         handover.kept = None;
         handover.linked.clear();
+        pages.span_maps();
         Some(generation)
     }
 

@@ -120,6 +120,11 @@ pub(super) struct Pages {
     pub(super) untaken: u64,
     /// From the first page to after the last that a map of `maps` lies in.
     maps_span: (Pfn, Pfn),
+    /// Folios from here on may be restored without a look at the maps. Bits of a bitmap in memory of this process alone are
+    /// what they were when it was checked, so that none stands for a bitmap's own page: 0. Else the end of `maps_span`.
+    guarded: Pfn,
+    /// Whether no other process has the memory.
+    pub(super) is_private: bool,
     /// From the first page to after the last that ever held a chunk or node of an `Outgoing`.
     nodes_span: (Pfn, Pfn),
     /// Of the allocated pages, those that the library itself keeps something in; by [`Owner::index`].
@@ -173,6 +178,8 @@ impl Pages {
             untaken: 0,
             nodes_span: NOWHERE,
             maps_span: NOWHERE,
+            guarded: Pfn(0),
+            is_private: false,
             owned: [(); Owner::ALLOCATED.len()].map(|()| Tracker::new(geometry)),
             frees: 0,
             reused: BTreeMap::new(),
@@ -364,10 +371,15 @@ impl Pages {
     /// [`Error::Owned`] if a bitmap lies in it that is read where it is.
     #[inline]
     pub(super) fn adopt(&mut self, pfn: Pfn, order: Order) -> Result<()> {
-        // Map pages are allocated lowest first, so that most folios lie above all of them.
-        if pfn < self.maps_span.1 && pfn.0 + order.nr_pages() > self.maps_span.0.0 {
-            self.check_not_in_maps("restore", pfn, Pfn(pfn.0 + order.nr_pages()))?;
+        if pfn < self.guarded {
+            return self.adopt_guarded(pfn, order);
         }
+        self.allocated.preserve(pfn, order).map(drop)
+    }
+
+    #[inline(never)]
+    fn adopt_guarded(&mut self, pfn: Pfn, order: Order) -> Result<()> {
+        self.check_not_inherited("restore", pfn, Pfn(pfn.0 + order.nr_pages()))?;
         self.allocated.preserve(pfn, order).map(drop)
     }
 
@@ -676,16 +688,18 @@ impl Pages {
         self.inherited = Arc::downgrade(claims);
         self.unsettled = Some(Arc::clone(claims));
         self.maps.push(Map { user: User::Claims(Arc::downgrade(claims)), pages: pages.clone(), left: pages.clone() });
-        self.span_maps();
         true
     }
 
-    fn span_maps(&mut self) {
+    /// Brings up to date where maps in use lie.
+    pub(super) fn span_maps(&mut self) {
         let pages = || self.maps.iter().flat_map(|map| &map.pages);
         self.maps_span = match (pages().map(|range| range.0).min(), pages().map(|range| range.1).max()) {
             (Some(start), Some(end)) => (start, end),
             _ => NOWHERE,
         };
+        let stale = self.maps.iter().any(|map| matches!(map.user, User::Tracker(_)) && map.is_used());
+        self.guarded = if self.is_private && !stale { Pfn(0) } else { self.maps_span.1 };
     }
 
     /// Frees what a take-over left to nobody (all but the ranges of `reserved`, which ascend, and pages with views), and the

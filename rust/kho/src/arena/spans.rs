@@ -227,7 +227,7 @@ impl Spans {
 
     pub(super) fn zero(&self, phys: Phys, len: u64) -> Result<()> {
         if let Some(backed) = self.unsealed() {
-            const ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+            static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
             let offset = self.offset_of("zero", phys, len)?;
             return (0..len).step_by(ZEROS.len()).try_for_each(|at| {
                 let n = (len - at).min(ZEROS.len() as u64) as usize;
