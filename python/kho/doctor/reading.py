@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import re
 import stat
@@ -226,6 +227,15 @@ def release(tree: Tree, facts: Facts) -> None:
         match = re.match(r"Linux (?:version |\S+ )?(\d+\.\d\S*)", seen.text)
         if facts.release is None and match is not None:
             facts.release = seen._replace(text=match[1])
+    for file in RELEASE_FILES if facts.release is None and not tree.live else ():
+        seen = first_line(tree, file) if tree.exists(file) else None
+        if seen is not None and re.fullmatch(r"\d{1,4}\.\d{1,4}[\w.+~-]{0,100}", seen.text):
+            facts.release = seen
+            return
+
+
+RELEASE_FILES = ("kernel", "osrelease", "uname_-r", "uname-r", "uname_-r.txt")
+"""Files of a release alone: abrt's, and what people save."""
 
 
 def log(tree: Tree, facts: Facts) -> None:
@@ -237,7 +247,7 @@ def log(tree: Tree, facts: Facts) -> None:
         if found is not None and found.version is not None:
             facts.log = found
             return
-    for file in LIVE_LOGS if facts.live else logs.candidates(tree):
+    for file in LIVE_LOGS if facts.live else itertools.chain(logs.candidates(tree), _unnamed(tree, facts)):
         facts.looked.append(file)
         piece = logs.read(tree, file)
         found = parse(piece) if piece is not None else None
@@ -260,17 +270,26 @@ def log(tree: Tree, facts: Facts) -> None:
         facts.release = Evidence(facts.log.file, None, clean(facts.log.version))
 
 
+def _unnamed(tree: Tree, facts: Facts) -> Iterator[str]:
+    """Name more logs once those with known names gave none."""
+    if facts.log is None:
+        yield from logs.unnamed(tree)
+
+
 def _crashed(tree: Tree, facts: Facts) -> None:
     """Take the log of a kernel that crashed for what is examined, if nothing shows a machine that runs."""
     for file in logs.crashed(tree):
+        if logs.CAPTURING.fullmatch(file) and facts.log is not None:
+            continue
         if facts.meminfo or facts.zones or facts.blocks or facts.cmdline is not None:
             tree.skipped(file, "the log of a kernel that crashed: of an earlier boot")
             continue
         piece = logs.read(tree, file)
         found = parse(piece) if piece is not None else None
         facts.looked.append(file)
-        if found is not None and (facts.log is None or (found.version is not None and facts.log.version is None)):
-            facts.log = found
+        first = facts.log is None or (facts.log.version is None and found is not None and found.version is not None)
+        if piece is not None and found is not None and first:
+            facts.log = _placed(found, piece)
             tree.layout = tree.layout or "the log of a kernel that crashed"
 
 

@@ -218,7 +218,7 @@ def loaders(tree: Tree, facts: Facts) -> None:
     if facts.container is not None or facts.mixed is not None:
         return  # files in here say nothing of the machine's boot
     names = []
-    for file in ("etc/os-release", "usr/lib/os-release", "etc/initrd-release"):
+    for file in ("etc/os-release", "usr/lib/os-release", "etc/initrd-release", "os_info", "os-release"):
         piece = layout.read(tree, file, 1 << 14)
         if piece is not None:
             names.append(piece.head.decode("utf-8", "replace"))
