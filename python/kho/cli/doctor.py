@@ -139,7 +139,7 @@ def text(report: Report, change: WhatIf | None) -> str:
         import textwrap
 
         where = f"no kernel log of this boot; it was looked for in {', '.join(report.looked)}"
-        lines += [*textwrap.wrap(where, 110, subsequent_indent="  ", break_on_hyphens=False), ""]
+        lines += [*textwrap.wrap(where, 79, subsequent_indent="  ", break_on_hyphens=False), ""]
     if report.unread:
         lines.append("not read:")
         lines += [f"  {file}: {why}" for file, why in report.unread]

@@ -48,7 +48,7 @@ ESCAPE = re.compile(
 SHOWN_ESCAPE = re.compile(r"(?:#033|\^\[|\\x1b|\\033|\\u001b|\\e|\xe2\x90\x9b|\x1b)\[[0-9;]{0,32}[A-Za-z]")
 
 
-BASE64 = re.compile(r"[A-Za-z0-9+/\s]{400,}={0,2}")
+BASE64 = re.compile(r"(?<![A-Za-z0-9+/\s])[A-Za-z0-9+/\s]{400,}={0,2}")
 ESCAPES = 8
 """Line ends that are escapes, from which a log is one string; initrd=\\EFI\\nixos has one in each command line."""
 LITERALS = {"r": "\r", "n": "\n", "t": "\t"}
@@ -255,7 +255,7 @@ def spoken(text: str, line: int | None, kernels: bool = False) -> Iterator[Said]
         prefixed = match[0][0] in "KlLn" and not match[0].startswith(("Linux", "Kernel"))
         if prefixed and re.search(r"[A-Za-z0-9_]$", text[max(start - 1, 0) : start]):
             continue  # test_kho: and the like are other modules
-        who = IDENTIFIER.search(before) if kernels else None
+        who = IDENTIFIER.search(before[-400:]) if kernels else None
         if who is not None and (who[1] or who[2]) != "kernel":
             continue
         said = text[start:end].rstrip()

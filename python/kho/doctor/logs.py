@@ -56,7 +56,7 @@ EARLIER = re.compile(
     r".*(?:(?<!\d)\.[0-9](?:\.\w+)?|[-_]-1(?:[-_.].*)?|[-_.](?:prev|previous|old|last)(?:[-_.].*)?)", re.IGNORECASE
 )
 """Names of logs of earlier boots: dmesg.0, journalctl_--boot_-1."""
-BEGINS = re.compile(rb"Linux version \d+\.\d|Kernel command line: |KHO: |GetConsoleOutput|[A-Za-z0-9+/]{400}")
+BEGINS = re.compile(rb"Linux version \d+\.\d|Kernel command line: |KHO: |GetConsoleOutput|(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{400}")
 OTHER = re.compile(
     r"\.(?:crash|apport|conf|cfg|pdf|png|zip|tar|tgz|txz|tbz)\b|^(?:config|meminfo|version|cmdline|uname)\b"
 )

@@ -37,6 +37,7 @@ def gather(tree: Tree) -> Facts:
     facts = Facts(clean(tree.root), tree.live)
     layout.settle(tree)
     meminfo(tree, facts)
+    cmdline(tree, facts)
     zoneinfo(tree, facts)
     nodes(tree, facts)
     free = pagetypeinfo(tree, facts)
@@ -49,7 +50,6 @@ def gather(tree: Tree) -> Facts:
     handed_over(tree, facts)
     pins(tree, facts)
     liveupdate(tree, facts)
-    cmdline(tree, facts)
     if facts.release is not None:
         config(tree, facts)
     log(tree, facts)  # late, since logs may use up what is read of a tree
@@ -94,6 +94,12 @@ def meminfo(tree: Tree, facts: Facts) -> None:
         facts.meminfo = True
         line = piece.line(match.start())
         setattr(facts, names[match[1].decode()], Amount(value, Evidence(piece.file, line, text)))
+    around = re.findall(
+        rb"^(?:(Percpu|VmallocTotal|HardwareCorrupted)|(HugePages_Total|DirectMap4k|Unaccepted|Balloon)):",
+        piece.head,
+        re.MULTILINE,
+    )
+    facts.meminfo_whole = any(before for before, _ in around) and any(after for _, after in around)
     if not facts.meminfo:
         tree.skipped(piece.file, "no meminfo in it")
 
