@@ -272,6 +272,25 @@ def test_a_crashed_kernels_log_is_not_of_the_machine_that_runs(tmp_path: Path) -
     assert "no kernel log of this boot; it was looked for in var/log/dmesg," in kho("doctor", tree).out
 
 
+QUOTE = "KHO: Failed to reserve scratch area, disabling kexec handover\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("README.md", f"In a bug we saw:\n\n    {QUOTE}"),
+        ("notes.txt", f"# dmesg | grep KHO\n{QUOTE}# cat /proc/cmdline\nkho=on\n# uname -r\n"),
+        ("old.txt", f"# cat /proc/meminfo\nMemTotal: 1000 kB\nMemFree: 1 kB\n# dmesg\n{QUOTE}"),
+        ("old.log", f"==> /proc/meminfo <==\nMemTotal: 1000 kB\n==> /var/log/dmesg <==\n{QUOTE}"),
+        ("kexec-dmesg.log", LOG.replace("kho=on", "elfcorehdr=0x37000000 kho=on")),
+    ],
+)
+def test_notes_beside_a_machines_own_files_are_not_its_word(name: str, text: str, tmp_path: Path) -> None:
+    tree = copied("default-scratch", tmp_path, "var/log/dmesg", "sys/kernel/debug")
+    report = examine(write(tree, name, text))
+    assert (report.state, report.scratch) == ("active", 192 * MIB)
+
+
 def test_of_several_machines_one_must_be_named(tmp_path: Path) -> None:
     for node in ("worker-0", "worker-1"):
         write(tmp_path, f"quay-io-x-sha256-1/nodes/{node}/dmesg", LOG)

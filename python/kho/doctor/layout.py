@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from .tree import FILE_LIMIT, Piece, Tree
 
-DEPTH = 4
+DEPTH = 6
 FOLDERS = 300
 """Folders that are looked into for a report that lies deeper."""
 SECTION = re.compile(rb"^#==\[ [A-Z][\w ]{1,40} \]=+#\r?\n# ?([^\n]{1,400})\n", re.MULTILINE)
@@ -145,7 +145,7 @@ def _sections(tree: Tree, name: str) -> None:
         piece = tree.read(name, tail=FILE_LIMIT)
         for data, numbered in ((piece.head, True), (piece.tail, False)) if piece is not None else ():
             _keep(tree, name, data, numbered, list(SECTION.finditer(data))[:4096])
-    elif SHOWN.search(tree.peek(name, 1 << 18)):
+    elif not tree.exists("proc") and SHOWN.search(tree.peek(name, 1 << 18)):
         piece = tree.read(name)
         if piece is not None:
             _keep(tree, name, piece.head, True, list(SHOWN.finditer(piece.head))[:4096], shown=True)

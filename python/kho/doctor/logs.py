@@ -56,7 +56,8 @@ EARLIER = re.compile(
     r".*(?:(?<!\d)\.[0-9](?:\.\w+)?|[-_]-1(?:[-_.].*)?|[-_.](?:prev|previous|old|last)(?:[-_.].*)?)", re.IGNORECASE
 )
 """Names of logs of earlier boots: dmesg.0, journalctl_--boot_-1."""
-BEGINS = re.compile(rb"Linux version \d+\.\d|Kernel command line: |KHO: |GetConsoleOutput|(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{400}")
+BEGINS = re.compile(rb"Linux version \d+\.\d|GetConsoleOutput|(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{400}")
+"""How a boot begins, or base64 that may have it: without it, a note may quote anything."""
 OTHER = re.compile(
     r"\.(?:crash|apport|conf|cfg|pdf|png|zip|tar|tgz|txz|tbz)\b|^(?:config|meminfo|version|cmdline|uname)\b"
 )
@@ -85,8 +86,13 @@ def candidates(tree: Tree) -> Iterator[str]:
             yield file
 
 
+def named(file: str) -> bool:
+    """Say whether a file is a log by its name."""
+    return file in LOGS or file in MANY_BOOTS or NAMED.fullmatch(file.rpartition("/")[2]) is not None
+
+
 def unnamed(tree: Tree) -> Iterator[str]:
-    """Name the files of the root that have a kernel's messages, though their names do not say so."""
+    """Name the files of the root that have a boot's beginning, though their names do not say that they are logs."""
     looked = 0
     for name in tree.names(""):
         if NAMED.fullmatch(name) or CRASHED.fullmatch(name) or CAPTURING.fullmatch(name) or EARLIER.fullmatch(name):

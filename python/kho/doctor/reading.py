@@ -257,7 +257,7 @@ def log(tree: Tree, facts: Facts) -> None:
         facts.looked.append(file)
         piece = logs.read(tree, file)
         found = parse(piece) if piece is not None else None
-        if piece is None or found is None or (facts.live and found.version is None):
+        if piece is None or found is None or (found.version is None and (facts.live or not logs.named(file))):
             continue
         why = logs.of_another_boot(tree, facts, found)
         if why is not None:
@@ -287,8 +287,9 @@ def _crashed(tree: Tree, facts: Facts) -> None:
     for file in logs.crashed(tree):
         if logs.CAPTURING.fullmatch(file) and facts.log is not None:
             continue
+        saved = "that saved a crash dump" if logs.CAPTURING.fullmatch(file) else "that crashed"
         if facts.meminfo or facts.zones or facts.blocks or facts.cmdline is not None:
-            tree.skipped(file, "the log of a kernel that crashed: of an earlier boot")
+            tree.skipped(file, f"the log of a kernel {saved}: of an earlier boot")
             continue
         piece = logs.read(tree, file)
         found = parse(piece) if piece is not None else None
@@ -296,7 +297,7 @@ def _crashed(tree: Tree, facts: Facts) -> None:
         first = facts.log is None or (facts.log.version is None and found is not None and found.version is not None)
         if piece is not None and found is not None and first:
             facts.log = _placed(found, piece)
-            tree.layout = tree.layout or "the log of a kernel that crashed"
+            tree.layout = tree.layout or f"the log of a kernel {saved}"
 
 
 def _placed(found: KernelLog, piece: Piece) -> KernelLog:
