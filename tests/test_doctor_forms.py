@@ -549,6 +549,28 @@ def test_broken_json_takes_a_moment(line: bytes, tmp_path: Path) -> None:
         assert examine(tree).state == "off"
 
 
+FLOODS = [
+    b"Linux version 7.3.4 (",
+    b"KHO: Fail",
+    b"KHO: ",
+    b" kernel: 12:00:00 host t[1]: KHO: ",
+    b"a" * 399 + b".",
+    b"word and word ",
+    b"KHO: x\\n",
+    b"'KHO: ",
+    b"[    0.000001] KHO: " + b"x" * 60 + b"\ncontinued\n",
+    b"S0hPOiBGYWls",
+]
+
+
+@pytest.mark.parametrize("unit", FLOODS, ids=range(len(FLOODS)))
+def test_a_flood_of_anything_takes_time_that_grows_with_its_size(unit: bytes) -> None:
+    from bounded import bounded
+
+    with bounded(5):
+        parse(Piece("dmesg", (unit * ((2 << 20) // len(unit) + 1))[: 2 << 20]))
+
+
 def test_a_log_compressed_by_what_is_not_read_is_named(tmp_path: Path) -> None:
     zstd = base64.b64decode("KLUv/QQAAQAAAA==")
     report = examine(write(machine(tmp_path), "dmesg.zst", zstd))

@@ -243,21 +243,23 @@ def spoken(text: str, line: int | None, kernels: bool = False) -> Iterator[Said]
     """
     if "[" in text:
         text = SHOWN_ESCAPE.sub("", text)
-    at = 0
-    while (match := TOKENS.search(text, at)) is not None:
-        start = match.start()
-        stop = END.search(text, match.end())
-        end = stop.start() if stop is not None else len(text)
-        following = TOKENS.search(text, match.end(), end)
-        end = following.start() if following is not None else end
-        begin = max(text.rfind("\n", at, start) + 1, text.rfind("\r", at, start) + 1, at)
-        before, at = text[begin:start], end
-        prefixed = match[0][0] in "KlLn" and not match[0].startswith(("Linux", "Kernel"))
+    at, match = 0, TOKENS.search(text)
+    while match is not None:
+        start, word, after = match.start(), match[0], match.end()
+        # The next word first: what ends this message is looked for as far as there only, so that work stays linear.
+        match = TOKENS.search(text, after)
+        prefixed = word[0] in "KlLn" and not word.startswith(("Linux", "Kernel"))
         if prefixed and re.search(r"[A-Za-z0-9_]$", text[max(start - 1, 0) : start]):
             continue  # test_kho: and the like are other modules
+        begin = max(text.rfind("\n", at, start) + 1, text.rfind("\r", at, start) + 1, at)
+        before = text[begin:start]
         who = IDENTIFIER.search(before[-400:]) if kernels else None
         if who is not None and (who[1] or who[2]) != "kernel":
+            at = after
             continue
+        last = match.start() if match is not None else len(text)
+        stop = END.search(text, after, last + 1)  # with the character that an end must stand before
+        at = end = min(stop.start(), last) if stop is not None else last
         said = text[start:end].rstrip()
         if (quote := QUOTE.search(before[-200:])) is not None:
             said = re.sub(rf"{quote[1]}[\s,;}})\]]{{0,8}}$", "", said)
