@@ -341,7 +341,7 @@ def test_another_system_gets_a_clear_answer(monkeypatch: pytest.MonkeyPatch) -> 
         ({}, 2, "there is no proc/meminfo, no kernel log and no command line"),
         ({"proc/cmdline": "quiet\n"}, 2, "there is no proc/meminfo with CmaTotal and CmaFree"),
         ({"proc/cmdline": "kho=off\n"}, 0, "KHO is off"),
-        ({"proc/meminfo": "MemTotal: 1 kB\n"}, 0, "it has no CMA, which KHO needs"),
+        ({"proc/meminfo": "MemTotal: 9 kB\nPercpu: 0 kB\nHugePages_Total: 0\n"}, 0, "it has no CMA, which KHO needs"),
         ({"proc/version": "Linux version 6.1.0-42 (x)\n"}, 0, "Linux 6.1.0-42 is older than 6.16"),
         ({"proc/meminfo": "MemTotal: 9 kB\nCmaTotal: 0 kB\nCmaFree: 0 kB\n"}, 0, "KHO is off"),
         ({"proc/meminfo": "MemTotal: 9 kB\nCmaTotal: 0 kB\nCmaFree: 0 kB\n", "proc/cmdline": "kho=on\n"}, 2, "in use"),

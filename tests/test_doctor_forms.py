@@ -162,6 +162,33 @@ def mixed(lines: list[str]) -> bytes:
     return out.encode()
 
 
+def columns(lines: list[str]) -> bytes:
+    """What a terminal of 80 columns keeps of lines (screen's hardcopy, a mouse)."""
+    return "".join(line[at : at + 80] + "\n" for line in lines for at in range(0, max(len(line), 1), 80)).encode()
+
+
+def rsyslog_debug(line: str) -> str:
+    """The template RSYSLOG_DebugFormat, which has each message three times."""
+    text = bare(line)
+    return (
+        "Debug line with all properties:\nFROMHOST: 'vm', fromhost-ip: '127.0.0.1', HOSTNAME: 'vm', PRI: 6,\n"
+        "syslogtag 'kernel:', programname: 'kernel', APP-NAME: 'kernel', PROCID: '-', MSGID: '-',\n"
+        f"msg: ' {text}'\nescaped msg: ' {text}'\ninputname: imkmsg rawmsg: '{text}'\n"
+    )
+
+
+def ec2(lines: list[str]) -> bytes:
+    """The answer of EC2's GetConsoleOutput."""
+    text = base64.encodebytes("\r\n".join(lines).encode()).decode()
+    return f"<GetConsoleOutputResponse><output>{text}</output></GetConsoleOutputResponse>".encode()
+
+
+def marked(mark: str) -> Wrapper:
+    """What journalctl prints of several boots, with a border before each or between them."""
+    form = each(lambda line: f"Nov 23 09:15:57 vm kernel: {bare(line)}")
+    return lambda lines: b"".join(mark.encode() + b"\n" + form(part) for part in boots(lines))
+
+
 def cri(line: str) -> str:
     return f"{ISO}.123456789Z stdout F {line}"
 
@@ -258,6 +285,29 @@ FORMS: dict[str, Wrapper] = {
     "UTF-16 without BOM": lambda lines: each(str, "\r\n")(lines).decode().encode("utf-16-le"),
     "UTF-16, big-endian": lambda lines: b"\xfe\xff" + each(str, "\r\n")(lines).decode().encode("utf-16-be"),
     "zeros": lambda lines: b"\0" * 64 + each(str)(lines).replace(b"\n", b"\0\n"),
+    "80 columns": columns,
+    "rsyslog, debug": each(rsyslog_debug),
+    "syslog, no space": each(lambda line: f"Nov 23 09:15:57 vm kernel:{line}"),
+    "busybox logread": each(lambda line: f"Mon Nov 23 09:15:57 2026 kern.info kernel: {line}"),
+    "logcat": each(lambda line: f"11-23 09:15:57.123     0     0 I KERNEL  : {line}"),
+    "minicom": each(lambda line: f"[2026-11-23 09:15:57.123] {line}", "\r\n"),
+    "a screen": each(lambda line: f"\x1b[0;37m{line}\x1b[K\x1b[m", "\r\n"),
+    "systemd-cat": each(lambda line: f"Nov 23 09:15:57 vm systemd-cat[812]: {line}"),
+    "journalctl, boots": marked(f"-- Boot {BOOT} --"),
+    "journalctl, reboots": marked("-- Reboot --"),
+    "kubectl --prefix": each(lambda line: f"[pod/guest-0/boot] {ISO}.123456789Z {line}"),
+    "GitLab, sections": lambda lines: (
+        b"\x1b[0Ksection_start:1:boot\r\x1b[0Kboot\n" + each(str)(lines) + b"\x1b[0Ksection_end:2:boot\r"
+    ),
+    "az boot diagnostics": lambda lines: json.dumps("\r\n".join(lines) + "\r\n").encode(),
+    "EC2's answer": ec2,
+    "CSV": each(lambda line: f'"{ISO}","{line}"'),
+    "one string of Python": lambda lines: repr("\n".join(lines)).encode(),
+    "Ansible": lambda lines: ('ok: [vm] => {\n    "dmesg.stdout": ' + json.dumps("\n".join(lines)) + "\n}\n").encode(),
+    "Ansible, a list": lambda lines: (
+        'ok: [vm] => {\n    "msg": [\n' + ",\n".join("        " + json.dumps(line) for line in lines) + "\n    ]\n}\n"
+    ).encode(),
+    "LAVA": each(lambda line: f"- {{dt: '{ISO}.1', lvl: target, msg: '{line}'}}"),
     "gzip": lambda lines: gzip.compress(each(str)(lines)),
     "bzip2": lambda lines: bz2.compress(each(str)(lines)),
     "xz": lambda lines: lzma.compress(each(str)(lines)),
@@ -387,6 +437,52 @@ def test_time_that_goes_back_is_another_boot(tmp_path: Path) -> None:
     assert examine(write(machine(tmp_path), "dmesg", text)).state == "off"
 
 
+def test_a_command_line_after_a_whole_one_is_another_boots(tmp_path: Path) -> None:
+    """A log without time stamps, of which a boot lost its banner; the same line once more is what a program prints."""
+    failed = [bare(line) for line in ONE["failed"]]
+    text = "".join(f"{line}\n" for line in [*failed, "Command line: quiet", "Kernel command line: quiet"])
+    log = parse(Piece("dmesg", text.encode()))
+    assert log is not None
+    assert (log.boots, log.failures, log.disabled) == (2, [], None)
+    again = [line for line in failed if "ommand line: " in line]
+    log = parse(
+        Piece("dmesg", "".join(f"{line}\n" for line in [*failed, "+ dmesg | grep -i command", *again]).encode())
+    )
+    assert facts(log) == TRUTH["failed"]
+
+
+def test_a_ring_that_lost_its_beginning_is_of_this_boot_if_nothing_speaks_against_it(tmp_path: Path) -> None:
+    tree = copied(FAILED, tmp_path, "var/log/dmesg")
+    lines = ONE["failed"]
+    at = next(n for n, line in enumerate(lines) if "Kernel command line" in line)
+    report = examine(write(tree, "dmesg", each(str)(lines[at + 1 :])))
+    assert report.release == "7.3.4"
+    assert [f.certainty for f in report.findings if f.id == "DOC003"] == ["certain"]
+
+
+def test_initrd_of_an_efi_stub_is_no_line_end() -> None:
+    line = r"Command line: initrd=\EFI\nixos\initrd.efi kho=on"
+    log = parse(Piece("dmesg", f"[    0.000000] Linux version 7.3.4 (x)\n[    0.000000] {line}\n".encode()))
+    assert log is not None
+    assert log.cmdline is not None
+    assert log.cmdline.text == line.removeprefix("Command line: ")
+
+
+@pytest.mark.parametrize("tag", ["logger", "root", "ticket[812]", "dockerd[1]", "systemd"])
+def test_programs_of_the_syslog_are_not_the_kernel_with_a_process_or_without(tag: str, tmp_path: Path) -> None:
+    tree = machine(tmp_path, scratch=(64 * MIB,))
+    lines = ["kernel: Linux version 7.3.4 (x)", f"{tag}: KHO: Failed to reserve scratch area, disabling kexec handover"]
+    for when in (
+        "Nov 23 09:15:57",
+        f"{ISO}+0000",
+        f"{ISO}.123456+00:00",
+        "Mon 2026-11-23 09:15:57 UTC",
+        "1795425357.123",
+    ):
+        write(tree, "var/log/messages", "".join(f"{when} vm.example.org {line}\n" for line in lines))
+        assert examine(tree).state == "active", when
+
+
 def test_proc_version_printed_in_a_log_is_no_boot(tmp_path: Path) -> None:
     lines = [*ONE["failed"], "+ cat /proc/version", bare(ONE["failed"][0])]
     log = parse(Piece("dmesg", "".join(f"{line}\n" for line in lines).encode()))
@@ -451,6 +547,28 @@ def test_broken_json_takes_a_moment(line: bytes, tmp_path: Path) -> None:
     write(tree, "console.log", line * ((2 << 20) // len(line)))
     with bounded(20):
         assert examine(tree).state == "off"
+
+
+FLOODS = [
+    b"Linux version 7.3.4 (",
+    b"KHO: Fail",
+    b"KHO: ",
+    b" kernel: 12:00:00 host t[1]: KHO: ",
+    b"a" * 399 + b".",
+    b"word and word ",
+    b"KHO: x\\n",
+    b"'KHO: ",
+    b"[    0.000001] KHO: " + b"x" * 60 + b"\ncontinued\n",
+    b"S0hPOiBGYWls",
+]
+
+
+@pytest.mark.parametrize("unit", FLOODS, ids=range(len(FLOODS)))
+def test_a_flood_of_anything_takes_time_that_grows_with_its_size(unit: bytes) -> None:
+    from bounded import bounded
+
+    with bounded(5):
+        parse(Piece("dmesg", (unit * ((2 << 20) // len(unit) + 1))[: 2 << 20]))
 
 
 def test_a_log_compressed_by_what_is_not_read_is_named(tmp_path: Path) -> None:

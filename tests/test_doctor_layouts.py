@@ -116,6 +116,66 @@ def loose_text(tree: Path) -> Path:
     return write(tree, "kern.log", LOG)
 
 
+def report_of_commands(tree: Path) -> Path:
+    """As pvereport writes: titles, commands, what they print."""
+    parts = ["==== general system info ====\n", "# hostname\n\npve1\n", f"# cat /proc/cmdline\n\n{LINE}"]
+    parts += [
+        f"# cat /proc/meminfo\n\n{FILES['meminfo']}",
+        "==== info about guests ====\n",
+        f"# dmesg\n\n{LOG}",
+        "# uptime\n\n",
+    ]
+    return write(tree, "pve1-pve-report-Mon-23-November-2026-9-15.txt", "\n".join(parts))
+
+
+def terminal(tree: Path, prompt: str = "root@db1:~# ") -> Path:
+    text = "".join(f"{prompt}cat /proc/{name}\n{FILES[name]}" for name in ("meminfo", "zoneinfo"))
+    text += f"{prompt}sudo dmesg\n{LOG}{prompt}cat /proc/cmdline\n{LINE}{prompt}exit\n"
+    return write(tree, "session.log", text.replace("\n", "\r\n"))
+
+
+def tailed(tree: Path) -> Path:
+    """As tail -n +1 writes several files."""
+    text = "".join(f"==> /proc/{name} <==\n{FILES[name]}\n" for name in ("meminfo", "zoneinfo"))
+    return write(tree, "out.txt", f"{text}==> /proc/cmdline <==\n{LINE}\n==> /var/log/dmesg <==\n{LOG}")
+
+
+def abrt(tree: Path) -> Path:
+    for name, text in {
+        "dmesg": LOG,
+        "cmdline": LINE,
+        "kernel": "7.3.4",
+        "architecture": "x86_64",
+        "type": "Kerneloops",
+    }.items():
+        write(tree, name, text)
+    return write(tree, "os_info", "ID=fedora\n")
+
+
+def kdump_of_rhel(tree: Path) -> Path:
+    """What kdump of RHEL leaves: the log of the kernel that crashed, and that of the one which saved the dump."""
+    saving = LOG.replace("kho=on", "elfcorehdr=0x37000000").replace("KHO: ", "kdump: ")
+    write(tree, "kexec-dmesg.log", saving)
+    return write(tree, "vmcore-dmesg.txt", LOG)
+
+
+def apport_of_a_process(tree: Path) -> Path:
+    """A report of a program that crashed: its own command line is not the kernel's."""
+    report = apport_report(tree)
+    place = next(report.glob("*.crash"))
+    return write(report, place.name, f"{place.read_text()}ProcCmdline: /usr/bin/foo --bar\n")
+
+
+def apport_of_a_kernel(tree: Path) -> Path:
+    body = "".join(f" {line}\n" for line in LOG.splitlines())
+    return write(tree, "linux-image-7.3.4.0.crash", f"ProblemType: KernelCrash\nVmCoreDmesg:\n{body}Tags: x\n")
+
+
+def ec2(tree: Path) -> Path:
+    data = base64.b64encode(LOG.replace("\n", "\r\n").encode()).decode()
+    return write(tree, "i-0123.json", json.dumps({"InstanceId": "i-0123", "Output": data}))
+
+
 CRASH = "the log of a kernel that crashed"
 LAYOUTS: dict[str, tuple[Callable[[Path], Path], str | None]] = {
     "supportconfig": (supportconfig, "a supportconfig"),
@@ -148,6 +208,25 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Path], str | None]] = {
     "loose files": (loose, None),
     "loose files, of text": (loose_text, None),
     "a console's log": (lambda tree: write(write(tree, "cmdline", LINE), "serial-console.log", LOG), None),
+    "pvereport": (report_of_commands, None),
+    "a terminal": (terminal, None),
+    "a terminal of sh": (lambda tree: terminal(tree, "# "), None),
+    "a trace of sh": (lambda tree: terminal(tree, "+ "), None),
+    "tail of files": (tailed, None),
+    "abrt": (abrt, None),
+    "abrt, deeper": (lambda tree: abrt(tree / "oops-2026-11-23-09:15:57-812-0").parent, None),
+    "kdump, RHEL": (kdump_of_rhel, CRASH),
+    "kdump, SUSE": (lambda tree: write(write(tree, "README.txt", "Kernel crashdump\n"), "dmesg.txt", LOG), None),
+    "apport, a process": (apport_of_a_process, "a report of apport"),
+    "apport, loose, a process": (lambda tree: write(apport(tree), "ProcCmdline.txt", "/usr/bin/foo --bar\n"), None),
+    "apport, a kernel": (apport_of_a_kernel, "a report of apport"),
+    "crash": (lambda tree: write(tree, "session.txt", f"crash> sys\n  x\ncrash> log\n{LOG}crash> quit\n"), CRASH),
+    "crash, log alone": (lambda tree: write(tree, "log.txt", LOG), None),
+    "az boot diagnostics": (lambda tree: write(tree, "boot-log.txt", json.dumps(LOG.replace("\n", "\r\n"))), None),
+    "gcloud": (lambda tree: write(tree, "serial-port-1-output.txt", LOG.replace("\n", "\r\n")), None),
+    "aws": (lambda tree: write(tree, "get-console-output.json", json.dumps({"Output": LOG})), None),
+    "aws, base64": (ec2, None),
+    "any name": (lambda tree: write(proc(tree), "ticket-4711", LOG), None),
     "packed": (lambda tree: write(proc(tree), "var/log/dmesg.gz", gzip.compress(LOG.encode())), None),
 }  # fmt: skip
 
@@ -191,6 +270,25 @@ def test_a_crashed_kernels_log_is_not_of_the_machine_that_runs(tmp_path: Path) -
     assert report.state == "active"
     assert {why for _, why in report.unread} == {"the log of a kernel that crashed: of an earlier boot"}
     assert "no kernel log of this boot; it was looked for in var/log/dmesg," in kho("doctor", tree).out
+
+
+QUOTE = "KHO: Failed to reserve scratch area, disabling kexec handover\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("README.md", f"In a bug we saw:\n\n    {QUOTE}"),
+        ("notes.txt", f"# dmesg | grep KHO\n{QUOTE}# cat /proc/cmdline\nkho=on\n# uname -r\n"),
+        ("old.txt", f"# cat /proc/meminfo\nMemTotal: 1000 kB\nMemFree: 1 kB\n# dmesg\n{QUOTE}"),
+        ("old.log", f"==> /proc/meminfo <==\nMemTotal: 1000 kB\n==> /var/log/dmesg <==\n{QUOTE}"),
+        ("kexec-dmesg.log", LOG.replace("kho=on", "elfcorehdr=0x37000000 kho=on")),
+    ],
+)
+def test_notes_beside_a_machines_own_files_are_not_its_word(name: str, text: str, tmp_path: Path) -> None:
+    tree = copied("default-scratch", tmp_path, "var/log/dmesg", "sys/kernel/debug")
+    report = examine(write(tree, name, text))
+    assert (report.state, report.scratch) == ("active", 192 * MIB)
 
 
 def test_of_several_machines_one_must_be_named(tmp_path: Path) -> None:
@@ -310,7 +408,69 @@ SEEN: list[tuple[str, Callable[[Path], Path], str]] = [
     ("systemd-boot", file("boot/loader/loader.conf"), "kernel-install add-all"),
     ("cloud", both(GRUB, file("etc/default/grub.d/50-cloudimg-settings.cfg")), "99-kho.cfg"),
     ("grub", GRUB, "update-grub"),
+    ("grub", line("BOOT_IMAGE=/boot/vmlinuz-7.0.0-31-generic root=/dev/vda1 ro quiet"), "update-grub"),
+    ("grub", both(GRUB, os_release('ID="azurelinux"\n')), "grub2-mkconfig -o /boot/grub2/grub.cfg"),
+    ("cloud", both(GRUB, file("etc/default/grub.d/10_cloud.cfg")), "99-kho.cfg"),
+    (
+        "cos",
+        line("BOOT_IMAGE=/syslinux/vmlinuz.A init=/usr/lib/systemd/systemd boot=local cros_efi ro"),
+        "efi/boot/grub.cfg",
+    ),
+    ("limine", file("etc/default/limine"), "limine-update"),
+    ("limine", both(KERNEL_LINE, file("boot/limine.conf")), "cmdline: of the entry that boots"),
+    (
+        "kernelstub",
+        both(file("etc/kernelstub/configuration"), file("boot/efi/loader/loader.conf")),
+        "kernelstub --add-options",
+    ),
+    ("rpi", file("boot/firmware/current/cmdline.txt"), "/boot/firmware/current/cmdline.txt"),
+    (
+        "openshift",
+        both(os_release('ID="rhel"\nVARIANT_ID=coreos\n'), file("etc/machine-config-daemon/currentconfig")),
+        "MachineConfig",
+    ),
+    (
+        "sdbootutil",
+        both(os_release("ID=opensuse-microos\n"), file("usr/bin/sdbootutil")),
+        "sdbootutil update-all-entries",
+    ),
+    (
+        "grubby",
+        both(GRUB, line("BOOT_IMAGE=(hd0,gpt2)/vmlinuz ro"), os_release("ID=fedora\n"), file("efi/EFI/Linux/x.efi")),
+        "grubby",
+    ),
+    (
+        "rpm-ostree",
+        both(os_release('ID="rhel"\n'), line("BOOT_IMAGE=(hd0,gpt3)/boot/ostree/x ostree=/ostree/boot.1/x")),
+        "kargs",
+    ),
 ]
+GRUB_BOOTED = "BOOT_IMAGE=(hd0,gpt2)/vmlinuz-7.3.4 root=/dev/vda2 ro"
+STUB_BOOTED = "initrd=\\initramfs-linux.img root=/dev/vda2 rw"
+LEFT: dict[str, Callable[[Path], Path]] = {
+    "rEFInd": file("boot/refind_linux.conf"),
+    "systemd-boot": both(file("boot/loader/loader.conf"), file("etc/kernel/cmdline")),
+    "a UKI": file("boot/EFI/Linux/arch.efi"),
+    "Limine": file("boot/limine.conf"),
+    "Raspberry Pi": file("boot/firmware/cmdline.txt"),
+    "extlinux": file("boot/extlinux/extlinux.conf"),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_files_of_a_loader_that_did_not_boot_are_not_believed(name: str, tmp_path: Path) -> None:
+    """GRUB adds BOOT_IMAGE=, and what boots by the EFI stub has initrd= with backslashes."""
+    tree = both(GRUB, LEFT[name], line(GRUB_BOOTED))(machine(tmp_path / "grub", scratch=(192 * MIB,)))
+    assert examine(tree).platforms == ["grub"]
+    if name == "systemd-boot":
+        tree = both(GRUB, LEFT[name], line(STUB_BOOTED))(machine(tmp_path / "stub", scratch=(192 * MIB,)))
+        assert examine(tree).platforms == ["systemd-boot"]
+
+
+def test_without_a_command_line_both_ways_of_proxmox_are_named(tmp_path: Path) -> None:
+    tree = both(GRUB, UUIDS, KERNEL_LINE)(machine(tmp_path, scratch=(192 * MIB,)))
+    (tree / "proc/cmdline").unlink()
+    assert examine(tree).platforms == ["proxmox", "proxmox-grub"]
 
 
 @pytest.mark.parametrize(("name", "build", "said"), SEEN, ids=[f"{i}-{name}" for i, (name, _, _) in enumerate(SEEN)])
@@ -360,7 +520,8 @@ def test_an_unknown_loader_is_said_to_be_unknown(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("build", [file("etc/kubernetes/azure.json"), file("etc/eks/x"), os_release("ID=cos\n")])
 def test_a_node_of_a_provider_is_not_ones_own(build: Callable[[Path], Path], tmp_path: Path) -> None:
-    out = kho("doctor", build(GRUB(machine(tmp_path, scratch=(192 * MIB,), cmdline="quiet")))).out
+    tree = build(GRUB(machine(tmp_path, scratch=(192 * MIB,), cmdline="quiet")))
+    out = kho("doctor", tree).out
     assert "the machine is not yours to keep" in out
     assert "launch template" in out
-    assert "/etc/default/grub" in out
+    assert ("/etc/default/grub" in out) is not (tree / "etc/os-release").exists(), "COS has its own grub.cfg"

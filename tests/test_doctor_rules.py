@@ -134,7 +134,7 @@ TRIGGERS: list[tuple[str, str, Callable[[Path], Path]]] = [
     ("DOC015", "not by default", configured(OFF)),
     ("DOC016", "not configured", configured("CONFIG_CMA=y\n# CONFIG_KEXEC_HANDOVER is not set\n", "kho=on")),
     ("DOC016", "too old", lambda tree: machine(tree, release="6.12.9")),
-    ("DOC016", "no CMA", lambda tree: write(tree, "proc/meminfo", "MemTotal: 1024 kB\nMemFree: 512 kB\n")),
+    ("DOC016", "no CMA", lambda tree: write(tree, "proc/meminfo", "MemTotal: 1 kB\nPercpu: 0 kB\nDirectMap4k: 1 kB\n")),
     ("DOC017", "chain", chained),
     ("DOC018", "refused", refused),
     ("DOC019", "finalized", finalized),

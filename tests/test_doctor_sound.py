@@ -256,6 +256,54 @@ def test_a_part_larger_than_the_whole_is_another_machines(values: dict[str, int]
     assert "DOC024" in {finding.id for finding in report.findings}
 
 
+@pytest.mark.parametrize("limit", [256, 512, 1024, 2048, 3072])
+@pytest.mark.parametrize("idle", [0.1, 0.5, 0.99])
+def test_no_share_is_made_of_a_limit_that_the_scratch_nearly_fills(limit: int, idle: float, tmp_path: Path) -> None:
+    values = meminfo(MemTotal=limit << 10, MemFree=int((limit << 10) * idle), CmaTotal=0, CmaFree=1966080)
+    write(write(tmp_path, "proc/meminfo", values), "proc/cmdline", "ro quiet\n")
+    report = examine(tmp_path)
+    assert (report.state, report.share) == ("active", None)
+    assert "DOC002" not in {finding.id for finding in report.findings}
+
+
+WHOLE = meminfo(MemTotal=127600000, MemFree=2000000, Percpu=8192, HugePages_Total=0)
+
+
+@pytest.mark.parametrize("line", ["quiet", "kho=on", "kho=off"])
+def test_only_a_whole_meminfo_proves_that_there_is_no_cma(line: str, tmp_path: Path) -> None:
+    write(write(tmp_path, "proc/version", UBUNTU), "proc/cmdline", f"{line}\n")
+    assert examine(write(tmp_path, "proc/meminfo", WHOLE)).state == "absent"
+    lines = WHOLE.splitlines(keepends=True)
+    for cut in (lines[:2], lines[:3], lines[:2] + lines[3:]):
+        report = examine(write(tmp_path, "proc/meminfo", "".join(cut)))
+        assert report.state == ("off" if line == "kho=off" else "unknown"), cut
+        assert "and holds nothing." not in report.headline
+    report = examine(write(tmp_path, "proc/meminfo", "".join(lines[:2]) + "CmaFree: 0 kB\n"))
+    assert report.state == ("off" if line == "kho=off" else "unknown")
+
+
+@pytest.mark.parametrize(
+    "release",
+    [
+        "5.14.0-570.el9.x86_64",
+        "6.12.0-55.el10.aarch64",
+        "6.12.0-102.36.5.2.el10uek.x86_64",
+        "6.8.0-2031-nvidia",
+        "6.6.56+",
+    ],
+)
+def test_of_a_vendors_older_kernel_it_cannot_be_told(release: str, tmp_path: Path) -> None:
+    """Vendors bring features of newer kernels to older ones: absent is likely, and kho=on speaks against it."""
+    write(tmp_path, "proc/meminfo", meminfo(MemTotal=127600000, MemFree=2000000, CmaTotal=0, CmaFree=0))
+    write(write(tmp_path, "proc/sys/kernel/osrelease", f"{release}\n"), "proc/cmdline", "quiet\n")
+    report = examine(tmp_path)
+    assert (report.state, [f.certainty for f in report.findings if f.id == "DOC016"]) == ("absent", ["guess"])
+    assert "KHO is likely not in this kernel" in report.headline
+    report = examine(write(tmp_path, "proc/cmdline", "kho=on\n"))
+    assert (report.state, report.exit_code) == ("unknown", 2)
+    assert "its vendor backports features" in report.headline
+
+
 def test_a_limit_below_what_zones_have_is_a_containers(tmp_path: Path) -> None:
     tree = machine(tmp_path, nodes=(64 * GIB,), scratch=(2 * GIB,))
     edit(tree, "proc/meminfo", (f"{64 << 20:14} kB", f"{16 << 20:14} kB"), (f"{32 << 20:14} kB", f"{15 << 20:14} kB"))

@@ -144,7 +144,7 @@ def text(report: Report, change: WhatIf | None) -> list[tuple[output.Part, ...]]
         import textwrap
 
         where = f"no kernel log of this boot; it was looked for in {', '.join(report.looked)}"
-        lines += one([*textwrap.wrap(where, 110, subsequent_indent="  ", break_on_hyphens=False), ""])
+        lines += one([*textwrap.wrap(where, 79, subsequent_indent="  ", break_on_hyphens=False), ""])
     if report.unread:
         lines += one(["not read:", *(f"  {file}: {why}" for file, why in report.unread)])
     while lines and not any(lines[-1]):

@@ -34,7 +34,10 @@ class Loader:
     """Whether it comes in addition to a loader."""
 
 
-GRUB_LINE = "/etc/default/grub: in GRUB_CMDLINE_LINUX take away any {drop}, {append}"
+GRUB_LINES = (
+    "/etc/default/grub: take any {drop} out of GRUB_CMDLINE_LINUX and",
+    "GRUB_CMDLINE_LINUX_DEFAULT; in GRUB_CMDLINE_LINUX {append}",
+)
 CMDLINE = "/etc/kernel/cmdline: take away any {drop}, {append}"
 CLOUD_LINE = (
     "echo 'GRUB_CMDLINE_LINUX_DEFAULT=\"$GRUB_CMDLINE_LINUX_DEFAULT {parameters}\"' > /etc/default/grub.d/99-kho.cfg"
@@ -93,6 +96,18 @@ LOADERS: dict[str, Loader] = {
         line=r"(?:^| )snapd_recovery_mode=",
         alone=True,
     ),
+    "cos": Loader(
+        "Container-Optimized OS",
+        (
+            "a node of GKE: no setting of a node pool has it, and a new node loses any edit",
+            "a machine of your own: on partition 12 (EFI-SYSTEM), efi/boot/grub.cfg:",
+            "in each linux line take away any {drop}, {append}",
+        ),
+        "cloud.google.com: customizing node system configuration; cos.googlesource.com/cos/tools",
+        system=r"^ID=\"?cos\b",
+        line=r"(?:^| )BOOT_IMAGE=/syslinux/vmlinuz\.[AB] .*cros_efi(?: |$)",
+        alone=True,
+    ),
     "chromeos": Loader(
         "ChromeOS",
         (
@@ -123,6 +138,7 @@ LOADERS: dict[str, Loader] = {
             "its operator drains and reboots the nodes one after the other; rpm-ostree on a node is undone",
         ),
         "docs.redhat.com: OpenShift, adding kernel arguments to nodes",
+        files=("etc/machine-config-daemon/currentconfig",),
         system=r"^ID=\"?rhcos\b|^OPENSHIFT_VERSION=",
         alone=True,
     ),
@@ -148,6 +164,30 @@ LOADERS: dict[str, Loader] = {
         files=("etc/NIXOS",),
         system=r"^ID=\"?nixos\b",
         line=r"/nix/store/",
+        alone=True,
+    ),
+    "limine": Loader(
+        "Limine",
+        (
+            'with /etc/default/limine: in it KERNEL_CMDLINE[default]+=" {parameters}"; limine-update',
+            "else limine.conf (/boot, /boot/limine or the ESP): in cmdline: of the entry that boots",
+            "take away any {drop}, {append}",
+        ),
+        "limine: CONFIG.md; limine-entry-tool: README",
+        files=("etc/default/limine", "boot/limine.conf", "boot/limine/limine.conf", "boot/EFI/limine/limine.conf"),
+        unless=r"(?:^| )BOOT_IMAGE=",
+        alone=True,
+    ),
+    "kernelstub": Loader(
+        "Pop!_OS (kernelstub)",
+        (
+            'kernelstub --print-config; for any {drop} there: kernelstub --delete-options "..."',
+            'kernelstub --add-options "{parameters}"',
+        ),
+        "support.system76.com: kernel boot options; kernelstub --help",
+        files=("etc/kernelstub/configuration",),
+        system=r"^ID=\"?pop\b",
+        unless=r"(?:^| )BOOT_IMAGE=",
         alone=True,
     ),
     "guix": Loader(
@@ -181,6 +221,13 @@ LOADERS: dict[str, Loader] = {
         release=r"-pve$",
         alone=True,
     ),
+    "sdbootutil": Loader(
+        "openSUSE with sdbootutil",
+        (CMDLINE, "sdbootutil update-all-entries"),
+        "en.opensuse.org: Systemd-boot",
+        files=("usr/bin/sdbootutil", "etc/sysconfig/sdbootutil"),
+        alone=True,
+    ),
     "transactional": Loader(
         "SUSE with transactional-update (SLE Micro, MicroOS)",
         (
@@ -189,13 +236,6 @@ LOADERS: dict[str, Loader] = {
         ),
         "documentation.suse.com: SLE Micro, transactional-update",
         system=r"^ID=\"?(?:sle-micro|sl-micro|opensuse-microos|opensuse-leap-micro|opensuse-aeon)\b",
-        alone=True,
-    ),
-    "sdbootutil": Loader(
-        "openSUSE with sdbootutil",
-        (CMDLINE, "sdbootutil update-all-entries"),
-        "en.opensuse.org: Systemd-boot",
-        files=("usr/bin/sdbootutil", "etc/sysconfig/sdbootutil"),
         alone=True,
     ),
     "uki": Loader(
@@ -212,13 +252,14 @@ LOADERS: dict[str, Loader] = {
             "efi/EFI/Linux/*.efi",
             "boot/EFI/Linux/*.efi",
         ),
+        unless=r"(?:^| )BOOT_IMAGE=",
         alone=True,
     ),
     "grubby": Loader(
         "Fedora, RHEL and kin (boot loader entries)",
         ('grubby --update-kernel=ALL --remove-args="{names}" --args="{parameters}"',),
         "grubby(8); docs.redhat.com: configuring kernel command-line parameters",
-        system=r"^ID=\"?(?:fedora|rhel|centos|rocky|almalinux|ol|amzn|azurelinux|mariner)\b",
+        system=r"^ID=\"?(?:fedora|rhel|centos|rocky|almalinux|ol|amzn)\b",
         release=r"\.(?:el|fc|amzn)\d",
         alone=True,
     ),
@@ -227,6 +268,7 @@ LOADERS: dict[str, Loader] = {
         ("/etc/update-extlinux.conf: in default_kernel_opts take away any {drop}, {append}", "update-extlinux"),
         "wiki.alpinelinux.org: Bootloaders",
         files=("etc/update-extlinux.conf",),
+        unless=r"(?:^| )BOOT_IMAGE=\(hd\d",
         alone=True,
     ),
     "u-boot-menu": Loader(
@@ -237,6 +279,7 @@ LOADERS: dict[str, Loader] = {
         ),
         "u-boot-update(8)",
         files=("etc/default/u-boot",),
+        unless=r"(?:^| )BOOT_IMAGE=\(hd\d",
         alone=True,
     ),
     "armbian": Loader(
@@ -244,6 +287,7 @@ LOADERS: dict[str, Loader] = {
         ("/boot/armbianEnv.txt: extraargs={parameters}    (after what stands there, separated by a space)",),
         "docs.armbian.com: User-Guide_Advanced-Configuration",
         files=("boot/armbianEnv.txt",),
+        unless=r"(?:^| )BOOT_IMAGE=\(hd\d",
         alone=True,
     ),
     "extlinux": Loader(
@@ -252,6 +296,7 @@ LOADERS: dict[str, Loader] = {
         "docs.u-boot.org: develop/distro; uapi-group.org: Boot Loader Specification",
         files=("boot/extlinux/extlinux.conf", "extlinux/extlinux.conf"),
         release=r"-tegra$",
+        unless=r"(?:^| )BOOT_IMAGE=\(hd\d",
         alone=True,
     ),
     "refind": Loader(
@@ -259,21 +304,31 @@ LOADERS: dict[str, Loader] = {
         ("/boot/refind_linux.conf: in the second string of the line that boots take away any {drop}, {append}",),
         "rodsbooks.com/refind/linux.html",
         files=("boot/refind_linux.conf",),
+        unless=r"(?:^| )BOOT_IMAGE=",
         alone=True,
     ),
     "grub": Loader(
         "GRUB (Debian, Ubuntu, Fedora, SUSE)",
         (
-            GRUB_LINE,
-            "update-grub        (Fedora, SUSE: grub2-mkconfig -o /boot/grub2/grub.cfg)",
-            'or, with grubby:   grubby --update-kernel=ALL --remove-args="{names}" --args="{parameters}"',
+            *GRUB_LINES,
+            "update-grub        (SUSE, Azure Linux: grub2-mkconfig -o /boot/grub2/grub.cfg;",
+            "                   Arch, Alpine, Gentoo: grub-mkconfig -o /boot/grub/grub.cfg)",
+            'Fedora, RHEL:      grubby --update-kernel=ALL --remove-args="{names}" --args="{parameters}"',
         ),
-        "gnu.org: GRUB manual, simple configuration",
-        files=("etc/default/grub",),
+        "gnu.org: GRUB manual, simple configuration; docs.redhat.com: changing boot entries",
+        files=("etc/default/grub", "boot/grub/grub.cfg", "boot/grub2/grub.cfg"),
+        line=r"(?:^| )BOOT_IMAGE=(?:\(hd\d|\S{0,200}/vmlinuz-\d)",
+        unless=r"(?:^| )initrd=\\",
     ),
     "systemd-boot": Loader(
         "systemd-boot",
-        (CMDLINE, "kernel-install add-all    (or the options line of each /boot/loader/entries/*.conf)"),
+        (
+            "entries that kernel-install made (MACHINE-ID-VERSION.conf):",
+            "  " + CMDLINE,
+            "  kernel-install add-all    (before systemd 256: kernel-install add VERSION IMAGE)",
+            "entries of your own (/boot/loader/entries/arch.conf):",
+            "  in options take away any {drop}, {append}",
+        ),
         "kernel-install(8), loader.conf(5)",
         files=(
             "boot/loader/loader.conf",
@@ -281,22 +336,30 @@ LOADERS: dict[str, Loader] = {
             "boot/efi/loader/loader.conf",
             "etc/kernel/cmdline",
         ),
+        line=r"(?:^| )initrd=\\",
+        unless=r"(?:^| )BOOT_IMAGE=",
     ),
     "rpi": Loader(
         "Raspberry Pi",
-        ("/boot/firmware/cmdline.txt: take away any {drop}, {append}; it stays one line",),
-        "raspberrypi.com: documentation, configuration, cmdline.txt (before bookworm: /boot/cmdline.txt)",
-        files=("boot/firmware/cmdline.txt", "boot/cmdline.txt"),
+        (
+            "/boot/firmware/cmdline.txt: take away any {drop}, {append}; it stays one line",
+            "(Ubuntu from 25.10 on: /boot/firmware/current/cmdline.txt;",
+            "Raspberry Pi OS before bookworm: /boot/cmdline.txt)",
+        ),
+        "raspberrypi.com: documentation, configuration, cmdline.txt; canonical-ubuntu-boards: A/B boot",
+        files=("boot/firmware/cmdline.txt", "boot/firmware/current/cmdline.txt", "boot/cmdline.txt"),
         release=r"-raspi$|\+rpt-rpi-",
+        unless=r"(?:^| )BOOT_IMAGE=",
     ),
     "cloud": Loader(
-        "cloud images (Ubuntu, Debian)",
+        "GRUB with /etc/default/grub.d (Ubuntu, Debian; cloud images)",
         (
             CLOUD_LINE,
             "update-grub        (settings in grub.d come after /etc/default/grub; the last one on the line counts)",
         ),
         "ubuntu.com: cloud images; /etc/default/grub.d",
-        files=("etc/default/grub.d/50-cloudimg-settings.cfg",),
+        files=("etc/default/grub.d/*.cfg",),
+        unless=r"(?:^| )initrd=\\",
     ),
     "managed": Loader(
         "a node that a provider manages (EKS, GKE, AKS): the machine is not yours to keep",
@@ -305,7 +368,7 @@ LOADERS: dict[str, Loader] = {
             "where the provider has no setting for it (GKE Autopilot, Fargate): only the provider can change it",
         ),
         "docs.aws.amazon.com/eks: launch templates; learn.microsoft.com/azure/aks: node configuration",
-        files=("etc/eks", "etc/kubernetes/azure.json", "home/kubernetes/bin", "var/lib/toolbox/cos"),
+        files=("etc/eks", "etc/kubernetes/azure.json", "home/kubernetes/bin"),
         system=r"^ID=\"?cos\b",
         note=True,
     ),
@@ -343,7 +406,9 @@ def detect(there: Callable[[str], bool], system: str, line: str, release: str) -
     alone = [name for name in found if LOADERS[name].alone]
     notes = [name for name in found if LOADERS[name].note]
     if alone:
-        return [alone[0], *notes]
+        # Without a command line it cannot be told which of two ways of one system was taken.
+        twins = [name for name in alone[1:] if not line and LOADERS[name].source == LOADERS[alone[0]].source]
+        return [alone[0], *twins, *notes]
     # /etc/default/grub may stay on a machine that systemd-boot boots; which one does cannot be told: all are named.
     order = ("rpi", "cloud", "systemd-boot", "grub")
     return [*(name for name in order if name in found), *notes]

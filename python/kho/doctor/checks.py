@@ -10,7 +10,7 @@ from .facts import Facts
 from .kernellog import Evidence
 from .report import Certainty, Report
 from .scratch import Figures, enablement, excess, judged, words
-from .surroundings import FIRST, incapable, version
+from .surroundings import FIRST, incapable, vendors, version
 from .text import share, size
 
 LARGE = 0.1
@@ -236,7 +236,8 @@ def absence(facts: Facts, report: Report, found: Figures) -> None:
         foreign = facts.config_file is None and excess(found)
         numbers = version(report.release)
         sure = "certain" if facts.config_file is not None else "likely"
-        if foreign and numbers is not None and (6, 0) <= numbers < FIRST:
+        brought = foreign and numbers is not None and (6, 0) <= numbers < FIRST
+        if brought or (facts.config_file is None and vendors(facts)):
             sure = "guess"  # vendors bring features to their long-lived kernels
         config = Evidence(facts.config_file, None, "no CONFIG_KEXEC_HANDOVER=y") if facts.config_file else None
         memory = facts.mem_total.seen if facts.mem_total is not None else None

@@ -13,7 +13,7 @@ from .layout import ARCHIVE
 from .reading import gather
 from .report import Report, State
 from .scratch import Figures, alignment, areas_of, enablement, excess, figures, judged
-from .surroundings import amount_of_zones, incapable
+from .surroundings import amount_of_zones, incapable, vendors
 from .text import share, size
 from .tree import Tree, clean
 
@@ -119,10 +119,10 @@ def _built_in(facts: Facts, found: Figures) -> bool | None:
         return built is not None and built.text.endswith("=y")
     if incapable(facts) is not None:
         # A vendor may have brought KHO to an older kernel; memory held and kho=on together would be a sign of it.
-        return None if excess(found) and enablement(facts, None) else False
+        return None if (excess(found) or vendors(facts)) and enablement(facts, None) else False
     if excess(found):
         return True
-    return False if facts.meminfo and facts.cma_total is None else None
+    return False if facts.meminfo_whole and facts.cma_total is None and facts.cma_free is None else None
 
 
 def _state(facts: Facts, report: Report, found: Figures) -> None:
@@ -269,7 +269,9 @@ def headline(facts: Facts, report: Report, found: Figures) -> str:
             return f"KHO is off ({why_off(facts, report)}), and holds nothing unless a handover brought it scratch."
         return f"KHO is off ({why_off(facts, report)}) and holds nothing."
     if report.state == "absent":
-        return f"KHO is not in this kernel ({why_absent(facts, report)}){others or ' and holds nothing'}."
+        likely = "likely " if facts.config_file is None and vendors(facts) else ""
+        nothing = "" if likely else " and holds nothing"
+        return f"KHO is {likely}not in this kernel ({why_absent(facts, report)}){others or nothing}."
     return f"It cannot be told whether KHO holds memory: {what_is_missing(facts, report, found)}."
 
 
@@ -290,6 +292,8 @@ def why_absent(facts: Facts, report: Report) -> str:
     """Say why KHO is not there."""
     if facts.config_file is not None:
         return "CONFIG_KEXEC_HANDOVER is not set"
+    if vendors(facts):
+        return f"{incapable(facts)}, though its vendor backports features"
     return incapable(facts) or "it has no CMA, which KHO needs"
 
 
@@ -298,6 +302,8 @@ def what_is_missing(facts: Facts, report: Report, found: Figures) -> str:
     if not facts.meminfo and facts.log is None and facts.cmdline is None:
         return "there is no proc/meminfo, no kernel log and no command line" + what_is_there(report)
     foreign = incapable(facts)
+    if foreign is not None and not excess(found) and enablement(facts, None):
+        return f"{foreign}, yet kho= asks for it, and its vendor backports features; none of it is seen free"
     if foreign is not None and excess(found):
         return f"{foreign}, yet {size(excess(found))} of CMA memory are outside CmaTotal and kho= asks for it"
     if excess(found):

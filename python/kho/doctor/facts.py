@@ -76,6 +76,8 @@ class Facts:
     cma_total: Amount | None = None
     cma_free: Amount | None = None
     meminfo: bool = False
+    meminfo_whole: bool = False
+    """Whether meminfo has lines before and after the place of CmaTotal: then a kernel without it has no CMA."""
     hugetlb: Amount | None = None
     gigantic: Amount | None = None
     """Bytes of huge pages larger than the buddy allocator's largest block."""

@@ -46,6 +46,8 @@ class KernelLog:
     """As the journal has it, 32 hexadecimal digits."""
     stamped: bool = False
     cmdline: Evidence | None = None
+    line_ended: bool = False
+    """Whether all of `Kernel command line` was seen, which comes after `Command line` and is said once in a boot."""
     kho: list[Evidence] = field(default_factory=list)
     luo: list[Evidence] = field(default_factory=list)
     malformed: list[Evidence] = field(default_factory=list)
@@ -103,7 +105,7 @@ def parse(piece: Piece) -> KernelLog | None:
             if said.stamp is not None:
                 last = said.stamp
             seen = Evidence(piece.file, said.line, clean(said.text))
-            if said.text and not said.text.startswith("-- "):
+            if said.text and not said.text.startswith("-- ") and not _again(log, seen):
                 _take(log, said.text, seen)
     return log if log is not None and not (log.boots == 1 and log.silent) else None
 
@@ -138,7 +140,22 @@ def _begins(said: Said, log: KernelLog, last: float | None) -> bool:
         # /proc/version printed by a program has no stamp where the kernel's messages have one: no boot.
         quoted = log.stamped and said.stamp is None and log.version is not None
         return not (quoted and said.text.startswith(f"Linux version {log.version} "))
+    if said.text.startswith(("Command line: ", "Kernel command line: ")) and _another_line(said.text, log):
+        return True  # of a boot that lost its banner
     return last is not None and said.stamp is not None and said.stamp + REBOOT < last
+
+
+def _again(log: KernelLog, seen: Evidence) -> bool:
+    """Say whether a form has a message twice, as rsyslog's debug template and GELF do: whole, or cut short."""
+    return any(seen.text == known.text for known in (*log.kho[-3:], *log.luo[-3:]))
+
+
+def _another_line(text: str, log: KernelLog) -> bool:
+    """Say whether a command line follows one that was complete, and differs from it by more than being cut."""
+    if log.cmdline is None or not log.line_ended:
+        return False
+    new, known = text.split("ommand line: ", 1)[1].rstrip(" \\"), log.cmdline.text
+    return bool(new) and not known.startswith(new) and not new.startswith(known.rstrip(" \\")) and new not in known
 
 
 def _take(log: KernelLog, text: str, seen: Evidence) -> None:
@@ -151,6 +168,7 @@ def _take(log: KernelLog, text: str, seen: Evidence) -> None:
         # Linux 6.19 and later wrap a long one, with " \\" at the end of each line but the last.
         before = log.cmdline.text if log.cmdline is not None and log.cmdline.text.endswith(" \\") else ""
         log.cmdline = Evidence(seen.file, seen.line, before.removesuffix("\\") + text.split("ommand line: ", 1)[1])
+        log.line_ended = not log.cmdline.text.endswith(" \\")
     elif text.startswith("Command line: "):
         if log.cmdline is None:
             log.cmdline = Evidence(seen.file, seen.line, text.split("ommand line: ", 1)[1])
@@ -160,9 +178,13 @@ def _take(log: KernelLog, text: str, seen: Evidence) -> None:
         log.reserved, log.memory = int(match[3]) << 10, seen
         log.cma_reserved = int(match[4]) << 10 if match[4] is not None else None
     elif match := CMA.match(text):
-        log.cma.append((int(match[2], 16), int(match[1]) << 20, seen))
+        area = int(match[2], 16), int(match[1]) << 20
+        if area not in [known[:2] for known in log.cma]:  # some forms have each message twice
+            log.cma.append((*area, seen))
     elif match := NODE.match(text):
-        log.nodes.append((int(match[1]), int(match[2], 16), int(match[3], 16) + 1))
+        part = int(match[1]), int(match[2], 16), int(match[3], 16) + 1
+        if part not in log.nodes:
+            log.nodes.append(part)
     elif text.startswith(("luo: ", "LUO: ", "liveupdate: ")):
         log.luo.append(seen)
     elif text.startswith("KHO: "):

@@ -14,19 +14,29 @@ from contextlib import suppress
 
 from .tree import FILE_LIMIT, Piece, Tree
 
-DEPTH = 4
+DEPTH = 6
 FOLDERS = 300
 """Folders that are looked into for a report that lies deeper."""
 SECTION = re.compile(rb"^#==\[ [A-Z][\w ]{1,40} \]=+#\r?\n# ?([^\n]{1,400})\n", re.MULTILINE)
 """supportconfig's: what it is, then the command or file."""
+SHOWN = re.compile(
+    rb"^(?:(?:\[?[\w.-]{1,64}@[\w.-]{1,64}[^\n#$>]{0,80}[#$]|[#$+]|crash>) ?(?=(?:sudo +)?(?:/[\w/]{1,20}/)?"
+    rb"(?:cat|dmesg|journalctl|uname|lsmod|zcat|log)\b)([^\n]{1,200}?)|==> (/[^\n ]{1,200}) <==) *\r?\n",
+    re.MULTILINE,
+)
+"""A command and what it printed, or a file and its content: in pvereport, in a terminal's text, by head and tail."""
+PROMPT = re.compile(
+    rb"^(?:\[?[\w.-]{1,64}@[\w.-]{1,64}[^\n#$>]{0,80}[#$]|[#$]|\+\+?|crash>)(?: |$)|^={4,} [^\n]* ={4,}$", re.MULTILINE
+)
+"""Where what a command printed ends."""
 APPORT = re.compile(rb"^([A-Za-z][\w.-]{0,60}):(?: ([^\n]*))?\n((?: [^\n]*\n)*)", re.MULTILINE)
 COLLECTORS = re.compile(
     r"sos(?:report)?[-_].*|scc_.*|nts_.*|data|insights[-_].*|must-gather.*|quay-io-.*|registry-.*|.*sha256-.*|nodes|host|rootfs|"
-    r"\d{12}|127\.0\.0\.1-.*|\d{4}-\d\d-\d\d-\d\d.*",
+    r"(?:oops|vmcore|ccpp|pstoreoops|xorg|Python3?)-\d{4}-\d\d-\d\d.*|\d{12}|127\.0\.0\.1-.*|\d{4}-\d\d-\d\d-\d\d.*",
     re.IGNORECASE,
 )
 """Names of folders that a collector makes, or people make for its output."""
-MARKS = ("sos_commands", "insights_commands", "supportconfig.txt", "basic-environment.txt")
+MARKS = ("sos_commands", "insights_commands", "supportconfig.txt", "basic-environment.txt", "os_info")
 KNOWN = (
     "proc",
     "sys",
@@ -41,14 +51,15 @@ KNOWN = (
 )
 ARCHIVE = re.compile(r".+\.(?:tar|tgz|txz|tbz|tar\.\w+|zip)")
 FLAT = {
-    "proc/cmdline": ("ProcKernelCmdLine.txt", "ProcCmdline.txt", "kernel_cmdline"),
+    "proc/cmdline": ("ProcKernelCmdLine.txt", "ProcCmdLine.txt", "kernel_cmdline"),
     "proc/modules": ("ProcModules.txt",),
 }
 """More names that files of /proc are given where there is no proc/."""
 COMMANDS = {"dmesg": "dmesg", "uname": "uname", "lsmod": "proc/modules", "journalctl": "journalctl"}
 FIELDS = {
     "ProcKernelCmdLine": "proc/cmdline",
-    "ProcCmdlineKernel": "proc/cmdline",
+    "ProcCmdLine": "proc/cmdline",
+    "VmCoreDmesg": "vmcore-dmesg.txt",
     "CurrentDmesg": "dmesg",
     "CurrentDmesg.txt": "dmesg",
     "BootDmesg": "dmesg",
@@ -58,7 +69,7 @@ FIELDS = {
     "ProcModules.txt": "proc/modules",
     "Architecture": "architecture",
 }
-"""apport's fields."""
+"""apport's fields. Its ProcCmdline is that of the process which crashed."""
 
 
 def settle(tree: Tree) -> None:
@@ -70,7 +81,11 @@ def settle(tree: Tree) -> None:
         _descend(tree)
         tree.unread[:] = unread  # what is elsewhere is not missed
     for name in tree.names(""):
-        if name.endswith((".txt", ".TXT")) and name not in ("dmesg.txt", "meminfo.txt", "cmdline.txt"):
+        if name.endswith((".txt", ".TXT", ".log", ".out", ".md")) and name not in (
+            "dmesg.txt",
+            "meminfo.txt",
+            "cmdline.txt",
+        ):
             _sections(tree, name)
         if name.endswith((".crash", ".apport")) or name.startswith("apport."):
             _apport(tree, name)
@@ -125,24 +140,43 @@ def _by_collector(tree: Tree, place: str) -> bool:
 
 def _sections(tree: Tree, name: str) -> None:
     """Map the sections of a file of supportconfig."""
-    if not SECTION.search(tree.peek(name, 1 << 12)):
-        return
-    piece = tree.read(name, tail=FILE_LIMIT)
-    if piece is None:
-        return
-    tree.layout = "a supportconfig"
-    for data, numbered in ((piece.head, True), (piece.tail, False)):
-        marks = list(SECTION.finditer(data))[:4096]
-        line, counted = 0, 0
-        for mark, after in zip(marks, [*marks[1:], None][: len(marks)], strict=True):
-            line += data.count(b"\n", counted, mark.end())
-            counted = mark.end()
-            title = mark[1].decode("utf-8", "replace").strip()
-            target = _target(title)
-            end = after.start() if after is not None else len(data)
-            body = data[mark.end() : end]
-            if target is not None and body.strip() and target not in tree.kept:
-                tree.kept[target] = Piece(name, body, b"", line if numbered else None)
+    if SECTION.search(tree.peek(name, 1 << 12)):
+        tree.layout = "a supportconfig"
+        piece = tree.read(name, tail=FILE_LIMIT)
+        for data, numbered in ((piece.head, True), (piece.tail, False)) if piece is not None else ():
+            _keep(tree, name, data, numbered, list(SECTION.finditer(data))[:4096])
+    elif not tree.exists("proc") and SHOWN.search(tree.peek(name, 1 << 18)):
+        piece = tree.read(name)
+        if piece is not None:
+            _keep(tree, name, piece.head, True, list(SHOWN.finditer(piece.head))[:4096], shown=True)
+
+
+def _keep(
+    tree: Tree, name: str, data: bytes, numbered: bool, marks: list[re.Match[bytes]], shown: bool = False
+) -> None:
+    """Keep sections by the names that the machine has for them.
+
+    Args: numbered: whether lines can be counted. shown: what was printed in a terminal, believed if it looks so.
+    """
+    line, counted = 0, 0
+    for mark, after in zip(marks, [*marks[1:], None][: len(marks)], strict=True):
+        line += data.count(b"\n", counted, mark.end())
+        counted = mark.end()
+        title = (mark[1] or mark[mark.re.groups]).decode("utf-8", "replace").strip()
+        target = _target(title.removeprefix("sudo").strip() if mark[1] else title)
+        end = after.start() if after is not None else len(data)
+        if shown and (stop := PROMPT.search(data, mark.end(), end)) is not None:
+            end = stop.start()
+        body, before = data[mark.end() : end], line
+        if shown:
+            whole = body.lstrip(b"\r\n")
+            before += body.count(b"\n", 0, len(body) - len(whole))
+            body = whole.rstrip(b"\r\n") + b"\n"
+            fits = FITS.get(target) if target is not None else None
+            if fits is not None and not fits.search(body):
+                continue
+        if target is not None and body.strip() and (shown or target not in tree.kept):
+            tree.kept[target] = Piece(name, body, b"", before if numbered else None)
 
 
 def _target(title: str) -> str | None:
@@ -155,6 +189,8 @@ def _target(title: str) -> str | None:
     command = words[0].rpartition("/")[2]
     if command == "cat" and len(words) == 2:
         words = words[1:]
+    elif words[0] == "log" and len(words) <= 2:
+        return "vmcore-dmesg.txt"  # of the crash utility
     elif command in COMMANDS:
         previous = re.search(r"(?:-b|--boot)[ =]?-[1-9]", title) is not None
         return None if previous else COMMANDS[command]

@@ -30,8 +30,11 @@ END = re.compile(
 )
 STAMP = re.compile(r"\[ *(\d{1,10}\.\d{6})(?: <[ +\d.]{1,20}>)?\]|\d{1,3},\d{1,20},(\d{1,15}),[^;\n]{0,200};$")
 KMSG = re.compile(r"\d{1,3},\d{1,20},\d{1,15},[^;\n]{0,200};$")
-IDENTIFIER = re.compile(r"(?:^|\s)([\w./@-]{1,64})\[\d{1,10}\]: ")
-"""A program of the syslog, with its process: what it says is not the kernel's word."""
+IDENTIFIER = re.compile(
+    r"(?:^|\s)([\w./@-]{1,64})\[\d{1,10}\]: |"
+    r"(?:\d\d:\d\d:\d\d\S{0,40}(?: [A-Z]{2,5})?|\d{10}\.\d{1,9}|\] ) ?[\w.:-]{1,255} ([\w./@-]{1,64}): "
+)
+"""A program of the syslog, with its process or after time and host: what it says is not the kernel's word."""
 FIELD = re.compile(r"\s*([A-Z_][A-Z0-9_]{0,63})=")
 ENTRY = re.compile(r";b=([0-9a-f]{32})")
 """The cursor at the beginning of each entry of journalctl -o export and verbose: its boot."""
@@ -43,6 +46,18 @@ ESCAPE = re.compile(
     rb"\x1b(?:\[[0-?]{0,64}[ -/]{0,8}[@-~]|[_\]PX^][^\x07\x1b\n]{0,4096}(?:\x07|\x1b\\)?|[@-Z\\-_]|[ -/]{1,8}[0-~])"
 )
 SHOWN_ESCAPE = re.compile(r"(?:#033|\^\[|\\x1b|\\033|\\u001b|\\e|\xe2\x90\x9b|\x1b)\[[0-9;]{0,32}[A-Za-z]")
+
+
+BASE64 = re.compile(r"(?<![A-Za-z0-9+/\s])[A-Za-z0-9+/\s]{400,}={0,2}")
+ESCAPES = 8
+"""Line ends that are escapes, from which a log is one string; initrd=\\EFI\\nixos has one in each command line."""
+LITERALS = {"r": "\r", "n": "\n", "t": "\t"}
+STARTS = re.compile(
+    r"[\s>|]{0,8}(?:\[ *\d|\[\w{3} |<\d|kern  ?:|[A-Z][a-z]{2} [ \d]\d |\d{4}-\d\d-\d\d|\d\d:\d\d:\d\d)"
+)
+"""How a line begins that has a time or a level."""
+QUOTE = re.compile(r"([\"'])\s{0,8}(?:<\d{1,3}>)?(?:\[[^\]]{0,64}\]\s{0,8}){0,3}$")
+"""A quotation mark in front of a message, which then has another at its end."""
 
 
 class Said(NamedTuple):
@@ -64,11 +79,53 @@ def messages(data: bytes, numbered: bool = True) -> Iterator[Said]:
     Args: data: a log in any form. numbered: whether lines can be counted from its beginning.
     """
     text = decoded(data)
+    if TOKENS.search(text) is None and (inner := _of_base64(text)) is not None:
+        yield from messages(inner, numbered=False)
+        return
     start = text.lstrip("\ufeff \t\r\n")[:1]
-    if start and start in "{[\x1e" and (found := _values(text)) is not None:
+    if start and start in '{[\x1e"' and (found := _values(text)) is not None:
         yield from _of_values(found, text, numbered)
         return
+    for form in (_of_escapes, _of_columns):
+        plain = form(text)
+        if plain is not None:
+            text, numbered = plain, False
     yield from _of_lines(text, numbered)
+
+
+def _of_base64(text: str) -> bytes | None:
+    """Decode the console that EC2's GetConsoleOutput gives; None if there is no long piece of base64 with a log."""
+    import base64
+
+    for match in BASE64.finditer(text):
+        digits = "".join(match[0].split())
+        data = base64.b64decode(digits[: len(digits) // 4 * 4])
+        if TOKENS.search(data.decode("latin-1")):
+            return data
+    return None
+
+
+def _of_escapes(text: str) -> str | None:
+    """Read the escapes of a log that is one string, of which most line ends are escapes; None for any other."""
+    escaped = text.count("\\n")
+    if escaped < ESCAPES or escaped < 2 * text.count("\n"):
+        return None
+    text = re.sub(r"\\(r|n|t|[\"'/\\])", lambda code: LITERALS.get(code[1], code[1]), text)
+    return SHOWN_ESCAPE.sub("", text)
+
+
+def _of_columns(text: str) -> str | None:
+    """Join lines that a terminal cut at its width; None for a log whose lines are whole."""
+    lines = text.split("\n")
+    width = max(map(len, lines))
+    if not 40 <= width <= 400:
+        return None
+    full = [n for n, line in enumerate(lines[:-1]) if len(line) == width]
+    cut = [n for n in full if not STARTS.match(lines[n + 1])]
+    if len(cut) < 3 or len(cut) < 0.8 * len(full) or not all(STARTS.match(lines[n]) for n in cut[:1]):
+        return None
+    ends = set(cut)
+    return "".join(line if n in ends else f"{line}\n" for n, line in enumerate(lines))
 
 
 def decoded(data: bytes) -> str:
@@ -186,22 +243,26 @@ def spoken(text: str, line: int | None, kernels: bool = False) -> Iterator[Said]
     """
     if "[" in text:
         text = SHOWN_ESCAPE.sub("", text)
-    at = 0
-    while (match := TOKENS.search(text, at)) is not None:
-        start = match.start()
-        stop = END.search(text, match.end())
-        end = stop.start() if stop is not None else len(text)
-        following = TOKENS.search(text, match.end(), end)
-        end = following.start() if following is not None else end
-        begin = max(text.rfind("\n", at, start) + 1, text.rfind("\r", at, start) + 1, at)
-        before, at = text[begin:start], end
-        prefixed = match[0][0] in "KlLn" and not match[0].startswith(("Linux", "Kernel"))
+    at, match = 0, TOKENS.search(text)
+    while match is not None:
+        start, word, after = match.start(), match[0], match.end()
+        # The next word first: what ends this message is looked for as far as there only, so that work stays linear.
+        match = TOKENS.search(text, after)
+        prefixed = word[0] in "KlLn" and not word.startswith(("Linux", "Kernel"))
         if prefixed and re.search(r"[A-Za-z0-9_]$", text[max(start - 1, 0) : start]):
             continue  # test_kho: and the like are other modules
-        who = IDENTIFIER.search(before) if kernels else None
-        if who is not None and who[1] != "kernel":
+        begin = max(text.rfind("\n", at, start) + 1, text.rfind("\r", at, start) + 1, at)
+        before = text[begin:start]
+        who = IDENTIFIER.search(before[-400:]) if kernels else None
+        if who is not None and (who[1] or who[2]) != "kernel":
+            at = after
             continue
+        last = match.start() if match is not None else len(text)
+        stop = END.search(text, after, last + 1)  # with the character that an end must stand before
+        at = end = min(stop.start(), last) if stop is not None else last
         said = text[start:end].rstrip()
+        if (quote := QUOTE.search(before[-200:])) is not None:
+            said = re.sub(rf"{quote[1]}[\s,;}})\]]{{0,8}}$", "", said)
         if KMSG.search(before):
             said = re.sub(r"\\x([0-9a-f]{2})", lambda code: chr(int(code[1], 16)), said)
         stamps = STAMP.findall(before)

@@ -56,6 +56,13 @@ EARLIER = re.compile(
     r".*(?:(?<!\d)\.[0-9](?:\.\w+)?|[-_]-1(?:[-_.].*)?|[-_.](?:prev|previous|old|last)(?:[-_.].*)?)", re.IGNORECASE
 )
 """Names of logs of earlier boots: dmesg.0, journalctl_--boot_-1."""
+BEGINS = re.compile(rb"Linux version \d+\.\d|GetConsoleOutput|(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{400}")
+"""How a boot begins, or base64 that may have it: without it, a note may quote anything."""
+OTHER = re.compile(
+    r"\.(?:crash|apport|conf|cfg|pdf|png|zip|tar|tgz|txz|tbz)\b|^(?:config|meminfo|version|cmdline|uname)\b"
+)
+CAPTURING = re.compile(r"kexec-dmesg.*")
+"""Names of logs of the kernel that saved a dump, which says nothing of the one that crashed."""
 CRASHED = re.compile(r"vmcore-dmesg.*|dmesg\.\d{8,14}|dmesg-(?:efi|erst|ramoops|pstore)[-\w.]*|console-ramoops[-\w.]*")
 """Names of logs that a kernel left when it crashed."""
 MOST = 16
@@ -73,23 +80,52 @@ def candidates(tree: Tree) -> Iterator[str]:
             file = f"{folder}/{name}" if folder else name
             if file in LOGS or file in MANY_BOOTS or not NAMED.fullmatch(name) or CRASHED.fullmatch(name):
                 continue
-            if EARLIER.fullmatch(name) or tree.is_folder(file) or yielded >= MOST:
+            if EARLIER.fullmatch(name) or CAPTURING.fullmatch(name) or tree.is_folder(file) or yielded >= MOST:
                 continue
             yielded += 1
             yield file
 
 
+def named(file: str) -> bool:
+    """Say whether a file is a log by its name."""
+    return file in LOGS or file in MANY_BOOTS or NAMED.fullmatch(file.rpartition("/")[2]) is not None
+
+
+def unnamed(tree: Tree) -> Iterator[str]:
+    """Name the files of the root that have a boot's beginning, though their names do not say that they are logs."""
+    looked = 0
+    for name in tree.names(""):
+        if NAMED.fullmatch(name) or CRASHED.fullmatch(name) or CAPTURING.fullmatch(name) or EARLIER.fullmatch(name):
+            continue
+        if tree.is_folder(name) or OTHER.search(name) or looked >= MOST:
+            continue
+        if any(piece.file == name for piece in tree.kept.values()):
+            continue  # its sections are read
+        looked += 1
+        if BEGINS.search(tree.peek(name, 1 << 20)):
+            yield name
+
+
 def crashed(tree: Tree) -> Iterator[str]:
-    """Name the logs that crashed kernels left, the newest first."""
+    """Name the logs that crashed kernels left, the newest first; last those of kernels that saved a dump."""
+    if "vmcore-dmesg.txt" in tree.kept:
+        yield "vmcore-dmesg.txt"
+    capturing = []
     for folder in ("", "sys/fs/pstore"):
         for name in tree.names(folder) if tree.exists(folder) else []:
-            if CRASHED.fullmatch(name) and not tree.is_folder(name):
-                yield f"{folder}/{name}" if folder else name
+            file = f"{folder}/{name}" if folder else name
+            if tree.is_folder(file):
+                continue
+            if CRASHED.fullmatch(name):
+                yield file
+            elif CAPTURING.fullmatch(name):
+                capturing.append(file)
     for folder in ("var/crash", "var/lib/systemd/pstore"):
         for place in reversed(tree.names(folder)[-MOST:] if tree.exists(folder) else []):
             for name in tree.names(f"{folder}/{place}") if tree.is_folder(f"{folder}/{place}") else []:
                 if CRASHED.fullmatch(name) or name == "dmesg.txt":
                     yield f"{folder}/{place}/{name}"
+    yield from capturing
 
 
 def read(tree: Tree, file: str) -> Piece | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import re
 import stat
@@ -36,6 +37,7 @@ def gather(tree: Tree) -> Facts:
     facts = Facts(clean(tree.root), tree.live)
     layout.settle(tree)
     meminfo(tree, facts)
+    cmdline(tree, facts)
     zoneinfo(tree, facts)
     nodes(tree, facts)
     free = pagetypeinfo(tree, facts)
@@ -48,7 +50,6 @@ def gather(tree: Tree) -> Facts:
     handed_over(tree, facts)
     pins(tree, facts)
     liveupdate(tree, facts)
-    cmdline(tree, facts)
     if facts.release is not None:
         config(tree, facts)
     log(tree, facts)  # late, since logs may use up what is read of a tree
@@ -93,6 +94,12 @@ def meminfo(tree: Tree, facts: Facts) -> None:
         facts.meminfo = True
         line = piece.line(match.start())
         setattr(facts, names[match[1].decode()], Amount(value, Evidence(piece.file, line, text)))
+    around = re.findall(
+        rb"^(?:(Percpu|VmallocTotal|HardwareCorrupted)|(HugePages_Total|DirectMap4k|Unaccepted|Balloon)):",
+        piece.head,
+        re.MULTILINE,
+    )
+    facts.meminfo_whole = any(before for before, _ in around) and any(after for _, after in around)
     if not facts.meminfo:
         tree.skipped(piece.file, "no meminfo in it")
 
@@ -226,6 +233,15 @@ def release(tree: Tree, facts: Facts) -> None:
         match = re.match(r"Linux (?:version |\S+ )?(\d+\.\d\S*)", seen.text)
         if facts.release is None and match is not None:
             facts.release = seen._replace(text=match[1])
+    for file in RELEASE_FILES if facts.release is None and not tree.live else ():
+        seen = first_line(tree, file) if tree.exists(file) else None
+        if seen is not None and re.fullmatch(r"\d{1,4}\.\d{1,4}[\w.+~-]{0,100}", seen.text):
+            facts.release = seen
+            return
+
+
+RELEASE_FILES = ("kernel", "osrelease", "uname_-r", "uname-r", "uname_-r.txt")
+"""Files of a release alone: abrt's, and what people save."""
 
 
 def log(tree: Tree, facts: Facts) -> None:
@@ -237,11 +253,11 @@ def log(tree: Tree, facts: Facts) -> None:
         if found is not None and found.version is not None:
             facts.log = found
             return
-    for file in LIVE_LOGS if facts.live else logs.candidates(tree):
+    for file in LIVE_LOGS if facts.live else itertools.chain(logs.candidates(tree), _unnamed(tree, facts)):
         facts.looked.append(file)
         piece = logs.read(tree, file)
         found = parse(piece) if piece is not None else None
-        if piece is None or found is None or (facts.live and found.version is None):
+        if piece is None or found is None or (found.version is None and (facts.live or not logs.named(file))):
             continue
         why = logs.of_another_boot(tree, facts, found)
         if why is not None:
@@ -260,18 +276,28 @@ def log(tree: Tree, facts: Facts) -> None:
         facts.release = Evidence(facts.log.file, None, clean(facts.log.version))
 
 
+def _unnamed(tree: Tree, facts: Facts) -> Iterator[str]:
+    """Name more logs once those with known names gave none."""
+    if facts.log is None:
+        yield from logs.unnamed(tree)
+
+
 def _crashed(tree: Tree, facts: Facts) -> None:
     """Take the log of a kernel that crashed for what is examined, if nothing shows a machine that runs."""
     for file in logs.crashed(tree):
+        if logs.CAPTURING.fullmatch(file) and facts.log is not None:
+            continue
+        saved = "that saved a crash dump" if logs.CAPTURING.fullmatch(file) else "that crashed"
         if facts.meminfo or facts.zones or facts.blocks or facts.cmdline is not None:
-            tree.skipped(file, "the log of a kernel that crashed: of an earlier boot")
+            tree.skipped(file, f"the log of a kernel {saved}: of an earlier boot")
             continue
         piece = logs.read(tree, file)
         found = parse(piece) if piece is not None else None
         facts.looked.append(file)
-        if found is not None and (facts.log is None or (found.version is not None and facts.log.version is None)):
-            facts.log = found
-            tree.layout = tree.layout or "the log of a kernel that crashed"
+        first = facts.log is None or (facts.log.version is None and found is not None and found.version is not None)
+        if piece is not None and found is not None and first:
+            facts.log = _placed(found, piece)
+            tree.layout = tree.layout or f"the log of a kernel {saved}"
 
 
 def _placed(found: KernelLog, piece: Piece) -> KernelLog:

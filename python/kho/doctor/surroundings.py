@@ -80,6 +80,19 @@ def version(release: str | None) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match is not None else None
 
 
+BACKPORTS = re.compile(
+    r"\.el\d|uek|\.amzn\d|azl\d|-default$|\+$|-(?:nvidia|gke|gkeop|gcp|aws|azure|oracle|ibm|tegra)(?:-|$)"
+)
+"""Releases of vendors that bring features of newer kernels to their long-lived ones."""
+
+
+def vendors(facts: Facts) -> bool:
+    """Say whether a kernel older than 6.16 is one that a vendor may have brought KHO to."""
+    release = facts.release.text if facts.release is not None else None
+    numbers = version(release)
+    return numbers is not None and (5, 14) <= numbers < FIRST and BACKPORTS.search(release or "") is not None
+
+
 def incapable(facts: Facts) -> str | None:
     """Say why a kernel of this release or architecture cannot have KHO, as far as Linux itself goes."""
     release = facts.release.text if facts.release is not None else None
@@ -208,9 +221,32 @@ def _two_machines(facts: Facts) -> None:
     for part, name in ((cma, "CmaFree"), (facts.cma_total, "CmaTotal")):
         if part is not None and total is not None and part.bytes > total.bytes + (slack if total.bytes > SLACK else 0):
             facts.mixed = f"{name} ({part.bytes >> 10} kB) is part of MemTotal ({total.bytes >> 10} kB), and larger"
+    if facts.mixed is None and _unasked(facts):
+        free_kb, total_kb = ((cma.bytes if cma else 0) >> 10), ((total.bytes if total else 0) >> 10)
+        facts.mixed = f"CmaFree ({free_kb} kB) is most of MemTotal ({total_kb} kB), which nothing asked for"
     managed = sum(zone.managed for zone in facts.zones) * 4096
     if total is not None and total.bytes * 2 < managed:
         facts.mixed = f"MemTotal ({total.bytes >> 10} kB) is less than half of what zoneinfo's zones have"
+
+
+def _unasked(facts: Facts) -> bool:
+    """Say whether more than half of MemTotal is free in CMA outside CmaTotal, without a word of why.
+
+    Scratch is as large only if kho_scratch= says so, or huge pages reserved while booting inflate a percentage.
+    """
+    total, cma = facts.mem_total, facts.cma_free
+    huge = facts.hugetlb is not None and facts.hugetlb.bytes > 0
+    if (
+        total is None
+        or cma is None
+        or facts.zones
+        or huge
+        or facts.cmdline is None
+        or "kho_scratch=" in facts.cmdline.text
+    ):
+        return False
+    others = facts.cma_total.bytes if facts.cma_total is not None else 0
+    return (cma.bytes - others) * 2 > total.bytes
 
 
 def loaders(tree: Tree, facts: Facts) -> None:
@@ -218,7 +254,7 @@ def loaders(tree: Tree, facts: Facts) -> None:
     if facts.container is not None or facts.mixed is not None:
         return  # files in here say nothing of the machine's boot
     names = []
-    for file in ("etc/os-release", "usr/lib/os-release", "etc/initrd-release"):
+    for file in ("etc/os-release", "usr/lib/os-release", "etc/initrd-release", "os_info", "os-release"):
         piece = layout.read(tree, file, 1 << 14)
         if piece is not None:
             names.append(piece.head.decode("utf-8", "replace"))
