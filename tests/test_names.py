@@ -35,9 +35,9 @@ def kho_command(*args: object, encoding: str = "utf-8") -> subprocess.CompletedP
 @pytest.fixture(params=NAMES, ids=["no UTF-8", "an address"])
 def image(request: pytest.FixtureRequest, tmp_path: Path) -> bytes:
     """A capture by that name."""
-    path = os.fsencode(tmp_path) + b"/" + request.param
-    Path(os.fsdecode(path)).symlink_to(CAPTURE)
-    return path
+    path = tmp_path / os.fsdecode(request.param)
+    path.symlink_to(CAPTURE)
+    return os.fsencode(path)
 
 
 COMMANDS: list[list[str]] = [

@@ -410,7 +410,7 @@ def _file(session: Session, entry: FileEntry) -> Item:
     size = shown.pop("size", None)
     facts = {"session": session.name, "token": entry.token, "compatible": entry.compatible, **shown}
     name = f"{session.name}/{entry.token:#x}"
-    if isinstance(payload, Readable):
+    if isinstance(payload, Readable) and type(payload).read is not Payload.read:
         return Item("file", name, entry.data, size, content_of(payload, payload.blob.owner), facts=facts)
     if why is None or isinstance(payload, Raw):
         why = f"{entry.compatible!r} has no contents that kho knows of"

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import craft
 import pytest
+
+from attack import craft
 
 import captures
 
