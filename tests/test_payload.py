@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import struct
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import kho
-from kho.payload import Blob, Broken, Owned, Payload, Raw, base, decode, decoder, known
+from attack import craft
+from kho import extract
+from kho.payload import Blob, Broken, KhoTest, Owned, Payload, Raw, base, decode, decoder, known
+from kho.verify import verify
 
 import captures
 from images import MIB
@@ -150,3 +155,64 @@ def _segments(content: bytearray) -> list[tuple[int, bytes]]:
     (count,) = struct.unpack_from("<H", content, 56)
     headers = [struct.unpack_from("<IIQQQQQQ", content, offset + 56 * i) for i in range(count)]
     return [(h[4], bytes(content[h[2] : h[2] + h[5]]).ljust(h[6], b"\0")) for h in headers]
+
+
+# Lists that no kernel makes (the bounds on what they cost: tests/attack)
+
+
+def crafted(name: str, tmp_path: Path, scale: float = 0.2) -> kho.Incoming:
+    path = tmp_path / "image.elf"
+    path.write_bytes(craft.CASES[name](scale))
+    return kho.open(path)
+
+
+@pytest.mark.parametrize("name", ["blocks_sixteen_bytes_apart", "arrays_that_overlap"])
+def test_lists_of_luo_begin_on_a_page(name: str, tmp_path: Path) -> None:
+    inc = crafted(name, tmp_path)
+    with pytest.raises(kho.FormatError, match=r"not a multiple of the page size 4096"):
+        inc.luo  # noqa: B018 - decodes
+    assert any(f.id == "KHO023" and "page size" in f.value for f in verify(inc))
+
+
+def test_no_two_lists_of_luo_share_a_page(tmp_path: Path) -> None:
+    inc = crafted("sessions_of_shared_files", tmp_path)
+    with pytest.raises(kho.FormatError, match=r"file block at 0x[0-9a-f]+: .*a list has the page at"):
+        inc.luo  # noqa: B018 - decodes
+
+
+def test_no_two_page_lists_share_a_page(tmp_path: Path) -> None:
+    inc = crafted("lists_that_share_their_pages", tmp_path)
+    first, *others = (inc.luo.sessions["s"].files[token] for token in inc.luo.sessions["s"].files)
+    assert first.memfd.nr_listed > 0
+    assert all(isinstance(other, Broken) for other in others)
+    assert all("is a block that another area has" in str(other.error) for other in others)
+    # Read again, it is the same.
+    again = list(inc.luo.sessions["s"].files.values())
+    assert [type(file) for file in again] == [type(first), *map(type, others)]
+
+
+@pytest.mark.parametrize("name", ["one_test_folio_again_and_again", "test_folios_inside_one_another"])
+def test_folios_of_a_checksum_share_no_memory(name: str, tmp_path: Path) -> None:
+    inc = crafted(name, tmp_path, 0.02)
+    test = inc.payloads["kho_test"]
+    assert isinstance(test, KhoTest)
+    assert "shares memory with the one at" in str(test.describe()["csum_holds"])
+    assert [f.id for f in test.findings()] == ["KHO024"]
+
+
+def test_missing_contents_are_an_error_and_not_zeros(tmp_path: Path) -> None:
+    """What is known to be zeros is not read; what a file that is cut short does not have is not known to be."""
+    image = craft.Craft()
+    craft.luo5(image, [(b"memfd-v2", craft.memfd(image, 4096, craft.records_of([(0x8000, 0)])), 1)])
+    image.put(b"x" * 4096, 0x8000 << 12)
+    path = tmp_path / "image.elf"
+    whole = image.elf()
+    path.write_bytes(whole)
+    file = kho.open(path).luo.sessions["s"].files[1]
+    assert extract.sha256_of(file) == hashlib.sha256(b"x" * 4096).hexdigest()
+    path.write_bytes(whole[:-4096])
+    file = kho.open(path).luo.sessions["s"].files[1]
+    with pytest.raises(kho.SourceError, match="the file ends before"):
+        extract.sha256_of(file)
+    with pytest.raises(kho.SourceError):
+        extract.save(extract.content_of(file), tmp_path / "out")

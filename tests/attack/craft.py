@@ -343,13 +343,18 @@ def a_ring_of_blocks(scale: float) -> bytes:
     return craft.elf()
 
 
-def arrays_that_overlap(scale: float) -> bytes:
-    """Luo-v1: each session's files are the array of the one before, an entry on."""
+def arrays_a_page_apart(scale: float) -> bytes:
+    return arrays_that_overlap(scale, 64)
+
+
+def arrays_that_overlap(scale: float, step: int = 1) -> bytes:
+    """Luo-v1: each session's files are the array of the one before, so many entries on."""
     craft = Craft()
     files = int(scale * MIB) // 64
     array = craft.put(struct.pack("<48sQQ", b"memfd-v9", 7, 7) * files)
-    sessions = b"".join(struct.pack("<64sQQ", b"%d" % n, array + 64 * n, files - n) for n in range(4000))
-    header = craft.put(u64(4000) + sessions)
+    count = min(4000, files // step - 1)
+    named = (struct.pack("<64sQQ", b"%d" % n, array + 64 * step * n, files - step * n) for n in range(count))
+    header = craft.put(u64(count) + b"".join(named))
     child = {"luo-session": {"compatible": b"luo-session-v2\0", "luo-session-header": u64(header)}}
     craft.subtree("LUO", fdt({"compatible": b"luo-v1\0", "liveupdate-number": u64(1)}, child))
     return craft.elf()
@@ -713,6 +718,7 @@ CASES: dict[str, Callable[[float], bytes]] = {
         sessions_without_files,
         a_ring_of_blocks,
         arrays_that_overlap,
+        arrays_a_page_apart,
         lists_of_zeros,
         one_folio_everywhere_in_a_file,
         one_folio_in_many_files,

@@ -165,14 +165,14 @@ impl PyIncoming {
         let page = self.inner.layout().page;
         let order = Order::new(order.into()).ok();
         order.is_some_and(|order| {
-            phys.0 % page.bytes() == 0 && self.inner.preserved().contains(page.pfn(Phys(phys.0)), order)
+            phys.0.is_multiple_of(page.bytes()) && self.inner.preserved().contains(page.pfn(Phys(phys.0)), order)
         })
     }
 
     /// The order of the largest preserved folio that begins at `phys`; None without one.
     fn order_at(&self, phys: Number) -> Option<u32> {
         let page = self.inner.layout().page;
-        let pfn = Some(page.pfn(Phys(phys.0))).filter(|_| phys.0 % page.bytes() == 0);
+        let pfn = Some(page.pfn(Phys(phys.0))).filter(|_| phys.0.is_multiple_of(page.bytes()));
         pfn.and_then(|pfn| self.inner.preserved().head_order(pfn)).map(|order| order.get())
     }
 
