@@ -125,7 +125,8 @@ class Memory:
                 unpacked into an unlinked temporary file, and what a pipe holds is put there; a file that is said to be
                 raw only if its name says so, too (`ram.bin.gz@0x40000000`).
             unpack_limit: the most bytes a packed file or a pipe may come to; if not given `KHO_UNPACK_LIMIT` of the
-                environment, or else 8 GiB or 64 times the packed size, of a pipe that is not packed 1 TiB.
+                environment, or else 2 GiB or 128 times the packed size (bzip2, xz: 512 MiB or 64 times), of a pipe
+                that is not packed 1 TiB.
             progress: called with the number of bytes unpacked so far; what it raises ends that.
 
         Raises: SourceError for a file that cannot be used, or that has memory another one has; ParameterError for none.

@@ -3,7 +3,7 @@
 //! A stream that unpacks to zeros costs no room, since zeros are left out of the file; so a limit is needed on how many
 //! bytes come out, and one on how many are written. Decoders hold 64 MiB at most ([`WINDOW`]).
 
-use super::file::Backing;
+use super::file::{Backing, Store, data_in};
 use super::foreign::{self, HEAD, Packing};
 use super::source::parse_number;
 use crate::error::{Error, Result, SourceProblem};
@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -21,10 +22,11 @@ const WINDOW: u64 = 64 << 20;
 const BLOCK: usize = 1 << 16;
 /// Bytes between two reports of progress.
 const REPORTED: u64 = 1 << 20;
-/// Bytes that may come out of any packed file, and how many times its own size: memory of zeros packs 1000 to 1, but an
-/// hour of zeros is no memory.
-const LIMIT: u64 = 8 << 30;
-const RATIO: u64 = 64;
+/// Bytes that may come out of any packed file, and how many times its own size: memory of zeros packs 1000 to 1, but time
+/// goes with the bytes of a file, not with what they can be made to unpack to.
+const LIMIT: (u64, u64) = (2 << 30, 128);
+/// The same for bzip2 and xz, which unpack zeros five to ten times slower.
+const SLOW_LIMIT: (u64, u64) = (512 << 20, 64);
 /// Bytes of a stream that is not packed.
 const STREAM_LIMIT: u64 = 1 << 40;
 /// How long a FIFO without a writer is waited for.
@@ -44,7 +46,7 @@ pub(crate) struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    /// `limit` is in bytes; if there is none, `KHO_UNPACK_LIMIT` is, and else 8 GiB or 64 times the packed size.
+    /// `limit` is in bytes; if there is none, `KHO_UNPACK_LIMIT` is, and else what [`most`] says.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a variable that is no number.
@@ -97,7 +99,10 @@ pub(crate) fn spool(path: &Path, stream: File, work: &Work<'_>) -> Result<Backin
             let counted = BufReader::with_capacity(BLOCK, Counted { inner: whole, count: &count });
             decode(path, counted, packing, &|| count.get(), work)
         }
-        None => store(path, whole, None, &|| work.limit.unwrap_or(STREAM_LIMIT), work),
+        None => {
+            let (file, size, written) = store(path, whole, None, &|| work.limit.unwrap_or(STREAM_LIMIT), work)?;
+            Ok(Backing { path: path.to_path_buf(), store: Box::new(file), size, held: written })
+        }
     }
 }
 
@@ -142,18 +147,50 @@ fn decode<R: BufRead>(
         return Err(Error::Source { path: path.to_path_buf(), problem });
     }
     let whole = Cursor::new(head).chain(decoder);
-    let limit = || work.limit.unwrap_or_else(|| packed().saturating_mul(RATIO).max(LIMIT));
-    store(path, whole, Some(packing), &limit, work)
+    let limit = || work.limit.unwrap_or_else(|| most(packing, packed()));
+    let (file, size, written) = store(path, whole, Some(packing), &limit, work)?;
+    // What a reader allocates goes with the packed bytes: a few of them can be made to unpack to any number of others.
+    let held = written.min(packed());
+    Ok(Backing { path: path.to_path_buf(), store: Box::new(Unpacked { file, packing }), size, held })
 }
 
-/// Writes what comes out of a reader into an unlinked file, zeros left out.
+/// Bytes that may come out of `packed` bytes, if nothing else is asked for.
+fn most(packing: Packing, packed: u64) -> u64 {
+    let (least, ratio) = match packing {
+        Packing::Bzip2 | Packing::Xz => SLOW_LIMIT,
+        _ => LIMIT,
+    };
+    packed.saturating_mul(ratio).max(least)
+}
+
+/// What was packed, in an unlinked file.
+struct Unpacked {
+    file: File,
+    packing: Packing,
+}
+
+impl Store for Unpacked {
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        FileExt::read_exact_at(&self.file, buf, offset)
+    }
+
+    fn data_in(&self, within: Range<u64>) -> Option<Range<u64>> {
+        data_in(&self.file, within)
+    }
+
+    fn most_to_search(&self, held: u64) -> u64 {
+        most(self.packing, held)
+    }
+}
+
+/// Writes what comes out of a reader into an unlinked file, zeros left out: the file, its size, and the bytes written.
 fn store(
     path: &Path,
     mut reader: impl Read,
     packing: Option<Packing>,
     limit: &dyn Fn() -> u64,
     work: &Work<'_>,
-) -> Result<Backing> {
+) -> Result<(File, u64, u64)> {
     static ZEROS: [u8; BLOCK] = [0; BLOCK];
     let folder = std::env::temp_dir();
     let no_room = |why: String| {
@@ -204,7 +241,7 @@ fn store(
     }
     file.set_len(at).map_err(io)?;
     work.tell(at - reported)?;
-    Ok(Backing { path: path.to_path_buf(), store: Box::new(file), size: at, held: written })
+    Ok((file, at, written))
 }
 
 /// The error of a reader: its own, or what is wrong with what it decodes.
