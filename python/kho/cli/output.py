@@ -326,6 +326,8 @@ def usage(error: click.ClickException) -> NoReturn:
             lines([f"Try '{context.command_path} {names[0]}' for help.", ""], err=True)
     # Click puts the choices of an option on lines of their own; what was given may have line ends, too.
     line(f"Error: {' '.join(error.format_message().split())}", err=True)
+    if isinstance(error, click.NoSuchOption) and error.option_name.startswith(("-@", "-,")):
+        line("hint: a source on stdin with an address goes after --, as in: kho inspect -- -@0x40000000", err=True)
     sys.exit(2)
 
 
