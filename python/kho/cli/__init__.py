@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import io
-import os
 import sys
 from collections.abc import Iterator, MutableMapping
 from importlib import import_module
@@ -106,30 +105,13 @@ def _unencodable(error: UnicodeError) -> tuple[str | bytes, int]:
     return codecs.backslashreplace_errors(error)
 
 
-def _have_streams() -> bool:
-    """Open /dev/null for a stdin or stderr that the caller closed, which Python gives as None; False without stdout.
-
-    Their descriptors go to what is opened next, which a child of `kho hold` or a write to stderr would then hit.
-    """
-    if sys.stdin is None:
-        sys.stdin = os.fdopen(os.open(os.devnull, os.O_RDONLY))
-    closed = sys.stdout is None
-    if closed:
-        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
-    if sys.stderr is None:
-        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
-    if closed:
-        from . import output
-
-        output.line("kho: stdout is closed: send it to /dev/null if it is not wanted", err=True)
-    return not closed
-
-
 def main() -> None:
     """Run the command; an error of kho is one line on stderr, with a hint, and exit code 2."""
     codecs.register_error("kho", _unencodable)
-    if not _have_streams():
-        sys.exit(2)
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        from . import output
+
+        output.open_streams()
     for stream in (sys.stdout, sys.stderr):
         # File names are bytes, and may be no text: printing one must not fail.
         if isinstance(stream, io.TextIOWrapper):

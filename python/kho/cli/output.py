@@ -331,6 +331,23 @@ def usage(error: click.ClickException) -> NoReturn:
     sys.exit(2)
 
 
+def open_streams() -> None:
+    """Open /dev/null for a stdin or stderr that the caller closed, which Python gives as None; without stdout, end.
+
+    Their descriptors go to what is opened next, which a child of `kho hold` or a write to stderr would then hit.
+    """
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(os.open(os.devnull, os.O_RDONLY))
+    closed = sys.stdout is None
+    if closed:
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    if closed:
+        line("kho: stdout is closed: send it to /dev/null if it is not wanted", err=True)
+        sys.exit(2)
+
+
 def end_of_pipe() -> NoReturn:
     """End quietly: the reader of the output has gone."""
     sys.stderr.close()
