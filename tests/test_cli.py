@@ -293,3 +293,23 @@ def test_a_reader_that_leaves_is_no_error() -> None:
         text=True,
     )
     assert (done.stdout, done.stderr) == ('{\n  "compa', "")
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["verify"], ["owners", "--json"], ["fdt"]])
+@pytest.mark.parametrize("closed", ["<&-", "2>&-", ">&-", "<&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_traceback(command: list[str], closed: str) -> None:
+    args = " ".join(command)
+    done = subprocess.run(
+        ["sh", "-c", f"'{sys.executable}' -m kho {args} '{SMALL}' {closed}"], capture_output=True, text=True
+    )
+    without_stdout = ">&-" in closed.replace("2>&-", "")
+    assert done.returncode == (2 if without_stdout else 0)
+    assert bool(done.stdout) is not without_stdout
+    expected = "kho: stdout is closed: send it to /dev/null if it is not wanted\n"
+    assert done.stderr == (expected if closed == ">&-" else "")
+
+
+def test_stdin_with_an_address_goes_after_two_dashes() -> None:
+    done = run("inspect", "-@0x40000000")
+    assert done.code == 2
+    assert "kho inspect -- -@0x40000000" in done.err

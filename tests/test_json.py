@@ -159,3 +159,26 @@ def test_text_is_exact_and_ascii() -> None:
     assert written.isascii()
     assert written.isprintable()
     assert json.loads(written) == {"name": text}
+
+
+NAMES = st.one_of(st.sampled_from(["token", "totals", "reserve_mem"]), st.text(max_size=3), st.integers(0, 2**64))
+KEYED = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.text(max_size=5)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(NAMES, inner, max_size=3),
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(NAMES, KEYED, max_size=4))
+def test_in_pieces_is_as_at_once_whatever_names_members_have(data: dict[Any, Any]) -> None:
+    assert json.loads("".join(jsontext.pieces(data))) == json.loads(jsontext.dumps(data))
+
+
+@pytest.mark.parametrize("command", ["plan", "simulate"])
+def test_numbers_that_name_members_are_strings(command: str) -> None:
+    done = run(command, "--memory", "1G", "--preserve", "10%:2M", "--json")
+    assert done.code == 0
+    assert done.json

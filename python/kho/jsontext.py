@@ -69,8 +69,10 @@ def _pieces(it: Any, depth: int, hexed: bool) -> Iterator[str]:
             # The value of one member alone decides on its sibling, so that what is lazy stays so.
             small = not isinstance(value, Iterator | Mapping) or key in MAPS
             for name, each in exact({key: value}).items() if hexed and small else ((key, value),):
-                yield f"{separator}{dumps(name)}: "
-                yield from _pieces(each, depth + 1, hexed)
+                yield f"{separator}{_key(name)}: "
+                # A map from names to numbers has its strings next to it, and none in it.
+                strings = hexed and not (key in MAPS and isinstance(value, Mapping))
+                yield from _pieces(each, depth + 1, strings)
                 separator = "," + inner
         yield pad + "}"
     elif isinstance(it, Iterator):
@@ -88,6 +90,11 @@ def _pieces(it: Any, depth: int, hexed: bool) -> Iterator[str]:
         yield pad + "]"
     else:
         yield dumps(it, hexed=hexed)
+
+
+def _key(name: Any) -> str:
+    """Write the name of a member: a string, whatever it is in Python, as `json` does."""
+    return dumps(name if isinstance(name, str) else json.dumps(name))
 
 
 def _beyond(value: Any) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
-import io
 import sys
 from collections.abc import Iterator, MutableMapping
 from importlib import import_module
@@ -96,43 +94,22 @@ def cli() -> None:
     """Hold the subcommands; each is a module of this package."""
 
 
-def _unencodable(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Encode what an output's encoding does not have: a byte of a file name as that byte, everything else escaped."""
-    assert isinstance(error, UnicodeEncodeError)
-    text = error.object[error.start : error.end]
-    if all("\udc80" <= char <= "\udcff" for char in text):
-        return text.encode("utf-8", "surrogateescape"), error.end
-    return codecs.backslashreplace_errors(error)
-
-
 def main() -> None:
     """Run the command; an error of kho is one line on stderr, with a hint, and exit code 2."""
-    codecs.register_error("kho", _unencodable)
-    for stream in (sys.stdout, sys.stderr):
-        # File names are bytes, and may be no text: printing one must not fail.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="kho")
+    from . import output
+
+    output.open_streams()
     try:
         cli.main(standalone_mode=False)
     except KhoError as error:
-        from . import output
-
         output.fail(error)
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:
-        from . import output
-
         output.usage(error)
     except BrokenPipeError:
-        from . import output
-
         output.end_of_pipe()
     except UnicodeEncodeError as error:  # an argument that is no UTF-8, where it must be text
-        from . import output
-
         output.fail(KhoError(f"{error.object!r} is not text in UTF-8"))
     except OSError as error:  # stdout, mostly: a full disk
-        from . import output
-
         output.fail(error)

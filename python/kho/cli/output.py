@@ -7,6 +7,8 @@ or begin a line of its own. A test holds that no other module of the command pri
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -326,7 +328,41 @@ def usage(error: click.ClickException) -> NoReturn:
             lines([f"Try '{context.command_path} {names[0]}' for help.", ""], err=True)
     # Click puts the choices of an option on lines of their own; what was given may have line ends, too.
     line(f"Error: {' '.join(error.format_message().split())}", err=True)
+    if isinstance(error, click.NoSuchOption) and error.option_name.startswith(("-@", "-,")):
+        line("hint: a source on stdin with an address goes after --, as in: kho inspect -- -@0x40000000", err=True)
     sys.exit(2)
+
+
+def _unencodable(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Encode what an output's encoding does not have: a byte of a file name as that byte, everything else escaped."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    if all("\udc80" <= char <= "\udcff" for char in text):
+        return text.encode("utf-8", "surrogateescape"), error.end
+    return codecs.backslashreplace_errors(error)
+
+
+def open_streams() -> None:
+    """Open /dev/null for a stdin or stderr that the caller closed, which Python gives as None; without stdout, end.
+
+    Their descriptors go to what is opened next, which a child of `kho hold` or a write to stderr would then hit.
+    What an encoding lacks is escaped from here on.
+    """
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(os.open(os.devnull, os.O_RDONLY))
+    closed = sys.stdout is None
+    if closed:
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    if closed:
+        line("kho: stdout is closed: send it to /dev/null if it is not wanted", err=True)
+        sys.exit(2)
+    codecs.register_error("kho", _unencodable)
+    for stream in (sys.stdout, sys.stderr):
+        # File names are bytes, and may be no text: printing one must not fail.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="kho")
 
 
 def end_of_pipe() -> NoReturn:
