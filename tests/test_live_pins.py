@@ -17,6 +17,7 @@ import kho
 import kho.live
 from kho.live import Handle, handle, pins, slots
 from kho.live.pins import Pin
+from kho.live.turns import Change
 from kho.payload.live import Catalog, Item, Retired, decode_catalog, encode_catalog
 
 from livefiles import child, die, ended, sample
@@ -278,7 +279,7 @@ def test_readers_that_come_and_go_have_the_owner_allocate_no_metadata(
         for i in range(40):
             if i == 10:
                 monkeypatch.setattr(handle, "allocate", lambda *run: allocated.append(run[2]))
-                monkeypatch.setattr(handle, "punch", lambda *run: punched.append(run[2]) or True)
+                monkeypatch.setattr(handle, "punch", lambda *run: bool([punched.append(run[2])]))
             del h["a"]
             h.put("a", b"")
             h.commit()
@@ -326,7 +327,7 @@ def test_who_takes_an_image_back_commits_to_no_page_that_a_child_of_its_successo
         whole = h._memory.exporter(gap[0] * 4096, gap[1] * 4096)
         item = Item("rest", BASE + gap[0] * 4096, gap[1] * 4096, None, (gap[1] * 4096,), 0, 0)
         h._writers[item.phys] = whole
-        h._changes["rest"] = type(h._changes["gone"])(item)
+        h._changes["rest"] = Change(item)
 
         def write() -> None:
             signal.alarm(20)  # nobody waits for it
