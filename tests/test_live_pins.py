@@ -274,12 +274,17 @@ def test_readers_that_come_and_go_have_the_owner_allocate_no_metadata(
 ) -> None:
     allocated: list[int] = []
     punched: list[int] = []
+
+    def punching(fd: int, offset: int, nbytes: int) -> bool:
+        punched.append(nbytes)
+        return True
+
     with filled(image, "8M") as h:
         reader = kho.live.attach(image)
         for i in range(40):
             if i == 10:
                 monkeypatch.setattr(handle, "allocate", lambda *run: allocated.append(run[2]))
-                monkeypatch.setattr(handle, "punch", lambda *run: bool([punched.append(run[2])]))
+                monkeypatch.setattr(handle, "punch", punching)
             del h["a"]
             h.put("a", b"")
             h.commit()
