@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import gc
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import pytest
 
 import kho
 import kho.live
-from kho.live import Handle, pins, slots
+from kho.live import Handle, handle, pins, slots
 from kho.live.pins import Pin
+from kho.live.turns import Change
 from kho.payload.live import Catalog, Item, Retired, decode_catalog, encode_catalog
 
 from livefiles import child, die, ended, sample
@@ -265,3 +267,93 @@ def test_a_commit_and_the_next_take_the_place_of_each_other(image: Path) -> None
             h.commit()
             zones.add(h._zone)
         assert len(zones) == 2
+
+
+def test_readers_that_come_and_go_have_the_owner_allocate_no_metadata(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocated: list[int] = []
+    punched: list[int] = []
+
+    def punching(fd: int, offset: int, nbytes: int) -> bool:
+        punched.append(nbytes)
+        return True
+
+    with filled(image, "8M") as h:
+        reader = kho.live.attach(image)
+        for i in range(40):
+            if i == 10:
+                monkeypatch.setattr(handle, "allocate", lambda *run: allocated.append(run[2]))
+                monkeypatch.setattr(handle, "punch", punching)
+            del h["a"]
+            h.put("a", b"")
+            h.commit()
+            following = kho.live.attach(image)
+            reader.close()
+            reader = following
+        reader.close()
+        assert (allocated, punched) == ([], [])
+        assert h.stats()["metadata_bytes"] < 1 << 20
+
+
+def test_an_image_that_is_full_takes_the_memory_of_spare_metadata(image: Path) -> None:
+    with filled(image, "1M") as h:
+        whole = h.stats()["metadata_bytes"]
+        readers = []
+        for i in range(6):
+            h.put("b", bytes([i]))
+            h.commit()
+            readers.append(kho.live.attach(image))
+        for reader in readers:
+            reader.close()
+        h.put("b", b"")
+        h.commit()
+        assert whole < h.stats()["metadata_bytes"] <= whole + (1 << 20)
+        with pytest.raises(kho.OutOfMemoryError):
+            h.put("c", bytes(1 << 20))
+        assert h.stats()["metadata_bytes"] <= whole
+        h.put("c", bytes(h.stats()["largest_free"] // 2))
+        h.commit()
+        h.verify()
+
+
+def test_who_takes_an_image_back_commits_to_no_page_that_a_child_of_its_successor_writes(image: Path) -> None:
+    old = filled(image)
+    old.hand_over()
+    go, told = os.pipe(), os.pipe()
+
+    def successor() -> None:
+        h = kho.live.attach(image).adopt()
+        h.put("gone", b"gone")
+        # Where the owner before had meant to put its next metadata, which are free to this one.
+        gap = old._reserve
+        h._keep_reserve((0, 0))
+        h._runs.take(*gap)
+        whole = h._memory.exporter(gap[0] * 4096, gap[1] * 4096)
+        item = Item("rest", BASE + gap[0] * 4096, gap[1] * 4096, None, (gap[1] * 4096,), 0, 0)
+        h._writers[item.phys] = whole
+        h._changes["rest"] = Change(item)
+
+        def write() -> None:
+            signal.alarm(20)  # nobody waits for it
+            os.write(told[1], b".")
+            os.read(go[0], 1)
+            memoryview(whole).cast("B")[:] = b"\xff" * len(whole)
+            os.write(told[1], b".")
+            os.read(go[0], 1)
+
+        child(write)
+        die()
+
+    assert ended(child(successor)) < 0
+    os.read(told[0], 1)
+    old.take_back()
+    old.put("b", b"two")
+    generation = old.commit()
+    os.write(go[1], b".")
+    os.read(told[0], 1)
+    with kho.live.attach(image) as reader:
+        assert (reader.generation, bytes(reader["b"])) == (generation, b"two")
+        reader.verify()
+    os.write(go[1], b".")
+    old.close()

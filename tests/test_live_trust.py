@@ -232,6 +232,31 @@ def test_a_user_takes_roots_files_and_not_a_third_ones(here: Path) -> None:
 
 
 @root
+def test_who_may_read_a_file_and_no_more_attaches_and_cannot_adopt(here: Path) -> None:
+    path = image_at(here / "root")
+    path.chmod(0o644)
+    with kho.live.open("x", backing=path) as h:
+
+        def user() -> None:
+            os.setuid(OTHER)
+            before = path.read_bytes()
+            with kho.live.attach(path) as reader, kho.live.attach(os.open(path, os.O_RDONLY)) as second:
+                assert reader.verify() == second.verify() > 0
+                assert reader.names() == second.names() == ["a"]
+                for candidate in (reader, second):
+                    with pytest.raises(kho.AccessError, match=f"user {OTHER} may not"):
+                        candidate.adopt()
+                    assert bytes(candidate["a"]) == b"secret"
+            with pytest.raises(kho.AccessError, match=f"user {OTHER} may not"):
+                kho.live.open("x", backing=path)
+            assert path.read_bytes() == before
+
+        assert ended(child(user)) == 0
+        h.put("b", b"the owner is the owner still")
+        h.commit()
+
+
+@root
 def test_who_is_faster_at_the_name_gains_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, real = here / "image", os.link
 

@@ -160,7 +160,7 @@ def open(  # noqa: A001 - kho.live.open reads like open()
 
 
 def attach(source: str | os.PathLike[str] | int, *, lock_fd: int | None = None, trust: Trust = "private") -> Candidate:
-    """Read an image whose owner may still have it.
+    """Read an image whose owner may still have it. To be able to read the file is enough, but for `adopt`.
 
     Args: source: its path, or a descriptor, which is duplicated. lock_fd: the owner's own lock, kept across exec
         (`Handle.lock_fileno`); it is the candidate's from now on. trust: whose files are used, as for `open`.
@@ -179,7 +179,8 @@ def attach(source: str | os.PathLike[str] | int, *, lock_fd: int | None = None, 
     else:
         path = path_of(source)
         try:
-            image = Image(open_file(path, policy), str(path), path, lock_fd=lock_fd, policy=policy)
+            fd = open_file(path, policy, reading=True)
+            image = Image(fd, str(path), path, lock_fd=lock_fd, policy=policy)
         except FileNotFoundError as error:
             raise SourceError(f"{path}: no such file") from error
     return Candidate.of(image)

@@ -42,6 +42,9 @@ ALIGN = (2 << 20) // PAGE
 """Pages that large objects begin at a multiple of: huge pages, and few folios."""
 
 
+SPARE = (1 << 20) // PAGE
+"""Pages, at most, that replaced metadata leave for later commits while readers hold what these replace."""
+
 LARGE = 64 << 10
 """Bytes from which an object is written as a file is."""
 
@@ -70,15 +73,15 @@ class Candidate(Reader):
         What is committed is read anew, if there was a commit since. Memory that no generation refers to is given back.
         Args: timeout: seconds to wait for the owner. version: refuse another. predecessor: who still reads.
         Raises: BusyError while somebody else is the owner: of several candidates one adopts; StaleError if the image
-            was released; SchemaError; FormatError.
+            was released; SchemaError; FormatError; AccessError if this process may not write it.
         """
         with self._lock:
             image = self._image
             if image.lock_fd < 0:
                 raise NotOwnerError(f"{image.where}: this candidate is closed, or another process's")
+            image.make_writable()
             image.lock(timeout)
             try:
-                image.make_writable()
                 if not image.still_there():
                     raise StaleError(f"{image.where}: it was released meanwhile")
                 self._state = image.committed()
@@ -134,6 +137,8 @@ class Handle(Turns):
         self._metadata_pages = self._zone[1] - max(2, self._zone[1] // 8)
         self._reserve = (0, 0)
         """Pages, with memory, for the next commit's metadata: one can delete and commit where nothing is free."""
+        self._spares: list[tuple[int, int]] = []
+        """More such zones, which readers have let go of: to allocate and punch one each commit takes time."""
         self._kept = 0
         """Pages of `_pinned` that others than this process keep."""
         self._map_pages = LEAST_METADATA
@@ -157,7 +162,6 @@ class Handle(Turns):
             self._runs.take(start, run.pages)
             self._pinned.append(Pinned(start, run.pages, run.born, run.freed, []))
         self._settle()
-        self._replenish()
         for start, n in list(self._runs.gaps()):
             self._punch(start, n)
         self._replenish()
@@ -167,6 +171,9 @@ class Handle(Turns):
         return any(at <= start and start + n <= at + free for at, free in self._runs.gaps())
 
     def _settle(self) -> None:
+        # Another owner may have punched these pages, or handed them to a child, if this is one once more.
+        self._drop_spares(punching=False)
+        self._keep_reserve((0, 0), punching=False)
         now = self.generation
         if self._others(pins.WRITERS, now, now + 1):
             left = slots.Left(self._bytes).runs(now)
@@ -175,6 +182,7 @@ class Handle(Turns):
                     self._runs.take(start, n)
                     self._pinned.append(Pinned(start, n, now + 1, now + 1, []))
         self._sweep()
+        self._replenish()
 
     def _metadata(self, root: Root) -> tuple[int, int]:
         return (root.meta_phys - self._image.sup.base) // PAGE, root.meta_bytes // PAGE
@@ -311,6 +319,7 @@ class Handle(Turns):
         start = self._runs.lowest(pages, align, limit)
         if start is None:
             self._sweep()
+            self._drop_spares()
             start = self._runs.lowest(pages, align, limit)
         if start is None:
             start = self._runs.lowest(pages, 1, limit)
@@ -325,8 +334,12 @@ class Handle(Turns):
         """Take pages, with the machine's memory behind them now: later there would be a SIGBUS for want of it."""
         self._runs.take(start, pages)
         try:
-            self._meter.check(self._file, pages * PAGE, f"{self._image.where}: {what}")
-            allocate(self._file, self._image.sup.offset + start * PAGE, pages * PAGE)
+            try:
+                self._allocate(what, start, pages)
+            except (OSError, OutOfMemoryError):
+                if not self._drop_spares():
+                    raise
+                self._allocate(what, start, pages)
         except OSError as error:
             self._punch(*self._runs.give(start, pages))
             kept = f"; {self._kept * PAGE:#x} bytes of replaced objects wait for readers" if self._kept else ""
@@ -335,6 +348,10 @@ class Handle(Turns):
         except OutOfMemoryError:
             self._punch(*self._runs.give(start, pages))
             raise
+
+    def _allocate(self, what: str, start: int, pages: int) -> None:
+        self._meter.check(self._file, pages * PAGE, f"{self._image.where}: {what}")
+        allocate(self._file, self._image.sup.offset + start * PAGE, pages * PAGE)
 
     def _bytes_of(self, item: Item) -> memoryview:
         return self._memory.view(item.phys - self._image.sup.base, item.nbytes)
@@ -399,11 +416,25 @@ class Handle(Turns):
             ):
                 kept.append(pinned)
                 self._kept += n
-            elif zone and not self._reserve[1] and n >= self._next_metadata():
-                self._reserve = start, n
+            elif zone and n >= self._next_metadata() and self._has_room_for(n):
+                self._spares.append((start, n))
             else:
                 self._punch(*self._runs.give(start, n))
         self._pinned = kept
+
+    def _has_room_for(self, zone: int) -> bool:
+        """Say whether a zone is to be kept: as the next commit's, or as a spare."""
+        spare = sum(n for _, n in self._spares)
+        return spare + zone <= SPARE or (not self._reserve[1] and not self._spares)
+
+    def _drop_spares(self, *, punching: bool = True) -> bool:
+        """Give back the metadata's pages that the next commit does without; whether there were any."""
+        spares, self._spares = self._spares, []
+        for zone in spares:
+            given = self._runs.give(*zone)
+            if punching:
+                self._punch(*given)
+        return bool(spares)
 
     # Commits
 
@@ -457,12 +488,15 @@ class Handle(Turns):
     def _lay_out(self, catalog: Catalog) -> tuple[tuple[int, int], bytes, int]:
         """Build the metadata of a generation and take pages for them: these, the bytes, the FDT's address."""
         sup = self._image.sup
+        self._use_spare()
         start, pages = self._reserve
         if not pages:
             start, pages = -1, self._map_pages + len(catalog.items) * 256 // PAGE
         while True:
             if start < 0:
                 found = self._runs.highest(pages, 1)
+                if found is None and self._drop_spares():
+                    found = self._runs.highest(pages, 1)
                 if found is None or pages * PAGE > MOST_METADATA:
                     free = self._runs.pages - self._runs.used
                     raise no_memory(self._image.where, "commit", pages, free, self._runs.largest, self._kept)
@@ -487,6 +521,7 @@ class Handle(Turns):
 
     def _replenish(self) -> None:
         """Keep memory for the metadata of the next commit, where there is any."""
+        self._use_spare()
         if self._reserve[1] >= self._next_metadata():
             return
         pages = self._next_metadata() + 1
@@ -497,10 +532,21 @@ class Handle(Turns):
             self._back("commit", found, pages)
             self._keep_reserve((found, pages))
 
-    def _keep_reserve(self, zone: tuple[int, int]) -> None:
+    def _use_spare(self) -> None:
+        """Have the next commit's metadata where some were before, if there is room for them."""
+        while self._spares and not self._reserve[1]:
+            zone = self._spares.pop()
+            if zone[1] >= self._next_metadata():
+                self._reserve = zone
+            else:
+                self._punch(*self._runs.give(*zone))
+
+    def _keep_reserve(self, zone: tuple[int, int], *, punching: bool = True) -> None:
         (start, n), self._reserve = self._reserve, zone
         if n:
-            self._punch(*self._runs.give(start, n))
+            given = self._runs.give(start, n)
+            if punching:
+                self._punch(*given)
 
     def _store(self, items: dict[str, Item], root: Root, meta: bytes) -> None:
         """Write data and metadata, then the slot, then the word.
@@ -629,7 +675,7 @@ class Handle(Turns):
         """Tell what the image takes, in bytes unless it says otherwise.
 
         `size`: memory there can be; `free`, `largest_free` of it; `objects` (how many), `object_bytes`;
-        `metadata_bytes`: of this generation, and kept for the next commit's; `uncommitted` (how many),
+        `metadata_bytes`: of this generation, and kept for later commits'; `uncommitted` (how many),
         `uncommitted_bytes`; `pinned_bytes`: of objects and metadata that are gone, but looked at, and `reader_bytes` of
         these by readers in other processes, or children; `allocated_bytes`: what the file takes of the machine;
         `generation`; `holes`: 1 if freed memory goes back to the machine at once, 0 where the file system cannot do
@@ -645,7 +691,7 @@ class Handle(Turns):
                 "largest_free": self._runs.largest * PAGE,
                 "objects": len(self._names()),
                 "object_bytes": sum(item.nbytes for item in self._names().values()),
-                "metadata_bytes": (self._zone[1] + self._reserve[1]) * PAGE,
+                "metadata_bytes": (self._zone[1] + self._reserve[1] + sum(n for _, n in self._spares)) * PAGE,
                 "uncommitted": len(self._changes),
                 "uncommitted_bytes": sum(item.nbytes for item in changes),
                 "pinned_bytes": sum(pinned.n for pinned in self._pinned) * PAGE,

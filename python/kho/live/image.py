@@ -51,6 +51,7 @@ MOST_METADATA = 256 << 20
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 POLL = 0.005
 """Seconds between two tries to get a lock."""
+UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 RETRIES = 1000
 
 
@@ -96,7 +97,7 @@ class Image(Uncopied):
         try:
             size = _checked_size(fd, where, own, path is not None, policy)
             if lock_fd is None:
-                self.lock_fd = reopen(fd, where)
+                self.lock_fd = reopen(fd, where, reading=True)
             elif not _is_file_of(lock_fd, fd):
                 raise SourceError(f"{where}: descriptor {lock_fd}, which is to be its lock's, leads to another file")
             if size < HEAD + LEAST:
@@ -439,20 +440,36 @@ def _seal(fd: int, where: str) -> None:
             raise ParameterError(f"{where}: make the memfd with MFD_ALLOW_SEALING ({error.strerror})") from error
 
 
-def reopen(fd: int, where: str) -> int:
-    """Open a file once more, for a lock of one's own. Raises: SourceError."""
+def reopen(fd: int, where: str, *, reading: bool = False) -> int:
+    """Open a file once more, for a lock of one's own, for writing.
+
+    Args: reading: open it for reading where it cannot be written: NFS alone asks more of who locks it.
+    Raises: SourceError.
+    """
     try:
-        return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            if not reading or error.errno not in UNWRITABLE:
+                raise
+            return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise error_of(error, where, "open it again") from error
 
 
-def open_file(path: Path, policy: Policy = PRIVATE) -> int:
+def open_file(path: Path, policy: Policy = PRIVATE, *, reading: bool = False) -> int:
     """Open an image's file for reading and writing, if no other user may change it.
 
+    Args: reading: open it for reading where this process may not write it, or nobody may.
     Raises: UntrustedError if others may; SourceError; FileNotFoundError; StaleError if it was removed just now.
     """
-    return open_trusted(path, policy)
+    try:
+        return open_trusted(path, policy)
+    except SourceError as error:
+        cause = error.__cause__
+        if not reading or not isinstance(cause, OSError) or cause.errno not in UNWRITABLE:
+            raise
+        return open_trusted(path, policy, os.O_RDONLY)
 
 
 def meta_zone(pages: int, objects: int, map_pages: int) -> int:
