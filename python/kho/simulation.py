@@ -5,18 +5,20 @@ The arena's memory is never touched but for the map itself, so that terabytes co
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from . import _kho
-from .errors import OutOfMemoryError, ParameterError
+from .errors import OutOfMemoryError, ParameterError, SourceError
 from .outgoing import Outgoing
 from .planning import LOW, Calibration, Cost, Group, Plan, Zone, plan
 
@@ -220,6 +222,63 @@ class _Clock:
 def _run(
     made: Plan, *, restore: bool, keep: str | os.PathLike[str] | None, seed: int, progress: Progress | None
 ) -> Simulation:
+    with _kept(keep) as save:
+        return _run_in(made, restore=restore, keep=keep, seed=seed, progress=progress, save=save)
+
+
+@contextmanager
+def _kept(keep: str | os.PathLike[str] | None) -> Iterator[Callable[[_kho.Arena], None]]:
+    """Make the file of an arena that is kept; it is removed if the run fails.
+
+    The arena lies in a memfd and is copied without its holes: in a file of its own each folio would take its bytes on
+    the disk, and a simulation touches none of them.
+    """
+    if keep is None:
+        yield lambda arena: None
+        return
+    path = Path(keep)
+    try:
+        file = path.open("xb", buffering=0)
+    except OSError as error:
+        raise SourceError(f"{path}: {error.strerror or error}") from error
+    try:
+        with file:
+            yield lambda arena: _copy_data(arena.fileno(), file.fileno(), path)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _copy_data(source: int, target: int, path: Path) -> None:
+    """Copy a file's data, and leave its holes. Raises: SourceError."""
+    size = os.fstat(source).st_size
+    at = 0
+    try:
+        os.ftruncate(target, size)
+        while at < size:
+            try:
+                at = os.lseek(source, at, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    return
+                raise
+            end = os.lseek(source, at, os.SEEK_HOLE)
+            while at < end:
+                piece = os.pread(source, min(end - at, 1 << 20), at)
+                at += os.pwrite(target, piece, at)
+    except OSError as error:
+        raise SourceError(f"{path}: {error.strerror or error}") from error
+
+
+def _run_in(
+    made: Plan,
+    *,
+    restore: bool,
+    keep: str | os.PathLike[str] | None,
+    seed: int,
+    progress: Progress | None,
+    save: Callable[[_kho.Arena], None],
+) -> Simulation:
     cost, clock = made.costs[0], _Clock()
     layout, page = cost.layout, cost.page_size
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -227,7 +286,7 @@ def _run(
     room = -(-int(2 * cost.nbytes + (16 << 20)) // GIB) * GIB
     top = -(-made.memory // GIB) * GIB
     regions = [(0, made.memory), (top, room)]
-    arena = _kho.Arena(regions, page_size=page, backing=None if keep is None else Path(keep))
+    arena = _kho.Arena(regions, page_size=page, backing=None if keep is None else "memfd")
     taken = sum(_alloc(arena, zone) for zone in made.zones)
     out = Outgoing(arena, layout.abi, bitmap_bytes=layout.bitmap_bytes, fdt_phys=page)
     done = 0
@@ -252,6 +311,7 @@ def _run(
     clock.stop("count")
     if restore:
         _restore(inc, clock, progress)
+    save(arena)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return Simulation(
         plan=made,
