@@ -98,7 +98,7 @@ def show(entry: dict[str, Any], prefix: str = "") -> None:
     if entry["sha256"] is None:
         output.line(f"{entry['path']}: not hashed, too many zeros", err=True)
     else:
-        output.line(sum_line(entry["sha256"], prefix + entry["path"]))
+        output.exact_line(sum_line(entry["sha256"], prefix + entry["path"]))
 
 
 def sum_line(digest: str, path: str) -> str:

@@ -58,6 +58,23 @@ def _print(parts: Iterable[Part], indent: str, *, err: bool, limit: int | None) 
     click.echo(shown, err=err, color=color)
 
 
+def exact_line(text: str) -> None:
+    """Print one line that another program reads: escaped on a terminal, else as it is, in the bytes of file names.
+
+    The text has no line ends: the caller has escaped them as that program does.
+    """
+    if sys.stdout.isatty():
+        line(text)
+        return
+    sys.stdout.flush()
+    raw = getattr(sys.stdout, "buffer", None)
+    if raw is None:  # text that another program collects
+        sys.stdout.write(text + "\n")
+    else:
+        raw.write(os.fsencode(text) + b"\n")
+        raw.flush()
+
+
 def lines(text: str | Iterable[str], *, err: bool = False, limit: int | None = None) -> None:
     """Print lines: of an iterable, an item each; of kho's own text, as it is divided. Tabs that indent them stay.
 
