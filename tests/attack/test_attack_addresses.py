@@ -30,6 +30,14 @@ def answer(*args: object) -> dict[str, Any] | None:
     return report
 
 
+def without_contents(report: Any) -> Any:
+    """The same without what depends on contents alone."""
+    if isinstance(report, dict):
+        contents = ("pages_outside", "sha256", "csum_holds", "error", "raw")
+        return {key: without_contents(value) for key, value in report.items() if key not in contents}
+    return [without_contents(item) for item in report] if isinstance(report, list) else report
+
+
 @pytest.mark.parametrize("name", captures.NAMES)
 def test_a_wrong_address_never_gives_another_answer(
     name: str, tmp_path: Path, attack_seconds: float, attack_seed: int
@@ -50,7 +58,13 @@ def test_a_wrong_address_never_gives_another_answer(
         right = answer(f"{raw}@{base:#x},offset={before:#x},check=no") if size is None or size > before else None
         named = random.choice((*ADDRESSES, f"@{random.randrange(1 << 40) * step:#x}"))
         found = answer(f"{raw}{named}")
-        assert found is None or found == right, (attack_seed, number, base, before, size, named)
+        if size is not None or "machine=" in named or "hole=" in named:
+            # Contents tell nothing: a hole that is named is believed where the map is whole, and of an image that was cut
+            # the missing end may as well lie above a hole.
+            same = without_contents(found) == without_contents(right)
+        else:
+            same = found == right
+        assert found is None or same, (attack_seed, number, base, before, size, named)
         solved += found is not None
     assert solved > 0
 

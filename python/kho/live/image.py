@@ -29,6 +29,7 @@ from ..payload.live import PAGE, SUBTREE, Catalog, decode_catalog, encode_catalo
 from ..writers import aligned_blocks
 from . import pins, slots
 from .mapping import Mapping, allocate
+from .memory import huge_pool
 from .oserrors import error_of, rust_error
 from .pins import Pin
 from .slots import HEAD, JOURNAL_END, Journal, Root, Super
@@ -396,10 +397,8 @@ def _fill(fd: int, size: int, name: str, version: str, where: str) -> None:
         allocate(fd, 0, JOURNAL_END)
         allocate(fd, offset + at * PAGE, LEAST_METADATA * PAGE)
     except OSError as error:
-        raise OutOfMemoryError(
-            f"{where}: an empty image needs {JOURNAL_END + LEAST_METADATA * PAGE:#x} bytes, which the file system does "
-            f"not have ({error.strerror}); free memory, or enlarge it"
-        ) from error
+        doing = f"an empty image needs {JOURNAL_END + LEAST_METADATA * PAGE:#x} bytes"
+        raise error_of(error, where, doing, pool=huge_pool(fd)) from error
     mapping = Mapping(fd, 0, HEAD, writable=True)
     head = mapping.view(0, HEAD)
     sup = Super(word_at, BASE, size, offset, elf_bytes, zlib.crc32(elf[:elf_bytes]))

@@ -32,6 +32,7 @@ from bisect import bisect_right
 from contextlib import suppress
 
 from ..errors import BusyError, SourceError
+from .oserrors import error_of
 
 __all__ = ["FORKS", "GENERATIONS", "READERS", "WRITERS", "Held", "Pin", "held", "present"]
 
@@ -66,7 +67,7 @@ class Pin:
             self.fd = os.open(f"/proc/self/fd/{fd}", flags)
         except OSError as error:
             self.fd = -1
-            raise SourceError(f"{where}: open it again: {error.strerror}") from error
+            raise error_of(error, where, "open it again") from error
 
     def take(self, at: int) -> bool:
         """Lock a byte; False where the file system has no such locks.
