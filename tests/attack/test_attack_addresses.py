@@ -59,8 +59,8 @@ def test_a_wrong_address_never_gives_another_answer(
         named = random.choice((*ADDRESSES, f"@{random.randrange(1 << 40) * step:#x}"))
         found = answer(f"{raw}{named}")
         if size is not None or "machine=" in named or "hole=" in named:
-            # Contents tell nothing: a hole that is named is believed where the map is whole, and of an image that was cut
-            # the missing end may as well lie above a hole.
+            # Contents tell nothing: a hole that is named is believed where the map is whole, and of an image that was
+            # cut the missing end may as well lie above a hole.
             same = without_contents(found) == without_contents(right)
         else:
             same = found == right
