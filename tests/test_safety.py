@@ -224,7 +224,7 @@ def uses(arena: kho.Arena, folio: kho.Folio, out: kho.Outgoing) -> Iterator[Call
     yield lambda: arena.free(folio)
     yield lambda: memoryview(folio)
     yield lambda: bytes(folio)
-    yield lambda: np.asarray(folio)
+    yield lambda: np.frombuffer(folio, dtype="u1")  # type: ignore[call-overload]
     yield lambda: out.preserve_folio(folio)
     yield lambda: out.preserve_pages(folio, 1)
     yield lambda: out.preserve_run(folio, 0, 1)
