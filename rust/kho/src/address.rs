@@ -11,6 +11,8 @@
 //! The same difference with 4 GiB or 1 TiB, where RAM continues that does not fit below a hole, gives the hole. The usual
 //! layouts of virtual machines ([`Board`]) are tried as well. An address is used if it alone makes everything whole.
 
+#![forbid(unsafe_code)]
+
 use crate::abi::evidence::{Certainty, Place, pages_outside};
 use crate::abi::layout::chunk_entries;
 use crate::abi::radix::{self, Shape};

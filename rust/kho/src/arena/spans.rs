@@ -258,7 +258,7 @@ impl Spans {
         use rustix::io::Errno;
         let Some((fd, span)) = self.fd().zip(self.span_of(phys.0)).filter(|_| self.limited) else { return Ok(()) };
         let offset = span.offset + (phys.0 - span.phys);
-        match rustix::io::retry_on_intr(|| fallocate(fd, FallocateFlags::empty(), offset, len)) {
+        match rustix::io::retry_on_intr(|| fallocate(fd, FallocateFlags::KEEP_SIZE, offset, len)) {
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
             Err(e) => Err(Error::io(format!("the arena's file: {len:#x} bytes for memory at {phys}"), e)),
         }

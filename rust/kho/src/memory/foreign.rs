@@ -1,6 +1,8 @@
 //! Files that are recognized by their first bytes: packed ones, which are unpacked, and formats that hold no memory kho
 //! reads, which are named together with what to do.
 
+#![forbid(unsafe_code)]
+
 use std::borrow::Cow;
 use std::fmt;
 

@@ -5,6 +5,8 @@
 //! open, however often the owner commits: the word that leads to the committed root FDT is that of the generation that is
 //! locked.
 
+#![forbid(unsafe_code)]
+
 use super::file::{Store, data_in};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;

@@ -1,5 +1,7 @@
 //! How much a reader allocates, and works, for a memory.
 
+#![forbid(unsafe_code)]
+
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 

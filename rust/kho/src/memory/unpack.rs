@@ -3,6 +3,8 @@
 //! A stream that unpacks to zeros costs no room, since zeros are left out of the file; so a limit is needed on how many
 //! bytes come out, and one on how many are written. Decoders hold 64 MiB at most ([`WINDOW`]).
 
+#![forbid(unsafe_code)]
+
 use super::file::{Backing, Store, data_in};
 use super::foreign::{self, HEAD, Packing};
 use super::source::parse_number;
