@@ -257,14 +257,7 @@ impl Arena {
     }
 
     /// Takes a free folio, at `at` if given, and the file's blocks for it; without these the folio is free again.
-    fn take(
-        &self,
-        pages: &mut Pages,
-        at: Option<Pfn>,
-        order: Order,
-        node: Option<u32>,
-        gigantic: bool,
-    ) -> Result<Pfn> {
+    fn take(&self, pages: &mut Pages, at: Option<Pfn>, order: Order, node: Option<u32>, gigantic: bool) -> Result<Pfn> {
         let pfn = match at {
             Some(pfn) => pages.alloc_at(pfn, order)?,
             None => pages.alloc(order, node, gigantic)?,
