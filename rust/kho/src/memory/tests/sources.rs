@@ -133,7 +133,7 @@ fn what_is_no_file_is_refused_without_waiting() {
     assert!(matches!(problem(&socket), SourceProblem::NotAFile));
     let fifo = dir.path().join("fifo");
     assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
-    assert!(matches!(problem(&fifo), SourceProblem::NotAFile));
+    assert!(matches!(problem(&fifo), SourceProblem::NoWriter));
     assert!(matches!(problem("".as_ref()), SourceProblem::Io(_)));
 }
 
