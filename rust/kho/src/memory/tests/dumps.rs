@@ -286,8 +286,16 @@ fn a_memory_backend_lies_where_its_machine_has_it() {
     assert_eq!(open(0xdfff_f000, "pc"), [range(0, 0xdfff_f000)]);
     assert_eq!(open(8 * G, "pc"), [range(0, 3 * G), range(4 * G, 5 * G)]);
     assert_eq!(open(8 * G, "virt"), [range(G, 8 * G)]);
+    assert_eq!(open(0xe000_0000, "microvm"), [range(0, 0xe000_0000)]);
+    assert_eq!(open(4 * G, "microvm"), [range(0, 0xe000_0000), range(4 * G, 0x2000_0000)]);
+    assert_eq!(open(4 * G, "firecracker"), [range(0, 0xd000_0000), range(4 * G, 0x3000_0000)]);
+    assert_eq!(open(4 * G, "cloud-hypervisor"), [range(0, 3 * G), range(4 * G, G)]);
+    assert_eq!(open(4 * G, "firecracker-arm64"), [range(2 * G, 4 * G)]);
+    // What is below the 64 MiB that are skipped ends 0xbc000000 bytes after 1 GiB.
+    assert_eq!(open(3 * G, "cloud-hypervisor-arm64"), [range(G, 0xbc00_0000), range(4 * G, 0x400_0000)]);
     let refused = Source::parse("ram,machine=sun4m").unwrap_err().to_string();
-    assert_eq!(refused, "ram,machine=sun4m: \"sun4m\" is no machine (write FILE,machine=q35, pc or virt)");
+    let names = "q35, pc, microvm, virt, firecracker, cloud-hypervisor, firecracker-arm64, cloud-hypervisor-arm64";
+    assert_eq!(refused, format!("ram,machine=sun4m: \"sun4m\" is no machine (write FILE,machine=NAME: {names})"));
 }
 
 #[test]
