@@ -78,11 +78,11 @@ def open(  # noqa: A001 - kho.open reads like open()
             max_page_order=max_page_order,
             progress=progress,
         )
-    except (NoHandoverError, FormatError):
+        return inc if inc.address in ("own", "named") else _checked(inc)
+    except (NoHandoverError, FormatError, SourceError):
         if isinstance(opened, Memory) and bare_fdt(opened) is not None:
             raise SourceError(f"{opened.sources[0]}: this is a devicetree, not memory; kho fdt prints it") from None
         raise
-    return inc if inc.address in ("own", "named") else _checked(inc)
 
 
 def _checked(inc: Incoming) -> Incoming:
