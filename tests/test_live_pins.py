@@ -335,7 +335,7 @@ def test_who_takes_an_image_back_commits_to_no_page_that_a_child_of_its_successo
         h._changes["rest"] = Change(item)
 
         def write() -> None:
-            signal.alarm(20)  # nobody waits for it
+            signal.alarm(20)  # no process waits for it
             os.write(told[1], b".")
             os.read(go[0], 1)
             memoryview(whole).cast("B")[:] = b"\xff" * len(whole)

@@ -194,9 +194,7 @@ def show_scratch(made: Plan) -> None:
         text = f"low memory {size(low)}, global {size(anywhere)}, node {', '.join(map(size, nodes))}"
         output.line(f"  {size(page)} pages: {text}; {size(sum(sizes))} in all")
         if made.left(page) < 0:
-            output.line(
-                f"  That is {size(-made.left(page))} more than is left beside the folios: preserve less of them"
-            )
+            output.line(f"  That is {size(-made.left(page))} more than the folios leave: preserve less of them")
     if found.estimated:
         output.line(
             "  A guess, to a factor of two: a percentage is of what the kernel reserves while booting, taken here as"

@@ -1,7 +1,7 @@
 """Where collectors keep what /proc and dmesg say, so that one set of readers serves all of them.
 
 A machine's tree has proc/, sys/ and var/log; sos and Insights keep the same below a folder, with commands' output
-beside it; SUSE's supportconfig and Debian's apport put many files into a few, as sections; kdump leaves a log alone.
+next to it; SUSE's supportconfig and Debian's apport put many files into a few, as sections; kdump leaves a log alone.
 Everything is mapped to the names that the machine's own tree has (`proc/meminfo`, `dmesg`).
 """
 

@@ -82,7 +82,7 @@ class Store:
         return reading(self._fd)
 
     def prepare(self, version: object) -> tuple[wire.Message, int]:
-        """Pass it on, for writing too: whoever locks it is the owner. Raises: SourceError."""
+        """Pass it on, for writing too: the process that locks it is the owner. Raises: SourceError."""
         return {"store": True}, reopen(self._fd, f"{self.name!r}")
 
     def give(self) -> tuple[wire.Message, list[int]]:

@@ -204,7 +204,7 @@ class Image(Uncopied):
 
     def _refused(self, error: KhoError) -> KhoError:
         kind = UnsupportedAbiError if isinstance(error, UnsupportedAbiError) else FormatError
-        return kind(f"{self.where}: {error}; refused and left as it is; remove it to begin anew")
+        return kind(f"{self.where}: {error}; refused and left as it is; remove it to begin again")
 
     def fill_holes(self, state: State) -> None:
         """Allocate the memory of what is committed, where a copy of the file left out zeros.
@@ -459,7 +459,7 @@ def reopen(fd: int, where: str, *, reading: bool = False) -> int:
 def open_file(path: Path, policy: Policy = PRIVATE, *, reading: bool = False) -> int:
     """Open an image's file for reading and writing, if no other user may change it.
 
-    Args: reading: open it for reading where this process may not write it, or nobody may.
+    Args: reading: open it for reading where this process, or every process, may not write it.
     Raises: UntrustedError if others may; SourceError; FileNotFoundError; StaleError if it was removed just now.
     """
     try:

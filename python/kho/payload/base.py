@@ -161,7 +161,7 @@ class Payload:
     def read(self, n: int | None = None, offset: int = 0) -> bytes:
         """Copy `n` bytes of the contents from `offset`, where the payload is a file.
 
-        Raises: FormatError for a payload without contents: of a kind that has none, that nobody here decodes, or whose
+        Raises: FormatError for a payload without contents: of a kind that has none, that has no decoder, or whose
             decoder refused it.
         """
         raise errors.FormatError(

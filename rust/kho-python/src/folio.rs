@@ -126,7 +126,7 @@ pub(crate) fn phys_in(arena: &Arc<Arena>, object: &Bound<'_, PyAny>) -> PyResult
     phys_of(object)
 }
 
-/// Fills a Python buffer for `len` bytes at `phys`: the arena's memory itself, or a copy of the image's. Whoever gets it
+/// Fills a Python buffer for `len` bytes at `phys`: the arena's memory itself, or a copy of the image's. The receiver of it
 /// from `owner` calls [`Place::release`] when CPython releases a buffer of `owner`.
 ///
 /// # Safety
@@ -150,7 +150,7 @@ unsafe fn fill(
             let bytes = arena.begin_view(lease).or_raise()?;
             let filled = match isize::try_from(len) {
                 // SAFETY: `begin_view` found `len` bytes at `bytes` in the arena's mapping, which lives as long as `owner`
-                // (it holds the arena), and gives the pages to nobody else until `end_view`. The view takes a reference on
+                // (it holds the arena), and does not allocate the pages again until `end_view`. The view takes a reference on
                 // `owner`, so that it is released, and `end_view` called, before `owner` goes.
                 Ok(len) => unsafe {
                     ffi::PyBuffer_FillInfo(view, owner.as_ptr(), bytes.as_ptr().cast::<c_void>(), len, 0, flags)

@@ -416,8 +416,8 @@ impl<'a> Image<'a> {
     }
 
     /// Whether a handover that is whole as named may lie elsewhere in part: some of it lies where the usual layouts have
-    /// a hole, or continue after one, and nobody said that this is one of them or there is nothing but zeros; or some of
-    /// it is outside.
+    /// a hole, or continue after one, and the caller did not say that this is one of them or there is nothing but zeros; or
+    /// some of it is outside.
     fn is_doubtful(&self, fit: &Fit, incoming: &Incoming) -> bool {
         if fit.outside > 0 {
             return true;

@@ -225,7 +225,7 @@ impl<'a, T> From<&'a mut [T]> for Items<'a, T> {
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: `base` and `len` are those of the mapping that `checked` made, which nothing else unmaps. Pointers into it
-        // come from `ptr` and `items`: the latter borrow it, and whoever takes the former (arena views, blocks) holds the
+        // come from `ptr` and `items`: the latter borrow it, and the users of the former (arena views, blocks) hold the
         // `Arc<Spans>` that owns it. Failure leaves it mapped, harmlessly.
         let _ = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
     }

@@ -318,7 +318,7 @@ impl Arena {
         Ok(pages)
     }
 
-    /// Begins a view on leased pages: where they are in this process. They are given to nobody else until
+    /// Begins a view on leased pages: where they are in this process. They are not allocated again until
     /// [`Arena::end_view`], be they freed or taken over.
     ///
     /// # Errors

@@ -115,8 +115,8 @@ pub(super) struct Pages {
     /// The claims of a take-over after which nobody asked yet what is free.
     unsettled: Option<Arc<Claims>>,
     maps: Vec<Map>,
-    /// The FDT of a handover in the arena's file that nobody took over: which pages it needs is not known before that, so that
-    /// none are given out; 0 if there is none.
+    /// The FDT of a handover in the arena's file that was not taken over: which pages it needs is not known before that, so
+    /// that none are given out; 0 if there is none.
     pub(super) untaken: u64,
     /// From the first page to after the last that a map of `maps` lies in.
     maps_span: (Pfn, Pfn),
@@ -143,7 +143,7 @@ pub(super) struct Pages {
     lingering: Vec<(Pfn, Order)>,
 }
 
-/// Pages with bitmaps that are used where they are, by something that may outlive its time: they are reserved meanwhile.
+/// Pages with bitmaps that are used where they are, by something that may outlive its time: they are reserved until then.
 #[derive(Debug)]
 struct Map {
     user: User,
@@ -667,8 +667,8 @@ impl Pages {
     }
 
     /// A new kernel takes over: every page is free but those reserved and what was preserved. Which these are is found
-    /// out by [`Pages::settle`], when somebody asks. False, and nothing has changed, while there is a view on a bitmap that
-    /// the claims would read where it is: the view can write it.
+    /// out by [`Pages::settle`], on the next call that needs free pages. False, and nothing has changed, while there is a
+    /// view on a bitmap that the claims would read where it is: the view can write it.
     #[must_use]
     pub(super) fn take_over(&mut self, claims: &Arc<Claims>, outgoing: Weak<Mutex<Tracker>>) -> bool {
         let pages = &claims.bitmaps().pages;
@@ -702,8 +702,8 @@ impl Pages {
         self.guarded = if self.is_private && !stale { Pfn(0) } else { self.maps_span.1 };
     }
 
-    /// Frees what a take-over left to nobody (all but the ranges of `reserved`, which ascend, and pages with views), and the
-    /// pages of maps that nobody uses any longer. To be called before free pages are asked for.
+    /// Frees what a take-over left without an owner (all but the ranges of `reserved`, which ascend, and pages with views),
+    /// and the pages of maps that are not used any longer. To be called before free pages are asked for.
     pub(super) fn settle(&mut self, reserved: &[(Pfn, Pfn)]) -> Result<()> {
         if let Some(claims) = self.unsettled.clone() {
             let preserved = claims.preserved();

@@ -340,7 +340,7 @@ impl Read for Stream<'_, '_> {
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(e) => return Err(e.into()),
             };
-            // A FIFO that nobody has opened for writing yet reads as ended, and is never ready.
+            // A FIFO that no process has opened for writing yet reads as ended, and is never ready.
             if !ready && self.written {
                 continue;
             }
@@ -430,7 +430,7 @@ fn short(source: &mut impl BufRead, error: io::Error) -> io::Error {
     }
 }
 
-/// lz4 frames, one after the other: the decoder stops behind each.
+/// lz4 frames, one after the other: the decoder stops after each.
 struct Lz4<R: Read>(lz4_flex::frame::FrameDecoder<R>);
 
 impl<R: BufRead> Read for Lz4<R> {
