@@ -293,6 +293,27 @@ def test_nothing_is_left_by_a_process_that_is_killed(tmp_path: Path) -> None:
         child.wait()
 
 
+@pytest.mark.parametrize("tail", [bytes(1000), b"junk", b"\0"])
+def test_bytes_after_the_last_stream_are_left_out_as_gzip_and_bzip2_do(tail: bytes, tmp_path: Path) -> None:
+    whole, half = CAPTURE.read_bytes(), len(CAPTURE.read_bytes()) // 2
+    expected = run("inspect", "--json", CAPTURE).out
+    for pack in (gzip.compress, bz2.compress):
+        path = tmp_path / "padded"
+        path.write_bytes(pack(whole[:half]) + pack(whole[half:]) + tail)
+        assert run("inspect", "--json", path).out == expected
+
+
+def test_a_stream_that_is_cut_or_damaged_after_a_whole_one_is_an_error(tmp_path: Path) -> None:
+    whole, half = CAPTURE.read_bytes(), len(CAPTURE.read_bytes()) // 2
+    path = tmp_path / "cut"
+    for pack in (gzip.compress, bz2.compress):
+        second = pack(whole[half:])
+        for rest in (second[:20], second[: len(second) // 2], second[:10] + bytes(50)):
+            path.write_bytes(pack(whole[:half]) + rest)
+            with pytest.raises(kho.SourceError, match="cut short|damaged"):
+                kho.open(path)
+
+
 # Pipes
 
 

@@ -13,6 +13,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -117,14 +118,14 @@ fn decode<R: BufRead>(
     work: &Work<'_>,
 ) -> Result<Backing> {
     let mut decoder: Box<dyn Read + '_> = match packing {
-        Packing::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(reader)),
+        Packing::Gzip => Box::new(Members::<_, flate2::bufread::GzDecoder<_>>::new(reader, b"\x1f\x8b")),
         Packing::Xz => {
             // The dictionary, and what the reader needs besides.
             let kib = (WINDOW >> 10) as u32 + 1024;
             Box::new(lzma_rust2::XzReader::new_mem_limit(reader, true, kib))
         }
         Packing::Zstd => Box::new(Zstd::new(reader)),
-        Packing::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(reader)),
+        Packing::Bzip2 => Box::new(Members::<_, bzip2::bufread::BzDecoder<_>>::new(reader, b"BZh")),
         Packing::Lz4 => Box::new(Lz4(lz4_flex::frame::FrameDecoder::new(reader))),
         Packing::Snappy => Box::new(snap::read::FrameDecoder::new(reader)),
         Packing::Avml => Box::new(Avml { state: Block::Header(reader), index: 0, header: Cursor::new(Vec::new()) }),
@@ -258,7 +259,10 @@ fn failed(path: &Path, packing: Option<Packing>, error: io::Error) -> Error {
             let what = match error.kind() {
                 io::ErrorKind::UnexpectedEof => "it is cut short".to_owned(),
                 io::ErrorKind::OutOfMemory => format!("it needs a window of more than {} MiB", WINDOW >> 20),
-                _ => format!("it is damaged, or needs more than {} MiB to unpack ({error})", WINDOW >> 20),
+                _ if matches!(packing, Packing::Xz | Packing::Zstd) => {
+                    format!("it is damaged, or needs more than {} MiB to unpack ({error})", WINDOW >> 20)
+                }
+                _ => format!("it is damaged ({error})"),
             };
             let why = format!("{what}: {} tells more", packing.command());
             SourceProblem::Packed { packing: packing.to_string(), why }
@@ -427,6 +431,67 @@ fn short(source: &mut impl BufRead, error: io::Error) -> io::Error {
         Ok([]) => io::ErrorKind::UnexpectedEof.into(),
         Ok(_) => error,
         Err(own) => own,
+    }
+}
+
+/// A decoder of one gzip or bzip2 stream.
+trait Member<R>: Read {
+    fn open(source: R) -> Self;
+    fn close(self) -> R;
+}
+
+impl<R: BufRead> Member<R> for flate2::bufread::GzDecoder<R> {
+    fn open(source: R) -> Self {
+        Self::new(source)
+    }
+
+    fn close(self) -> R {
+        self.into_inner()
+    }
+}
+
+impl<R: BufRead> Member<R> for bzip2::bufread::BzDecoder<R> {
+    fn open(source: R) -> Self {
+        Self::new(source)
+    }
+
+    fn close(self) -> R {
+        self.into_inner()
+    }
+}
+
+/// Streams of gzip or bzip2, one after the other. Bytes after the last one that begin no other are left out, as gzip and
+/// bzip2 do: tapes and block devices pad with zeros.
+struct Members<R, D> {
+    decoder: Option<D>,
+    magic: &'static [u8],
+    source: PhantomData<R>,
+}
+
+impl<R: BufRead, D: Member<R>> Members<R, D> {
+    fn new(source: R, magic: &'static [u8]) -> Self {
+        Members { decoder: Some(D::open(source)), magic, source: PhantomData }
+    }
+}
+
+impl<R: BufRead, D: Member<R>> Read for Members<R, D> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        while let Some(mut decoder) = self.decoder.take() {
+            let read = decoder.read(buf);
+            if buf.is_empty() || !matches!(read, Ok(0)) {
+                self.decoder = Some(decoder);
+                return read;
+            }
+            let mut source = decoder.close();
+            // A buffer may end within the magic: then the decoder judges the rest of it.
+            let ahead = source.fill_buf()?;
+            let seen = ahead.len().min(self.magic.len());
+            if seen == 0 || ahead[..seen] != self.magic[..seen] {
+                return Ok(0);
+            }
+            self.decoder = Some(D::open(source));
+        }
+        Ok(0)
     }
 }
 
