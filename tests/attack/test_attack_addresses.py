@@ -33,7 +33,7 @@ def answer(*args: object) -> dict[str, Any] | None:
 def without_contents(report: Any) -> Any:
     """The same without what depends on contents alone."""
     if isinstance(report, dict):
-        contents = ("pages_outside", "sha256", "csum_holds", "error", "raw")
+        contents = ("pages_outside", "scratch_phys", "sha256", "csum_holds", "error", "raw")
         return {key: without_contents(value) for key, value in report.items() if key not in contents}
     return [without_contents(item) for item in report] if isinstance(report, list) else report
 
