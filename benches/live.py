@@ -1,7 +1,7 @@
 """A process that holds an array is restarted: how long until its successor has read the first element.
 
     python benches/live.py [--json]          KHO_LIVE_BYTES=4G for the size; 256M by default
-    python benches/live.py --readers         what readers cost an owner that commits
+    python benches/live.py --readers         what being read costs an owner that commits
 
 Each successor is a process of its own that has imported what it needs: milliseconds to attach or load, and then to
 read three elements; page faults while it did both, memory of its own afterwards, and time since its exec. Then all of
@@ -11,7 +11,9 @@ of its own grows with the size.
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
 import multiprocessing
 import os
 import pickle
@@ -152,62 +154,107 @@ def measure(source: str, load: str, end: str, nbytes: int, crc: int) -> dict[str
     return best
 
 
-def reader(path: Path, end: Event, attaches: Any) -> None:
-    """Attach, read and let go, as fast as can be."""
+SIZES = (8, 250_000)
+"""Bytes of the object that an owner replaces with each commit while it is read."""
+
+
+def read_image(path: Path, nbytes: int) -> None:
+    """Attach, read everything and let go."""
+    with kho.live.attach(path) as candidate:
+        candidate.verify()
+
+
+def read_file(path: Path, nbytes: int) -> None:
+    """Read a plain file the same way: mapped, and summed up."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        zlib.crc32(mapped)
+
+
+def read_on(read: Callable[[Path, int], None], path: Path, nbytes: int, end: Event, count: Any) -> None:
+    """Read as fast as can be until the end, and count."""
     while not end.is_set():
-        with kho.live.attach(path) as candidate:
-            candidate.verify()
-        attaches.value += 1
+        read(path, nbytes)
+        count.value += 1
+
+
+def plain_writer(path: Path, nbytes: int) -> Callable[[int], None]:
+    """Make what replaces contents in a plain file as an image does: allocate new pages, write, punch the old ones."""
+    pages = -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    file = os.open(path, os.O_RDWR | os.O_CREAT)
+    os.ftruncate(file, 2 * pages)
+    c = ctypes.CDLL(None, use_errno=True)
+    punch_hole_keep_size = 3
+
+    def replace(i: int) -> None:
+        at, old = (i & 1) * pages, (1 - (i & 1)) * pages
+        os.posix_fallocate(file, at, pages)
+        os.pwrite(file, bytes([i % 251]) * nbytes, at)
+        if c.fallocate(file, punch_hole_keep_size, ctypes.c_long(old), ctypes.c_long(pages)):
+            raise OSError(ctypes.get_errno(), "fallocate")
+
+    return replace
 
 
 def readers() -> None:
-    """What a commit costs its owner while other processes attach all the time, to its image or to another.
+    """What being read costs an owner that commits, and what it costs whoever writes a plain file.
 
     Processor time of the owner's, in pairs of rounds one right after the other; the medians of the pairs. Readers of
-    another image take the same caches and processors from the owner, so that what is left is what being read costs.
+    another image take the same caches and processors from the owner, so what is left is the cost of being read. Part of
+    it is the machine's: pages that another processor has read go from its cache to the owner's when they are used
+    again. The plain file, which nothing guards from torn reads, pays that and no more.
     """
-    context = multiprocessing.get_context("spawn")
-    rounds, commits = 7, 300
+    print("   object    readers   not read   being read   more   reads")
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
-        path, other = Path(folder) / "image", Path(folder) / "other"
-        with kho.live.open("bench", "64M", backing=path) as h, kho.live.open("other", "64M", backing=other) as second:
-            second.put("a", np.full(250_000, 1, "u1"))
-            second.put("b", b"12345678")
-            second.commit()
+        for nbytes in SIZES:
+            path, other = Path(folder) / f"image-{nbytes}", Path(folder) / f"other-{nbytes}"
+            with kho.live.open("bench", "64M", backing=path) as h, kho.live.open("other", "64M", backing=other) as same:
+                same.put("a", bytes(nbytes))
+                same.commit()
 
-            def work() -> float:
-                began = time.process_time()
-                for i in range(commits):
-                    h.put("a", np.full(250_000, i % 251, "u1"))
-                    h.put("b", i.to_bytes(8, "little"))
+                def commit(i: int, h: kho.live.Handle = h, nbytes: int = nbytes) -> None:
+                    h.put("a", bytes([i % 251]) * nbytes)
                     h.commit()
-                return (time.process_time() - began) / commits
 
-            def read(what: Path, n: int) -> tuple[float, int]:
-                end, attaches = context.Event(), context.Value("q", 0)
-                processes = [context.Process(target=reader, args=(what, end, attaches)) for _ in range(n)]
-                for process in processes:
-                    process.start()
-                while not attaches.value:
-                    time.sleep(0.01)
-                begun = attaches.value
-                cost = work()
-                end.set()
-                for process in processes:
-                    process.join()
-                return cost, attaches.value - begun
+                for n in (1, 2):
+                    compare(f"{nbytes:9}  {n} of it", commit, read_image, (path, other), nbytes, n)
+        plain, other = Path(folder) / "plain", Path(folder) / "other"
+        other.write_bytes(bytes(2 * SIZES[-1]))
+        compare(f"{SIZES[-1]:9}  1 of file", plain_writer(plain, SIZES[-1]), read_file, (plain, other), SIZES[-1], 1)
 
-            alone = statistics.median(work() for _ in range(rounds))
-            print(f"no readers: {alone * 1e6:6.0f} us of processor time a commit")
-            for n in (1, 2):
-                pairs = [(read(path, n), read(other, n)) for _ in range(rounds)]
-                ratio = statistics.median(own[0] / others[0] for own, others in pairs)
-                cost = statistics.median(own[0] for own, _ in pairs)
-                total = sum(own[1] for own, _ in pairs)
-                print(
-                    f"{n} readers:  {cost * 1e6:6.0f} us, {ratio:.2f} of what it is next to readers of another image; "
-                    f"{total} attaches next to {rounds * commits} commits"
-                )
+
+def compare(
+    row: str,
+    replace: Callable[[int], None],
+    read: Callable[[Path, int], None],
+    paths: tuple[Path, Path],
+    nbytes: int,
+    n: int,
+) -> None:
+    """Print what `replace` costs while `n` processes read the first of the paths, or the second."""
+    context = multiprocessing.get_context("spawn")
+    rounds, commits = 7, 1000
+
+    def cost(path: Path) -> tuple[float, int]:
+        end, count = context.Event(), context.Value("q", 0)
+        processes = [context.Process(target=read_on, args=(read, path, nbytes, end, count)) for _ in range(n)]
+        for process in processes:
+            process.start()
+        while not count.value:
+            time.sleep(0.01)
+        begun, began = count.value, time.process_time()
+        for i in range(commits):
+            replace(i)
+        took = (time.process_time() - began) / commits * 1e6
+        end.set()
+        for process in processes:
+            process.join()
+        return took, count.value - begun
+
+    pairs = [(cost(paths[0]), cost(paths[1])) for _ in range(rounds)]
+    read_us = statistics.median(own[0] for own, _ in pairs)
+    alone_us = statistics.median(others[0] for _, others in pairs)
+    more = statistics.median(own[0] / others[0] for own, others in pairs)
+    print(f"{row:20} {alone_us:8.0f} us  {read_us:8.0f} us  {more:6.2f}  {sum(own[1] for own, _ in pairs):6}")
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -42,10 +41,8 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where kho.live has its sockets in this test alone; nothing is left there, or open."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    gc.collect()  # What an earlier test left in cycles, tracebacks say, is not this test's to close.
     before = descriptors()
     yield tmp_path / "kho"
-    gc.collect()
     left = [file.name for file in (tmp_path / "kho").iterdir()] if (tmp_path / "kho").is_dir() else []
     assert descriptors() == before
     assert left == [] or all(live_sockets.connect("x") is None for _ in left), left

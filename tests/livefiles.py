@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -102,8 +103,10 @@ def die() -> None:
 def descriptors() -> Counter[str]:
     """What this process has open, and how many of each.
 
-    A `FakeLuo` is a thread of this process: ask it for its sessions first, so that it has closed what nobody holds.
+    What is left in cycles, as tracebacks of earlier tests are, is closed first. A `FakeLuo` is a thread of this
+    process: ask it for its sessions before, so that it has closed what has no user.
     """
+    gc.collect()
     held: Counter[str] = Counter()
     for fd in Path("/proc/self/fd").iterdir():
         with suppress(FileNotFoundError):  # that of the listing

@@ -322,8 +322,8 @@ pub fn open_sources(sources: &[Source]) -> Result<FileMemory> {
 }
 
 /// As [`open_sources`], for packed files and streams that may come to `limit` bytes (if not given, as many as the
-/// environment's [`LIMIT_VARIABLE`](unpack::LIMIT_VARIABLE), or else 2 GiB or 128 times the packed size, of bzip2 and xz 512 MiB or 64 times); `told` is called
-/// with the number of bytes that are unpacked.
+/// environment's [`LIMIT_VARIABLE`](unpack::LIMIT_VARIABLE), or else 2 GiB or 128 times the packed size, of bzip2 and xz
+/// 512 MiB or 64 times); `told` is called with the number of bytes that are unpacked.
 ///
 /// # Errors
 /// As [`open_sources`]; what `told` gives.
