@@ -17,9 +17,10 @@ from typing import Any
 
 import matplotlib as mpl
 
-from kho import KhoError, mapdraw
-from kho.planning import Group, plan
-from kho.simulation import Simulation, simulate
+from kho import KhoError
+from kho.handover import mapdraw
+from kho.sizing.plan import Group, plan
+from kho.sizing.simulate import Simulation, simulate
 from kho.text import size
 
 mpl.use("Agg")

@@ -31,8 +31,8 @@ def main() -> int:
     import man
 
     import kho
-    from kho import mapdraw, memmap
     from kho.doctor import rules
+    from kho.handover import mapdraw, memmap
 
     source = ROOT / "tests" / "data" / CAPTURE / "handover.elf"
     drawn = memmap.build(kho.open(source), kho.Memory.open(source).ranges)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from kho.live import runtime as live_sockets
+from kho.live.handover import sockets as live_sockets
 
 from livefiles import descriptors, folder
 

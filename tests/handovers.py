@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 import kho
-from kho.payload import KhoTest
+from kho.formats import KhoTest
 
 MIB = 1 << 20
 

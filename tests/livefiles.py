@@ -22,7 +22,8 @@ import numpy as np
 
 import kho
 import kho.live
-from kho.live import Candidate, Handle, census
+from kho.live import Candidate, Handle
+from kho.live.handover import registry
 
 SHM = Path("/dev/shm")
 DTYPES = ["|b1", "|u1", "<i2", "<f4", "<c16", "<M8[ns]", "|S3", "<U2", ">i4"]
@@ -244,7 +245,7 @@ def goes_on(old: Channel) -> None:
     generation = old.ask("generation")
     assert old.ask("put", "b", "two") == "put"
     assert old.ask("commit") == generation + 1
-    assert [(row.name, row.pid, row.state) for row in census.holdings()] == [("x", old.pid, "serving")]
+    assert [(row.name, row.pid, row.state) for row in registry.holdings()] == [("x", old.pid, "serving")]
 
 
 def wait_until(true: Callable[[], object], within: float = 20) -> None:

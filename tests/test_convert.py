@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kho
-from kho import image
+from kho.handover import elfcore
 
 import captures
 import handovers
@@ -166,10 +166,10 @@ def test_merged_and_clipped_are_sets(one: list[tuple[int, int]], two: list[tuple
     def points(runs: list[tuple[int, int]]) -> set[int]:
         return {at for start, size in runs for at in range(start, start + size)}
 
-    left, right = image.merged(one), image.merged(two)
+    left, right = elfcore.merged(one), elfcore.merged(two)
     assert points(left) == points(one)
     assert all(sum(a) < b[0] for a, b in pairwise(left))
-    both = image.clipped(left, right)
+    both = elfcore.clipped(left, right)
     assert points(both) == points(one) & points(two)
     assert sum(size for _, size in both) == len(points(both))
 

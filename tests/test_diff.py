@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kho
-from kho.diff import diff, extents_of
+from kho.handover.diff import diff, extents_of
 
 import captures
 import hostile

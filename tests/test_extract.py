@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kho
-from kho import extract
+from kho.handover import extract
 
 import captures
 import hostile

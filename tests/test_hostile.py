@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kho
-from kho.report import describe
+from kho.handover.describe import describe
 
 import captures
 import hostile

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import kho
-from kho.verify import verify
+from kho.handover.verify import verify
 
 import model
 from bounded import bounded

@@ -18,7 +18,7 @@ import pytest
 
 import kho
 import kho.live
-from kho.payload import Live
+from kho.formats import Live
 
 from livefiles import DTYPES, blocks, contents, descriptors
 

@@ -23,8 +23,10 @@ from safetensors.numpy import save_file
 import kho
 import kho.live
 from kho import luo
-from kho.live import Handle, kexec, runtime, server, wire
+from kho.live import Handle
 from kho.live.deadline import GRACE, Deadline
+from kho.live.handover import server, sockets, wire
+from kho.live.transports import kexec
 
 from livefiles import Channel, filled, goes_on, process, service, wait_until
 
@@ -69,7 +71,7 @@ def stops_at(step: int) -> None:
         (wire, "send"),
         (wire, "receive"),
         (wire, "peer"),
-        (runtime, "_lock"),
+        (sockets, "_lock"),
         (server.Owner, "prepare"),
         (server.Owner, "give"),
         (Handle, "look"),
@@ -107,7 +109,7 @@ def locked_directory() -> Iterator[int]:
     """A process that has stopped while it had the runtime directory's lock."""
 
     def holder(line: Channel) -> None:
-        fd = os.open(runtime.folder(), os.O_RDONLY)
+        fd = os.open(sockets.folder(), os.O_RDONLY)
         fcntl.flock(fd, fcntl.LOCK_EX)
         line.say("locked")
         signal.pause()
@@ -206,7 +208,7 @@ def goes_on_soon(old: Channel) -> None:
 
 @pytest.mark.parametrize("timeout", TIMEOUTS)
 def test_a_stopped_holder_delays_no_open(timeout: float) -> None:
-    from kho.live.hold import Holder
+    from kho.live.transports.holder import Holder
 
     def holds(line: Channel) -> None:
         holder = Holder("x", ["/bin/sleep", "60"])
@@ -215,7 +217,7 @@ def test_a_stopped_holder_delays_no_open(timeout: float) -> None:
 
     with process(holds) as holder:
         assert holder.hear() == ["holds"]
-        wait_until((runtime.folder() / "x.sock").exists)
+        wait_until((sockets.folder() / "x.sock").exists)
         with halted(holder.pid):
             assert isinstance(in_time(timeout, lambda: kho.live.open("x", timeout=timeout)), kho.BusyError)
         os.kill(holder.pid, signal.SIGTERM)
@@ -284,7 +286,7 @@ def test_a_process_that_stopped_while_it_filled_an_image_delays_no_open(timeout:
 def test_a_queue_that_is_full_is_waited_at_until_the_timeout() -> None:
     with filled() as old, contextlib.ExitStack() as stack:
         with halted(old.pid), contextlib.suppress(kho.BusyError):
-            while (conn := runtime.connect("x")) is not None:
+            while (conn := sockets.connect("x")) is not None:
                 stack.enter_context(conn)
             raise AssertionError("its queue has no end")
         os.kill(old.pid, signal.SIGSTOP)

@@ -12,7 +12,7 @@ import pytest
 
 import kho
 import kho.live
-from kho.live import inherited
+from kho.live.transports import inherited
 
 pytestmark = pytest.mark.usefixtures("sockets")
 

@@ -15,7 +15,7 @@ import pytest
 
 import kho
 import kho.live
-from kho.live import census
+from kho.live.handover import registry
 
 from command import kho as run
 from livefiles import process, service, wait_until
@@ -38,7 +38,7 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     yield tmp_path / "log"
     assert list(Path("/dev/shm").glob("*held*")) == []
-    census.holdings()
+    registry.holdings()
     assert not (tmp_path / "kho").exists() or list((tmp_path / "kho").iterdir()) == []
 
 
@@ -145,7 +145,7 @@ if len(sys.argv) == 1:
 
 def test_ps_inspect_and_release_of_what_is_held(log: Path) -> None:
     with holding("time.sleep(60)", "--size", "8M") as holder:
-        wait_until(lambda: any(row.generation == 1 for row in census.holdings()))
+        wait_until(lambda: any(row.generation == 1 for row in registry.holdings()))
         (row,) = run("ps", "--json").json["images"]
         assert (row["name"], row["pid"], row["state"], row["objects"]) == ("held", holder.pid, "serving", 1)
         assert (row["size"], row["transport"], row["uid"]) == (8 << 20, "hold", os.geteuid())

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 import kho
 import kho.live
 from kho import _kho
-from kho.live import slots
-from kho.live.slots import Root
-from kho.payload.live import COMPATIBLE, Catalog, Item, decode_catalog, encode_catalog
-from kho.writers import aligned_blocks
+from kho.formats.kernel_write import aligned_blocks
+from kho.formats.live import COMPATIBLE, Catalog, Item, decode_catalog, encode_catalog
+from kho.live.file import header
+from kho.live.file.header import Root
 
 from livefiles import contents, sample
 
@@ -55,13 +55,13 @@ def image_of(content: bytes) -> Iterator[int]:
         os.close(fd)
 
 
-def root_of(content: bytes) -> tuple[slots.Super, Root]:
+def root_of(content: bytes) -> tuple[header.Super, Root]:
     """Superblock and current slot."""
     head = memoryview(content)[:HEAD]
-    sup = slots.read_super(head, len(content))
+    sup = header.read_super(head, len(content))
     word = int.from_bytes(content[sup.word_at : sup.word_at + 8], "little")
     for slot in (0, 1):
-        root = slots.read_root(head, slot, sup)
+        root = header.read_root(head, slot, sup)
         if root is not None and root.fdt_phys == word:
             return sup, root
     raise AssertionError("no root")
@@ -73,7 +73,7 @@ def test_of_every_byte_that_decides_a_flipped_bit_is_refused_or_changes_nothing(
     meta = sup.offset + root.meta_phys - BASE
     blob = [at for at in range(meta, meta + root.meta_bytes) if whole[at]]
     zeros = [at for at in range(meta, meta + root.meta_bytes) if not whole[at]]
-    deciding = [*range(sup.elf_bytes), *range(slots.SUPER_AT, slots.OWNER_AT + 8), *blob, *chance.sample(zeros, 500)]
+    deciding = [*range(sup.elf_bytes), *range(header.SUPER_AT, header.OWNER_AT + 8), *blob, *chance.sample(zeros, 500)]
     with image_of(whole) as fd:
         with kho.live.attach(fd) as reader:
             expected = contents(reader), reader.generation, reader.version
@@ -90,9 +90,9 @@ def test_of_every_byte_that_decides_a_flipped_bit_is_refused_or_changes_nothing(
             os.pwrite(fd, whole[at : at + 1], at)
     assert refused >= {at for at in deciding if at >= meta}
     assert refused >= set(range(sup.elf_bytes)), "the header and the word"
-    current = slots.SLOT_AT[root.generation % 2]
-    assert refused >= set(range(current, current + slots.SLOT_BYTES))
-    assert refused >= set(range(slots.SUPER_AT, slots.SUPER_AT + slots.SUPER_BYTES))
+    current = header.SLOT_AT[root.generation % 2]
+    assert refused >= set(range(current, current + header.SLOT_BYTES))
+    assert refused >= set(range(header.SUPER_AT, header.SUPER_AT + header.SUPER_BYTES))
 
 
 def test_objects_that_were_changed_are_found_by_verify(whole: bytes) -> None:
@@ -120,9 +120,9 @@ def test_a_torn_slot_is_never_what_the_word_leads_to(whole: bytes) -> None:
     sup, root = root_of(whole)
     head = bytearray(whole[:HEAD])
     following = Root(root.generation + 1, BASE, BASE, 4096, 0)
-    slots.write_root(memoryview(head), sup, following)
-    at = slots.SLOT_AT[following.generation % 2]
-    for written in (8, 20, slots.SLOT_BYTES):
+    header.write_root(memoryview(head), sup, following)
+    at = header.SLOT_AT[following.generation % 2]
+    for written in (8, 20, header.SLOT_BYTES):
         content = bytearray(whole)
         content[at : at + written] = head[at : at + written]
         with image_of(bytes(content)) as fd, kho.live.attach(fd) as reader:
@@ -167,7 +167,7 @@ def forged(whole: bytes, blob: bytes, preserved: list[tuple[int, int]], **fields
     content[HEAD + start * 4096 : HEAD + (start + n) * 4096] = meta
     head = memoryview(content)[:HEAD]
     root = Root(old.generation, out.fdt_phys, BASE + start * 4096, len(meta), zlib.crc32(meta))._replace(**fields)
-    slots.write_root(head, sup, root)
+    header.write_root(head, sup, root)
     head[sup.word_at : sup.word_at + 8] = root.fdt_phys.to_bytes(8, "little")
     del head
     return bytes(content)
@@ -275,7 +275,7 @@ def test_a_forged_superblock_cannot_lead_out_of_the_file(whole: bytes) -> None:
         {"elf_bytes": 1 << 20},
     ):
         content = bytearray(whole)
-        slots.write_super(memoryview(content), sup._replace(**fields))
+        header.write_super(memoryview(content), sup._replace(**fields))
         with image_of(bytes(content)) as fd, pytest.raises(kho.FormatError):
             kho.live.attach(fd)
 
@@ -283,11 +283,11 @@ def test_a_forged_superblock_cannot_lead_out_of_the_file(whole: bytes) -> None:
 def test_a_sparse_terabyte_of_metadata_takes_no_memory() -> None:
     with kho.live.open("x", 1 << 40) as h:
         content = os.pread(h.fileno(), HEAD, 0)
-        sup = slots.read_super(memoryview(content), HEAD + (1 << 40))
+        sup = header.read_super(memoryview(content), HEAD + (1 << 40))
         head = bytearray(content)
-        slots.write_root(memoryview(head), sup, Root(2, BASE, BASE, 1 << 40, 0))
+        header.write_root(memoryview(head), sup, Root(2, BASE, BASE, 1 << 40, 0))
         head[sup.word_at : sup.word_at + 8] = BASE.to_bytes(8, "little")
-        os.pwrite(h.fileno(), head[: slots.OWNER_AT], 0)
+        os.pwrite(h.fileno(), head[: header.OWNER_AT], 0)
         with pytest.raises(kho.FormatError, match="bytes of metadata"):
             kho.live.attach(h.fileno())
 
@@ -295,11 +295,11 @@ def test_a_sparse_terabyte_of_metadata_takes_no_memory() -> None:
 @given(st.binary(max_size=600))
 def test_a_journal_of_any_bytes_is_read(raw: bytes) -> None:
     head = bytearray(HEAD)
-    head[slots.JOURNAL_AT : slots.JOURNAL_AT + 16] = (8).to_bytes(8, "little") + len(raw).to_bytes(8, "little")
-    head[slots.JOURNAL_AT + 16 : slots.JOURNAL_AT + 16 + len(raw)] = raw
-    names = slots.Journal(memoryview(head)).names(7)
+    head[header.JOURNAL_AT : header.JOURNAL_AT + 16] = (8).to_bytes(8, "little") + len(raw).to_bytes(8, "little")
+    head[header.JOURNAL_AT + 16 : header.JOURNAL_AT + 16 + len(raw)] = raw
+    names = header.Journal(memoryview(head)).names(7)
     assert all(isinstance(name, str) for name in names)
-    assert slots.Journal(memoryview(head)).names(6) == ()
+    assert header.Journal(memoryview(head)).names(6) == ()
 
 
 @given(st.data())

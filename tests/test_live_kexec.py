@@ -18,8 +18,9 @@ import pytest
 import kho
 import kho.live
 from kho import luo
-from kho.live import kexec, mapping
-from kho.live.kexec import TOKEN, Machine, session_name
+from kho.live.file import mapping
+from kho.live.transports import kexec
+from kho.live.transports.kexec import TOKEN, Machine, session_name
 
 from fake_luo import CLIENT, FakeLuo, opened
 from livefiles import child, contents, descriptors, die, ended, folder

@@ -20,7 +20,8 @@ import pytest
 
 import kho
 import kho.live
-from kho.live import census, runtime, server, wire
+from kho.live.handover import registry, server, wire
+from kho.live.handover import sockets as runtime
 
 from livefiles import Channel, filled, goes_on, process, service, wait_until
 
@@ -233,16 +234,16 @@ def test_without_a_place_for_sockets_an_image_can_be_had_unserved(monkeypatch: p
 def test_any_name_is_a_socket_of_its_own(name: str, sockets: Path) -> None:
     with kho.live.open(name, "4M") as h:
         assert h.served
-        assert [row.name for row in census.holdings()] == [name]
+        assert [row.name for row in registry.holdings()] == [name]
         assert len([file for file in sockets.iterdir() if file.name.endswith(".sock")]) == 1
         assert runtime.connect(name + "x" if len(name) < 9 else "y") is None
         with pytest.raises(kho.NotFoundError, match="nobody has 'nope'"):
-            census.readable("nope")
+            registry.readable("nope")
     assert list(sockets.iterdir()) == []
 
 
 def test_what_a_killed_process_left_is_replaced_and_removed(sockets: Path) -> None:
-    for clean in (lambda: kho.live.open("x", "4M").close(), census.holdings):
+    for clean in (lambda: kho.live.open("x", "4M").close(), registry.holdings):
         with filled() as old:
             old.kill()
         assert (sockets / "x.sock").exists()
@@ -282,7 +283,7 @@ def test_forks_while_successors_come_and_go_disturb_nobody() -> None:
 
 def test_a_path_is_answered_for_if_asked(tmp_path: Path) -> None:
     with kho.live.open("x", "4M", backing=tmp_path / "image", serve=True) as h:
-        assert [(row.name, row.transport) for row in census.holdings()] == [("x", "path")]
+        assert [(row.name, row.transport) for row in registry.holdings()] == [("x", "path")]
         with pytest.raises(kho.BusyError, match="another process has 'x' meanwhile"):
             kho.live.open("x", "4M", backing=tmp_path / "other", serve=True)
         assert h.served

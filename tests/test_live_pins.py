@@ -15,10 +15,11 @@ import pytest
 
 import kho
 import kho.live
-from kho.live import Handle, handle, pins, slots
-from kho.live.pins import Pin
-from kho.live.turns import Change
-from kho.payload.live import Catalog, Item, Retired, decode_catalog, encode_catalog
+from kho.formats.live import Catalog, Item, Retired, decode_catalog, encode_catalog
+from kho.live import Handle, handle
+from kho.live.file import header, pins
+from kho.live.file.pins import Pin
+from kho.live.ownership import Change
 
 from livefiles import child, die, ended, sample
 
@@ -127,7 +128,7 @@ def test_a_child_that_outlives_its_parent_writes_into_nothing_that_is_committed(
 
 def test_more_than_there_is_room_to_note_keeps_everything(image: Path) -> None:
     h = filled(image, "8M")
-    arrays = [h.empty(f"n{i}", 4096) for i in range(slots.Left.MOST + 1)]
+    arrays = [h.empty(f"n{i}", 4096) for i in range(header.Left.MOST + 1)]
     h.close()
     with kho.live.open("x", backing=image) as again:
         with pytest.raises(kho.OutOfMemoryError, match="wait for readers"):
@@ -231,8 +232,8 @@ def test_an_image_of_the_format_before_is_refused_with_the_remedy(image: Path) -
     with image.open("r+b") as file:
         head = bytearray(file.read(8192))
         view = memoryview(head)
-        packed = slots._SUPER.pack(slots.MAGIC, 1, *slots._SUPER.unpack_from(head, slots.SUPER_AT)[2:])
-        view[slots.SUPER_AT : slots.SUPER_AT + slots.SUPER_BYTES] = slots._sealed(packed)
+        packed = header._SUPER.pack(header.MAGIC, 1, *header._SUPER.unpack_from(head, header.SUPER_AT)[2:])
+        view[header.SUPER_AT : header.SUPER_AT + header.SUPER_BYTES] = header._sealed(packed)
         file.seek(0)
         file.write(head)
     with pytest.raises(kho.UnsupportedAbiError, match="format 1, not 2: an older kho wrote it"):

@@ -20,8 +20,11 @@ import pytest
 
 import kho
 import kho.live
-from kho.live import Handle, census, memory, oserrors, runtime, server, successor, wire
-from kho.live.memory import Limit, Places
+from kho.live import Handle, oserrors
+from kho.live.file import memory
+from kho.live.file.memory import Limit, Places
+from kho.live.handover import client, registry, server, wire
+from kho.live.handover import sockets as runtime
 
 from livefiles import Channel, child, descriptors, ended, filled, folder, goes_on, process, service, wait_until
 
@@ -119,7 +122,7 @@ def test_with_any_number_of_descriptors_left_open_works_or_names_the_limit(how: 
         def work() -> None:
             try:
                 if how == "readable":
-                    census.readable("x")
+                    registry.readable("x")
                 elif how == "path":
                     kho.live.open("y", "1M", backing=tmp_path / f"image{free}").close()
                 else:
@@ -333,7 +336,7 @@ def test_a_successor_opens_the_image_itself_where_its_owner_passes_none(passes: 
             assert h.commit() == 1
         del h
         assert descriptors() == before
-    assert successor.MOST_PASSED == 9
+    assert client.MOST_PASSED == 9
 
 
 # Memory cgroups

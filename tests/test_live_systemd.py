@@ -16,7 +16,7 @@ import pytest
 
 import kho
 import kho.live
-from kho.live import inherited
+from kho.live.transports import inherited
 
 from livefiles import Channel, process, service
 

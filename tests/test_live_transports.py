@@ -17,7 +17,8 @@ import pytest
 
 import kho
 import kho.live
-from kho.live import Candidate, census, runtime, server, wire
+from kho.live import Candidate
+from kho.live.handover import registry, server, sockets, wire
 
 from livefiles import Channel, descriptors, die, filled, goes_on, owner, process, service, wait_until
 
@@ -55,7 +56,7 @@ def test_a_successor_finds_the_image_by_its_name_while_its_owner_runs() -> None:
             assert old.ended() == 0
             assert not h.draining()
             assert h.stats()["pinned_bytes"] == 0
-            assert [row.pid for row in census.holdings()] == [os.getpid()]
+            assert [row.pid for row in registry.holdings()] == [os.getpid()]
 
 
 def test_arrays_of_replaced_objects_that_the_old_one_still_shows_stay_whole() -> None:
@@ -129,7 +130,7 @@ def test_many_hand_overs_within_one_process_leave_nothing() -> None:
         assert (descriptors(), threading.active_count()) == before[:2]
         assert os.fstat(h.fileno()).st_blocks * 512 < before[2] * 512 + (64 << 10)
     h.release()
-    assert runtime.connect("x") is None
+    assert sockets.connect("x") is None
 
 
 def test_a_failing_health_check_leaves_the_old_one_serving() -> None:
@@ -219,7 +220,7 @@ def test_of_two_successors_that_race_one_adopts_and_the_other_is_told() -> None:
             assert len(won) == len(lost) == 1, answers
             assert f"process {won[0]} is taking 'x' over from {old.pid}" in lost[0][1]
             assert old.ask("handed over", 5)
-            assert [row.pid for row in census.holdings()] == won
+            assert [row.pid for row in registry.holdings()] == won
 
 
 def test_of_two_successors_that_wait_each_has_its_turn() -> None:
@@ -267,7 +268,7 @@ def dies_at(step: int) -> None:
 
         return call
 
-    for module, name in ((wire, "send"), (wire, "receive"), (runtime, "publish"), (server.Owner, "give")):
+    for module, name in ((wire, "send"), (wire, "receive"), (sockets, "publish"), (server.Owner, "give")):
         setattr(module, name, wrapped(getattr(module, name)))
     candidate: Any = Candidate
     candidate.adopt = wrapped(candidate.adopt)
@@ -323,7 +324,7 @@ def test_an_owner_killed_at_any_step_leaves_its_image_to_who_has_seen_it() -> No
                 h.put("b", b"x")
                 assert h.commit() == h.generation
                 h.verify()
-                assert [row.pid for row in census.holdings()] == [os.getpid()]
+                assert [row.pid for row in registry.holdings()] == [os.getpid()]
             with contextlib.suppress(EOFError):
                 if old.hear() == ["handed over"]:
                     break
@@ -340,9 +341,9 @@ def test_an_owner_that_has_stopped_is_not_waited_for_long(monkeypatch: pytest.Mo
         wait_until(lambda: all(" T " in (task / "stat").read_text() for task in tasks.iterdir()))
         with pytest.raises(kho.BusyError, match=rf"process {old.pid} has not answered 'prepare' for 0.3 s"):
             kho.live.open("x")
-        assert [row.state for row in census.holdings()] == ["silent"]
+        assert [row.state for row in registry.holdings()] == ["silent"]
         os.kill(old.pid, signal.SIGCONT)
-        wait_until(lambda: [row.state for row in census.holdings()] == ["serving"])
+        wait_until(lambda: [row.state for row in registry.holdings()] == ["serving"])
         goes_on(old)
 
 
@@ -354,7 +355,7 @@ def test_a_successor_that_takes_too_long_has_missed_its_turn(stage: str) -> None
 
     with process(impatient) as old:
         assert old.hear() == ["new", 0, []]
-        conn = runtime.connect("x")
+        conn = sockets.connect("x")
         assert conn is not None
         with conn:
             _, (fd,) = wire.ask(conn, {"do": "prepare", "name": "x", "version": "1"}, fds=1)
@@ -376,7 +377,7 @@ def test_who_has_the_lock_is_the_owner_whatever_was_said() -> None:
     for breaks in (False, True):
         with process(impatient) as old:
             assert old.hear() == ["new", 0, []]
-            conn = runtime.connect("x")
+            conn = sockets.connect("x")
             assert conn is not None
             _, (fd,) = wire.ask(conn, {"do": "prepare", "name": "x", "version": "1"}, fds=1)
             wire.ask(conn, {"do": "adopt"})

@@ -21,7 +21,9 @@ from safetensors.numpy import save_file
 
 import kho
 import kho.live
-from kho.live import census, inherited, server, trust
+from kho.live.file import trust
+from kho.live.handover import registry, server
+from kho.live.transports import inherited
 
 from livefiles import SHM, child, descriptors, ended, filled, process
 
@@ -64,7 +66,7 @@ def loaded(path: Path) -> None:
         kho.live.safetensors.load(file, backing=path)
 
 
-WAYS: list[Callable[[Path], object]] = [opened, attached, census.release, loaded]
+WAYS: list[Callable[[Path], object]] = [opened, attached, registry.release, loaded]
 
 
 @contextmanager
@@ -371,7 +373,7 @@ def test_what_an_owner_passes_is_checked_by_who_takes_it() -> None:
         with pytest.raises(kho.UntrustedError, match="of user"):
             kho.live.open("x")
         with pytest.raises(kho.UntrustedError, match="of user"):
-            census.readable("x")
+            registry.readable("x")
         old.say("end")
 
 

@@ -20,8 +20,10 @@ import pytest
 import kho
 import kho.live
 from kho import luo
-from kho.live import Handle, hold, server, successor
-from kho.live.arrays import HARMLESS
+from kho.live import Handle
+from kho.live.file.arrays import HARMLESS
+from kho.live.handover import client, server
+from kho.live.transports import holder
 
 from livefiles import descriptors
 
@@ -254,10 +256,10 @@ def owners(h: Handle) -> Iterator[Any]:
     yield kho.live.attach(h.fileno())
     yield h._image
     yield h._memory
-    yield successor.Predecessor([], [])
-    yield object.__new__(successor.Offer)
+    yield client.Predecessor([], [])
+    yield object.__new__(client.Offer)
     yield object.__new__(server.Server)
-    yield object.__new__(hold.Holder)
+    yield object.__new__(holder.Holder)
     yield object.__new__(luo.Session)
     yield object.__new__(luo.Device)
 

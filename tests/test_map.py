@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kho
-from kho import mapdraw, memmap
-from kho.memmap import Gap, Row, build, merged, without
+from kho.handover import mapdraw, memmap
+from kho.handover.memmap import Gap, Row, build, merged, without
 
 import captures
 import hostile

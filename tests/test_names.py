@@ -12,8 +12,8 @@ from urllib.parse import unquote_to_bytes
 import pytest
 
 import kho
-from kho.payload import Broken, Raw
-from kho.report import describe
+from kho.formats import Broken, Raw
+from kho.handover.describe import describe
 
 import captures
 

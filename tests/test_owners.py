@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import kho
-from kho.owners import HANDLE, Owners, owners
-from kho.payload import Blob, Owned, Payload, base, decode, decoder
+from kho.formats import Blob, Owned, Payload, decode, decoder, registry
+from kho.handover.owners import HANDLE, Owners, owners
 from test_verify import Edit, capture
 
 import captures
@@ -129,7 +129,7 @@ def test_a_decoder_of_others_accounts_for_memory(monkeypatch: pytest.MonkeyPatch
             (phys,) = struct.unpack("<Q", self.blob.read(8))
             yield Owned(self.blob.owner, "ring", (phys, 8192))
 
-    monkeypatch.setattr(base, "_decoders", dict(base._decoders))
+    monkeypatch.setattr(registry, "_decoders", dict(registry._decoders))
     decoder("vendor,ring-v1")(Vendor)
     arena = kho.Arena("64M", scratch="2M,2M,2M")
     out = kho.Outgoing(arena)

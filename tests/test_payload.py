@@ -15,9 +15,10 @@ import pytest
 
 import kho
 from attack import craft
-from kho import extract
-from kho.payload import Blob, Broken, KhoTest, Owned, Payload, Raw, base, decode, decoder, known
-from kho.verify import verify
+from kho.formats import Blob, Broken, KhoTest, Owned, Payload, Raw, decode, decoder, known
+from kho.formats import registry as base
+from kho.handover import extract
+from kho.handover.verify import verify
 
 import captures
 from images import MIB
@@ -70,7 +71,7 @@ def test_a_few_lines_add_a_decoder(registry: dict[str, Any]) -> None:
     widget = inc.payloads["widget"]
     assert isinstance(widget, Widget)
     assert (widget.compatible, widget.serial, widget.state) == ("widgt-1", 7, state)
-    from kho.owners import owners
+    from kho.handover.owners import owners
 
     assert any(row.phys == state and row.owner == "widget" for row in owners(inc).rows)
 

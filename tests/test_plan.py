@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 import kho
 from kho.errors import ParameterError
-from kho.planning import LAYOUTS, LOW, Calibration, Group, Plan, Run, _empty, _occupied, plan, size_of
-from kho.simulation import placed
+from kho.sizing.plan import LAYOUTS, LOW, Calibration, Group, Plan, Run, _empty, _occupied, plan, size_of
+from kho.sizing.simulate import placed
 
 from command import kho as run
 from images import GIB, KIB, MIB, TIB

@@ -11,8 +11,8 @@ import pytest
 import kho
 from kho.cli import simulate as command_module
 from kho.errors import OutOfMemoryError, ParameterError, SourceError
-from kho.planning import LAYOUTS, Calibration
-from kho.simulation import calibrate, simulate
+from kho.sizing.plan import LAYOUTS, Calibration
+from kho.sizing.simulate import calibrate, simulate
 
 from command import kho as run
 from images import GIB, TIB
@@ -81,12 +81,12 @@ def test_a_scale_does_a_part() -> None:
 
 def test_what_does_not_fit_names_a_scale_that_does() -> None:
     with (
-        mock.patch("kho.simulation._available", return_value=80 << 20),
+        mock.patch("kho.sizing.simulate._available", return_value=80 << 20),
         pytest.raises(OutOfMemoryError, match="and 80 MiB are there; a scale of ") as caught,
     ):
         simulate("1T", ["5000000x4K@random"])
     scale = float(str(caught.value).split("a scale of ")[1].split()[0])
-    with mock.patch("kho.simulation._available", return_value=80 << 20):
+    with mock.patch("kho.sizing.simulate._available", return_value=80 << 20):
         assert simulate("1T", ["5000000x4K@random"], scale=scale).as_planned
 
 

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kho
-from kho import findings
-from kho.findings import RULES, Finding
-from kho.payload import KhoTest, MemfdFile
-from kho.verify import verify, verify_fdt
+from kho.formats import KhoTest, MemfdFile
+from kho.handover import rules as findings
+from kho.handover.rules import RULES, Finding
+from kho.handover.verify import verify, verify_fdt
 
 import captures
 import hostile

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kho
-from kho import _kho, verify, writers
+from kho import _kho
 from kho._types import MemfdFolio
-from kho.payload import Luo
-from kho.payload.luo import BLOCK, FILE, SESSION
+from kho.formats import Luo, kernel_write
+from kho.formats.luo import BLOCK, FILE, SESSION
+from kho.handover import verify
 
 import captures
 import handovers
@@ -518,7 +519,7 @@ def summed(parts: list[bytes]) -> int:
 @given(st.lists(st.binary(max_size=64).map(lambda raw: raw.ljust(-(-len(raw) // 4) * 4, b"\0")), max_size=5))
 def test_both_machines_sums_are_one_checksum(parts: list[bytes]) -> None:
     for machine in ("x86_64", "aarch64"):
-        total = writers.csum(parts, machine)
+        total = kernel_write.csum(parts, machine)
         assert 0 <= total < 1 << 32
         assert model.fold(total) % 0xFFFF == summed(parts) % 0xFFFF
         assert (total == 0) == (not any(b"".join(parts)))
@@ -526,9 +527,9 @@ def test_both_machines_sums_are_one_checksum(parts: list[bytes]) -> None:
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_sums_keep_the_zero_that_is_not_0(machine: str) -> None:
-    assert writers.csum([b"\xff" * 8], machine) == (0xFFFFFFFF if machine == "x86_64" else 0xFFFF)
-    assert writers.csum([bytes(8)], machine) == 0
-    assert writers.csum([b"\xff" * (1 << 20)], machine) != 0
+    assert kernel_write.csum([b"\xff" * 8], machine) == (0xFFFFFFFF if machine == "x86_64" else 0xFFFF)
+    assert kernel_write.csum([bytes(8)], machine) == 0
+    assert kernel_write.csum([b"\xff" * (1 << 20)], machine) != 0
 
 
 SIZES = st.one_of(

@@ -24,6 +24,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from . import _moved
 from ._kho import (
     Arena,
     Folio,
@@ -87,27 +88,29 @@ from .errors import (
 )
 from .sources import open
 
+_moved.install()
+
 if TYPE_CHECKING:
     from . import doctor, fdt, live, luo
-    from .conversion import convert
-    from .image import Image, save_elf
-    from .outgoing import Outgoing
-    from .planning import Plan, plan
-    from .simulation import Simulation, simulate
+    from .handover.convert import convert
+    from .handover.elfcore import Image, save_elf
+    from .handover.outgoing import Outgoing
+    from .sizing.plan import Plan, plan
+    from .sizing.simulate import Simulation, simulate
 else:
     _LATE = {
-        "Image": "image",
-        "Outgoing": "outgoing",
-        "Plan": "planning",
-        "Simulation": "simulation",
-        "convert": "conversion",
+        "Image": "handover.elfcore",
+        "Outgoing": "handover.outgoing",
+        "Plan": "sizing.plan",
+        "Simulation": "sizing.simulate",
+        "convert": "handover.convert",
         "doctor": None,
         "fdt": None,
         "live": None,
         "luo": None,
-        "plan": "planning",
-        "save_elf": "image",
-        "simulate": "simulation",
+        "plan": "sizing.plan",
+        "save_elf": "handover.elfcore",
+        "simulate": "sizing.simulate",
     }
     """What is imported when it is first asked for, so that commands start quickly: names, and where they are."""
 

@@ -22,8 +22,8 @@ from kho._kho import FdtPlaceholder as Placeholder
 from kho._kho import FdtWriter as Writer
 
 from .errors import FdtError, ParameterError, SourceError
+from .formats.registry import MOST_FDT
 from .jsontext import exact
-from .payload.base import MOST_FDT
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

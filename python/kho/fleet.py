@@ -114,8 +114,8 @@ class FleetError(KhoError):
 
 def verify_row(source: str, **options: Any) -> Row:
     """Check one source. `options` are those of `kho.verify`. Raises: as `kho.verify`."""
-    from .findings import SEVERITIES
-    from .verify import verify
+    from .handover.rules import SEVERITIES
+    from .handover.verify import verify
 
     found = verify(source, **options)
     counts = {severity: sum(f.severity == severity for f in found) for severity in SEVERITIES}

@@ -57,7 +57,7 @@ from .errors import (
     LuoUnavailableError,
     ParameterError,
 )
-from .luo_out import text, word
+from .formats.luo_write import text, word
 from .owned import Uncopied
 
 __all__ = ["KERNEL", "NAME_BYTES", "PATH", "REQUESTS", "Device", "Request", "Session", "Transport", "available"]

@@ -86,7 +86,7 @@ def open(  # noqa: A001 - kho.open reads like open()
 
 
 def _checked(inc: Incoming) -> Incoming:
-    from .addresses import checked  # imports every decoder
+    from .handover.addresses import checked  # imports every decoder
 
     return checked(inc)
 
@@ -124,7 +124,7 @@ def memory(
     try:
         for i, part in enumerate(parts):
             if isinstance(part, str) and part.startswith(LIVE):
-                from .live.census import readable
+                from .live.handover.registry import readable
 
                 borrowed.append(readable(part.removeprefix(LIVE)))
                 parts[i] = f"/proc/self/fd/{borrowed[-1]}"

@@ -18,8 +18,8 @@ import pytest
 
 import kho
 import kho.live
+from kho.handover.verify import verify
 from kho.live import Candidate, Handle
-from kho.verify import verify
 
 from livefiles import check_described, child, describe, ended, folder, sample
 
@@ -255,7 +255,7 @@ def test_commits_at_any_moment_of_an_attach_do_no_harm(
     monkeypatch: pytest.MonkeyPatch, moment: str, commits: int
 ) -> None:
     """The two moments that matter: between the first look at the slot and the lock, and between that and the second."""
-    from kho.live.pins import Pin
+    from kho.live.file.pins import Pin
 
     take = Pin.take
     with folder() as here, kho.live.open("x", "1M", backing=here / "image") as h:

@@ -22,7 +22,7 @@ import pytest
 import kho
 import kho.live
 from kho.cli import output
-from kho.live.census import Holding
+from kho.live.handover.registry import Holding
 from kho.text import printable
 
 import doctor_hosts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ..conversion import convert
+from ..handover.convert import convert
 from ..sources import open as open_source
 from . import output
 from .options import Number

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from .. import errors
-from ..diff import Change, Diff, Extent, diff
+from ..handover.diff import Change, Diff, Extent, diff
 from ..sources import open as open_source
 from . import output
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .. import extract
+from ..handover import extract
 from . import output
 from .options import Number, read, source_options
 

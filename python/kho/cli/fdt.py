@@ -13,7 +13,7 @@ import click
 from .. import errors
 from .. import fdt as fdts
 from .._kho import Fdt, Incoming
-from ..payload.base import Budget, fdt_at
+from ..formats.registry import Budget, fdt_at
 from ..sources import bare_fdt, memory
 from . import output
 from .options import read, source_options

@@ -9,7 +9,7 @@ import click
 
 from ..errors import ParameterError
 from ..live import size_of
-from ..live.hold import Holder, Restart
+from ..live.transports.holder import Holder, Restart
 from . import output
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .._kho import Incoming, Snapshot
-from ..report import describe
+from ..handover.describe import describe
 from . import output, snapshot
 from .options import read, source_options
 

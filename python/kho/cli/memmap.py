@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from .. import mapdraw
-from ..memmap import KINDS, MemoryMap, Row, build
+from ..handover import mapdraw
+from ..handover.memmap import KINDS, MemoryMap, Row, build
 from ..sources import memory
 from ..text import printable, size
 from . import output

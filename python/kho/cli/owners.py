@@ -11,7 +11,7 @@ import click
 
 from .._kho import Incoming
 from .._types import OwnedRange
-from ..owners import Owners, owners
+from ..handover.owners import Owners, owners
 from . import output
 from .options import read, source_options
 

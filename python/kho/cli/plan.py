@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import click
 
 from ..errors import ParameterError, SourceError
-from ..planning import LAYOUTS, Calibration, Plan, plan, size_of
-from ..simulation import calibrate
+from ..sizing.plan import LAYOUTS, Calibration, Plan, plan, size_of
+from ..sizing.simulate import calibrate
 from ..text import size
 from . import output
 

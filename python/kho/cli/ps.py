@@ -7,7 +7,7 @@ import time
 
 import click
 
-from ..live.census import Holding, holdings
+from ..live.handover.registry import Holding, holdings
 from . import output
 
 

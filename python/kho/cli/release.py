@@ -7,7 +7,7 @@ import sys
 import click
 
 from ..errors import BusyError, ParameterError
-from ..live.census import release
+from ..live.handover.registry import release
 from . import output
 
 

@@ -6,8 +6,8 @@ import sys
 
 import click
 
-from ..planning import LAYOUTS
-from ..simulation import Simulation, calibrate, simulate
+from ..sizing.plan import LAYOUTS
+from ..sizing.simulate import Simulation, calibrate, simulate
 from ..text import size
 from . import output
 from .plan import Size, folio_options, kept, seconds, show_folios

@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from .. import __version__, jsontext
-from ..findings import RULES, SEVERITIES, Finding, Severity, markdown
-from ..verify import verify
+from ..handover.rules import RULES, SEVERITIES, Finding, Severity, markdown
+from ..handover.verify import verify
 from . import output
 from .fleet_options import Fleet, fleet_options
 from .options import Range, read_options

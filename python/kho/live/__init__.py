@@ -62,19 +62,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import BusyError, LuoBusyError, LuoExistsError, ParameterError, SourceError, StaleError
-from ..payload.live import PAGE, Item, check_name
-from . import inherited, successor, transports
-from . import kexec as across
+from ..formats.live import PAGE, Item, check_name
+from . import transports
 from .deadline import Deadline
+from .file.header import HEAD
+from .file.image import LEAST, Image, blank, open_file
+from .file.trust import Policy, Trust, check_descriptor, open_directory, path_of, policy_of
 from .handle import Candidate, Handle
-from .image import LEAST, Image, blank, open_file
-from .inherited import Inherited
-from .inherited import execute as exec  # noqa: A004 - kho.live.exec reads like os.execv
+from .handover import client
+from .handover.client import Ready
 from .oserrors import error_of
 from .reader import Reader
-from .slots import HEAD
-from .successor import Ready
-from .trust import Policy, Trust, check_descriptor, open_directory, path_of, policy_of
+from .transports import inherited
+from .transports import kexec as across
+from .transports.inherited import Inherited
+from .transports.inherited import execute as exec  # noqa: A004 - kho.live.exec reads like os.execv
 
 __all__ = ["Candidate", "Handle", "Item", "Reader", "Trust", "attach", "exec", "open", "transports"]
 
@@ -258,7 +260,7 @@ def _open_named(wanted: Wanted) -> Handle:
                     os.close(came.listener)
                 raise
             listener = came.listener
-        elif (offer := successor.ask(name, wanted.version, deadline)) is not None:
+        elif (offer := client.ask(name, wanted.version, deadline)) is not None:
             with offer:
                 if offer.store:
                     handle = _inherited(Inherited(offer.keep(), None, None, "hold"), wanted)

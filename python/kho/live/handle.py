@@ -18,17 +18,17 @@ from ..errors import (
     OutOfMemoryError,
     StaleError,
 )
-from ..payload.live import PAGE, Catalog, Item, Retired, check_name, nbytes_of
-from . import pins, slots
-from .arrays import View, dtype_of, make_readonly, plain_array, plain_bytes, shaped
-from .image import LEAST_METADATA, MOST_METADATA, Image, State, build, meta_zone, no_memory
-from .mapping import Mapping, allocate, punch
-from .memory import Meter, huge_pool
+from ..formats.live import PAGE, Catalog, Item, Retired, check_name, nbytes_of
+from .file import header, pins
+from .file.allocator import Runs
+from .file.arrays import View, dtype_of, make_readonly, plain_array, plain_bytes, shaped
+from .file.header import HEAD, Journal, Root
+from .file.image import LEAST_METADATA, MOST_METADATA, Image, State, build, meta_zone, no_memory
+from .file.mapping import Mapping, allocate, punch
+from .file.memory import Meter, huge_pool
 from .oserrors import error_of
+from .ownership import Change, Pinned, Turns, _owners
 from .reader import Reader, run_of
-from .runs import Runs
-from .slots import HEAD, Journal, Root
-from .turns import Change, Pinned, Turns, _owners
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import numpy as np
     from typing_extensions import Buffer
 
-    from .successor import Predecessor
+    from .handover.client import Predecessor
 
 ALIGN = (2 << 20) // PAGE
 """Pages that large objects begin at a multiple of: huge pages, and few folios."""
@@ -142,10 +142,10 @@ class Handle(Turns):
         self._kept = 0
         """Pages of `_pinned` that others than this process keep."""
         self._map_pages = LEAST_METADATA
-        slots.retire(self._bytes, state.root.generation)
+        header.retire(self._bytes, state.root.generation)
         self._journal = Journal(self._bytes)
         self._journal.clear()
-        self._bytes[slots.OWNER_AT : slots.OWNER_AT + 8] = self._pid.to_bytes(8, "little")
+        self._bytes[header.OWNER_AT : header.OWNER_AT + 8] = self._pid.to_bytes(8, "little")
         retired = {(run.phys, run.pages): run for run in state.catalog.retired}
         if predecessor is not None:
             for start, n in predecessor.pinned:
@@ -176,7 +176,7 @@ class Handle(Turns):
         self._keep_reserve((0, 0), punching=False)
         now = self.generation
         if self._others(pins.WRITERS, now, now + 1):
-            left = slots.Left(self._bytes).runs(now)
+            left = header.Left(self._bytes).runs(now)
             for start, n in list(self._runs.gaps()) if left is None else left:
                 if n and self._is_free(start, n):  # and not accounted for already, or noted twice
                     self._runs.take(start, n)
@@ -562,18 +562,18 @@ class Handle(Turns):
                 if item.generation == root.generation and item.nbytes:
                     self._memory.flush(item.phys - sup.base, item.nbytes)
             self._memory.flush(at, len(meta))
-        slots.write_root(self._bytes, sup, root)
+        header.write_root(self._bytes, sup, root)
         self._flush_head()
         self._bytes[sup.word_at : sup.word_at + 8].cast("Q")[0] = root.fdt_phys
         self._flush_head()
 
     def _flush_head(self) -> None:
         if self._image.path is not None:
-            self._head.flush(0, slots.JOURNAL_AT)
+            self._head.flush(0, header.JOURNAL_AT)
 
     def _committed(self, before: State, now: State, zone: tuple[int, int]) -> None:
         """Follow the image: retire the slot before, give back what only that generation referred to and none reads."""
-        slots.retire(self._bytes, now.root.generation)
+        header.retire(self._bytes, now.root.generation)
         changes, self._changes = self._changes, {}
         self._state = now
         for name, change in changes.items():
@@ -615,7 +615,7 @@ class Handle(Turns):
             image = self._image
             self._end_session()
             if self.stored:
-                from .inherited import store
+                from .transports.inherited import store
 
                 store(self.name, None)
             if image.path is not None and image.still_there():
@@ -623,7 +623,7 @@ class Handle(Turns):
             # Without its magic it is blank, and can be made anew where the descriptor is all there is.
             taken = os.fstat(image.fd).st_blocks
             self._bytes[:8].cast("Q")[0] = 0
-            self._bytes[: slots.JOURNAL_END] = bytes(slots.JOURNAL_END)
+            self._bytes[: header.JOURNAL_END] = bytes(header.JOURNAL_END)
             for start, n in self._unseen():
                 self._punch(start, n)
             # The head stays, 64 KiB: who looks at it must not find a hole.

@@ -12,12 +12,12 @@ from types import TracebackType
 from typing import Self
 
 from ..errors import FormatError, NotFoundError, NotOwnerError, SchemaError
+from ..formats.live import PAGE, Item
 from ..owned import Uncopied
-from ..payload.live import PAGE, Item
-from .arrays import View, shaped
-from .image import Image, State
-from .mapping import Mapping
-from .pins import Pin
+from .file.arrays import View, shaped
+from .file.image import Image, State
+from .file.mapping import Mapping
+from .file.pins import Pin
 
 Exporter = ctypes.Array[ctypes.c_ubyte]
 

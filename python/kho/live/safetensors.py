@@ -32,14 +32,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from ..errors import BusyError, FormatError, KhoError, ParameterError, SourceError, StaleError, UntrustedError
-from ..payload.live import MOST_DIMENSIONS, MOST_NAME, PAGE
-from . import attach, memory
+from ..formats.live import MOST_DIMENSIONS, MOST_NAME, PAGE
+from . import attach
 from . import open as open_image
 from .deadline import Deadline
+from .file import memory
+from .file.trust import Trust, path_of, private_directory, same_file
 from .handle import ALIGN, Handle
 from .oserrors import error_of
 from .reader import Reader
-from .trust import Trust, path_of, private_directory, same_file
 
 if TYPE_CHECKING:
     import numpy as np

@@ -43,9 +43,9 @@ pub(crate) struct Subtree {
 }
 crate::assert_object_alignment!(Subtree);
 
-/// What a function of `kho.payload` makes of a handover: decoders are Python, in a registry that others add to.
+/// What a function of `kho.formats` makes of a handover: decoders are Python, in a registry that others add to.
 fn decoded<'py>(inc: &Bound<'py, PyIncoming>, function: &str) -> PyResult<Bound<'py, PyAny>> {
-    inc.py().import("kho.payload")?.getattr(function)?.call1((inc,))
+    inc.py().import("kho.formats")?.getattr(function)?.call1((inc,))
 }
 
 fn options(
@@ -346,7 +346,7 @@ impl PyIncoming {
     /// Write an ELF core of the handover, or of all memory.
     #[pyo3(signature = (path, *, everything=false))]
     fn save(slf: &Bound<'_, Self>, path: &Bound<'_, PyAny>, everything: bool) -> PyResult<()> {
-        let image = slf.py().import("kho.image")?.getattr("Image")?.call1((slf,))?;
+        let image = slf.py().import("kho.handover.elfcore")?.getattr("Image")?.call1((slf,))?;
         let given = PyDict::new(slf.py());
         given.set_item("everything", everything)?;
         image.call_method("save", (path,), Some(&given))?;
@@ -384,7 +384,7 @@ impl PyIncoming {
         Ok(dict)
     }
 
-    /// Every subtree's payload, decoded: name to `kho.payload.Payload`.
+    /// Every subtree's payload, decoded: name to `kho.formats.Payload`.
     #[getter]
     fn payloads<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         decoded(slf, "payloads")

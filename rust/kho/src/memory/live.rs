@@ -1,6 +1,6 @@
 //! Images of running services (`kho.live`): a reader locks the generation that it reads, and the image's owner keeps it.
 //!
-//! `python/kho/live/pins.py` has the protocol, `python/kho/live/slots.py` the layout; both say why it is sound. Here is the
+//! `python/kho/live/file/pins.py` has the protocol, `python/kho/live/file/header.py` the layout; both say why it is sound. Here is the
 //! reader's part, for everything that opens such a file as a core. What is opened shows one generation for as long as it is
 //! open, however often the owner commits: the word that leads to the committed root FDT is that of the generation that is
 //! locked.

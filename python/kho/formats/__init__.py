@@ -1,0 +1,87 @@
+"""What hangs off a handover: a decoder per `compatible`, in one registry that others add to.
+
+>>> from kho.payload import Blob, Payload, decoder
+>>>
+>>> @decoder("vendor,widget-v1")
+... class Widget(Payload):
+...     def __init__(self, blob: Blob) -> None:
+...         super().__init__(blob)
+...         self.serial = int.from_bytes(blob.read(8), "little")
+
+A package installs its decoders with the entry point group `kho.decoders`; each entry names a module that registers
+them, or a `Payload` class, the entry's name being the compatible.
+"""
+
+from __future__ import annotations
+
+from .._kho import Incoming
+from ..errors import FormatError, NotFoundError
+from .kernel import KhoTest, Metadata, Region, ReserveMem
+from .live import Live
+from .luo import Luo, MemfdFile, Session
+from .registry import Blob, Broken, Budget, Owned, Payload, Raw, decode, decoder, known, subtree
+
+__all__ = [
+    "Blob",
+    "Broken",
+    "Budget",
+    "KhoTest",
+    "Live",
+    "Luo",
+    "MemfdFile",
+    "Metadata",
+    "Owned",
+    "Payload",
+    "Raw",
+    "Region",
+    "ReserveMem",
+    "Session",
+    "decode",
+    "decoder",
+    "known",
+    "luo_of",
+    "metadata_of",
+    "payloads",
+    "reserve_mem_of",
+    "subtree",
+]
+
+
+def payloads(inc: Incoming) -> dict[str, Payload]:
+    """Decode every subtree of the root: name to payload (`Incoming.payloads`)."""
+    budget = Budget(inc)
+    return {name: subtree(inc, name, budget) for name in inc.subtrees}
+
+
+def luo_of(inc: Incoming) -> Luo:
+    """Decode the subtree `LUO` (`Incoming.luo`). Raises: NotFoundError; FormatError if it cannot be decoded."""
+    payload = subtree(inc, "LUO")
+    if not isinstance(payload, Luo):
+        raise _refusal(payload)
+    return payload
+
+
+def metadata_of(inc: Incoming) -> Metadata:
+    """Decode the subtree `kexec-metadata` (`Incoming.metadata`). Raises: as `luo_of`."""
+    payload = subtree(inc, "kexec-metadata")
+    if not isinstance(payload, Metadata):
+        raise _refusal(payload)
+    return payload
+
+
+def reserve_mem_of(inc: Incoming) -> dict[str, Region]:
+    """Give the `reserve_mem=` regions by name (`Incoming.reserve_mem`); none without the subtree `memblock`."""
+    try:
+        payload = subtree(inc, "memblock")
+    except NotFoundError:
+        return {}
+    if not isinstance(payload, ReserveMem):
+        raise _refusal(payload)
+    return payload.regions
+
+
+def _refusal(payload: Payload) -> Exception:
+    """Make the error for a payload that is not what its name promises."""
+    if isinstance(payload, Broken):
+        return payload.error
+    return FormatError(f"{payload.blob.owner} at {payload.blob.phys:#x}: unknown compatible {payload.compatible!r}")

@@ -1,0 +1,347 @@
+"""Payloads as the kernel writes them: page lists, memfds, reserve_mem regions, metadata, the kernel's test vector.
+
+What is here lays out bytes and preserves pages; `kho.Outgoing` calls it, and keeps what it needs to undo it. Layouts
+are those of ABI section 6; pages are allocated and preserved in the order in which the kernel does it.
+"""
+
+from __future__ import annotations
+
+import struct
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from .. import _kho
+from .._types import MemfdFolio
+from ..errors import KhoError, MisalignedError, ParameterError, StaleError
+from .kernel import KhoTest, Metadata
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = [
+    "Blocks",
+    "Holding",
+    "aligned_blocks",
+    "blocks_of",
+    "csum",
+    "kho_test_fdt",
+    "memblock_fdt",
+    "memfd",
+    "metadata",
+    "vmalloc",
+]
+
+VM_ALLOC = 1
+"""`kho_vmalloc.flags`: ordinary pages (KHO_VMALLOC_ALLOC)."""
+VM_HUGE = 2
+"""`kho_vmalloc.flags`: huge mappings (KHO_VMALLOC_HUGE_VMAP)."""
+DIRTY_UPTODATE = 3
+"""Flags of a memfd's folio: dirty, and up to date."""
+VMALLOC = struct.Struct("<QIHH")
+"""`struct kho_vmalloc { u64 first; u32 total_pages; u16 flags; u16 order; }`"""
+MEMFD = {1: struct.Struct("<QQQ16s"), 2: struct.Struct("<QQIIQ16s")}
+"""`struct memfd_luo_ser` by version: pos, size, (seals, flags,) nr_folios, folios."""
+FLAGS_SHIFT = 52
+"""A memfd folio's first word: `u64 pfn:52, flags:12`."""
+NULL_VMALLOC = bytes(VMALLOC.size)
+
+Blocks = list[int]
+"""Addresses of blocks of pages, in the order of the area they make up."""
+
+
+class Holding:
+    """Memory that one payload has preserved, taken back as one.
+
+    As a context manager it takes everything back if the block raises. It does not keep its handover alive.
+    """
+
+    def __init__(self, out: _kho.Outgoing, places: deque[int] | None = None) -> None:
+        self._out = weakref.ref(out)
+        self.arena = out.arena
+        self.page_size = out.arena.page_size
+        self._places = places
+        self._preserved: list[tuple[int, int]] = []
+        self._allocated: list[int] = []
+
+    def page(self, order: int = 0, *, zero: bool = True) -> _kho.Folio:
+        """Allocate and preserve a folio, zeroed unless its owner fills it (kho_alloc_preserve).
+
+        Raises: OutOfMemoryError; PageStateError for a chosen place that is in use.
+        """
+        place = self._places.popleft() if self._places else None
+        folio = self.arena.alloc(order) if place is None else self.arena.alloc_at(place, order)
+        self._allocated.append(folio.phys)
+        if zero:
+            memoryview(folio)[:] = bytes(folio.nbytes)
+        self.keep(folio.phys, 1 << order)
+        return folio
+
+    def range(self, start: int, nr_pages: int) -> None:
+        """Allocate and preserve one particular range of pages, zeroed. Raises: PageStateError."""
+        pfn = start // self.page_size
+        for head, order in aligned_blocks(pfn, pfn + nr_pages):
+            folio = self.arena.alloc_at(head * self.page_size, order)
+            self._allocated.append(folio.phys)
+            memoryview(folio)[:] = bytes(folio.nbytes)
+        self.keep(start, nr_pages)
+
+    def keep(self, phys: int, nr_pages: int) -> None:
+        """Preserve pages that are allocated. Raises: as `Outgoing.preserve_pages`."""
+        if self._owner().preserve_pages(phys, nr_pages):
+            self._preserved.append((phys, nr_pages))
+
+    def _owner(self) -> _kho.Outgoing:
+        out = self._out()
+        if out is None:
+            raise StaleError("the handover is gone")
+        return out
+
+    def release(self, out: _kho.Outgoing | None = None) -> None:
+        """Unpreserve what this preserved, and free what it allocated.
+
+        Args: out: the handover, where it is being dropped.
+        Raises: FinalizedError. Nothing is left to do the second time.
+        """
+        out = self._owner() if out is None else out
+        while self._preserved:
+            out.unpreserve_pages(*self._preserved[-1])
+            self._preserved.pop()
+        while self._allocated:
+            self.arena.free(self._allocated.pop())
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Take everything back after an exception."""
+        if kind is not None:
+            self.release()
+
+
+def aligned_blocks(pfn: int, end: int) -> Iterator[tuple[int, int]]:
+    """Split a range of pages as the kernel does, greedily: (pfn, order) of naturally aligned blocks."""
+    while pfn < end:
+        order = (end - pfn).bit_length() - 1
+        if pfn:
+            order = min(order, (pfn & -pfn).bit_length() - 1)
+        yield pfn, order
+        pfn += 1 << order
+
+
+def blocks_of(hold: Holding, data: Buffer | Iterable[_kho.Folio | int], order: int = 0) -> tuple[Blocks, int, int]:
+    """Put data into folios of one order, or take the folios there are; all are preserved.
+
+    Args: data: bytes, for which folios are allocated, or allocated folios of one order. order: for bytes; folios say
+        theirs.
+    Returns: the blocks, their order, and how many bytes there are.
+    Raises: ParameterError for folios of several orders; OutOfMemoryError; PageStateError.
+    """
+    view = _view(data)
+    if view is not None:
+        return [folio.phys for folio in _filled(hold, view, order)], order, view.nbytes
+    blocks: Blocks = []
+    orders = set()
+    for given in _folios(data):
+        folio = hold.arena.folio(given) if isinstance(given, int) else given
+        hold.keep(folio.phys, folio.nr_pages)
+        blocks.append(folio.phys)
+        orders.add(folio.order)
+    if len(orders) > 1:
+        raise ParameterError(f"vmalloc: folios of orders {sorted(orders)}, where all blocks of an area have one")
+    order = orders.pop() if orders else order
+    return blocks, order, len(blocks) * (hold.page_size << order)
+
+
+def _view(data: object) -> memoryview | None:
+    """Give the bytes of a buffer; None for what is none, or is folios."""
+    if isinstance(data, _kho.Folio):
+        return None
+    try:
+        return memoryview(data).cast("B")  # type: ignore[arg-type]  # which is what is being found out
+    except TypeError:
+        return None
+
+
+def _folios(data: Any) -> Iterable[Any]:
+    return [data] if isinstance(data, _kho.Folio) else data
+
+
+def _filled(hold: Holding, view: memoryview, order: int) -> Iterator[_kho.Folio]:
+    """Copy bytes once, into folios of their own; the rest of the last is zeros."""
+    size = hold.page_size << order
+    for at in range(0, view.nbytes, size):
+        piece = view[at : at + size]
+        folio = hold.page(order, zero=False)
+        target = memoryview(folio)
+        target[: piece.nbytes] = piece
+        if piece.nbytes < size:
+            target[piece.nbytes :] = bytes(size - piece.nbytes)
+        yield folio
+
+
+def vmalloc(hold: Holding, blocks: Blocks, order: int = 0, flags: int = VM_ALLOC) -> bytes:
+    """List blocks in preserved chunks (kho_preserve_vmalloc); the `struct kho_vmalloc`, 16 bytes, zeros without blocks.
+
+    As in the kernel, a chunk that has become full is followed by another, even if that stays empty.
+    Raises: OutOfMemoryError; ParameterError for more than 2^32 pages.
+    """
+    if not blocks:
+        return NULL_VMALLOC
+    if len(blocks) << order >= 1 << 32:
+        raise ParameterError(f"vmalloc: {len(blocks) << order} pages, where 2^32 - 1 can be counted")
+    most = hold.page_size // 8 - 1
+    first = previous = hold.page()
+    for at in range(0, len(blocks), most):
+        chunk = previous if at == 0 else _following(hold, previous)
+        part = blocks[at : at + most]
+        memoryview(chunk)[8 : 8 + 8 * len(part)] = struct.pack(f"<{len(part)}Q", *part)
+        previous = chunk
+    if len(blocks) % most == 0:
+        _following(hold, previous)
+    return VMALLOC.pack(first.phys, len(blocks) << order, flags, order)
+
+
+def _following(hold: Holding, previous: _kho.Folio) -> _kho.Folio:
+    chunk = hold.page()
+    memoryview(previous)[:8] = struct.pack("<Q", chunk.phys)
+    return chunk
+
+
+def memfd(
+    hold: Holding,
+    version: int,
+    data: Buffer | Iterable[_kho.Folio | MemfdFolio],
+    *,
+    pos: int,
+    size: int | None,
+    seals: int,
+    order: int,
+) -> int:
+    """Write a memfd: `struct memfd_luo_ser`, its folios, and their list in a vmalloc area (mm/memfd_luo.c).
+
+    Args: as `Outgoing.add_memfd`. version: of the structure, 1 or 2.
+    Returns: the structure's address.
+    """
+    if version == 1 and seals:
+        raise ParameterError(f"memfd: seals {seals:#x}, which memfd-v1 has no place for")
+    header = hold.page()
+    view = _view(data)
+    records: list[MemfdFolio]
+    if view is None:
+        records = list(_listed(hold, data))
+        bare = max((r.index + (1 << r.order) for r in records), default=0) * hold.page_size
+        size = bare if size is None else size
+    else:
+        made = enumerate(_filled(hold, view, order))
+        records = [MemfdFolio(folio.phys, order, i << order, DIRTY_UPTODATE) for i, folio in made]
+        size = view.nbytes if size is None else size
+    packed = bytearray(16 * len(records))
+    for at, record in enumerate(records):
+        word = record.phys // hold.page_size | record.flags << FLAGS_SHIFT
+        struct.pack_into("<QQ", packed, 16 * at, word, record.index)
+    blocks, _, _ = blocks_of(hold, packed)
+    fields = (pos, size, seals, 0, len(records)) if version == 2 else (pos, size, len(records))
+    layout = MEMFD[version]
+    try:
+        memoryview(header)[: layout.size] = layout.pack(*fields, vmalloc(hold, blocks))
+    except struct.error as error:
+        raise ParameterError(f"memfd: pos {pos}, size {size}, seals {seals}: {error}") from error
+    return header.phys
+
+
+def _listed(hold: Holding, data: object) -> Iterator[MemfdFolio]:
+    """Preserve the folios a caller has; one that does not say where in the file it lies follows the one before it."""
+    index = 0
+    for given in _folios(data):
+        if isinstance(given, MemfdFolio):
+            record = given
+        elif isinstance(given, _kho.Folio):
+            record = MemfdFolio(given.phys, given.order, index, DIRTY_UPTODATE)
+        else:
+            raise ParameterError(f"memfd: {given!r} is no folio")
+        if record.phys % (hold.page_size << record.order):
+            raise MisalignedError(f"memfd: folio at {record.phys:#x} is not aligned to its order, {record.order}")
+        hold.keep(record.phys, 1 << record.order)
+        index = record.index + (1 << record.order)
+        yield record
+
+
+def memblock_fdt(regions: dict[str, tuple[int, int]]) -> bytes:
+    """Write the blob of the subtree `memblock`: (start, size) by name (prepare_kho_fdt, mm/memblock.c)."""
+    w = _kho.FdtWriter(1 << 16)
+    with w.node():
+        w.property_str("compatible", "memblock-v1")
+        for name, (start, size) in regions.items():
+            with w.node(name):
+                w.property_str("compatible", "reserve-mem-v1")
+                w.property_u64("start", start)
+                w.property_u64("size", size)
+    return w.finish()
+
+
+def metadata(previous_release: str, kexec_count: int) -> bytes:
+    """Write the blob of the subtree `kexec-metadata`: 73 bytes (struct kho_kexec_metadata).
+
+    Raises: ParameterError for a release beyond 64 bytes, a count beyond 32 bits.
+    """
+    release = previous_release.encode()
+    if len(release) > 64 or b"\0" in release:
+        raise ParameterError(f"kexec-metadata: {previous_release!r} is no release of at most 64 bytes")
+    if not 0 <= kexec_count < 1 << 32:
+        raise ParameterError(f"kexec-metadata: {kexec_count} kexecs, where 32 bits count them")
+    return Metadata.LAYOUT.pack(1, release, kexec_count)
+
+
+def kho_test_fdt(folios: Sequence[tuple[int, int]], csum: int, listed: bytes | None) -> bytes:
+    """Write the blob of the subtree `kho_test` (kho_test_prepare_fdt, lib/test_kho.c).
+
+    Args: listed: the `struct kho_vmalloc` of the folios' list; None for the array itself, as Linux 6.16 has it.
+    """
+    w = _kho.FdtWriter(1 << 20)
+    with w.node():
+        w.property_str("compatible", "kho-test-v1")
+        w.property_u32("magic", KhoTest.MAGIC)
+        with w.node("data"):
+            w.property_u32("nr_folios", len(folios))
+            w.property("folios_info", folio_words(folios) if listed is None else listed)
+            w.property_u32("csum", csum)
+    return w.finish()
+
+
+def folio_words(folios: Sequence[tuple[int, int]]) -> bytes:
+    """Pack `phys | order` of each folio, 8 bytes."""
+    return struct.pack(f"<{len(folios)}Q", *(phys | order for phys, order in folios))
+
+
+def csum(folios: Iterable[Buffer], machine: str = "x86_64") -> int:
+    """Sum folios as `csum_partial` does, each with the sum of those before it.
+
+    x86_64 keeps a one's-complement sum of 32-bit words; other machines fold each folio to 16 bits and add these up
+    (lib/checksum.c). Both fold to the same 16 bits.
+    """
+    total = 0
+    for folio in folios:
+        view = memoryview(folio).cast("B")
+        modulus = 0xFFFFFFFF if machine == "x86_64" else 0xFFFF
+        words = sum(int.from_bytes(view[at : at + 65536], "little") % modulus for at in range(0, view.nbytes, 65536))
+        if words == 0 and bytes(view).count(0) == view.nbytes:
+            continue
+        # Zero has two forms; only nothing but zeros sums to the one that is 0.
+        total += words % modulus or modulus
+        total = (total & 0xFFFFFFFF) + (total >> 32)
+    return total
+
+
+def give_back(holdings: Iterable[Holding], out: _kho.Outgoing) -> None:
+    """Release what can be released: of a handover that is gone, in an arena that may have another owner."""
+    for holding in holdings:
+        try:
+            holding.release(out)
+        except KhoError:
+            continue

@@ -1,0 +1,334 @@
+"""LUO in the making: sessions, files and FLBs, laid out when a handover is finalized (kernel/liveupdate/luo_*.c).
+
+The pages come when the kernel takes them: LUO's own and the FLBs' first, a session's block with the session, its files'
+block with its first file. The addresses that lead to them, and the counts, are written by `seal` and taken back by
+`unseal`: until the kexec is under way, LUO lists nothing.
+"""
+
+from __future__ import annotations
+
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .. import _kho
+from ..errors import ExistsError, NotFoundError, ParameterError
+from .kernel_write import Holding
+from .luo import BLOCK, FILE, FLB, SESSION, FileEntry, Flb, LuoV5
+
+__all__ = ["LuoOut", "LuoV1Out", "LuoV5Out"]
+
+
+@dataclass
+class OutFile:
+    """A file that was added, with the memory its writer holds."""
+
+    entry: FileEntry
+    holding: Holding | None
+
+
+@dataclass
+class OutSession:
+    """A session that was added."""
+
+    name: str
+    files: dict[int, OutFile] = field(default_factory=dict)
+    blocks: list[Holding] = field(default_factory=list)
+    """What its file entries lie in: a page each in luo-v5, one array in luo-v1."""
+    at: list[int] = field(default_factory=list)
+    """Addresses of these."""
+
+
+def text(what: str, value: str, size: int) -> bytes:
+    """Encode a C string for `size` chars, NUL included. Raises: ParameterError."""
+    raw = value.encode()
+    if not raw or len(raw) >= size or b"\0" in raw:
+        raise ParameterError(f"{what} {value!r}: 1 to {size - 1} bytes are needed")
+    return raw
+
+
+def word(what: str, value: int) -> int:
+    """Check a 64-bit word. Raises: ParameterError."""
+    if not 0 <= value < 1 << 64:
+        raise ParameterError(f"{what} {value}: 64 bits hold it")
+    return value
+
+
+class LuoOut(ABC):
+    """What both versions have: the books."""
+
+    memfd_version: int
+
+    def __init__(self, hold: Callable[[], Holding], liveupdate_num: int) -> None:
+        self._hold = hold
+        self.liveupdate_num = word("liveupdate_num", liveupdate_num)
+        self.sessions: dict[str, OutSession] = {}
+        self.flbs: dict[str, Flb] = {}
+        with hold() as own:
+            self._own = own
+            self.page_size = own.page_size
+            self._arena = own.arena
+            self._set_up()
+
+    # What differs
+
+    phys: int
+    """Where the subtree's blob lies."""
+    size: int
+    """Bytes of the blob."""
+
+    @abstractmethod
+    def _set_up(self) -> None: ...
+
+    @abstractmethod
+    def _room_for_sessions(self, n: int) -> None: ...
+
+    @abstractmethod
+    def _room_for_files(self, session: OutSession, n: int) -> None: ...
+
+    @abstractmethod
+    def seal(self) -> None:
+        """Write every list, and what leads to them."""
+
+    @abstractmethod
+    def unseal(self) -> None:
+        """Take back what leads to the lists."""
+
+    # What is common
+
+    def add_session(self, name: str) -> OutSession:
+        """Add a session without files. Raises: ExistsError; ParameterError for a name beyond 63 bytes."""
+        text("session name", name, 64)
+        if name in self.sessions:
+            raise ExistsError(f"session {name!r} exists")
+        self._room_for_sessions(len(self.sessions) + 1)
+        made = self.sessions[name] = OutSession(name)
+        return made
+
+    def session(self, name: str) -> OutSession:
+        """Find a session. Raises: NotFoundError."""
+        try:
+            return self.sessions[name]
+        except KeyError:
+            raise NotFoundError(f"no session {name!r}") from None
+
+    def add_file(self, name: str, token: int, compatible: str, write: Callable[[], tuple[int, Holding | None]]) -> int:
+        """Add a file to a session, which is made if there is none; what its `data` will be.
+
+        Args: write: makes the payload and gives its address, once there is room for the entry.
+        Raises: ExistsError for a token given twice; ParameterError.
+        """
+        text("compatible", compatible, 48)
+        word("token", token)
+        new = name not in self.sessions
+        session = self.add_session(name) if new else self.sessions[name]
+        try:
+            if token in session.files:
+                raise ExistsError(f"session {name!r} has a file {token:#x} already")
+            self._room_for_files(session, len(session.files) + 1)
+            data, holding = write()
+            session.files[token] = OutFile(FileEntry(compatible, word("data", data), token), holding)
+        except BaseException:
+            if new:
+                self.remove_session(name)
+            else:
+                self._room_for_files(session, len(session.files))
+            raise
+        return data
+
+    def remove_file(self, name: str, token: int) -> None:
+        """Remove a file and give its memory back. Raises: NotFoundError, FinalizedError."""
+        session = self.session(name)
+        if token not in session.files:
+            raise NotFoundError(f"session {name!r} has no file {token:#x}")
+        holding = session.files[token].holding
+        if holding is not None:
+            holding.release()
+        del session.files[token]
+        self._room_for_files(session, len(session.files))
+
+    def remove_session(self, name: str) -> None:
+        """Remove a session with its files. Raises: as `remove_file`."""
+        session = self.session(name)
+        for token in list(session.files):
+            self.remove_file(name, token)
+        self._room_for_files(session, 0)
+        del self.sessions[name]
+        self._room_for_sessions(len(self.sessions))
+
+    def add_flb(self, name: str, data: int, count: int) -> None:
+        """Add file-lifecycle-bound data. Raises: ExistsError; ParameterError beyond what the page holds."""
+        text("FLB name", name, 48)
+        if name in self.flbs:
+            raise ExistsError(f"FLB {name!r} exists")
+        most = (self.page_size - BLOCK.size) // FLB.size
+        if len(self.flbs) == most:
+            raise ParameterError(f"FLB {name!r}: the page of the FLBs holds {most}")
+        self.flbs[name] = Flb(name, word("data", data), word("count", count))
+
+    def remove_flb(self, name: str) -> None:
+        """Remove file-lifecycle-bound data. Raises: NotFoundError."""
+        if self.flbs.pop(name, None) is None:
+            raise NotFoundError(f"no FLB {name!r}")
+
+    def holdings(self) -> Iterator[Holding]:
+        """Everything that is held."""
+        for session in self.sessions.values():
+            yield from (file.holding for file in session.files.values() if file.holding is not None)
+            yield from session.blocks
+        yield self._own
+
+    def release(self) -> None:
+        """Give everything back. Raises: FinalizedError."""
+        for name in list(self.sessions):
+            self.remove_session(name)
+        self._own.release()
+
+    def _write(self, phys: int, header: bytes, entries: Sequence[bytes], room: int) -> None:
+        self._arena.write(phys, (header + b"".join(entries)).ljust(room, b"\0"))
+
+    def _session_entry(self, session: OutSession) -> bytes:
+        files = session.at[0] if session.files else 0
+        return SESSION.pack(session.name.encode(), files, len(session.files))
+
+    def _file_entries(self, session: OutSession) -> list[bytes]:
+        entries = (file.entry for file in session.files.values())
+        return [FILE.pack(entry.compatible.encode(), entry.data, entry.token) for entry in entries]
+
+    def _write_flbs(self, phys: int) -> None:
+        entries = [FLB.pack(flb.name.encode(), flb.data, flb.count) for flb in self.flbs.values()]
+        self._write(phys, BLOCK.pack(1, len(entries)), entries, self.page_size)
+
+
+class LuoV5Out(LuoOut):
+    """Linux 7.2 and 7.3: a packed struct that leads to chained blocks, a page each."""
+
+    memfd_version = 2
+    size = LuoV5.LAYOUT.size
+
+    def _set_up(self) -> None:
+        self.phys = self._own.page().phys
+        self._flbs = self._own.page().phys
+        self._blocks: list[Holding] = []
+        self._at: list[int] = []
+        self.unseal()
+
+    def _room_for_sessions(self, n: int) -> None:
+        self._room(self._blocks, self._at, SESSION, n)
+
+    def _room_for_files(self, session: OutSession, n: int) -> None:
+        self._room(session.blocks, session.at, FILE, n)
+
+    def _most(self, layout: struct.Struct) -> int:
+        return (self.page_size - BLOCK.size) // layout.size
+
+    def _room(self, blocks: list[Holding], at: list[int], layout: struct.Struct, n: int) -> None:
+        """Have as many blocks as `n` entries take."""
+        wanted = -(-n // self._most(layout))
+        while len(blocks) > wanted:
+            blocks[-1].release()
+            blocks.pop()
+            at.pop()
+        while len(blocks) < wanted:
+            with self._hold() as hold:
+                at.append(hold.page().phys)
+                blocks.append(hold)
+
+    def _list(self, at: list[int], layout: struct.Struct, entries: list[bytes]) -> int:
+        """Write entries into their blocks; the first one's address."""
+        most = self._most(layout)
+        for i, phys in enumerate(at):
+            part = entries[i * most : (i + 1) * most]
+            following = at[i + 1] if i + 1 < len(at) else 0
+            self._write(phys, BLOCK.pack(following, len(part)), part, self.page_size)
+        return at[0] if at else 0
+
+    def seal(self) -> None:
+        """Write every list, then the addresses of the first blocks."""
+        for session in self.sessions.values():
+            self._list(session.at, FILE, self._file_entries(session))
+        sessions = self._list(self._at, SESSION, [self._session_entry(s) for s in self.sessions.values()])
+        self._write_flbs(self._flbs)
+        self._write_head(sessions, self._flbs)
+
+    def unseal(self) -> None:
+        """Lead nowhere."""
+        self._write_head(0, 0)
+
+    def _write_head(self, sessions: int, flbs: int) -> None:
+        self._arena.write(self.phys, LuoV5.LAYOUT.pack(b"luo-v5", self.liveupdate_num, sessions, flbs))
+
+    def holdings(self) -> Iterator[Holding]:
+        """Everything that is held."""
+        yield from self._blocks
+        yield from super().holdings()
+
+
+class LuoV1Out(LuoOut):
+    """Linux 6.19 to 7.1: an FDT that leads to contiguous arrays of fixed room."""
+
+    memfd_version = 1
+    SESSION_ORDER = 4
+    """LUO_SESSION_PGCNT is 16."""
+    FILE_ORDER = 2
+    """LUO_FILE_PGCNT is 4."""
+    COUNT = struct.Struct("<Q")
+
+    def _set_up(self) -> None:
+        self.phys = self._own.page().phys
+        self._sessions = self._own.page(self.SESSION_ORDER).phys
+        self._flbs = self._own.page().phys
+        w = _kho.FdtWriter(self.page_size)
+        with w.node():
+            w.property_str("compatible", "luo-v1")
+            w.property_u64("liveupdate-number", self.liveupdate_num)
+            with w.node("luo-session"):
+                w.property_str("compatible", "luo-session-v2")
+                w.property_u64("luo-session-header", self._sessions)
+            with w.node("luo-flb"):
+                w.property_str("compatible", "luo-flb-v1")
+                w.property_u64("luo-flb-header", self._flbs)
+        blob = w.finish()
+        self.size = len(blob)
+        self._arena.write(self.phys, blob)
+        self.unseal()
+
+    def _room_for_sessions(self, n: int) -> None:
+        most = ((self.page_size << self.SESSION_ORDER) - self.COUNT.size) // SESSION.size
+        if n > most:
+            raise ParameterError(f"{n} sessions: the array of luo-v1 holds {most}")
+
+    def _room_for_files(self, session: OutSession, n: int) -> None:
+        most = (self.page_size << self.FILE_ORDER) // FILE.size
+        if n > most:
+            raise ParameterError(f"session {session.name!r}: {n} files, the array of luo-v1 holds {most}")
+        if n and not session.blocks:
+            with self._hold() as hold:
+                session.at.append(hold.page(self.FILE_ORDER).phys)
+                session.blocks.append(hold)
+        if not n and session.blocks:
+            session.blocks[0].release()
+            session.blocks.clear()
+            session.at.clear()
+
+    def seal(self) -> None:
+        """Write every array, then the counts."""
+        for session in self.sessions.values():
+            if session.files:
+                self._write(session.at[0], b"", self._file_entries(session), self.page_size << self.FILE_ORDER)
+        entries = [self._session_entry(session) for session in self.sessions.values()]
+        room = self.page_size << self.SESSION_ORDER
+        self._write(self._sessions, self.COUNT.pack(len(entries)), entries, room)
+        self._write_flbs(self._flbs)
+
+    def unseal(self) -> None:
+        """Count nothing."""
+        self._arena.write(self._sessions, self.COUNT.pack(0))
+        self._arena.write(self._flbs, BLOCK.pack(1, 0))
+
+
+def luo_out(abi: str, hold: Callable[[], Holding], **given: Any) -> LuoOut:
+    """Make the version that goes with an ABI of KHO (ABI section 1)."""
+    return (LuoV5Out if abi == "kho-v4" else LuoV1Out)(hold, **given)

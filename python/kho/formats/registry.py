@@ -1,0 +1,285 @@
+"""Payloads, the registry of their decoders, and what becomes of those nobody knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from .. import errors
+from .._kho import Fdt, Incoming, Memfd, Vmalloc
+
+if TYPE_CHECKING:
+    from ..handover.rules import Finding
+
+
+FDT_MAGIC = b"\xd0\x0d\xfe\xed"
+MOST_FDT = 2 << 20
+"""Bytes of a devicetree; no kernel boots with a larger one (MAX_FDT_SIZE of arm64)."""
+
+
+class Owned(NamedTuple):
+    """Memory that a payload accounts for: one of a byte range, a page list, a file."""
+
+    owner: str
+    """Whose it is, for people: `session vm-1, file 0x10`."""
+    what: str
+    """What of it: `data`, `folio list`, `block`."""
+    memory: tuple[int, int] | Vmalloc | Memfd
+    """`(phys, nbytes)`, the blocks of a vmalloc area, or the folios of a memfd."""
+
+
+class Budget:
+    """What the decoders of one run over a handover may read and make, all of them together.
+
+    An image can lead to one list from many places; a limit for each place alone would bound nothing. The limits go
+    with the bytes of the image (`Incoming.room`).
+    """
+
+    def __init__(self, inc: Incoming) -> None:
+        self._objects = self.most_objects = inc.room("objects")
+        self._fdt_bytes = inc.room("fdt_bytes")
+        self.most_fdt = min(self._fdt_bytes, max(MOST_FDT, inc.room("held") // 64))
+        """Bytes of one devicetree."""
+        self._page = inc.page_size
+        self._taken: set[int] = set()
+        """Numbers of pages that hold a list."""
+
+    def take_objects(self, count: int, what: str) -> None:
+        """Use up entries of lists. Raises: FormatError once there are more than an image of this size can hold."""
+        if count > self._objects:
+            raise errors.FormatError(
+                f"{what}: {count} entries, with which there are more than the {self.most_objects} that an image of "
+                "this size can plausibly hold"
+            )
+        self._objects -= count
+
+    def take_fdt(self, nbytes: int, what: str) -> None:
+        """Use up bytes of devicetrees. Raises: FormatError as `take_objects`."""
+        if nbytes > min(self._fdt_bytes, self.most_fdt):
+            raise errors.FormatError(
+                f"{what}: a devicetree of {nbytes} bytes: that, or all of them together, is more than an image of this "
+                f"size can plausibly hold ({self.most_fdt} each)"
+            )
+        self._fdt_bytes -= nbytes
+
+    def take_memory(self, phys: int, nbytes: int, what: str) -> None:
+        """Take the pages of a list. Raises: FormatError if another list has one of them."""
+        for page in range(phys // self._page, -(-(phys + nbytes) // self._page)):
+            if page in self._taken:
+                raise errors.FormatError(
+                    f"{what} at {phys:#x}: a list has the page at {page * self._page:#x} already: a cycle, or a "
+                    "shared page"
+                )
+            self._taken.add(page)
+
+
+@dataclass(frozen=True)
+class Blob:
+    """What a decoder is given: a place in a handover."""
+
+    inc: Incoming
+    compatible: str
+    """What it says it is; empty if it does not say."""
+    phys: int
+    size: int | None
+    """Bytes, if known."""
+    owner: str
+    """Whose it is, for people: `subtree LUO`, `session vm-1, file 0x10`."""
+    shared: Budget | None = field(default=None, repr=False, compare=False)
+    """What decoders of one run may use up together; None for a run of its own."""
+
+    def read(self, n: int | None = None, offset: int = 0) -> bytes:
+        """Copy `n` bytes from `offset`; all of them when `n` is not given.
+
+        Raises: ParameterError if there is no size to read up to; FormatError for a size beyond what the image holds;
+            OutsideMemoryError.
+        """
+        if n is None:
+            if self.size is None:
+                raise errors.ParameterError(f"{self.owner} at {self.phys:#x}: its size is not known")
+            n = max(self.size - offset, 0)
+            check_size(self.inc, n, f"{self.owner} at {self.phys:#x}")
+        return self.inc.read(self.phys + offset, n)
+
+    @cached_property
+    def budget(self) -> Budget:
+        """What this decoder may use up."""
+        return self.shared or Budget(self.inc)
+
+    def fdt(self) -> Fdt:
+        """Read the blob as a devicetree, its size checked before.
+
+        Raises: ParameterError without a size; FormatError for more than an image of this size can hold; FdtError;
+            OutsideMemoryError.
+        """
+        if self.size is None:
+            raise errors.ParameterError(f"{self.owner} at {self.phys:#x}: its size is not known")
+        return fdt_at(self.inc, self.phys, self.size, f"{self.owner} at {self.phys:#x}", self.budget)
+
+
+def check_size(inc: Incoming, nbytes: int, what: str) -> None:
+    """Check a size before that many bytes are read. Raises: FormatError for more than the files hold, zeros aside."""
+    most = inc.room("held") + MOST_FDT
+    if nbytes > most:
+        raise errors.FormatError(f"{what}: {nbytes} bytes, where the image holds {most - MOST_FDT}")
+
+
+def fdt_at(inc: Incoming, phys: int, size: int, what: str, budget: Budget) -> Fdt:
+    """Read the devicetree in `size` bytes at `phys`, no further than its `totalsize`. Raises: as `Blob.fdt`."""
+    head = inc.read(phys, min(size, 8))
+    total = int.from_bytes(head[4:8], "big")
+    nbytes = min(size, max(total, 40)) if head.startswith(FDT_MAGIC) else min(size, 40)
+    budget.take_fdt(nbytes, what)
+    return Fdt(inc.read(phys, nbytes))
+
+
+class Payload:
+    """Something that was decoded. A subclass reads its blob in `__init__` and raises FormatError where it cannot."""
+
+    def __init__(self, blob: Blob) -> None:
+        self.blob = blob
+
+    @property
+    def compatible(self) -> str:
+        """The compatible it was decoded by."""
+        return self.blob.compatible
+
+    def describe(self) -> dict[str, Any]:
+        """Give what is in it, as data for JSON."""
+        return {}
+
+    def owned(self) -> Iterator[Owned]:
+        """Account for memory beyond the blob itself."""
+        return iter(())
+
+    def findings(self) -> Iterator[Finding]:
+        """Say what is wrong with it."""
+        return iter(())
+
+    def read(self, n: int | None = None, offset: int = 0) -> bytes:
+        """Copy `n` bytes of the contents from `offset`, where the payload is a file.
+
+        Raises: FormatError for a payload without contents: of a kind that has none, that has no decoder, or whose
+            decoder refused it.
+        """
+        raise errors.FormatError(
+            f"{self.blob.owner} at {self.blob.phys:#x}: {self.compatible!r} has no contents that kho knows of; "
+            "`payload.blob.read(n)` reads the memory there"
+        )
+
+    def malformed(self, why: str) -> errors.FormatError:
+        """Make the error for a blob that cannot be what it says."""
+        return errors.FormatError(f"{self.blob.owner} at {self.blob.phys:#x}: {why}")
+
+
+class Raw(Payload):
+    """A blob nobody has a decoder for, shown as it is."""
+
+    SHOWN = 64
+
+    def describe(self) -> dict[str, Any]:
+        """Give the first bytes in hex."""
+        nbytes = self.SHOWN if self.blob.size is None else min(self.blob.size, self.SHOWN)
+        try:
+            return {"raw": self.blob.read(nbytes).hex()}
+        except errors.KhoError as error:
+            return {"error": str(error)}
+
+
+class Broken(Payload):
+    """A blob whose decoder refused it."""
+
+    def __init__(self, blob: Blob, error: errors.KhoError) -> None:
+        super().__init__(blob)
+        self.error = error
+
+    def read(self, n: int | None = None, offset: int = 0) -> bytes:
+        """Raise what the decoder raised."""
+        raise self.error
+
+    def describe(self) -> dict[str, Any]:
+        """Give the reason."""
+        return {"error": str(self.error)}
+
+
+_decoders: dict[str, Callable[[Blob], Payload]] = {}
+_Class = TypeVar("_Class", bound=Callable[[Blob], Payload])
+
+
+def decoder(*compatibles: str) -> Callable[[_Class], _Class]:
+    """Register a `Payload` class (or function that makes one) for these compatibles."""
+
+    def register(make: _Class) -> _Class:
+        for compatible in compatibles:
+            _decoders[compatible] = make
+        return make
+
+    return register
+
+
+@cache
+def _load_entry_points() -> None:
+    """Import what other packages registered; one that fails is left out, with a warning."""
+    from importlib.metadata import entry_points
+
+    for entry in entry_points(group="kho.decoders"):
+        try:
+            loaded = entry.load()
+        except Exception as error:  # noqa: BLE001 - somebody else's code; the rest must still work
+            import warnings
+
+            warnings.warn(f"kho.decoders: {entry.name} ({entry.value}) cannot be loaded: {error}", stacklevel=2)
+        else:
+            if isinstance(loaded, type) and issubclass(loaded, Payload):
+                _decoders.setdefault(entry.name, loaded)
+
+
+def known() -> list[str]:
+    """List the compatibles that have a decoder."""
+    _load_entry_points()
+    return sorted(_decoders)
+
+
+def decode(blob: Blob) -> Payload:
+    """Decode a blob by its compatible: `Raw` if nobody knows it, `Broken` if its decoder refuses it."""
+    _load_entry_points()
+    try:
+        return _decoders.get(blob.compatible, Raw)(blob)
+    except errors.KhoError as error:
+        return Broken(blob, error)
+
+
+def subtree(inc: Incoming, name: str, budget: Budget | None = None) -> Payload:
+    """Decode a subtree of the root. Raises: NotFoundError; FormatError for a malformed node.
+
+    Args: budget: what all that is decoded in one run may use up.
+    """
+    budget = budget or Budget(inc)
+    found = inc.retrieve_subtree(name)
+    owner = f"subtree {name}"
+    blob = Blob(inc, "", found.phys, found.size, owner, budget)
+    blob = replace(blob, compatible=_compatible(blob, name))
+    return decode(blob)
+
+
+def _compatible(blob: Blob, name: str) -> str:
+    """Find out what a subtree's blob says it is: an FDT's compatible, or the string a packed struct begins with.
+
+    kexec-metadata says nothing and goes by its name.
+    """
+    _load_entry_points()
+    try:
+        head = blob.inc.read(blob.phys, 8 if blob.size is None else min(blob.size, 8))
+    except errors.OutsideMemoryError:
+        return name
+    if head.startswith(FDT_MAGIC) and blob.size is not None:
+        try:
+            return blob.fdt().root.str("compatible")
+        except errors.KhoError:
+            return name
+    text = head.split(b"\0")[0]
+    if text.decode("ascii", "replace") in _decoders:
+        return text.decode("ascii")
+    return name

@@ -1,0 +1,133 @@
+"""A handover as data: what `kho inspect` shows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
+
+from .. import errors
+from .._kho import Incoming
+from ..formats import Broken, KhoTest, Live, Luo, MemfdFile, Metadata, Payload, Raw, ReserveMem, payloads
+from .extract import Allowance, memory_content, sha256_of
+
+__all__ = ["describe"]
+
+MOST_FOLIOS = 1 << 16
+"""More folios than this are listed only in full reports."""
+MOST_BYTES = 1 << 30
+"""More bytes than this are digested only in full reports."""
+
+
+def lists_folios(inc: Incoming, *, full: bool) -> bool:
+    """Say whether a report lists every folio: if they are few, or in full reports no more than the image can hold.
+
+    Eight folios take a byte of a bitmap, so that a small image can preserve billions.
+    """
+    return inc.nr_folios <= (max(MOST_FOLIOS, inc.room("items")) if full else MOST_FOLIOS)
+
+
+def describe(inc: Incoming, *, full: bool = False) -> dict[str, Any]:
+    """Describe a handover: format, map, folios, scratch, and every payload.
+
+    Addresses are integers. Lists of more than 65,536 folios and digests of more than 1 GiB are left out unless `full`.
+    Then more folios than an image of this size can plausibly hold are given as runs: `folio_runs`, as
+    [phys, order, number of folios]. What cannot be decoded is described by its error, not raised.
+    """
+    decoded = payloads(inc)
+    report: dict[str, Any] = {
+        "compatible": inc.compatible,
+        "kernels": inc.kernels,
+        "page_size": inc.page_size,
+        "page_size_why": inc.page_size_why,
+        "certainty": inc.certainty,
+        "fdt_phys": inc.fdt_phys,
+        "other_fdts": inc.others,
+        "preserved_memory_map": inc.preserved_memory_map,
+        "metadata_pages": inc.metadata_pages,
+        "nr_folios": inc.nr_folios,
+        "preserved_bytes": inc.preserved_bytes,
+        "folios_by_order": {str(order): count for order, count in inc.folios_by_order.items()},
+        "pages_outside": inc.pages_outside,
+        "subtrees": _subtrees(inc, decoded, full),
+        "malformed_subtrees": inc.malformed_subtrees,
+    }
+    if inc.placement is not None:
+        report["placement"] = inc.placement._asdict()
+    if inc.bitmap_bytes is not None:
+        report["bitmap_bytes"] = inc.bitmap_bytes
+        report["bitmap_bytes_why"] = inc.bitmap_bytes_why
+    if inc.scratch is not None:
+        report["scratch"] = [list(area) for area in inc.scratch]
+        report["scratch_phys"] = inc.scratch_phys
+    if lists_folios(inc, full=full):
+        folios = inc.folios
+        report["folios"] = [list(folio) for folio in folios]
+        report["folios_sha256"] = _folios_digest(memoryview(folios).cast("B"))
+    elif full:
+        report["folio_runs"] = folio_runs(inc)
+    for payload in decoded.values():
+        match payload:
+            case KhoTest():
+                report["kho_test"] = payload.describe()
+            case ReserveMem():
+                report |= payload.describe()
+            case Metadata():
+                report["kexec_metadata"] = payload.describe()
+            case Live():
+                report["live"] = payload.describe()
+            case Luo():
+                report["luo"] = payload.describe()
+                _add_digests(payload, report["luo"], full)
+    return report
+
+
+def folio_runs(inc: Incoming) -> list[list[int]]:
+    """List runs of folios as [phys, order, number of folios], as many as an image of this size has room for."""
+    tracker, page = inc.tracker(), inc.page_size
+    runs = ([pfn * page, order, n] for order in inc.folios_by_order for pfn, n in tracker.runs(order))
+    return list(islice(runs, inc.room("items")))
+
+
+def _subtrees(inc: Incoming, decoded: Mapping[str, Payload], full: bool) -> dict[str, dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = {}
+    allowance = Allowance(inc)
+    for name, subtree in inc.subtrees.items():
+        row: dict[str, Any] = {"phys": subtree.phys, "size": subtree.size}
+        if subtree.size is not None and (full or subtree.size <= MOST_BYTES):
+            try:
+                row["sha256"] = sha256_of(memory_content(inc, name, subtree.phys, subtree.size), allowance=allowance)
+            except errors.KhoError as error:
+                row["error"] = str(error)
+        payload = decoded[name]
+        if isinstance(payload, Raw | Broken):
+            row |= payload.describe()
+        rows[name] = row
+    return rows
+
+
+def _add_digests(luo: Luo, described: dict[str, Any], full: bool) -> None:
+    """Add the digest of every file's contents to its row."""
+    left = MOST_BYTES
+    allowance = Allowance(luo.blob.inc)
+    for session, rows in zip(luo.all_sessions, described["sessions"], strict=True):
+        for entry, row in zip(session.entries, rows["files"], strict=True):
+            file = session.files.decode(entry)
+            if not isinstance(file, MemfdFile):
+                continue
+            data = file.memfd.data_bytes
+            if full or data <= left:
+                left -= data
+                try:
+                    row["sha256"] = sha256_of(file, allowance=allowance)
+                except errors.KhoError as error:
+                    row["error"] = str(error)
+
+
+def _folios_digest(records: memoryview) -> str:
+    """Digest folios as `<QI` (phys, order): the first 12 bytes of each 16-byte record."""
+    digest = hashlib.sha256()
+    for at in range(0, len(records), 16):
+        digest.update(records[at : at + 12])
+    return digest.hexdigest()

@@ -1,0 +1,349 @@
+"""A handover by address: which memory is preserved, for whom, and how densely; as rows of cells to be drawn.
+
+    spans (by owner) -> boundaries -> rows that have any, cells in each -> text, or a picture (`kho.mapdraw`)
+
+Where nothing begins or ends there is nothing to see, so that a map of 16 TiB is as short as one of 16 MiB.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from .. import errors
+from .._kho import Incoming, Memfd, Vmalloc
+from ..formats import Owned
+
+__all__ = ["KINDS", "Cell", "Gap", "MemoryMap", "Row", "Span", "build", "spans_of"]
+
+KINDS = {
+    "file": "file data",
+    "region": "reserve_mem",
+    "payload": "other payload",
+    "metadata": "FDTs and lists",
+    "unclaimed": "preserved, nobody's",
+    "scratch": "scratch",
+}
+"""What memory can be, with a name for people."""
+TOP = 1 << 64
+MOST_ROWS = 2048
+"""Rows of a map; each has up to `columns` cells."""
+Interval = tuple[int, int]
+"""(start, end), end not included."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Memory of one owner: `intervals` ascending, disjoint, not adjoining."""
+
+    kind: str
+    """A key of `KINDS`."""
+    owner: str
+    intervals: list[Interval]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in all."""
+        return sum(end - start for start, end in self.intervals)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Part of a row: bytes by kind."""
+
+    bytes_of: dict[str, int]
+    ram: bool
+    """Whether any of it is in this memory; True if that is not known."""
+
+    @property
+    def kind(self) -> str | None:
+        """The kind that has most of it; None if nobody has any."""
+        return max(self.bytes_of, key=lambda kind: self.bytes_of[kind]) if self.bytes_of else None
+
+    def density(self, nbytes: int) -> float:
+        """Give how full the cell is, 0 to 1; `nbytes` is its size."""
+        return min(sum(self.bytes_of.values()) / nbytes, 1.0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """`nbytes` from `phys`, in cells of equal size."""
+
+    phys: int
+    nbytes: int
+    cells: list[Cell]
+    owners: list[tuple[str, int]]
+    """Who has memory here, and how many bytes; the largest first."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """`nbytes` from `phys` in which nothing begins or ends."""
+
+    phys: int
+    nbytes: int
+    kind: str | None
+    """What all of it is; None where nothing is preserved."""
+    owner: str
+    ram: int | None
+    """Bytes of it that are in this memory; None if that is not known."""
+
+
+@dataclass(frozen=True)
+class MemoryMap:
+    """The rows, ascending, with gaps between."""
+
+    page_size: int
+    row_bytes: int
+    cell_bytes: int
+    lines: list[Row | Gap]
+    spans: list[Span] = field(repr=False)
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """Bytes by kind, kinds that occur only, in the order of `KINDS`."""
+        found = {kind: sum(span.nbytes for span in self.spans if span.kind == kind) for kind in KINDS}
+        return {kind: nbytes for kind, nbytes in found.items() if nbytes}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give the map as data for JSON: owners with their intervals, and the totals."""
+        spans = [{"kind": span.kind, "owner": span.owner, "intervals": span.intervals} for span in self.spans]
+        return {"page_size": self.page_size, "totals": self.totals, "spans": spans}
+
+
+# Intervals
+
+
+def merged(intervals: Iterable[Interval]) -> list[Interval]:
+    """Sort, and make one of those that overlap or adjoin."""
+    found: list[Interval] = []
+    start = end = -1
+    for first, last in sorted(intervals):
+        if first > end:
+            if start < end:
+                found.append((start, end))
+            start, end = first, last
+        elif last > end:
+            end = last
+    if start < end:
+        found.append((start, end))
+    return found
+
+
+def without(intervals: Iterable[Interval], others: Sequence[Interval]) -> list[Interval]:
+    """Give what of `intervals` is not in `others`; both as from `merged`."""
+    return list(_without(intervals, others))
+
+
+def _without(intervals: Iterable[Interval], others: Sequence[Interval]) -> Iterator[Interval]:
+    at = 0
+    for start, end in intervals:
+        while at < len(others) and others[at][1] <= start:
+            at += 1
+        i = at
+        while i < len(others) and others[i][0] < end:
+            if others[i][0] > start:
+                yield start, others[i][0]
+            start = max(start, others[i][1])
+            i += 1
+        if start < end:
+            yield start, end
+
+
+# Who has what
+
+
+def spans_of(inc: Incoming) -> list[Span]:
+    """Say whose all memory is that a handover speaks of, ascending by first address.
+
+    What payloads account for, the root FDT and the blobs of subtrees (with all of the folio they begin), scratch, and
+    what is preserved and nobody accounts for. Payloads that cannot be decoded account for nothing.
+    """
+    page = inc.page_size
+    room = left = inc.room("items")
+    found: dict[tuple[str, str], list[Interval]] = defaultdict(list)
+
+    def add(kind: str, owner: str, phys: int, nbytes: int) -> None:
+        if phys < TOP and nbytes > 0:
+            found[kind, owner].append((phys - phys % page, min(-(-(phys + nbytes) // page) * page, TOP)))
+
+    add("metadata", "root FDT", inc.fdt_phys, page)
+    for name, blob in inc.subtrees.items():
+        order = inc.order_at(blob.phys // page * page)
+        add("metadata", f"subtree {name}", blob.phys, max(blob.size or page, 0 if order is None else page << order))
+    for payload in inc.payloads.values():
+        try:
+            for owned in payload.owned():
+                for phys, nbytes in islice(_memory(owned, page, room), max(left, 0)):
+                    left -= 1
+                    add(_kind(owned), owned.owner, phys, nbytes)
+        except errors.KhoError:
+            continue  # what it does not account for shows as nobody's
+    for i, (phys, nbytes) in enumerate(inc.scratch or []):
+        add("scratch", "scratch, " + (("low memory", "global")[i] if i < 2 else f"node {i - 2}"), phys, nbytes)
+    _count_once(found, page)
+    spans = [Span(kind, owner, merged(intervals)) for (kind, owner), intervals in found.items()]
+
+    claimed = merged(interval for span in spans if span.kind != "scratch" for interval in span.intervals)
+    preserved = ((pfn * page, (pfn + pages) * page) for pfn, pages in inc.tracker().extents())
+    rest = list(islice(_without(preserved, claimed), room))
+    if rest:
+        spans.append(Span("unclaimed", "nobody", rest))
+    return sorted((span for span in spans if span.intervals), key=lambda span: span.intervals[0])
+
+
+def _count_once(found: dict[tuple[str, str], list[Interval]], page: int) -> None:
+    """Take away from each interval of more than a page what an earlier one, by address, has already.
+
+    Structures may share a page, but no kernel hands over a larger range twice; an image that lists one range for many
+    owners would be drawn as many times.
+    """
+    reach = 0
+    kept: dict[tuple[str, str], list[Interval]] = {owner: [] for owner in found}
+    every = [(start, end, owner) for owner, some in found.items() if owner[0] != "scratch" for start, end in some]
+    every.sort(key=lambda interval: interval[:2])
+    for start, end, owner in every:
+        first = start if end - start <= page else max(start, min(reach, end))
+        if first < end:
+            kept[owner].append((first, end))
+        reach = max(reach, end)
+    found.update((owner, some) for owner, some in kept.items() if owner[0] != "scratch")
+
+
+def _memory(owned: Owned, page: int, room: int) -> Iterator[tuple[int, int]]:
+    """Yield what memory an account names, as (phys, nbytes)."""
+    memory = owned.memory
+    if isinstance(memory, Vmalloc):
+        yield from ((chunk, page) for chunk in memory.chunks)
+        yield from ((block, page << memory.order) for block in memory.blocks)
+    elif isinstance(memory, Memfd):
+        yield from memory.memory_runs(room)
+    else:
+        yield memory
+
+
+def _kind(owned: Owned) -> str:
+    if isinstance(owned.memory, Memfd):
+        return "file"
+    if owned.what == "region":
+        return "region"
+    return "payload" if owned.what in ("folio", "area") else "metadata"
+
+
+# Rows and cells
+
+
+def build(
+    inc: Incoming,
+    ranges: Sequence[tuple[int, int]] | None = None,
+    *,
+    columns: int = 64,
+    rows: int = 32,
+    row_bytes: int | None = None,
+) -> MemoryMap:
+    """Lay a handover out by address.
+
+    Args:
+        ranges: (phys, size) of what memory there is (`Memory.ranges`); None if that is not known.
+        columns: cells in a row, a power of two.
+        rows: how many rows with a boundary in them there may be; as few bytes as that allows are in a row.
+        row_bytes: bytes in a row, a power of two and at least a page a cell, instead of what `rows` leads to.
+
+    Raises: ParameterError.
+
+    """
+    smallest = columns * inc.page_size
+    for what, value, least in (("columns", columns, 1), ("row_bytes", row_bytes or smallest, smallest)):
+        if value < least or value & (value - 1):
+            raise errors.ParameterError(f"{what} {value}: not a power of two of at least {least}")
+    spans = spans_of(inc)
+    size = row_bytes or smallest
+    indices = sorted({edge // size for span in spans for start, end in span.intervals for edge in (start, end - 1)})
+    while row_bytes is None and len(indices) > max(rows, 1) and size < TOP:
+        size *= 2
+        indices = sorted({index >> 1 for index in indices})
+    if len(indices) > MOST_ROWS:
+        raise errors.ParameterError(f"row_bytes {row_bytes}: {len(indices)} rows, where {MOST_ROWS} can be drawn")
+    ram = None if ranges is None else merged((phys, phys + nbytes) for phys, nbytes in ranges)
+    drawn = _rows(spans, ram, indices, size, size // columns)
+    return MemoryMap(inc.page_size, size, size // columns, _with_gaps(drawn, spans, ram, size), spans)
+
+
+def _rows(
+    spans: list[Span], ram: list[Interval] | None, indices: list[int], row_bytes: int, cell_bytes: int
+) -> list[Row]:
+    """Count the bytes of each kind in each cell of the rows at `indices`."""
+    columns = row_bytes // cell_bytes
+    cells: dict[int, dict[str, int]] = defaultdict(dict)
+    owners: dict[int, dict[str, int]] = {index: {} for index in indices}
+    for span in spans:
+        counts: dict[int, int] = defaultdict(int)
+        for start, end in span.intervals:
+            first = start // cell_bytes
+            if (end - 1) // cell_bytes == first:
+                counts[first] += end - start
+            else:
+                for index in indices[
+                    bisect_left(indices, start // row_bytes) : bisect_right(indices, (end - 1) // row_bytes)
+                ]:
+                    for cell in range(
+                        max(first, index * columns), min((end - 1) // cell_bytes + 1, (index + 1) * columns)
+                    ):
+                        counts[cell] += min(end, (cell + 1) * cell_bytes) - max(start, cell * cell_bytes)
+        for cell, nbytes in counts.items():
+            cells[cell][span.kind] = cells[cell].get(span.kind, 0) + nbytes
+            row = owners[cell // columns]
+            row[span.owner] = row.get(span.owner, 0) + nbytes
+    return [
+        Row(
+            index * row_bytes,
+            row_bytes,
+            [
+                Cell(cells.get(cell, {}), _within(ram, cell * cell_bytes, (cell + 1) * cell_bytes) != 0)
+                for cell in range(index * columns, (index + 1) * columns)
+            ],
+            sorted(owners[index].items(), key=lambda owner: -owner[1]),
+        )
+        for index in indices
+    ]
+
+
+def _within(ram: list[Interval] | None, start: int, end: int) -> int | None:
+    """Count the bytes from `start` to `end` that are in this memory; None if that is not known."""
+    if ram is None:
+        return None
+    nbytes = 0
+    for i in range(max(bisect_right(ram, (start, TOP)) - 1, 0), len(ram)):
+        if ram[i][0] >= end:
+            break
+        nbytes += max(min(ram[i][1], end) - max(ram[i][0], start), 0)
+    return nbytes
+
+
+def _with_gaps(rows: list[Row], spans: list[Span], ram: list[Interval] | None, row_bytes: int) -> list[Row | Gap]:
+    """Put what lies between rows there: more of the same, or nothing."""
+    lines: list[Row | Gap] = []
+    end = 0
+    for row in rows:
+        if row.phys > end:
+            kind, owner = next(((span.kind, span.owner) for span in spans if _covers(span, end)), (None, ""))
+            lines.append(Gap(end, row.phys - end, kind, owner, _within(ram, end, row.phys)))
+        end = row.phys + row_bytes
+        last = lines[-1] if lines else None
+        if isinstance(last, Gap) and last.kind and row.owners == [(last.owner, row_bytes)]:
+            lines[-1] = Gap(last.phys, last.nbytes + row_bytes, last.kind, last.owner, _within(ram, last.phys, end))
+        else:
+            lines.append(row)
+    last_ram = ram[-1][1] if ram else 0
+    if last_ram > end:
+        lines.append(Gap(end, last_ram - end, None, "", _within(ram, end, last_ram)))
+    return lines
+
+
+def _covers(span: Span, phys: int) -> bool:
+    at = bisect_right(span.intervals, (phys, TOP)) - 1
+    return at >= 0 and span.intervals[at][1] > phys

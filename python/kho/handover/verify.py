@@ -1,0 +1,555 @@
+"""Check a handover: everything that is wrong with it, as data (`kho.handover.rules`).
+
+>>> [str(f.id) for f in verify("handover.elf") if f.severity == "error"]
+[]
+
+What cannot be read is a finding, not an exception, as long as there is a handover to speak of.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from .. import errors
+from .._kho import (
+    Arena,
+    Fdt,
+    FdtNode,
+    Incoming,
+    Memfd,
+    Memory,
+    Snapshot,
+    Vmalloc,
+    check_map,
+    check_memfd_folios,
+    find_memory,
+    open_memory,
+)
+from ..formats import Broken, KhoTest, Luo, MemfdFile, Payload, Raw, Session
+from ..sources import Source, bare_fdt, memory
+from .addresses import checked
+from .owners import HANDLE, owners
+from .rules import SEVERITIES, Finding
+
+__all__ = ["verify", "verify_fdt"]
+
+Read: TypeAlias = Callable[[int, int], bytes]
+PAGE_SIZES = (4096, 16384, 65536)
+PAGEBLOCK = {4096: 2 << 20, 16384: 32 << 20, 65536: 512 << 20}
+"""What scratch areas are aligned to, by page size (CMA_MIN_ALIGNMENT_BYTES of a default kernel)."""
+LEVELS = {
+    "kho-v2": {4096: 6, 16384: 4, 65536: 4},
+    "kho-v3": {4096: 6, 16384: 4, 65536: 4},
+    "kho-v4": {4096: 6, 16384: 5, 65536: 4},
+}
+"""Levels of a tree (KHO_TREE_MAX_DEPTH); kho-v1 has none."""
+BY_KIND = {
+    "cycle": "KHO005",
+    "shared": "KHO005",
+    "start": "KHO013",
+    "block": "KHO013",
+    "unaligned": "KHO007",
+}
+"""Which finding an error about a map is, by its `kind`; KHO004 otherwise."""
+LATE = ("cycle", "shared", "start", "entry", "count", "order", "length", "outside", "unaligned", None)
+"""Of the errors that the readings of a map end in, the one that came furthest says most."""
+MAP_MESSAGES = (
+    (
+        "KHO012",
+        "overlapping",
+        "page at {phys:#x}",
+        "the {pages} pages from there are in a folio of order {order} and in one of order {other}",
+    ),
+    (
+        "KHO015",
+        "in_scratch",
+        "folio of order {order} at {phys:#x}",
+        "{pages} pages from there on are in the scratch area at {other:#x}",
+    ),
+    ("KHO014", "outside", "folio of order {order} around {phys:#x}", "{pages} pages are not in this memory"),
+    ("KHO010", "nodes_in_scratch", "map node at {phys:#x}", "in the scratch area at {other:#x}"),
+    ("KHO011", "nodes_preserved", "map node at {phys:#x}", "in the preserved folio of order {order} at {other:#x}"),
+    (
+        "KHO016",
+        "spanning",
+        "folio of order {order} at {phys:#x}",
+        "another node's memory begins in it, at {other:#x}",
+    ),
+)
+"""Which finding a check of the map is: id, name of the check, place, value."""
+DATA = {"data", "folio", "region", HANDLE}
+"""What of a payload is content; everything else leads to it."""
+MEMFD_FOLIO = 16
+"""Bytes of a record of a memfd's list (`struct memfd_luo_folio_ser`)."""
+FDT_MAGIC = b"\xd0\x0d\xfe\xed"
+
+
+def verify(
+    source: Incoming | Source | Iterable[str | os.PathLike[str]],
+    *,
+    nodes: Sequence[tuple[int, int, int]] = (),
+    fdt_phys: int | None = None,
+    page_size: int | None = None,
+    bitmap_bytes: int | None = None,
+    scratch: Sequence[tuple[int, int]] | None = None,
+    most: int = 16,
+    progress: Callable[[int], object] | None = None,
+    opened: Callable[[Incoming], object] | None = None,
+) -> list[Finding]:
+    """Find everything that is wrong with a handover, the worst first.
+
+    Args:
+        source: what `kho.open` takes, a handover that was opened, the file of a bare root FDT, or what debugfs
+            shows (`Snapshot`): then the FDTs alone are checked.
+        nodes: `(start, size, node)` of NUMA memory, to find folios that span two; an arena's own are known.
+        fdt_phys, page_size, bitmap_bytes, scratch, progress: as `kho.open`.
+        most: places to report for each condition; the last one says how many there are.
+        opened: called with the handover once it is read, before it is checked; what cannot be read, it is not.
+
+    Raises:
+        SourceError, NoHandoverError, ParameterError: nothing to check. What is wrong with a handover is no exception.
+
+    """
+    if isinstance(source, Incoming):
+        return _sorted(_handover(source, nodes, most))
+    if isinstance(source, str | os.PathLike) and (blob := _bare_fdt(source)) is not None:
+        return verify_fdt(blob, place=os.fspath(source))
+    if isinstance(source, str | os.PathLike) and Snapshot.recognizes(source):
+        return _sorted(_snapshot(Snapshot.open(source)))
+    memory = _memory(source, progress)
+    if isinstance(memory, Memory) and (blob := bare_fdt(memory)) is not None:  # from a pipe, or packed
+        return verify_fdt(blob, place=memory.sources[0])
+    if isinstance(memory, Arena):
+        nodes = nodes or memory.regions
+        scratch = memory.scratch if scratch is None else scratch
+        fdt_phys = memory.fdt_phys if fdt_phys is None else fdt_phys
+    given = {"page_size": page_size, "bitmap_bytes": bitmap_bytes}
+    try:
+        inc = open_memory(memory, fdt_phys=fdt_phys, scratch=scratch, progress=progress, **given)
+    except (errors.FormatError, errors.OutsideMemoryError) as error:
+        return _sorted(_unreadable(memory, error, fdt_phys, scratch, given))
+    checked(inc)
+    if opened is not None:
+        opened(inc)
+    return _sorted(_handover(inc, nodes, most))
+
+
+def verify_fdt(blob: bytes, *, place: str = "FDT") -> list[Finding]:
+    """Check a root FDT by itself: whether it is whole, and what it says of ABI, map and subtrees.
+
+    Raises: NoHandoverError for an FDT that is no handover's root.
+    """
+    try:
+        fdt, why = Fdt.partial(blob)
+    except errors.FdtError as error:
+        return [Finding("KHO001", place, str(error))]
+    found: list[Finding] = []
+    try:
+        values = [value for _, _, value in fdt.root.raw_properties]
+    except errors.NotFoundError:
+        values = []
+    compatible = next((v.rstrip(b"\0").decode("latin-1") for v in values if v.startswith(b"kho-v")), None)
+    pointer = next((int.from_bytes(v, "little") for v in values if len(v) == 8), None)
+    if compatible is None and why is None:
+        missing = errors.NoHandoverError(
+            f"no handover: {place} is a devicetree without the compatible kho-v...; kho fdt prints it"
+        )
+        missing.kind = "devicetree"
+        raise missing
+    if why is not None:
+        said = f"{why}; it still says compatible {compatible}, map at {f'{pointer:#x}' if pointer else 'unknown'}"
+        found.append(Finding("KHO003" if fdt.totalsize > len(blob) else "KHO001", place, said))
+    else:
+        found += _root(fdt, place, None)
+    return _sorted(found)
+
+
+def _sorted(findings: Iterable[Finding]) -> list[Finding]:
+    """Order by severity, id and address; a thing said twice is said once."""
+    rank = {severity: n for n, severity in enumerate(SEVERITIES)}
+    return sorted(dict.fromkeys(findings), key=lambda f: (rank[f.severity], f.id, f.phys or 0, f.place, f.value))
+
+
+def _memory(
+    source: Source | Iterable[str | os.PathLike[str]], progress: Callable[[int], object] | None
+) -> Memory | Arena:
+    if isinstance(source, Memory | Arena):
+        return source
+    return memory(source, progress=progress)
+
+
+def _snapshot(shown: Snapshot) -> Iterator[Finding]:
+    """Check the root FDTs that debugfs shows, of what this kernel was handed and of what it will hand over."""
+    for name, side in (("in/fdt", shown.incoming), ("out/fdt", shown.outgoing)):
+        if side is not None and side.fdt is not None:
+            yield from verify_fdt(side.fdt, place=f"{shown.path}: {name}")
+
+
+def _bare_fdt(source: str | os.PathLike[str]) -> bytes | None:
+    """Read a file that is a devicetree and no larger than a root can be."""
+    path = Path(source)
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        blob = file.read((64 << 10) + 1)
+    return blob if blob.startswith(FDT_MAGIC) and len(blob) <= 64 << 10 else None
+
+
+# A handover that cannot be read
+
+
+def _unreadable(
+    memory: Memory | Arena,
+    error: errors.KhoError,
+    fdt_phys: int | None,
+    scratch: Sequence[tuple[int, int]] | None,
+    given: Mapping[str, int | None],
+) -> Iterator[Finding]:
+    """Say what is wrong with what `kho.open` refused, and what else can be said of it."""
+    fdts, pointers, arrays = find_memory(memory)
+    if fdt_phys is None:
+        if not fdts:
+            raise error
+        fdt_phys = fdts[0]
+    place = f"root FDT at {fdt_phys:#x}"
+    fdt, broken = _read_fdt(memory.read, fdt_phys)
+    if fdt is None or broken:
+        yield Finding("KHO001", place, str(broken or error), fdt_phys)
+        if fdt is None:
+            return
+    found = [] if broken else list(_root(fdt, place, memory.read, fdt_phys))
+    yield from found
+    if not broken and not any(f.id in ("KHO001", "KHO002") for f in found):
+        yield from _map_error(memory, error, fdt, fdt_phys, given)
+    areas: Sequence[tuple[int, int]] | None = scratch
+    told = next(((phys, size) for fdt, phys, size in pointers if fdt == fdt_phys), None)
+    if areas is None and told:
+        try:
+            areas = list(struct.iter_unpack("<QQ", memory.read(told[0], min(told[1], 1 << 16) // 16 * 16)))
+        except errors.KhoError:
+            areas = None
+    if areas is None and len({tuple(areas) for _, areas in arrays}) == 1:
+        areas = arrays[0][1]
+    yield from _scratch(areas, given["page_size"] or 4096)
+
+
+def _read_fdt(read: Read, phys: int) -> tuple[Fdt | None, str | None]:
+    """Read the FDT at an address: as much as there is, and what is wrong with it."""
+    try:
+        header = read(phys, 40)
+        total = int.from_bytes(header[4:8], "big")
+        blob = read(phys, min(max(total, 40), 64 << 10))
+        fdt, why = Fdt.partial(blob)
+    except errors.KhoError as error:
+        return None, str(error)
+    return fdt, None if why is None else str(why)
+
+
+def _map_error(
+    memory: Memory | Arena, error: errors.KhoError, fdt: Fdt, fdt_phys: int, given: Mapping[str, int | None]
+) -> Iterator[Finding]:
+    """Say what is wrong with a map that no reading fits: the error of the reading that came furthest."""
+    best, page_size = error, given["page_size"]
+    if error.kind is None:
+        tried = []
+        for page in PAGE_SIZES if page_size is None else (page_size,):
+            for bitmap in (None, 512, page):
+                try:
+                    open_memory(memory, fdt_phys=fdt_phys, scratch=[], page_size=page, bitmap_bytes=bitmap)
+                except errors.KhoError as other:
+                    if isinstance(other, errors.FormatError) and other.kind:
+                        tried.append((LATE.index(other.kind) if other.kind in LATE else len(LATE), page, other))
+        if tried:
+            _, page_size, best = min(tried, key=lambda t: t[:2])
+    root = fdt.root
+    compatible, pointer = root.str("compatible"), root.u64("preserved-memory-map")
+    sizes = PAGE_SIZES if page_size is None or best.kind is None else (page_size,)
+    for page in sizes if compatible in LEVELS else ():
+        other_depth = _other_depth(memory.read, compatible, page, pointer, fdt_phys)
+        if other_depth is not None:
+            yield Finding("KHO006", f"map at {pointer:#x}", other_depth, pointer)
+            return
+    where = best.phys if best.phys is not None else pointer
+    yield Finding(BY_KIND.get(best.kind or "", "KHO004"), f"map at {pointer:#x}", str(best), where)
+
+
+def _other_depth(read: Read, compatible: str, page: int, root: int, fdt_phys: int) -> str | None:
+    """Look for the FDT's page in a tree: a sentence if it is there under another number of levels only."""
+    shift = page.bit_length() - 1
+    key = 1 << (64 - shift) | fdt_phys >> shift
+    expected = LEVELS[compatible][page]
+    if _in_tree(read, page, root, key, expected):
+        return None
+    for levels in sorted(range(2, 9), key=lambda n: abs(n - expected)):
+        if levels != expected and _in_tree(read, page, root, key, levels):
+            return f"with {expected} levels, as {compatible} has, it does not preserve the FDT; with {levels} it does"
+    return None
+
+
+def _in_tree(read: Read, page: int, node: int, key: int, levels: int) -> bool:
+    """Follow a key down a tree of some number of levels, as the kernel does."""
+    shift = page.bit_length() - 1
+    table, leaf = shift - 3, shift + 3
+    try:
+        for level in range(levels - 1, 0, -1):
+            index = key >> ((level - 1) * table + leaf) & ((1 << table) - 1)
+            node = int.from_bytes(read(node + 8 * index, 8), "little")
+            if not node or node % page:
+                return False
+        bit = key & ((1 << leaf) - 1)
+        return bool(read(node + bit // 8, 1)[0] >> bit % 8 & 1)
+    except errors.KhoError:
+        return False
+
+
+# The root
+
+
+def _root(fdt: Fdt, place: str, read: Read | None, fdt_phys: int | None = None) -> Iterator[Finding]:
+    """Check a root FDT: its compatible, its map, its subtrees and, with `read`, what these point at."""
+    root = fdt.root
+    try:
+        compatible = root.str("compatible")
+    except errors.KhoError as error:
+        yield Finding("KHO001", place, str(error), fdt_phys)
+        return
+    if compatible not in ("kho-v1", *LEVELS):
+        yield Finding("KHO002", place, f"compatible {compatible!r}", fdt_phys)
+        return
+    try:
+        if root.u64("preserved-memory-map") == 0:
+            yield Finding("KHO001", place, "preserved-memory-map is 0: nothing was serialized", fdt_phys)
+    except errors.KhoError as error:
+        yield Finding("KHO001", place, str(error), fdt_phys)
+    names = Counter(node.name for node in root.children)
+    for node in root.children:
+        if names[node.name] > 1:
+            yield Finding(
+                "KHO019", f"subtree {node.name}", f"the root has {names[node.name]} nodes of this name", fdt_phys
+            )
+        yield from _subtree(node, compatible, read, fdt_phys)
+
+
+def _subtree(node: FdtNode, compatible: str, read: Read | None, fdt_phys: int | None) -> Iterator[Finding]:
+    """Check a node of the root: the address, the size, and that the size is enough for an FDT that is there."""
+    place = f"subtree {node.name}"
+    try:
+        phys = node.u64("fdt" if compatible == "kho-v1" else "preserved-data")
+    except errors.KhoError as error:
+        yield Finding("KHO019", place, str(error), fdt_phys)
+        return
+    if compatible in ("kho-v1", "kho-v2"):
+        return
+    place = f"{place} at {phys:#x}"
+    try:
+        size = node.u64("blob-size")
+    except errors.KhoError as error:
+        yield Finding("KHO020", place, str(error), phys)
+        return
+    try:
+        head = read(phys, 8) if read else b""
+    except errors.KhoError:
+        return
+    if head.startswith(FDT_MAGIC) and int.from_bytes(head[4:8], "big") > size:
+        yield Finding("KHO020", place, f"blob-size {size}, its FDT has {int.from_bytes(head[4:8], 'big')} bytes", phys)
+    elif size == 0:
+        yield Finding("KHO020", place, "blob-size 0", phys)
+
+
+# A handover that was read
+
+
+def _handover(inc: Incoming, nodes: Sequence[tuple[int, int, int]], most: int) -> Iterator[Finding]:
+    """Check everything there is to a handover that can be read."""
+    yield from _root(inc.fdt, f"root FDT at {inc.fdt_phys:#x}", inc.read, inc.fdt_phys)
+    yield from _scratch(inc.scratch, inc.page_size)
+    yield from _map(inc, nodes, most)
+    payloads = inc.payloads
+    for name, payload in payloads.items():
+        yield from _payload(payload, f"subtree {name} at {payload.blob.phys:#x}", most)
+    yield from _owners(inc, payloads, most)
+
+
+def _scratch(areas: Sequence[tuple[int, int]] | None, page_size: int) -> Iterator[Finding]:
+    if areas is None:
+        yield Finding("KHO018", "scratch", "no scratch array was found in this memory")
+        return
+    block = PAGEBLOCK.get(page_size, PAGEBLOCK[4096])
+    for n, (addr, size) in enumerate(areas):
+        if addr % block or size % block:
+            name = ("low memory", "global")[n] if n < 2 else f"node {n - 2}"
+            what = f"{size:#x} bytes, no multiples of a pageblock of {block:#x}"
+            yield Finding("KHO017", f"scratch area for {name} at {addr:#x}", what, addr)
+
+
+def _more(found: list[Finding], count: int) -> Iterator[Finding]:
+    """Let the last finding say that there are more like it."""
+    if found and count > len(found):
+        last = found.pop()
+        more = f"{last.value} (and {count - len(found) - 1} more places)"
+        found.append(Finding(last.id, last.place, more, last.phys))
+    yield from found
+
+
+def _map(inc: Incoming, nodes: Sequence[tuple[int, int, int]], most: int) -> Iterator[Finding]:
+    """Check the map by runs (Rust): time goes with its bitmaps, not with folios."""
+    checks = check_map(inc, nodes, most)
+    for rule, name, place, value in MAP_MESSAGES:
+        count, spots = checks[name]
+        found = []
+        for phys, pages, order, other in spots:
+            values = {"phys": phys, "pages": pages, "order": order, "other": other}
+            found.append(Finding(rule, place.format(**values), value.format(**values), phys))
+        yield from _more(found, count)
+    pointer = inc.preserved_memory_map
+    for order, empty, blocks in checks["empty"]:
+        value = f"{empty} of {blocks} bitmaps are empty"
+        yield Finding("KHO009", f"map at {pointer:#x}, order {order}", value, pointer)
+    if inc.certainty == "guess":
+        value = f"read with pages of {inc.page_size} bytes: {inc.page_size_why}"
+        if inc.compatible == "kho-v1":
+            value += f"; with bitmaps of {inc.bitmap_bytes} bytes: {inc.bitmap_bytes_why}"
+        yield Finding("KHO008", f"map at {pointer:#x}", value, pointer)
+    if inc.compatible in LEVELS:
+        depth = _other_depth(inc.read, inc.compatible, inc.page_size, pointer, inc.fdt_phys)
+        if depth is not None:
+            yield Finding("KHO006", f"map at {pointer:#x}", depth, pointer)
+
+
+# Payloads
+
+
+def _payload(payload: Payload, place: str, most: int) -> Iterator[Finding]:
+    """Check one payload, and the files of sessions in it."""
+    blob, name = payload.blob, payload.compatible
+    phys = blob.phys
+    layout = getattr(type(payload), "LAYOUT", None)
+    if blob.size is not None and isinstance(layout, struct.Struct) and blob.size < layout.size:
+        yield Finding("KHO020", place, f"blob-size {blob.size}, {name} has {layout.size} bytes", phys)
+    if isinstance(payload, Broken):
+        yield from _broken(payload, place)
+    elif isinstance(payload, Raw):
+        yield Finding("KHO025", place, f"compatible {name!r}", phys)
+    elif isinstance(payload, Luo):
+        yield from _luo(payload, most)
+    elif isinstance(payload, MemfdFile):
+        yield from _memfd(payload, place, most)
+    elif isinstance(payload, KhoTest):
+        yield from _kho_test(payload)
+    yield from payload.findings()
+    for what, area in _areas(payload):
+        if area.total_pages != area.nr_pages:
+            value = f"total_pages {area.total_pages}, the list names {area.nr_pages}"
+            yield Finding("KHO026", f"{place}, {what}", value, area.first or phys)
+
+
+def _areas(payload: Payload) -> Iterator[tuple[str, Vmalloc]]:
+    """Give the vmalloc areas of a payload, with what they are for."""
+    area = payload.list if isinstance(payload, MemfdFile | KhoTest) else None
+    if area is not None:
+        yield "folio list", area
+
+
+def _broken(payload: Broken, place: str) -> Iterator[Finding]:
+    error = payload.error
+    rule = "KHO013" if error.kind == "block" else "KHO023"
+    yield Finding(rule, place, str(error), payload.blob.phys)
+
+
+def _kho_test(payload: KhoTest) -> Iterator[Finding]:
+    """Check that each folio is preserved as one of its order."""
+    inc = payload.blob.inc
+    for phys, order in payload.folios:
+        place = f"kho_test folio of order {order} at {phys:#x}"
+        if phys % (inc.page_size << min(order, 64)):
+            yield Finding("KHO013", place, f"not a multiple of {inc.page_size << min(order, 64):#x}", phys)
+        elif not inc.preserves(phys, order):
+            yield Finding("KHO022", place, "not preserved as a folio of this order", phys)
+
+
+def _luo(luo: Luo, most: int) -> Iterator[Finding]:
+    """Check names, tokens and counts, and every file."""
+    place = f"LUO at {luo.blob.phys:#x}"
+    names = Counter(session.name for session in luo.all_sessions)
+    for name, count in names.items():
+        if count > 1:
+            yield Finding("KHO030", place, f"{count} sessions are named {name!r}", luo.blob.phys)
+    for session in luo.all_sessions:
+        yield from _session(session, most)
+
+
+def _session(session: Session, most: int) -> Iterator[Finding]:
+    phys = session.blocks[0][0] if session.blocks else None
+    place = f"session {session.name}" + (f" at {phys:#x}" if phys is not None else "")
+    if session.count != len(session.entries):
+        yield Finding("KHO032", place, f"count {session.count}, its list has {len(session.entries)}", phys)
+    for token, count in Counter(entry.token for entry in session.entries).items():
+        if count > 1:
+            yield Finding("KHO031", place, f"{count} files have the token {token:#x}", phys)
+    for entry in session.entries:
+        payload = session.files.decode(entry)
+        yield from _payload(payload, f"session {session.name}, file {entry.token:#x} at {entry.data:#x}", most)
+
+
+def _memfd(file: MemfdFile, place: str, most: int) -> Iterator[Finding]:
+    """Check a memfd's list (Rust)."""
+    memfd, inc = file.memfd, file.blob.inc
+    phys, pages = file.blob.phys, -(-memfd.size // inc.page_size)
+    checks = check_memfd_folios(inc, memfd, most)
+    messages = (
+        ("KHO027", "duplicated", "another folio has that place of the file"),
+        ("KHO028", "beyond", f"the file has {memfd.size} bytes, {pages} pages"),
+        ("KHO022", "interior", "inside a preserved folio, whose head alone can be restored"),
+        ("KHO022", "nowhere", "beyond the address space"),
+    )
+    for rule, name, what in messages:
+        count, spots = checks[name]
+        found = [Finding(rule, f"{place}, index {index}", f"folio at {at:#x}: {what}", at) for index, at in spots]
+        yield from _more(found, count)
+    listed = checks["listed"][0]
+    if listed < memfd.nr_folios:
+        yield Finding("KHO029", place, f"nr_folios {memfd.nr_folios}, the list has {listed}", phys)
+    elif _goes_on(memfd):
+        yield Finding("KHO029", place, f"nr_folios {memfd.nr_folios}, the list has more", phys)
+
+
+def _goes_on(memfd: Memfd) -> bool:
+    """Whether there is a record behind the last one that counts."""
+    behind = memfd.nr_folios * MEMFD_FOLIO
+    try:
+        return behind + MEMFD_FOLIO <= memfd.list.nbytes and any(memfd.list.read(MEMFD_FOLIO, behind))
+    except errors.KhoError:
+        return False
+
+
+# Owners
+
+
+def _owners(inc: Incoming, payloads: Mapping[str, Payload], most: int) -> Iterator[Finding]:
+    found = owners(inc, payloads)
+    lost: dict[str, list[Finding]] = {"KHO021": [], "KHO022": []}
+    counts = Counter({"KHO022": found.more_unpreserved})
+    for row in found.unpreserved:
+        rule = "KHO022" if row.what in DATA else "KHO021"
+        counts[rule] += 1
+        if len(lost[rule]) == most:
+            continue
+        offset = "" if row.offset is None else f", offset {row.offset:#x}"
+        place = f"{row.owner}, {row.what} at {row.phys:#x}{offset}"
+        lost[rule].append(Finding(rule, place, f"{row.nbytes:#x} bytes are not preserved", row.phys))
+    for rule, listed in lost.items():
+        yield from _more(listed, counts[rule])
+    shared = [
+        Finding("KHO033", f"{s.nbytes:#x} bytes at {s.phys:#x}", f"{', '.join(s.first)}; {', '.join(s.second)}", s.phys)
+        for s in found.shared[:most]
+    ]
+    yield from _more(shared, len(found.shared) + found.more_shared)
+    if found.unowned:
+        rows = found.unowned
+        value = f"{found.totals['unknown']:#x} bytes in {len(rows)} ranges: {found.why_unowned}"
+        yield Finding("KHO034", f"pages from {rows[0].phys:#x}", value, rows[0].phys)

@@ -1,0 +1,530 @@
+"""An image as a file: made, read with suspicion, locked; and the metadata of a generation, built beside it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+import warnings
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from ... import _kho
+from ...errors import (
+    BusyError,
+    FormatError,
+    KhoError,
+    OutOfMemoryError,
+    ParameterError,
+    SourceError,
+    StaleError,
+    UnsupportedAbiError,
+)
+from ...formats.kernel_write import aligned_blocks
+from ...formats.live import PAGE, SUBTREE, Catalog, decode_catalog, encode_catalog
+from ...handover.elfcore import clipped, merged
+from ...owned import Uncopied
+from ..oserrors import error_of, rust_error
+from . import header, pins
+from .header import HEAD, JOURNAL_END, Journal, Root, Super
+from .mapping import Mapping, allocate
+from .memory import huge_pool
+from .pins import Pin
+from .trust import PRIVATE, Policy, check_descriptor, open_trusted, same_file
+
+if TYPE_CHECKING:
+    from ...luo import Session
+
+__all__ = ["Image", "State", "blank", "build", "meta_zone", "open_file", "reopen"]
+
+BASE = 1 << 32
+"""Where an image's memory is said to be; no address of it is ever 0."""
+ABI = "kho-v4"
+LARGEST_ORDER = 20
+LEAST = 1 << 20
+LEAST_METADATA = 16
+"""Pages that are enough for the metadata of a few objects."""
+MOST_METADATA = 256 << 20
+"""Metadata beyond this are neither written nor read."""
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+POLL = 0.005
+"""Seconds between two tries to get a lock."""
+UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
+RETRIES = 1000
+
+
+class State(NamedTuple):
+    """What is committed."""
+
+    root: Root
+    catalog: Catalog
+    torn: int | None
+    """A generation whose commit was cut short."""
+
+
+class Image(Uncopied):
+    """An open file that holds an image, and a lock on it.
+
+    The lock is a `flock` of an open file description that nothing else refers to: mappings keep the one alive that they
+    were made with, and so would children, and whoever was passed the descriptor.
+    """
+
+    def __init__(
+        self,
+        fd: int,
+        where: str,
+        path: Path | None = None,
+        *,
+        own: bool = False,
+        lock_fd: int | None = None,
+        policy: Policy = PRIVATE,
+    ) -> None:
+        """Read what never changes.
+
+        Args: fd: is the image's from now on. own: this process has just made it. lock_fd: a lock that is held already.
+            policy: whose files are used.
+        Raises: FormatError, SourceError, UntrustedError; the descriptors are closed then.
+        """
+        self.fd = fd
+        self.lock_fd = -1 if lock_fd is None else lock_fd
+        self.where = where
+        self.path = path
+        self.session: Session | None = None
+        """Which preserves the file for the next kernel."""
+        self._seen: tuple[tuple[int, bytes], State] | None = None
+        try:
+            size = _checked_size(fd, where, own, path is not None, policy)
+            if lock_fd is None:
+                self.lock_fd = reopen(fd, where, reading=True)
+            elif not _is_file_of(lock_fd, fd):
+                raise SourceError(f"{where}: descriptor {lock_fd}, which is to be its lock's, leads to another file")
+            if size < HEAD + LEAST:
+                raise FormatError(f"{where}: {size:#x} bytes are no kho.live image")
+            self._mapping = Mapping(fd, 0, HEAD, writable=False)
+            self.head = self._mapping.view(0, HEAD)
+            try:
+                self.sup: Super = header.read_super(self.head, size)
+            except FormatError as error:
+                raise type(error)(f"{where}: {error}; nothing was changed, remove the file to begin anew") from error
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def create(cls, fd: int, size: int, name: str, version: str, where: str) -> Image:
+        """Make an empty image, of generation 0, in a blank file, locked; its ELF magic is written last.
+
+        Args: size: bytes of memory for objects and metadata.
+        Raises: BusyError if another does the same; ParameterError, OutOfMemoryError, SourceError. The descriptor is
+            closed then.
+        """
+        lock_fd = -1
+        try:
+            # Whatever the umask, or who made the memfd, said.
+            os.fchmod(fd, 0o600)
+            lock_fd = reopen(fd, where)
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not blank(fd):
+                raise BusyError(f"{where}: another process made it meanwhile")
+            if pins.held(lock_fd, pins.READERS, 0, 3 * pins.GENERATIONS):
+                raise BusyError(
+                    f"{where}: arrays of the image that was released here are still held; drop them, or end the "
+                    "processes that hold them (/proc/locks lists these by the file's inode), or take another file"
+                )
+            _fill(fd, size, name, version, where)
+        except BaseException as error:
+            for opened in (fd, lock_fd):
+                if opened >= 0:
+                    os.close(opened)
+            if isinstance(error, BlockingIOError):
+                raise BusyError(f"{where}: another process is making it") from error
+            if isinstance(error, OSError) and not isinstance(error, KhoError):
+                raise error_of(error, where, "make an image") from error
+            raise
+        return cls(fd, where, own=True, lock_fd=lock_fd)
+
+    def word(self) -> int:
+        """Read where the committed root FDT is."""
+        at = self.sup.word_at
+        return self.head[at : at + 8].cast("Q")[0]
+
+    def committed(self) -> State:
+        """Read and check what is committed, also while its owner commits.
+
+        Raises: FormatError with the place of what no commit would have written; UnsupportedAbiError.
+        """
+        for _ in range(RETRIES):
+            before = self._roots()
+            if self._seen is not None and self._seen[0] == before:
+                return self._seen[1]
+            try:
+                self._seen = before, self._state(self._root(before[0]))
+                return self._seen[1]
+            except (UnsupportedAbiError, FormatError) as error:
+                # What changed while it was read was not damaged, but replaced.
+                if self._roots() == before:
+                    raise self._refused(error) from error
+        raise BusyError(f"{self.where}: {RETRIES} times another generation was committed while one was being read")
+
+    def pinned(self) -> tuple[State, Pin]:
+        """Read and check what is committed, which stays as it is until the pin and its mappings are gone.
+
+        Where the file system has no locks of open file descriptions, a RuntimeWarning says that nothing is kept.
+        Raises: as `committed`; SourceError.
+        """
+        pin = Pin(self.fd, self.where)
+        for _ in range(RETRIES):
+            before = self._roots()
+            try:
+                root = self._root(before[0])
+                if not pin.take(pins.READERS + root.generation):
+                    warnings.warn(
+                        f"{self.where}: its file system has no locks of open file descriptions (F_OFD_SETLK), so an "
+                        "owner that commits does not keep what is read here; have it `offer` first, or use tmpfs",
+                        RuntimeWarning,
+                        stacklevel=4,
+                    )
+                    return self.committed(), pin
+                # Retired before its owner looked for locks, or kept: see `pins`.
+                if self._roots()[0] == before[0] and self._root(before[0]) == root:
+                    state = self._state(root)
+                    self.fill_holes(state)
+                    return state, pin
+            except StaleError:
+                raise
+            except (UnsupportedAbiError, FormatError) as error:
+                if self._roots() == before:
+                    raise self._refused(error) from error
+                continue
+            pin.drop(pins.READERS + root.generation)
+        raise BusyError(f"{self.where}: {RETRIES} times another generation was committed while one was being read")
+
+    def _refused(self, error: KhoError) -> KhoError:
+        kind = UnsupportedAbiError if isinstance(error, UnsupportedAbiError) else FormatError
+        return kind(f"{self.where}: {error}; refused and left as it is; remove it to begin again")
+
+    def fill_holes(self, state: State) -> None:
+        """Allocate the memory of what is committed, where a copy of the file left out zeros.
+
+        On a full tmpfs reading a hole through a mapping is a SIGBUS. What kho writes has none.
+        Raises: OutOfMemoryError.
+        """
+        base, offset = self.sup.base, self.sup.offset
+        root = state.root
+        runs = [(0, JOURNAL_END), (offset + root.meta_phys - base, root.meta_bytes)]
+        runs += [(offset + item.phys - base, item.pages * PAGE) for item in state.catalog.items.values() if item.nbytes]
+        if os.fstat(self.fd).st_blocks * 512 >= sum(n for _, n in runs):
+            return
+        for at, n in runs:
+            try:
+                allocate(self.fd, at, n)
+            except OSError as error:
+                if error.errno in (errno.EBADF, errno.EROFS):
+                    return  # opened for reading; what compresses files has fewer blocks than bytes as well
+                raise OutOfMemoryError(
+                    f"{self.where}: {n:#x} bytes at {at:#x} of the file are a hole, for which the file system has no "
+                    f"memory ({error.strerror}); free memory, or enlarge it"
+                ) from error
+
+    def _roots(self) -> tuple[int, bytes]:
+        return self.word(), bytes(self.head[header.SLOT_AT[0] : header.OWNER_AT])
+
+    def _root(self, word: int) -> Root:
+        if word == 0:
+            if not self.still_there():
+                raise StaleError(f"{self.where}: it was released meanwhile")
+            raise FormatError(f"the word at {self.sup.word_at:#x} leads nowhere: it was released")
+        roots = [header.read_root(self.head, slot, self.sup) for slot in (0, 1)]
+        named = [root for root in roots if root is not None and root.fdt_phys == word]
+        if len(named) != 1:
+            raise FormatError(f"the root at {word:#x}, to which the word at {self.sup.word_at:#x} leads, is in no slot")
+        return named[0]
+
+    def _state(self, root: Root) -> State:
+        try:
+            catalog = self._metadata(root)
+        except UnsupportedAbiError:
+            raise
+        except KhoError as error:
+            raise FormatError(f"generation {root.generation}: {error}") from error
+        slot = 1 - root.generation % 2
+        begun = (
+            bytes(self.head[header.SLOT_AT[slot] : header.SLOT_AT[slot] + len(header.SLOT_MAGIC)]) == header.SLOT_MAGIC
+        )
+        other = header.read_root(self.head, slot, self.sup)
+        torn = begun and (other is None or other.generation > root.generation)
+        return State(root, catalog, root.generation + 1 if torn else None)
+
+    def _metadata(self, root: Root) -> Catalog:
+        if root.meta_bytes > MOST_METADATA:
+            raise FormatError(f"{root.meta_bytes:#x} bytes of metadata")
+        meta = os.pread(self.fd, root.meta_bytes, self.sup.offset + root.meta_phys - self.sup.base)
+        if len(meta) != root.meta_bytes or zlib.crc32(meta) != root.meta_crc:
+            raise FormatError(f"metadata at {root.meta_phys:#x}: their checksum does not hold")
+        # A copy is read: whatever happens to the file meanwhile, what was checked is what is used.
+        memory = _kho.Memory.from_segments([(root.meta_phys, meta)])
+        inc = _kho.open_memory(memory, fdt_phys=root.fdt_phys, page_size=PAGE, scratch=[])
+        catalog = decode_catalog(inc.retrieve_subtree(SUBTREE).read())
+        if catalog.generation != root.generation:
+            raise FormatError(f"its catalogue is of generation {catalog.generation}")
+        own = (root.meta_phys, root.meta_bytes)
+        everywhere = [(self.sup.base, self.sup.size)]
+        runs = merged((item.phys, item.pages * PAGE) for item in catalog.items.values())
+        if clipped(runs, everywhere) != runs or clipped(runs, [own]):
+            wrong = [item for item in catalog.items.values() if not self._fits(item.phys, item.pages * PAGE, own)]
+            raise FormatError(f"object {wrong[0].name!r}: {wrong[0].nbytes:#x} bytes at {wrong[0].phys:#x} cannot be")
+        preserved = [(pfn * PAGE, n * PAGE) for pfn, n in inc.tracker().extents()]
+        if merged([*runs, *clipped(preserved, [own])]) != merged(preserved):
+            raise FormatError("the map of preserved memory and the catalogue do not agree")
+        for run in catalog.retired:
+            if not self._fits(run.phys, run.pages * PAGE, own):
+                raise FormatError(f"retired memory: {run.pages:#x} pages at {run.phys:#x} cannot be")
+        return catalog
+
+    def _fits(self, phys: int, nbytes: int, own: tuple[int, int]) -> bool:
+        inside = self.sup.base <= phys and phys + nbytes <= self.sup.base + self.sup.size
+        return nbytes == 0 or (inside and not clipped([(phys, nbytes)], [own]))
+
+    def journal(self, generation: int) -> tuple[str, ...]:
+        """List the names of objects that were being changed since a generation."""
+        return Journal(self.head).names(generation)
+
+    # One owner at a time
+
+    def make_writable(self) -> None:
+        """Open the file for writing, if its descriptor is for reading only. Raises: SourceError."""
+        if fcntl.fcntl(self.fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
+            fd = reopen(self.fd, self.where)
+            os.dup2(fd, self.fd, inheritable=False)
+            os.close(fd)
+
+    def lock(self, timeout: float = 0.0) -> None:
+        """Become the owner. Raises: BusyError if somebody else is, for longer than `timeout` seconds."""
+        until = time.monotonic() + timeout
+        while True:
+            try:
+                fcntl.flock(self.lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno != errno.EWOULDBLOCK:
+                    raise error_of(error, self.where, "lock") from error
+                if time.monotonic() >= until:
+                    pid = int.from_bytes(self.head[header.OWNER_AT : header.OWNER_AT + 8], "little")
+                    raise BusyError(
+                        f"{self.where}: process {pid} has it; stop that, have it hand over, or wait with timeout="
+                    ) from error
+                time.sleep(POLL)
+            else:
+                return
+
+    def unlock(self) -> None:
+        """Let another become the owner."""
+        if self.lock_fd >= 0:
+            fcntl.flock(self.lock_fd, fcntl.LOCK_UN)
+
+    def still_there(self) -> bool:
+        """Say whether the path still leads to this file."""
+        if self.path is None:
+            return True
+        try:
+            now, own = self.path.stat(), os.fstat(self.fd)
+        except OSError:
+            return False
+        return (now.st_dev, now.st_ino) == (own.st_dev, own.st_ino)
+
+    def close(self) -> None:
+        """Close the descriptors, which gives up the lock; views stay."""
+        self.forget_lock()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def forget_lock(self) -> None:
+        """Close the descriptors of lock and session: in a child they are the parent's."""
+        self.end_session()
+        if self.lock_fd >= 0:
+            os.close(self.lock_fd)
+            self.lock_fd = -1
+
+    def end_session(self) -> bool:
+        """Have the file preserved no more; whether it was."""
+        session, self.session = self.session, None
+        if session is not None:
+            session.close()
+        return session is not None
+
+
+def _is_file_of(other: int, fd: int) -> bool:
+    try:
+        return same_file(os.fstat(other), os.fstat(fd))
+    except OSError:
+        return False
+
+
+def _checked_size(fd: int, where: str, own: bool, named: bool, policy: Policy) -> int:
+    status = os.fstat(fd) if own else check_descriptor(fd, where, policy)
+    if status.st_nlink == 0 and not own and not _sealed(fd):
+        if named:
+            raise StaleError(f"{where}: it was removed while it was being opened")
+        raise FormatError(f"{where}: a memfd that can be shrunk under its readers; seal it with F_SEAL_SHRINK")
+    return status.st_size
+
+
+def _sealed(fd: int) -> bool:
+    """Say whether a file cannot be shrunk; only memfds have seals."""
+    try:
+        return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK)
+    except OSError:
+        return False
+
+
+def _fill(fd: int, size: int, name: str, version: str, where: str) -> None:
+    try:
+        arena = _kho.Arena([(BASE, size)], backing="memfd", max_page_order=LARGEST_ORDER)
+    except SourceError as error:
+        raise rust_error(error, where, "make an image") from error
+    elf = os.pread(arena.fileno(), PAGE, 0)
+    word_at, offset, elf_bytes = header.describe_elf(elf)
+    try:
+        if os.fstat(fd).st_size < offset + size:
+            os.ftruncate(fd, offset + size)
+    except OSError as error:
+        raise error_of(error, where, f"make it {offset + size:#x} bytes long") from error
+    _seal(fd, where)
+    pages = size // PAGE
+    at = pages - LEAST_METADATA
+    try:
+        allocate(fd, 0, JOURNAL_END)
+        allocate(fd, offset + at * PAGE, LEAST_METADATA * PAGE)
+    except OSError as error:
+        doing = f"an empty image needs {JOURNAL_END + LEAST_METADATA * PAGE:#x} bytes"
+        raise error_of(error, where, doing, pool=huge_pool(fd)) from error
+    mapping = Mapping(fd, 0, HEAD, writable=True)
+    head = mapping.view(0, HEAD)
+    sup = Super(word_at, BASE, size, offset, elf_bytes, zlib.crc32(elf[:elf_bytes]))
+    # From its magic on an unfinished image is known as one (`blank`).
+    header.write_super(head, sup)
+    head[: header.SUPER_AT] = bytes(header.SUPER_AT)
+    head[header.SLOT_AT[0] : header.JOURNAL_END] = bytes(header.JOURNAL_END - header.SLOT_AT[0])
+    meta, fdt_phys, _ = build(BASE, size, at, LEAST_METADATA, Catalog(name, version, 0, {}))
+    memory = Mapping(fd, offset, size, writable=True)
+    memory.view(at * PAGE, len(meta))[:] = meta
+    header.write_root(head, sup, Root(0, fdt_phys, BASE + at * PAGE, len(meta), zlib.crc32(meta)))
+    head[8:elf_bytes] = elf[8:elf_bytes]
+    head[word_at : word_at + 8].cast("Q")[0] = fdt_phys
+    memory.flush(at * PAGE, len(meta))
+    mapping.flush(0, HEAD)
+    head[:8].cast("Q")[0] = int.from_bytes(elf[:8], "little")
+    mapping.flush(0, PAGE)
+
+
+def blank(fd: int) -> bool:
+    """Say whether a file is empty, or a beginning that nobody finished. Raises: OSError."""
+    if os.fstat(fd).st_size == 0:
+        return True
+    head = os.pread(fd, header.JOURNAL_END, 0)
+    begun = head[header.SUPER_AT : header.SUPER_AT + len(header.MAGIC)] == header.MAGIC
+    return head[:8] == bytes(8) and (begun or not any(head))
+
+
+def _seal(fd: int, where: str) -> None:
+    """Seal a memfd against changes of its size; a file with a name cannot be."""
+    if os.fstat(fd).st_nlink or _sealed(fd):
+        return
+    try:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+    except OSError as error:
+        # A file that O_TMPFILE made gets its name later.
+        if str(Path(f"/proc/self/fd/{fd}").readlink()).startswith("/memfd:"):
+            raise ParameterError(f"{where}: make the memfd with MFD_ALLOW_SEALING ({error.strerror})") from error
+
+
+def reopen(fd: int, where: str, *, reading: bool = False) -> int:
+    """Open a file once more, for a lock of one's own, for writing.
+
+    Args: reading: open it for reading where it cannot be written: NFS alone asks more of who locks it.
+    Raises: SourceError.
+    """
+    try:
+        try:
+            return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            if not reading or error.errno not in UNWRITABLE:
+                raise
+            return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise error_of(error, where, "open it again") from error
+
+
+def open_file(path: Path, policy: Policy = PRIVATE, *, reading: bool = False) -> int:
+    """Open an image's file for reading and writing, if no other user may change it.
+
+    Args: reading: open it for reading where this process, or every process, may not write it.
+    Raises: UntrustedError if others may; SourceError; FileNotFoundError; StaleError if it was removed just now.
+    """
+    try:
+        return open_trusted(path, policy)
+    except SourceError as error:
+        cause = error.__cause__
+        if not reading or not isinstance(cause, OSError) or cause.errno not in UNWRITABLE:
+            raise
+        return open_trusted(path, policy, os.O_RDONLY)
+
+
+def meta_zone(pages: int, objects: int, map_pages: int) -> int:
+    """Say how many pages at the end no object takes: room for two generations, so that a full image can be emptied."""
+    return max(min(pages // 8, 1024), 2 * (objects * 256 // PAGE + map_pages + 8))
+
+
+def build(base: int, size: int, start: int, n: int, catalog: Catalog) -> tuple[bytes, int, int]:
+    """Lay out a generation's root FDT, subtree and map in `n` pages from page `start`.
+
+    They are made by a handover in private memory in which just these pages are free, so that the image sees nothing
+    but the result.
+    Returns: the bytes, which end with the last page that is needed; the FDT's address; how many pages are needed.
+    Raises: OutOfMemoryError if the pages do not suffice.
+    """
+    blob = encode_catalog(catalog)
+    blob_pages = -(-len(blob) // PAGE)
+    if blob_pages >= n:
+        raise OutOfMemoryError(f"{blob_pages} pages of names do not fit {n}")
+    beside = _kho.Arena([(base, size)], max_page_order=LARGEST_ORDER)
+    first = base // PAGE
+    for begin, end in ((0, start + blob_pages), (start + n, size // PAGE)):
+        for pfn, order in aligned_blocks(first + begin, first + end):
+            beside.alloc_at(pfn * PAGE, order)
+    at = base + start * PAGE
+    beside.write(at, blob)
+    out = _kho.Outgoing(beside, ABI)
+    for item in catalog.items.values():
+        if item.pages:
+            out.preserve_pages(item.phys, item.pages)
+    out.preserve_pages(at, blob_pages)
+    out.link_subtree(SUBTREE, at, len(blob))
+    out.serialize()
+    used = n - beside.free_pages
+    while beside.page(at + (n - 1) * PAGE).state == "free":
+        n -= 1
+    return beside.read(at, n * PAGE), out.fdt_phys, used
+
+
+def free_text(used: Iterable[tuple[str, int]]) -> str:
+    """Say numbers of pages as sizes: `3.0 MiB free`."""
+    return ", ".join(f"{pages * PAGE / (1 << 20):.3g} MiB {what}" for what, pages in used)
+
+
+def no_memory(where: str, what: str, pages: int, free: int, largest: int, kept: int) -> OutOfMemoryError:
+    """Make the error for an image that is full; `kept`: pages of replaced objects that other processes still read."""
+    sizes = free_text([("free", free), ("in the largest run", largest)])
+    readers = ""
+    if kept:
+        readers = (
+            f" {free_text([('of replaced objects', kept)])} wait for readers in other processes to end or to attach "
+            "again; /proc/locks lists their locks by the file's inode (OFDLCK)."
+        )
+    return OutOfMemoryError(
+        f"{where}: {what} needs {free_text([('in one run', pages)])}; {sizes}.{readers} Delete objects and commit, or "
+        "make a new image with a larger size"
+    )

@@ -1,0 +1,206 @@
+"""How much memory there is for an image before the kernel kills for want of it: memory cgroups, huge page pools.
+
+tmpfs and memfd pages are charged to the memory cgroup of the process that allocates them, and stay charged. Where they
+exceed the limit of it, or of one above it, the kernel kills a process of the group: no call fails. So the limits are
+read first. What the kernel reclaims before it kills counts as free: the page cache and reclaimable slab of the group,
+and swap, to which these pages can go. `memory.high` slows a group down and kills nothing, so it refuses nothing here.
+
+    cgroup v2   memory.max             memory.current         memory.stat: inactive_file, active_file, slab_reclaimable
+    cgroup v1   memory.limit_in_bytes  memory.usage_in_bytes  the same, total_inactive_file ...; memory.memsw.*
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import OutOfMemoryError
+
+__all__ = ["Limit", "Meter", "Places", "check", "huge_pool", "limits", "unallocated"]
+
+UNLIMITED = 1 << 62
+"""cgroup v1 has a number of pages near 2**63 where there is no limit."""
+RECLAIMED = ("inactive_file", "active_file", "slab_reclaimable")
+RECLAIMED_V1 = ("total_inactive_file", "total_active_file")
+DEEPEST = 64
+"""Levels of groups that are looked at."""
+STEP = 1 << 20
+"""Bytes that may be allocated between two looks at the limits."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the kernel tells of its memory."""
+
+    cgroups: Path = Path("/sys/fs/cgroup")
+    own: Path = Path("/proc/self/cgroup")
+    meminfo: Path = Path("/proc/meminfo")
+    hugepages: Path = Path("/sys/kernel/mm/hugepages")
+
+
+PLACES = Places()
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A memory cgroup that has a limit; sizes in bytes."""
+
+    path: Path
+    limit: int
+    current: int
+    reclaimable: int
+    """Page cache and slab that the kernel reclaims before it kills."""
+    swap: int
+    """What may go to swap."""
+
+    @property
+    def left(self) -> int:
+        """What may be allocated before the kernel kills."""
+        return max(self.limit - self.current + min(self.reclaimable, self.current), 0) + self.swap
+
+
+def _number(file: Path) -> int | None:
+    """Read a number; None for "max", or where there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        number = int(file.read_bytes()[:32])
+        return number if 0 <= number < UNLIMITED else None
+    return None
+
+
+def _table(file: Path) -> dict[str, int]:
+    """Read lines of `name number`, or `name: number kB`."""
+    table: dict[str, int] = {}
+    with contextlib.suppress(OSError, ValueError):
+        for line in file.read_bytes()[: 64 << 10].decode(errors="replace").splitlines():
+            words = line.replace(":", " ").split()
+            if len(words) >= 2:
+                table[words[0]] = int(words[1]) * (1024 if words[2:] == ["kB"] else 1)
+    return table
+
+
+def limits(places: Places | None = None) -> Iterator[Limit]:
+    """List the memory cgroups of this process that have a limit, its own first, then those above it."""
+    places = places or PLACES
+    try:
+        lines = places.own.read_bytes()[: 64 << 10].decode(errors="surrogateescape").splitlines()
+    except OSError:
+        return
+    swap = _table(places.meminfo).get("SwapFree", 0)
+    for line in lines:
+        number, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if number == "0" and not controllers:
+            for base in (places.cgroups, places.cgroups / "unified"):
+                for folder in _upwards(base, group):
+                    yield from _v2(folder, swap)
+        elif "memory" in controllers.split(","):
+            for folder in _upwards(places.cgroups / "memory", group):
+                yield from _v1(folder, swap)
+
+
+def _upwards(base: Path, group: str) -> Iterator[Path]:
+    """Give a group's directory, and those above it, as far as this mount shows them.
+
+    In a container the group may be named as the host sees it, with the mount showing only the container's own.
+    """
+    parts = [part for part in os.path.normpath("/" + group).split("/") if part][:DEEPEST]
+    for n in range(len(parts), -1, -1):
+        yield Path(base, *parts[:n])
+
+
+def _v2(folder: Path, swap: int) -> Iterator[Limit]:
+    limit, current = _number(folder / "memory.max"), _number(folder / "memory.current")
+    if limit is None or current is None:
+        return
+    stat = _table(folder / "memory.stat")
+    most = _number(folder / "memory.swap.max")
+    if most is not None:
+        swap = min(swap, max(most - (_number(folder / "memory.swap.current") or 0), 0))
+    yield Limit(folder, limit, current, sum(stat.get(name, 0) for name in RECLAIMED), swap)
+
+
+def _v1(folder: Path, swap: int) -> Iterator[Limit]:
+    limit, current = _number(folder / "memory.limit_in_bytes"), _number(folder / "memory.usage_in_bytes")
+    if limit is None or current is None:
+        return
+    stat = _table(folder / "memory.stat")
+    both, used = _number(folder / "memory.memsw.limit_in_bytes"), _number(folder / "memory.memsw.usage_in_bytes")
+    if both is not None and used is not None:
+        swap = min(swap, max(both - limit - max(used - current, 0), 0))
+    yield Limit(folder, limit, current, sum(stat.get(name, 0) for name in RECLAIMED_V1), swap)
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes} bytes" if nbytes < 1 << 20 else f"{nbytes / (1 << 20):.6g} MiB"
+
+
+def check(nbytes: int, what: str, places: Places | None = None) -> None:
+    """Refuse an allocation that a memory cgroup's limit does not allow, where that can be known.
+
+    Args: nbytes: that will be allocated. what: the place and the act, for the message.
+    Raises: OutOfMemoryError with the cgroup, its limit, what it has in use, and what is needed.
+    """
+    for limit in limits(places):
+        if nbytes > limit.left:
+            raise OutOfMemoryError(
+                f"{what} needs {_size(nbytes)}, and the memory cgroup {limit.path} has {_size(limit.left)} left: limit "
+                f"{_size(limit.limit)}, in use {_size(limit.current)}, of which {_size(limit.reclaimable)} can be "
+                f"reclaimed, swap {_size(limit.swap)}; the kernel would kill a process of it. Raise the limit "
+                "(MemoryMax=, `docker run --memory`, resources.limits.memory), or free memory"
+            )
+
+
+def unallocated(fd: int, nbytes: int) -> int:
+    """Give how many of `nbytes` that are to be used of a file would be charged to a memory cgroup, at most.
+
+    None of a file on a disk, whose pages are page cache, or of huge pages, which come of a pool.
+    """
+    try:
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+        if os.fstatvfs(fd).f_bsize != mmap.PAGESIZE:
+            return 0
+        status = os.fstat(fd)
+    except OSError:
+        return 0
+    return min(nbytes, max(status.st_size - status.st_blocks * 512, 0))
+
+
+class Meter:
+    """What an image allocates, checked now and then: small objects are not worth a look at the limits each."""
+
+    def __init__(self) -> None:
+        self._since = STEP
+
+    def check(self, fd: int, nbytes: int, what: str) -> None:
+        """Refuse what a memory cgroup does not allow. Raises: OutOfMemoryError."""
+        if self._since + nbytes < STEP:
+            self._since += nbytes
+            return
+        check(unallocated(fd, nbytes), what)
+        self._since = 0
+
+
+def huge_pool(fd: int, places: Places | None = None) -> str:
+    """Tell what the pool of a file's huge pages has, and how to enlarge it; "" for normal pages."""
+    try:
+        size = os.fstatvfs(fd).f_bsize
+    except OSError:
+        return ""
+    if size <= mmap.PAGESIZE:
+        return ""
+    pool = (places or PLACES).hugepages / f"hugepages-{size >> 10}kB"
+    total, free, reserved, more = (
+        _number(pool / name) for name in ("nr_hugepages", "free_hugepages", "resv_hugepages", "nr_overcommit_hugepages")
+    )
+    if total is None:
+        return f"this kernel has no pool of huge pages of {size >> 10} KiB"
+    return (
+        f"vm.nr_hugepages is {total}, of which {free} are free ({reserved} of these reserved), with {more} more on "
+        f"demand (vm.nr_overcommit_hugepages), {size >> 10} KiB each; enlarge the pool, `sysctl vm.nr_hugepages=N`, "
+        "or use backing='memfd'"
+    )

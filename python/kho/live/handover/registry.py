@@ -1,0 +1,164 @@
+"""Who has which image: what this user's services say of themselves."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from ...errors import KhoError, NotFoundError
+from ..file.image import Image, open_file
+from ..file.trust import check_descriptor, path_of
+from ..handle import Candidate, Handle
+from . import sockets, wire
+
+__all__ = ["Holding", "holdings", "readable", "release"]
+
+WHO = 2.0
+"""Seconds until who does not answer is shown as silent."""
+RELEASE = 60.0
+
+
+class Holding(NamedTuple):
+    """An image, and the process that answers to its name."""
+
+    name: str
+    pid: int
+    uid: int
+    state: str
+    """serving, handing over, draining (the owner before still reads), idle (a holder without its command), silent."""
+    transport: str
+    """How the image came to the process (`Handle.transport`)."""
+    version: str
+    generation: int
+    objects: int
+    used: int
+    """Bytes in use."""
+    size: int
+    """Bytes there may be."""
+    since: float
+    """When it began to answer, in seconds since the epoch."""
+    child: int | None
+    """The command's process, of a holder."""
+    command: str
+    """Of the process."""
+
+
+def _command(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        raw = Path(f"/proc/{pid}/cmdline").read_bytes()[:4096]
+        return raw.rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
+    return ""
+
+
+def holdings() -> list[Holding]:
+    """List the images of this user's services, by name; what processes left behind that were killed is removed.
+
+    Raises: SourceError if the runtime directory is not this user's alone.
+    """
+    found = []
+    for file, conn in sockets.entries():
+        with conn, contextlib.suppress(KhoError, OSError):
+            found.append(_holding(file.name.removesuffix(sockets.SUFFIX), conn))
+    return sorted(found)
+
+
+def _holding(file: str, conn: socket.socket) -> Holding:
+    pid, uid = wire.peer(conn)
+    try:
+        row, _ = wire.ask(conn, {"do": "who"}, within=WHO)
+    except KhoError:
+        return Holding(file, pid, uid, "silent", "", "", 0, 0, 0, 0, 0.0, None, _command(pid))
+
+    def number(key: str) -> int:
+        value = row.get(key)
+        return int(value) if isinstance(value, int | float) and 0 <= value < 1 << 63 else 0
+
+    def text(key: str) -> str:
+        value = row.get(key)
+        return value[:255] if isinstance(value, str) else ""
+
+    child = number("child") or None
+    if row.get("successor"):
+        state = "handing over"
+    elif row.get("draining"):
+        state = "draining"
+    else:
+        state = "idle" if "child" in row and child is None else "serving"
+    return Holding(
+        text("name") or file,
+        pid,
+        uid,
+        state,
+        text("transport"),
+        text("version"),
+        number("generation"),
+        number("objects"),
+        number("used"),
+        number("size"),
+        min(float(number("since")), time.time()),
+        child,
+        _command(child or pid),
+    )
+
+
+def _connected(name: str) -> socket.socket:
+    conn = sockets.connect(name)
+    if conn is None:
+        raise NotFoundError(f"nobody has {name!r}: no process answers in {sockets.folder()}; `kho ps` lists who does")
+    try:
+        wire.peer(conn)
+    except BaseException:
+        conn.close()
+        raise
+    return conn
+
+
+def readable(name: str) -> int:
+    """Get a descriptor for reading a running service's image; it is the caller's.
+
+    Raises: NotFoundError if there is none; BusyError if it does not answer; SourceError.
+    """
+    with _connected(name) as conn:
+        _, fds = wire.ask(conn, {"do": "read"}, fds=1)
+    try:
+        if len(fds) != 1:
+            raise wire.WireError(f"{name!r}: no descriptor came")
+        check_descriptor(fds[0], repr(name))
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+    return fds[0]
+
+
+def release(name: str | os.PathLike[str], *, force: bool = False) -> int:
+    """Give an image's memory back: how many bytes.
+
+    Args: name: a service's, or, with a slash in it, the path of an image's file. force: even if a process uses it: a
+        holder ends its command; a service that owns its image itself keeps the arrays it shows, and their memory.
+    Raises: BusyError while it is in use; NotFoundError; for a path UntrustedError if others may change the file,
+        SourceError, FormatError.
+    """
+    text = os.fspath(name)
+    if "/" in text:
+        return _release_path(path_of(text))
+    with _connected(text) as conn:
+        answer, _ = wire.ask(conn, {"do": "release", "force": force}, within=RELEASE)
+    freed = answer.get("freed")
+    return freed if isinstance(freed, int) else 0
+
+
+def _release_path(path: Path) -> int:
+    try:
+        image = Image(open_file(path), str(path), path)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path}: no such file") from error
+    with Candidate.of(image) as candidate:
+        handle: Handle = candidate.adopt()
+    freed = os.fstat(handle.fileno()).st_blocks * 512
+    handle.release()
+    return freed
