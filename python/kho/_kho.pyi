@@ -14,7 +14,7 @@ from typing_extensions import Buffer, disjoint_base
 
 from ._types import FolioInfo, MemfdFolio, OwnedRange, PageInfo, Placement
 from .errors import FdtError
-from .payload import Luo, Metadata, Payload, Region
+from .formats import Luo, Metadata, Payload, Region
 
 __all__ = [
     "Arena",
