@@ -266,7 +266,7 @@ def test_a_flipped_bit_never_crashes(name: str, tmp_path: Path) -> None:
     assert isinstance(attempt(path), kho.Incoming)
 
 
-RADIX = pytest.mark.parametrize("name", sorted(set(captures.NAMES) - set(captures.V1_NAMES)))
+RADIX = pytest.mark.parametrize("name", captures.RADIX_NAMES)
 
 
 @RADIX

@@ -29,9 +29,9 @@ def handover_of(name: str) -> model.Handover:
     return model.read_handover(memory_of(name), facts["fdt_phys"], facts["page_size"], facts.get("bitmap_bytes"))
 
 
-def test_all_five_captures_are_here() -> None:
-    assert len(NAMES) == 5
-    assert set(V1_NAMES) == {n for n in NAMES if expected(n)["compatible"] == "kho-v1"}
+def test_all_seven_captures_are_here() -> None:
+    assert len(NAMES) == 7
+    assert all(expected(n)["compatible"] == "kho-v1" for n in V1_NAMES)
 
 
 def test_the_map_reads_as_expected(name: str) -> None:

@@ -19,10 +19,9 @@ from kho.cli import cli
 
 import model
 from adapters import ArenaMemory
-from captures import NAMES, V1_NAMES, elf, expected
+from captures import NAMES, RADIX_NAMES, elf, expected
 from images import GIB, KIB, MIB, TIB, Image, Layout, sample_subtrees
 
-V4_NAMES = [name for name in NAMES if name not in V1_NAMES]
 # kho-v2 and v3 cannot hold the FDT's page, of order 0, at 16 KiB.
 SHAPES = [
     (page_size, version)
@@ -57,7 +56,7 @@ def saved(layout: Layout, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", V4_NAMES)
+@pytest.mark.parametrize("name", RADIX_NAMES)
 def test_a_capture_reads_as_expected_without_an_option(name: str) -> None:
     facts, inc = expected(name), kho.open(elf(name))
     for key in ("compatible", "page_size", "fdt_phys", "preserved_memory_map", "nr_folios", "preserved_bytes"):
@@ -89,11 +88,11 @@ def test_inspect_speaks_of_bitmaps_only_where_they_have_a_size(name: str) -> Non
     assert run.exit_code == 0, run.output
     report = json.loads(run.output)
     assert {"bitmap_bytes", "bitmap_bytes_why"} & set(report) == (
-        {"bitmap_bytes", "bitmap_bytes_why"} if name in V1_NAMES else set()
+        set() if name in RADIX_NAMES else {"bitmap_bytes", "bitmap_bytes_why"}
     )
     text = CliRunner().invoke(cli, ["inspect", str(elf(name))])
     assert text.exit_code == 0
-    assert ("bitmaps" in text.output) == (name in V1_NAMES)
+    assert ("bitmaps" in text.output) == (name not in RADIX_NAMES)
 
 
 @shapes

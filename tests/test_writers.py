@@ -103,7 +103,8 @@ class Again:
                 home, blocks = [], []
 
 
-@pytest.fixture(scope="module", params=captures.NAMES)
+# The arrays of luo-v1 begin on pages where our writer allocates none: these captures are read, not rewritten.
+@pytest.fixture(scope="module", params=sorted({*captures.NAMES} - {*captures.LUO_V1_NAMES}))
 def again(request: pytest.FixtureRequest) -> Again:
     made = Again(request.param)
     made.out.finalize()
@@ -144,7 +145,7 @@ def test_luo_and_subtrees_are_the_kernels_bytes(again: Again) -> None:
                 assert again.arena.read(page, inc.page_size) == inc.read(page, inc.page_size), owned
 
 
-@pytest.mark.parametrize("again", [name for name in captures.NAMES if name not in captures.V1_NAMES], indirect=True)
+@pytest.mark.parametrize("again", sorted({*captures.RADIX_NAMES} - {*captures.LUO_V1_NAMES}), indirect=True)
 def test_the_tree_is_the_kernels(again: Again) -> None:
     """As test_captures holds the chunks of kho-v1 to the kernel's."""
     inc = again.inc

@@ -26,6 +26,7 @@ TASKS = {
     "map": ("where in memory is it?", "kho map core.elf"),
     "owners": ("whose is every page of it?", "kho owners core.elf"),
     "verify": ("is anything wrong with it?", "kho verify core.elf"),
+    "compat": ("can that kernel take it over?", "kho compat core.elf 7.0"),
     "fdt": ("the devicetrees, as source", "kho fdt --all core.elf"),
     "extract": ("take a file out", "kho extract core.elf --session vm-1 --token 0x10 -o disk.img"),
     "diff": ("what differs between two?", "kho diff before.elf after.elf"),

@@ -235,13 +235,22 @@ class LuoV5(Luo):
 
 @decoder("luo-v1")
 class LuoV1(Luo):
-    """An FDT that points at contiguous arrays (Linux 6.19 to 7.1); from public headers, no capture has it."""
+    """An FDT that leads to arrays (Linux 6.19 to 7.1), which are allocated whole whatever is in them.
+
+    Sessions have 16 pages from boot on, the files of a session 2 from the first one on: LUO_SESSION_PGCNT,
+    LUO_FILE_PGCNT (kernel/liveupdate/luo_session.c, luo_file.c). Both may begin on any page.
+    """
+
+    SESSION_PAGES = 16
+    FILE_PAGES = 2
 
     def __init__(self, blob: Blob) -> None:
         super().__init__(blob)
         fdt = Fdt(blob.read())
         self.liveupdate_num = fdt.root.u64("liveupdate-number")
-        if "/luo-flb" in fdt:
+        self.has_flb_node = "/luo-flb" in fdt
+        """Linux 7.0 and 7.1 write the node even if it is empty, and panic without it; 6.19 has none."""
+        if self.has_flb_node:
             self._read_flbs(fdt["/luo-flb"].u64("luo-flb-header"))
         header = fdt["/luo-session"].u64("luo-session-header")
         if not header:
@@ -249,13 +258,25 @@ class LuoV1(Luo):
         what = "session array"
         (count,) = struct.unpack("<Q", blob.inc.read(self._aligned(header, what), 8))
         sessions = list(self._entries(SESSION, header, count, what, head=8))
-        self.blocks.append((what, header, 8 + count * SESSION.size))
+        self.blocks.append((what, header, self._array(header, 8 + count * SESSION.size, self.SESSION_PAGES)))
         for name, files, nr_files in sessions:
             entries = []
             if nr_files:
                 listed = self._entries(FILE, self._aligned(files, "file array"), nr_files, "file array", head=0)
                 entries = [FileEntry(text(compatible), data, token) for compatible, data, token in listed]
-            self._add(text(name), nr_files, entries, [(files, nr_files * FILE.size)] if nr_files else [])
+            blocks = [(files, self._array(files, nr_files * FILE.size, self.FILE_PAGES))] if nr_files else []
+            self._add(text(name), nr_files, entries, blocks)
+
+    def _array(self, phys: int, used: int, pages: int) -> int:
+        """Say how many bytes an array has: the folios that it was preserved as, at least those that it uses."""
+        inc = self.blob.inc
+        nbytes = 0
+        while nbytes < pages * inc.page_size:
+            order = inc.order_at(phys + nbytes)
+            if order is None:
+                break
+            nbytes += inc.page_size << order
+        return max(nbytes, used)
 
 
 class MemfdFile(Payload):

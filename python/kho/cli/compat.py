@@ -1,0 +1,224 @@
+"""`kho compat`: can that kernel take over what this one holds?"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import ParameterError, SourceError
+from ..handover.compat import Judged, Offer, Target, as_data, judge, notes, worst
+from ..kernelimage import read_kernel
+from ..kernels import KERNELS, Kernel, Release, differences, kernel_of
+from . import output
+from .options import read, read_options
+
+STYLES = {"taken": "green", "unknown": "yellow", "lost": "red", "refused": "red", "panics": "bold red"}
+CODES = {"taken": 0, "unknown": 2, "lost": 1, "refused": 1, "panics": 1}
+RELEASE = re.compile(r"v?[0-9]{1,3}\.[0-9]{1,3}([.+-]\S*)?$")
+
+
+@click.command("compat")
+@click.argument("args", nargs=-1, metavar="HANDOVER... TARGET")
+@read_options
+@click.option("--matrix", is_flag=True, help="Print what becomes of a handover between each two kernels, and stop.")
+@click.option("--markdown", is_flag=True, help="With --matrix or two releases: print Markdown.")
+@click.option("--json", "as_json", is_flag=True, help="Print data instead of text.")
+def command(
+    args: tuple[str, ...],
+    matrix: bool,
+    markdown: bool,
+    as_json: bool,
+    **options: int | None,
+) -> None:
+    """Judge whether the kernel TARGET can take over what HANDOVER holds, object by object.
+
+    HANDOVER is what `kho inspect` takes, "live" (debugfs of the running machine) or a directory with debugfs files.
+    TARGET is a release (7.0.11), a kernel's file (vmlinux, bzImage, arm64 Image, EFI zboot, packed or not), a
+    configuration, or a directory such as /boot: then each kernel in it is judged.
+
+    Of two releases it prints what differs between them.
+
+    \b
+      kho compat handover.elf 7.0
+      kho compat live /boot/vmlinuz-7.1.13
+      kho compat 6.19 7.0
+
+    Each object is taken; lost (the kernel boots with the rest); refused (it boots cold); the kernel panics; or unknown.
+
+    \b
+    Exit codes: 0 all is taken, 1 something is not, 2 cannot tell, or not readable. Of a directory: the worst kernel's.
+    """
+    if matrix:
+        show_matrix(markdown=markdown, as_json=as_json)
+        return
+    if len(args) < 2:
+        raise click.UsageError("HANDOVER and TARGET are needed: kho compat handover.elf 7.0, or two releases")
+    *source, target = args
+    if len(source) == 1 and is_release(source[0]) and is_release(target):
+        show_differences(release_row(source[0]), release_row(target), markdown=markdown, as_json=as_json)
+        return
+    offer = offer_of(tuple(source), **options)
+    judged = [(kernel, judge(offer, kernel)) for kernel in targets(target)]
+    if as_json:
+        output.print_json({"handover": list(source), "targets": [data(offer, *each) for each in judged]})
+    else:
+        for kernel, rows in judged:
+            show(offer, kernel, rows)
+    sys.exit(max((CODES[worst(rows)] for _, rows in judged), key=(0, 2, 1).index))
+
+
+def is_release(text: str) -> bool:
+    """Say whether an argument is a release, and not a file of that name."""
+    return RELEASE.match(text) is not None and not Path(text).exists()
+
+
+def release_row(text: str) -> Kernel:
+    """Give the row of a release. Raises: ParameterError for a kernel that is not known."""
+    found = kernel_of(Release.parse(text))
+    if found is None:
+        raise ParameterError(f"Linux {text}: kernels with KHO that are known here: {', '.join(KERNELS)}")
+    return found
+
+
+def offer_of(source: tuple[str, ...], **options: int | None) -> Offer:
+    """Read what is handed over, from memory or from debugfs."""
+    from .._kho import Snapshot
+
+    if len(source) == 1 and Snapshot.recognizes(source[0]):
+        return Offer.of_snapshot(Snapshot.open(source[0]))
+    return Offer.of(read(source, **options))
+
+
+def targets(text: str) -> list[Target]:
+    """Find the kernels that an argument means. Raises: SourceError for a directory without one."""
+    if is_release(text):
+        return [Target(Release.parse(text))]
+    path = Path(text)
+    if not path.is_dir():
+        image = read_kernel(path)
+        return [Target(image.release, image)]
+    found = []
+    for file in sorted(path.iterdir()):
+        if file.name.startswith(("vmlinu", "bzImage", "Image", "kernel-")) and file.is_file():
+            image = read_kernel(file)
+            found.append(Target(image.release, image))
+    if not found:
+        raise SourceError(f"{path}: no kernel in it (vmlinuz-*, vmlinux, bzImage, Image)")
+    return found
+
+
+def data(offer: Offer, target: Target, rows: list[Judged]) -> dict[str, Any]:
+    """Give a kernel's judgement as data."""
+    return {
+        "target": None if target.image is None else target.image.path,
+        "release": target.release.text,
+        "verdict": worst(rows),
+        "objects": as_data(rows),
+        "notes": [{"kernel": kernel, "note": note} for kernel, note in notes(offer, target)],
+    }
+
+
+def show(offer: Offer, target: Target, rows: list[Judged]) -> None:
+    """Print a kernel's judgement."""
+    verdict = worst(rows)
+    where = "" if target.image is None else f" ({target.image.path})"
+    output.line(f"{offer.abi} handover to Linux {target.release}{where}: ", (verdict, STYLES[verdict]))
+    output.line()
+    table = output.table("object", "verdict", "why", limit=output.LINE)
+    for row in rows:
+        table.add(row.object, (row.verdict, STYLES[row.verdict]), row.why)
+    table.show()
+    for kernel, note in notes(offer, target):
+        output.line(f"note: {kernel}: {note}")
+
+
+def cells(name: str) -> dict[str, list[Judged]]:
+    """Judge what a kernel writes for every kernel there is."""
+    offer = Offer.typical(KERNELS[name])
+    return {other: judge(offer, Target(Release.parse(other))) for other in KERNELS}
+
+
+def show_matrix(*, markdown: bool, as_json: bool) -> None:
+    """Print the verdict between each two kernels; of an object that is not taken, its name."""
+    table = {name: cells(name) for name in KERNELS}
+    if as_json:
+        output.print_json({name: {other: as_data(rows) for other, rows in row.items()} for name, row in table.items()})
+        return
+    if markdown:
+        output.line("| from, to | " + " | ".join(KERNELS) + " |")
+        output.line("|---" * (len(KERNELS) + 1) + "|")
+        for name, row in table.items():
+            output.line(f"| **{name}** | " + " | ".join(cell(rows) for rows in row.values()) + " |")
+        return
+    shown = output.table("from, to", *KERNELS)
+    for name, row in table.items():
+        shown.add(name, *((cell(rows), STYLES[worst(rows)]) for rows in row.values()))
+    shown.show()
+
+
+def cell(rows: list[Judged]) -> str:
+    """Say in a few words what becomes of a handover."""
+    verdict = worst(rows)
+    if verdict == "refused":
+        return "cold boot"
+    if verdict == "panics":
+        return "panics"
+    missing = [row.object.split(",")[0].split(" ")[0] for row in rows if row.verdict in ("lost", "unknown")]
+    return "taken" if not missing else f"without {', '.join(dict.fromkeys(missing))}"
+
+
+def show_differences(one: Kernel, two: Kernel, *, markdown: bool, as_json: bool) -> None:
+    """Print what differs between two kernels."""
+    rows = list(differences(one, two))
+    if as_json:
+        output.print_json({"kernels": [one.name, two.name], "differences": {name: [a, b] for name, a, b in rows}})
+        return
+    if markdown:
+        output.line(f"| | {one.name} | {two.name} |")
+        output.line("|---|---|---|")
+        for name, a, b in rows:
+            output.line(f"| {label(name)} | {said(a)} | {said(b)} |")
+        return
+    if not rows:
+        output.line(f"Linux {one.name} and {two.name} write the same formats")
+        return
+    table = output.table("", f"Linux {one.name}", f"Linux {two.name}")
+    for name, a, b in rows:
+        table.add(label(name), said(a), said(b))
+    table.show()
+
+
+LABELS = {
+    "abi": "root compatible",
+    "bitmap": "bitmap",
+    "levels_16k": "levels of the tree at 16 KiB pages",
+    "subtree_property": "property of a subtree",
+    "blob_size": "subtrees say their size",
+    "luo": "LUO",
+    "flb_node": "luo-flb node needed",
+    "flbs": "FLBs handed over",
+    "memfd": "memfd",
+    "memfd_seals": "seals of a memfd kept",
+    "kho_test": "folios of kho_test",
+    "max_page_order": "MAX_PAGE_ORDER checked on restore",
+    "cuts_at_nodes": "ranges cut at NUMA nodes",
+    "scratch_nodes": "scratch for nodes",
+    "deferred_init": "with DEFERRED_STRUCT_PAGE_INIT",
+    "get_name": "ioctl GET_NAME",
+}
+
+
+def label(name: str) -> str:
+    """Name a column for people."""
+    return LABELS.get(name, name.replace("_", " "))
+
+
+def said(value: object) -> str:
+    """Say a value for people."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value is None else str(value)

@@ -1,0 +1,222 @@
+"""What a kernel's file tells before it is booted: its release, configuration, and the versions that LUO accepts.
+
+A vmlinux (ELF), an x86 bzImage, an arm64 Image, an EFI zboot image, any of them packed; or a configuration file.
+Formats: Documentation/arch/x86/boot.rst (kernel_version), Documentation/arch/arm64/booting.rst,
+drivers/firmware/efi/libstub/zboot-header.S, kernel/configs.c (IKCFG_ST). Section `.liveupdate_versions` is a public
+draft (docs/abi.md section 9).
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import re
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from .errors import ParameterError, SourceError
+from .kernels import Release
+
+__all__ = ["KernelImage", "read_config", "read_kernel"]
+
+_Read: TypeAlias = Callable[[int, int], bytes]
+"""Reads bytes at an offset, fewer at the end."""
+
+MOST = 1 << 31
+"""Bytes of a kernel that are read; a vmlinux with debug information has about 1 GiB."""
+WINDOW = 16 << 20
+MOST_UNPACKED = 256 << 20
+"""Bytes that a packed kernel may come to."""
+BANNER = re.compile(rb"Linux version ([0-9]+\.[0-9]+[!-~]{0,64}) \(")
+CONFIG_HEAD = re.compile(r"^# Linux/\S+ (\S+) Kernel Configuration", re.MULTILINE)
+OPENERS: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\0": lzma.open, b"BZh": bz2.open}
+PACKED = (*OPENERS, b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
+"""What packed files begin with; zstd and lz4 have no reader in Python 3.11."""
+LVUP = 0x4C565550
+MOST_NAMES = 4096
+
+
+class KernelImage(NamedTuple):
+    """What was found in a kernel's file, or in a configuration."""
+
+    path: str
+    kind: str
+    """bzImage, Image, zboot, vmlinux, config."""
+    release: Release
+    config: dict[str, str] | None
+    """Options that are set, without `CONFIG_`; None if there is no configuration in the file or next to it."""
+    versions: list[str] | None
+    """Compatibles that LUO accepts, from `.liveupdate_versions`; None without that section."""
+
+    @property
+    def page_size(self) -> int | None:
+        """Bytes in a page; None if the configuration does not tell."""
+        if self.config is None:
+            return None
+        for kib in (4, 16, 64):
+            if f"ARM64_{kib}K_PAGES" in self.config or f"PAGE_SIZE_{kib}KB" in self.config:
+                return kib << 10
+        return 4096 if "X86_64" in self.config else None
+
+    @property
+    def max_page_order(self) -> int | None:
+        """MAX_PAGE_ORDER; None without a configuration."""
+        if self.config is None:
+            return None
+        # The option was renamed in 6.4, and since then counts the largest order itself.
+        return int(self.config.get("ARCH_FORCE_MAX_ORDER", "10"))
+
+
+def read_kernel(path: str | os.PathLike[str]) -> KernelImage:
+    """Read a kernel's file, or a configuration; of a kernel, the configuration that lies next to it, too.
+
+    Raises: SourceError for a file that is neither, or cannot be read.
+    """
+    where = Path(path)
+    try:
+        with where.open("rb") as file:
+            head = file.read(4096)
+            size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise SourceError(f"{where}: {error.strerror}") from error
+    if head[514:518] == b"HdrS":
+        return _named(where, "bzImage", _boot_version(where, head))
+    if head[4:8] == b"zimg":
+        return _unpacked(where, "zboot", _zboot(where, head, size))
+    if head.startswith(PACKED):
+        return _unpacked(where, "Image", None)
+    if head.startswith(b"\x7fELF"):
+        return _plain(where, "vmlinux")
+    if head[0x38:0x3C] == b"ARM\x64":
+        return _plain(where, "Image")
+    if b"CONFIG_" in head:
+        text = where.read_bytes()[:WINDOW].decode(errors="replace")
+        named = CONFIG_HEAD.search(text)
+        if named is None:
+            raise SourceError(f"{where}: a configuration without the line that names its kernel's release")
+        return KernelImage(str(where), "config", Release.parse(named[1]), read_config(text), None)
+    raise SourceError(
+        f"{where}: no kernel: a vmlinux, bzImage, arm64 Image, EFI zboot image, or a configuration is expected"
+    )
+
+
+def read_config(text: str) -> dict[str, str]:
+    """Read the options that a configuration sets: `CONFIG_KEXEC_HANDOVER=y` is {"KEXEC_HANDOVER": "y"}."""
+    return {name: value.strip('"') for name, value in re.findall(r"^CONFIG_(\w+)=(.*)$", text, re.MULTILINE)}
+
+
+def _boot_version(path: Path, head: bytes) -> str:
+    """Read the string that kernel_version of the x86 boot header points at, from byte 0x200 on."""
+    at = int.from_bytes(head[0x20E:0x210], "little") + 0x200
+    with path.open("rb") as file:
+        file.seek(at)
+        text = file.read(256).partition(b"\0")[0].decode("ascii", "replace")
+    release = text.split(" ")[0]
+    if not release:
+        raise SourceError(f"{path}: a bzImage whose boot header names no version")
+    return release
+
+
+def _zboot(path: Path, head: bytes, size: int) -> bytes:
+    """Read the packed kernel out of an EFI zboot image."""
+    offset, nbytes = struct.unpack_from("<II", head, 8)
+    if not 0 < offset < size or nbytes > size - offset:
+        raise SourceError(f"{path}: an EFI zboot image: {nbytes} bytes at {offset:#x} are not in it")
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(nbytes)
+
+
+def _unpacked(path: Path, kind: str, payload: bytes | None) -> KernelImage:
+    """Unpack a kernel, or the payload of one, and search it."""
+    with io.BytesIO(payload) if payload is not None else path.open("rb") as source:
+        magic = source.read(6)
+        source.seek(0)
+        opener = next((opener for start, opener in OPENERS.items() if magic.startswith(start)), None)
+        if opener is None:
+            tool = "zstd -d" if magic.startswith(b"\x28\xb5\x2f\xfd") else "lz4 -d"
+            raise SourceError(f"{path}: packed in a way that is not unpacked here: run `{tool}` first")
+        raw = bytearray()
+        try:
+            with opener(source) as opened:
+                while len(raw) < MOST_UNPACKED and (part := opened.read(WINDOW)):
+                    raw += part
+        except (OSError, EOFError, lzma.LZMAError) as error:
+            if not raw:
+                raise SourceError(f"{path}: damaged: {error}") from error
+            # Kernels are padded after the packed stream, and what came before the damage may hold the banner.
+    return _found(path, kind, lambda at, n: bytes(raw[at : at + n]), len(raw))
+
+
+def _plain(path: Path, kind: str) -> KernelImage:
+    with path.open("rb") as file:
+        return _found(path, kind, lambda at, n: os.pread(file.fileno(), n, at), os.fstat(file.fileno()).st_size)
+
+
+def _found(path: Path, kind: str, read: _Read, nbytes: int) -> KernelImage:
+    config, release = None, None
+    for at in range(0, min(nbytes, MOST), WINDOW):
+        part = read(at, WINDOW + (1 << 12))
+        if release is None and (banner := BANNER.search(part)) is not None:
+            release = banner[1].decode("ascii")
+        if config is None and (begin := part.find(b"IKCFG_ST\x1f\x8b")) >= 0:
+            config = _embedded(read(at + begin + 8, 1 << 20))
+        if release is not None and config is not None:
+            break
+    if release is None:
+        raise SourceError(f"{path}: no kernel's banner in it ('Linux version ...')")
+    return _named(path, kind, release, config, _versions(read, nbytes))
+
+
+def _embedded(raw: bytes) -> dict[str, str] | None:
+    """Unpack the configuration that CONFIG_IKCONFIG puts into a kernel; None if it is damaged."""
+    try:
+        return read_config(zlib.decompressobj(31).decompress(raw, WINDOW).decode(errors="replace"))
+    except zlib.error:
+        return None
+
+
+def _named(
+    path: Path, kind: str, release: str, config: dict[str, str] | None = None, versions: list[str] | None = None
+) -> KernelImage:
+    """Complete what a file tells with the configuration next to it, `config-RELEASE` or `config`."""
+    for name in ("config", f"config-{release}"):
+        if config is None and "/" not in name and path.with_name(name).is_file():
+            text = path.with_name(name).read_bytes()[:WINDOW].decode(errors="replace")
+            named = CONFIG_HEAD.search(text)
+            # Debian's names the upstream release.
+            if named is not None and release.startswith(named[1]):
+                config = read_config(text)
+    try:
+        return KernelImage(str(path), kind, Release.parse(release), config, versions)
+    except ParameterError as error:
+        raise SourceError(f"{path}: {error}") from error
+
+
+def _versions(read: _Read, nbytes: int) -> list[str] | None:
+    """Read the section `.liveupdate_versions` of an ELF vmlinux: a magic, a version, names of 48 bytes."""
+    head = read(0, 64)
+    if len(head) < 64 or head[:6] != b"\x7fELF\x02\x01":
+        return None
+    (table,), (size, count, names_at) = struct.unpack_from("<Q", head, 40), struct.unpack_from("<HHH", head, 58)
+    if size != 64 or count > MOST_NAMES or table + size * count > nbytes or names_at >= count:
+        return None
+    sections = [struct.unpack("<IIQQQQIIQQ", raw) for raw in _split(read(table, size * count), size)]
+    strings = read(sections[names_at][4], min(sections[names_at][5], 1 << 20))
+    for section in sections:
+        name = strings[section[0] :].partition(b"\0")[0]
+        if name == b".liveupdate_versions" and 8 <= section[5] <= 8 + 48 * MOST_NAMES:
+            raw = read(section[4], section[5])
+            if struct.unpack_from("<II", raw) == (LVUP, 1):
+                return [entry.partition(b"\0")[0].decode("ascii", "replace") for entry in _split(raw[8:], 48)]
+    return None
+
+
+def _split(raw: bytes, size: int) -> list[bytes]:
+    return [raw[at : at + size] for at in range(0, len(raw) - size + 1, size)]

@@ -1,0 +1,326 @@
+"""What each kernel writes and accepts, and which point release fixes what: one table for every command that asks.
+
+A kernel is known by its series (`7.0`), because formats do not change within one. Point releases differ in what they
+fix: `FIXES`. A distribution's release (`7.0.0-14-generic`) does not tell which point release it contains; Ubuntu's
+/proc/version_signature does.
+
+Sources: the kernel trees of 6.17.8, 6.18.15, 6.19.11, 7.0 (files of Linus' tree and stable mails), 7.1.13, 7.2.13 and
+7.3.4; docs/abi.md has the table with the files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Literal, NamedTuple
+
+from .errors import ParameterError
+
+__all__ = ["FIXES", "KERNELS", "Fix", "Kernel", "Release", "differences", "kernel_of"]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One series: what it writes, and therefore what it accepts."""
+
+    name: str
+    abi: str
+    """Compatible of the root FDT."""
+    map: Literal["chunk list", "radix tree"]
+    bitmap: str
+    """Size of a bitmap of the chunk list; of a tree the leaf is a page."""
+    levels_16k: int | None
+    """Levels of the tree at 16 KiB pages, where versions differ."""
+    subtree_property: str
+    blob_size: bool
+    """Whether each subtree says its size."""
+    luo: str | None
+    """Compatible of LUO's subtree."""
+    flb_node: bool
+    """Whether LUO's FDT needs a `luo-flb` node: without it the kernel panics."""
+    flbs: bool
+    """Whether file-lifecycle-bound data is handed over at all."""
+    memfd: str | None
+    memfd_seals: bool
+    kexec_metadata: bool
+    kho_test: Literal["array", "vmalloc"]
+    """How lib/test_kho.c lists its folios."""
+    finalize: Literal["by hand", "with LUO", "none"]
+    """The finalize step: debugfs `out/finalize`; by itself if liveupdate=on; none, as the map is always valid."""
+    max_page_order: bool
+    """Whether a folio above MAX_PAGE_ORDER fails to restore."""
+    cuts_at_nodes: bool
+    """Whether a range is split where the NUMA node changes."""
+    scratch_nodes: str
+    """Which nodes get a scratch area."""
+    deferred_init: bool
+    """Whether KHO and CONFIG_DEFERRED_STRUCT_PAGE_INIT can be set together."""
+    get_name: bool
+    """Whether LUO has the ioctl LIVEUPDATE_SESSION_GET_NAME."""
+
+
+def _kernel(name: str, **given: object) -> Kernel:
+    """Make a row of the values of a chunk-list kernel without LUO, and what is given."""
+    row: dict[str, object] = {
+        "abi": "kho-v1",
+        "map": "chunk list",
+        "bitmap": "a page",
+        "levels_16k": None,
+        "subtree_property": "fdt",
+        "blob_size": False,
+        "luo": None,
+        "flb_node": False,
+        "flbs": False,
+        "memfd": None,
+        "memfd_seals": False,
+        "kexec_metadata": False,
+        "kho_test": "vmalloc",
+        "finalize": "by hand",
+        "max_page_order": True,
+        "cuts_at_nodes": False,
+        "scratch_nodes": "online",
+        "deferred_init": False,
+        "get_name": False,
+    }
+    return Kernel(name, **{**row, **given})  # type: ignore[arg-type]
+
+
+_LUO1 = {"luo": "luo-v1", "scratch_nodes": "with memory"}
+_TREE = {
+    "map": "radix tree",
+    "bitmap": "-",
+    "levels_16k": 5,
+    "subtree_property": "preserved-data",
+    "blob_size": True,
+    "flbs": True,
+    "memfd": "memfd-v2",
+    "memfd_seals": True,
+    "kexec_metadata": True,
+    "finalize": "none",
+    "max_page_order": False,
+    "cuts_at_nodes": True,
+    "scratch_nodes": "with memory",
+}
+_LUO5 = {"abi": "kho-v4", "luo": "luo-v5", "deferred_init": True, "get_name": True}
+
+KERNELS = {
+    kernel.name: kernel
+    for kernel in (
+        _kernel("6.16", bitmap="512 bytes", kho_test="array"),
+        _kernel("6.17", bitmap="512 bytes", kho_test="array"),
+        _kernel("6.18"),
+        _kernel("6.19", **_LUO1, memfd="memfd-v1", finalize="with LUO"),
+        _kernel("7.0", **_LUO1, memfd="memfd-v1", finalize="with LUO", flb_node=True, flbs=True),
+        _kernel("7.1", **{**_LUO1, **_TREE}, abi="kho-v3", flb_node=True),
+        _kernel("7.2", **{**_TREE, **_LUO5}),
+        _kernel("7.3", **{**_TREE, **_LUO5}),
+    )
+}
+"""Every series that has KHO, by name, oldest first."""
+
+
+class Release(NamedTuple):
+    """A kernel's release, as `uname -r` has it."""
+
+    text: str
+    series: tuple[int, int]
+    point: int | None
+    """The point release; None where only the series is known."""
+    vendor: bool
+    """Whether a distribution made it, so that fixes of later point releases may be in it."""
+
+    @classmethod
+    def parse(cls, text: str, signature: str | None = None) -> Release:
+        """Read `7.0`, `7.0.11`, `7.1-rc3`, `7.0.0-14-generic`.
+
+        Args: signature: the contents of /proc/version_signature, whose last word is the upstream release.
+        Raises: ParameterError.
+        """
+        found = re.match(r"v?([0-9]{1,3})\.([0-9]{1,3})(?:\.([0-9]{1,5}))?(.*)$", text.strip(), re.DOTALL)
+        if found is None:
+            raise ParameterError(f"kernel release {text!r}: write 7.0 or 7.0.11")
+        series = int(found[1]), int(found[2])
+        upstream = re.search(r"([0-9]+)\.([0-9]+)\.([0-9]+)\s*$", signature or "")
+        if upstream is not None and (int(upstream[1]), int(upstream[2])) == series:
+            return cls(text.strip(), series, int(upstream[3]), vendor=False)
+        rest = found[4]
+        point = None if found[3] is None else int(found[3])
+        if point is None and rest.startswith("-rc"):
+            point = 0
+        return cls(text.strip(), series, point, vendor=bool(rest) and not rest.startswith("-rc"))
+
+    @property
+    def name(self) -> str:
+        """The series as `KERNELS` has it."""
+        return f"{self.series[0]}.{self.series[1]}"
+
+    def __str__(self) -> str:
+        """Give the text."""
+        return self.text
+
+
+def kernel_of(release: Release) -> Kernel | None:
+    """Give the row of a release; None for one before KHO (6.16), or after the last one known."""
+    return KERNELS.get(release.name)
+
+
+@dataclass(frozen=True)
+class Fix:
+    """A fault that a point release mends."""
+
+    name: str
+    effect: str
+    """What a user sees without the fix."""
+    since: tuple[int, int]
+    """The first series with the fault."""
+    mended: tuple[int, int]
+    """The first series without it from its first release on."""
+    points: dict[str, int]
+    """The point release of an earlier series that has the fix."""
+    upstream: str
+    """Upstream commit, or the stable patch."""
+    remedy: str
+
+    def affects(self, release: Release) -> bool | None:
+        """Say whether a release has the fault; None if a distribution may have taken the fix over."""
+        if not self.since <= release.series < self.mended:
+            return False
+        fixed = self.points.get(release.name)
+        if fixed is None:
+            return None if release.vendor else True
+        if release.point is None:
+            return None
+        if release.point >= fixed:
+            return False
+        return None if release.vendor else True
+
+    def where(self) -> str:
+        """Say which releases have it: `6.19 to 6.19.8, 7.0 to 7.0.10`."""
+        spans = []
+        for name, kernel in KERNELS.items():
+            series = Release.parse(kernel.name).series
+            if self.since <= series < self.mended:
+                fixed = self.points.get(name)
+                spans.append(f"{name} (every release)" if fixed is None else f"before {name}.{fixed}")
+        return ", ".join(spans)
+
+
+FIXES = {
+    fix.name: fix
+    for fix in (
+        Fix(
+            "memfd-dirty",
+            "pages of a memfd that are written after PRESERVE_FD can be lost: a folio that was clean may be reclaimed, "
+            "one that was not up to date is zeroed by the next kernel",
+            (6, 19),
+            (7, 0),
+            {"6.19": 9},
+            "50d7b4332f27, 7e04bf1f3315",
+            "write everything before PRESERVE_FD, or use 6.19.9",
+        ),
+        Fix(
+            "retrieve-partial",
+            "RETRIEVE_FD can succeed with part of the memfd missing, where a folio after the first cannot be restored; "
+            "only the kernel log tells: 'Unable to restore folio at physical address'",
+            (6, 19),
+            (7, 1),
+            {"7.0": 11},
+            "0fb1daf0b78d",
+            "compare size and contents of what was retrieved, or use 7.0.11",
+        ),
+        Fix(
+            "session-error-ignored",
+            "a session whose files cannot be read is no error: /dev/liveupdate opens, and files are missing",
+            (6, 19),
+            (7, 0),
+            {"6.19": 13},
+            "307e0c5859b0",
+            "check that each file is there, or use 6.19.13",
+        ),
+        Fix(
+            "crash-kernel",
+            "a crash kernel is given the FDT and the scratch areas, and fails while booting or uses memory that is not "
+            "its own",
+            (6, 19),
+            (7, 1),
+            {"7.0": 11},
+            "a6715d7ec472",
+            "boot with kho=off where kdump is needed, or use 7.0.11",
+        ),
+        Fix(
+            "scratch-rounding",
+            "low and global sizes of kho_scratch= that are no multiple of a pageblock (2 MiB at 4 KiB pages) give the "
+            "page allocator pages next to the area that may be in use: memory corruption",
+            (6, 16),
+            (7, 2),
+            {"6.18": 42, "7.1": 5},
+            "0e39380a7316",
+            "use multiples of the pageblock",
+        ),
+        Fix(
+            "ioctl-direction",
+            "ioctls of the wrong direction are taken: PRESERVE_FD on a retrieved session, FINISH and RETRIEVE_FD on an "
+            "outgoing one",
+            (6, 19),
+            (7, 2),
+            {"7.1": 5},
+            "507e3b479f9c",
+            "do not issue them",
+        ),
+        Fix(
+            "empty-session-name",
+            "CREATE_SESSION takes an empty name, and cuts one of 64 bytes to 63",
+            (6, 19),
+            (7, 2),
+            {"7.1": 4},
+            "reject CREATE_SESSION with invalid name length",
+            "give each session a name of 1 to 63 bytes",
+        ),
+        Fix(
+            "subnode-left",
+            "a root FDT of nearly 4096 bytes can hold a subnode without its property",
+            (6, 19),
+            (7, 1),
+            {"7.0": 9},
+            "9ec953298948",
+            "readers take such a node as a subtree that was not added",
+        ),
+        Fix(
+            "memoryless-node",
+            "a NUMA node without memory makes the reservation of scratch fail, and KHO is off",
+            (6, 16),
+            (7, 0),
+            {"6.19": 6},
+            "427b2535f513",
+            "give each node memory, or use 6.19.6",
+        ),
+        Fix(
+            "arm64-cells",
+            "arm64: the size in linux,kho-fdt and linux,kho-scratch is read with #address-cells",
+            (6, 16),
+            (6, 19),
+            {"6.17": 13, "6.18": 2},
+            "fix incorrect use of dt_root_addr_cells",
+            "use 6.17.13 or 6.18.2 where #address-cells and #size-cells differ",
+        ),
+        Fix(
+            "session-race",
+            "a session that is opened or closed during the kexec can be lost, or corrupt the array of sessions",
+            (6, 19),
+            (7, 2),
+            {"7.1": 8},
+            "bb1328be35bf",
+            "keep sessions as they are once the kexec begins",
+        ),
+    )
+}
+"""Faults by name, with the release that mends each."""
+
+
+def differences(one: Kernel, two: Kernel) -> Iterator[tuple[str, object, object]]:
+    """List what differs between two kernels: the column, and each one's value."""
+    for field in fields(Kernel):
+        a, b = getattr(one, field.name), getattr(two, field.name)
+        if field.name != "name" and a != b:
+            yield field.name, a, b

@@ -1,0 +1,319 @@
+"""Which kernel takes over what: the verdicts are those of the kernels' sources, and of kexecs between real kernels."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import struct
+from pathlib import Path
+
+import pytest
+
+import kho
+from kho.cli.compat import cell, cells
+from kho.handover.compat import Offer, Target, judge, worst
+from kho.kernelimage import read_kernel
+from kho.kernels import FIXES, KERNELS, Release, kernel_of
+
+import captures
+from command import kho as run
+
+# What real kernels did: from, to, verdict. docs/compat.md says how it was seen.
+SEEN = [
+    ("7.0", "7.0", "taken"),
+    ("6.19", "7.0", "panics"),
+    ("7.0", "7.1", "cold boot"),
+    ("6.19", "7.1", "cold boot"),
+    ("7.1", "7.0", "cold boot"),
+    ("6.19", "6.19", "taken"),
+    ("7.1", "7.1", "taken"),
+    ("6.17", "6.19", "panics"),
+    ("7.3", "7.3", "taken"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "seen"), SEEN)
+def test_a_pair_of_kernels_does_what_was_seen(old: str, new: str, seen: str) -> None:
+    assert cell(cells(old)[new]) == seen
+
+
+def test_a_kernel_takes_over_what_it_wrote() -> None:
+    for name in KERNELS:
+        assert worst(judge(Offer.typical(KERNELS[name]), Target(Release.parse(name)))) == "taken", name
+
+
+def test_kernels_of_one_root_compatible_and_bitmap_size_differ_in_luo_alone() -> None:
+    for old in KERNELS.values():
+        for new in KERNELS.values():
+            rows = judge(Offer.typical(old), Target(Release.parse(new.name)))
+            if old.abi != new.abi:
+                assert [(row.object, row.verdict) for row in rows] == [("root", "refused")]
+            elif old.bitmap != new.bitmap:
+                assert [(row.object, row.verdict) for row in rows] == [("map", "panics")]
+            else:
+                assert {row.object for row in rows if row.verdict != "taken"} <= {"LUO"}
+
+
+@pytest.mark.parametrize("name", captures.NAMES)
+def test_a_capture_is_taken_by_the_kernel_that_made_it(name: str) -> None:
+    series = name.split("-")[1]
+    rows = judge(Offer.of(kho.open(captures.elf(name))), Target(Release.parse(series)))
+    # Who takes test FLBs is a driver's matter; everything else is certain.
+    assert {row.verdict for row in rows if not row.object.startswith("FLB ")} == {"taken"}, rows
+    assert {row.verdict for row in rows if row.object.startswith("FLB ")} <= {"unknown"}
+
+
+def test_the_luo_flb_node_decides_between_boot_and_panic() -> None:
+    offer = Offer.of(kho.open(captures.elf("linux-7.0-layout-x86_64")))
+    assert offer.flb_node
+    assert worst(judge(offer, Target(Release.parse("7.0")))) != "panics"
+    offer.flb_node = False
+    rows = judge(offer, Target(Release.parse("7.0")))
+    assert [row.object for row in rows if row.verdict == "panics"] == ["LUO"]
+    assert worst(judge(offer, Target(Release.parse("6.19")))) == "lost"  # the FLBs
+
+
+def test_a_map_of_zero_boots_cold() -> None:
+    offer = Offer.of(kho.open(captures.elf("linux-6.18.15-x86_64")))
+    offer.map = 0
+    assert [(row.object, row.verdict) for row in judge(offer, Target(Release.parse("6.18")))] == [("root", "refused")]
+
+
+def test_files_that_no_handler_takes_are_lost() -> None:
+    offer = Offer.typical(KERNELS["7.1"])
+    offer.sessions = {"s": [(1, "memfd-v1"), (2, "memfd-v2"), (3, "vfio-pci-v1")], "empty": []}
+    verdicts = {row.object: row.verdict for row in judge(offer, Target(Release.parse("7.1.13")))}
+    assert verdicts["session s, file 0x1"] == "lost"
+    assert verdicts["session s, file 0x2"] == "taken"
+    assert verdicts["session s, file 0x3"] == "unknown"
+    assert verdicts["session empty"] == "taken"
+
+
+def test_folios_beyond_max_page_order_are_lost_up_to_7_0() -> None:
+    offer = Offer.typical(KERNELS["7.0"])
+    offer.orders = {0: 5, 18: 2}
+    verdicts = {row.object: row.verdict for row in judge(offer, Target(Release.parse("7.0")))}
+    assert verdicts["folios of order 18 and more"] == "lost"
+    offer = Offer.typical(KERNELS["7.1"])
+    offer.orders = {0: 5, 18: 2}
+    assert worst(judge(offer, Target(Release.parse("7.1")))) == "taken"
+
+
+def test_kernels_that_are_older_or_newer_than_any_known_one() -> None:
+    offer = Offer.typical(KERNELS["7.3"])
+    assert worst(judge(offer, Target(Release.parse("6.12.9")))) == "refused"
+    assert worst(judge(offer, Target(Release.parse("9.1")))) == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("fix", "release", "signature", "affected"),
+    [
+        ("memfd-dirty", "6.19.8", None, True),
+        ("memfd-dirty", "6.19.9", None, False),
+        ("memfd-dirty", "7.0", None, False),
+        ("crash-kernel", "7.0.10", None, True),
+        ("crash-kernel", "7.0.11", None, False),
+        ("crash-kernel", "7.0.0-14-generic", None, None),
+        ("crash-kernel", "7.0.0-14-generic", "Ubuntu 7.0.0-14.14-generic 7.0.12", False),
+        ("crash-kernel", "7.0.0-14-generic", "Ubuntu 7.0.0-14.14-generic 7.0.3", True),
+        ("crash-kernel", "6.18.3", None, False),
+        ("scratch-rounding", "6.18.41", None, True),
+        ("scratch-rounding", "6.18.42", None, False),
+        ("scratch-rounding", "7.0.14", None, True),
+        ("scratch-rounding", "7.2-rc1", None, False),
+    ],
+)
+def test_which_release_has_a_fault(fix: str, release: str, signature: str | None, affected: bool | None) -> None:
+    assert FIXES[fix].affects(Release.parse(release, signature)) is affected
+
+
+@pytest.mark.parametrize("text", ["", "seven", "7", "7.", "a.b", "-7.0"])
+def test_what_is_no_release_is_refused(text: str) -> None:
+    with pytest.raises(kho.ParameterError, match=r"write 7\.0"):
+        Release.parse(text)
+
+
+def test_the_rows_of_the_kernels_and_of_the_readers_agree() -> None:
+    for name in captures.NAMES:
+        inc = kho.open(captures.elf(name))
+        wanted = captures.expected(name)
+        row = kernel_of(Release.parse(name[6:].partition("-")[0]))
+        assert row is not None
+        assert row.abi == inc.compatible
+        assert (row.map == "chunk list") == (inc.bitmap_bytes is not None)
+        if "luo" in wanted:
+            assert row.luo == wanted["luo"]["compatible"]
+            memfds = {entry.compatible for session in inc.luo.all_sessions for entry in session.entries}
+            assert memfds == {row.memfd}
+
+
+# Kernels' files
+
+
+BANNER = b"Linux version 7.0.3-test (someone@somewhere) (cc) #1 SMP"
+CONFIG = "#\n# Linux/arm64 7.0.3 Kernel Configuration\n#\nCONFIG_KEXEC_HANDOVER=y\nCONFIG_ARM64_16K_PAGES=y\n"
+
+
+def bzimage(release: bytes) -> bytes:
+    """A boot header, and the string that its kernel_version points at."""
+    head = bytearray(0x1000)
+    head[0x202:0x206] = b"HdrS"
+    struct.pack_into("<H", head, 0x20E, 0x800)
+    return bytes(head[:0xA00]) + release + b" (someone) #1\0" + bytes(100)
+
+
+def arm64_image(content: bytes) -> bytes:
+    head = bytearray(0x1000)
+    head[0x38:0x3C] = b"ARM\x64"
+    return bytes(head) + content
+
+
+def vmlinux(content: bytes, versions: list[bytes] | None = None) -> bytes:
+    """An ELF file with a section table, and the draft's section of versions."""
+    names = b"\0.shstrtab\0.liveupdate_versions\0"
+    listed = (
+        b"" if versions is None else struct.pack("<II", 0x4C565550, 1) + b"".join(v.ljust(48, b"\0") for v in versions)
+    )
+    body = 64
+    places = [(body, content), (body + len(content), names), (body + len(content) + len(names), listed)]
+    table = places[-1][0] + len(listed)
+    sections = [bytes(64), struct.pack("<IIQQQQIIQQ", 1, 3, 0, 0, places[1][0], len(names), 0, 0, 1, 0)]
+    if versions is not None:
+        sections.append(struct.pack("<IIQQQQIIQQ", 11, 1, 0, 0, places[2][0], len(listed), 0, 0, 1, 0))
+    head = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
+    head += struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, 0, 0, table, 0, 64, 0, 0, 64, len(sections), 1)
+    return head + content + names + listed + b"".join(sections)
+
+
+def zboot(content: bytes) -> bytes:
+    packed = gzip.compress(content)
+    return b"MZ\0\0zimg" + struct.pack("<II", 0x100, len(packed)) + bytes(0x100 - 16) + packed
+
+
+@pytest.mark.parametrize(
+    ("kind", "made"),
+    [
+        ("bzImage", bzimage(b"7.0.3-test")),
+        ("Image", arm64_image(bytes(5000) + BANNER)),
+        ("Image", gzip.compress(arm64_image(bytes(5000) + BANNER))),
+        ("Image", lzma.compress(arm64_image(bytes(5000) + BANNER))),
+        ("zboot", zboot(arm64_image(bytes(5000) + BANNER))),
+        ("vmlinux", vmlinux(bytes(100) + BANNER)),
+    ],
+    ids=["bzImage", "Image", "Image.gz", "Image.xz", "zboot", "vmlinux"],
+)
+def test_a_kernels_file_tells_its_release(kind: str, made: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "kernel"
+    path.write_bytes(made)
+    found = read_kernel(path)
+    assert (found.kind, found.release.text, found.release.vendor) == (kind, "7.0.3-test", True)
+    assert found.config is None
+    (tmp_path / "config-7.0.3-test").write_text(CONFIG)
+    found = read_kernel(path)
+    assert found.config is not None
+    assert (found.page_size, found.config["KEXEC_HANDOVER"]) == (16384, "y")
+
+
+def test_a_configuration_inside_the_kernel_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "vmlinux"
+    path.write_bytes(vmlinux(BANNER + bytes(10) + b"IKCFG_ST" + gzip.compress(CONFIG.encode()) + b"IKCFG_ED"))
+    assert read_kernel(path).page_size == 16384
+
+
+def test_the_versions_that_luo_accepts_are_read_and_decide(tmp_path: Path) -> None:
+    path = tmp_path / "vmlinux"
+    path.write_bytes(vmlinux(BANNER, [b"memfd-v1", b"vfio-pci-v1"]))
+    image = read_kernel(path)
+    assert image.versions == ["memfd-v1", "vfio-pci-v1"]
+    offer = Offer.typical(KERNELS["7.0"])
+    offer.sessions = {"s": [(1, "memfd-v1"), (2, "vfio-pci-v1"), (3, "iommufd-v1")]}
+    verdicts = [row.verdict for row in judge(offer, Target(image.release, image)) if row.object.startswith("session")]
+    assert verdicts == ["taken", "taken", "lost"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"#!/bin/sh\n", bytes(10_000), b"\x7fELF" + bytes(200), b"MZ\0\0zimg" + bytes(60)]
+)
+def test_a_file_that_is_no_kernel_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "kernel"
+    path.write_bytes(content)
+    with pytest.raises(kho.SourceError):
+        read_kernel(path)
+
+
+def test_every_cut_of_a_vmlinux_is_read_or_refused(tmp_path: Path) -> None:
+    whole = vmlinux(BANNER, [b"memfd-v1"])
+    path = tmp_path / "vmlinux"
+    for n in range(0, len(whole), 7):
+        path.write_bytes(whole[:n])
+        try:
+            assert read_kernel(path).release.text == "7.0.3-test"
+        except kho.SourceError:
+            continue
+
+
+def test_a_kernel_without_kho_refuses(tmp_path: Path) -> None:
+    path = tmp_path / "bzImage"
+    path.write_bytes(bzimage(b"7.1.13"))
+    (tmp_path / "config-7.1.13").write_text(CONFIG.replace("7.0.3", "7.1.13").replace("CONFIG_KEXEC_HANDOVER=y", ""))
+    image = read_kernel(path)
+    rows = judge(Offer.typical(KERNELS["7.1"]), Target(image.release, image))
+    assert [(row.object, row.verdict) for row in rows] == [("root", "refused")]
+
+
+# The command
+
+
+def test_the_exit_code_is_that_of_the_worst_object() -> None:
+    capture = captures.elf("linux-6.18.15-x86_64")
+    assert run("compat", capture, "6.18.15").code == 0
+    assert run("compat", capture, "7.1").code == 1
+    assert run("compat", capture, "9.9").code == 2
+    assert run("compat", capture).code == 2
+    assert run("compat", capture, "no/such/file").code == 2
+
+
+def test_json_has_every_object_with_its_source() -> None:
+    done = run("compat", captures.elf("linux-7.1.13-x86_64"), "7.1.13", "--json")
+    (target,) = done.json["targets"]
+    assert (target["release"], target["verdict"]) == ("7.1.13", "unknown")
+    assert {"root", "LUO", "session vm-1, file 0x10", "reserve_mem trace0", "kho_test", "kexec-metadata"} <= {
+        row["object"] for row in target["objects"]
+    }
+    assert all(row["source"] and row["why"] for row in target["objects"])
+
+
+def test_each_kernel_of_a_directory_is_judged(tmp_path: Path) -> None:
+    for release in ("6.18.15", "7.1.13"):
+        (tmp_path / f"vmlinuz-{release}").write_bytes(bzimage(release.encode()))
+    (tmp_path / "initrd.img").write_bytes(b"")
+    done = run("compat", "--json", captures.elf("linux-6.18.15-x86_64"), tmp_path)
+    assert [(t["release"], t["verdict"]) for t in done.json["targets"]] == [("6.18.15", "taken"), ("7.1.13", "refused")]
+    assert done.code == 1
+
+
+def test_debugfs_of_a_machine_is_judged_without_its_sessions() -> None:
+    done = run("compat", "--json", captures.DATA / "linux-7.1.13-x86_64/host/stage1", "7.1.13")
+    verdicts = {row["object"]: row["verdict"] for row in done.json["targets"][0]["objects"]}
+    assert (verdicts["root"], verdicts["LUO"], verdicts["sessions"]) == ("taken", "taken", "unknown")
+    refused = run("compat", captures.DATA / "linux-7.1.13-x86_64/host/stage2", "7.1.13")
+    assert refused.code == 2
+    assert "no outgoing root FDT" in refused.err
+
+
+def test_two_releases_are_compared() -> None:
+    assert run("compat", "--json", "6.19", "7.0").json["differences"] == {
+        "flb_node": [False, True],
+        "flbs": [False, True],
+    }
+    assert "write the same formats" in run("compat", "7.2.1", "7.3").out
+    assert run("compat", "6.12", "7.3").code == 2
+    assert "| root compatible | kho-v1 | kho-v3 |" in run("compat", "7.0", "7.1", "--markdown").out
+
+
+def test_the_matrix_has_every_pair() -> None:
+    table = run("compat", "--matrix", "--json").json
+    assert [*table] == [*KERNELS]
+    assert all([*row] == [*KERNELS] for row in table.values())
+    page = (Path(__file__).parent.parent / "docs/compat.md").read_text()
+    assert run("compat", "--matrix", "--markdown").out in page
