@@ -23,7 +23,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -path rust/fuzz -prune -
 PYTHON_SOURCES := $(shell find python -name '*.py' -o -name '*.pyi' -o -name py.typed)
 
 .NOTPARALLEL:
-.PHONY: help run test check fmt clippy ruff mypy stubtest test-rust test-python test-debug test-v3 wheel wheel-check bench guard charts fuzz attack docs format clean need need-test
+.PHONY: help run test check fmt words clippy ruff mypy stubtest test-rust test-python test-debug test-v3 wheel wheel-check bench guard charts fuzz attack docs format clean need need-test
 
 help:
 	@echo 'make run     build kho, show what a real Linux kernel handed over, then hand memory over and take it back'
@@ -79,6 +79,12 @@ clippy: $(VENV)/.stamp-base
 	cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 	cargo clippy --quiet --locked --manifest-path benches/Cargo.toml --all-targets -- -D warnings
 
+# Banned words, options that no command has, references to sections that docs/abi.md does not have.
+WORDS := SECURITY.md docs/style.md Makefile .ci .github .pre-commit-config.yaml
+
+words: need
+	@$$(scripts/need.sh python) scripts/words.py $(WORDS)
+
 ruff: $(VENV)/.stamp-dev
 	$(PY) -m ruff check --quiet
 	$(PY) -m ruff format --quiet --check
@@ -113,7 +119,7 @@ test-v3: $(VENV)/.stamp-dev
 	done; \
 	PYTHON=$(PY) scripts/variant.sh v3 '-C target-cpu=x86-64-v3' $(V3_TESTS)
 
-check: need-test fmt clippy ruff mypy stubtest
+check: need-test fmt words clippy ruff mypy stubtest
 
 test: check test-rust guard test-python test-debug test-v3 wheel-check
 	@echo 'make test: all passed'
