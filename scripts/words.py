@@ -132,12 +132,14 @@ def kind(path: Path) -> str | None:
 
 
 @functools.cache
-def table(style: str) -> dict[str, str]:
-    """Read the banned phrases, each with what to write instead, from the table of docs/style.md."""
-    found = {}
-    for row in re.findall(r"^\| (`.*?) \| (.*?) \|$", style, re.MULTILINE):
-        found |= dict.fromkeys(re.findall(r"`([^`]+)`", row[0]), row[1])
-    return found
+def table(style: str) -> tuple[dict[str, str], list[str]]:
+    """Read the table of docs/style.md: the banned phrases with what to write instead, and the phrases allowed."""
+    found: dict[str, str] = {}
+    allowed: list[str] = []
+    for phrases, instead, exceptions in re.findall(r"^\| (`.*?) \| (.*?) \| *(.*?) *\|$", style, re.MULTILINE):
+        found |= dict.fromkeys(re.findall(r"`([^`]+)`", phrases), instead)
+        allowed += re.findall(r"`([^`]+)`", exceptions)
+    return found, allowed
 
 
 @functools.cache
@@ -147,9 +149,11 @@ def pattern(phrase: str) -> re.Pattern[str]:
     return re.compile(rf"(?<![\w-]){words}(?![\w-])", re.IGNORECASE)
 
 
-def banned(text: str, phrases: dict[str, str]) -> Iterator[Fault]:
+def banned(text: str, phrases: dict[str, str], allowed: Iterable[str] = ()) -> Iterator[Fault]:
     """Find banned phrases in text from which code was masked."""
     text = re.sub(r"\\[nt]", "  ", text)
+    for phrase in allowed:
+        text = pattern(phrase).sub(lambda match: re.sub(r"\S", "\0", match[0]), text)
     lower = text.lower()
     for phrase, instead in phrases.items():
         if phrase.split()[0] not in lower:
@@ -279,7 +283,7 @@ def faults(path: Path) -> list[Fault]:
     if suffix is None:
         return []
     source = path.read_text(encoding="utf-8")
-    found = list(banned(TEXT[suffix](source), table(STYLE.read_text())))
+    found = list(banned(TEXT[suffix](source), *table(STYLE.read_text())))
     inside = path.resolve().relative_to(ROOT).parts if path.resolve().is_relative_to(ROOT) else ()
     page = suffix == ".md" and (inside[:1] == ("docs",) or len(inside) == 1)
     if page or (suffix == ".py" and inside[:1] == ("python",)):
