@@ -48,6 +48,8 @@ AS_TEXT = [
     (".yml", "label: {}\n"),
 ]
 AS_CODE = [
+    (".py", "# The `{}` field.\n"),
+    (".rs", "/// The `{}` field.\n"),
     (".py", "{} = 1\n"),
     (".rs", "let {} = '\"';\n"),
     (".sh", "{}=1\n"),
