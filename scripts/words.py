@@ -222,8 +222,8 @@ def markdown_pieces(source: str) -> Iterator[tuple[int, str, bool]]:
         prose[block.start() : block.end()] = re.sub(r"\S", " ", block[0])
         console = block[0].startswith("```console")
         for number, line in enumerate(block[0].splitlines()):
-            if line.startswith("$ ") if console else re.match(r"\s*kho\b", line):
-                yield line_of(source, block.start()) + number, line.removeprefix("$ ").strip(), True
+            if line.startswith("$ ") if console else re.match(r"\s*(?:\$ )?kho\b", line):
+                yield line_of(source, block.start()) + number, line.strip().removeprefix("$ "), True
     text = "".join(prose)
     for sentence in SENTENCE.finditer(text):
         yield line_of(text, sentence.start()), sentence[0], False

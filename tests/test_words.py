@@ -140,6 +140,8 @@ def test_a_phrase_is_found_across_the_end_of_a_line(suffix: str, frame: str) -> 
         ("`kho hold NAME -- program --nonesuch` is another program's.", None, []),
         ("```console\n$ kho map --folios\nx --nonesuch\n```\n", None, ["--folios"]),
         ("Text:\n\n    kho map --folios x\n", None, ["--folios"]),
+        ("Text:\n\n    $ kho map --folios x\n    $ other --folios\n", None, ["--folios"]),
+        ("```sh\nkho map --folios x\nother --folios\n```\n", None, ["--folios"]),
         ("A kho-v4 file from `kho convert --bitmap-bytes`.", None, []),
         ("`kho --nonesuch`", None, ["--nonesuch"]),
     ],
