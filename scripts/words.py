@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Check what texts say: banned words, options that no command has, references to docs/abi.md.
+"""Check texts for banned words, options that no command has, and wrong references to docs/abi.md.
 
     scripts/words.py PATH...           files and folders; exit 1 if there is a fault
     scripts/words.py --count PATH...   the number of faults by top-level folder
@@ -114,7 +114,7 @@ TEXT: dict[str, Callable[[str], str]] = {
 
 
 def kind(path: Path) -> str | None:
-    """Return the suffix that says how to read a file, for scripts without one by their first line; None if unread."""
+    """Return the suffix whose entry in TEXT reads a file; scripts without one by their first line. None for others."""
     if path.suffix in TEXT:
         return path.suffix
     if path.name == "Makefile":
@@ -150,7 +150,7 @@ def pattern(phrase: str) -> re.Pattern[str]:
 
 
 def banned(text: str, phrases: dict[str, str], allowed: Iterable[str] = ()) -> Iterator[Fault]:
-    """Find banned phrases in text from which code was masked; what stands between backticks is code, too."""
+    """Find banned phrases in text from which code was masked; text between backticks is code as well."""
     text = re.sub(r"\\[nt]", "  ", text)
     for code in (re.compile(r"`[^`\n]+`"), *map(pattern, allowed)):
         text = code.sub(lambda match: re.sub(r"\S", "\0", match[0]), text)
@@ -192,7 +192,7 @@ def unknown_options(
             where = line + text.count("\n", 0, match.start())
             before = re.split(r"[|;&`]", text[: match.start()])[-1]
             if " -- " in before:
-                continue  # after it stands another program's command line
+                continue  # the rest is another program's command line
             named = list(COMMAND.finditer(before))
             in_span = code or text.count("`", 0, match.start()) % 2 == 1
             if named:
@@ -278,7 +278,7 @@ def line_of(text: str, offset: int) -> int:
 
 
 def faults(path: Path) -> list[Fault]:
-    """Check one file; an empty list if it is not one of those that are read."""
+    """Check one file; return an empty list for a file that is not text of a known kind."""
     suffix = kind(path)
     if suffix is None:
         return []
