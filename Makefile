@@ -1,14 +1,14 @@
-# Everything happens in a private venv (.venv) and cargo's target directory; nothing is installed elsewhere.
-# Stamps in .venv make a second run quick.
+# Everything is built in a private venv (.venv) and cargo's target directory; nothing is installed elsewhere.
+# Stamp files in .venv make a second run quick.
 
 VENV := .venv
 PY := $(VENV)/bin/python
 CAPTURE := tests/data/linux-6.18.15-x86_64/handover.elf
 FUZZ_SECONDS ?= 60
-# Of a long attack: seconds for each law of tests/attack, and for each fuzz target.
+# `make attack`: seconds for each law of tests/attack, and for each fuzz target.
 ATTACK_SECONDS ?= 60
 ATTACK_FUZZ_SECONDS ?= 30
-# What the installed wheel must pass: every test, but for those that take long and have passed with the same code.
+# Tests of the installed wheel: all except those that take long and have already passed with the same code.
 WHEEL_TESTS ?= -k 'not (terabyte or fleet or crash or examples or docs or attack)'
 
 unexport PYTHONPATH PYTHONHOME CONDA_PREFIX
@@ -16,30 +16,31 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export PYO3_PYTHON := $(CURDIR)/$(PY)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PATH := $(PATH):$(HOME)/.cargo/bin
-# One for both workspaces: the benches have a lock file of their own.
+# Both workspaces share it; the benches are a separate workspace with a separate lock file.
 export CARGO_TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -path rust/fuzz -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print)
 PYTHON_SOURCES := $(shell find python -name '*.py' -o -name '*.pyi' -o -name py.typed)
 
 .NOTPARALLEL:
-.PHONY: help run test check fmt clippy ruff mypy stubtest test-rust test-python test-debug test-v3 wheel wheel-check bench guard charts fuzz attack docs format clean need need-test
+.PHONY: help run test check fmt words clippy ruff mypy stubtest test-rust test-python test-debug test-v3 wheel wheel-check bench guard charts fuzz attack docs format clean need need-test
 
 help:
 	@echo 'make run     build kho, show what a real Linux kernel handed over, then hand memory over and take it back'
 	@echo 'make test    every check and test: linters, types, Rust, Python, the wheel'
 	@echo 'make check   the linters and type checkers only'
+	@echo 'make words   banned words, unknown options and references in documentation'
 	@echo 'make format  reformat the sources'
-	@echo 'make docs    run the commands that docs/ shows, and put their output there; manual pages'
+	@echo 'make docs    run the commands in docs/ and store their output there; write manual pages'
 	@echo 'make bench   speed, as a table of ratios: ten minutes; BENCH_JSON=FILE keeps every sample'
-	@echo 'make guard   whether the hot paths still take as many instructions as they did'
+	@echo 'make guard   compare the instruction counts of the hot paths with the committed ones'
 	@echo 'make charts  docs/charts: overhead by density, time by size; two minutes, 1.2 GiB'
 	@echo 'make fuzz    hostile input for FUZZ_SECONDS=$(FUZZ_SECONDS) a target'
 	@echo 'make attack  laws over hostile input, and every fuzz target: ten minutes, from a new ATTACK_SEED'
 	@echo 'make wheel   dist/: the source distribution, and a wheel built from it'
 	@echo 'make clean   remove everything that was built'
 	@echo
-	@echo 'After `make run`, $(VENV)/bin/kho is the command and $(PY) a Python that has kho.'
+	@echo 'After `make run`, $(VENV)/bin/kho is the command and $(PY) a Python in which kho is installed.'
 
 need:
 	@scripts/need.sh build
@@ -47,7 +48,7 @@ need:
 need-test:
 	@scripts/need.sh test
 
-# The venv with the build backend; then what tests need; then kho itself, editable, in release profile.
+# First the venv with the build backend, then the packages for tests, then kho itself, editable, in release profile.
 
 $(VENV)/.stamp-base: pyproject.toml | need
 	@[ -x $(PY) ] && $(PY) -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV); $$(scripts/need.sh python) -m venv $(VENV); }
@@ -69,7 +70,7 @@ run: need $(VENV)/.stamp-kho
 	@echo; echo '$$ python examples/round_trip.py'
 	@$(PY) examples/round_trip.py
 
-# Each check in the order in which they fail fastest.
+# The checks, fastest first.
 
 fmt:
 	cargo fmt --all --check
@@ -78,6 +79,14 @@ fmt:
 clippy: $(VENV)/.stamp-base
 	cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 	cargo clippy --quiet --locked --manifest-path benches/Cargo.toml --all-targets -- -D warnings
+
+# Banned words, options that no command has, references to sections that docs/abi.md does not have.
+WORDS := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md $(filter-out docs/findings.md,$(wildcard docs/*.md)) \
+    findings benches/README.md examples scripts tests/data tests/attack/README.md tests/test_words.py \
+    Makefile .ci .github .pre-commit-config.yaml
+
+words: need
+	@$$(scripts/need.sh python) scripts/words.py $(WORDS)
 
 ruff: $(VENV)/.stamp-dev
 	$(PY) -m ruff check --quiet
@@ -96,8 +105,8 @@ test-rust: $(VENV)/.stamp-base
 test-python: $(VENV)/.stamp-dev $(VENV)/.stamp-kho
 	$(PY) -m pytest --benchmark-skip
 
-# The extension with debug assertions and overflow checks on, and as compilers may build it for newer processors: what is
-# undefined behavior in one build is often a crash in another. The copies of the package lie in target/, not in python/.
+# The extension with debug assertions and overflow checks, and compiled for newer processors: undefined behavior that one build
+# tolerates often crashes another. The copies of the package are in target/, not in python/.
 
 DEBUG_TESTS := $(addprefix tests/,test_tracker.py test_bulk.py test_arena.py test_outgoing.py test_incoming.py test_safety.py test_threads.py)
 V3_TESTS := $(addprefix tests/,test_tracker.py test_bulk.py test_safety.py)
@@ -113,12 +122,12 @@ test-v3: $(VENV)/.stamp-dev
 	done; \
 	PYTHON=$(PY) scripts/variant.sh v3 '-C target-cpu=x86-64-v3' $(V3_TESTS)
 
-check: need-test fmt clippy ruff mypy stubtest
+check: need-test fmt words clippy ruff mypy stubtest
 
 test: check test-rust guard test-python test-debug test-v3 wheel-check
 	@echo 'make test: all passed'
 
-# The wheel is built from the source distribution, so that one build proves both.
+# The wheel is built from the source distribution, so one build tests both.
 
 dist/.stamp: $(VENV)/.stamp-base $(RUST_SOURCES) $(PYTHON_SOURCES) pyproject.toml README.md LICENSE
 	rm -rf dist

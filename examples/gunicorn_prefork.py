@@ -1,8 +1,8 @@
 """Pre-forked workers share one table, read-only and in place: `gunicorn --preload -w 4 gunicorn_prefork:app`.
 
-The master owns the image, so it is there once, however many workers there are, and stays when workers are replaced.
-A second gunicorn (SIGUSR2) takes it over from the first. With IMAGE=/dev/shm/table, or under `kho hold table -- ...`,
-it stays when gunicorn is stopped and started as well.
+The master owns the image, so there is one for all workers, and it stays when workers are replaced. A second gunicorn
+(SIGUSR2) takes it over from the first. With IMAGE=/dev/shm/table, or under `kho hold table -- ...`, it also stays when
+gunicorn is stopped and started.
 """
 
 import json
@@ -17,11 +17,11 @@ if "table" not in h:
         table[:, column] = column
     h.commit()
 if "IMAGE" in os.environ:
-    h.hand_over()  # this gunicorn only reads from now on, and the next one may adopt
+    h.hand_over()  # this gunicorn only reads from here on, and the next one may adopt the image
 
 
 def app(environ, start_response):
-    """Answer with a row's sum, and with who did."""
+    """Answer with a row's sum, and with the worker that computed it."""
     row = int(environ["PATH_INFO"].strip("/") or 0)
     answer = {
         "sum": float(h["table"][row].sum()),

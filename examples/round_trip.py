@@ -1,4 +1,4 @@
-"""A handover from one process to the next: preserve, serialize, exec a successor, restore, compare.
+"""Hand memory over from one process to the next: preserve, serialize, start a successor, restore, compare.
 
 The two processes share a memory file and one number, as two kernels share RAM and one boot parameter.
 """
@@ -39,7 +39,7 @@ def old_kernel() -> None:
 
 
 def new_kernel(fd: int) -> None:
-    """Take the memory over and check every folio of it."""
+    """Take the memory over and check the contents of every folio."""
     arena = kho.Arena.open(fd)
     inc = kho.Incoming(arena)
     print(f"new        {inc.compatible}: {inc.nr_folios} folios inherited, {len(inc.unrestored())} to restore")

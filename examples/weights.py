@@ -1,6 +1,6 @@
 """Read a model's weights once: `python weights.py FILE.safetensors`, again and again (needs `pip install kho[live]`).
 
-`python weights.py --release FILE.safetensors` gives the memory back.
+`python weights.py --release FILE.safetensors` releases the memory.
 """
 
 import sys

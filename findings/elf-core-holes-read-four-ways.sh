@@ -28,7 +28,7 @@ VMCOREINFO = (
     b"OSRELEASE=6.12.0\nPAGESIZE=4096\nSYMBOL(init_uts_ns)=ffffffff82a00000\n"
     b"SYMBOL(swapper_pg_dir)=ffffffff82a10000\nNUMBER(phys_base)=0\nKERNELOFFSET=0\n"
 )
-# Two pages of memory of which one is saved; one page that is saved whole.
+# Two segments: two pages with only one of them saved, and one page that is saved completely.
 LOADS = [(0x10000, b"A" * PAGE, 2 * PAGE), (0x20000, b"B" * PAGE, PAGE)]
 SAVED, HOLE, WHOLE = 0x10000, 0x11000, 0x20000
 

@@ -2,12 +2,12 @@
 """Run the commands that the pages in docs/ show, and put their output there.
 
     scripts/docs.py            rewrite docs/*.md, docs/doctor/*.md, docs/man/*.1 and docs/map.svg
-    scripts/docs.py --check    exit 1 and say which are not up to date
+    scripts/docs.py --check    exit 1 and list those that are not up to date
 
-A page is prose with blocks that begin with ```console; in these, a line `$ COMMAND` is run by sh in a directory that
-has tests/data as `captures`, and examples; what follows up to the next such line or the end of the block is replaced
-by what it printed. Lines `...` are kept as they are: what is between the output's beginning and its end there is left
-out.
+A page is prose with blocks that begin with ```console. In these, each line `$ COMMAND` is run by sh in a directory that
+has tests/data as `captures`, and examples. The lines after it, up to the next such line or the end of the block, are
+replaced by its output. A line `...` is kept: it stands for omitted output, and the numbers of lines before and after it
+do not change.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> int:
 
 
 def rendered(page: str) -> str:
-    """Give a page with the output its commands have now."""
+    """Return a page with the current output of its commands."""
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
         (here / "captures").symlink_to(ROOT / "tests" / "data")
@@ -68,7 +68,7 @@ def session(text: str, here: Path) -> str:
 
 
 def output(command: str, here: Path) -> str:
-    """Run a command as its reader would, both streams together; other exit codes than 0 are said."""
+    """Run a command as its reader would, both streams merged; an exit code other than 0 is added."""
     with tempfile.TemporaryDirectory() as folder:
         kho = Path(folder) / "kho"
         kho.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m kho "$@"\n')
@@ -93,7 +93,7 @@ def output(command: str, here: Path) -> str:
 
 
 def shown(now: str, before: str) -> str:
-    """Leave out what the page leaves out: as many lines stand before and behind its `...` as did."""
+    """Shorten output as the page does: keep the numbers of lines before and after its `...`."""
     lines = before.splitlines(keepends=True)
     if "...\n" not in lines:
         return now

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Manual pages from the commands themselves: `pages()` maps file names to troff; run as a script it prints one."""
+"""Make manual pages from the commands: `pages()` maps file names to troff; run as a script it prints one page."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 #!/bin/sh
-# What kho needs to be built, checked before anything is done.
-#   need.sh build    Python, Rust, a linker; exits 1 and says what is missing and how to get it
-#   need.sh test     the same with rustfmt and clippy; gets dtc and valgrind if it can
+# Checks for the programs that a build needs, before it starts.
+#   need.sh build    Python, Rust, a linker; exits 1 and prints what is missing and how to install it
+#   need.sh test     also rustfmt and clippy; installs dtc and valgrind if possible
 #   need.sh python   prints the Python to use
 set -u
 cd "$(dirname "$0")/.." || exit 1
@@ -15,7 +15,7 @@ lack() {
 python_min=$(sed -n 's/^requires-python *= *">=\(.*\)"/\1/p' pyproject.toml)
 rust_min=$(sed -n 's/^rust-version *= *"\(.*\)"/\1/p' Cargo.toml)
 
-# The first of these that is new enough.
+# Prints the first Python that is new enough.
 find_python() {
     for python in ${PYTHON:-} python3 python3.14 python3.13 python3.12 python3.11; do
         "$python" -c "import sys; sys.exit(sys.version_info < tuple(map(int, '$python_min'.split('.'))))" 2>/dev/null &&
@@ -54,7 +54,7 @@ lint_tools() {
     cargo clippy --version >/dev/null 2>&1 || lack "clippy" "rustup component add clippy"
 }
 
-# get COMMAND PACKAGE WHY: what is worth having and not worth stopping for.
+# get COMMAND PACKAGE WHY: installs an optional program, or prints a note.
 get() {
     command -v "$1" >/dev/null && return
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

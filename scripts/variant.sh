@@ -1,16 +1,16 @@
 #!/bin/sh
-# Builds the extension in another way, and runs tests with it: scripts/variant.sh NAME RUSTFLAGS TEST...
-# The release build in python/kho stays as it is: the package is copied to the target directory.
+# Builds the extension with other flags, and runs tests with it: scripts/variant.sh NAME RUSTFLAGS TEST...
+# The package is copied to the target directory, so the release build in python/kho is not changed.
 set -eu
 name=$1 flags=$2
 shift 2
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-$PWD/target}
-# Other flags rebuild everything: in a directory of their own, so that the next ordinary build finds its own.
+# Other flags rebuild everything. A separate directory keeps the results of ordinary builds.
 if [ -n "$flags" ]; then
     target=$target/$name
 fi
-# An empty RUSTFLAGS and none are the same to cargo.
+# cargo treats an empty RUSTFLAGS as unset.
 RUSTFLAGS="${RUSTFLAGS:-} $flags" CARGO_TARGET_DIR=$target \
     cargo build --quiet --locked -p kho-python --profile "$name-extension"
 package=$target/$name-python

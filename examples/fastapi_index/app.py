@@ -1,7 +1,7 @@
 """Search an embedding index that stays in memory while this service is replaced: `python run.py -- python app.py`.
 
-INDEX_BYTES=1G says how large it is. The first process builds it; whoever comes later finds it in place. run.py keeps
-the memory and the socket; `kho hold embedding-index -- python app.py` keeps the memory.
+INDEX_BYTES=1G sets its size. The first process builds it; later processes find it in place. run.py keeps the memory and
+the socket; `kho hold embedding-index -- python app.py` keeps the memory.
 """
 
 import asyncio
@@ -22,13 +22,13 @@ DRAIN = float(os.environ.get("DRAIN_SECONDS", "3"))
 
 
 def wanted() -> int:
-    """Give the number of lists."""
+    """Return the number of lists."""
     number, unit = re.fullmatch(r"(\d+)([MG])", os.environ.get("INDEX_BYTES", "1G")).groups()
     return max((int(number) << (20 if unit == "M" else 30)) // (LIST * DIM * 4), 4)
 
 
 def build(vectors: np.ndarray, centroids: np.ndarray) -> None:
-    """Make up vectors around centroids; a real service would compute them for hours."""
+    """Draw random vectors around centroids; a real service would compute them for hours."""
     random = np.random.default_rng(1)
     centroids[:] = random.standard_normal(centroids.shape, "f4") * 4
     for vecs, centroid in zip(vectors, centroids, strict=True):
@@ -37,7 +37,7 @@ def build(vectors: np.ndarray, centroids: np.ndarray) -> None:
 
 
 def load() -> tuple[np.ndarray, np.ndarray, bool]:
-    """Give vectors, centroids, and whether they were there."""
+    """Return vectors, centroids, and whether they were inherited."""
     lists = wanted()
     backing = int(os.environ["MEMORY_FD"]) if "MEMORY_FD" in os.environ else "memfd"
     room = lists * (LIST + 1) * DIM * 4 + (64 << 20)
@@ -47,14 +47,14 @@ def load() -> tuple[np.ndarray, np.ndarray, bool]:
         build(h.empty("vectors", (lists, LIST, DIM), "f4"), h.empty("centroids", (lists, DIM), "f4"))
         h.commit()
     if "MEMORY_FD" in os.environ:
-        h.hand_over()  # this process only reads from now on, so a successor may adopt it at any time
+        h.hand_over()  # this process only reads from here on, so a successor may adopt the image at any time
     app.state.handle = h
     return h["vectors"], h["centroids"], there
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI):
-    """Load, and say so to whoever started this."""
+    """Load the index, and report it to the process that started this one."""
     begun = time.perf_counter()
     app.state.vectors, app.state.centroids, there = load()
     took = time.perf_counter() - begun
@@ -69,7 +69,7 @@ app = FastAPI(lifespan=lifespan)
 
 @app.get("/search/{number}")
 async def search(number: int) -> dict[str, object]:
-    """Find the nearest vectors to the one of this number: of the nearest centroids' lists."""
+    """Find the vectors nearest to the one with this number, in the lists of the nearest centroids."""
     vectors, centroids = app.state.vectors, app.state.centroids
     number %= vectors.shape[0] * LIST
     query = vectors[number // LIST, number % LIST]
@@ -80,12 +80,12 @@ async def search(number: int) -> dict[str, object]:
 
 
 class Server(uvicorn.Server):
-    """A server that is told to end lets its clients go first, so that none finds its connection closed."""
+    """A server that closes its connections before it ends, so that no client finds its connection closed."""
 
     told = draining = False
 
     def handle_exit(self, sig: int, frame: object) -> None:
-        """Begin to drain; the second time, end."""
+        """Start to drain; on the second signal, exit."""
         if self.told:
             self.should_exit = True
             return
@@ -93,11 +93,11 @@ class Server(uvicorn.Server):
         self.loop.call_soon_threadsafe(lambda: setattr(self, "ending", self.loop.create_task(self.drain())))
 
     async def drain(self) -> None:
-        """Accept nothing more, which the successor does, and answer the last request of each connection."""
-        for listener in getattr(self, "servers", []):  # none yet, if it is told to end while it starts
+        """Stop accepting (the successor accepts), and answer the last request of each connection."""
+        for listener in getattr(self, "servers", []):  # absent if the signal comes during the start
             for listening in listener.sockets:
                 self.loop.remove_reader(listening.fileno())
-        # What is accepted already is served, before anybody is sent away to connect anew.
+        # Connections that are already accepted are served before clients are asked to connect again.
         await asyncio.sleep(0.1)
         self.draining = True
         until = time.monotonic() + DRAIN
@@ -111,7 +111,7 @@ class Server(uvicorn.Server):
         await super().serve(sockets)
 
     async def last_call(self, scope, receive, send) -> None:
-        """Call the application; while it drains, say with each response that it is the connection's last."""
+        """Call the application; while draining, add `Connection: close` to each response."""
 
         async def say(message):
             if self.draining and message["type"] == "http.response.start":
@@ -122,7 +122,7 @@ class Server(uvicorn.Server):
 
 
 def main() -> None:
-    """Serve on the socket that this process was given, or one of its own."""
+    """Serve on the socket in LISTEN_FD, or on a new one."""
     if "LISTEN_FD" in os.environ:
         listener = socket.socket(fileno=int(os.environ["LISTEN_FD"]))
     else:

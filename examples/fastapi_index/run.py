@@ -1,7 +1,8 @@
-"""Keep a listening socket and memory while the service behind them is replaced: `python run.py -- python app.py`.
+"""Keep a listening socket and memory while the service that uses them is replaced: `python run.py -- python app.py`.
 
-SIGHUP replaces the service: the next one starts, and when it is ready, the old one is told to end. One that is not
-ready leaves the old one serving. A service that dies is started again. Connections wait in the socket meanwhile.
+SIGHUP replaces the service: the next one starts, and when it is ready, the old one gets SIGTERM. If the next one does
+not become ready, the old one continues. A service that dies is started again. Until then, connections wait in the
+socket.
 """
 
 import os
@@ -67,7 +68,7 @@ def main() -> int:
                 service = start(command, listener.fileno(), memory)
         if service is None:
             return 1
-        service.terminate()  # the others have been told
+        service.terminate()  # the services in `ending` have already got SIGTERM
         return int(sum(abs(old.wait()) for old in (*ending, service)) > 0)
 
 
