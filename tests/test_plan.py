@@ -218,9 +218,10 @@ def test_scratch_that_is_not_left_beside_the_folios_is_said() -> None:
         ("1G", ["5"], "COUNTxSIZE"),
         ("1G", ["5x4K@somewhere"], "COUNTxSIZE"),
         ("1G", ["-5x4K"], "COUNTxSIZE"),
-        ("lots", [], "is not a size"),
+        ("lots", [], "is not a number with an optional unit"),
         ("1K", [], "not between"),
-        ("9999999P", [], "not between"),
+        ("9999P", [], "not between 2 MiB and 256 TiB"),
+        ("9999999P", [], r"not below 2\^64"),
         ("1G", ["99999999999999999999x1P"], "do not fit"),
     ],
 )

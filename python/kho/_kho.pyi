@@ -115,8 +115,8 @@ class Memory:
         """Open files as one memory.
 
         Args:
-            sources: a str is `FILE`, `FILE@ADDRESS`, `FILE@ADDRESS,offset=N,size=N,hole=START:END` (numbers decimal or
-                0x, with a suffix K, M, G or T) or `FILE,machine=NAME` (the memory file of a virtual machine: q35, pc,
+            sources: a str is `FILE`, `FILE@ADDRESS`, `FILE@ADDRESS,offset=N,size=N,hole=START:END` (`kho.sizes`:
+                0x40000000, 1.5G, 2 MiB) or `FILE,machine=NAME` (the memory file of a virtual machine: q35, pc,
                 microvm, virt, firecracker, cloud-hypervisor, firecracker-arm64, cloud-hypervisor-arm64), or the name of
                 an existing file whatever is in it; `-` for FILE is standard input; a Path is a path. A file without an
                 address is what its content says: an ELF core, a kdump file, flattened or not, LiME, or else the memory

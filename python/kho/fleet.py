@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import __version__
 from .errors import KhoError, ParameterError, SourceError
+from .sizes import PATTERN
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -94,7 +95,7 @@ WINDOW = 2048
 """Rows that may wait for an earlier one."""
 GROUP_ROWS = 1024
 """Rows of a Parquet row group; as many are in memory."""
-ADDRESS = re.compile(r"(@(0[xX][0-9a-fA-F]+|[0-9]+)[KMGT]?)?(,\w+=[\w:-]+)*$")
+ADDRESS = re.compile(rf"(@{PATTERN})?(,\w+=({PATTERN}(:{PATTERN})?|[\w:-]+))*$")
 """What may follow the name of an image (`ram.bin@0x40000000,size=2G`)."""
 LOCAL = {
     # A worker's death is blamed on all that it had to do, so two may be bad luck; then sources run alone.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 
+from .sizes import format_size as size
+
 __all__ = ["printable", "size"]
 
 MARKS = 2
@@ -49,12 +51,3 @@ def _escaped(text: str) -> list[str]:
             marks = MARKS
         parts.append(char if plain else char.encode("unicode_escape").decode())
     return parts
-
-
-def size(nbytes: int) -> str:
-    """Write a number of bytes in the largest unit that divides it, else with a digit behind the point."""
-    for i, unit in reversed(list(enumerate(("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")))):
-        if nbytes >= 1 << 10 * i or i == 0:
-            whole = nbytes % (1 << 10 * i) == 0
-            return f"{nbytes >> 10 * i} {unit}" if whole else f"{nbytes / (1 << 10 * i):.1f} {unit}"
-    return f"{nbytes} B"

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import click
 
 from .._kho import Incoming, Memory
+from ..errors import ParameterError
+from ..sizes import parse_size
 from ..sources import open as open_source
 from . import output
 
@@ -15,19 +17,16 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Number(click.ParamType[int]):
-    """A 64-bit number or address, decimal or with a 0x prefix."""
+    """A number below 2^64, a size or an address: `parse_size`."""
 
     name = "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Read the number; click reports what is none."""
         try:
-            number = int(value, 0) if isinstance(value, str) else int(value)
-        except ValueError:
-            self.fail(f"{value!r} is not a number (write 4096 or 0x6c4000)", param, ctx)
-        if not 0 <= number < 1 << 64:
-            self.fail(f"{value} is not a 64-bit number", param, ctx)
-        return number
+            return parse_size(value)
+        except ParameterError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Range(click.ParamType[tuple[int, ...]]):

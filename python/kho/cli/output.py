@@ -21,6 +21,7 @@ import click
 
 from .. import errors
 from .._kho import Incoming
+from ..sizes import format_size
 from ..text import printable
 
 if TYPE_CHECKING:
@@ -164,14 +165,7 @@ def table(*columns: str, limit: int = CELL) -> Table:
     return Table(*columns, limit=limit)
 
 
-def size(nbytes: int) -> str:
-    """Write a number of bytes with the unit that leaves at most four digits before the point."""
-    value = float(nbytes)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
-        if value < 1024 or unit == "PiB":
-            break
-        value /= 1024
-    return f"{nbytes} B" if unit == "B" else f"{value:.1f} {unit}"
+size = format_size
 
 
 def width() -> int:

@@ -10,33 +10,22 @@ from typing import Any, TypeVar
 import click
 
 from ..errors import ParameterError, SourceError
-from ..sizing.plan import LAYOUTS, Calibration, Plan, plan, size_of
+from ..sizes import parse_size
+from ..sizing.plan import LAYOUTS, Calibration, Plan, plan
 from ..sizing.simulate import calibrate
 from ..text import size
 from . import output
+from .options import Number
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 MOST = 1 << 24
 """Bytes of a calibration's file."""
 
 
-class Size(click.ParamType[int]):
-    """A number of bytes with a suffix: `4K`, `2M`, `1.5T`."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read the size; click reports what is none."""
-        try:
-            return size_of(value)
-        except ParameterError as error:
-            self.fail(str(error), param, ctx)
-
-
 def folio_options(function: Command) -> Command:
     """Add what says which folios are meant, as `kho plan` and `kho simulate` take it."""
     options = (
-        click.option("--memory", required=True, type=Size(), metavar="SIZE", help="The machine's memory: 64G, 2T."),
+        click.option("--memory", required=True, type=Number(), metavar="SIZE", help="The machine's memory: 64G, 2T."),
         click.option("--folios", multiple=True, metavar="COUNTxSIZE", help="Folios of one size: 1048576x2M. Repeat."),
         click.option("--preserve", multiple=True, metavar="N%:SIZE", help="A share of memory: 80%:2M. Repeat."),
         click.option(
@@ -56,7 +45,7 @@ def kept(path: str) -> Calibration:
     except OSError as error:
         raise SourceError(f"{path}: {error.strerror or error}") from None
     if len(raw) > MOST:
-        raise SourceError(f"{path}: more than {MOST >> 20} MiB, which is no calibration (kho plan --json writes one)")
+        raise SourceError(f"{path}: more than {size(MOST)}, which is no calibration (kho plan --json writes one)")
     try:
         return Calibration.from_dict(json.loads(raw))
     except (ValueError, RecursionError) as error:
@@ -76,7 +65,7 @@ def seconds(value: float | None) -> str:
 @click.command("plan")
 @folio_options
 @click.option("--abi", multiple=True, type=click.Choice(list(LAYOUTS)), help="A layout; else all (v2's map is v3's).")
-@click.option("--page-size", multiple=True, type=Size(), metavar="N", help="4K (the default), 16K or 64K. Repeat.")
+@click.option("--page-size", multiple=True, type=Number(), metavar="N", help="4K (the default), 16K or 64K. Repeat.")
 @click.option("--scratch", default="200%", metavar="VALUE", show_default=True, help="As kho_scratch= of the kernel.")
 @click.option(
     "--reserved",
@@ -120,7 +109,7 @@ def command(
     \b
     Exit codes: 0 planned, 2 not possible, with what does not fit.
     """
-    parts = [size_of(part, "--reserved") for part in reserved.split(",")] if reserved is not None else None
+    parts = [parse_size(part, "--reserved") for part in reserved.split(",")] if reserved is not None else None
     sizes = page_size or (4096,)
     pages = {"page_sizes": sizes, "scratch": scratch, "reserved": parts, "nodes": nodes}
     layouts = abi or ("kho-v1-512", "kho-v1", "kho-v3", "kho-v4")

@@ -10,7 +10,8 @@ from ..sizing.plan import LAYOUTS
 from ..sizing.simulate import Simulation, calibrate, simulate
 from ..text import size
 from . import output
-from .plan import Size, folio_options, kept, seconds, show_folios
+from .options import Number
+from .plan import folio_options, kept, seconds, show_folios
 
 
 @click.command("simulate")
@@ -18,7 +19,7 @@ from .plan import Size, folio_options, kept, seconds, show_folios
 @click.option(
     "--abi", type=click.Choice(list(LAYOUTS)), default="kho-v4", show_default=True, help="The layout to write."
 )
-@click.option("--page-size", type=Size(), default=4096, metavar="N", help="4K (the default), 16K or 64K.")
+@click.option("--page-size", type=Number(), default=4096, metavar="N", help="4K (the default), 16K or 64K.")
 @click.option("--scale", type=float, default=1.0, metavar="F", help="Do a part of it, as 0.1: of memory and folios.")
 @click.option("--restore", is_flag=True, help="Also restore every folio, one call each.")
 @click.option("--keep", type=click.Path(dir_okay=False), metavar="FILE", help="Keep the memory: a new ELF core.")

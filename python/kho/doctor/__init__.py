@@ -2,7 +2,7 @@
 
 >>> report = kho.doctor.examine("hosts/default-scratch")
 >>> report.headline
-'KHO holds 192.0 MiB (9.6 % of RAM) as scratch: no kernel memory and no pins can live there.'
+'KHO holds 192 MiB (9.6 % of RAM) as scratch: no kernel memory and no pins can live there.'
 >>> report.exit_code, report.scratch
 (1, 201326592)
 """

@@ -8,13 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ..sizes import PAGEBLOCK_ORDERS
 from .kernellog import Evidence, KernelLog
 
 MEMORY_LIMIT = 1 << 52
 """Bytes of physical memory that an address can name; more is nonsense."""
-PAGE_SIZES = (4096, 16384, 65536)
-BLOCK_ORDERS = {4096: 9, 16384: 11, 65536: 13}
-"""The pageblock's order by page size, as kernels with huge pages have it (include/linux/pageblock-flags.h)."""
 
 
 class Amount(NamedTuple):
@@ -121,7 +119,7 @@ class Facts:
     @property
     def block_bytes(self) -> int:
         """Give the size of a pageblock in bytes."""
-        order = self.block_order if self.block_order is not None else BLOCK_ORDERS[self.page_size]
+        order = self.block_order if self.block_order is not None else PAGEBLOCK_ORDERS[self.page_size]
         return self.page_size << order
 
     @property

@@ -10,8 +10,9 @@ import stat
 import zlib
 from collections.abc import Iterator
 
+from ..sizes import PAGE_SIZES, PAGEBLOCK_ORDERS
 from . import layout, logs, surroundings
-from .facts import BLOCK_ORDERS, MEMORY_LIMIT, PAGE_SIZES, Amount, Blocks, Debugfs, Facts, Zone, number
+from .facts import MEMORY_LIMIT, Amount, Blocks, Debugfs, Facts, Zone, number
 from .kernellog import Evidence, KernelLog, parse
 from .tree import FILE_LIMIT, Piece, Tree, clean
 
@@ -215,7 +216,7 @@ def page_size(tree: Tree, facts: Facts, free: int | None) -> None:
         if size in PAGE_SIZES:
             facts.page_size, facts.page_size_from = size, "the system"
             return
-    for size, order in BLOCK_ORDERS.items():
+    for size, order in PAGEBLOCK_ORDERS.items():
         if facts.block_order == order:
             facts.page_size, facts.page_size_from = size, "the pageblock's order"
             return

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
+from ..sizes import format_size as size
 
-def size(nbytes: int) -> str:
-    """Write a number of bytes with the unit that leaves at most four digits before the point."""
-    sign, value = ("-" if nbytes < 0 else ""), float(abs(nbytes))
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
-        if value < 1024 or unit == "PiB":
-            break
-        value /= 1024
-    return f"{nbytes} B" if unit == "B" else f"{sign}{value:.1f} {unit}"
+__all__ = ["share", "size"]
 
 
 def share(part: float | None) -> str:

@@ -31,6 +31,7 @@ from .._kho import (
     open_memory,
 )
 from ..formats import Broken, KhoTest, Luo, MemfdFile, Payload, Raw, Session
+from ..sizes import PAGE_SIZES, PAGEBLOCK_ORDERS, SMALL_BITMAP
 from ..sources import Source, bare_fdt, memory
 from .addresses import checked
 from .owners import HANDLE, owners
@@ -39,8 +40,7 @@ from .rules import SEVERITIES, Finding
 __all__ = ["verify", "verify_fdt"]
 
 Read: TypeAlias = Callable[[int, int], bytes]
-PAGE_SIZES = (4096, 16384, 65536)
-PAGEBLOCK = {4096: 2 << 20, 16384: 32 << 20, 65536: 512 << 20}
+PAGEBLOCK = {page: page << order for page, order in PAGEBLOCK_ORDERS.items()}
 """What scratch areas are aligned to, by page size (CMA_MIN_ALIGNMENT_BYTES of a default kernel)."""
 LEVELS = {
     "kho-v2": {4096: 6, 16384: 4, 65536: 4},
@@ -258,7 +258,7 @@ def _map_error(
     if error.kind is None:
         tried = []
         for page in PAGE_SIZES if page_size is None else (page_size,):
-            for bitmap in (None, 512, page):
+            for bitmap in (None, SMALL_BITMAP, page):
                 try:
                     open_memory(memory, fdt_phys=fdt_phys, scratch=[], page_size=page, bitmap_bytes=bitmap)
                 except errors.KhoError as other:

@@ -56,13 +56,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import BusyError, LuoBusyError, LuoExistsError, ParameterError, SourceError, StaleError
 from ..formats.live import PAGE, Item, check_name
+from ..sizes import parse_size
 from . import transports
 from .deadline import Deadline
 from .file.header import HEAD
@@ -83,7 +83,6 @@ __all__ = ["Candidate", "Handle", "Item", "Reader", "Trust", "attach", "exec", "
 if TYPE_CHECKING:
     from . import safetensors as safetensors
 
-UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 MFD_HUGETLB = 0x4
 MFD_EXEC = 0x10
 """From Linux 6.3: no F_SEAL_EXEC, whatever vm.memfd_noexec says, which a kexec would make F_SEAL_WRITE."""
@@ -189,11 +188,7 @@ def attach(source: str | os.PathLike[str] | int, *, lock_fd: int | None = None, 
 
 
 def size_of(size: int | str) -> int:
-    if isinstance(size, str):
-        found = re.fullmatch(r"([0-9]{1,20})([KMGT]?)", size.strip().upper())
-        if found is None:
-            raise ParameterError(f"size {size!r}: write 1048576 or '8G'")
-        size = int(found[1]) * UNITS[found[2]]
+    size = parse_size(size, "size")
     if size < LEAST or size > 1 << 46:
         raise ParameterError(f"size {size:#x}: at least {LEAST:#x} bytes are needed, at most {1 << 46:#x}")
     return -(-size // PAGE) * PAGE

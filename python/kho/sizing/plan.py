@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from .._kho import ScratchSpec, parse_kho_scratch
 from ..errors import ParameterError
+from ..sizes import PAGE_SIZES, SMALL_BITMAP, format_size, parse_size
 
 __all__ = ["LAYOUTS", "LOW", "Calibration", "Cost", "Group", "Layout", "Plan", "Scratch", "Zone", "plan", "size_of"]
 
@@ -22,8 +23,6 @@ LOW = 1 << 20
 """The bytes at the bottom of memory that are nobody's, as on a PC; the root FDT is there, in page 1."""
 MOST = 1 << 48
 """Memory that can be planned: what a machine addresses with tables of four levels."""
-PAGE_SIZES = (4096, 16384, 65536)
-SMALL_BITMAP = 512
 ENTRY, CHUNK_HEADER = 16, 16
 SLOT, SLACK, FAR = 8, 16, 40
 """Bytes of a slot of the tracker's directory; slots it has for a block at most; bytes of a block that has none."""
@@ -65,15 +64,8 @@ LAYOUTS = {
 
 
 def size_of(text: str | int, what: str = "size") -> int:
-    """Read a size in bytes: `4096`, `4K`, `2M`, `1.5T`. Raises: ParameterError."""
-    if isinstance(text, int):
-        return text
-    found = re.fullmatch(r"([0-9]{1,20}(?:\.[0-9]{1,9})?)([KMGTP]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if found is None:
-        raise ParameterError(f"{what}: {text[:40]!r} is not a size (write 4096, 4K, 2M, 1G or 1.5T)")
-    shift = " KMGTP".index(found[2].upper() or " ") * 10
-    whole, _, part = found[1].partition(".")
-    return (int(whole) << shift) + (int(part or 0) << shift) // int(10 ** len(part))
+    """Read a size in bytes: `parse_size`. Raises: ParameterError."""
+    return parse_size(text, what)
 
 
 @dataclass(frozen=True)
@@ -331,7 +323,7 @@ def plan(
     """
     total = size_of(memory, "memory")
     if not 2 * LOW <= total <= MOST:
-        raise ParameterError(f"memory: {memory} is not between {2 * LOW} bytes and {MOST >> 40} TiB")
+        raise ParameterError(f"memory: {memory} is not between {format_size(2 * LOW)} and {format_size(MOST)}")
     if not 1 <= nodes <= 1024:
         raise ParameterError(f"nodes: {nodes} is not between 1 and 1024")
     for page in page_sizes:

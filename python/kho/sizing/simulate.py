@@ -20,6 +20,7 @@ from typing import Any
 from .. import _kho
 from ..errors import OutOfMemoryError, ParameterError, SourceError
 from ..handover.outgoing import Outgoing
+from ..sizes import format_size
 from .plan import LOW, Calibration, Cost, Group, Plan, Zone, plan
 
 __all__ = ["Simulation", "calibrate", "placed", "simulate"]
@@ -164,8 +165,8 @@ def _check_memory(made: Plan, *, restore: bool, available: int) -> None:
     if needed > available:
         fits = max(available - (64 << 20), 0) / needed * 0.9
         raise OutOfMemoryError(
-            f"simulate: {made.nr_folios} folios need about {needed >> 20} MiB, and {available >> 20} MiB are there; "
-            f"a scale of {fits:.2g} would fit"
+            f"simulate: {made.nr_folios} folios need about {format_size(needed)}, and {format_size(available)} "
+            f"are there; a scale of {fits:.2g} would fit"
         )
 
 

@@ -8,6 +8,7 @@ use crate::folio::{Folio, phys_in};
 use kho::arena::{ArenaConfig, Backing, PageKind, Region, ScratchArea};
 use kho::cmdline::{self, Trailing, cma_alignment, parse_kho_scratch};
 use kho::memory::PhysMemory;
+use kho::sizes::{SizeError, parse_size};
 use kho::units::{Order, PageSize, Phys};
 use kho::{Error, Result};
 use pyo3::buffer::PyBuffer;
@@ -29,7 +30,8 @@ crate::assert_object_alignment!(PyArena);
 fn regions(arg: &Bound<'_, PyAny>) -> PyResult<Vec<Region>> {
     let region = |start, len, node| Region { start: Phys(start), len, node };
     if let Ok(text) = arg.cast::<PyString>() {
-        return Ok(vec![region(0, size(text.to_str()?)?, 0)]);
+        let invalid = |error: SizeError| to_py(Error::Invalid { what: "regions", why: error.to_string() });
+        return Ok(vec![region(0, parse_size(text.to_str()?).map_err(invalid)?, 0)]);
     }
     if arg.hasattr("__index__")? {
         return Ok(vec![region(0, arg.extract::<Number>()?.0, 0)]);
@@ -43,12 +45,6 @@ fn regions(arg: &Bound<'_, PyAny>) -> PyResult<Vec<Region>> {
         _ => Err(PyTypeError::new_err("a region is (start, size) or (start, size, node)")),
     };
     arg.try_iter()?.map(of).collect()
-}
-
-/// A size as people write it: 4096, 0x1000, 16T.
-fn size(text: &str) -> PyResult<u64> {
-    let why = || format!("{text:?} is not a size (write 4096, 0x1000 or 16T)");
-    kho::memory::parse_number(text).ok_or_else(|| to_py(Error::Invalid { what: "regions", why: why() }))
 }
 
 /// Areas from what the caller gave; `reserved` is what a percentage is of.

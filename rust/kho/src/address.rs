@@ -28,7 +28,7 @@ use memchr::memmem;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
-const STEP: u64 = 4096;
+const STEP: u64 = PageSize::Size4K.bytes();
 const GIB: u64 = 1 << 30;
 /// Where RAM continues that does not fit below a hole: x86's PCI hole, AMD's HyperTransport hole.
 const CONTINUES: [u64; 2] = [4 * GIB, 1024 * GIB];

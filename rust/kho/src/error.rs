@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+use crate::sizes::SizeRule;
 use crate::units::Phys;
 use std::fmt;
 use std::path::PathBuf;
@@ -476,6 +477,8 @@ pub enum SourceProblem {
     NoWriter,
     Address {
         text: String,
+        /// The field that is not a size or an address, and the rule it breaks.
+        why: Option<(String, SizeRule)>,
     },
     Machine {
         name: String,
@@ -511,8 +514,14 @@ impl fmt::Display for SourceProblem {
                 "is neither a file nor a block device, but a FIFO that no process writes to: start the writer first, or \
                  write COMMAND | kho inspect -",
             ),
-            Self::Address { text } => {
-                write!(f, "{text:?} is not an address (write FILE@0x40000000)")
+            Self::Address { text, why } => {
+                write!(f, "{text:?} is not an address")?;
+                match why {
+                    Some((field, rule)) if field == text => write!(f, ": it {rule}")?,
+                    Some((field, rule)) => write!(f, ": {field:?} {rule}")?,
+                    None => {}
+                }
+                f.write_str(" (write FILE@0x40000000 or FILE@1G,size=512M)")
             }
             Self::Machine { name } => {
                 write!(f, "{name:?} is no machine (write FILE,machine=NAME: {})", crate::memory::Board::names())

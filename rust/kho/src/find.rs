@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::fdt::Fdt;
 use crate::memory::{PhysMemory, PhysRange};
 use crate::root;
-use crate::units::Phys;
+use crate::units::{PageSize, Phys};
 use memchr::memmem;
 use std::collections::BTreeSet;
 
@@ -39,7 +39,7 @@ const WINDOW: usize = 1 << 20;
 /// What a window repeats of the one before it, so that nothing is missed on the seam.
 const OVERLAP: usize = 4096;
 /// Pages are looked at at the smallest page size: addresses of larger ones are among them.
-const STEP: usize = 4096;
+const STEP: usize = PageSize::Size4K.bytes() as usize;
 /// More of one kind than this, and the memory is made of decoys.
 const MOST: usize = 4096;
 /// Devicetrees that are looked into for `/chosen`: each may be megabytes.

@@ -4,6 +4,8 @@
 
 #![deny(unsafe_code)]
 
+pub mod sizes;
+
 pub mod units;
 
 pub mod error;

@@ -14,7 +14,8 @@ use crate::abi::{COMPATIBLE_PROPERTY, MAP_PROPERTY};
 use crate::arena::ScratchArea;
 use crate::error::{Error, Result, SourceProblem};
 use crate::fdt::{self, Fdt};
-use crate::memory::{PhysRange, parse_number};
+use crate::memory::PhysRange;
+use crate::sizes::parse_size;
 use crate::units::Phys;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -295,7 +296,7 @@ impl Reader {
         let numbers = |path: &Path, text: &str| -> Result<Vec<u64>> {
             let number = |word: &str| {
                 let why = || format!("{word:?} is no number");
-                parse_number(word).ok_or_else(|| fail(path, SourceProblem::Raw { why: why() }))
+                parse_size(word).map_err(|_| fail(path, SourceProblem::Raw { why: why() }))
             };
             text.split_whitespace().map(number).collect()
         };

@@ -230,7 +230,7 @@ impl PageSize {
 
 impl fmt::Display for PageSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} KiB", self.bytes() / 1024)
+        crate::sizes::Bytes(self.bytes()).fmt(f)
     }
 }
 

@@ -27,6 +27,7 @@ from ...formats.kernel_write import aligned_blocks
 from ...formats.live import PAGE, SUBTREE, Catalog, decode_catalog, encode_catalog
 from ...handover.elfcore import clipped, merged
 from ...owned import Uncopied
+from ...sizes import format_size
 from ..oserrors import error_of, rust_error
 from . import header, pins
 from .header import HEAD, JOURNAL_END, Journal, Root, Super
@@ -511,8 +512,8 @@ def build(base: int, size: int, start: int, n: int, catalog: Catalog) -> tuple[b
 
 
 def free_text(used: Iterable[tuple[str, int]]) -> str:
-    """Say numbers of pages as sizes: `3.0 MiB free`."""
-    return ", ".join(f"{pages * PAGE / (1 << 20):.3g} MiB {what}" for what, pages in used)
+    """Say numbers of pages as sizes: `3 MiB free`."""
+    return ", ".join(f"{format_size(pages * PAGE)} {what}" for what, pages in used)
 
 
 def no_memory(where: str, what: str, pages: int, free: int, largest: int, kept: int) -> OutOfMemoryError:

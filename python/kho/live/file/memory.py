@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import OutOfMemoryError
+from ...sizes import format_size as _size
 
 __all__ = ["Limit", "Meter", "Places", "check", "huge_pool", "limits", "unallocated"]
 
@@ -135,10 +136,6 @@ def _v1(folder: Path, swap: int) -> Iterator[Limit]:
     yield Limit(folder, limit, current, sum(stat.get(name, 0) for name in RECLAIMED_V1), swap)
 
 
-def _size(nbytes: int) -> str:
-    return f"{nbytes} bytes" if nbytes < 1 << 20 else f"{nbytes / (1 << 20):.6g} MiB"
-
-
 def check(nbytes: int, what: str, places: Places | None = None) -> None:
     """Refuse an allocation that a memory cgroup's limit does not allow, where that can be known.
 
@@ -198,9 +195,9 @@ def huge_pool(fd: int, places: Places | None = None) -> str:
         _number(pool / name) for name in ("nr_hugepages", "free_hugepages", "resv_hugepages", "nr_overcommit_hugepages")
     )
     if total is None:
-        return f"this kernel has no pool of huge pages of {size >> 10} KiB"
+        return f"this kernel has no pool of huge pages of {_size(size)}"
     return (
         f"vm.nr_hugepages is {total}, of which {free} are free ({reserved} of these reserved), with {more} more on "
-        f"demand (vm.nr_overcommit_hugepages), {size >> 10} KiB each; enlarge the pool, `sysctl vm.nr_hugepages=N`, "
+        f"demand (vm.nr_overcommit_hugepages), {_size(size)} each; enlarge the pool, `sysctl vm.nr_hugepages=N`, "
         "or use backing='memfd'"
     )

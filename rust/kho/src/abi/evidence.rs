@@ -334,7 +334,7 @@ fn candidates(place: Place<'_>, abi: &Abi, map: Phys, known: &Known, hints: Hint
         }
     }
     if candidates.is_empty() && refused.is_empty() {
-        let page = hints.page.map_or(4096, |(page, _)| page.bytes());
+        let page = hints.page.map_or(PageSize::Size4K, |(page, _)| page).bytes();
         return Err(Error::BitmapBytes { bytes: hints.bitmap_bytes.unwrap_or(0), page });
     }
     Ok((candidates, refused))

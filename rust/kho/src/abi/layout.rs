@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::error::{Error, Result};
+use crate::tracker::Geometry;
 use crate::units::PageSize;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -36,7 +37,7 @@ pub const fn chunk_entries(page: PageSize) -> u64 {
 const _: () = assert!(chunk_entries(PageSize::Size4K) == 255);
 
 /// Bytes of Linux 6.16's bitmaps: PRESERVE_BITS / 8, whatever the page size.
-pub const SMALL_BITMAP: u64 = 512;
+pub const SMALL_BITMAP: u64 = Geometry::SMALL;
 
 /// One of the two bitmap sizes kho-v1 has been written with.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

@@ -21,7 +21,7 @@ pub use file::{Cut, FileMemory};
 pub use room::Room;
 pub use slices::SliceMemory;
 pub(crate) use source::runs;
-pub use source::{Board, Source, open_elf, open_raw, open_sources, open_sources_with, parse_number};
+pub use source::{Board, Source, open_elf, open_raw, open_sources, open_sources_with};
 pub use unpack::LIMIT_VARIABLE;
 
 use crate::error::{Error, Result};

@@ -7,6 +7,7 @@ use super::foreign::{self, Packing};
 use super::unpack::{self, Work};
 use super::{elf, flat, kdump, lime};
 use crate::error::{Error, Result, SourceProblem};
+use crate::sizes::parse_size;
 use crate::units::Phys;
 use std::ffi::OsStr;
 use std::fmt;
@@ -131,8 +132,8 @@ impl Source {
     }
 
     /// Reads `FILE`, `FILE@ADDRESS`, `FILE@ADDRESS,offset=N,size=N,hole=START:END,check=no` or
-    /// `FILE,machine=NAME,check=no` ([`Board`]); numbers are decimal or 0x, with a suffix K, M, G or T. A text that is an
-    /// existing path is that path, so that names with an @ work; `-` for FILE is standard input.
+    /// `FILE,machine=NAME,check=no` ([`Board`]); numbers are those of [`parse_size`]. A text that is an existing path is
+    /// that path, so that names with an @ work; `-` for FILE is standard input.
     ///
     /// # Errors
     /// [`SourceProblem::Address`] when what follows the last @ is none, [`SourceProblem::Machine`] for another machine.
@@ -164,31 +165,36 @@ impl Source {
         let place = String::from_utf8_lossy(place);
         let mut source = named(path);
         let mut understood = !path.is_empty();
+        let mut why = None;
         for (i, field) in place.split(',').enumerate() {
             let (name, number) = match field.split_once('=') {
                 Some(named) if i > 0 => named,
                 _ => ("base", field),
             };
-            match (i, name, parse_number(number)) {
-                (0, "base", Some(n)) => source.base = Some(Phys(n)),
-                (1.., "offset", Some(n)) => source.offset = n,
-                (1.., "size", Some(n)) => source.size = Some(n),
-                (1.., "hole", None) => {
+            match (i, name, parse_size(number)) {
+                (0, "base", Ok(n)) => source.base = Some(Phys(n)),
+                (1.., "offset", Ok(n)) => source.offset = n,
+                (1.., "size", Ok(n)) => source.size = Some(n),
+                (1.., "hole", Err(_)) => {
                     let ends = number.split_once(':');
                     source.hole = ends
-                        .and_then(|(start, end)| Some((parse_number(start)?, parse_number(end)?)))
+                        .and_then(|(start, end)| Some((parse_size(start).ok()?, parse_size(end).ok()?)))
                         .map(|(start, end)| (Phys(start), Phys(end)));
                     let base = source.base.unwrap_or_default();
                     understood &= source.hole.is_some_and(|(start, end)| base < start && start < end);
                 }
-                (1.., "check", None) if number == "no" => source.check = false,
+                (1.., "check", Err(_)) if number == "no" => source.check = false,
+                (0, "base", Err(error)) | (1.., "offset" | "size", Err(error)) => {
+                    why.get_or_insert((field.to_owned(), error.rule));
+                    understood = false;
+                }
                 _ => understood = false,
             }
         }
         if !understood {
             return Err(Error::Source {
                 path: PathBuf::from(text),
-                problem: SourceProblem::Address { text: place.into_owned() },
+                problem: SourceProblem::Address { why, text: place.into_owned() },
             });
         }
         Ok(source)
@@ -291,26 +297,6 @@ impl fmt::Display for Source {
         }
         Ok(())
     }
-}
-
-/// A number, decimal or 0x, with one suffix K, M, G or T in either case; none if it is no such or beyond 64 bits.
-pub fn parse_number(text: &str) -> Option<u64> {
-    let (digits, shift) = match text.as_bytes().last()?.to_ascii_uppercase() {
-        b'K' => (&text[..text.len() - 1], 10),
-        b'M' => (&text[..text.len() - 1], 20),
-        b'G' => (&text[..text.len() - 1], 30),
-        b'T' => (&text[..text.len() - 1], 40),
-        _ => (text, 0),
-    };
-    let (digits, base) = match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
-        Some(hex) => (hex, 16),
-        None => (digits, 10),
-    };
-    // Which would take a sign.
-    if !digits.starts_with(|c: char| c.is_ascii_hexdigit()) {
-        return None;
-    }
-    u64::from_str_radix(digits, base).ok()?.checked_mul(1 << shift)
 }
 
 /// Opens sources together, as one memory.

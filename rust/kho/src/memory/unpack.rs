@@ -7,8 +7,8 @@
 
 use super::file::{Backing, Store, data_in};
 use super::foreign::{self, HEAD, Packing};
-use super::source::parse_number;
 use crate::error::{Error, Result, SourceProblem};
+use crate::sizes::{Bytes, parse_size};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::cell::{Cell, RefCell};
 use std::fs::File;
@@ -57,10 +57,10 @@ impl<'a> Work<'a> {
         let limit = match (limit, std::env::var_os(LIMIT_VARIABLE)) {
             (Some(limit), _) => Some(limit),
             (None, None) => None,
-            (None, Some(text)) => Some(text.to_str().and_then(parse_number).ok_or_else(|| Error::Invalid {
-                what: LIMIT_VARIABLE,
-                why: format!("{text:?} is not a number of bytes (write 17179869184 or 16G)"),
-            })?),
+            (None, Some(text)) => Some(
+                parse_size(&text.to_string_lossy())
+                    .map_err(|error| Error::Invalid { what: LIMIT_VARIABLE, why: error.to_string() })?,
+            ),
         };
         Ok(Work { limit, told: RefCell::new(told), done: Cell::new(0) })
     }
@@ -258,9 +258,9 @@ fn failed(path: &Path, packing: Option<Packing>, error: io::Error) -> Error {
         Some(packing) => {
             let what = match error.kind() {
                 io::ErrorKind::UnexpectedEof => "it is cut short".to_owned(),
-                io::ErrorKind::OutOfMemory => format!("it needs a window of more than {} MiB", WINDOW >> 20),
+                io::ErrorKind::OutOfMemory => format!("it needs a window of more than {}", Bytes(WINDOW)),
                 _ if matches!(packing, Packing::Xz | Packing::Zstd) => {
-                    format!("it is damaged, or needs more than {} MiB to unpack ({error})", WINDOW >> 20)
+                    format!("it is damaged, or needs more than {} to unpack ({error})", Bytes(WINDOW))
                 }
                 _ => format!("it is damaged ({error})"),
             };

@@ -9,7 +9,7 @@
 use super::block::{Block, Shape};
 use super::{Geometry, HeapBlocks, Tracker, simd};
 use crate::error::{Error, Result};
-use crate::units::Order;
+use crate::units::{Order, PageSize};
 use core::fmt;
 use std::alloc::{Layout, handle_alloc_error};
 
@@ -17,9 +17,9 @@ use std::alloc::{Layout, handle_alloc_error};
 const CHUNK: usize = Geometry::SMALL as usize / 8;
 
 const SHAPE_512: Shape = Shape::new(Geometry::SMALL);
-const SHAPE_4K: Shape = Shape::new(4096);
-const SHAPE_16K: Shape = Shape::new(16384);
-const SHAPE_64K: Shape = Shape::new(65536);
+const SHAPE_4K: Shape = Shape::new(PageSize::Size4K.bytes());
+const SHAPE_16K: Shape = Shape::new(PageSize::Size16K.bytes());
+const SHAPE_64K: Shape = Shape::new(PageSize::Size64K.bytes());
 
 /// Calls a loop over all words of a block with a constant for its shape, so that it becomes vector code.
 macro_rules! by_shape {

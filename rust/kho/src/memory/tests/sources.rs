@@ -61,14 +61,24 @@ fn a_source_is_read_from_text() {
         "a@K",
         "a@ü",
         "@",
-        "a@1 ",
+        "a@1 x",
+        "a@-1",
+        "a@1.5",
+        "a@1.0001K",
+        "a@1G,size=0.1",
     ] {
         let error = Source::parse(text).unwrap_err();
         assert!(matches!(error, Error::Source { problem: SourceProblem::Address { .. }, .. }), "{text}");
     }
     assert_eq!(
         Source::parse("ram@home").unwrap_err().to_string(),
-        "ram@home: \"home\" is not an address (write FILE@0x40000000)"
+        "ram@home: \"home\" is not an address: it is not a number with an optional unit K, M, G, T, P or E \
+         (write FILE@0x40000000 or FILE@1G,size=512M)"
+    );
+    assert_eq!(
+        Source::parse("ram@1G,size=-1").unwrap_err().to_string(),
+        "ram@1G,size=-1: \"1G,size=-1\" is not an address: \"size=-1\" is negative \
+         (write FILE@0x40000000 or FILE@1G,size=512M)"
     );
 }
 
