@@ -729,7 +729,7 @@ class Incoming:
         *,
         page_size: int | None = None,
         bitmap_bytes: int | None = None,
-        scratch: Sequence[tuple[int, int]] | None = None,
+        scratch: Sequence[tuple[int, int]] | int | None = None,
         max_page_order: int | None = None,
     ) -> Incoming:
         """Take over an arena, or read a memory.
@@ -1046,7 +1046,7 @@ def open_memory(
     fdt_phys: int | None = None,
     page_size: int | None = None,
     bitmap_bytes: int | None = None,
-    scratch: Sequence[tuple[int, int]] | None = None,
+    scratch: Sequence[tuple[int, int]] | int | None = None,
     max_page_order: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Incoming:

@@ -48,21 +48,30 @@ fn decoded<'py>(inc: &Bound<'py, PyIncoming>, function: &str) -> PyResult<Bound<
     inc.py().import("kho.payload")?.getattr(function)?.call1((inc,))
 }
 
+/// `scratch` is the areas, (addr, size) each, or the address of their array.
 fn options(
     fdt_phys: Option<Number>,
     page_size: Option<Number>,
     bitmap_bytes: Option<Number>,
-    scratch: Option<Vec<(u64, u64)>>,
+    scratch: Option<&Bound<'_, PyAny>>,
     max_page_order: Option<u32>,
 ) -> PyResult<Options> {
-    let area = |&(addr, size): &(u64, u64)| ScratchArea { addr, size };
+    let (areas, array) = match scratch {
+        None => (None, None),
+        Some(scratch) if scratch.hasattr("__index__")? => (None, Some(scratch.extract::<Number>()?.0)),
+        Some(scratch) => {
+            let areas: Vec<(u64, u64)> = scratch.extract()?;
+            (Some(areas.iter().map(|&(addr, size)| ScratchArea { addr, size }).collect()), None)
+        }
+    };
     Ok(Options {
         fdt_phys: fdt_phys.map(|n| n.0),
         page_size: page_size.map(|n| PageSize::new(n.0)).transpose().or_raise()?,
         page_why: None,
         bitmap_bytes: bitmap_bytes.map(|n| n.0),
         bitmap_why: None,
-        scratch: scratch.map(|areas| areas.iter().map(area).collect()),
+        scratch: areas,
+        scratch_phys: array,
         max_page_order,
         ..Options::default()
     })
@@ -80,7 +89,7 @@ pub(crate) fn open_memory(
     fdt_phys: Option<Number>,
     page_size: Option<Number>,
     bitmap_bytes: Option<Number>,
-    scratch: Option<Vec<(u64, u64)>>,
+    scratch: Option<&Bound<'_, PyAny>>,
     max_page_order: Option<u32>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<PyIncoming> {
@@ -109,7 +118,7 @@ impl PyIncoming {
         fdt_phys: Option<Number>,
         page_size: Option<Number>,
         bitmap_bytes: Option<Number>,
-        scratch: Option<Vec<(u64, u64)>>,
+        scratch: Option<&Bound<'_, PyAny>>,
         max_page_order: Option<u32>,
     ) -> PyResult<Self> {
         let Ok(arena) = memory.cast::<PyArena>() else {
