@@ -1,4 +1,4 @@
-"""Linux Kexec HandOver (KHO) in userspace: read, write, check and explain what one kernel hands to the next.
+"""Linux Kexec HandOver (KHO) in userspace: read, write and check what a kernel hands to the next.
 
 Reading what a kernel handed over:
 

@@ -174,7 +174,14 @@ unsafe fn fill(
     if status == 0 { Ok(()) } else { Err(PyErr::fetch(py)) }
 }
 
-/// A folio: `1 << order` contiguous pages, as a buffer of bytes.
+/// A folio as a buffer of bytes: one allocation, not whatever lies at its address.
+///
+/// In an arena `memoryview(folio)` is the memory itself, writable, and keeps it mapped; in an image it is a read-only
+/// copy. `bytes(folio)` copies, and `len(folio)` is `nbytes`. While a view exists, its pages are given to no other
+/// owner, even if the folio is freed or taken over; what is written through the view after that is lost.
+///
+/// Raises: on every use StaleError after the arena was taken over, and FreedFolioError once the folio was freed,
+/// through this object or another one.
 #[pyclass(frozen, module = "kho")]
 pub(crate) struct Folio {
     place: Place,
@@ -209,31 +216,39 @@ impl Folio {
 
 #[pymethods]
 impl Folio {
+    /// Physical address of the head page.
     #[getter]
     fn phys(&self) -> u64 {
         self.phys_addr().0
     }
 
+    /// Page frame number of the head page.
     #[getter]
     fn pfn(&self) -> u64 {
         self.pfn.0
     }
 
+    /// Log2 of the number of pages.
     #[getter]
     fn order(&self) -> u32 {
         self.order.get()
     }
 
+    /// Number of pages, `1 << order`.
     #[getter]
     fn nr_pages(&self) -> u64 {
         self.order.nr_pages()
     }
 
+    /// Bytes in the folio.
     #[getter]
     fn nbytes(&self) -> u64 {
         self.len()
     }
 
+    /// The number of references; 0 once the folio was freed.
+    ///
+    /// Raises: StaleError; ParameterError for a folio in an image.
     #[getter]
     fn refcount(&self) -> PyResult<u32> {
         let (arena, lease) = self.place.leased()?;
@@ -245,13 +260,24 @@ impl Folio {
         }
     }
 
-    /// Takes a reference; returns the new count.
+    /// Take a reference (folio_get).
+    ///
+    /// Returns: the new number of references.
+    ///
+    /// Raises: FreedFolioError; StaleError; ParameterError for a folio in an image.
     fn get(&self) -> PyResult<u32> {
         let (arena, lease) = self.place.leased()?;
         arena.get_leased(lease).or_raise()
     }
 
-    /// Drops a reference; True if that freed the folio.
+    /// Drop a reference, as `Arena.free`; the last one frees the folio.
+    ///
+    /// After that this object, and every other object of the same folio, is refused.
+    ///
+    /// Returns: True if this was the last reference.
+    ///
+    /// Raises: FreedFolioError if it was freed before; StaleError; ParameterError for a folio in an image;
+    /// PageStateError and OwnedPageError as `Arena.free`.
     pub(crate) fn free(&self) -> PyResult<bool> {
         let (arena, lease) = self.place.leased()?;
         arena.put_leased(lease).or_raise()
@@ -283,7 +309,9 @@ impl Folio {
     }
 }
 
-/// A range of pages that were restored together, each an order-0 page of its own, as one buffer of bytes.
+/// A range of pages that were restored together, as one buffer of bytes; each page has order 0.
+///
+/// The buffer behaves as that of a `Folio`.
 #[pyclass(frozen, module = "kho")]
 pub(crate) struct Pages {
     place: Place,
@@ -309,21 +337,25 @@ impl Pages {
 
 #[pymethods]
 impl Pages {
+    /// Physical address of the first page.
     #[getter]
     fn phys(&self) -> u64 {
         self.phys_addr().0
     }
 
+    /// Page frame number of the first page.
     #[getter]
     fn pfn(&self) -> u64 {
         self.pfn.0
     }
 
+    /// Number of pages.
     #[getter]
     fn nr_pages(&self) -> u64 {
         self.nr_pages
     }
 
+    /// Bytes in the range.
     #[getter]
     fn nbytes(&self) -> u64 {
         self.len()

@@ -17,17 +17,29 @@ use pyo3::types::PyType;
 use std::ffi::{CStr, c_int};
 
 array_class! {
-    /// Folios sorted by address, then order; immutable. Slices share the memory where they can.
+    /// Folios as a sequence of `FolioInfo(phys, order)`, and as a read-only buffer of 16-byte records.
+    ///
+    /// Sorted by address, then order; immutable. Slices with step 1 share the memory. `numpy.asarray(folios)` is a
+    /// structured array with the fields `phys` (u8) and `order` (u1), without a copy. The memory of a long list (4 to
+    /// 256 MiB) is kept for the next one after the last reference to it is gone: it counts as resident until the kernel
+    /// reclaims it (MADV_FREE).
     FolioArray of Folio
 }
 
 array_class! {
-    /// Pfns, ascending; immutable. Slices share the memory where they can.
+    /// Pfns as a sequence of int, and as a read-only buffer of 8-byte integers (format `Q`).
+    ///
+    /// Ascending; immutable. Slices with step 1 share the memory. `numpy.asarray(pfns)` is an array of uint64 without a
+    /// copy; `memoryview(pfns).tolist()` is the fastest way to a list. The memory of long lists is reused as that of a
+    /// `FolioArray`.
     PfnArray of u64
 }
 
 array_class! {
-    /// Runs of pages or folios, ascending; immutable. Slices share the memory where they can.
+    /// Runs of pages or folios as a sequence of (pfn, n), and as a read-only buffer of 16-byte records.
+    ///
+    /// Ascending; immutable. Slices with step 1 share the memory. `numpy.asarray(runs)` is a structured array with the
+    /// fields `pfn` and `n` (u8), without a copy.
     RunArray of Run
 }
 
