@@ -42,7 +42,7 @@ from ._kho import (
     kho_is_enabled,
     parse_kho_scratch,
 )
-from ._types import FolioInfo, PageInfo
+from ._types import FolioInfo, MemfdFolio, PageInfo
 from .errors import (
     AccessError,
     BusyError,
@@ -152,6 +152,7 @@ __all__ = [
     "LuoRetrieveError",
     "LuoStateError",
     "LuoUnavailableError",
+    "MemfdFolio",
     "Memory",
     "MisalignedError",
     "NoHandoverError",

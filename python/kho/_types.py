@@ -22,15 +22,22 @@ class FolioInfo(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class MemfdFolio:
-    """A folio of a preserved memfd (`struct memfd_luo_folio_ser`)."""
+    """A folio of a preserved memfd (`struct memfd_luo_folio_ser`, abi.md section 6).
+
+    Read from the list of a memfd (`inc.luo.sessions["vm-1"].files[0x10].folios`), and taken by `Outgoing.add_memfd` for
+    files with holes, and for folios with flags of their own.
+
+    Fields:
+        phys: physical address of its head page.
+        order: log2 of its number of pages, with which it was preserved.
+        index: its place in the file, in pages.
+        flags: 1 dirty, 2 up to date; a folio that is not up to date reads as zeros.
+    """
 
     phys: int
     order: int
-    """The order it was preserved with."""
     index: int
-    """Where in the file it lies, in pages."""
     flags: int
-    """1 dirty, 2 up to date; a folio that is not up to date reads as zeros."""
 
 
 class OwnedRange(NamedTuple):
