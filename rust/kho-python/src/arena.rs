@@ -1,4 +1,4 @@
-//! `kho.Arena`: physical memory one can write.
+//! `kho.Arena`: physical memory that can be written.
 
 #![allow(unsafe_code)]
 
@@ -42,7 +42,7 @@ pub(crate) struct PyArena {
 }
 crate::assert_object_alignment!(PyArena);
 
-/// A size, or `(start, size)` or `(start, size, node)` each.
+/// Regions of RAM from a size, or from `(start, size)` or `(start, size, node)` each.
 fn regions(arg: &Bound<'_, PyAny>) -> PyResult<Vec<Region>> {
     let region = |start, len, node| Region { start: Phys(start), len, node };
     if let Ok(text) = arg.cast::<PyString>() {
@@ -62,13 +62,13 @@ fn regions(arg: &Bound<'_, PyAny>) -> PyResult<Vec<Region>> {
     arg.try_iter()?.map(of).collect()
 }
 
-/// A size as people write it: 4096, 0x1000, 16T.
+/// A size in text: 4096, 0x1000, 16T.
 fn size(text: &str) -> PyResult<u64> {
     let why = || format!("{text:?} is not a size (write 4096, 0x1000 or 16T)");
     kho::memory::parse_number(text).ok_or_else(|| to_py(Error::Invalid { what: "regions", why: why() }))
 }
 
-/// Areas from what the caller gave; `reserved` is what a percentage is of.
+/// The scratch areas of the argument; `reserved` is the number of bytes that a percentage refers to.
 fn scratch(
     arg: Option<&Bound<'_, PyAny>>,
     regions: &[Region],
@@ -147,8 +147,8 @@ impl PyArena {
     #[staticmethod]
     fn open(py: Python<'_>, source: &Bound<'_, PyAny>) -> PyResult<Self> {
         let inner = if let Ok(fd) = source.extract::<i32>() {
-            // SAFETY: the descriptor is only borrowed for the call that duplicates it; a bad one fails there with EBADF
-            // (-1, which BorrowedFd must not hold, is refused first).
+            // SAFETY: the descriptor is not -1, since negative numbers are refused first, and it is borrowed for one
+            // call, which duplicates it; if it is not open, that fails with EBADF.
             let fd = if fd >= 0 { unsafe { BorrowedFd::borrow_raw(fd) } } else { return Err(bad_fd(fd)) };
             kho::arena::Arena::open_fd(fd)
         } else {
@@ -364,7 +364,7 @@ impl PyArena {
     }
 }
 
-/// MAX_PAGE_ORDER as kernels of that page size are built (mm/Kconfig, arch/arm64/Kconfig).
+/// MAX_PAGE_ORDER of kernels with this page size (mm/Kconfig, arch/arm64/Kconfig).
 fn default_max_order(page: PageSize) -> u64 {
     match page {
         PageSize::Size4K => 10,
@@ -374,5 +374,5 @@ fn default_max_order(page: PageSize) -> u64 {
 }
 
 fn bad_fd(fd: i32) -> PyErr {
-    to_py(Error::Invalid { what: "file descriptor", why: format!("{fd} is none") })
+    to_py(Error::Invalid { what: "file descriptor", why: format!("{fd} is negative") })
 }

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Bytes in a header.
 const HEADER: u32 = 40;
 
-/// A buffer's bytes, but no more of them than the header asks for: the buffer may be all of a machine's memory.
+/// Copies as many bytes as the blob's header names: the buffer may be all of a machine's memory.
 fn copy_blob(blob: &Bound<'_, PyAny>) -> PyResult<Vec<u8>> {
     let py = blob.py();
     let buffer = PyBuffer::<u8>::get(blob)?;
@@ -48,7 +48,7 @@ pub(crate) struct PyFdt(Arc<Fdt>);
 crate::assert_object_alignment!(PyFdt);
 
 impl PyFdt {
-    /// Reads a blob that is at hand already.
+    /// Parses a blob.
     pub(crate) fn of(blob: &[u8]) -> PyResult<Self> {
         Ok(PyFdt(Arc::new(Fdt::parse(blob).or_raise()?)))
     }
@@ -205,7 +205,7 @@ impl PyFdtNode {
     #[getter]
     fn properties<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let dict = PyDict::new(py);
-        // The first of a name counts, and comes first.
+        // Of several properties with one name libfdt reads the first.
         for property in self.get()?.properties() {
             if let Some(name) = property.name
                 && !dict.contains(name)?
@@ -332,12 +332,12 @@ crate::assert_object_alignment!(PyFdtWriter);
 
 impl PyFdtWriter {
     fn lock(&self) -> MutexGuard<'_, Option<FdtWriter>> {
-        // A call that fails changes nothing, so there is no half-done state to fear.
+        // Poison is ignored: a call that fails changes nothing, so the state is consistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn with<T>(&self, call: impl FnOnce(&mut FdtWriter) -> kho::Result<T>) -> PyResult<T> {
-        // The lock ends with this statement: nothing of Python runs under it.
+        // The lock is released at the end of this statement: no Python code runs while it is held.
         let result = match self.lock().as_mut() {
             Some(writer) => call(writer),
             None => Err(bad_state("the writer is finished")),
@@ -508,7 +508,7 @@ impl NodeBlock {
         Ok(self.writer.clone_ref(py))
     }
 
-    /// An error of the block goes before one of ending the node.
+    /// Ends the node. If the block raised, that exception is kept, and an error of ending the node is dropped.
     fn __exit__(
         &self,
         kind: &Bound<'_, PyAny>,

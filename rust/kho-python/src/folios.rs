@@ -1,7 +1,8 @@
-//! What trackers list: `kho.FolioArray`, `kho.PfnArray`, `kho.RunArray`.
+//! The lists that trackers give: `kho.FolioArray`, `kho.PfnArray`, `kho.RunArray`.
 
 #![allow(unsafe_code)]
-// In a macro the lint sees the code that pymethods makes of an unsafe function; what it is about has a block of its own.
+// In a macro the lint sees the code that `pymethods` generates from an unsafe function; the function's own unsafe
+// operations are in blocks.
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use crate::array::{Array, ArrayIter, Item, Picked, array_class};
@@ -44,7 +45,7 @@ array_class! {
 }
 
 impl FolioArray {
-    /// Every folio of a tracker.
+    /// Lists every folio of a tracker.
     ///
     /// # Errors
     /// [`kho::Error::TooLong`].
@@ -54,7 +55,7 @@ impl FolioArray {
 }
 
 impl PfnArray {
-    /// The pfns of one order.
+    /// Lists the pfns of one order.
     ///
     /// # Errors
     /// [`kho::Error::TooLong`].
@@ -64,7 +65,7 @@ impl PfnArray {
 }
 
 impl RunArray {
-    /// Runs that start somewhere, each with its length.
+    /// Collects runs: the first pfn and the length of each.
     ///
     /// # Errors
     /// [`kho::Error::TooLong`].
@@ -73,8 +74,8 @@ impl RunArray {
     }
 }
 
-// SAFETY: `repr(C)`: a u64, a u8 and 7 bytes of padding that are a field, which is what `FORMAT` says; 16 bytes, all of them
-// initialized.
+// SAFETY: `repr(C)`: a u64, a u8 and 7 bytes of padding that are a field, which is what `FORMAT` says; 16 bytes, all of
+// them initialized.
 unsafe impl Item for Folio {
     const CLASS: &'static str = "FolioArray";
     const FORMAT: &'static CStr = c"T{Q:phys:B:order:7x}";

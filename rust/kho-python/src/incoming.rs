@@ -41,7 +41,7 @@ use std::sync::Arc;
 #[pyclass(frozen, module = "kho", name = "Incoming", weakref)]
 pub(crate) struct PyIncoming {
     pub(crate) inner: Incoming,
-    /// Whose the chunks of page lists are that were read so far.
+    /// The owner of each chunk of the page lists read so far.
     pub(crate) chunk_owners: ChunkOwners,
 }
 crate::assert_object_alignment!(PyIncoming);
@@ -60,7 +60,7 @@ pub(crate) struct Subtree {
 }
 crate::assert_object_alignment!(Subtree);
 
-/// What a function of `kho.payload` makes of a handover: decoders are Python, in a registry that others add to.
+/// Calls a function of `kho.payload` with the handover. Decoders are Python, in a registry that other packages extend.
 fn decoded<'py>(inc: &Bound<'py, PyIncoming>, function: &str) -> PyResult<Bound<'py, PyAny>> {
     inc.py().import("kho.payload")?.getattr(function)?.call1((inc,))
 }

@@ -1,4 +1,4 @@
-//! Physical memory to read from.
+//! `kho.Memory`: physical memory to read.
 
 #![forbid(unsafe_code)]
 
@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long a signal may wait for its handler during long work of whose progress nobody is told.
+/// The longest time between two checks for signals, in long work without a progress callback.
 const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Physical memory to read: ELF cores, dumps, raw images, byte strings.
@@ -25,14 +25,14 @@ const PATIENCE: Duration = Duration::from_millis(50);
 /// Made by `Memory.open` and `Memory.from_segments`. Threads may share it.
 #[pyclass(frozen, module = "kho")]
 pub(crate) struct Memory {
-    /// What other bindings read.
+    /// The memory, as other bindings read it.
     pub(crate) inner: Arc<dyn PhysMemory>,
-    /// The same, where files are what is read.
+    /// The same memory, if it consists of files.
     pub(crate) files: Option<Arc<FileMemory>>,
 }
 crate::assert_object_alignment!(Memory);
 
-/// The memory behind a `kho.Memory` or `kho.Arena`.
+/// The memory of a `kho.Memory` or `kho.Arena`.
 pub(crate) fn memory_of(object: &Bound<'_, PyAny>) -> PyResult<Arc<dyn PhysMemory>> {
     if let Ok(arena) = object.cast::<PyArena>() {
         Ok(arena.get().inner.clone())
@@ -43,8 +43,8 @@ pub(crate) fn memory_of(object: &Bound<'_, PyAny>) -> PyResult<Arc<dyn PhysMemor
     }
 }
 
-/// Does long work detached, telling `progress` (a callable, if any) how many bytes have been seen. What it raises, or the
-/// handler of a signal does (Ctrl-C), ends the work.
+/// Does long work, detached from the interpreter, and calls `progress` with the number of bytes done. An exception of
+/// `progress`, or of a signal handler (Ctrl-C), ends the work.
 pub(crate) fn with_progress<R: Send>(
     py: Python<'_>,
     progress: Option<Py<PyAny>>,
@@ -102,7 +102,7 @@ impl Memory {
         let sources: PyResult<Vec<_>> = sources
             .iter()
             .map(|source| {
-                // A str may carry an address; a Path is a path.
+                // A str may have an address (`FILE@ADDRESS`); a Path is a plain path.
                 if source.is_instance_of::<PyString>() {
                     Source::parse(source.extract::<PathBuf>()?).or_raise()
                 } else {

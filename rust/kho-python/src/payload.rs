@@ -154,7 +154,7 @@ impl PyVmalloc {
 #[pyclass(frozen, module = "kho", name = "Memfd")]
 pub(crate) struct PyMemfd {
     pub(crate) inner: Memfd,
-    /// Made when first asked for.
+    /// Computed on first use.
     extents: OnceLock<Vec<FileExtent>>,
     phys: Phys,
     inc: Py<PyIncoming>,

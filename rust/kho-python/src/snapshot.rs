@@ -26,7 +26,7 @@ pub(crate) struct SnapshotSide {
 }
 crate::assert_object_alignment!(SnapshotSide);
 
-/// Whether this is the word for the running machine: the string, if there is no file of that name.
+/// Whether `source` names the running machine: the string "live", if no file of that name exists.
 fn is_live(source: &Bound<'_, PyAny>, path: &Path) -> bool {
     source.is_instance_of::<PyString>() && path == Path::new("live") && path.symlink_metadata().is_err()
 }

@@ -45,7 +45,7 @@ pub(crate) struct PyTracker {
 }
 crate::assert_object_alignment!(PyTracker);
 
-/// Folios in a list that is long enough to leave the other orders to others meanwhile.
+/// A list of at least this many folios takes its order out of the tracker: other threads can use the other orders.
 const LONG: usize = 4096;
 
 impl PyTracker {
@@ -58,7 +58,7 @@ impl PyTracker {
         self.long(py, |tracker| f(tracker))
     }
 
-    /// A short operation: attached, unless another thread has any of the tracker.
+    /// A short operation: attached to the interpreter, unless another thread holds any of the tracker.
     fn quick<R: Send>(&self, py: Python<'_>, f: impl FnOnce(&mut Tracker) -> R + Send) -> R {
         match self.shared.try_whole() {
             Some(mut tracker) => f(&mut tracker),
@@ -71,7 +71,7 @@ impl PyTracker {
         py.detach(|| f(&mut self.shared.whole()))
     }
 
-    /// A long operation on folios of one order: detached from the interpreter, beside others on other orders.
+    /// A long operation on folios of one order: detached, and concurrently with operations on other orders.
     fn of_order<R: Send>(&self, py: Python<'_>, order: Order, f: impl FnOnce(&mut Tracker) -> R + Send) -> R {
         py.detach(|| f(&mut self.shared.order(order)))
     }
@@ -90,7 +90,7 @@ impl PyTracker {
         }
     }
 
-    /// Runs `f` on two trackers, which may be one, detached from the interpreter.
+    /// Runs `f` on two trackers, which may be the same, detached from the interpreter.
     fn both<R: Send>(&self, other: &PyTracker, py: Python<'_>, f: impl FnOnce(&Tracker, &Tracker) -> R + Send) -> R {
         py.detach(|| match lock_both(&self.shared, &other.shared) {
             (mine, Some(theirs)) => f(&mine, &theirs),
@@ -98,8 +98,8 @@ impl PyTracker {
         })
     }
 
-    /// Combines another tracker into this one, detached from the interpreter. `itself`: whether a tracker combined with
-    /// itself stays what it is, or becomes empty.
+    /// Combines another tracker into this one, detached from the interpreter. `itself`: whether a tracker that is
+    /// combined with itself stays as it is (`|=`, `&=`), or becomes empty (`-=`, `^=`).
     fn change(
         &self,
         other: &PyTracker,
@@ -118,7 +118,7 @@ impl PyTracker {
         py.detach(change).or_raise()
     }
 
-    /// A new tracker on the heap from both.
+    /// Makes a new tracker, on the heap, from both.
     fn combined(
         &self,
         other: &PyTracker,
@@ -129,7 +129,7 @@ impl PyTracker {
     }
 }
 
-/// Two trackers, locked in the order of their addresses so that no two threads wait for each other; or the one they are.
+/// Locks two trackers in the order of their addresses, so that no two threads wait for each other; one only once.
 fn lock_both<'a>(mine: &'a Shared, theirs: &'a Shared) -> (Whole<'a>, Option<Whole<'a>>) {
     if ptr::eq(mine, theirs) {
         (mine.whole(), None)
@@ -330,7 +330,7 @@ impl PyTracker {
             Ok(pair) if pair.len() == 2 => (pair.get_item(0)?, pair.get_item(1)?.extract()),
             _ => (item.clone(), Ok(Number(0))),
         };
-        // A number that no folio can have is in no tracker; what is no number is a mistake.
+        // A number that no folio can have is in no tracker; an object that is not a number raises TypeError.
         let (pfn, order) = match (pfn.extract::<Number>(), order) {
             (Ok(pfn), Ok(order)) => (pfn.0, order.0),
             (Err(e), _) | (_, Err(e)) => {
@@ -352,7 +352,7 @@ impl PyTracker {
         self.quick(py, |t| !t.is_empty())
     }
 
-    /// (pfn, order) as they are serialized: order ascending, then pfn; of a snapshot.
+    /// Iterates over (pfn, order) of a snapshot, in the order of serialization: by order, then pfn.
     fn __iter__(&self, py: Python<'_>) -> PyResult<TrackerIter> {
         let snapshot = self.long(py, |t| t.try_clone()).or_raise()?;
         Ok(TrackerIter {
@@ -542,7 +542,7 @@ impl PyTracker {
         Ok(equal.into_pyobject(py)?.to_owned().into_any().unbind())
     }
 
-    /// Whether `other` has every folio of this tracker, and more.
+    /// Whether `other` has every folio of this tracker, and at least one more.
     fn __lt__(&self, py: Python<'_>, other: PyRef<'_, PyTracker>) -> bool {
         self.both(&other, py, |a, b| a.len() < b.len() && a.is_subset(b))
     }
@@ -662,7 +662,7 @@ impl PyTracker {
 
 type Reduced<'py> = (Bound<'py, PyType>, (u64, u64), Bound<'py, PyBytes>);
 
-/// Iterates over a tracker as it was.
+/// Iterates over a snapshot of a tracker.
 #[pyclass(frozen, module = "kho._kho")]
 pub(crate) struct TrackerIter {
     state: Mutex<IterState>,
@@ -673,11 +673,11 @@ struct IterState {
     /// On the heap, as in a `PyTracker`.
     snapshot: Box<Tracker>,
     batch: vec::IntoIter<(Pfn, Order)>,
-    /// Where the next batch begins.
+    /// The order and pfn from which the next batch is read; `None` at the end.
     rest: Option<(Order, Pfn)>,
 }
 
-/// Folios looked up at a time.
+/// Folios in a batch.
 const BATCH: usize = 256;
 
 impl IterState {

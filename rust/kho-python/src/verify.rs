@@ -45,7 +45,7 @@ pub(crate) fn find_memory(
     Ok((fdts, pointers, arrays))
 }
 
-/// (how many, [(phys, pages, order, other)] of the first).
+/// (number of places, [(phys, pages, order, other)] of the first ones), for Python.
 fn hits<'py>(py: Python<'py>, hits: &Hits) -> PyResult<Bound<'py, PyTuple>> {
     let spots: Vec<_> = hits.spots.iter().map(|s| (s.phys.0, s.pages, s.order.get(), s.other)).collect();
     (hits.count, spots).into_pyobject(py)
@@ -116,7 +116,7 @@ pub(crate) fn check_memfd_folios<'py>(
     Ok(dict)
 }
 
-/// What is claimed: bytes, an area, a file.
+/// The memory of a claim: a range of bytes, a vmalloc area, or a file.
 #[derive(FromPyObject)]
 pub(crate) enum Claimed<'py> {
     Range((u64, u64)),
@@ -124,7 +124,7 @@ pub(crate) enum Claimed<'py> {
     File(Bound<'py, PyMemfd>),
 }
 
-/// Who is meant by the numbers in rows: (owner, what).
+/// The names that rows refer to by number: (owner, what).
 type Names = Arc<Vec<(String, String)>>;
 
 const NOBODY: (&str, &str) = ("unknown", "preserved by nobody's account");
@@ -134,7 +134,7 @@ const REST: &str = "rest of a folio of the pages before";
 #[pyclass(frozen, sequence, module = "kho", name = "OwnerRows")]
 pub(crate) struct OwnerRows {
     rows: Arc<Vec<Row>>,
-    /// Which of them, if not all.
+    /// The indices of the rows to show; `None` for all.
     picked: Option<Vec<u32>>,
     names: Names,
     page: PageSize,
