@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import kho
-from kho import _kho, errors
+from kho import _kho, _types, errors
 
 ROOT = Path(__file__).parent.parent
 LONGEST = 100
@@ -114,6 +114,14 @@ def test_arguments_that_docstrings_of_compiled_code_describe_are_those_of_the_ca
         if described != taken:
             wrong[name] = (described, taken)
     assert wrong == {}
+
+
+def test_the_docstring_of_a_record_describes_each_field() -> None:
+    records = [value for value in vars(_types).values() if isinstance(value, type) and value.__module__ == "kho._types"]
+    assert {record.__name__ for record in records} > {"FolioInfo", "MemfdFolio", "PageInfo"}
+    for record in records:
+        section = (record.__doc__ or "").partition("Fields:\n")[2]
+        assert re.findall(r"^        (\w+): ", section, re.MULTILINE) == list(inspect.signature(record).parameters)
 
 
 def test_help_shows_the_call_and_the_docstring() -> None:
