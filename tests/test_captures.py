@@ -109,7 +109,9 @@ def test_bitmap_bytes_that_cannot_be_are_refused() -> None:
 @V1
 def test_the_address_of_the_fdt_can_be_given(name: str) -> None:
     expected = captures.expected(name)
-    inc = kho.open(captures.elf(name), fdt_phys=expected["fdt_phys"])
+    assert kho.open(captures.elf(name), fdt_phys=expected["fdt_phys"]).scratch is None
+    array = kho.open(captures.elf(name)).scratch_phys
+    inc = kho.open(captures.elf(name), fdt_phys=expected["fdt_phys"], scratch=array)
     assert of_issue({**expected, "scratch": None}) == of_issue(
         {
             **{key: getattr(inc, key) for key in KEYS},

@@ -55,7 +55,7 @@ def test_help_says_what_there_is() -> None:
         assert "\n  inspect " in done.out.partition("Commands:")[2]
     done = run("inspect", "--help")
     assert done.code == 0
-    for option in ("--fdt-phys A", "--bitmap-bytes N", "--page-size N", "--full", "--json", "--python"):
+    for option in ("--fdt-phys A", "--bitmap-bytes N", "--page-size N", "--scratch A", "--full", "--json", "--python"):
         assert option in done.out
     assert "Exit codes: 0 read, 2 no handover or not readable." in done.out
 
@@ -208,6 +208,24 @@ def test_other_handovers_are_noted_on_stderr(tmp_path: Path) -> None:
     assert (done.code, done.json["other_fdts"]) == (0, [old])
     assert done.err == f"note: another handover's FDT is at {old:#x}; read it with --fdt-phys {old:#x}\n"
     assert run("inspect", "--json", "--fdt-phys", hex(old), path).json["fdt_phys"] == old
+
+
+def test_a_given_fdt_has_its_scratch_areas_from_the_array_that_is_named() -> None:
+    path = captures.elf("linux-7.3.4-x86_64")
+    inc = kho.open(path)
+    fdt, array = hex(inc.fdt_phys), hex(inc.scratch_phys or 0)
+    whole = run("inspect", path)
+    done = run("inspect", "--fdt-phys", fdt, "--scratch", array, path)
+    assert (done.code, done.out, done.err) == (0, whole.out, "")
+    done = run("inspect", "--fdt-phys", fdt, path)
+    assert "\nScratch: not known (" in done.out
+    assert (
+        done.err == "note: with --fdt-phys the memory is not searched; --scratch A names the array of scratch areas\n"
+    )
+    assert f"scratch={array}" in run("inspect", "--python", "--fdt-phys", fdt, "--scratch", array, path).out
+    done = run("inspect", "--scratch", fdt, path)
+    assert done.code == 2
+    assert done.err.startswith(f"kho: scratch: no scratch array lies at {fdt}: it has at least three (address, size), ")
 
 
 def test_names_from_the_image_are_not_markup(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import pytest
 import kho
 from kho.handover.verify import verify
 
+import captures
 import model
 from bounded import bounded
 from images import GIB, MIB
@@ -445,6 +446,33 @@ def test_a_search_of_an_arenas_file_reads_and_fills_no_hole() -> None:
     assert [finding for finding in found if finding.severity == "error"] == []
     assert os.fstat(arena.fileno()).st_blocks * 512 < MIB
     assert max(seen) < 16 * MIB
+
+
+def test_an_fdt_whose_address_is_given_is_read_without_a_search() -> None:
+    path = captures.elf("linux-7.3.4-x86_64")
+    searched: list[int] = []
+    found = kho.open(path, progress=searched.append)
+    assert searched[-1] > 100_000
+    told: list[int] = []
+    inc = kho.open(path, fdt_phys=found.fdt_phys, progress=told.append)
+    assert (list(inc.folios), inc.scratch, inc.scratch_phys) == (list(found.folios), None, None)
+    inc = kho.open(path, fdt_phys=found.fdt_phys, scratch=found.scratch_phys, progress=told.append)
+    assert (inc.scratch, inc.scratch_phys) == (found.scratch, found.scratch_phys)
+    inc = kho.open(path, fdt_phys=found.fdt_phys, scratch=found.scratch, progress=told.append)
+    assert (inc.scratch, inc.scratch_phys) == (found.scratch, None)
+    assert told == []
+
+
+def test_a_scratch_array_that_is_not_where_it_is_named_is_refused() -> None:
+    path = captures.elf("linux-7.3.4-x86_64")
+    found = kho.open(path)
+    for fdt in (found.fdt_phys, None):
+        with pytest.raises(kho.ParameterError, match=f"scratch: no scratch array lies at {found.fdt_phys:#x}"):
+            kho.open(path, fdt_phys=fdt, scratch=found.fdt_phys)
+        with pytest.raises(kho.OutsideMemoryError):
+            kho.open(path, fdt_phys=fdt, scratch=1 << 60)
+    with pytest.raises(TypeError):
+        kho.open(path, scratch="0x1000")  # type: ignore[arg-type]
 
 
 def dense(nbytes: int) -> kho.Memory:

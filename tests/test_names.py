@@ -1,4 +1,7 @@
-"""File names are bytes: every command takes any of them, and prints every form of its output without a traceback."""
+"""File names are bytes: every command takes any of them, and prints every form of its output without a traceback.
+
+Names of the package: records that methods take are made by their public names.
+"""
 
 from __future__ import annotations
 
@@ -113,3 +116,22 @@ def test_reading_a_file_without_contents_is_an_error_of_kho(tmp_path: Path) -> N
     for payload in inc.payloads.values():
         with pytest.raises(kho.KhoError):
             payload.read()
+
+
+# Names of the package
+
+
+def test_the_folios_that_add_memfd_takes_are_made_by_a_public_name() -> None:
+    arena = kho.Arena("1G")
+    out = kho.Outgoing(arena, "kho-v4")
+    one, two = arena.alloc(), arena.alloc(order=1)
+    for folio in (one, two):
+        memoryview(folio)[:] = bytes([folio.order + 1]) * len(folio)
+        out.preserve_folio(folio)
+    listed = [kho.MemfdFolio(one.phys, 0, index=1, flags=3), kho.MemfdFolio(two.phys, 1, index=4, flags=3)]
+    out.add_memfd("session", 1, listed, size=6 * 4096)
+    file = kho.open(arena, fdt_phys=out.finalize()).luo.sessions["session"].files[1]
+    assert not isinstance(file, Raw | Broken)
+    assert list(file.folios) == listed
+    assert file.read() == bytes(4096) + b"\1" * 4096 + bytes(8192) + b"\2" * 8192
+    assert "MemfdFolio" in kho.__all__

@@ -1,4 +1,4 @@
-"""Linux Kexec HandOver (KHO) in userspace: read, write, check and explain what one kernel hands to the next.
+"""Linux Kexec HandOver (KHO) in userspace: read, write and check what a kernel hands to the next.
 
 Reading what a kernel handed over:
 
@@ -43,7 +43,7 @@ from ._kho import (
     kho_is_enabled,
     parse_kho_scratch,
 )
-from ._types import FolioInfo, PageInfo
+from ._types import FolioInfo, MemfdFolio, PageInfo
 from .errors import (
     AccessError,
     BusyError,
@@ -155,6 +155,7 @@ __all__ = [
     "LuoRetrieveError",
     "LuoStateError",
     "LuoUnavailableError",
+    "MemfdFolio",
     "Memory",
     "MisalignedError",
     "NoHandoverError",

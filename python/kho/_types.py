@@ -14,7 +14,12 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 
 class FolioInfo(NamedTuple):
-    """A folio: `1 << order` pages from `phys`."""
+    """A folio: `1 << order` pages from `phys` on.
+
+    Fields:
+        phys: physical address of its head page.
+        order: log2 of its number of pages.
+    """
 
     phys: int
     order: int
@@ -22,60 +27,79 @@ class FolioInfo(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class MemfdFolio:
-    """A folio of a preserved memfd (`struct memfd_luo_folio_ser`)."""
+    """A folio of a preserved memfd (`struct memfd_luo_folio_ser`, abi.md section 6).
+
+    Read from the list of a memfd (`inc.luo.sessions["vm-1"].files[0x10].folios`), and taken by `Outgoing.add_memfd` for
+    files with holes, and for folios with flags of their own.
+
+    Fields:
+        phys: physical address of its head page.
+        order: log2 of its number of pages, with which it was preserved.
+        index: its place in the file, in pages.
+        flags: 1 dirty, 2 up to date; a folio that is not up to date reads as zeros.
+    """
 
     phys: int
     order: int
-    """The order it was preserved with."""
     index: int
-    """Where in the file it lies, in pages."""
     flags: int
-    """1 dirty, 2 up to date; a folio that is not up to date reads as zeros."""
 
 
 class OwnedRange(NamedTuple):
-    """Consecutive pages of one owner."""
+    """Consecutive pages of one owner.
+
+    Fields:
+        phys: physical address of the first.
+        nbytes: bytes of all of them.
+        orders: the orders of the preserved folios that hold them; empty for pages that are not preserved.
+        owner: `session vm-1, file 0x10`, for example; `unknown` for pages without an owner.
+        what: their part in the owner: `data`, `folio list`.
+        offset: where in the owner's file or area they begin, in bytes; None if they are not a part of one.
+    """
 
     phys: int
     nbytes: int
     orders: tuple[int, ...]
-    """The orders of the preserved folios that hold them; none for what is not preserved."""
     owner: str
-    """Whose they are: `session vm-1, file 0x10`; `unknown` for pages nobody claims."""
     what: str
-    """What of it: `data`, `folio list`."""
     offset: int | None
-    """Where in the owner's file or area they begin, in bytes, when they are part of one."""
 
 
 class Placement(NamedTuple):
-    """Where a raw image was read that is not whole where it was named."""
+    """Where a raw image was read whose handover is not whole where it was named.
+
+    Fields:
+        argument: the source that names this address: `ram.bin@0x40000000`.
+        named: the source as it was named.
+        as_is: the source that reads it as it was named, whatever is there: `ram.bin@0x0,check=no`.
+        certainty: certain: the handover is whole at no other address; likely: it is whole at others as well, but the
+            memory that differs is blank there.
+        why: how the address was decided, as text.
+    """
 
     argument: str
-    """The source that names this address: `ram.bin@0x40000000`."""
     named: str
-    """The source as it was named."""
     as_is: str
-    """The source that reads it as it was named, whatever is there: `ram.bin@0x0,check=no`."""
     certainty: str
-    """certain: at no other address is it whole; likely: at others as well, but what differs is blank there."""
     why: str
-    """How it was decided."""
 
 
 class PageInfo(NamedTuple):
-    """What the kernel would say of a page (`struct page`)."""
+    """The state of a page, as the kernel's `struct page` has it.
+
+    Fields:
+        state: `free`: in the page allocator, or freed and waiting for the end of a view; `head` or `tail`: the first or
+            another page of an allocated folio; `reserved`: not to be allocated.
+        order: the order of the free block or folio that it is in; None for a reserved page.
+        refcount: references on the folio, at its head; 0 elsewhere.
+        private: `page->private`: the KHO marker of an inherited folio's head page until it is restored, else 0.
+        node: the NUMA node of its memory.
+        head: physical address of the allocated folio that it is in, else None.
+    """
 
     state: Literal["free", "head", "tail", "reserved"]
-    """In the page allocator, or freed and waiting there for the end of a view; the first or another page of an
-    allocated folio; not to be allocated."""
     order: int | None
-    """The order of the free block or folio it is in; None for a reserved page."""
     refcount: int
-    """References on the folio, at its head; 0 elsewhere."""
     private: int
-    """`page->private`: the KHO marker of an inherited folio's head page until it is restored, else 0."""
     node: int
-    """The NUMA node of its memory."""
     head: int | None
-    """Physical address of the allocated folio it is in."""

@@ -79,11 +79,17 @@ class OutOfRangeError(ParameterError):
 
 
 class NotStorableError(ParameterError, TypeError):
-    """A value whose meaning an image cannot hold: a masked array, objects, a foreign dtype; with the remedy."""
+    """A value whose meaning an image cannot hold: a masked array, objects, a foreign dtype.
+
+    The message has the remedy.
+    """
 
 
 class NotCopyableError(KhoError, TypeError):
-    """A copy or pickle of an object that owns descriptors and a lock: open the image a second time instead."""
+    """A copy or pickle of an object that owns descriptors and a lock.
+
+    Open the image a second time instead.
+    """
 
 
 class OutsideMemoryError(KhoError, LookupError):
@@ -115,18 +121,22 @@ class PageStateError(KhoError, ValueError):
 
 
 class FreedFolioError(PageStateError):
-    """A use of a `Folio` or `Pages` after it was freed, by this or another object: its pages may be another folio's."""
+    """A use of a `Folio` or `Pages` after it was freed, through this object or another one.
+
+    Its pages may be those of another folio by then.
+    """
 
 
 class OwnedPageError(PageStateError):
-    """A page that holds a bitmap, the map, the FDT or a subtree of a handover: not the caller's to get, free or write.
+    """A page that holds a bitmap, the map, the FDT or a subtree of a handover.
 
+    The caller cannot get, free or write it.
     `phys` is the page's address; the message names what it holds, and how to release it.
     """
 
 
 class OutOfMemoryError(KhoError, MemoryError):
-    """No memory: in an arena or image (ENOMEM), on a file system (ENOSPC), in a memory cgroup, in this process."""
+    """No memory in an arena or image (ENOMEM), a file system (ENOSPC), a memory cgroup, or this process."""
 
 
 class StaleError(KhoError):
@@ -162,7 +172,10 @@ class ReadOnlyError(SourceError):
 
 
 class UntrustedError(SourceError):
-    """A file, directory or descriptor that another user may change: the message names owner, mode and the remedy."""
+    """A file, directory or descriptor that another user may change.
+
+    The message names owner, mode and the remedy.
+    """
 
 
 class DescriptorLimitError(KhoError, OSError):
@@ -174,7 +187,10 @@ class BusyError(KhoError):
 
 
 class NotOwnerError(KhoError):
-    """A change to an image by who is not its owner: a forked child, or after `close`, `hand_over` or `release`."""
+    """A change to an image by a process that does not own it.
+
+    A forked child does not, and the owner no longer does after `close`, `hand_over` or `release`.
+    """
 
 
 class SchemaError(KhoError, ValueError):
@@ -182,7 +198,10 @@ class SchemaError(KhoError, ValueError):
 
 
 class LuoError(KhoError, OSError):
-    """What /dev/liveupdate or a session of it refuses; `errno` is the kernel's. The message has the remedy."""
+    """A refusal of /dev/liveupdate or of a session of it; `errno` is the kernel's.
+
+    The message has the remedy.
+    """
 
     def __str__(self) -> str:
         """The sentence, and the kernel's name for it."""
@@ -199,7 +218,10 @@ class LuoPermissionError(LuoError, PermissionError):
 
 
 class LuoBusyError(LuoError):
-    """Something is in use, and may be free later: the device, a file, a session that cannot finish yet (EBUSY)."""
+    """The device, a file or a session is in use, and may be free later (EBUSY).
+
+    A session that cannot finish yet is in use, too.
+    """
 
 
 class LuoExistsError(LuoError, ExistsError):
@@ -219,7 +241,10 @@ class LuoFileError(LuoError):
 
 
 class LuoRetrieveError(LuoError):
-    """A file that the kernel could not bring back. That is permanent: only `finish` and a cold start are left."""
+    """A file that the kernel could not restore.
+
+    That is permanent: what remains is `finish` and a cold start.
+    """
 
 
 class LuoAbiError(LuoError):

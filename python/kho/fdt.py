@@ -125,8 +125,9 @@ def numbers_of(fdt: Fdt) -> Numbers:
 
 
 def value_of(name: str | None, raw: bytes, numbers: Numbers = "native", *, node: str = "/") -> dict[str, Any]:
-    """Say what a property's value is: `type` (empty, u32, u64, cells, strings, bytes), `value`, and a `note` if known.
+    """Interpret a property's value: `type`, `value`, and a `note` if its meaning is known.
 
+    The types are empty, u32, u64, cells, strings and bytes.
     Native numbers are little-endian, as on every machine that has KHO. A value that could be text is text, unless the
     property is one of KHO's numbers. As cells a value is what dtc takes it for: text, cells, or else bytes.
 

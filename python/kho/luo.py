@@ -1,4 +1,4 @@
-"""/dev/liveupdate: sessions that carry open files across a kexec (ABI section 7, kernel/liveupdate).
+"""/dev/liveupdate: sessions that carry open files across a kexec (abi.md section 7).
 
 Before the kexec:
 
@@ -408,7 +408,9 @@ class Session(_Descriptor):
 
 
 def available(path: str | os.PathLike[str] = PATH, *, cmdline: str | None = None) -> str | None:
-    """Why live updates cannot be had here, with the remedy; None if the device can be opened, or is in use.
+    """Say why live updates are not available, with the remedy; None if the device exists.
+
+    None means that the device can be opened, or is in use.
 
     The device is not opened: the first open after a kexec reads what was handed over, and shuts others out.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from ._kho import Arena, Fdt, Incoming, Memory, open_memory
 from .errors import FdtError, FormatError, NoHandoverError, SourceError
@@ -30,7 +30,7 @@ def open(  # noqa: A001 - kho.open reads like open()
     fdt_phys: int | None = None,
     page_size: int | None = None,
     bitmap_bytes: int | None = None,
-    scratch: list[tuple[int, int]] | None = None,
+    scratch: Sequence[tuple[int, int]] | int | None = None,
     max_page_order: int | None = None,
     unpack_limit: int | None = None,
     progress: Callable[[int], object] | None = None,
@@ -47,11 +47,13 @@ def open(  # noqa: A001 - kho.open reads like open()
             zstd, bzip2, lz4 or snappy, or be AVML's; `"-"` and pipes are read as well (`Memory.open`). One raw image
             whose handover is not whole at its address is read where it is, if that is one place
             (`Incoming.placement`); `",check=no"` forbids it.
-        fdt_phys: physical address of the root FDT; searched for when not given.
+        fdt_phys: physical address of the root FDT. If it is given, the memory is not searched, and the scratch areas
+            are known only if `scratch` is given too.
         page_size: 4096, 16384 or 65536; decided from evidence when not given.
         bitmap_bytes: 512 (Linux 6.16) or the page size (6.18 and later); kho-v1 says it nowhere, so it is decided
             from evidence when not given.
-        scratch: `(addr, size)` of the scratch areas; searched for when not given.
+        scratch: `(addr, size)` of each scratch area, or the physical address of the array that lists them; found by
+            the search for the FDT when not given.
         max_page_order: refuse to restore folios of a larger order, as Linux before 7.x does with MAX_PAGE_ORDER.
         unpack_limit: the most bytes a packed file or a pipe may come to; see `Memory.open`.
         progress: called with the number of bytes unpacked, then searched so far; what it raises ends the work.

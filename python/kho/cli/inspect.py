@@ -49,6 +49,9 @@ def command(
         output.print_json(report)
     else:
         show(inc, report, ", ".join(source) if inc.placement is None else inc.placement.argument, full=full)
+        if inc.scratch is None and options["fdt_phys"] is not None:
+            hint = "note: with --fdt-phys the memory is not searched; --scratch A names the array of scratch areas"
+            output.line(hint, err=True)
     for other in inc.others:
         output.line(f"note: another handover's FDT is at {other:#x}; read it with --fdt-phys {other:#x}", err=True)
 
@@ -88,7 +91,7 @@ def show(inc: Incoming, report: dict[str, Any], source: str, *, full: bool) -> N
         output.line(f"{inc.pages_outside} preserved pages are not in this memory")
 
     if inc.scratch is None:
-        heading("Scratch", ": not found in this memory (the next kernel is told of it elsewhere)")
+        heading("Scratch", ": not known (the next kernel is told of it outside the FDT)")
     else:
         total = output.size(sum(nbytes for _, nbytes in inc.scratch))
         heading("Scratch", f": {len(inc.scratch)} areas, {total}, where the next kernel boots")

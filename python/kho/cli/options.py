@@ -51,7 +51,10 @@ def read_options(function: Command) -> Command:
     """Add `--fdt-phys`, `--bitmap-bytes` and `--page-size`, named as `kho.open` names them."""
     options = (
         click.option(
-            "--fdt-phys", type=Number(), metavar="A", help="Physical address of the root FDT; else searched for."
+            "--fdt-phys",
+            type=Number(),
+            metavar="A",
+            help="Physical address of the root FDT; the memory is not searched then.",
         ),
         click.option(
             "--bitmap-bytes", type=Number(), metavar="N", help="512 (Linux 6.16) or the page size; else decided."
@@ -66,8 +69,15 @@ def read_options(function: Command) -> Command:
 
 
 def source_options(function: Command) -> Command:
-    """Add the argument SOURCE, one or more, as `source`, and `read_options`."""
-    return click.argument("source", nargs=-1, required=True)(read_options(function))
+    """Add the argument SOURCE, one or more, as `source`, `read_options`, and `--scratch`."""
+    scratch = click.option(
+        "--scratch",
+        type=Number(),
+        metavar="A",
+        help="Physical address of the array of scratch areas, as `linux,kho-scratch` or struct kho_data names it; else "
+        "found by the search for the root FDT, which --fdt-phys leaves out.",
+    )
+    return click.argument("source", nargs=-1, required=True)(read_options(scratch(function)))
 
 
 def read(
@@ -76,9 +86,17 @@ def read(
     fdt_phys: int | None = None,
     bitmap_bytes: int | None = None,
     page_size: int | None = None,
+    scratch: int | None = None,
 ) -> Incoming:
     """Open what the command was given, or memory opened of it, with progress on a terminal."""
     with output.progress("searching") as told:
-        inc = open_source(source, fdt_phys=fdt_phys, bitmap_bytes=bitmap_bytes, page_size=page_size, progress=told)
+        inc = open_source(
+            source,
+            fdt_phys=fdt_phys,
+            bitmap_bytes=bitmap_bytes,
+            page_size=page_size,
+            scratch=scratch,
+            progress=told,
+        )
     output.say_placement(inc)
     return inc

@@ -24,7 +24,13 @@ COLOUR = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 @click.command("verify")
 @click.argument("source", nargs=-1)
 @read_options
-@click.option("--scratch", type=Range(2), multiple=True, metavar="A:N", help="A scratch area; else searched for.")
+@click.option(
+    "--scratch",
+    type=Range(2),
+    multiple=True,
+    metavar="A:N",
+    help="A scratch area; else found by the search for the root FDT.",
+)
 @click.option("--node", type=Range(3), multiple=True, metavar="A:N:ID", help="Memory of a NUMA node, for KHO016.")
 @click.option("--json", "as_json", is_flag=True, help="Print data instead of text; addresses are integers.")
 @click.option("--sarif", "as_sarif", is_flag=True, help="Print a SARIF 2.1.0 log.")

@@ -56,7 +56,7 @@ class Outgoing(_kho.Outgoing):
 
     @contextlib.contextmanager
     def placed(self, places: Iterable[int]) -> Iterator[None]:
-        """Within the block, put the pages that writers allocate at these addresses, in the order in which they do.
+        """Within the block, place the pages that writers allocate at these addresses, in order.
 
         Writers take pages as the kernel does: a memfd its structure, its data, its list, the list's chunks; LUO its
         own page and the FLBs'; a session its block, then with the first file its files'; kho_test its list, the chunks,
@@ -94,7 +94,10 @@ class Outgoing(_kho.Outgoing):
         return descriptor
 
     def unpreserve_vmalloc(self, descriptor: bytes) -> None:
-        """Take back what `preserve_vmalloc` gave (kho_unpreserve_vmalloc). Raises: NotFoundError, FinalizedError."""
+        """Withdraw an area that `preserve_vmalloc` preserved (kho_unpreserve_vmalloc).
+
+        Raises: NotFoundError, FinalizedError.
+        """
         first = VMALLOC.unpack(descriptor)[0] if len(descriptor) == VMALLOC.size else 0
         if descriptor == kernel_write.NULL_VMALLOC:
             return
@@ -184,7 +187,10 @@ class Outgoing(_kho.Outgoing):
         self._luo_open("remove_session").remove_session(session)
 
     def add_flb(self, name: str, data: int, count: int = 1) -> None:
-        """Add file-lifecycle-bound data: what `count` files of one kind share. Raises: ExistsError; ParameterError."""
+        """Add file-lifecycle-bound data: what `count` files of one kind share.
+
+        Raises: ExistsError; ParameterError.
+        """
         self._luo_open("add_flb").add_flb(name, data, count)
 
     def remove_flb(self, name: str) -> None:
@@ -271,7 +277,9 @@ class Outgoing(_kho.Outgoing):
             self.add_subtree("memblock", blob, phys=place)
 
     def set_kexec_metadata(self, previous_release: str, kexec_count: int) -> None:
-        """Say which kernel this is and how many kexecs there have been: the subtree `kexec-metadata` (from Linux 7.1).
+        """Write the subtree `kexec-metadata` (from Linux 7.1).
+
+        It names this kernel and the number of kexecs so far.
 
         Args: previous_release: at most 64 bytes. kexec_count: 32 bits.
         Raises: ParameterError, FinalizedError.
@@ -318,7 +326,7 @@ class Outgoing(_kho.Outgoing):
     # The handover as a whole
 
     def remove_subtree(self, name: str) -> None:
-        """Remove a subtree and free the pages made for it (kho_remove_subtree), with all that a writer added to it.
+        """Remove a subtree and free its pages, with all that a writer added to it (kho_remove_subtree).
 
         Raises: NotFoundError, FinalizedError; PageStateError while something else in these pages is preserved.
         """
@@ -333,8 +341,9 @@ class Outgoing(_kho.Outgoing):
             self._held.pop(name).release()
 
     def finalize(self) -> int:
-        """Serialize and close the handover; the FDT's address, also recorded in the arena (EBUSY for changes from now).
+        """Serialize and close the handover: from now on changes raise FinalizedError (EBUSY).
 
+        Returns the physical address of the root FDT, which the arena records.
         LUO's lists are written here, as the kernel does at freeze.
         Raises: FinalizedError the second time; OutOfMemoryError.
         """
@@ -354,7 +363,10 @@ class Outgoing(_kho.Outgoing):
             self._luo.unseal()
 
     def save(self, path: str | os.PathLike[str], *, everything: bool = False, machine: str | None = None) -> None:
-        """Write the finalized handover as an ELF core; see `kho.Image.save`. Raises: NoHandoverError; SourceError."""
+        """Write the finalized handover as an ELF core, as `kho.Image.save` does.
+
+        Raises: NoHandoverError; SourceError.
+        """
         from .elfcore import Image
 
         Image.of_arena(self.arena, machine=machine).save(path, everything=everything)

@@ -219,7 +219,7 @@ class Handle(Turns):
     # Changes
 
     def empty(self, name: str, shape: int | Sequence[int], dtype: Any = "u1") -> View:
-        """Make an array to be filled; in place of the object of that name, if there is one, once it is committed.
+        """Make an array to be filled; the commit replaces an object of the same name by it.
 
         It is writable until the commit, and read-only from then on. Slices of it that were taken before are not made
         read-only: do not write through them, `verify` will tell.
@@ -235,7 +235,7 @@ class Handle(Turns):
             return self._writable(change)
 
     def put(self, name: str, value: Buffer | np.ndarray[Any, Any]) -> None:
-        """Copy an array, or bytes, in; in place of the object of that name, if there is one, once it is committed.
+        """Copy an array or bytes in; the commit replaces an object of the same name by it.
 
         Args: value: a numpy array, or anything that exports a buffer of numbers: without numpy's dtype it becomes
             bytes. What means more than its buffer (masked arrays and other subclasses, objects, structures) is refused.

@@ -110,7 +110,9 @@ class Reader(Uncopied):
         return found
 
     def verify(self, *names: str) -> int:
-        """Read objects, all that are committed by default, and compare their checksums; how many bytes that were.
+        """Read objects, by default all that are committed, and compare their checksums.
+
+        Returns the number of bytes read.
 
         Raises: FormatError with the first object whose bytes are not those that were committed; NotFoundError.
         """

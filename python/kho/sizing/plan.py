@@ -271,7 +271,10 @@ class Plan:
         return sum(zone.count * zone.size for zone in self.zones)
 
     def left(self, page_size: int) -> int:
-        """Bytes of memory that are neither preserved nor scratch; below 0, these folios and that scratch do not fit."""
+        """Bytes of memory that are neither preserved nor scratch.
+
+        A negative number says that these folios and that scratch do not fit.
+        """
         return self.memory - LOW - self.preserved - sum(self.scratch.sizes[page_size])
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-//! Arguments as Python gives them: whole numbers, and buffers of whole numbers.
+//! Arguments of Python calls: integers, and buffers of integers.
 
 #![allow(unsafe_code)]
 
@@ -14,7 +14,7 @@ use pyo3::types::{PyBytes, PyInt};
 use std::borrow::Cow;
 use std::ptr;
 
-/// A whole number of 64 bits. What does not fit is a `ParameterError`, as any other wrong value is.
+/// An integer of 64 bits. One that does not fit raises ParameterError, as any other wrong value does.
 #[derive(Clone, Copy)]
 pub(crate) struct Number(pub(crate) u64);
 
@@ -31,7 +31,7 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Number {
     }
 }
 
-/// What items of a buffer are.
+/// The integer type of a buffer's items.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Integer {
     bytes: usize,
@@ -41,7 +41,7 @@ pub(crate) struct Integer {
 impl Integer {
     const WORD: usize = size_of::<u64>();
 
-    /// `None` of what are no integers in this machine's order of bytes.
+    /// The type that a buffer's format names; `None` unless that is an integer in native byte order.
     fn of(buffer: &PyUntypedBuffer) -> Option<Self> {
         let kind = match buffer.format().to_bytes() {
             [kind] | [b'@' | b'=', kind] => *kind,
@@ -53,13 +53,14 @@ impl Integer {
         known.then_some(Integer { bytes: buffer.item_size(), signed: kind.is_ascii_lowercase() })
     }
 
-    /// An item, a signed one as two's complement of 64 bits.
+    /// Reads an item; a signed one is sign-extended to 64 bits.
     ///
     /// # Safety
-    /// There is one.
+    /// `self.bytes` bytes can be read at `at`.
     #[inline]
     unsafe fn read(self, at: *const u8) -> u64 {
-        // SAFETY: an item is as long as it says, and any bytes are one.
+        // SAFETY: the caller guarantees `self.bytes` readable bytes, each read takes exactly as many and needs no
+        // alignment, and every bit pattern is an integer.
         unsafe {
             match (self.bytes, self.signed) {
                 (1, false) => at.read().into(),
@@ -73,27 +74,28 @@ impl Integer {
         }
     }
 
-    /// All items, wherever they lie.
+    /// Every item, whatever the strides and suboffsets.
     fn all(self, buffer: &PyUntypedBuffer) -> impl Iterator<Item = u64> + '_ {
-        // SAFETY: `get_ptr` says where item `n` of those there are lies.
+        // SAFETY: `n` is below `item_count`, so `get_ptr` gives the address of an item, which has `item_size` bytes,
+        // and `Integer::of` took `bytes` from that.
         (0..buffer.item_count()).map(move |n| unsafe { self.read(buffer.get_ptr(&[n]).cast()) })
     }
 }
 
-/// A one-dimensional buffer of integers of 64 or 32 bits (signed ones as two's complement), read where it is.
+/// A one-dimensional buffer of 64-bit or 32-bit integers, read in place; signed ones are sign-extended.
 pub(crate) struct Numbers {
     start: *const u8,
-    /// Bytes from an item to the next.
+    /// Bytes from one item to the next.
     stride: isize,
     len: usize,
     item: Integer,
     _held: PyUntypedBuffer,
 }
 
-// SAFETY: the memory is read by `copy` alone, which makes no reference to it; `PyUntypedBuffer` attaches to the interpreter
-// to release the buffer, on whichever thread it is dropped.
+// SAFETY: only `copy` reads the memory, through raw pointers and without a reference to it, and the buffer stays valid
+// until `_held` is dropped, which attaches to the interpreter to release it, on any thread.
 unsafe impl Send for Numbers {}
-// SAFETY: `&Numbers` only reads, as above.
+// SAFETY: through `&Numbers` memory is only read, as above.
 unsafe impl Sync for Numbers {}
 
 impl Numbers {
@@ -118,7 +120,7 @@ impl Numbers {
         Ok(Numbers { start: buffer.buf_ptr().cast(), stride, len: buffer.item_count(), item, _held: buffer })
     }
 
-    /// A copy, that nobody else writes to.
+    /// Copies the items, so that no other thread can change them.
     ///
     /// # Errors
     /// [`Error::TooLong`].
@@ -139,9 +141,10 @@ impl Words for Numbers {
     fn copy(&self, at: usize, into: &mut [u64]) {
         let n = into.len().min(self.len.saturating_sub(at));
         let place = |n: usize| self.start.wrapping_offset(self.stride * n.cast_signed());
-        // SAFETY: items `at .. at + n` are the buffer's, which is held, and need no alignment as bytes. Another thread may
-        // write to them meanwhile; what is copied then is some words or others, each of which is checked before it is used,
-        // and no reference to the memory is ever made.
+        // SAFETY: `n` is clamped so that items `at .. at + n` are in the buffer, which `_held` keeps valid; they are
+        // copied as bytes, which need no alignment. Another thread may write them concurrently: then old and new bytes
+        // are mixed, which is harmless, since every word is checked after it was copied, and no reference to the memory
+        // is made.
         unsafe {
             if (self.item.bytes, self.stride) == (Integer::WORD, Integer::WORD.cast_signed()) {
                 ptr::copy_nonoverlapping(place(at), into.as_mut_ptr().cast::<u8>(), Integer::WORD * n);
@@ -154,7 +157,7 @@ impl Words for Numbers {
     }
 }
 
-/// A buffer's bytes, copied.
+/// Copies a buffer's bytes.
 ///
 /// # Errors
 /// [`Error::TooLong`].
@@ -166,7 +169,7 @@ pub(crate) fn copied(py: Python<'_>, buffer: &PyBuffer<u8>) -> PyResult<Vec<u8>>
     Ok(bytes)
 }
 
-/// A one-dimensional buffer of bytes, copied unless it is `bytes`; `None` of what is no array, as a number is none.
+/// The bytes of a one-dimensional buffer, copied unless the object is `bytes`; `None` if it is not an array.
 pub(crate) fn bytes<'a>(what: &str, obj: &'a Bound<'_, PyAny>) -> PyResult<Option<Cow<'a, [u8]>>> {
     if let Ok(bytes) = obj.cast::<PyBytes>() {
         return Ok(Some(Cow::Borrowed(bytes.as_bytes())));
@@ -181,7 +184,7 @@ pub(crate) fn bytes<'a>(what: &str, obj: &'a Bound<'_, PyAny>) -> PyResult<Optio
     copied(obj.py(), &bytes).map(|bytes| Some(Cow::Owned(bytes)))
 }
 
-/// The orders of a bulk operation: one for all, or a buffer of integers of any size with one for each.
+/// The orders of a bulk operation: one for all, or a buffer of integers of any width with one for each.
 pub(crate) enum OrderArg<'a> {
     One(Order),
     Each(Cow<'a, [u8]>),
@@ -201,7 +204,7 @@ impl<'a> OrderArg<'a> {
         Order::new(one.0).map(OrderArg::One).or_raise()
     }
 
-    /// `None` of what is no array, as a number is none.
+    /// One order for each folio; `None` for an object that is not an array.
     fn each(orders: &'a Bound<'_, PyAny>) -> PyResult<Option<Cow<'a, [u8]>>> {
         let wider = PyUntypedBuffer::get(orders).ok().filter(|buffer| buffer.dimensions() == 1);
         let Some((item, buffer)) = wider.and_then(|buffer| Integer::of(&buffer).map(|item| (item, buffer))) else {
@@ -210,7 +213,7 @@ impl<'a> OrderArg<'a> {
         if item == (Integer { bytes: 1, signed: false }) {
             return bytes("order", orders);
         }
-        // One that is too large for a byte is none, as one that is too large for an address.
+        // An order that does not fit a byte raises the same error as any other order that is too large.
         let order = |order: u64| u8::try_from(order).map_err(|_| Error::OrderTooLarge { order, max: Order::MAX });
         let mut each = Vec::new();
         reserve(&mut each, buffer.item_count()).or_raise()?;

@@ -1,4 +1,4 @@
-//! Immutable arrays of records, as sequences and as buffers: what all their classes share.
+//! Immutable arrays of records, as sequences and as buffers: the code that the array classes share.
 
 #![allow(unsafe_code)]
 
@@ -16,13 +16,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// A record of an array.
 ///
 /// # Safety
-/// Its memory is what [`Item::FORMAT`] says, and nothing of it is uninitialized.
+/// [`Item::FORMAT`] describes the layout in memory, and every byte of it is initialized: padding is a field.
 pub(crate) unsafe trait Item: Copy + Send + Sync + 'static {
-    /// The class that arrays of it have.
+    /// The name of the class whose items these are.
     const CLASS: &'static str;
-    /// One item as PEP 3118 has it.
+    /// The format of one item, in the syntax of PEP 3118.
     const FORMAT: &'static CStr;
-    /// What of Python's an item equals.
+    /// The Python value that an item is equal to.
     type Plain: for<'a, 'py> FromPyObject<'a, 'py> + PartialEq;
 
     fn plain(self) -> Self::Plain;
@@ -37,18 +37,18 @@ pub(crate) unsafe trait Item: Copy + Send + Sync + 'static {
     }
 }
 
-/// Records one after another. Parts share the memory.
+/// A part of a list of records; parts of one list share its memory.
 #[derive(Clone)]
 pub(crate) struct Array<T: Item> {
     items: Arc<Listed<T>>,
     start: usize,
-    /// Items here: the buffer's shape.
+    /// The number of items: the buffer's shape.
     shape: isize,
-    /// Bytes from one to the next: the buffer's strides.
+    /// Bytes from one item to the next: the buffer's strides.
     stride: isize,
 }
 
-/// What an index picks.
+/// The result of indexing: an item, or the part that a slice selects.
 pub(crate) enum Picked<'py, T: Item> {
     Item(Bound<'py, PyAny>),
     Part(Array<T>),
@@ -59,11 +59,11 @@ impl<T: Item> Array<T> {
         Self::part(Arc::new(items.into()), 0..usize::MAX)
     }
 
-    /// The part of `items` inside `range`.
+    /// The part of `items` that lies in `range`, which may exceed them.
     fn part(items: Arc<Listed<T>>, range: std::ops::Range<usize>) -> Self {
         let start = range.start.min(items.len());
         let end = range.end.clamp(start, items.len());
-        // A vector has at most isize::MAX bytes.
+        // Lossless: a vector has at most isize::MAX bytes.
         Array { items, start, shape: (end - start).cast_signed(), stride: size_of::<T>().cast_signed() }
     }
 
@@ -103,7 +103,7 @@ impl<T: Item> Array<T> {
         }
     }
 
-    /// Whether an array of the same class, or a sequence, holds the same; `None` of what is neither.
+    /// Compares with an array of the same class, or with any sequence; `None` for other objects.
     pub(crate) fn equals(&self, same_class: Option<&Self>, other: &Bound<'_, PyAny>) -> PyResult<Option<bool>> {
         if let Some(other) = same_class {
             let pairs = self.as_slice().iter().zip(other.as_slice());
@@ -116,7 +116,7 @@ impl<T: Item> Array<T> {
             return Ok(Some(false));
         }
         for (n, item) in self.as_slice().iter().enumerate() {
-            // What is no such item is not equal to one.
+            // An object that does not convert to an item is not equal to one.
             if other.get_item(n)?.extract::<T::Plain>().ok() != Some(item.plain()) {
                 return Ok(Some(false));
             }
@@ -142,10 +142,10 @@ impl<T: Item> Array<T> {
         ArrayIter { item: Box::new(item), next: AtomicUsize::new(0) }
     }
 
-    /// Fills a view of PEP 3118: read-only, of one dimension.
+    /// Fills a buffer view (PEP 3118) in: read-only, one-dimensional.
     ///
     /// # Safety
-    /// `view` is CPython's, as `bf_getbuffer` gets it; `owner` is immutable and has this array.
+    /// `view` is null or the pointer that CPython passes to `bf_getbuffer`; `owner` is frozen and contains this array.
     pub(crate) unsafe fn fill(&self, owner: Bound<'_, PyAny>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
         if view.is_null() {
             return Err(PyBufferError::new_err("no view to fill"));
@@ -157,8 +157,9 @@ impl<T: Item> Array<T> {
         let buf = self.as_slice().as_ptr().cast_mut().cast::<c_void>();
         let shape = ptr::from_ref(&self.shape).cast_mut();
         let strides = ptr::from_ref(&self.stride).cast_mut();
-        // SAFETY: `view` is not null, and CPython's, says the caller. Memory, shape and strides belong to the frozen object that
-        // `obj` keeps alive until the view is released; nothing writes through them, as `readonly` says.
+        // SAFETY: the caller guarantees that `view` is CPython's, and it was checked not to be null. Memory, shape and
+        // strides are part of `owner`, which is frozen and which `obj` keeps alive until the view is released;
+        // consumers may not write through them, since `readonly` is set.
         unsafe {
             (*view).buf = buf;
             (*view).len = self.shape * self.stride;
@@ -182,7 +183,7 @@ impl<T: Item> Array<T> {
     }
 }
 
-/// An item by its number, none behind the last.
+/// Makes the item of a number; `None` after the last.
 type Nth = dyn Fn(Python<'_>, usize) -> PyResult<Option<Py<PyAny>>> + Send + Sync;
 
 /// Iterates over an array.
@@ -203,14 +204,14 @@ impl ArrayIter {
         let at = self.next.fetch_add(1, Ordering::Relaxed);
         let item = (self.item)(py, at)?;
         if item.is_none() {
-            // An exhausted iterator stays where it is.
+            // An exhausted iterator stays exhausted, and its counter cannot wrap.
             self.next.fetch_sub(1, Ordering::Relaxed);
         }
         Ok(item)
     }
 }
 
-/// A class of arrays: `array_class!(/// doc Class of Item)`.
+/// Defines a class of arrays: `array_class! { /// docstring\n Class of Item }`.
 macro_rules! array_class {
     ($(#[$doc:meta])* $class:ident of $item:ty) => {
         $(#[$doc])*
@@ -254,7 +255,7 @@ macro_rules! array_class {
             }
 
             unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
-                // SAFETY: CPython calls this with a view of its own, and the class is frozen.
+                // SAFETY: CPython calls this with its own view, and the class is frozen, hence immutable.
                 unsafe { slf.get().0.fill(slf.clone().into_any(), view, flags) }
             }
         }

@@ -6,14 +6,32 @@ use crate::errors::OrRaise;
 use kho::cmdline::{self, Trailing};
 use pyo3::prelude::*;
 
-/// Whether the kernel has KHO on after this command line.
+/// Say whether the kernel enables KHO with this command line.
+///
+/// The last well-formed `kho=` wins, read with kstrtobool; a malformed one, or `kho` without a value, changes nothing.
+///
+/// Args:
+///     cmdline: as in /proc/cmdline.
+///     default: CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT, which holds if no `kho=` decides.
+///
+/// Source: kho_parse_enable, kernel/liveupdate/kexec_handover.c.
 #[pyfunction]
 #[pyo3(signature = (cmdline, default=false))]
 pub(crate) fn kho_is_enabled(cmdline: &str, default: bool) -> bool {
     cmdline::kho_is_enabled(cmdline, default)
 }
 
-/// Read a value of `kho_scratch=` as the kernel does.
+/// Read a value of `kho_scratch=`: `N%` or `LOW,GLOBAL,PERNODE`.
+///
+/// Sizes are read as memparse does: decimal, 0x or octal 0, a suffix K, M, G, T, P or E; beyond 64 bits they wrap.
+///
+/// Args:
+///     value: the text after `kho_scratch=`.
+///     trailing_garbage: accept any text after the third size, as older kernels do.
+///
+/// Raises: ParameterError with the part that is missing or malformed.
+///
+/// Source: kho_parse_scratch_size, kernel/liveupdate/kexec_handover.c.
 #[pyfunction]
 #[pyo3(signature = (value, *, trailing_garbage=false))]
 pub(crate) fn parse_kho_scratch(value: &str, trailing_garbage: bool) -> PyResult<ScratchSpec> {
@@ -21,13 +39,20 @@ pub(crate) fn parse_kho_scratch(value: &str, trailing_garbage: bool) -> PyResult
     cmdline::parse_kho_scratch(value, trailing).map(ScratchSpec).or_raise()
 }
 
-/// The value of the last `kho_scratch=` on a command line; None if there is none.
+/// Give the value of the last `kho_scratch=` of a command line, without quotes.
+///
+/// The value may be malformed; `parse_kho_scratch` decides that.
+///
+/// Returns: None if the command line has no `kho_scratch=`.
 #[pyfunction]
 pub(crate) fn kho_scratch_of(cmdline: &str) -> Option<&str> {
     cmdline::kho_scratch_of(cmdline)
 }
 
-/// How large the scratch areas are to be.
+/// The requested size of the scratch areas, as `kho_scratch=` states it.
+///
+/// Either `percent` is set and the three sizes are None, or the three sizes are set and `percent` is None. Instances
+/// are immutable, hashable, and equal if all four values are. Made by `parse_kho_scratch`.
 #[pyclass(frozen, eq, hash, module = "kho")]
 #[derive(PartialEq, Eq)]
 pub(crate) struct ScratchSpec(pub(crate) cmdline::ScratchSpec);
@@ -41,6 +66,7 @@ impl std::hash::Hash for ScratchSpec {
 
 #[pymethods]
 impl ScratchSpec {
+    /// Percentage of the memory that the kernel reserved during boot; None if sizes were given.
     #[getter]
     fn percent(&self) -> Option<u32> {
         match self.0 {
@@ -49,6 +75,7 @@ impl ScratchSpec {
         }
     }
 
+    /// Bytes in low memory, before rounding; None if a percentage was given.
     #[getter]
     fn low(&self) -> Option<u64> {
         match self.0 {
@@ -57,6 +84,7 @@ impl ScratchSpec {
         }
     }
 
+    /// Bytes on any node, before rounding; None if a percentage was given.
     #[getter]
     fn global_(&self) -> Option<u64> {
         match self.0 {
@@ -65,6 +93,7 @@ impl ScratchSpec {
         }
     }
 
+    /// Bytes on each NUMA node, before rounding; None if a percentage was given.
     #[getter]
     fn pernode(&self) -> Option<u64> {
         match self.0 {
@@ -73,7 +102,19 @@ impl ScratchSpec {
         }
     }
 
-    /// The sizes of the areas in bytes: low, global, one per node.
+    /// Compute the sizes of the areas in bytes, in the kernel's order: low, global, one per node.
+    ///
+    /// Args:
+    ///     reserved_low: bytes that the kernel reserved below 4 GiB during boot. Only a percentage uses the reserved
+    ///         amounts.
+    ///     reserved_all: bytes that it reserved everywhere.
+    ///     reserved_per_node: bytes that it reserved on each node; one area is computed for each item.
+    ///     align: what each size is rounded up to, a power of two: a pageblock, which is 2 MiB with 4 KiB pages, 32 MiB
+    ///         with 16 KiB pages, and 512 MiB with 64 KiB pages.
+    ///
+    /// Raises: ParameterError for a wrong `align`; OutOfRangeError for a size beyond 64 bits.
+    ///
+    /// Source: scratch_size_update, kernel/liveupdate/kexec_handover.c.
     #[pyo3(signature = (reserved_low, reserved_all, reserved_per_node, align=2_097_152))]
     #[allow(clippy::needless_pass_by_value)]
     fn sizes(

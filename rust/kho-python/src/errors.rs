@@ -1,4 +1,4 @@
-//! `kho::Error` to the classes of `kho.errors`: one match.
+//! Maps `kho::Error` to the exception classes of `kho.errors`, in one match.
 
 #![forbid(unsafe_code)]
 
@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyType;
 use std::io::ErrorKind;
 
-/// The exception for an error. The classes are Python's (`python/kho/errors.py`), looked up when one is raised.
+/// Makes the exception for an error. The classes are defined in `python/kho/errors.py` and imported at the first error.
 pub(crate) fn to_py(error: Error) -> PyErr {
     let class = match &error {
         Error::Misaligned { .. } => "MisalignedError",
@@ -55,7 +55,7 @@ pub(crate) fn to_py(error: Error) -> PyErr {
     })
 }
 
-/// `?` on a `kho::Result` in a function that returns `PyResult`.
+/// Converts a `kho::Result` to a `PyResult`, for `?`.
 pub(crate) trait OrRaise<T> {
     fn or_raise(self) -> PyResult<T>;
 }

@@ -15,16 +15,16 @@ use pyo3::types::PyBytes;
 use std::ffi::{c_int, c_void};
 use std::sync::Arc;
 
-/// Where the bytes are.
+/// Where a folio's bytes lie.
 pub(crate) enum Place {
     /// In an arena: views are the memory itself, and keep it mapped.
     Arena { arena: Arc<Arena>, lease: Lease },
-    /// In an image: views are copies, read when asked for.
+    /// In an image: views are copies, read on demand.
     Image(Arc<dyn PhysMemory>),
 }
 
 impl Place {
-    /// The place of pages that a handover restored.
+    /// The place of pages that were restored from a handover.
     pub(crate) fn restored(incoming: &Incoming, start: Pfn, end: Pfn) -> kho::Result<Self> {
         Ok(match (incoming.arena(), incoming.lease(start, end)?) {
             (Some(arena), Some(lease)) => Place::Arena { arena: Arc::clone(arena), lease },
@@ -39,7 +39,7 @@ impl Place {
         }
     }
 
-    /// Refuses pages that are not the owner's any more.
+    /// Fails if the lease of the pages has ended: they were freed or taken over.
     fn check(&self) -> kho::Result<()> {
         match self {
             Place::Arena { arena, lease } => arena.check_lease(lease),
@@ -57,7 +57,7 @@ impl Place {
         }
     }
 
-    /// Refuses pages that are freed, or another arena's than the one they are used with.
+    /// Fails if the lease of the pages has ended, or if they are of another arena than `used`.
     fn check_in(&self, used: &Arc<Arena>) -> kho::Result<()> {
         match self {
             Place::Arena { arena, .. } if !Arc::ptr_eq(arena, used) => {
@@ -68,7 +68,7 @@ impl Place {
         }
     }
 
-    /// Ends a view that [`fill`] filled in.
+    /// Ends a view that [`fill`] began.
     fn release(&self) {
         if let Place::Arena { arena, lease } = self {
             arena.end_view(lease);
@@ -76,7 +76,7 @@ impl Place {
     }
 }
 
-/// `n` bytes of physical memory as `bytes`, bounded before they are allocated.
+/// Copies `n` bytes of physical memory into a `bytes`, after a check that the memory has as many.
 pub(crate) fn read<'py>(py: Python<'py>, memory: &dyn PhysMemory, phys: Phys, n: u64) -> PyResult<Bound<'py, PyBytes>> {
     let outside = || to_py(Error::OutsideMemory { what: "read", phys: phys.0, len: n });
     if !memory.contains(phys, n) {
@@ -86,7 +86,7 @@ pub(crate) fn read<'py>(py: Python<'py>, memory: &dyn PhysMemory, phys: Phys, n:
     bytes_of(py, len, |buf| memory.read(phys, buf))
 }
 
-/// `len` bytes as `bytes`, filled by `fill`; OutOfMemoryError where this process cannot have as many.
+/// Makes a `bytes` of `len` bytes that `fill` fills in; OutOfMemoryError if this process cannot allocate it.
 pub(crate) fn bytes_of<'py>(
     py: Python<'py>,
     len: usize,
@@ -98,13 +98,13 @@ pub(crate) fn bytes_of<'py>(
     })
 }
 
-/// The first run at or behind `phys` that may hold something other than zeros, as (phys, size).
+/// The first run at or after `phys` that may hold something other than zeros, as (phys, nbytes).
 pub(crate) fn next_data(py: Python<'_>, memory: &dyn PhysMemory, phys: Phys) -> PyResult<Option<(u64, u64)>> {
     let run = py.detach(|| memory.next_data(phys)).or_raise()?;
     Ok(run.map(|run| (run.start.0, run.len)))
 }
 
-/// The address a folio argument names: a `Folio`, `Pages`, or an int.
+/// The address that an argument names: a `Folio`, `Pages`, or an int.
 pub(crate) fn phys_of(object: &Bound<'_, PyAny>) -> PyResult<Phys> {
     if let Ok(folio) = object.cast::<Folio>() {
         return Ok(folio.get().phys_addr());
@@ -116,7 +116,7 @@ pub(crate) fn phys_of(object: &Bound<'_, PyAny>) -> PyResult<Phys> {
     Ok(Phys(number))
 }
 
-/// The same for use in an arena: the object, if it is one, must be of that arena, and its pages not freed since.
+/// The same, for use in an arena: a `Folio` or `Pages` must be of that arena, and its lease must not have ended.
 pub(crate) fn phys_in(arena: &Arc<Arena>, object: &Bound<'_, PyAny>) -> PyResult<Phys> {
     if let Ok(folio) = object.cast::<Folio>() {
         folio.get().place.check_in(arena).or_raise()?;
@@ -126,11 +126,11 @@ pub(crate) fn phys_in(arena: &Arc<Arena>, object: &Bound<'_, PyAny>) -> PyResult
     phys_of(object)
 }
 
-/// Fills a Python buffer for `len` bytes at `phys`: the arena's memory itself, or a copy of the image's. The receiver of it
-/// from `owner` calls [`Place::release`] when CPython releases a buffer of `owner`.
+/// Fills a buffer view in for `len` bytes from page `head` on: the arena's memory itself, or a copy of the image's.
+/// When CPython releases a view whose exporter is `owner`, `owner` has to call [`Place::release`].
 ///
 /// # Safety
-/// `view` is CPython's, as `bf_getbuffer` gets it; `owner` holds `place`.
+/// `view` is null or the pointer that CPython passes to `bf_getbuffer`; `owner` contains `place`.
 unsafe fn fill(
     owner: Bound<'_, PyAny>,
     view: *mut ffi::Py_buffer,
@@ -149,9 +149,10 @@ unsafe fn fill(
         Place::Arena { arena, lease } => {
             let bytes = arena.begin_view(lease).or_raise()?;
             let filled = match isize::try_from(len) {
-                // SAFETY: `begin_view` found `len` bytes at `bytes` in the arena's mapping, which lives as long as `owner`
-                // (it holds the arena), and does not allocate the pages again until `end_view`. The view takes a reference on
-                // `owner`, so that it is released, and `end_view` called, before `owner` goes.
+                // SAFETY: `begin_view` checked that the lease's `len` bytes lie at `bytes` in the arena's mapping. The
+                // mapping lives as long as the arena, which `owner` holds, and the view holds a reference on `owner`.
+                // The arena does not allocate the pages again before `end_view`, which `owner` calls when the view is
+                // released.
                 Ok(len) => unsafe {
                     ffi::PyBuffer_FillInfo(view, owner.as_ptr(), bytes.as_ptr().cast::<c_void>(), len, 0, flags)
                 },
@@ -167,14 +168,22 @@ unsafe fn fill(
         }
         Place::Image(_) => {
             let copy = read(py, place.memory(), phys, len)?;
-            // SAFETY: `view` is CPython's; the view it fills in holds the bytes object.
+            // SAFETY: the caller guarantees that `view` is CPython's, and it was checked not to be null. The view that
+            // the bytes object fills in holds a reference on it.
             unsafe { ffi::PyObject_GetBuffer(copy.as_ptr(), view, flags) }
         }
     };
     if status == 0 { Ok(()) } else { Err(PyErr::fetch(py)) }
 }
 
-/// A folio: `1 << order` contiguous pages, as a buffer of bytes.
+/// A folio as a buffer of bytes: one allocation, not whatever lies at its address.
+///
+/// In an arena `memoryview(folio)` is the memory itself, writable, and keeps it mapped; in an image it is a read-only
+/// copy. `bytes(folio)` copies, and `len(folio)` is `nbytes`. While a view exists, its pages are given to no other
+/// owner, even if the folio is freed or taken over; what is written through the view after that is lost.
+///
+/// Raises: on every use StaleError after the arena was taken over, and FreedFolioError once the folio was freed,
+/// through this object or another one.
 #[pyclass(frozen, module = "kho")]
 pub(crate) struct Folio {
     place: Place,
@@ -209,49 +218,68 @@ impl Folio {
 
 #[pymethods]
 impl Folio {
+    /// Physical address of the head page.
     #[getter]
     fn phys(&self) -> u64 {
         self.phys_addr().0
     }
 
+    /// Page frame number of the head page.
     #[getter]
     fn pfn(&self) -> u64 {
         self.pfn.0
     }
 
+    /// Log2 of the number of pages.
     #[getter]
     fn order(&self) -> u32 {
         self.order.get()
     }
 
+    /// Number of pages, `1 << order`.
     #[getter]
     fn nr_pages(&self) -> u64 {
         self.order.nr_pages()
     }
 
+    /// Bytes in the folio.
     #[getter]
     fn nbytes(&self) -> u64 {
         self.len()
     }
 
+    /// The number of references; 0 once the folio was freed.
+    ///
+    /// Raises: StaleError; ParameterError for a folio in an image.
     #[getter]
     fn refcount(&self) -> PyResult<u32> {
         let (arena, lease) = self.place.leased()?;
         match arena.check_lease(lease) {
             Ok(()) => Ok(arena.page_state(self.pfn).map_or(0, |state| state.refcount)),
-            // A folio that was freed has no references.
+            // A freed folio has no references.
             Err(Error::Freed { .. }) => Ok(0),
             Err(error) => Err(to_py(error)),
         }
     }
 
-    /// Takes a reference; returns the new count.
+    /// Take a reference (folio_get).
+    ///
+    /// Returns: the new number of references.
+    ///
+    /// Raises: FreedFolioError; StaleError; ParameterError for a folio in an image.
     fn get(&self) -> PyResult<u32> {
         let (arena, lease) = self.place.leased()?;
         arena.get_leased(lease).or_raise()
     }
 
-    /// Drops a reference; True if that freed the folio.
+    /// Drop a reference, as `Arena.free`; the last one frees the folio.
+    ///
+    /// After that this object, and every other object of the same folio, is refused.
+    ///
+    /// Returns: True if this was the last reference.
+    ///
+    /// Raises: FreedFolioError if it was freed before; StaleError; ParameterError for a folio in an image;
+    /// PageStateError and OwnedPageError as `Arena.free`.
     pub(crate) fn free(&self) -> PyResult<bool> {
         let (arena, lease) = self.place.leased()?;
         arena.put_leased(lease).or_raise()
@@ -272,18 +300,20 @@ impl Folio {
 
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
         let f = slf.get();
-        // SAFETY: CPython calls this with a view of its own.
+        // SAFETY: CPython calls this with its own view, and `slf` contains the place.
         unsafe { fill(slf.clone().into_any(), view, flags, &f.place, f.page, f.pfn, f.len()) }
     }
 
     /// # Safety
-    /// None: nothing is done with the view, whose only allocation is that of the object it refers to.
+    /// No condition: the view is not accessed.
     unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {
         self.place.release();
     }
 }
 
-/// A range of pages that were restored together, each an order-0 page of its own, as one buffer of bytes.
+/// A range of pages that were restored together, as one buffer of bytes; each page has order 0.
+///
+/// The buffer behaves as that of a `Folio`.
 #[pyclass(frozen, module = "kho")]
 pub(crate) struct Pages {
     place: Place,
@@ -309,21 +339,25 @@ impl Pages {
 
 #[pymethods]
 impl Pages {
+    /// Physical address of the first page.
     #[getter]
     fn phys(&self) -> u64 {
         self.phys_addr().0
     }
 
+    /// Page frame number of the first page.
     #[getter]
     fn pfn(&self) -> u64 {
         self.pfn.0
     }
 
+    /// Number of pages.
     #[getter]
     fn nr_pages(&self) -> u64 {
         self.nr_pages
     }
 
+    /// Bytes in the range.
     #[getter]
     fn nbytes(&self) -> u64 {
         self.len()
@@ -344,12 +378,12 @@ impl Pages {
 
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
         let p = slf.get();
-        // SAFETY: CPython calls this with a view of its own.
+        // SAFETY: CPython calls this with its own view, and `slf` contains the place.
         unsafe { fill(slf.clone().into_any(), view, flags, &p.place, p.page, p.pfn, p.len()) }
     }
 
     /// # Safety
-    /// As of a `Folio`.
+    /// No condition: the view is not accessed.
     unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {
         self.place.release();
     }

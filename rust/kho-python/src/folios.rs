@@ -1,7 +1,8 @@
-//! What trackers list: `kho.FolioArray`, `kho.PfnArray`, `kho.RunArray`.
+//! The lists that trackers give: `kho.FolioArray`, `kho.PfnArray`, `kho.RunArray`.
 
 #![allow(unsafe_code)]
-// In a macro the lint sees the code that pymethods makes of an unsafe function; what it is about has a block of its own.
+// In a macro the lint sees the code that `pymethods` generates from an unsafe function; the function's own unsafe
+// operations are in blocks.
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use crate::array::{Array, ArrayIter, Item, Picked, array_class};
@@ -17,22 +18,34 @@ use pyo3::types::PyType;
 use std::ffi::{CStr, c_int};
 
 array_class! {
-    /// Folios sorted by address, then order; immutable. Slices share the memory where they can.
+    /// Folios as a sequence of `FolioInfo(phys, order)`, and as a read-only buffer of 16-byte records.
+    ///
+    /// Sorted by address, then order; immutable. Slices with step 1 share the memory. `numpy.asarray(folios)` is a
+    /// structured array with the fields `phys` (u8) and `order` (u1), without a copy. The memory of a long list (4 to
+    /// 256 MiB) is kept for the next one after the last reference to it is gone: it counts as resident until the kernel
+    /// reclaims it (MADV_FREE).
     FolioArray of Folio
 }
 
 array_class! {
-    /// Pfns, ascending; immutable. Slices share the memory where they can.
+    /// Pfns as a sequence of int, and as a read-only buffer of 8-byte integers (format `Q`).
+    ///
+    /// Ascending; immutable. Slices with step 1 share the memory. `numpy.asarray(pfns)` is an array of uint64 without a
+    /// copy; `memoryview(pfns).tolist()` is the fastest way to a list. The memory of long lists is reused as that of a
+    /// `FolioArray`.
     PfnArray of u64
 }
 
 array_class! {
-    /// Runs of pages or folios, ascending; immutable. Slices share the memory where they can.
+    /// Runs of pages or folios as a sequence of (pfn, n), and as a read-only buffer of 16-byte records.
+    ///
+    /// Ascending; immutable. Slices with step 1 share the memory. `numpy.asarray(runs)` is a structured array with the
+    /// fields `pfn` and `n` (u8), without a copy.
     RunArray of Run
 }
 
 impl FolioArray {
-    /// Every folio of a tracker.
+    /// Lists every folio of a tracker.
     ///
     /// # Errors
     /// [`kho::Error::TooLong`].
@@ -42,7 +55,7 @@ impl FolioArray {
 }
 
 impl PfnArray {
-    /// The pfns of one order.
+    /// Lists the pfns of one order.
     ///
     /// # Errors
     /// [`kho::Error::TooLong`].
@@ -52,7 +65,7 @@ impl PfnArray {
 }
 
 impl RunArray {
-    /// Runs that start somewhere, each with its length.
+    /// Collects runs: the first pfn and the length of each.
     ///
     /// # Errors
     /// [`kho::Error::TooLong`].
@@ -61,8 +74,8 @@ impl RunArray {
     }
 }
 
-// SAFETY: `repr(C)`: a u64, a u8 and 7 bytes of padding that are a field, which is what `FORMAT` says; 16 bytes, all of them
-// initialized.
+// SAFETY: `repr(C)`: a u64, a u8 and 7 bytes of padding that are a field, which is what `FORMAT` says; 16 bytes, all of
+// them initialized.
 unsafe impl Item for Folio {
     const CLASS: &'static str = "FolioArray";
     const FORMAT: &'static CStr = c"T{Q:phys:B:order:7x}";

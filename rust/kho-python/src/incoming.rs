@@ -20,11 +20,28 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use std::sync::Arc;
 
-/// A handover.
+/// A handover that was read or taken over (kho_in), of which each folio is restored once.
+///
+/// `Incoming(arena)` takes the arena over, as a kexec does: what was allocated is gone, what was preserved stays
+/// reserved until it is restored, and all other memory outside scratch is free. `kho.open` reads an arena without that.
+/// `Incoming(memory)` reads, as `kho.open` does.
+///
+/// Args:
+///     memory: an `Arena` to take over, or a `Memory` to read.
+///     fdt_phys: physical address of the root FDT; by default the one that the arena recorded, or else the one that a
+///         search of the memory finds. If it is given, the memory is not searched.
+///     page_size: 4096, 16384 or 65536; by default decided from evidence (abi.md section 1).
+///     bitmap_bytes: for kho-v1, 512 or the page size; by default decided from evidence (abi.md section 1).
+///     scratch: (addr, nbytes) of each scratch area, or the physical address of the array that lists them; by default
+///         the arena's, or those that the search finds.
+///     max_page_order: refuse to restore folios of a larger order, as Linux before 7.x does.
+///
+/// Raises: NoHandoverError, UnsupportedAbiError, FormatError, OutsideMemoryError; ParameterError if no scratch array
+/// lies at `scratch`.
 #[pyclass(frozen, module = "kho", name = "Incoming", weakref)]
 pub(crate) struct PyIncoming {
     pub(crate) inner: Incoming,
-    /// Whose the chunks of page lists are that were read so far.
+    /// The owner of each chunk of the page lists read so far.
     pub(crate) chunk_owners: ChunkOwners,
 }
 crate::assert_object_alignment!(PyIncoming);
@@ -35,7 +52,7 @@ impl From<Incoming> for PyIncoming {
     }
 }
 
-/// A producer's blob.
+/// A producer's blob, that a node of the root FDT points to (abi.md section 2).
 #[pyclass(frozen, module = "kho")]
 pub(crate) struct Subtree {
     inner: kho::root::Subtree,
@@ -43,33 +60,48 @@ pub(crate) struct Subtree {
 }
 crate::assert_object_alignment!(Subtree);
 
-/// What a function of `kho.formats` makes of a handover: decoders are Python, in a registry that others add to.
+/// Calls a function of `kho.formats` with the handover. Decoders are Python, in a registry that other packages extend.
 fn decoded<'py>(inc: &Bound<'py, PyIncoming>, function: &str) -> PyResult<Bound<'py, PyAny>> {
     inc.py().import("kho.formats")?.getattr(function)?.call1((inc,))
 }
 
+/// `scratch` is the areas, (addr, size) each, or the address of their array.
 fn options(
     fdt_phys: Option<Number>,
     page_size: Option<Number>,
     bitmap_bytes: Option<Number>,
-    scratch: Option<Vec<(u64, u64)>>,
+    scratch: Option<&Bound<'_, PyAny>>,
     max_page_order: Option<u32>,
 ) -> PyResult<Options> {
-    let area = |&(addr, size): &(u64, u64)| ScratchArea { addr, size };
+    let (areas, array) = match scratch {
+        None => (None, None),
+        Some(scratch) if scratch.hasattr("__index__")? => (None, Some(scratch.extract::<Number>()?.0)),
+        Some(scratch) => {
+            let areas: Vec<(u64, u64)> = scratch.extract()?;
+            (Some(areas.iter().map(|&(addr, size)| ScratchArea { addr, size }).collect()), None)
+        }
+    };
     Ok(Options {
         fdt_phys: fdt_phys.map(|n| n.0),
         page_size: page_size.map(|n| PageSize::new(n.0)).transpose().or_raise()?,
         page_why: None,
         bitmap_bytes: bitmap_bytes.map(|n| n.0),
         bitmap_why: None,
-        scratch: scratch.map(|areas| areas.iter().map(area).collect()),
+        scratch: areas,
+        scratch_phys: array,
         max_page_order,
         ..Options::default()
     })
 }
 
-/// Reads the handover in a memory or, without taking it over, in an arena. `progress`, if given, is called with the
-/// number of bytes searched so far.
+/// Read the handover in a memory or arena without changing anything, as `kho.open` does.
+///
+/// Args:
+///     memory: a `Memory` or `Arena`.
+///     fdt_phys, page_size, bitmap_bytes, scratch, max_page_order: as of `Incoming`.
+///     progress: called with the number of bytes searched so far; an exception that it raises ends the call.
+///
+/// Raises: as `Incoming`; SourceError for a raw image whose handover is whole at no address, or at several.
 #[pyfunction]
 #[pyo3(signature = (memory, *, fdt_phys=None, page_size=None, bitmap_bytes=None, scratch=None, max_page_order=None,
                     progress=None))]
@@ -80,7 +112,7 @@ pub(crate) fn open_memory(
     fdt_phys: Option<Number>,
     page_size: Option<Number>,
     bitmap_bytes: Option<Number>,
-    scratch: Option<Vec<(u64, u64)>>,
+    scratch: Option<&Bound<'_, PyAny>>,
     max_page_order: Option<u32>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<PyIncoming> {
@@ -109,7 +141,7 @@ impl PyIncoming {
         fdt_phys: Option<Number>,
         page_size: Option<Number>,
         bitmap_bytes: Option<Number>,
-        scratch: Option<Vec<(u64, u64)>>,
+        scratch: Option<&Bound<'_, PyAny>>,
         max_page_order: Option<u32>,
     ) -> PyResult<Self> {
         let Ok(arena) = memory.cast::<PyArena>() else {
@@ -124,23 +156,55 @@ impl PyIncoming {
         Ok(py.detach(|| Incoming::take_over(&arena, fdt_phys.map(|n| n.0), &options)).or_raise()?.into())
     }
 
+    /// Restore the folio whose head is at `phys`, once (kho_restore_folio).
+    ///
+    /// In an arena it is allocated then.
+    ///
+    /// Args:
+    ///     phys: physical address of the head page, or a `Folio` there.
+    ///
+    /// Raises: NotRestorableError for an address that is not the head of a preserved folio, or whose folio was restored
+    /// before; StaleError.
     fn restore_folio(&self, phys: &Bound<'_, PyAny>) -> PyResult<Folio> {
         let (pfn, order) = self.inner.restore_folio(phys_of(phys)?).or_raise()?;
         let place = Place::restored(&self.inner, pfn, Pfn(pfn.0 + order.nr_pages())).or_raise()?;
         Ok(Folio::new(place, self.inner.layout().page, pfn, order))
     }
 
+    /// Restore the folios whose heads are at many addresses, all or nothing.
+    ///
+    /// In an arena they are allocated then.
+    ///
+    /// Args:
+    ///     phys: a buffer of 64-bit or 32-bit integers (numpy array, array.array, memoryview), no address twice.
+    ///
+    /// Returns: their orders, one byte each.
+    ///
+    /// Raises: NotRestorableError for the first that cannot be restored; StaleError; TypeError for other buffers.
     fn restore_many<'py>(&self, py: Python<'py>, phys: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
         let phys = Numbers::new("phys", phys)?;
         Ok(PyBytes::new(py, &py.detach(|| self.inner.restore_many(&phys.to_vec()?)).or_raise()?))
     }
 
+    /// Restore `n` pages that were preserved as a range, all or nothing (kho_restore_pages).
+    ///
+    /// Args:
+    ///     phys: physical address of the first page, or a `Folio` or `Pages` there.
+    ///     n: the number of pages.
+    ///
+    /// Raises: NotRestorableError unless each folio of the range's greedy split is preserved and was not restored;
+    /// StaleError.
     fn restore_pages(&self, phys: &Bound<'_, PyAny>, n: Number) -> PyResult<Pages> {
         let pfn = self.inner.restore_pages(phys_of(phys)?, n.0).or_raise()?;
         let place = Place::restored(&self.inner, pfn, Pfn(pfn.0 + n.0)).or_raise()?;
         Ok(Pages::new(place, self.inner.layout().page, pfn, n.0))
     }
 
+    /// Give what the map costs.
+    ///
+    /// Returns: a dict of `blocks` (bitmaps, empty ones included), `map_bytes` (bytes of chunks and bitmaps, or of the
+    /// tree's nodes), `in_place_bytes` (bytes of bitmaps that are used where they lie), and `held_bytes` (bytes held
+    /// next to the map: copies of bitmaps, directories, the set of restored folios).
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = py.detach(|| self.inner.stats());
         let dict = PyDict::new(py);
@@ -151,16 +215,21 @@ impl PyIncoming {
         Ok(dict)
     }
 
+    /// Find a producer's blob by the name of its node (kho_retrieve_subtree).
+    ///
+    /// Raises: NotFoundError; FormatError for a malformed node.
     fn retrieve_subtree(&self, name: &str) -> PyResult<Subtree> {
         Ok(self.subtree(self.inner.retrieve_subtree(name).or_raise()?))
     }
 
-    /// `n` bytes of the memory, whatever they are.
+    /// Copy `n` bytes of the memory at physical address `phys`.
+    ///
+    /// Raises: OutsideMemoryError; SourceError on a read error.
     fn read<'py>(&self, py: Python<'py>, phys: Number, n: Number) -> PyResult<Bound<'py, PyBytes>> {
         read(py, &**self.inner.memory(), Phys(phys.0), n.0)
     }
 
-    /// Whether the folio of this order at `phys` was preserved.
+    /// Say whether the folio of this order at physical address `phys` was preserved.
     fn preserves(&self, phys: Number, order: u32) -> bool {
         let page = self.inner.layout().page;
         let order = Order::new(order.into()).ok();
@@ -169,14 +238,18 @@ impl PyIncoming {
         })
     }
 
-    /// The order of the largest preserved folio that begins at `phys`; None without one.
+    /// Give the order of the largest preserved folio that begins at `phys`; None without one.
     fn order_at(&self, phys: Number) -> Option<u32> {
         let page = self.inner.layout().page;
         let pfn = Some(page.pfn(Phys(phys.0))).filter(|_| phys.0.is_multiple_of(page.bytes()));
         pfn.and_then(|pfn| self.inner.preserved().head_order(pfn)).map(|order| order.get())
     }
 
-    /// The first run in `nbytes` from `phys` that may read as something other than zeros, or not at all.
+    /// Find the first run in `nbytes` from `phys` on that may hold other than zeros, or cannot be read.
+    ///
+    /// Returns: (phys, nbytes), or None if all of it is zeros.
+    ///
+    /// Raises: SourceError on a read error.
     fn next_to_read(&self, py: Python<'_>, phys: Number, nbytes: Number) -> PyResult<Option<(u64, u64)>> {
         let Some(more) = nbytes.0.checked_sub(1) else { return Ok(None) };
         let last = Phys(phys.0.saturating_add(more));
@@ -184,13 +257,18 @@ impl PyIncoming {
         Ok(run.map(|run| (run.start.0, run.len)))
     }
 
-    /// Whether `nbytes` from `phys` are in this memory.
+    /// Say whether all of `nbytes` from `phys` on are in this memory.
     fn has(&self, phys: Number, nbytes: Number) -> bool {
         self.inner.memory().contains(Phys(phys.0), nbytes.0)
     }
 
-    /// A limit that goes with the bytes of the files that are read: `held` (these bytes), `items`, `objects`,
-    /// `fdt_bytes`, `contents`.
+    /// Give a limit proportional to the bytes of the files that are read, not to what their headers claim.
+    ///
+    /// Args:
+    ///     what: `held` (bytes of the files), `items` (of a list or report), `objects` (sessions, files, regions),
+    ///         `fdt_bytes` (of devicetrees of subtrees), or `contents` (bytes of contents worth reading).
+    ///
+    /// Raises: ParameterError for another name.
     fn room(&self, what: &str) -> PyResult<u64> {
         let room = self.inner.memory().room();
         Ok(match what {
@@ -203,86 +281,107 @@ impl PyIncoming {
         })
     }
 
+    /// List the preserved folios that were not restored, by address.
+    ///
+    /// Raises: OutOfMemoryError if this process cannot allocate the list.
     fn unrestored(&self, py: Python<'_>) -> PyResult<FolioArray> {
         py.detach(|| self.inner.unrestored().and_then(|left| FolioArray::of(&left))).or_raise()
     }
 
-    /// A copy of what was preserved, as a `Tracker`.
+    /// Copy the set of preserved folios, restored or not.
     fn tracker(&self, py: Python<'_>) -> PyTracker {
         PyTracker::from_tracker(py.detach(|| self.inner.preserved().clone()))
     }
 
+    /// Every preserved folio, restored or not, by address, then order.
     #[getter]
     fn folios(&self, py: Python<'_>) -> PyResult<FolioArray> {
         py.detach(|| FolioArray::of(self.inner.preserved())).or_raise()
     }
 
+    /// The ABI version that the root FDT names, as "kho-v1".
     #[getter]
     fn compatible(&self) -> &'static str {
         self.inner.abi().compatible
     }
 
+    /// The kernel versions that write this ABI, as text (abi.md section 1).
     #[getter]
     fn kernels(&self) -> &'static str {
         self.inner.abi().kernels
     }
 
+    /// Bytes in a page of the kernel that handed over.
     #[getter]
     fn page_size(&self) -> u64 {
         self.inner.layout().page.bytes()
     }
 
+    /// The reason for `page_size`, as text.
     #[getter]
     fn page_size_why(&self) -> &str {
         &self.inner.layout().page_why
     }
 
+    /// Bytes in a bitmap of kho-v1; None for later versions, whose bitmaps are a page.
     #[getter]
     fn bitmap_bytes(&self) -> Option<u64> {
         self.inner.layout().bitmap.as_ref().map(|(bytes, _)| *bytes)
     }
 
+    /// The reason for `bitmap_bytes`, as text; None if that is None.
     #[getter]
     fn bitmap_bytes_why(&self) -> Option<&str> {
         self.inner.layout().bitmap.as_ref().map(|(_, why)| why.as_str())
     }
 
+    /// How certain the layout is: "given", "certain", "likely" or "guess".
     #[getter]
     fn certainty(&self) -> String {
         self.inner.layout().certainty.to_string()
     }
 
+    /// The root FDT (abi.md section 2).
+    ///
+    /// Raises: FdtError.
     #[getter]
     fn fdt(&self) -> PyResult<PyFdt> {
         PyFdt::of(self.inner.root().fdt.as_bytes())
     }
 
+    /// Physical address of the root FDT.
     #[getter]
     fn fdt_phys(&self) -> u64 {
         self.inner.root().phys.0
     }
 
+    /// Physical address of the map's first node.
+    ///
+    /// That is a chunk in kho-v1 (abi.md section 3), and the root of the tree later (abi.md section 4).
     #[getter]
     fn preserved_memory_map(&self) -> u64 {
         self.inner.root().map.0
     }
 
+    /// The number of preserved folios.
     #[getter]
     fn nr_folios(&self) -> u64 {
         self.inner.preserved().len()
     }
 
+    /// The number of folios that were restored.
     #[getter]
     fn nr_restored(&self) -> u64 {
         self.inner.nr_restored()
     }
 
+    /// Bytes of the preserved folios.
     #[getter]
     fn preserved_bytes(&self) -> u128 {
         self.inner.preserved().nr_pages() << self.inner.layout().page.shift()
     }
 
-    /// Order to number of folios, for orders that have any.
+    /// The number of preserved folios by order, for the orders that have any.
     #[getter]
     fn folios_by_order<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let dict = PyDict::new(py);
@@ -293,18 +392,23 @@ impl PyIncoming {
         Ok(dict)
     }
 
+    /// The number of pages that hold the map.
     #[getter]
     fn metadata_pages(&self) -> usize {
         self.inner.map_pages().len()
     }
 
-    /// Addresses of the pages that hold the map.
+    /// Physical addresses of the pages that hold the map, ascending.
     #[getter]
     fn map_pages(&self) -> Vec<u64> {
         self.inner.map_pages()
     }
 
-    /// Where the memory's addresses are from.
+    /// Where the memory's addresses come from: "own", "named", "assumed" or "solved".
+    ///
+    /// own: the source states them, as an ELF core does, or is not a file. Of a raw image, named: its name states them;
+    /// assumed: it was named without an address and is read at 0; solved: it is read at another address, see
+    /// `placement`.
     #[getter]
     fn address(&self) -> &'static str {
         match self.inner.address() {
@@ -315,7 +419,7 @@ impl PyIncoming {
         }
     }
 
-    /// Where a raw image was read; `None` where that is where it was named.
+    /// Where a raw image was read, if that is not where it was named; else None.
     #[getter]
     fn placement<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let Address::Solved(at) = self.inner.address() else { return Ok(None) };
@@ -323,27 +427,40 @@ impl PyIncoming {
         py.import("kho._types")?.getattr("Placement")?.call1(fields).map(Some)
     }
 
+    /// The runs of the memory, as (phys, nbytes), ascending.
     #[getter]
     fn ranges(&self) -> Vec<(u64, u64)> {
         self.inner.memory().ranges().iter().map(|r| (r.start.0, r.len)).collect()
     }
 
-    /// The first run at or behind `phys` that may hold something other than zeros.
+    /// Find the first run at or after `phys` that may hold something other than zeros.
+    ///
+    /// Returns: (phys, nbytes), or None if only holes and zeros follow.
+    ///
+    /// Raises: SourceError on a read error.
     fn next_data(&self, py: Python<'_>, phys: Number) -> PyResult<Option<(u64, u64)>> {
         next_data(py, &**self.inner.memory(), Phys(phys.0))
     }
 
+    /// Physical address of the array that lists the scratch areas; None if not known.
     #[getter]
     fn scratch_phys(&self) -> Option<u64> {
         self.inner.scratch_phys().map(|phys| phys.0)
     }
 
+    /// The machine that the source names, as `Memory.machine`; None if none does.
     #[getter]
     fn machine(&self) -> Option<String> {
         self.inner.machine().map(|machine| machine.to_string())
     }
 
-    /// Write an ELF core of the handover, or of all memory.
+    /// Write the handover as an ELF core, as `kho.Image.save` does.
+    ///
+    /// Args:
+    ///     path: of the new file.
+    ///     everything: write all memory, not only what belongs to the handover.
+    ///
+    /// Raises: SourceError.
     #[pyo3(signature = (path, *, everything=false))]
     fn save(slf: &Bound<'_, Self>, path: &Bound<'_, PyAny>, everything: bool) -> PyResult<()> {
         let image = slf.py().import("kho.handover.elfcore")?.getattr("Image")?.call1((slf,))?;
@@ -353,28 +470,31 @@ impl PyIncoming {
         Ok(())
     }
 
-    /// (phys, nbytes) of the map's chunks and bitmaps, or of its tree's nodes.
+    /// The map itself, as (phys, nbytes), ascending: its chunks and bitmaps, or its tree's nodes.
     #[getter]
     fn map_nodes(&self) -> Vec<(u64, u64)> {
         self.inner.map_nodes().iter().map(|node| (node.start.0, node.len)).collect()
     }
 
+    /// The number of preserved pages that this memory does not have.
     #[getter]
     fn pages_outside(&self) -> u128 {
         self.inner.pages_outside()
     }
 
+    /// The scratch areas, as (addr, nbytes): low memory, global, one per NUMA node; None if not known.
     #[getter]
     fn scratch(&self) -> Option<Vec<(u64, u64)>> {
         self.inner.scratch().map(|areas| areas.iter().map(|a| (a.addr, a.size)).collect())
     }
 
-    /// Addresses of other handovers in the same memory.
+    /// Physical addresses of other root FDTs that the search found in the same memory.
     #[getter]
     fn others(&self) -> Vec<u64> {
         self.inner.others().iter().map(|phys| phys.0).collect()
     }
 
+    /// The subtrees of the root FDT by name.
     #[getter]
     fn subtrees<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let dict = PyDict::new(py);
@@ -384,31 +504,45 @@ impl PyIncoming {
         Ok(dict)
     }
 
-    /// Every subtree's payload, decoded: name to `kho.formats.Payload`.
+    /// Every subtree's payload by name, decoded at each access.
+    ///
+    /// A subtree without a decoder is a `Raw`, one that its decoder refuses a `Broken`.
     #[getter]
     fn payloads<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         decoded(slf, "payloads")
     }
 
-    /// The live update orchestrator's sessions.
+    /// The live update orchestrator's state: `inc.luo.sessions["vm-1"].files[0x10].read()`.
+    ///
+    /// Raises: NotFoundError without one; FormatError if it cannot be decoded.
+    ///
+    /// Source: abi.md section 6.
     #[getter]
     fn luo<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         decoded(slf, "luo_of")
     }
 
-    /// The chain of kexecs.
+    /// The chain of kexecs: `inc.metadata.previous_release`.
+    ///
+    /// Raises: NotFoundError without one; FormatError if it cannot be decoded.
+    ///
+    /// Source: abi.md section 6.
     #[getter]
     fn metadata<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         decoded(slf, "metadata_of")
     }
 
-    /// `reserve_mem=` regions by name.
+    /// The `reserve_mem=` regions by name.
+    ///
+    /// Raises: FormatError if their subtree cannot be decoded.
+    ///
+    /// Source: abi.md section 6.
     #[getter]
     fn reserve_mem<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         decoded(slf, "reserve_mem_of")
     }
 
-    /// Names of nodes that are no subtree, with the reason.
+    /// Nodes of the root FDT that are not valid subtrees: name to reason.
     #[getter]
     fn malformed_subtrees<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let dict = PyDict::new(py);
@@ -432,22 +566,27 @@ impl PyIncoming {
 
 #[pymethods]
 impl Subtree {
+    /// The name of its node in the root FDT.
     #[getter]
     fn name(&self) -> &str {
         &self.inner.name
     }
 
+    /// Physical address of the blob.
     #[getter]
     fn phys(&self) -> u64 {
         self.inner.phys.0
     }
 
+    /// Bytes of the blob; None if neither the root FDT nor the blob states it.
     #[getter]
     fn size(&self) -> Option<u64> {
         self.inner.size
     }
 
-    /// The blob's bytes.
+    /// Copy the blob.
+    ///
+    /// Raises: ParameterError if its size is not known; OutsideMemoryError; SourceError on a read error.
     fn read<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         let Some(size) = self.inner.size else {
             let why = format!(
@@ -459,7 +598,9 @@ impl Subtree {
         read(py, &*self.memory, self.inner.phys, size)
     }
 
-    /// The blob as a devicetree.
+    /// Read the blob as a devicetree.
+    ///
+    /// Raises: FdtError; as `read`.
     fn fdt(&self, py: Python<'_>) -> PyResult<PyFdt> {
         PyFdt::of(self.read(py)?.as_bytes())
     }

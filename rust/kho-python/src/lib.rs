@@ -31,7 +31,11 @@ mod verify;
 
 use pyo3::prelude::*;
 
-/// The compiled half of the `kho` package; import `kho`, not this.
+/// The compiled half of kho; import `kho`, not this module.
+///
+/// Sizes are in bytes and addresses are physical unless a name says otherwise. A pfn is an address divided by the page
+/// size; a folio of order `o` is `1 << o` pages. An integer that does not fit 64 bits raises ParameterError or
+/// OverflowError.
 #[pymodule]
 mod _kho {
     use pyo3::prelude::*;

@@ -1,4 +1,4 @@
-//! Lists that Python has, in memory that serves the next list when they are dropped.
+//! Lists that Python objects hold, whose memory is reused for later lists.
 
 #![forbid(unsafe_code)]
 
@@ -6,14 +6,14 @@ use crate::array::Item;
 use kho::{Error, Result};
 use std::ops::Deref;
 
-/// Items that there is room for to begin with.
+/// Initial capacity of a list whose length is not known, in items.
 const FEW: usize = 64;
 
-/// A list that was made. Dropped, its memory is kept for the next of its kind.
+/// An immutable list. When it is dropped, its memory is kept for the next list of the same type.
 pub(crate) struct Listed<T: Item>(Vec<T>);
 
 impl<T: Item> Listed<T> {
-    /// What `fill` makes of an empty list with room for `len` items.
+    /// A list that `fill` fills; it gets an empty one with capacity for `len` items.
     ///
     /// # Errors
     /// [`Error::TooLong`].
@@ -24,7 +24,7 @@ impl<T: Item> Listed<T> {
         Ok(Listed(items))
     }
 
-    /// What there is, however much.
+    /// Collects an iterator of unknown length.
     ///
     /// # Errors
     /// [`Error::TooLong`].
@@ -41,10 +41,10 @@ impl<T: Item> Listed<T> {
     }
 }
 
-/// Makes room for more items.
+/// Reserves capacity for `more` items.
 ///
 /// # Errors
-/// [`Error::TooLong`]: where Rust would end the process.
+/// [`Error::TooLong`] if the allocation fails, where `Vec::reserve` would abort the process.
 pub(crate) fn reserve<T>(items: &mut Vec<T>, more: usize) -> Result<()> {
     let bytes = size_of::<T>();
     items.try_reserve_exact(more).map_err(|_| Error::TooLong { items: items.len().saturating_add(more), bytes })

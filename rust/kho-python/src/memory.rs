@@ -1,4 +1,4 @@
-//! Physical memory to read from.
+//! `kho.Memory`: physical memory to read.
 
 #![forbid(unsafe_code)]
 
@@ -17,20 +17,22 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long a signal may wait for its handler during long work of whose progress nobody is told.
+/// The longest time between two checks for signals, in long work without a progress callback.
 const PATIENCE: Duration = Duration::from_millis(50);
 
-/// Physical memory that can be read: ELF cores, raw images, bytes.
+/// Physical memory to read: ELF cores, dumps, raw images, byte strings.
+///
+/// Made by `Memory.open` and `Memory.from_segments`. Threads may share it.
 #[pyclass(frozen, module = "kho")]
 pub(crate) struct Memory {
-    /// What other bindings read.
+    /// The memory, as other bindings read it.
     pub(crate) inner: Arc<dyn PhysMemory>,
-    /// The same, where files are what is read.
+    /// The same memory, if it consists of files.
     pub(crate) files: Option<Arc<FileMemory>>,
 }
 crate::assert_object_alignment!(Memory);
 
-/// The memory behind a `kho.Memory` or `kho.Arena`.
+/// The memory of a `kho.Memory` or `kho.Arena`.
 pub(crate) fn memory_of(object: &Bound<'_, PyAny>) -> PyResult<Arc<dyn PhysMemory>> {
     if let Ok(arena) = object.cast::<PyArena>() {
         Ok(arena.get().inner.clone())
@@ -41,8 +43,8 @@ pub(crate) fn memory_of(object: &Bound<'_, PyAny>) -> PyResult<Arc<dyn PhysMemor
     }
 }
 
-/// Does long work detached, telling `progress` (a callable, if any) how many bytes have been seen. What it raises, or the
-/// handler of a signal does (Ctrl-C), ends the work.
+/// Does long work, detached from the interpreter, and calls `progress` with the number of bytes done. An exception of
+/// `progress`, or of a signal handler (Ctrl-C), ends the work.
 pub(crate) fn with_progress<R: Send>(
     py: Python<'_>,
     progress: Option<Py<PyAny>>,
@@ -71,6 +73,24 @@ pub(crate) fn with_progress<R: Send>(
 #[pymethods]
 impl Memory {
     /// Open files as one memory.
+    ///
+    /// Args:
+    ///     sources: a str is `FILE`, `FILE@ADDRESS`, `FILE@ADDRESS,offset=N,size=N,hole=START:END` (numbers as
+    ///         `kho.sizes` reads them: 0x40000000, 1.5G) or `FILE,machine=NAME` (the memory file of a virtual machine: q35, pc,
+    ///         microvm, virt, firecracker, cloud-hypervisor, firecracker-arm64, cloud-hypervisor-arm64); if a file of
+    ///         exactly that name exists, it is that file. `-` for FILE is standard input. A Path is a path. A file
+    ///         without an address is read as its content says: an ELF core, a kdump file, flattened or not, LiME, or
+    ///         else raw memory at 0. A file that is packed with gzip, xz, zstd, bzip2, lz4 or snappy, or that AVML
+    ///         wrote, is unpacked into an unlinked temporary file, and so is the content of a pipe; a packed raw image
+    ///         is accepted only if its name says what it is (`ram.bin.gz@0x40000000`). `kho.open` reads a raw image at
+    ///         another address if its handover is whole only there; `,check=no` forbids that.
+    ///     unpack_limit: the most bytes that a packed file or a pipe may come to. By default `KHO_UNPACK_LIMIT` of the
+    ///         environment, or else the larger of 2 GiB and 128 times the packed size (for bzip2 and xz: 512 MiB and 64
+    ///         times); 1 TiB for a pipe that is not packed.
+    ///     progress: called with the number of bytes unpacked so far; an exception that it raises ends the call.
+    ///
+    /// Raises: SourceError for a file that cannot be used, or that overlaps another one; ParameterError without
+    /// sources.
     #[staticmethod]
     #[pyo3(signature = (*sources, unpack_limit=None, progress=None))]
     fn open(
@@ -82,7 +102,7 @@ impl Memory {
         let sources: PyResult<Vec<_>> = sources
             .iter()
             .map(|source| {
-                // A str may carry an address; a Path is a path.
+                // A str may have an address (`FILE@ADDRESS`); a Path is a plain path.
                 if source.is_instance_of::<PyString>() {
                     Source::parse(source.extract::<PathBuf>()?).or_raise()
                 } else {
@@ -96,48 +116,67 @@ impl Memory {
         Ok(Memory { inner: files.clone(), files: Some(files) })
     }
 
-    /// Memory of byte strings at physical addresses.
+    /// Make a memory of byte strings at physical addresses.
+    ///
+    /// Args:
+    ///     segments: (phys, bytes) each, in any order.
+    ///
+    /// Raises: ParameterError if two segments overlap; OutOfRangeError if one ends beyond the address space.
     #[staticmethod]
     fn from_segments(segments: Vec<(u64, PyBackedBytes)>) -> PyResult<Self> {
         let segments = segments.into_iter().map(|(phys, bytes)| (Phys(phys), bytes));
         Ok(Memory { inner: Arc::new(SliceMemory::new(segments).or_raise()?), files: None })
     }
 
-    /// What is here: (phys, size) of each run, ascending.
+    /// The runs of memory that can be read, as (phys, nbytes), ascending; adjacent runs are merged.
     #[getter]
     fn ranges(&self) -> Vec<(u64, u64)> {
         self.inner.ranges().iter().map(|r| (r.start.0, r.len)).collect()
     }
 
+    /// Bytes that can be read, in total.
     #[getter]
     fn nbytes(&self) -> u128 {
         self.inner.nbytes()
     }
 
-    /// `n` bytes at `phys`.
+    /// Copy `n` bytes at physical address `phys`.
+    ///
+    /// Raises: OutsideMemoryError if any of them is not in this memory; SourceError on a read error, or if a file has
+    /// become shorter.
     fn read<'py>(&self, py: Python<'py>, phys: Number, n: Number) -> PyResult<Bound<'py, PyBytes>> {
         crate::folio::read(py, &*self.inner, Phys(phys.0), n.0)
     }
 
-    /// The first run at or behind `phys` that may hold something other than zeros.
+    /// Find the first run at or after `phys` that may hold something other than zeros.
+    ///
+    /// Returns: (phys, nbytes), or None if only holes and zeros follow.
+    ///
+    /// Raises: SourceError on a read error.
     fn next_data(&self, py: Python<'_>, phys: Number) -> PyResult<Option<(u64, u64)>> {
         crate::folio::next_data(py, &*self.inner, Phys(phys.0))
     }
 
-    /// The machine an ELF core names: "x86_64", "aarch64" or "machine N".
+    /// The machine that an ELF core or kdump file names: "x86_64", "aarch64" or "machine N".
+    ///
+    /// Of several files the first that names one counts; None if none does.
     #[getter]
     fn machine(&self) -> Option<String> {
         Some(self.files.as_ref()?.machine()?.to_string())
     }
 
-    /// What was opened, in the order given.
+    /// The sources that were opened, in the order given; empty for byte strings.
     #[getter]
     fn sources(&self) -> Vec<String> {
         let sources = self.files.as_ref().map_or(&[][..], |f| f.sources());
         sources.iter().map(Source::to_string).collect()
     }
 
-    /// (path, phys, size) of what a core that is cut short claims and does not have.
+    /// The parts that truncated files claim and do not have, as (path, phys, nbytes).
+    ///
+    /// Reading them fails.
+    ///
+    /// Of a kdump file these are the pages whose descriptors are lost, from the first to the last.
     #[getter]
     fn truncated(&self) -> Vec<(OsString, u64, u64)> {
         let cuts = self.files.as_ref().map_or(&[][..], |f| f.truncated());

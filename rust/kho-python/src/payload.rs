@@ -16,7 +16,16 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use std::sync::{Arc, OnceLock};
 
-/// A preserved vmalloc area.
+/// A preserved vmalloc area: a list of blocks of pages (`struct kho_vmalloc`, abi.md section 6).
+///
+/// Args:
+///     inc: the handover.
+///     descriptor: the 16 bytes of the struct.
+///     owner: an address that tells lists apart, by default that of the first chunk. No two lists share a chunk or
+///         block, so one that was read for another owner is refused.
+///
+/// Raises: FormatError for a chunk that is misaligned, outside memory, in a cycle or shared, and for more blocks than
+/// an image of this size has room for; ParameterError unless `descriptor` has 16 bytes.
 #[pyclass(frozen, module = "kho", name = "Vmalloc")]
 pub(crate) struct PyVmalloc {
     pub(crate) inner: Vmalloc,
@@ -47,51 +56,63 @@ impl PyVmalloc {
         Ok(PyVmalloc { inner, memory })
     }
 
+    /// Physical address of the first chunk of the list.
     #[getter]
     fn first(&self) -> u64 {
         self.inner.descriptor.first.get()
     }
 
+    /// Pages that the descriptor claims; `nr_pages` is what the list names.
     #[getter]
     fn total_pages(&self) -> u32 {
         self.inner.descriptor.total_pages.get()
     }
 
+    /// The flags of the descriptor: 1 is VM_ALLOC, 2 is huge mappings.
     #[getter]
     fn flags(&self) -> u16 {
         self.inner.descriptor.flags.get()
     }
 
+    /// Log2 of the number of pages of each block.
     #[getter]
     fn order(&self) -> u32 {
         self.inner.order.get()
     }
 
+    /// Pages that the list names.
     #[getter]
     fn nr_pages(&self) -> u64 {
         self.inner.pages()
     }
 
+    /// Bytes of the area.
     #[getter]
     fn nbytes(&self) -> u64 {
         self.inner.nbytes()
     }
 
+    /// The number of `blocks`.
     #[getter]
     fn nr_blocks(&self) -> usize {
         self.inner.blocks.len()
     }
 
+    /// Physical addresses of the pages that hold the list.
     #[getter]
     fn chunks(&self) -> Vec<u64> {
         self.inner.chunks.iter().map(|p| p.0).collect()
     }
 
+    /// Physical addresses of the area's blocks, in the order of the area.
     #[getter]
     fn blocks(&self) -> Vec<u64> {
         self.inner.blocks.iter().map(|p| p.0).collect()
     }
 
+    /// Copy `n` bytes of the area from `offset` on.
+    ///
+    /// Raises: OutOfRangeError beyond its end; OutsideMemoryError; SourceError on a read error.
     #[pyo3(signature = (n, offset = Number(0)), text_signature = "($self, n, offset=0)")]
     fn read<'py>(&self, py: Python<'py>, n: Number, offset: Number) -> PyResult<Bound<'py, PyBytes>> {
         let behind = || {
@@ -105,7 +126,9 @@ impl PyVmalloc {
         bytes_of(py, len, |buf| self.inner.copy(&*self.memory, offset.0, buf))
     }
 
-    /// Records of `size` bytes, at most `most`, up to the first that is all zeros.
+    /// Copy records of `size` bytes, at most `most`, up to the first record of zeros.
+    ///
+    /// Raises: ParameterError if `size` is 0; OutsideMemoryError; SourceError on a read error.
     fn records<'py>(&self, py: Python<'py>, size: usize, most: Number) -> PyResult<Bound<'py, PyBytes>> {
         if size == 0 {
             return Err(to_py(Error::Invalid { what: "size", why: "a record has at least a byte".into() }));
@@ -119,11 +142,19 @@ impl PyVmalloc {
     }
 }
 
-/// A preserved memfd.
+/// A preserved memfd as it lies in memory (`struct memfd_luo_ser`, abi.md section 6).
+///
+/// Args:
+///     inc: the handover.
+///     phys: physical address of the structure.
+///     version: 1 for memfd-v1, 2 for memfd-v2.
+///
+/// Raises: OutsideMemoryError; FormatError for a list of folios that cannot be followed; ParameterError for another
+/// version.
 #[pyclass(frozen, module = "kho", name = "Memfd")]
 pub(crate) struct PyMemfd {
     pub(crate) inner: Memfd,
-    /// Made when first asked for.
+    /// Computed on first use.
     extents: OnceLock<Vec<FileExtent>>,
     phys: Phys,
     inc: Py<PyIncoming>,
@@ -163,43 +194,49 @@ impl PyMemfd {
         Ok(PyMemfd { inner, extents: OnceLock::new(), phys, inc })
     }
 
+    /// Physical address of the structure.
     #[getter]
     fn phys(&self) -> u64 {
         self.phys.0
     }
 
+    /// The file position, in bytes.
     #[getter]
     fn pos(&self) -> u64 {
         self.inner.pos
     }
 
+    /// Bytes of the file.
     #[getter]
     fn size(&self) -> u64 {
         self.inner.size
     }
 
+    /// The seals of the file, as F_SEAL_* bits; 0 in memfd-v1, which has none.
     #[getter]
     fn seals(&self) -> u32 {
         self.inner.seals
     }
 
+    /// The flags word of the structure.
     #[getter]
     fn flags(&self) -> u32 {
         self.inner.flags
     }
 
+    /// Folios that the structure claims; `nr_listed` is what the list holds.
     #[getter]
     fn nr_folios(&self) -> u64 {
         self.inner.nr_folios
     }
 
-    /// How many folios the list has.
+    /// Folios that the list holds: `len(folios)`, without making them.
     #[getter]
     fn nr_listed(&self) -> usize {
         self.inner.folios.len()
     }
 
-    /// `kho.MemfdFolio(phys, order, index, flags)` each.
+    /// The folios of the file, a `MemfdFolio` each, in the order of the list.
     #[getter]
     fn folios<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
         let class = py.import("kho._types")?.getattr("MemfdFolio")?;
@@ -210,25 +247,27 @@ impl PyMemfd {
         folios.map(|f| class.call1((page.phys(f.pfn()).0, order(f), f.index, f.flags()))).collect()
     }
 
-    /// (phys, nbytes) of the folios' memory by address, what adjoins or overlaps made one; at most `most` of them.
+    /// List the runs of memory that the folios take: (phys, nbytes), ascending, at most `most` of them.
+    ///
+    /// Adjacent and overlapping folios are one run.
     fn memory_runs(&self, py: Python<'_>, most: usize) -> Vec<(u64, u64)> {
         let inc = &self.inc.get().inner;
         py.detach(|| self.inner.memory_runs(inc.preserved(), most)).into_iter().map(|r| (r.start.0, r.len)).collect()
     }
 
-    /// The pages of the folio list.
+    /// The area that holds the list of folios.
     #[getter]
     fn list(&self) -> PyVmalloc {
         PyVmalloc { inner: self.inner.list.clone(), memory: Arc::clone(self.inc.get().inner.memory()) }
     }
 
-    /// (offset, phys, nbytes) of what is data, by offset; the rest of the file is zeros.
+    /// The parts of the file that are data, as (offset, phys, nbytes), by offset; the rest is zeros.
     #[getter]
     fn extents(&self, py: Python<'_>) -> Vec<(u64, u64, u64)> {
         self.made(py).iter().map(|e| (e.offset, e.phys.0, e.len)).collect()
     }
 
-    /// (offset, nbytes) of what is data, by offset, what adjoins made one.
+    /// The parts of the file that are data, as (offset, nbytes), by offset; adjacent parts are merged.
     #[getter]
     fn data(&self, py: Python<'_>) -> PyResult<RunArray> {
         let extents = self.made(py);
@@ -241,14 +280,22 @@ impl PyMemfd {
         self.made(py).iter().map(|e| e.len).sum()
     }
 
-    /// The first run at or after `offset`, and before `end`, that may read as something other than zeros, or not at all:
-    /// (offset, nbytes).
+    /// Find the first run from `offset` to `end` that may hold other than zeros, or cannot be read.
+    ///
+    /// Returns: (offset, nbytes), or None if all of it is zeros.
     fn next_to_read(&self, py: Python<'_>, offset: Number, end: Number) -> PyResult<Option<(u64, u64)>> {
         let extents = self.made(py);
         py.detach(|| self.inner.next_to_read(self.memory(), extents, offset.0, end.0)).or_raise()
     }
 
-    /// `n` bytes from `offset`, fewer at the end; all that follow when `n` is not given.
+    /// Copy `n` bytes from `offset` on, fewer at the end of the file.
+    ///
+    /// Args:
+    ///     n: bytes; by default all that follow.
+    ///     offset: in the file, in bytes.
+    ///
+    /// Raises: OutsideMemoryError for a folio that is not in this memory; OutOfRangeError for more bytes than an object
+    /// can have; SourceError on a read error.
     #[pyo3(signature = (n = None, offset = Number(0)), text_signature = "($self, n=None, offset=0)")]
     fn read<'py>(&self, py: Python<'py>, n: Option<Number>, offset: Number) -> PyResult<Bound<'py, PyBytes>> {
         let left = self.inner.size.saturating_sub(offset.0);

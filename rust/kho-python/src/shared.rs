@@ -1,4 +1,4 @@
-//! A tracker that threads share: one at a time has all of it, or several have an order each.
+//! A tracker that threads share: one thread holds all of it, or several threads hold one order each.
 
 #![forbid(unsafe_code)]
 
@@ -7,23 +7,23 @@ use kho::units::Order;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 
-/// A tracker between threads.
+/// A tracker that threads share.
 pub(crate) struct Shared {
     state: Mutex<State>,
-    /// Told when an order comes back.
+    /// Notified when a thread returns an order.
     back: Condvar,
 }
 
 struct State {
     tracker: Tracker,
-    /// The orders that threads have taken out, a bit each.
+    /// The orders that threads have taken out, one bit each.
     out: u64,
 }
 
-/// All of a tracker, for as long as it is held.
+/// A guard that holds the whole tracker.
 pub(crate) struct Whole<'a>(MutexGuard<'a, State>);
 
-/// One order of a tracker, for as long as it is held: a tracker that has no other folios.
+/// A guard that holds one order: a tracker with the folios of that order only, which goes back when it is dropped.
 pub(crate) struct Part<'a> {
     shared: &'a Shared,
     order: Order,
@@ -35,12 +35,12 @@ impl Shared {
         Shared { state: Mutex::new(State { tracker, out: 0 }), back: Condvar::new() }
     }
 
-    /// Waits until no other thread has any of it.
+    /// Locks the whole tracker; waits until no other thread holds any of it.
     pub(crate) fn whole(&self) -> Whole<'_> {
         Whole(self.when(|out| out == 0))
     }
 
-    /// `None` while another thread has any of it.
+    /// Locks the whole tracker; `None` if another thread holds any of it.
     pub(crate) fn try_whole(&self) -> Option<Whole<'_>> {
         let state = match self.state.try_lock() {
             Ok(state) => state,
@@ -50,16 +50,16 @@ impl Shared {
         (state.out == 0).then_some(Whole(state))
     }
 
-    /// Waits until no other thread has all of it, or this order.
+    /// Takes one order out; waits until no other thread holds the whole tracker or this order.
     pub(crate) fn order(&self, order: Order) -> Part<'_> {
         let mut state = self.when(|out| out & bit(order) == 0);
         state.out |= bit(order);
         Part { shared: self, order, tracker: state.tracker.split_off(order) }
     }
 
-    /// The lock, once that holds of the orders that are out.
+    /// Takes the lock, and waits until `free` is true of the orders that are taken out.
     fn when(&self, free: impl Fn(u64) -> bool) -> MutexGuard<'_, State> {
-        // What panicked while it held the lock changed words and counts together or not at all.
+        // Poison is ignored: a tracker operation that panics has changed words and counts together, or not at all.
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         self.back.wait_while(state, |state| !free(state.out)).unwrap_or_else(PoisonError::into_inner)
     }
@@ -101,7 +101,8 @@ impl Drop for Part<'_> {
     fn drop(&mut self) {
         let mut state = self.shared.when(|_| true);
         let part = self.tracker.split_off(self.order);
-        // Nobody else could give the tracker blocks of this order meanwhile, so that there is nothing to copy.
+        // This thread held the order, so the tracker has no blocks of it: `append` moves the part's blocks and cannot
+        // fail.
         let _ = state.tracker.append(part);
         state.out &= !bit(self.order);
         self.shared.back.notify_all();

@@ -16,7 +16,28 @@ use std::ptr;
 use std::sync::{Mutex, PoisonError};
 use std::vec;
 
-/// The folios to hand to the next kernel: a set of (pfn, order).
+/// The set of folios to preserve, (pfn, order) pairs in sparse bitmaps per order.
+///
+/// One bit is one pair; folios of different orders may overlap, since nothing in the format forbids it. Operations
+/// return what changed. Bitmaps that become empty stay allocated until `clear`, as in the kernel.
+///
+/// `(pfn, order) in tracker` looks a folio up, and `pfn in tracker` one of order 0; `len` counts folios, and iteration
+/// yields (pfn, order) of a snapshot in the order of serialization: by order, then pfn. As with sets, `<=` and `<` mean
+/// subset; `|`, `&`, `-` and `^` make a new tracker, which has the left operand's bitmap size and no empty bitmaps, and
+/// raise ParameterError if the page sizes differ. Trackers can be copied and pickled.
+///
+/// Threads may share trackers. Long calls (bulk operations, set algebra, lists, bitmaps) release the interpreter, so
+/// that threads that work on different trackers run concurrently; those that work on one tracker run one after another,
+/// except that bulk calls of one order run concurrently with those of other orders. A buffer that another thread writes
+/// during a call is safe: its integers are copied a few at a time, and the copies are checked and used.
+///
+/// Args:
+///     page_size: 4096, 16384 or 65536.
+///     bitmap_bytes: 512 (Linux 6.16) or the page size (6.18 and later, the default).
+///
+/// Raises: ParameterError for another page size or bitmap size.
+///
+/// Source: struct kho_mem_track of kernel/kexec_handover.c; abi.md section 3.
 #[pyclass(frozen, module = "kho", name = "Tracker")]
 pub(crate) struct PyTracker {
     /// On the heap: a tracker's directories are aligned to 32 bytes, and CPython aligns objects to 16.
@@ -24,7 +45,7 @@ pub(crate) struct PyTracker {
 }
 crate::assert_object_alignment!(PyTracker);
 
-/// Folios in a list that is long enough to leave the other orders to others meanwhile.
+/// A list of at least this many folios takes its order out of the tracker: other threads can use the other orders.
 const LONG: usize = 4096;
 
 impl PyTracker {
@@ -37,7 +58,7 @@ impl PyTracker {
         self.long(py, |tracker| f(tracker))
     }
 
-    /// A short operation: attached, unless another thread has any of the tracker.
+    /// A short operation: attached to the interpreter, unless another thread holds any of the tracker.
     fn quick<R: Send>(&self, py: Python<'_>, f: impl FnOnce(&mut Tracker) -> R + Send) -> R {
         match self.shared.try_whole() {
             Some(mut tracker) => f(&mut tracker),
@@ -50,7 +71,7 @@ impl PyTracker {
         py.detach(|| f(&mut self.shared.whole()))
     }
 
-    /// A long operation on folios of one order: detached from the interpreter, beside others on other orders.
+    /// A long operation on folios of one order: detached, and concurrently with operations on other orders.
     fn of_order<R: Send>(&self, py: Python<'_>, order: Order, f: impl FnOnce(&mut Tracker) -> R + Send) -> R {
         py.detach(|| f(&mut self.shared.order(order)))
     }
@@ -69,7 +90,7 @@ impl PyTracker {
         }
     }
 
-    /// Runs `f` on two trackers, which may be one, detached from the interpreter.
+    /// Runs `f` on two trackers, which may be the same, detached from the interpreter.
     fn both<R: Send>(&self, other: &PyTracker, py: Python<'_>, f: impl FnOnce(&Tracker, &Tracker) -> R + Send) -> R {
         py.detach(|| match lock_both(&self.shared, &other.shared) {
             (mine, Some(theirs)) => f(&mine, &theirs),
@@ -77,8 +98,8 @@ impl PyTracker {
         })
     }
 
-    /// Combines another tracker into this one, detached from the interpreter. `itself`: whether a tracker combined with
-    /// itself stays what it is, or becomes empty.
+    /// Combines another tracker into this one, detached from the interpreter. `itself`: whether a tracker that is
+    /// combined with itself stays as it is (`|=`, `&=`), or becomes empty (`-=`, `^=`).
     fn change(
         &self,
         other: &PyTracker,
@@ -97,7 +118,7 @@ impl PyTracker {
         py.detach(change).or_raise()
     }
 
-    /// A new tracker on the heap from both.
+    /// Makes a new tracker, on the heap, from both.
     fn combined(
         &self,
         other: &PyTracker,
@@ -108,7 +129,7 @@ impl PyTracker {
     }
 }
 
-/// Two trackers, locked in the order of their addresses so that no two threads wait for each other; or the one they are.
+/// Locks two trackers in the order of their addresses, so that no two threads wait for each other; one only once.
 fn lock_both<'a>(mine: &'a Shared, theirs: &'a Shared) -> (Whole<'a>, Option<Whole<'a>>) {
     if ptr::eq(mine, theirs) {
         (mine.whole(), None)
@@ -153,70 +174,103 @@ impl PyTracker {
         self.quick(py, |t| t.geometry().page().bytes())
     }
 
-    /// Bytes in a bitmap: 512 (Linux 6.16) or `page_size` (6.18 and later).
+    /// Bytes in a bitmap: 512 (Linux 6.16) or the page size (6.18 and later).
     #[getter]
     fn bitmap_bytes(&self, py: Python<'_>) -> u64 {
         self.quick(py, |t| t.geometry().block_bytes())
     }
 
-    /// Bytes of memory held.
+    /// Bytes of memory that the tracker takes: bitmaps and the directories that lead to them.
     #[getter]
     fn nbytes(&self, py: Python<'_>) -> u64 {
         self.quick(py, |t| t.nbytes())
     }
 
-    /// Mark the folio at `pfn`, a multiple of `1 << order` (__kho_preserve_order, kernel/kexec_handover.c).
+    /// Mark the folio at `pfn` for the next kernel (__kho_preserve_order).
     ///
-    /// Returns True if it was not yet marked. Raises MisalignedError, OrderError, OutOfRangeError.
+    /// Args:
+    ///     pfn: page frame number, a multiple of `1 << order`.
+    ///     order: log2 of the number of pages, 0 to 36.
+    ///
+    /// Returns: True if it was not yet marked.
+    ///
+    /// Raises: MisalignedError, OrderError, OutOfRangeError.
     #[pyo3(signature = (pfn, order = Number(0)), text_signature = "($self, pfn, order=0)")]
     fn preserve(&self, py: Python<'_>, pfn: Number, order: Number) -> PyResult<bool> {
         let order = order_of(order)?;
         self.quick(py, |t| t.preserve(Pfn(pfn.0), order)).or_raise()
     }
 
-    /// Unmark the folio at `pfn`.
+    /// Unmark the folio at `pfn` (__kho_unpreserve_order).
     ///
-    /// Returns True if it was marked. Raises MisalignedError, OrderError, OutOfRangeError.
+    /// Args:
+    ///     pfn: page frame number, a multiple of `1 << order`.
+    ///     order: log2 of the number of pages, 0 to 36.
+    ///
+    /// Returns: True if it was marked.
+    ///
+    /// Raises: MisalignedError, OrderError, OutOfRangeError.
     #[pyo3(signature = (pfn, order = Number(0)), text_signature = "($self, pfn, order=0)")]
     fn unpreserve(&self, py: Python<'_>, pfn: Number, order: Number) -> PyResult<bool> {
         let order = order_of(order)?;
         self.quick(py, |t| t.unpreserve(Pfn(pfn.0), order)).or_raise()
     }
 
-    /// Mark `n` pages from `pfn` as the naturally aligned folios they split into (kho_preserve_pages).
+    /// Mark `n` pages from `pfn` on as the naturally aligned folios they split into (kho_preserve_pages).
     ///
-    /// Returns how many of those folios were not yet marked. Raises OutOfRangeError; then nothing changed.
+    /// The split is greedy: each folio is as large as its alignment and the rest of the range allow. All or nothing.
+    ///
+    /// Returns: the number of these folios that were not yet marked.
+    ///
+    /// Raises: OutOfRangeError.
     fn preserve_pages(&self, py: Python<'_>, pfn: Number, n: Number) -> PyResult<u64> {
         self.quick(py, |t| t.preserve_pages(Pfn(pfn.0), n.0)).or_raise()
     }
 
-    /// Split `n` pages from `pfn` as `preserve_pages` does and unmark those folios.
+    /// Unmark the folios that `preserve_pages` marks for the same range (kho_unpreserve_pages).
     ///
-    /// Returns how many were marked. Raises OutOfRangeError.
+    /// Returns: the number of these folios that were marked.
+    ///
+    /// Raises: OutOfRangeError.
     fn unpreserve_pages(&self, py: Python<'_>, pfn: Number, n: Number) -> PyResult<u64> {
         self.quick(py, |t| t.unpreserve_pages(Pfn(pfn.0), n.0)).or_raise()
     }
 
-    /// Mark `count` folios of one order, side by side from `pfn` on.
+    /// Mark `count` consecutive folios of one order from `pfn` on, all or nothing.
     ///
-    /// Returns how many were not yet marked. Raises as `preserve`; then nothing changed.
+    /// Whole words of a bitmap are filled at a time, which is faster than `preserve_many`.
+    ///
+    /// Returns: the number of folios that were not yet marked.
+    ///
+    /// Raises: MisalignedError, OrderError, OutOfRangeError.
     fn preserve_run(&self, py: Python<'_>, pfn: Number, order: Number, count: Number) -> PyResult<u64> {
         let order = Order::new(order.0).or_raise()?;
         self.of_order(py, order, |t| t.preserve_run(Pfn(pfn.0), order, count.0)).or_raise()
     }
 
-    /// Unmark the folios that `preserve_run` marks.
+    /// Unmark `count` consecutive folios of one order from `pfn` on.
     ///
-    /// Returns how many were marked. Raises MisalignedError, OrderError, OutOfRangeError.
+    /// Returns: the number of folios that were marked.
+    ///
+    /// Raises: MisalignedError, OrderError, OutOfRangeError.
     fn unpreserve_run(&self, py: Python<'_>, pfn: Number, order: Number, count: Number) -> PyResult<u64> {
         let order = Order::new(order.0).or_raise()?;
         self.of_order(py, order, |t| t.unpreserve_run(Pfn(pfn.0), order, count.0)).or_raise()
     }
 
-    /// Mark many folios: `pfns` is a one-dimensional buffer of 64-bit or 32-bit integers, `order` one order for all or a
-    /// buffer of as many integers.
+    /// Mark many folios, all or nothing.
     ///
-    /// Returns how many were not yet marked. Raises as `preserve` and ParameterError; then nothing changed.
+    /// Args:
+    ///     pfns: a one-dimensional buffer of 64-bit or 32-bit integers, signed or not (numpy array, array.array,
+    ///         memoryview, PfnArray), in any order. The buffer is not copied.
+    ///     order: one order for all, or a buffer of integers of any width with one for each; bytes are fastest.
+    ///
+    /// Calls with one order run concurrently with those of other threads with other orders.
+    ///
+    /// Returns: the number of folios that were not yet marked.
+    ///
+    /// Raises: MisalignedError, OrderError, OutOfRangeError for the first folio that is wrong; ParameterError if the
+    /// lengths differ; TypeError for other buffers.
     #[pyo3(signature = (pfns, order = None), text_signature = "($self, pfns, order=0)")]
     fn preserve_many(
         &self,
@@ -228,9 +282,15 @@ impl PyTracker {
         self.many(py, &pfns, orders.orders(), |t| t.preserve_many(&pfns, orders.orders())).or_raise()
     }
 
-    /// Unmark many folios, given as to `preserve_many`.
+    /// Unmark many folios, all or nothing.
     ///
-    /// Returns how many were marked. Raises as `preserve_many`; then nothing changed.
+    /// Args:
+    ///     pfns: as of `preserve_many`.
+    ///     order: as of `preserve_many`.
+    ///
+    /// Returns: the number of folios that were marked.
+    ///
+    /// Raises: as `preserve_many`.
     #[pyo3(signature = (pfns, order = None), text_signature = "($self, pfns, order=0)")]
     fn unpreserve_many(
         &self,
@@ -242,9 +302,16 @@ impl PyTracker {
         self.many(py, &pfns, orders.orders(), |t| t.unpreserve_many(&pfns, orders.orders())).or_raise()
     }
 
-    /// For each folio, given as to `preserve_many`, a byte: 1 if it is marked, else 0, as of what no folio can be.
+    /// Look many folios up.
     ///
-    /// Raises OrderError, ParameterError.
+    /// Args:
+    ///     pfns: as of `preserve_many`.
+    ///     order: as of `preserve_many`.
+    ///
+    /// Returns: one byte for each folio, 1 if it is marked and else 0, also for a pfn that no folio of the order can
+    /// have. `numpy.frombuffer(found, bool)` is a mask.
+    ///
+    /// Raises: OrderError; ParameterError if the lengths differ; TypeError for other buffers.
     #[pyo3(signature = (pfns, order = None), text_signature = "($self, pfns, order=0)")]
     fn contains_many<'py>(
         &self,
@@ -263,7 +330,7 @@ impl PyTracker {
             Ok(pair) if pair.len() == 2 => (pair.get_item(0)?, pair.get_item(1)?.extract()),
             _ => (item.clone(), Ok(Number(0))),
         };
-        // A number that no folio can have is in no tracker; what is no number is a mistake.
+        // A number that no folio can have is in no tracker; an object that is not a number raises TypeError.
         let (pfn, order) = match (pfn.extract::<Number>(), order) {
             (Ok(pfn), Ok(order)) => (pfn.0, order.0),
             (Err(e), _) | (_, Err(e)) => {
@@ -285,7 +352,7 @@ impl PyTracker {
         self.quick(py, |t| !t.is_empty())
     }
 
-    /// (pfn, order) as they are serialized: order ascending, then pfn; of a snapshot.
+    /// Iterates over (pfn, order) of a snapshot, in the order of serialization: by order, then pfn.
     fn __iter__(&self, py: Python<'_>) -> PyResult<TrackerIter> {
         let snapshot = self.long(py, |t| t.try_clone()).or_raise()?;
         Ok(TrackerIter {
@@ -297,38 +364,56 @@ impl PyTracker {
         })
     }
 
-    /// Runs of pages that some folio covers, as (pfn, pages), ascending.
+    /// List the runs of pages that folios of any order cover: (pfn, pages), ascending.
+    ///
+    /// The runs are disjoint, and no two are adjacent.
+    ///
+    /// Raises: OutOfMemoryError if this process cannot allocate the list.
     fn extents(&self, py: Python<'_>) -> PyResult<RunArray> {
         self.read(py, |t| RunArray::of(t.extents().map(|(start, end)| (start, end.0 - start.0)))).or_raise()
     }
 
-    /// Runs of consecutive folios of one order, as (pfn, folios), ascending.
+    /// List the maximal runs of consecutive folios of one order: (pfn, folios), ascending.
+    ///
+    /// Raises: OrderError; OutOfMemoryError if this process cannot allocate the list.
     #[pyo3(signature = (order = Number(0)), text_signature = "($self, order=0)")]
     fn runs(&self, py: Python<'_>, order: Number) -> PyResult<RunArray> {
         let order = order_of(order)?;
         self.of_order(py, order, |t| RunArray::of(t.runs(order))).or_raise()
     }
 
-    /// Every folio by address, then order, as a `FolioArray`.
+    /// List every folio, by address, then order.
+    ///
+    /// Raises: OutOfMemoryError if this process cannot allocate the list.
     fn folios(&self, py: Python<'_>) -> PyResult<FolioArray> {
         self.read(py, FolioArray::of).or_raise()
     }
 
-    /// The pfns of one order, ascending, as a `PfnArray`.
+    /// List the pfns of the folios of one order, ascending.
+    ///
+    /// Raises: OrderError; OutOfMemoryError if this process cannot allocate the list.
     #[pyo3(signature = (order = Number(0)), text_signature = "($self, order=0)")]
     fn pfns(&self, py: Python<'_>, order: Number) -> PyResult<PfnArray> {
         let order = order_of(order)?;
         self.of_order(py, order, |t| PfnArray::of(t, order)).or_raise()
     }
 
-    /// How many folios of one order begin below `pfn`, which need not be one.
+    /// Count the folios of one order that begin below `pfn`.
+    ///
+    /// No folio needs to begin at `pfn`. The time is proportional to the bytes of that order's bitmaps below it.
+    ///
+    /// Raises: OrderError.
     #[pyo3(signature = (pfn, order = Number(0)), text_signature = "($self, pfn, order=0)")]
     fn rank(&self, py: Python<'_>, pfn: Number, order: Number) -> PyResult<u64> {
         let order = order_of(order)?;
         Ok(self.quick(py, |t| t.rank(Pfn(pfn.0), order)))
     }
 
-    /// The pfn of the folio of one order that `rank` others of it lie below. Raises IndexError if there is none.
+    /// Find the pfn of the folio of one order that has `rank` others of that order below it.
+    ///
+    /// The time is as that of `Tracker.rank`.
+    ///
+    /// Raises: IndexError if there is none; OrderError.
     #[pyo3(signature = (rank, order = Number(0)), text_signature = "($self, rank, order=0)")]
     fn select(&self, py: Python<'_>, rank: &Bound<'_, PyAny>, order: Number) -> PyResult<u64> {
         let order = order_of(order)?;
@@ -341,9 +426,16 @@ impl PyTracker {
         pfn.map(|pfn| pfn.0).ok_or_else(missing)
     }
 
-    /// The folio numbers (`pfn >> order`) of one order as a Roaring bitmap in the portable format of 32 or 64 bits.
+    /// Give the folio numbers (`pfn >> order`) of one order as a Roaring bitmap in the portable format.
     ///
-    /// Raises OutOfRangeError for a number that does not fit, OrderError, ParameterError.
+    /// Args:
+    ///     order: log2 of the number of pages.
+    ///     bits: 64 for BitMap64, RoaringTreemap and Roaring64Map; 32 for BitMap and RoaringBitmap.
+    ///     runs: store a container as runs where that is shorter, as run_optimize does.
+    ///
+    /// Raises: OutOfRangeError for a number beyond 32 bits; OrderError; ParameterError for other `bits`.
+    ///
+    /// Source: the Roaring format specification, "Standard 32-bit Roaring Bitmap" and "Extension for 64-bit".
     #[pyo3(signature = (order = Number(0), *, bits = Number(64), runs = true), text_signature = "($self, order=0, *, bits=64, runs=True)")]
     fn to_roaring<'py>(
         &self,
@@ -357,9 +449,19 @@ impl PyTracker {
         Ok(PyBytes::new(py, &bytes))
     }
 
-    /// Mark the folios of one order whose numbers a Roaring bitmap holds, as `to_roaring` writes it.
+    /// Mark the folios of one order whose numbers (`pfn >> order`) a Roaring bitmap holds, all or nothing.
     ///
-    /// Returns how many were not yet marked. Raises ParameterError, OutOfRangeError, OrderError; then nothing changed.
+    /// Time and memory are bounded by the number of containers: at most eight bitmaps for each 14 bytes of data or so.
+    ///
+    /// Args:
+    ///     data: a buffer of bytes, exactly one bitmap as `to_roaring` writes it.
+    ///     order: log2 of the number of pages.
+    ///     bits: 64 or 32, as for `to_roaring`.
+    ///
+    /// Returns: the number of folios that were not yet marked.
+    ///
+    /// Raises: ParameterError unless `data` is exactly one well-formed bitmap; OutOfRangeError; OrderError; TypeError
+    /// for other buffers.
     #[pyo3(signature = (data, order = Number(0), *, bits = Number(64)), text_signature = "($self, data, order=0, *, bits=64)")]
     fn update_roaring(&self, py: Python<'_>, data: &Bound<'_, PyAny>, order: Number, bits: Number) -> PyResult<u64> {
         let (order, bits) = (order_of(order)?, roaring_bits(bits.0).or_raise()?);
@@ -367,7 +469,16 @@ impl PyTracker {
         self.of_order(py, order, |t| t.adopt_roaring(order, bits, &data)).or_raise()
     }
 
-    /// A new tracker from a Roaring bitmap, as `update_roaring` reads it.
+    /// Make a tracker from a Roaring bitmap.
+    ///
+    /// Args:
+    ///     data: as of `update_roaring`.
+    ///     order: log2 of the number of pages.
+    ///     bits: 64 or 32, as for `to_roaring`.
+    ///     page_size: as of `Tracker`.
+    ///     bitmap_bytes: as of `Tracker`.
+    ///
+    /// Raises: as `update_roaring`; ParameterError as `Tracker`.
     #[staticmethod]
     #[pyo3(
         signature = (data, order = Number(0), *, bits = Number(64), page_size = Number(4096), bitmap_bytes = None),
@@ -386,12 +497,14 @@ impl PyTracker {
         Ok(tracker)
     }
 
-    /// Unmark everything and give the memory back.
+    /// Unmark every folio and free the bitmaps.
     fn clear(&self, py: Python<'_>) {
         self.long(py, Tracker::clear);
     }
 
-    /// A tracker of its own with the same folios.
+    /// Make a tracker with the same folios.
+    ///
+    /// Raises: OutOfMemoryError.
     fn copy(&self, py: Python<'_>) -> PyResult<PyTracker> {
         self.long(py, |t| t.try_clone()).map(Self::from_tracker).or_raise()
     }
@@ -404,7 +517,9 @@ impl PyTracker {
         self.copy(py)
     }
 
-    /// What each order holds and costs: {order: {"folios", "blocks", "empty_blocks", "bytes"}}.
+    /// Give what each order holds and costs.
+    ///
+    /// Returns: for each order that has bitmaps a dict of `folios`, `blocks` (bitmaps), `empty_blocks`, and `bytes`.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = PyDict::new(py);
         for row in self.quick(py, |t| t.stats()) {
@@ -427,7 +542,7 @@ impl PyTracker {
         Ok(equal.into_pyobject(py)?.to_owned().into_any().unbind())
     }
 
-    /// Whether `other` has every folio of this tracker, and more.
+    /// Whether `other` has every folio of this tracker, and at least one more.
     fn __lt__(&self, py: Python<'_>, other: PyRef<'_, PyTracker>) -> bool {
         self.both(&other, py, |a, b| a.len() < b.len() && a.is_subset(b))
     }
@@ -476,37 +591,39 @@ impl PyTracker {
         self.change(&other, py, false, |a, b| a.symmetric_difference_with(b).map(drop))
     }
 
-    /// Whether no folio is in both.
+    /// Say whether no folio is in both trackers.
     fn isdisjoint(&self, py: Python<'_>, other: PyRef<'_, PyTracker>) -> bool {
         self.both(&other, py, Tracker::is_disjoint)
     }
 
-    /// Whether `other` has every folio of this tracker.
+    /// Say whether `other` has every folio of this tracker.
     fn issubset(&self, py: Python<'_>, other: PyRef<'_, PyTracker>) -> bool {
         self.both(&other, py, Tracker::is_subset)
     }
 
-    /// Whether this tracker has every folio of `other`.
+    /// Say whether this tracker has every folio of `other`.
     fn issuperset(&self, py: Python<'_>, other: PyRef<'_, PyTracker>) -> bool {
         self.both(&other, py, |a, b| b.is_subset(a))
     }
 
-    /// How many folios `self | other` has.
+    /// Count the folios of `self | other` without making it.
+    ///
+    /// Trackers of different page sizes have no folio in common.
     fn union_len(&self, py: Python<'_>, other: PyRef<'_, PyTracker>) -> u64 {
         self.both(&other, py, Tracker::union_len)
     }
 
-    /// How many folios `self & other` has.
+    /// Count the folios of `self & other` without making it.
     fn intersection_len(&self, py: Python<'_>, other: PyRef<'_, PyTracker>) -> u64 {
         self.both(&other, py, Tracker::intersection_len)
     }
 
-    /// How many folios `self - other` has.
+    /// Count the folios of `self - other` without making it.
     fn difference_len(&self, py: Python<'_>, other: PyRef<'_, PyTracker>) -> u64 {
         self.both(&other, py, Tracker::difference_len)
     }
 
-    /// How many folios `self ^ other` has.
+    /// Count the folios of `self ^ other` without making it.
     fn symmetric_difference_len(&self, py: Python<'_>, other: PyRef<'_, PyTracker>) -> u64 {
         self.both(&other, py, Tracker::symmetric_difference_len)
     }
@@ -545,7 +662,7 @@ impl PyTracker {
 
 type Reduced<'py> = (Bound<'py, PyType>, (u64, u64), Bound<'py, PyBytes>);
 
-/// Iterates over a tracker as it was.
+/// Iterates over a snapshot of a tracker.
 #[pyclass(frozen, module = "kho._kho")]
 pub(crate) struct TrackerIter {
     state: Mutex<IterState>,
@@ -556,11 +673,11 @@ struct IterState {
     /// On the heap, as in a `PyTracker`.
     snapshot: Box<Tracker>,
     batch: vec::IntoIter<(Pfn, Order)>,
-    /// Where the next batch begins.
+    /// The order and pfn from which the next batch is read; `None` at the end.
     rest: Option<(Order, Pfn)>,
 }
 
-/// Folios looked up at a time.
+/// Folios in a batch.
 const BATCH: usize = 256;
 
 impl IterState {

@@ -16,8 +16,18 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple, PyType};
 use std::sync::Arc;
 
-/// Where the handovers in a memory are, and what tells of them, whether or not they can be read: (FDTs,
-/// [(FDT, scratch array, bytes)], [(scratch array, [(address, size)])]).
+/// Find the traces of handovers in a memory, whether or not they can be read.
+///
+/// Args:
+///     memory: a `Memory` or `Arena`.
+///     progress: called with the number of bytes searched so far; an exception that it raises ends the call.
+///
+/// Returns: the physical addresses of root FDTs; (FDT, scratch array, its bytes) for each place where a kernel was told
+/// of a handover; and (phys, areas) of each page that can be a scratch array, with the (addr, nbytes) it lists.
+///
+/// Raises: SourceError on a read error.
+///
+/// Source: abi.md section 2.
 #[pyfunction]
 #[pyo3(signature = (memory, progress = None))]
 #[expect(clippy::type_complexity, reason = "a tuple for Python")]
@@ -35,13 +45,21 @@ pub(crate) fn find_memory(
     Ok((fdts, pointers, arrays))
 }
 
-/// (how many, [(phys, pages, order, other)] of the first).
+/// (number of places, [(phys, pages, order, other)] of the first ones), for Python.
 fn hits<'py>(py: Python<'py>, hits: &Hits) -> PyResult<Bound<'py, PyTuple>> {
     let spots: Vec<_> = hits.spots.iter().map(|s| (s.phys.0, s.pages, s.order.get(), s.other)).collect();
     (hits.count, spots).into_pyobject(py)
 }
 
-/// Checks the map by runs: name of the check to hits, and `empty`: [(order, empty bitmaps, bitmaps)].
+/// Check a map by runs: against itself, its memory, scratch, and NUMA nodes.
+///
+/// Args:
+///     inc: the handover.
+///     nodes: NUMA memory, as (start, nbytes, node).
+///     most: the number of places to list for each condition.
+///
+/// Returns: a dict. `overlapping`, `in_scratch`, `outside`, `nodes_in_scratch`, `nodes_preserved` and `spanning` are
+/// (number of places, [(phys, pages, order, other)] of the first ones); `empty` is [(order, empty bitmaps, bitmaps)].
 #[pyfunction]
 #[pyo3(signature = (inc, nodes = Vec::new(), most = 16))]
 pub(crate) fn check_map<'py>(
@@ -65,7 +83,15 @@ pub(crate) fn check_map<'py>(
     Ok(dict)
 }
 
-/// Checks a memfd's list: name of the check to (how many, [(place in pages, phys)] of the first).
+/// Check a memfd's list of folios.
+///
+/// Args:
+///     inc: the handover.
+///     memfd: the file.
+///     most: the number of places to list for each condition.
+///
+/// Returns: a dict. `duplicated`, `beyond`, `interior` and `nowhere` are (number of folios, [(place in the file in
+/// pages, phys)] of the first ones); `listed` has the number of folios that the list holds.
 #[pyfunction]
 #[pyo3(signature = (inc, memfd, most = 16))]
 pub(crate) fn check_memfd_folios<'py>(
@@ -90,7 +116,7 @@ pub(crate) fn check_memfd_folios<'py>(
     Ok(dict)
 }
 
-/// What is claimed: bytes, an area, a file.
+/// The memory of a claim: a range of bytes, a vmalloc area, or a file.
 #[derive(FromPyObject)]
 pub(crate) enum Claimed<'py> {
     Range((u64, u64)),
@@ -98,17 +124,17 @@ pub(crate) enum Claimed<'py> {
     File(Bound<'py, PyMemfd>),
 }
 
-/// Who is meant by the numbers in rows: (owner, what).
+/// The names that rows refer to by number: (owner, what).
 type Names = Arc<Vec<(String, String)>>;
 
 const NOBODY: (&str, &str) = ("unknown", "preserved by nobody's account");
 const REST: &str = "rest of a folio of the pages before";
 
-/// Rows of `kho.OwnedRange`, made as they are asked for.
+/// Ranges of pages with their owners, by address: a sequence of `OwnedRange`, each made on access.
 #[pyclass(frozen, sequence, module = "kho", name = "OwnerRows")]
 pub(crate) struct OwnerRows {
     rows: Arc<Vec<Row>>,
-    /// Which of them, if not all.
+    /// The indices of the rows to show; `None` for all.
     picked: Option<Vec<u32>>,
     names: Names,
     page: PageSize,
@@ -139,9 +165,19 @@ impl OwnerRows {
     }
 }
 
-/// Joins what is claimed with what is preserved. `names`: (owner, what); `claims`: (index of a name, index of the name for
-/// an area's list, memory). A dict with `rows`, `unowned`, `unpreserved` (OwnerRows), `shared`
-/// ([(phys, nbytes, name, name)]), `more_unpreserved` and `more_shared` (how many are not listed), `totals` (bytes by name) and `unowned_bytes`.
+/// Join the memory that is claimed with the memory that is preserved, for `kho.owners`.
+///
+/// Args:
+///     inc: the handover.
+///     names: (owner, what) each.
+///     claims: (index of a name, index of the name for the list of an area, memory) each; memory is (phys, nbytes), a
+///         `Vmalloc` or a `Memfd`.
+///
+/// Returns: a dict of `rows`, `unowned`, `unpreserved` (`OwnerRows`), `shared` ([(phys, nbytes, name, name)]), `totals`
+/// (bytes by name), `unowned_bytes`, and `more_unpreserved` and `more_shared`, the numbers of those that are not
+/// listed.
+///
+/// Raises: ParameterError for an index without a name.
 #[pyfunction]
 pub(crate) fn join_owners<'py>(
     py: Python<'py>,

@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 use crate::arena::ScratchArea;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fdt::Fdt;
 use crate::memory::{PhysMemory, PhysRange};
 use crate::root;
@@ -176,6 +176,21 @@ fn scratch_array(page: &[u8]) -> Option<Vec<ScratchArea>> {
         areas.push(ScratchArea { addr, size });
     }
     (areas.len() >= 3).then_some(areas)
+}
+
+/// Reads the scratch array at an address that the caller names, without a length: it ends at the first entry of zeros.
+///
+/// # Errors
+/// [`Error::Invalid`] if no scratch array lies there; [`Error::OutsideMemory`].
+pub(crate) fn scratch_array_at(memory: &dyn PhysMemory, phys: Phys) -> Result<Vec<ScratchArea>> {
+    let page = memory.read_vec("scratch array", phys, STEP as u64)?;
+    scratch_array(&page).ok_or_else(|| {
+        let why = format!(
+            "no scratch array lies at {phys}: it has at least three (address, size), low, global and one per node, in \
+             whole MiB, and then zeros"
+        );
+        Error::Invalid { what: "scratch", why }
+    })
 }
 
 /// Reads the scratch array that a kernel was told of.

@@ -18,7 +18,7 @@ use std::sync::Arc;
 /// What the caller knows, or insists on.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Where the FDT is; searched for otherwise.
+    /// Where the FDT is; searched for otherwise. Where it is given, nothing of the memory is searched.
     pub fdt_phys: Option<u64>,
     pub page_size: Option<PageSize>,
     /// Why `page_size` is known, for the explanation.
@@ -26,9 +26,9 @@ pub struct Options {
     pub bitmap_bytes: Option<u64>,
     /// Why `bitmap_bytes` is known, for the explanation.
     pub bitmap_why: Option<&'static str>,
-    /// The scratch areas; searched for otherwise.
+    /// The scratch areas; read from `scratch_phys`, or else found by the search for the FDT.
     pub scratch: Option<Vec<ScratchArea>>,
-    /// Where the array of these areas lies, if anywhere.
+    /// Where the array of these areas lies; it is read if `scratch` is not given.
     pub scratch_phys: Option<u64>,
     /// What an ELF core says it is of.
     pub machine: Option<Machine>,
@@ -46,7 +46,7 @@ impl Options {
     }
 
     fn know_scratch(&mut self, areas: Vec<ScratchArea>, phys: u64) {
-        if self.scratch.is_none() {
+        if self.scratch.is_none() && self.scratch_phys.is_none() {
             self.scratch = Some(areas);
             self.scratch_phys = Some(phys).filter(|phys| *phys != 0);
         }
@@ -149,26 +149,23 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    /// Reads the handover in `memory`, at `options.fdt_phys` or wherever it is found. Nothing is changed. `progress` is as
-    /// for [`find::find`].
+    /// Reads the handover in `memory`, at `options.fdt_phys` or else where [`find::find`] finds it, which `progress` is
+    /// for. Nothing is changed. The scratch areas of an FDT that was not searched for are those that `options` tells.
     ///
     /// # Errors
     /// [`Error::NoHandover`] if none is found; what is wrong with the one given or found: [`Error::Root`],
-    /// [`Error::UnsupportedAbi`], [`Error::Map`], [`Error::NoLayout`], [`Error::OutsideMemory`].
+    /// [`Error::UnsupportedAbi`], [`Error::Map`], [`Error::NoLayout`], [`Error::OutsideMemory`]; [`Error::Invalid`] if no
+    /// scratch array lies at `options.scratch_phys`.
     pub fn open(
         memory: Arc<dyn PhysMemory>,
         options: &Options,
         progress: impl FnMut(u64) -> Result<()>,
     ) -> Result<Self> {
-        let found = match (options.fdt_phys, &options.scratch) {
-            (Some(_), Some(_)) => Found::default(),
-            _ => find::find(&*memory, progress)?,
-        };
         let (reads, others) = match options.fdt_phys {
-            Some(phys) => (read(Place::Memory(&*memory), Phys(phys), &found, options)?, Vec::new()),
-            None => best(&*memory, &found, options)?,
+            Some(phys) => (read(Place::Memory(&*memory), Phys(phys), &Found::default(), options)?, Vec::new()),
+            None => best(&*memory, &find::find(&*memory, progress)?, options)?,
         };
-        Self::new(memory, None, reads, others, options)
+        Self::new(memory, reads, others, options)
     }
 
     /// Takes over an arena: what was preserved stays reserved until it is restored, everything else is free, and
@@ -194,7 +191,7 @@ impl Incoming {
             if let Some((phys, len)) = outside {
                 return Err(Error::OutsideMemory { what: "preserved range", phys: phys.0, len });
             }
-            let mut incoming = Self::new(memory, None, reads, Vec::new(), &options)?;
+            let mut incoming = Self::new(memory, reads, Vec::new(), &options)?;
             if let Some(generation) = arena.take_over(&incoming.claims) {
                 arena.record(Recorded::default())?;
                 incoming.arena = Some((Arc::clone(arena), generation));
@@ -207,7 +204,6 @@ impl Incoming {
 
     fn new(
         memory: Arc<dyn PhysMemory>,
-        arena: Option<(Arc<Arena>, u64)>,
         (root, reading, scratch): Reads,
         others: Vec<Phys>,
         options: &Options,
@@ -219,7 +215,7 @@ impl Incoming {
         let bitmap = reading.bitmap.map(|(bitmap, why)| (bitmap.bytes(reading.page), why));
         Ok(Incoming {
             memory,
-            arena,
+            arena: None,
             root,
             map_nodes: reading.nodes,
             layout: Layout { page: reading.page, page_why: reading.page_why, bitmap, certainty: reading.certainty },
@@ -428,7 +424,7 @@ pub(crate) struct Scratch {
 pub(crate) fn read(place: Place<'_>, fdt: Phys, found: &Found, options: &Options) -> Result<Reads> {
     let memory = place.memory();
     let root = root::read_root(memory, fdt)?;
-    let told = scratch_told(memory, fdt, found, options);
+    let told = scratch_told(memory, fdt, found, options)?;
     let known = Known {
         fdt,
         subtrees: root.subtrees.iter().map(|s| s.phys).collect(),
@@ -493,14 +489,24 @@ fn best(memory: &dyn PhysMemory, found: &Found, options: &Options) -> Result<(Re
     }
 }
 
-/// The scratch areas the caller gave, or that a kernel was told of together with this FDT.
-fn scratch_told(memory: &dyn PhysMemory, fdt: Phys, found: &Found, options: &Options) -> Option<Scratch> {
+/// The scratch areas the caller gave, those of the array the caller named, or of the one that a kernel was told of
+/// together with this FDT.
+///
+/// # Errors
+/// [`Error::Invalid`], [`Error::OutsideMemory`] if the caller named an array that is not there.
+fn scratch_told(memory: &dyn PhysMemory, fdt: Phys, found: &Found, options: &Options) -> Result<Option<Scratch>> {
+    let phys = options.scratch_phys.map(Phys);
     if let Some(areas) = options.scratch.clone() {
-        return Some(Scratch { areas, phys: options.scratch_phys.map(Phys) });
+        return Ok(Some(Scratch { areas, phys }));
     }
-    let pointer = found.pointers.iter().find(|p| p.fdt == fdt)?;
-    let areas = find::read_scratch(memory, pointer.scratch, pointer.scratch_len).ok()?;
-    Some(Scratch { areas, phys: Some(pointer.scratch) })
+    if let Some(phys) = phys {
+        return Ok(Some(Scratch { areas: find::scratch_array_at(memory, phys)?, phys: Some(phys) }));
+    }
+    let pointed = found.pointers.iter().find(|p| p.fdt == fdt);
+    Ok(pointed.and_then(|pointer| {
+        let areas = find::read_scratch(memory, pointer.scratch, pointer.scratch_len).ok()?;
+        Some(Scratch { areas, phys: Some(pointer.scratch) })
+    }))
 }
 
 /// The page that must be the scratch array: page-aligned, not preserved, its areas overlapping nothing that was handed

@@ -109,7 +109,7 @@ def _inheritable(fd: int, yes: bool) -> None:
 
 
 def execute(argv: Sequence[str], env: Mapping[str, str] | None = None) -> NoReturn:
-    """Become another program, which finds every memfd image that this process owns with the same `kho.live.open`.
+    """Become another program, which finds the memfd images of this process by `kho.live.open`.
 
     Threads end with this process's program, as always with exec; forked children that read go on, and must have ended
     before the new program commits. An image with a path needs none of this.
