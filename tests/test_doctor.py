@@ -81,7 +81,7 @@ def test_a_failed_reservation_is_explained(without: tuple[str, ...], tmp_path: P
     assert (report.exit_code, report.state, report.scratch, report.leftover) == (1, "failed", 0, 64 * MIB)
     assert ids(report) >= {"DOC003", "DOC004", "DOC021"}
     assert "64M,3G,64M" in report.headline
-    assert "64.0 MiB (3.2 % of RAM) stayed behind" in report.headline
+    assert "64.0 MiB (3.2 % of RAM) was left in CMA" in report.headline
     failed = next(finding for finding in report.findings if finding.id == "DOC003")
     assert failed.certainty == ("likely" if without else "certain")
     assert "64.0 MiB + 3.0 GiB + 64.0 MiB = 3355443200 bytes" in failed.value
@@ -228,7 +228,7 @@ def test_a_log_of_another_kernel_is_not_believed(tmp_path: Path) -> None:
     log(tree, "KHO: Failed to reserve scratch area, disabling kexec handover", release="6.18.1")
     report = examine(tree)
     assert report.state == "off"
-    assert ("var/log/dmesg", "it is of Linux 6.18.1, this is 7.3.4") in report.unread
+    assert ("var/log/dmesg", "the log is of Linux 6.18.1, this kernel is 7.3.4") in report.unread
 
 
 def test_only_the_last_boot_of_a_log_counts(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_a_large_machines_low_memory_was_not_free(tmp_path: Path) -> None:
     tree = machine(tmp_path, nodes=(512 << 30,), cmdline="quiet")
     failures = ("Failed to reserve lowmem scratch buffer", "Failed to reserve scratch area, disabling kexec handover")
     report = examine(log(tree, *(f"KHO: {line}" for line in failures)))
-    assert report.headline == "KHO could not reserve its scratch and disabled itself; nothing stayed behind."
+    assert report.headline == "KHO could not reserve its scratch and disabled itself; no memory was left in CMA."
     failed = next(finding for finding in report.findings if finding.id == "DOC003")
     assert (failed.value, failed.certainty) == ("the lowmem scratch buffer could not be reserved", "certain")
 
@@ -287,9 +287,9 @@ def test_reports_are_plain_data() -> None:
 
 
 def test_what_is_no_directory_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(errors.ParameterError, match="no directory"):
+    with pytest.raises(errors.ParameterError, match="not a directory"):
         examine(tmp_path / "nowhere")
-    with pytest.raises(errors.ParameterError, match="no directory"):
+    with pytest.raises(errors.ParameterError, match="not a directory"):
         examine(write(tmp_path, "file", "") / "file")
 
 

@@ -64,7 +64,7 @@ def test_many_trees_make_a_table() -> None:
     done = kho("doctor", *TREES)
     assert done.code == 1
     lines = done.out.splitlines()
-    assert lines[0].split() == ["tree", "kernel", "state", "held", "of", "RAM", "left", "findings"]
+    assert lines[0].split() == ["tree", "kernel", "state", "held", "of", "RAM", "leftover", "findings"]
     assert re.fullmatch(r"\S+/default-scratch +7\.3\.4 +active +192\.0 MiB +9\.6 % +DOC001", lines[1])
     assert re.fullmatch(r"\S+/kho-off +7\.3\.4 +off +0 B +-", lines[3])
     assert lines[4].endswith("64.0 MiB  DOC003 DOC004")
@@ -197,7 +197,7 @@ def ask(parameters: str, tree: Path = DEFAULT) -> WhatIf:
 def test_what_if_it_were_off() -> None:
     found = ask("kho=off")
     assert (found.then, found.gain, found.exact, found.fits) == (0, 0x6400000 + 0x5C00000, True, True)
-    assert found.headline == "kho=off: scratch of 0 B, gains 192.0 MiB against now."
+    assert found.headline == "kho=off: scratch of 0 B, gains 192.0 MiB compared with now."
     assert ask("kho=off", HOSTS / "scratch-too-big").gain == 64 * MIB
     assert ask("kho=off", HOSTS / "kho-off").gain == 0
 
@@ -218,7 +218,7 @@ def test_what_if_on_many_nodes(tmp_path: Path) -> None:
     tree = machine(tmp_path, nodes=nodes, page=4096, scratch=(64 * MIB, 64 * MIB, 64 * MIB))
     assert ask("kho_scratch=16M,16M,64M", tree).then == (32 + 3 * 64) * MIB
     over = ask("kho_scratch=16M,16M,2G", tree)
-    assert (over.fits, over.notes) == (False, ["it is more than node 2 has"])
+    assert (over.fits, over.notes) == (False, ["PERNODE exceeds the memory of node 2"])
 
 
 @pytest.mark.parametrize("percent", [100, 200, 400])
@@ -250,7 +250,7 @@ def test_what_if_it_were_on_is_an_estimate() -> None:
 def test_what_the_kernel_would_not_take(parameters: str) -> None:
     found = ask(parameters)
     assert not found.accepted
-    assert "would not take it" in found.headline
+    assert "would not accept it" in found.headline
     assert kho("doctor", "--what-if", parameters, DEFAULT).code == 1
 
 
@@ -268,13 +268,15 @@ def test_what_is_misread_is_said() -> None:
 def test_what_is_not_known_is_said(tmp_path: Path) -> None:
     nothing = ask("kho=on", tmp_path)
     assert nothing.then is None
-    assert {"how much scratch there is now", "RAM, and what the kernel reserves while booting"} <= set(nothing.unknown)
-    assert nothing.headline == "kho=on: what it comes to is not known."
+    assert {"how much scratch there is now", "the size of RAM, and how much the kernel reserves at boot"} <= set(
+        nothing.unknown
+    )
+    assert nothing.headline == "kho=on: the size of scratch cannot be predicted."
     ram = ask("kho=on", machine(tmp_path / "m", nodes=(6400 * MIB,), cmdline="quiet"))
     assert ram.then == 400 * MIB
     assert ram.unknown
     done = kho("doctor", "--what-if", "kho=on", tmp_path)
-    assert "not known: how much scratch there is now" in done.out
+    assert "unknown: how much scratch there is now" in done.out
 
 
 def test_what_if_needs_a_cold_boot_after_a_handover(tmp_path: Path) -> None:
@@ -323,14 +325,14 @@ def test_this_machine_gets_a_clear_answer() -> None:
     done = process("doctor")
     assert done.code in (0, 1, 2)
     assert done.err == ""
-    assert done.out.split("\n")[0].startswith(("KHO ", "It cannot be told ", "This is no Linux"))
+    assert done.out.split("\n")[0].startswith(("KHO ", "Cannot determine ", "This system is not Linux"))
 
 
 def test_another_system_gets_a_clear_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     done = kho("doctor")
     assert (done.code, done.err) == (0, "")
-    assert done.out.startswith("This is no Linux (darwin)")
+    assert done.out.startswith("This system is not Linux (darwin)")
     assert kho("doctor", "--json").json["state"] == "absent"
     assert kho("doctor", DEFAULT).code == 1, "snapshots can be examined anywhere"
 
@@ -341,7 +343,11 @@ def test_another_system_gets_a_clear_answer(monkeypatch: pytest.MonkeyPatch) -> 
         ({}, 2, "there is no proc/meminfo, no kernel log and no command line"),
         ({"proc/cmdline": "quiet\n"}, 2, "there is no proc/meminfo with CmaTotal and CmaFree"),
         ({"proc/cmdline": "kho=off\n"}, 0, "KHO is off"),
-        ({"proc/meminfo": "MemTotal: 9 kB\nPercpu: 0 kB\nHugePages_Total: 0\n"}, 0, "it has no CMA, which KHO needs"),
+        (
+            {"proc/meminfo": "MemTotal: 9 kB\nPercpu: 0 kB\nHugePages_Total: 0\n"},
+            0,
+            "it has no CMA, which KHO requires",
+        ),
         ({"proc/version": "Linux version 6.1.0-42 (x)\n"}, 0, "Linux 6.1.0-42 is older than 6.16"),
         ({"proc/meminfo": "MemTotal: 9 kB\nCmaTotal: 0 kB\nCmaFree: 0 kB\n"}, 0, "KHO is off"),
         ({"proc/meminfo": "MemTotal: 9 kB\nCmaTotal: 0 kB\nCmaFree: 0 kB\n", "proc/cmdline": "kho=on\n"}, 2, "in use"),
@@ -438,5 +444,5 @@ def test_a_report_of_nothing_can_be_printed() -> None:
     assert report.exit_code == 2
     assert row(report)["share"] is None
     assert samples(prometheus([report]))["kho_active"] == [("", "NaN")]
-    with pytest.raises(errors.ParameterError, match="nothing is asked"):
+    with pytest.raises(errors.ParameterError, match="no parameters are given"):
         what_if(report, " ")

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kho.cli.doctor import text
+from kho.cli.doctor import report_lines
 from kho.doctor import Report, examine, what_if
 from kho.doctor.export import prometheus
 from kho.doctor.tree import FILE_LIMIT, Tree
@@ -54,8 +54,8 @@ def sane(report: Report) -> None:
     assert report.headline.isprintable()
     assert "\\u001b" not in json.dumps(report.to_dict())
     assert prometheus([report]).endswith("\n")
-    assert text(report, what_if(report, "kho=on kho_scratch=64M,64M,64M"))
-    assert text(report, None)
+    assert report_lines(report, what_if(report, "kho=on kho_scratch=64M,64M,64M"))
+    assert report_lines(report, None)
     for entry in report.unread:
         assert entry.file.isprintable()
         assert entry.why.isprintable()
@@ -79,7 +79,7 @@ def test_garbage_in_every_file_at_once(tmp_path: Path) -> None:
         write(tmp_path, file, os.urandom(70000))
     report = examine(tmp_path)
     sane(report)
-    assert ("proc/meminfo", "no meminfo in it") in report.unread
+    assert ("proc/meminfo", "no line of meminfo") in report.unread
     assert ("proc/config.gz", "not gzip") in report.unread
 
 
@@ -160,8 +160,8 @@ def test_links_out_of_the_tree_are_not_followed(tmp_path: Path) -> None:
     report = examine(tree)
     sane(report)
     assert (report.exit_code, report.ram) == (2, None)
-    assert why(report, "proc/meminfo") == "a link that leads out of the tree"
-    assert why(report, "proc/cmdline") == "a link to what the tree does not have"
+    assert why(report, "proc/meminfo") == "a link leads out of the tree"
+    assert why(report, "proc/cmdline") == "a link to a file that is not in the tree"
     assert why(report, "proc/zoneinfo") == "too many links"
 
 
@@ -183,10 +183,10 @@ def test_fifos_directories_and_sockets_are_not_waited_for(file: str, tmp_path: P
     os.mkfifo(tree / file)
     report = examine(tree)
     sane(report)
-    assert why(report, file) == "no regular file"
+    assert why(report, file) == "not a regular file"
     (tree / file).unlink()
     (tree / file).mkdir()
-    assert why(examine(tree), file) == "no regular file"
+    assert why(examine(tree), file) == "not a regular file"
 
 
 def test_files_where_directories_should_be(tmp_path: Path) -> None:
@@ -253,11 +253,11 @@ def test_deep_and_wide_trees(tmp_path: Path) -> None:
 def test_a_tree_has_a_budget(tmp_path: Path) -> None:
     write(tmp_path, "big", b"x" * 100)
     tree = Tree(tmp_path)
-    tree._left = 10
+    tree._budget = 10
     piece = tree.read("big")
     assert piece is not None
     assert len(piece.head) == 10
-    assert tree.unread == [("big", "this tree has too much to read")]
+    assert tree.unread == [("big", "the limit of 64 MiB for a tree is used up")]
 
 
 def test_a_command_line_out_of_a_log_is_cleaned(tmp_path: Path) -> None:
@@ -300,11 +300,11 @@ def test_the_command_reports_what_it_did_not_read(tmp_path: Path) -> None:
     os.mkfifo(tree / "proc/pagetypeinfo")
     done = kho("doctor", tree)
     assert done.code == 1
-    assert "not read:\n  proc/pagetypeinfo: no regular file\n" in done.out
-    assert kho("doctor", "--json", tree).json["unread"] == [{"file": "proc/pagetypeinfo", "why": "no regular file"}]
+    assert "not read:\n  proc/pagetypeinfo: not a regular file\n" in done.out
+    assert kho("doctor", "--json", tree).json["unread"] == [{"file": "proc/pagetypeinfo", "why": "not a regular file"}]
 
 
 def test_an_empty_directory_cannot_be_told(tmp_path: Path) -> None:
     done = process("doctor", tmp_path)
     assert (done.code, done.err) == (2, "")
-    assert "cannot be told" in done.out
+    assert "Cannot determine" in done.out

@@ -268,8 +268,8 @@ def test_a_crashed_kernels_log_is_not_of_the_machine_that_runs(tmp_path: Path) -
     write(tree, "var/crash/202611230915/dmesg.202611230915", LOG)
     report = examine(tree)
     assert report.state == "active"
-    assert {why for _, why in report.unread} == {"the log of a kernel that crashed: of an earlier boot"}
-    assert "no kernel log of this boot; it was looked for in var/log/dmesg," in kho("doctor", tree).out
+    assert {why for _, why in report.unread} == {"the log of a kernel that crashed, which is an earlier boot"}
+    assert "no kernel log of this boot; searched var/log/dmesg," in kho("doctor", tree).out
 
 
 QUOTE = "KHO: Failed to reserve scratch area, disabling kexec handover\n"
@@ -297,16 +297,16 @@ def test_of_several_machines_one_must_be_named(tmp_path: Path) -> None:
     report = examine(tmp_path)
     assert (report.state, report.exit_code) == ("unknown", 2)
     assert report.elsewhere == [f"quay-io-x-sha256-1/nodes/worker-{n}" for n in (0, 1)]
-    assert "look like reports: name one of them" in report.headline
+    assert "look like reports: pass one of them as DIRECTORY" in report.headline
 
 
 @pytest.mark.parametrize(
     ("files", "said"),
     [
         ({}, "the directory is empty"),
-        ({"notes.txt": "x", "a.pdf": "x"}, "there is a.pdf, notes.txt"),
+        ({"notes.txt": "x", "a.pdf": "x"}, "found a.pdf, notes.txt"),
         ({"sosreport-db1.tar.xz": "x"}, "sosreport-db1.tar.xz is an archive: unpack it"),
-        ({"web-17/proc/meminfo": "MemTotal: 1 kB\n"}, "web-17/ looks like a report: name it"),
+        ({"web-17/proc/meminfo": "MemTotal: 1 kB\n"}, "web-17/ looks like a report: pass it as DIRECTORY"),
     ],
 )
 def test_where_nothing_is_found_it_says_where_it_looked_and_what_is_there(
@@ -317,7 +317,7 @@ def test_where_nothing_is_found_it_says_where_it_looked_and_what_is_there(
     done = kho("doctor", tmp_path)
     assert done.code == 2
     assert said in done.out.split("\n")[0]
-    assert "no kernel log of this boot; it was looked for in" in done.out
+    assert "no kernel log of this boot; searched" in done.out
 
 
 def test_a_file_that_only_has_the_name_is_not_believed(tmp_path: Path) -> None:
@@ -404,7 +404,7 @@ SEEN: list[tuple[str, Callable[[Path], Path], str]] = [
     ("extlinux", file("boot/extlinux/extlinux.conf"), "APPEND"),
     ("armbian", file("boot/armbianEnv.txt"), "extraargs=kho=off"),
     ("refind", file("boot/refind_linux.conf"), "/boot/refind_linux.conf"),
-    ("rpi", file("boot/firmware/cmdline.txt"), "it stays one line"),
+    ("rpi", file("boot/firmware/cmdline.txt"), "keep it on one line"),
     ("systemd-boot", file("boot/loader/loader.conf"), "kernel-install add-all"),
     ("cloud", both(GRUB, file("etc/default/grub.d/50-cloudimg-settings.cfg")), "99-kho.cfg"),
     ("grub", GRUB, "update-grub"),
@@ -486,7 +486,7 @@ def test_the_steps_are_those_of_the_loader_that_is_there(
     if bootline.LOADERS[name].alone:
         assert len(report.platforms) == 1, "what nothing reads is not named"
         assert [title for title in bootline.PLATFORMS.values() if f"  {title}\n" in out] == [bootline.PLATFORMS[name]]
-    assert "cannot be seen from here" not in out
+    assert "do not show which boot loader" not in out
 
 
 def test_every_loader_is_seen_by_a_test() -> None:
@@ -515,13 +515,13 @@ def test_every_placeholder_of_every_step_is_filled(parameters: str) -> None:
 
 def test_an_unknown_loader_is_said_to_be_unknown(tmp_path: Path) -> None:
     out = kho("doctor", machine(tmp_path, scratch=(192 * MIB,), cmdline="quiet")).out
-    assert "which boot loader this machine has cannot be seen from here; to find out, on the machine:" in out
+    assert "these files do not show which boot loader the machine has; to find out, run on the machine:" in out
 
 
 @pytest.mark.parametrize("build", [file("etc/kubernetes/azure.json"), file("etc/eks/x"), os_release("ID=cos\n")])
 def test_a_node_of_a_provider_is_not_ones_own(build: Callable[[Path], Path], tmp_path: Path) -> None:
     tree = build(GRUB(machine(tmp_path, scratch=(192 * MIB,), cmdline="quiet")))
     out = kho("doctor", tree).out
-    assert "the machine is not yours to keep" in out
+    assert "the provider replaces the machine" in out
     assert "launch template" in out
     assert ("/etc/default/grub" in out) is not (tree / "etc/os-release").exists(), "COS has its own grub.cfg"

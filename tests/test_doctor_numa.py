@@ -117,7 +117,7 @@ def test_the_last_value_that_can_be_read_counts(line: str, value: str, tmp_path:
     assert ("DOC005" in ids(report)) == (line.endswith(("=512M", "kho_scratch")))
     for finding in report.findings:
         if finding.id == "DOC005":
-            assert f"{value} is in force" in finding.value
+            assert f"{value} is in effect" in finding.value
 
 
 def test_a_percentage_after_sizes_counts_and_a_rejected_one_does_not(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_percentage_after_sizes_counts_and_a_rejected_one_does_not(tmp_path: P
     made = Machine(areas=DEFAULT, cmdline="kho=on kho_scratch=30.5%").write(tmp_path / "b")
     report = examine(made)
     assert report.scale == 200
-    assert any("the default of 200 % is in force" in f.value for f in report.findings if f.id == "DOC005")
+    assert any("the default of 200 % is in effect" in f.value for f in report.findings if f.id == "DOC005")
 
 
 def test_the_second_boot_of_a_chain(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_kho_off_after_a_handover_gives_nothing_back(tmp_path: Path) -> None:
     made = Machine(areas=SIZES, cold=False, cmdline="kho=off", messages=["KHO: found kexec handover data."])
     report = examine(made.write(tmp_path))
     assert (report.scratch, report.exit_code) == (592 * MIB, 1)
-    assert any("kho=off gives it back after a cold boot only" in f.value for f in report.findings if f.id == "DOC001")
+    assert any("kho=off frees it only at the next cold boot" in f.value for f in report.findings if f.id == "DOC001")
     assert any("cold boot" in note for note in what_if(report, "kho=off").notes)
 
 
@@ -212,7 +212,7 @@ def test_nodes_are_named_as_the_kernel_names_them(tmp_path: Path) -> None:
     areas = (*SIZES[:3], (67 * GIB, 32 * MIB))
     report = examine(Machine(ranges=ranges, areas=areas, cmdline=LINE).write(tmp_path))
     assert (report.scratch, report.by_node) == (592 * MIB, {0: 560 * MIB, 4: 32 * MIB})
-    assert what_if(report, "kho_scratch=16M,16M,8G").notes[-1] == "it is more than node 4 has"
+    assert what_if(report, "kho_scratch=16M,16M,8G").notes[-1] == "PERNODE exceeds the memory of node 4"
     assert "node 4: 64.0 MiB" in kho("doctor", "--what-if", "kho_scratch=16M,16M,64M", tmp_path).out
 
 
@@ -306,7 +306,7 @@ def test_what_zoneinfo_alone_shows(tmp_path: Path) -> None:
     assert "at least 400.0 MiB" in report.headline
     report = examine(without(tree, "proc/zoneinfo"))
     assert (report.state, report.leftover) == ("failed", None)
-    assert report.headline.endswith("what stayed behind cannot be seen from here.")
+    assert report.headline.endswith("these files do not show the leftover in CMA.")
 
 
 def test_areas_of_others_are_not_scratch_though_meminfo_is_missing(tmp_path: Path) -> None:
@@ -319,14 +319,14 @@ def test_areas_of_others_are_not_scratch_though_meminfo_is_missing(tmp_path: Pat
     report = examine(without(tree, "var/log/dmesg"))
     assert (report.scratch_low, report.scratch) == (0, 720 * MIB)
     found = next(f for f in report.findings if f.id == "DOC001")
-    assert (found.certainty, "CmaTotal is not known" in found.value) == ("guess", True)
+    assert (found.certainty, "CmaTotal is unknown" in found.value) == ("guess", True)
 
 
 def test_what_may_be_left_or_inherited_is_called_a_guess(tmp_path: Path) -> None:
     tree = Machine(areas=((0x60000000, 300 * MIB),), cold=False, cmdline="quiet").write(tmp_path)
     report = examine(without(tree, "var/log/dmesg"))
     found = next(f for f in report.findings if f.id == "DOC001")
-    assert (found.certainty, "it may be what a failed reservation left" in found.value) == ("guess", True)
+    assert (found.certainty, "it may be the leftover of a failed reservation" in found.value) == ("guess", True)
 
 
 def test_more_than_there_is_was_not_reserved(tmp_path: Path) -> None:
