@@ -400,7 +400,7 @@ def config(tree: Tree, facts: Facts) -> None:
 
 
 def hugepages(tree: Tree, facts: Facts) -> None:
-    """Read the memory of gigantic pages, of the crash kernel and of boot-time struct pages."""
+    """Read the memory of gigantic pages, the crash kernel and struct pages; RAM from iomem if meminfo is missing."""
     for name in tree.names("sys/kernel/mm/hugepages"):
         match = re.fullmatch(r"hugepages-(\d{1,12})kB", name)
         seen = first_line(tree, f"sys/kernel/mm/hugepages/{name}/nr_hugepages") if match else None

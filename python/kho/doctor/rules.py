@@ -109,7 +109,7 @@ RULES: dict[str, Rule] = {
         "warning",
         "kho_scratch= is parsed differently than it looks",
         "The kernel accepts the value of kho_scratch= but parses it differently than most readers expect: a leading 0 "
-        "means octal, a number without a suffix is in bytes, a value of 64 bits or more wraps around, and older "
+        "means octal, a number without a suffix is in bytes, a value that exceeds 64 bits wraps around, and older "
         "kernels ignore text after the third size.",
         "Areas are smaller or larger than intended, and the kernel prints no message.",
         "Write decimal numbers with a suffix, and no text after the third size.",
@@ -152,7 +152,7 @@ RULES: dict[str, Rule] = {
         "warning",
         "boot-time reservations inflate scratch",
         "The size of scratch is a percentage of all memory reserved during boot, including gigantic pages and the "
-        "crash kernel. At N %, each reserved byte adds N % to low or global scratch, and N % again to a node's.",
+        "crash kernel. At N %, a reserved byte adds N % of its size to low or global scratch, and again to its node's.",
         "With the default of 200 %, a 1 GiB page may cost 4 GiB of scratch, or the reservation fails. Newer kernels "
         "do not count huge pages, but still count the crash kernel.",
         f"Use sizes instead of a percentage: {SIZES}. Or reserve gigantic pages after boot.",

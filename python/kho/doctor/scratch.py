@@ -52,7 +52,7 @@ class Figures:
     evidence: list[Evidence] = field(default_factory=list)
     block_bytes: int = 0
     others: int = 0
-    """CmaTotal."""
+    """CmaTotal, the size of the CMA areas that are not scratch."""
     doubts: list[str] = field(default_factory=list)
     """Reasons why an inferred figure may not be scratch."""
     by_node: dict[int, int] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class Figures:
 
 
 def enablement(facts: Facts, default: bool | None) -> bool | None:
-    """Return whether this boot enabled KHO; None if the command line or the default that it leaves is unknown."""
+    """Return whether this boot enabled KHO; None if this depends on a command line or default that is unknown."""
     if facts.cmdline is None:
         return None
     on, off = kho_is_enabled(facts.cmdline.text, True), kho_is_enabled(facts.cmdline.text, False)

@@ -83,7 +83,7 @@ def version(release: str | None) -> tuple[int, int] | None:
 BACKPORTS = re.compile(
     r"\.el\d|uek|\.amzn\d|azl\d|-default$|\+$|-(?:nvidia|gke|gkeop|gcp|aws|azure|oracle|ibm|tegra)(?:-|$)"
 )
-"""Releases of may_have_backport that backport features of newer kernels to their long-term kernels."""
+"""Releases of vendors that backport features of newer kernels to their long-term kernels."""
 
 
 def may_have_backport(facts: Facts) -> bool:
