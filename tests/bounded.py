@@ -1,4 +1,4 @@
-"""Bounded time for input of any kind."""
+"""A limit of CPU time for tests with hostile or large input."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def bounded(seconds: float = 1.0) -> Iterator[None]:
-    """Fail if what is done within takes longer: the time of this process, whatever else the machine does meanwhile."""
+    """Fail if the block takes more CPU time of this process; the load of other processes does not count."""
     began = time.process_time()
     yield
     took = time.process_time() - began

@@ -1,4 +1,4 @@
-"""Hosts for `kho doctor`: copies of the captured ones, changed, and made-up ones."""
+"""Hosts for the tests of `kho doctor`: changed copies of captured hosts, and generated ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MIB = 1 << 20
 
 
 def copied(name: str, to: Path, *without: str) -> Path:
-    """Copy a host, but for some of its files."""
+    """Copy a captured host without some of its files."""
     tree = to / name
     shutil.copytree(HOSTS / name, tree)
     for file in without:
@@ -20,13 +20,6 @@ def copied(name: str, to: Path, *without: str) -> Path:
             shutil.rmtree(place)
         else:
             place.unlink()
-    return tree
-
-
-def written(tree: Path, **files: str | bytes) -> Path:
-    """Write files; `proc__meminfo` is proc/meminfo."""
-    for name, content in files.items():
-        write(tree, name.replace("__", "/"), content)
     return tree
 
 
@@ -39,7 +32,7 @@ def write(tree: Path, name: str, content: str | bytes) -> Path:
 
 
 def edit(tree: Path, name: str, *changes: tuple[str, str]) -> Path:
-    """Replace text in a file; it must be there."""
+    """Replace text in a file, which must contain it."""
     text = (tree / name).read_text()
     for old, new in changes:
         assert old in text, (name, old)
@@ -61,10 +54,10 @@ def machine(
     release: str = "7.3.4",
     pagetypeinfo: bool = True,
 ) -> Path:
-    """Make up a machine, as its /proc shows it; all sizes in bytes.
+    """Write the /proc files of a generated machine; all sizes in bytes.
 
-    Args: nodes: RAM. scratch: held on each node. counted: whether zoneinfo counts it as CMA (a cold boot). cma: CMA
-    areas of others on each node. used: how much of all CMA memory is not free. page: the page size.
+    Args: nodes: RAM of each node. scratch: scratch on each node. counted: True if zoneinfo counts scratch as CMA, as
+    after a cold boot. cma: other CMA areas on each node. used: CMA memory that is not free. page: the page size.
     """
     block = page << block_order
     cma = (*cma, *[0] * (len(nodes) - len(cma)))
@@ -104,14 +97,14 @@ def machine(
 
 
 def log(tree: Path, *lines: str, release: str = "7.3.4", stamped: bool = True) -> Path:
-    """Write a kernel log; lines get the time stamps dmesg gives them."""
+    """Write a kernel log, with time stamps as in dmesg if `stamped`."""
     stamp = "[    0.000000] " if stamped else ""
     text = [f"Linux version {release} (root@vm) #1 SMP", *lines]
     return write(tree, "var/log/dmesg", "".join(f"{stamp}{line}\n" for line in text))
 
 
 def debugfs(tree: Path, areas: Sequence[tuple[int, int]]) -> Path:
-    """Write the scratch areas that debugfs shows: (phys, bytes)."""
+    """Write the debugfs files with the scratch areas (phys, bytes)."""
     base = "sys/kernel/debug/kho/out"
     write(tree, f"{base}/scratch_phys", "".join(f"{phys:#x}\n" for phys, _ in areas))
     return write(tree, f"{base}/scratch_len", "".join(f"{nbytes:#x}\n" for _, nbytes in areas))

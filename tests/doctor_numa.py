@@ -1,7 +1,7 @@
-"""Machines as their kernels show them, built from where their memory and their scratch areas lie.
+"""Generated machines with several nodes and zones, described by the addresses of their memory and scratch areas.
 
-zoneinfo, pagetypeinfo and meminfo have the lines and columns that Linux 6.18 and 7.3 print on machines with several
-nodes and zones; what CMA pages they count is worked out from the areas, as the kernels do it.
+zoneinfo, pagetypeinfo and meminfo have the lines and columns that Linux 6.18 and 7.3 print. The counts of CMA pages are
+computed from the areas, as the kernel computes them.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ TWO_NODES = ((0, 0, 2 * GIB), (0, 4 * GIB, 66 * GIB), (1, 66 * GIB, 130 * GIB))
 
 @dataclass
 class Machine:
-    """What there is: bytes."""
+    """A machine. All sizes are bytes."""
 
     ranges: Sequence[tuple[int, int, int]] = TWO_NODES
     areas: Sequence[tuple[int, int]] = ()
-    """(phys, bytes) of scratch, or of what a failed reservation left."""
+    """(phys, bytes) of scratch, or of the leftover of a failed reservation."""
     others: Sequence[tuple[int, int]] = ()
-    """CMA areas of others."""
+    """(phys, bytes) of other CMA areas."""
     used: int = 0
-    """Of all CMA memory, how much is not free."""
+    """CMA memory that is not free."""
     cold: bool = True
-    """Whether scratch was given to CMA by init_cma_reserved_pageblock."""
+    """True if init_cma_reserved_pageblock gave scratch to CMA, as at a cold boot."""
     page: int = 4096
     block: int = 2 << 20
     release: str = "7.3.4"
     cmdline: str = "BOOT_IMAGE=/vmlinuz root=UUID=1 ro quiet"
     messages: Sequence[str] = ()
     reserved: int = 3 * GIB
-    """While booting, without scratch."""
+    """Memory reserved during boot, without scratch."""
     mixed: bool = False
-    """Whether page_owner=on adds a table to pagetypeinfo."""
+    """True if pagetypeinfo has the additional table of page_owner=on."""
     files: dict[str, str | bytes] = field(default_factory=dict)
 
     def within(self, areas: Sequence[tuple[int, int]], start: int, end: int) -> int:
-        """How many bytes of areas lie between two addresses."""
+        """Return the number of bytes of the areas between two addresses."""
         return sum(max(min(at + size, end) - max(at, start), 0) for at, size in areas)
 
     def write(self, tree: Path) -> Path:
-        """Write it down."""
+        """Write the files that every user can read, and pagetypeinfo."""
         total = sum(end - start for _, start, end in self.ranges)
         held, others = (sum(size for _, size in areas) for areas in (self.areas, self.others))
         usable = total - self.reserved
@@ -115,7 +115,7 @@ class Machine:
         return tree
 
     def with_debugfs(self, tree: Path, side: str = "out") -> Path:
-        """Write it down as root sees it."""
+        """Write the files that root can read, including debugfs."""
         base = f"sys/kernel/debug/kho/{side}"
         write(tree, f"{base}/scratch_phys", "".join(f"{at:#x}\n" for at, _ in self.areas))
         write(tree, f"{base}/scratch_len", "".join(f"{size:#x}\n" for _, size in self.areas))
@@ -123,5 +123,5 @@ class Machine:
 
 
 def metadata(release: str, count: int) -> bytes:
-    """The blob of kexec-metadata, version 1."""
+    """Return a kexec-metadata blob, version 1."""
     return (1).to_bytes(4, "little") + release.encode().ljust(65, b"\0") + count.to_bytes(4, "little")

@@ -1,4 +1,4 @@
-"""Physical memory one can write: allocation, page states, scratch, buffers, files."""
+"""Arenas: allocation, page states, scratch, buffers, files."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from images import GIB, KIB, MIB, TIB
 SIZES = pytest.mark.parametrize("page_size", [4096, 16384, 65536])
 
 
-def small(**options: object) -> kho.Arena:
-    """64 MiB at 1 GiB."""
+def arena_of_64_mib(**options: object) -> kho.Arena:
+    """Return an arena of 64 MiB at the address 1 GiB."""
     return kho.Arena([(GIB, 64 * MIB)], **options)  # type: ignore[arg-type]
 
 
-# What an arena is
+# Properties and parameters
 
 
 @pytest.mark.smoke
-def test_an_arena_says_what_it_is() -> None:
+def test_an_arena_has_its_regions_and_counts_as_attributes() -> None:
     arena = kho.Arena([(TIB, 2 * GIB, 1), (0, GIB, 0)])
     assert arena.regions == [(0, GIB, 0), (TIB, 2 * GIB, 1)]
     assert (arena.page_size, arena.max_page_order, arena.nodes) == (4096, 10, [0, 1])
@@ -41,21 +41,21 @@ def test_an_arena_says_what_it_is() -> None:
 
 
 @pytest.mark.parametrize(("regions", "nbytes"), [("64M", 64 * MIB), (0x10000, 0x10000), ("0x200000", 2 * MIB)])
-def test_a_size_is_memory_from_0(regions: str | int, nbytes: int) -> None:
+def test_a_size_instead_of_regions_starts_at_address_0(regions: str | int, nbytes: int) -> None:
     arena = kho.Arena(regions)
     assert arena.regions == [(0, nbytes, 0)]
-    assert arena.page(0).state == "reserved", "an address of 0 means none"
+    assert arena.page(0).state == "reserved", "address 0 means no address, so its page is never allocated"
 
 
 @SIZES
-def test_the_largest_order_is_the_kernels(page_size: int) -> None:
+def test_the_largest_order_is_max_page_order_of_the_kernel(page_size: int) -> None:
     arena = kho.Arena([(GIB, 4 * GIB)], page_size=page_size)
     largest = {4096: 10, 16384: 11, 65536: 13}[page_size]
     assert arena.max_page_order == largest
     assert arena.alloc(largest).nbytes == page_size << largest
     with pytest.raises(kho.OrderError, match=f"order {largest + 1} exceeds {largest}"):
         arena.alloc(largest + 1)
-    assert small(max_page_order=3, page_size=page_size).max_page_order == 3
+    assert arena_of_64_mib(max_page_order=3, page_size=page_size).max_page_order == 3
 
 
 @pytest.mark.parametrize(
@@ -76,27 +76,27 @@ def test_the_largest_order_is_the_kernels(page_size: int) -> None:
         ([(0, 4096, 0), (0, 4096, 1)], kho.ParameterError),
     ],
 )
-def test_memory_that_cannot_be(regions: object, error: type[kho.KhoError]) -> None:
+def test_invalid_regions_raise(regions: object, error: type[kho.KhoError]) -> None:
     with pytest.raises(error):
         kho.Arena(regions)  # type: ignore[arg-type]
 
 
-def test_options_that_cannot_be(tmp_path: Path) -> None:
+def test_invalid_options_raise(tmp_path: Path) -> None:
     for wrong in ({"page_size": 8192}, {"scratch": "16M"}, {"scratch": [(0, 4096)]}, {"max_page_order": 37}):
         with pytest.raises(kho.ParameterError):
-            small(**wrong)
+            arena_of_64_mib(**wrong)
     for areas in ([(GIB + 63 * MIB, 2 * MIB)], [(GIB, MIB), (GIB + MIB - 4096, MIB)], [(GIB, 0)]):
         with pytest.raises(kho.ParameterError, match="scratch"):
-            small(scratch=areas)
+            arena_of_64_mib(scratch=areas)
     with pytest.raises(kho.KhoError):
-        small(backing=tmp_path / "no" / "such" / "directory")
+        arena_of_64_mib(backing=tmp_path / "no" / "such" / "directory")
 
 
 # Allocation
 
 
-def test_folios_are_aligned_disjoint_and_come_back() -> None:
-    arena = small()
+def test_folios_are_aligned_and_disjoint_and_merge_when_freed() -> None:
+    arena = arena_of_64_mib()
     free = arena.free_pages
     folios = [arena.alloc(order) for order in (0, 3, 0, 10, 1)]
     spans = sorted((f.phys, f.phys + f.nbytes) for f in folios)
@@ -112,8 +112,8 @@ def test_folios_are_aligned_disjoint_and_come_back() -> None:
     assert arena.alloc(10).phys == GIB, "freed buddies merge"
 
 
-def test_a_particular_block() -> None:
-    arena = small()
+def test_alloc_at_allocates_a_particular_block() -> None:
+    arena = arena_of_64_mib()
     folio = arena.alloc_at(GIB + 12 * 4096, 2)
     assert (folio.phys, folio.order) == (GIB + 12 * 4096, 2)
     assert arena.folio(folio.phys).order == 2
@@ -130,7 +130,7 @@ def test_a_particular_block() -> None:
             arena.alloc_at(outside)
 
 
-def test_memory_runs_out_and_says_so() -> None:
+def test_an_allocation_without_free_memory_raises() -> None:
     arena = kho.Arena([(GIB, 16 * 4096)])
     folios = [arena.alloc(2) for _ in range(4)]
     with pytest.raises(kho.OutOfMemoryError, match="no free block of order 0"):
@@ -142,8 +142,8 @@ def test_memory_runs_out_and_says_so() -> None:
     assert {arena.alloc().phys for _ in range(4)} == {folios[1].phys + i * 4096 for i in range(4)}
 
 
-def test_double_frees_are_refused() -> None:
-    arena = small()
+def test_double_frees_raise() -> None:
+    arena = arena_of_64_mib()
     folio = arena.alloc(2)
     with pytest.raises(kho.PageStateError, match="tail of an allocated folio"):
         arena.free(folio.phys + 4096)
@@ -158,8 +158,8 @@ def test_double_frees_are_refused() -> None:
         arena.free("folio")  # type: ignore[arg-type]
 
 
-def test_references_are_counted() -> None:
-    arena = small()
+def test_a_folio_is_freed_with_its_last_reference() -> None:
+    arena = arena_of_64_mib()
     folio = arena.alloc(1)
     assert (folio.refcount, folio.get(), folio.refcount) == (1, 2, 2)
     assert arena.page(folio.phys).refcount == 2
@@ -172,7 +172,7 @@ def test_references_are_counted() -> None:
         folio.get()
 
 
-def test_gigantic_folios_are_asked_for() -> None:
+def test_gigantic_folios_need_the_gigantic_option() -> None:
     arena = kho.Arena([(0, TIB)])
     with pytest.raises(kho.OrderError):
         arena.alloc(18)
@@ -184,7 +184,7 @@ def test_gigantic_folios_are_asked_for() -> None:
     assert folio.free()
 
 
-def test_sixteen_terabytes_cost_little() -> None:
+def test_sixteen_terabytes_take_less_than_100_kib_of_metadata() -> None:
     arena = kho.Arena("16T")
     assert arena.metadata_bytes < 100 * KIB
     last = arena.alloc_at(16 * TIB - 4096)
@@ -193,7 +193,7 @@ def test_sixteen_terabytes_cost_little() -> None:
     assert arena.alloc(30, gigantic=True).nbytes == 4 * TIB
 
 
-def test_nodes() -> None:
+def test_allocations_stay_on_the_requested_node() -> None:
     arena = kho.Arena([(0, 64 * MIB, 0), (64 * MIB, 64 * MIB, 1), (TIB, 64 * MIB, 1)])
     assert arena.alloc(4, node=1).phys == 64 * MIB
     assert arena.page(TIB).node == 1
@@ -206,11 +206,11 @@ def test_nodes() -> None:
     with pytest.raises(kho.OutOfMemoryError, match="node 7"):
         arena.alloc(node=7)
     with pytest.raises(kho.KhoError):
-        arena.alloc_at(0, 15)  # half of it on either node
+        arena.alloc_at(0, 15)  # the block would span both nodes
 
 
-def test_page_states() -> None:
-    arena = small(scratch=[(GIB + 32 * MIB, MIB)])
+def test_a_page_has_state_order_refcount_and_head() -> None:
+    arena = arena_of_64_mib(scratch=[(GIB + 32 * MIB, MIB)])
     folio = arena.alloc_at(GIB + 16 * 4096, 2)
     assert arena.page(folio.phys) == kho.PageInfo("head", 2, 1, 0, 0, folio.phys)
     assert arena.page(folio.phys + 3 * 4096 + 17) == kho.PageInfo("tail", 2, 0, 0, 0, folio.phys)
@@ -226,11 +226,11 @@ def test_page_states() -> None:
 # Scratch
 
 
-def test_scratch_from_the_kernels_string() -> None:
+def test_scratch_is_placed_from_a_kho_scratch_value() -> None:
     arena = kho.Arena([(0, 2 * GIB, 0), (4 * GIB, 2 * GIB, 1)], scratch="16M,32M,8M")
     assert [size // MIB for _, size in arena.scratch] == [16, 32, 8, 8]
     low, everywhere, first, second = (addr for addr, _ in arena.scratch)
-    assert low + 16 * MIB == 2 * GIB, "as high as it fits below 4 GiB"
+    assert low + 16 * MIB == 2 * GIB, "the low area is as high as possible below 4 GiB"
     assert everywhere + 32 * MIB == 6 * GIB
     assert first + 8 * MIB == low
     assert second + 8 * MIB == everywhere
@@ -247,7 +247,7 @@ def test_scratch_is_rounded_to_whole_pageblocks(page_size: int) -> None:
     assert all(addr % block == 0 for addr, _ in arena.scratch)
 
 
-def test_scratch_as_a_percentage() -> None:
+def test_scratch_may_be_a_percentage_of_the_reserved_memory() -> None:
     arena = kho.Arena("1G", scratch="200%", reserved=8 * MIB)
     assert [size for _, size in arena.scratch] == [16 * MIB, 16 * MIB], "nothing is left for the global area"
     spec = kho.parse_kho_scratch("16M,4M,16M")
@@ -256,7 +256,7 @@ def test_scratch_as_a_percentage() -> None:
         kho.Arena("128M", scratch="16M,3G,16M")
 
 
-def test_scratch_is_never_handed_out() -> None:
+def test_scratch_is_never_allocated() -> None:
     areas = [(GIB + 4 * MIB, 2 * MIB), (GIB + 9 * MIB, MIB)]
     arena = kho.Arena([(GIB, 16 * MIB)], scratch=areas)
     with pytest.raises(kho.PageStateError, match="is reserved"):
@@ -273,8 +273,8 @@ def test_scratch_is_never_handed_out() -> None:
 # Bytes
 
 
-def test_views_are_the_memory() -> None:
-    arena = small()
+def test_views_share_the_memory_of_the_arena() -> None:
+    arena = arena_of_64_mib()
     folio = arena.alloc(1)
     view = memoryview(folio)
     assert (view.nbytes, view.format, view.readonly, view.ndim) == (8192, "B", False, 1)
@@ -293,7 +293,7 @@ def test_views_are_the_memory() -> None:
 
 
 def test_views_keep_the_arena_alive() -> None:
-    arena = small()
+    arena = arena_of_64_mib()
     folio = arena.alloc()
     view, array = memoryview(folio), np.asarray(folio)
     view[:5] = b"still"
@@ -304,8 +304,8 @@ def test_views_keep_the_arena_alive() -> None:
     assert bytes(view[:5]) == b"Still"
 
 
-def test_a_freed_folio_gives_no_view() -> None:
-    arena = small()
+def test_a_freed_folio_has_no_view() -> None:
+    arena = arena_of_64_mib()
     folio = arena.alloc(2)
     folio.free()
     for use in (memoryview, bytes):
@@ -315,10 +315,10 @@ def test_a_freed_folio_gives_no_view() -> None:
     assert again.phys == folio.phys
     for use in (memoryview, bytes):
         with pytest.raises(kho.PageStateError):
-            use(folio)  # three of its four pages are nobody's
+            use(folio)  # three of its four pages are free
 
 
-def test_reading_and_writing_are_bounded() -> None:
+def test_reads_and_writes_outside_memory_raise() -> None:
     arena = kho.Arena([(0, 8192), (8192, 8192), (MIB, 4096)])
     arena.write(8190, b"seam")
     assert arena.read(8190, 4) == b"seam"
@@ -335,7 +335,7 @@ def test_reading_and_writing_are_bounded() -> None:
 
 
 def test_new_memory_is_zero() -> None:
-    arena = small()
+    arena = arena_of_64_mib()
     assert not np.asarray(arena.alloc(10)).any()
 
 
@@ -353,7 +353,7 @@ arena.write({phys}, b"reply")
 @pytest.mark.parametrize("backing", ["memfd", "file"])
 def test_another_process_sees_the_memory(backing: str, tmp_path: Path) -> None:
     path = tmp_path / "arena.elf"
-    arena = small(backing="memfd" if backing == "memfd" else path, scratch="2M,2M,2M")
+    arena = arena_of_64_mib(backing="memfd" if backing == "memfd" else path, scratch="2M,2M,2M")
     folio = arena.alloc(3)
     memoryview(folio)[:5] = b"hello"
     args = [str(path)] if backing == "file" else ["fd", str(arena.fileno())]
@@ -370,10 +370,10 @@ def test_another_process_sees_the_memory(backing: str, tmp_path: Path) -> None:
 
 def test_an_anonymous_arena_has_no_file() -> None:
     with pytest.raises(kho.ParameterError, match="no file"):
-        small().fileno()
+        arena_of_64_mib().fileno()
 
 
-def test_an_arenas_file_is_new_and_sparse(tmp_path: Path) -> None:
+def test_the_file_of_an_arena_is_new_and_sparse(tmp_path: Path) -> None:
     path = tmp_path / "arena.elf"
     arena = kho.Arena("1T", backing=path)
     assert path.stat().st_size > TIB
@@ -384,7 +384,7 @@ def test_an_arenas_file_is_new_and_sparse(tmp_path: Path) -> None:
     assert kho.Arena.open(path).nbytes == TIB
 
 
-def test_what_is_no_arena_is_refused(tmp_path: Path) -> None:
+def test_opening_anything_but_an_arena_raises(tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     plain.write_bytes(bytes(8192))
     with plain.open("r+b") as file:
@@ -401,7 +401,7 @@ def test_what_is_no_arena_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("readelf") is None, reason="binutils' readelf is not here")
-def test_readelf_reads_an_arenas_file(tmp_path: Path) -> None:
+def test_readelf_accepts_the_file_of_an_arena(tmp_path: Path) -> None:
     path = tmp_path / "arena.elf"
     kho.Arena([(GIB, 64 * MIB), (TIB, MIB)], backing=path)
     done = subprocess.run(["readelf", "-hlnW", path], capture_output=True, text=True, env={"LC_ALL": "C"})
@@ -416,7 +416,7 @@ def test_readelf_reads_an_arenas_file(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.booleans(), st.integers(0, 30)), max_size=60))
-def test_allocations_agree_with_a_set(steps: list[tuple[int, bool, int]]) -> None:
+def test_random_allocations_agree_with_a_set_of_pages(steps: list[tuple[int, bool, int]]) -> None:
     arena = kho.Arena([(4096, 96 * 4096), (TIB, 32 * 4096)])
     total = arena.free_pages
     held: list[kho.Folio] = []

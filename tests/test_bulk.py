@@ -1,10 +1,11 @@
-"""What Python adds to bulk operations, set algebra, ranks and Roaring bitmaps of trackers: buffers and threads."""
+"""Python side of a tracker's bulk operations, set algebra, ranks and Roaring bitmaps: buffers and threads."""
 
 from __future__ import annotations
 
 import array
 import ctypes
 import gc
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,11 +20,11 @@ from kho import PfnArray, RunArray, Tracker, errors
 np = pytest.importorskip("numpy")
 
 PFNS = [7, 5, 70_000, 5, 0, 2**40, 33]
-MARKED = sorted({*PFNS})
+SORTED_PFNS = sorted({*PFNS})
 
 
-def marked(pfns: Any, order: int = 0) -> Tracker:
-    """A tracker with folios of one order."""
+def tracker_of(pfns: Any, order: int = 0) -> Tracker:
+    """Return a tracker with preserved folios of one order."""
     t = Tracker()
     t.preserve_many(array.array("Q", pfns), order)
     return t
@@ -34,7 +35,7 @@ def read_only(pfns: Any) -> Any:
     return pfns
 
 
-KINDS: dict[str, Callable[[], Any]] = {
+BUFFERS: dict[str, Callable[[], Any]] = {
     "uint64": lambda: np.array(PFNS, np.uint64),
     "int64": lambda: np.array(PFNS, np.int64),
     "read-only": lambda: read_only(np.array(PFNS)),
@@ -54,20 +55,20 @@ KINDS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_pfns_may_lie_in_any_buffer_of_64_bit_integers(kind: str) -> None:
-    pfns = KINDS[kind]()
+@pytest.mark.parametrize("kind", BUFFERS)
+def test_pfns_may_be_in_any_buffer_of_64_bit_integers(kind: str) -> None:
+    pfns = BUFFERS[kind]()
     t = Tracker()
-    assert t.preserve_many(pfns) == len(MARKED)
-    assert t.pfns() == MARKED
+    assert t.preserve_many(pfns) == len(SORTED_PFNS)
+    assert t.pfns() == SORTED_PFNS
     assert t.contains_many(pfns) == bytes([1] * len(PFNS))
     assert t.contains_many(pfns, np.array([0, 1] * 3 + [0], np.uint8)) == bytes([1, 0, 1, 0, 1, 0, 1])
-    assert t.unpreserve_many(pfns, bytes(len(PFNS))) == len(MARKED)
+    assert t.unpreserve_many(pfns, bytes(len(PFNS))) == len(SORTED_PFNS)
     assert not t
 
 
 @pytest.mark.parametrize("kind", ["u4", "i4"])
-def test_pfns_may_be_integers_of_32_bits(kind: str) -> None:
+def test_pfns_may_be_32_bit_integers(kind: str) -> None:
     pfns = np.array([5, 70_000, 5, 2**31 - 1], kind)
     for buffer in (pfns, pfns[::-1], np.repeat(pfns, 3)[::3], memoryview(pfns), array.array("Ii"[kind == "i4"], pfns)):
         t = Tracker()
@@ -79,30 +80,30 @@ def test_pfns_may_be_integers_of_32_bits(kind: str) -> None:
     assert t.runs() == [(0, 10_000)]
 
 
-BAD: dict[str, Callable[[], Any]] = {
+INVALID: dict[str, Callable[[], Any]] = {
     "a list": lambda: [1],
     "an int": lambda: 1,
     "uint16": lambda: np.array([1], np.uint16),
     "float64": lambda: np.array([1.0]),
     "bool": lambda: np.array([True]),
     "bytes": lambda: b"12345678",
-    "records": lambda: marked([1]).folios(),
+    "records": lambda: tracker_of([1]).folios(),
     "byte-swapped": lambda: np.array([1], ">u8"),
     "bare": lambda: np.uint64(5),
     "objects": lambda: np.array([1], object),
 }
 
 
-@pytest.mark.parametrize("kind", BAD)
-def test_what_is_no_buffer_of_such_integers_is_refused(kind: str) -> None:
-    t = marked([1])
+@pytest.mark.parametrize("kind", INVALID)
+def test_other_objects_as_pfns_raise(kind: str) -> None:
+    t = tracker_of([1])
     for call in (t.preserve_many, t.unpreserve_many, t.contains_many):
         with pytest.raises(TypeError, match="pfns: a one-dimensional buffer of 64-bit or 32-bit integers is wanted"):
-            call(BAD[kind]())
+            call(INVALID[kind]())
     assert t.pfns() == [1]
 
 
-def test_two_dimensions_are_refused_as_one_is_wanted() -> None:
+def test_two_dimensions_raise() -> None:
     with pytest.raises(errors.ParameterError, match="dimensions, not 1"):
         Tracker().preserve_many(np.zeros((2, 2), np.uint64))
 
@@ -111,7 +112,7 @@ def test_two_dimensions_are_refused_as_one_is_wanted() -> None:
     "order",
     [np.zeros(3), np.zeros(3, ">u2"), np.zeros((3, 1), np.uint8), np.full(3, 256), np.full(3, -1), "0", 1.5, None],
 )
-def test_what_is_no_order_is_refused(order: Any) -> None:
+def test_invalid_orders_raise(order: Any) -> None:
     t = Tracker()
     for call in (t.preserve_many, t.unpreserve_many, t.contains_many):
         if order is None:
@@ -122,7 +123,7 @@ def test_what_is_no_order_is_refused(order: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8"])
-def test_orders_may_be_integers_of_any_size(kind: str) -> None:
+def test_orders_may_be_integers_of_any_width(kind: str) -> None:
     t = Tracker()
     orders = np.array([9, 0, 3, 9], kind)
     pfns = np.array([512, 7, 8, 1024])
@@ -134,8 +135,8 @@ def test_orders_may_be_integers_of_any_size(kind: str) -> None:
         t.preserve_many(pfns, orders + np.array(28, kind))
 
 
-def test_a_bad_folio_among_many_changes_nothing() -> None:
-    t = marked([8, 9])
+def test_an_invalid_folio_in_a_list_changes_nothing() -> None:
+    t = tracker_of([8, 9])
     bad: list[tuple[list[int], Any, type[Exception]]] = [
         ([8, 2**52], 0, errors.OutOfRangeError),
         ([8, 9], 3, errors.MisalignedError),
@@ -154,8 +155,8 @@ def test_a_bad_folio_among_many_changes_nothing() -> None:
         t.contains_many(np.array([8]), 37)
 
 
-def test_nothing_is_nothing_in_any_buffer() -> None:
-    t = marked([1])
+def test_empty_buffers_change_nothing() -> None:
+    t = tracker_of([1])
     for empty in (array.array("Q"), np.array([], np.uint64), np.arange(9)[5:5:2], memoryview(array.array("q"))):
         assert (t.preserve_many(empty), t.unpreserve_many(empty, b""), t.contains_many(empty)) == (0, 0, b"")
     assert Tracker().pfns() == []
@@ -163,8 +164,8 @@ def test_nothing_is_nothing_in_any_buffer() -> None:
     assert np.asarray(Tracker().extents()).shape == (0,)
 
 
-def test_pfns_and_runs_are_buffers_without_a_copy_that_outlive_the_tracker() -> None:
-    t = marked([*range(10, 20), 30])
+def test_pfns_and_runs_are_zero_copy_buffers_that_outlive_the_tracker() -> None:
+    t = tracker_of([*range(10, 20), 30])
     pfns, runs = t.pfns(), t.runs()
     seen, rows = np.asarray(pfns), np.asarray(runs)
     assert (seen.dtype, seen.flags.writeable) == (np.dtype("<u8"), False)
@@ -177,14 +178,13 @@ def test_pfns_and_runs_are_buffers_without_a_copy_that_outlive_the_tracker() -> 
     assert rows.tolist() == [(10, 10), (30, 1)]
 
 
-def test_the_memory_of_a_long_list_that_was_dropped_serves_the_next() -> None:
-    """Long enough to be kept; an address that comes back says that it was, and nothing of the old list does."""
-    long, short = (marked(np.arange(0, stop, 3)) for stop in (3_000_000, 2_400_000))
+def test_the_buffer_of_a_dropped_long_list_is_reused_for_the_next() -> None:
+    """The lists are long enough for the buffer pool. An equal address shows the reuse; no old content remains."""
+    long, short = (tracker_of(np.arange(0, stop, 3)) for stop in (3_000_000, 2_400_000))
     first, folios = long.pfns(0), long.folios()
     at = np.asarray(first).ctypes.data
     part = np.asarray(first)[10:20]
-    # Somebody still looks at a part of it.
-    del first
+    del first  # `part` still refers to the buffer
     other = np.asarray(long.pfns(0))
     assert other.ctypes.data != at
     assert part.tolist() == list(range(30, 60, 3))
@@ -196,11 +196,11 @@ def test_the_memory_of_a_long_list_that_was_dropped_serves_the_next() -> None:
     listed = np.asarray(short.folios())
     assert np.array_equal(listed["phys"], np.arange(0, 2_400_000, 3) << 12)
     assert not listed["order"].any()
-    assert len(marked([5]).pfns(0)) == 1
+    assert len(tracker_of([5]).pfns(0)) == 1
 
 
 def test_pfns_are_a_sequence_of_ints() -> None:
-    pfns = marked(range(0, 50, 10)).pfns()
+    pfns = tracker_of(range(0, 50, 10)).pfns()
     whole = [0, 10, 20, 30, 40]
     assert (len(pfns), list(pfns), pfns[1], pfns[-1]) == (5, whole, 10, 40)
     assert pfns == whole == list(pfns[::-1])[::-1]
@@ -221,7 +221,7 @@ def test_pfns_are_a_sequence_of_ints() -> None:
 
 
 def test_extents_are_a_sequence_of_pairs() -> None:
-    t = marked([1, 2])
+    t = tracker_of([1, 2])
     t.preserve(512, 9)
     t.preserve(3)
     extents = t.extents()
@@ -234,15 +234,15 @@ def test_extents_are_a_sequence_of_pairs() -> None:
 
 
 def test_a_tracker_may_be_filled_with_its_own_pfns() -> None:
-    t = marked(range(0, 4000, 4))
+    t = tracker_of(range(0, 4000, 4))
     assert t.preserve_many(t.pfns()) == 0
     assert t.preserve_many(t.pfns(), 2) == 1000
     assert t.unpreserve_many(t.pfns()) == 1000
     assert t.pfns(2) == list(range(0, 4000, 4))
 
 
-def test_operators_order_trackers_as_they_do_sets() -> None:
-    small, large, other = marked([1]), marked([1, 2]), marked([3])
+def test_comparison_operators_work_as_for_sets() -> None:
+    small, large, other = tracker_of([1]), tracker_of([1, 2]), tracker_of([3])
 
     def compared(a: Tracker, b: Tracker) -> tuple[bool, ...]:
         return a < b, a <= b, a >= b, a > b
@@ -263,17 +263,17 @@ def test_operators_order_trackers_as_they_do_sets() -> None:
 
 @pytest.mark.parametrize("op", ["or", "and", "sub", "xor"])
 def test_a_tracker_combined_with_itself_is_itself_or_empty(op: str) -> None:
-    t = marked(PFNS)
-    want = MARKED if op in ("or", "and") else []
+    t = tracker_of(PFNS)
+    want = SORTED_PFNS if op in ("or", "and") else []
     assert getattr(t, f"__{op}__")(t).pfns() == want
     getattr(t, f"__i{op}__")(t)
     assert t.pfns() == want
     assert len(t) == len(want)
-    assert t.stats()[0]["blocks"] == 3  # emptied bitmaps stay, as the kernel keeps them
+    assert t.stats()[0]["blocks"] == 3  # empty bitmaps are not freed, as in the kernel
 
 
-def test_pages_of_other_sizes_are_never_the_same_folios() -> None:
-    a, b = marked([1]), Tracker(65536)
+def test_folios_with_different_page_sizes_are_never_equal() -> None:
+    a, b = tracker_of([1]), Tracker(65536)
     b.preserve(1)
     assert (a.union_len(b), a.intersection_len(b), a.difference_len(b), a.symmetric_difference_len(b)) == (2, 0, 1, 2)
     assert a.isdisjoint(b)
@@ -282,10 +282,10 @@ def test_pages_of_other_sizes_are_never_the_same_folios() -> None:
         _ = a & b
 
 
-def test_select_beyond_the_last_folio_is_an_index_error() -> None:
-    t = marked(PFNS)
-    assert [t.select(i) for i in range(len(t))] == MARKED
-    assert [t.rank(pfn) for pfn in MARKED] == list(range(len(t)))
+def test_select_after_the_last_folio_raises_index_error() -> None:
+    t = tracker_of(PFNS)
+    assert [t.select(i) for i in range(len(t))] == SORTED_PFNS
+    assert [t.rank(pfn) for pfn in SORTED_PFNS] == list(range(len(t)))
     assert t.rank(2**64 - 1) == len(t)
     for rank, order in [(len(t), 0), (0, 1), (-1, 0), (2**64, 0)]:
         with pytest.raises(IndexError):
@@ -305,7 +305,7 @@ GEOMETRIES = st.sampled_from([(4096, 512), (4096, 4096), (16384, 16384), (65536,
 
 @settings(max_examples=40, deadline=None)
 @given(NUMBERS, RANGES, GEOMETRIES, st.booleans(), st.sampled_from([0, 3, 9]))
-def test_bitmaps_of_both_widths_go_to_pyroaring_and_back(
+def test_bitmaps_of_both_widths_round_trip_through_pyroaring(
     numbers: set[int], ranges: list[tuple[int, int, int]], geometry: tuple[int, int], runs: bool, order: int
 ) -> None:
     pyroaring = pytest.importorskip("pyroaring")
@@ -325,8 +325,8 @@ def test_bitmaps_of_both_widths_go_to_pyroaring_and_back(
         assert (t.page_size, t.bitmap_bytes) == geometry
 
 
-def test_folio_numbers_beyond_32_bits_need_64() -> None:
-    t = marked([2**32 - 1, 2**32])
+def test_folio_numbers_above_32_bits_need_64_bit_bitmaps() -> None:
+    t = tracker_of([2**32 - 1, 2**32])
     with pytest.raises(errors.OutOfRangeError, match="0x100000000"):
         t.to_roaring(bits=32)
     assert Tracker.from_roaring(t.to_roaring()) == t
@@ -340,10 +340,10 @@ def test_folio_numbers_beyond_32_bits_need_64() -> None:
 
 
 @pytest.mark.parametrize("bits", [32, 64])
-def test_no_prefix_of_a_bitmap_changes_a_tracker(bits: int) -> None:
-    t = marked([*range(0, 9000, 2), *range(100_000, 200_000), 2**31])
+def test_a_truncated_bitmap_changes_nothing(bits: int) -> None:
+    t = tracker_of([*range(0, 9000, 2), *range(100_000, 200_000), 2**31])
     data = t.to_roaring(bits=bits)
-    other = marked([3])
+    other = tracker_of([3])
     for n in [*range(200), *range(200, len(data), 97), len(data) - 1]:
         with pytest.raises(errors.ParameterError):
             other.update_roaring(data[:n], bits=bits)
@@ -359,7 +359,7 @@ def test_no_prefix_of_a_bitmap_changes_a_tracker(bits: int) -> None:
     st.binary(max_size=60),
     st.sampled_from([b"", b"\x3a\x30\0\0", b"\x3b\x30\0\0", b"\1" + bytes(11) + b"\x3a\x30\0\0"]),
 )
-def test_hostile_bitmaps_only_raise(garbage: bytes, head: bytes) -> None:
+def test_hostile_bitmaps_raise_and_change_nothing(garbage: bytes, head: bytes) -> None:
     for bits in (32, 64):
         t = Tracker()
         try:
@@ -371,33 +371,38 @@ def test_hostile_bitmaps_only_raise(garbage: bytes, head: bytes) -> None:
 # Threads
 
 
-def test_a_bulk_call_leaves_the_interpreter_to_other_threads() -> None:
+def test_a_bulk_call_releases_the_gil() -> None:
+    """With a long switch interval, the other thread runs only when this one releases the GIL, that is in the call."""
     pfns = np.random.default_rng(0).integers(0, 2**30, 1_000_000)
-    ticks: list[float] = []
+    ticks = 0
     done = threading.Event()
 
     def tick() -> None:
+        nonlocal ticks
         while not done.is_set():
-            ticks.append(time.perf_counter())
-            time.sleep(0.0005)
+            ticks += 1
+            time.sleep(0)
 
-    def one_ran_meanwhile() -> bool:
-        start = time.perf_counter()
-        Tracker().preserve_many(pfns)
-        end = time.perf_counter()
-        return any(start < tick < end for tick in ticks)
+    def another_thread_ran_during(call: Callable[[], object]) -> bool:
+        before = ticks
+        call()
+        return ticks > before
 
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
     thread = threading.Thread(target=tick)
     thread.start()
     try:
-        # A call takes a few milliseconds, in which a busy machine may run nobody else.
-        assert any(one_ran_meanwhile() for _ in range(100))
+        assert not any(another_thread_ran_during(lambda: sorted(range(100_000))) for _ in range(100))
+        # A call takes a few milliseconds, in which a busy machine may not run the other thread.
+        assert any(another_thread_ran_during(lambda: Tracker().preserve_many(pfns)) for _ in range(1000))
     finally:
         done.set()
+        sys.setswitchinterval(interval)
         thread.join(60)
 
 
-def test_pfns_that_change_during_a_call_are_marked_as_they_were_when_copied_or_refused() -> None:
+def test_pfns_that_change_during_a_call_are_used_as_copied_or_raise() -> None:
     pfns = np.arange(300_000)
     done = threading.Event()
 
@@ -423,7 +428,7 @@ def test_pfns_that_change_during_a_call_are_marked_as_they_were_when_copied_or_r
         thread.join(60)
 
 
-def test_threads_fill_different_trackers_and_combine_them() -> None:
+def test_threads_may_fill_and_combine_different_trackers() -> None:
     trackers = [Tracker() for _ in range(4)]
 
     def fill(n: int) -> None:
@@ -440,10 +445,10 @@ def test_threads_fill_different_trackers_and_combine_them() -> None:
     assert whole.runs() == [(0, 400_000)]
 
 
-def test_threads_work_on_different_orders_of_one_tracker() -> None:
+def test_threads_work_concurrently_on_different_orders_of_a_tracker() -> None:
     t = Tracker()
     done = threading.Event()
-    beside: list[bool] = []
+    concurrent: list[bool] = []
 
     def single_pages() -> None:
         for _ in range(3):
@@ -456,18 +461,18 @@ def test_threads_work_on_different_orders_of_one_tracker() -> None:
     for _ in range(1_000_000):
         if done.is_set():
             break
-        # Neither call waits for the other's order; what looks at all of them waits for both.
+        # Neither call waits for the lock of the other order; a call that reads all orders waits for both.
         assert t.preserve_many(large, 9) == 5000
         assert t.contains_many(large, 9) == bytes([1] * 5000)
         assert t.unpreserve_many(large, 9) == 5000
-        beside.append(not done.is_set())
+        concurrent.append(not done.is_set())
     thread.join(60)
-    assert sum(beside) > 3
+    assert sum(concurrent) > 3
     assert t.runs(0) == [(0, 3_000_000)]
     assert len(t) == 3_000_000
 
 
-def test_whoever_looks_at_a_whole_tracker_sees_calls_on_one_order_done_or_not_begun() -> None:
+def test_calls_on_one_order_are_atomic_for_calls_on_the_whole_tracker() -> None:
     t = Tracker()
     lists = {order: np.random.default_rng(order).permutation(200_000).astype("u8") << order for order in (0, 1, 2)}
 
@@ -491,12 +496,12 @@ def test_whoever_looks_at_a_whole_tracker_sees_calls_on_one_order_done_or_not_be
     assert len(t) == 0
 
 
-def test_runs_are_marked_as_the_folios_they_are_of() -> None:
+def test_a_preserved_run_equals_its_folios() -> None:
     t = Tracker(bitmap_bytes=512)
     assert t.preserve_run(4096 - 2, 1, 9000) == 9000
     assert t.preserve_run(4096, 1, 1) == 0
     assert list(t.runs(1)) == [(4094, 9000)]
-    assert t == marked(range(4094, 4094 + 18000, 2), 1)
+    assert t == tracker_of(range(4094, 4094 + 18000, 2), 1)
     assert t.unpreserve_run(0, 1, 2048) == 1
     assert list(t.runs(1)) == [(4096, 8999)]
     with pytest.raises(errors.MisalignedError):

@@ -1,4 +1,4 @@
-"""`kho.doctor.examine` over captured hosts and made-up ones: what is held, and how it is known."""
+"""`kho.doctor.examine` on captured and generated hosts: the amount of scratch and the source of the figure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def ids(report: Report) -> set[str]:
     return {finding.id for finding in report.findings}
 
 
-def test_root_sees_the_areas_exactly() -> None:
+def test_debugfs_shows_the_areas_exactly() -> None:
     report = examine(HOSTS / "default-scratch")
     assert report.scratch == report.scratch_low == report.scratch_high == DEFAULT
     assert (report.scratch_how, report.state, report.boot, report.exit_code) == ("exact", "active", "cold", 1)
@@ -53,7 +53,9 @@ def test_root_sees_the_areas_exactly() -> None:
     ids=lambda files: ",".join(file.rpartition("/")[2] for file in files),
 )
 @pytest.mark.parametrize("name", ["default-scratch", "hugepages"])
-def test_without_debugfs_it_is_inferred_within_a_pageblock(name: str, without: tuple[str, ...], tmp_path: Path) -> None:
+def test_without_debugfs_scratch_is_inferred_within_a_pageblock(
+    name: str, without: tuple[str, ...], tmp_path: Path
+) -> None:
     report = examine(copied(name, tmp_path, *without))
     assert report.state == "active"
     assert report.scratch is not None
@@ -68,7 +70,7 @@ def test_without_debugfs_it_is_inferred_within_a_pageblock(name: str, without: t
         assert (report.scratch, report.by_node) == (DEFAULT, {0: DEFAULT})
 
 
-def test_kho_off_is_clean_and_says_why() -> None:
+def test_kho_off_exits_0_and_the_headline_gives_the_reason() -> None:
     report = examine(HOSTS / "kho-off")
     assert (report.exit_code, report.state, report.scratch) == (0, "off", 0)
     assert report.headline == "KHO is off (kho=off on the command line) and holds nothing."
@@ -76,12 +78,12 @@ def test_kho_off_is_clean_and_says_why() -> None:
 
 
 @pytest.mark.parametrize("without", [(), (DMESG,), (DMESG, ZONES)], ids=["all", "no dmesg", "no dmesg, no zoneinfo"])
-def test_a_failed_reservation_is_explained(without: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_failed_reservation_is_reported_with_sizes_and_leftover(without: tuple[str, ...], tmp_path: Path) -> None:
     report = examine(copied("scratch-too-big", tmp_path, *without))
     assert (report.exit_code, report.state, report.scratch, report.leftover) == (1, "failed", 0, 64 * MIB)
     assert ids(report) >= {"DOC003", "DOC004", "DOC021"}
     assert "64M,3G,64M" in report.headline
-    assert "64 MiB (3.2 % of RAM) stayed behind" in report.headline
+    assert "64 MiB (3.2 % of RAM) was left in CMA" in report.headline
     failed = next(finding for finding in report.findings if finding.id == "DOC003")
     assert failed.certainty == ("likely" if without else "certain")
     assert "64 MiB + 3 GiB + 64 MiB = 3355443200 bytes" in failed.value
@@ -90,17 +92,17 @@ def test_a_failed_reservation_is_explained(without: tuple[str, ...], tmp_path: P
         assert "the global scratch buffer could not be reserved" in failed.value
 
 
-def test_huge_pages_are_told_apart() -> None:
+def test_huge_pages_are_not_counted_as_scratch() -> None:
     report = examine(HOSTS / "hugepages")
     assert (report.scratch, report.hugetlb) == (DEFAULT, 1200 * MIB)
-    told = next(finding for finding in report.findings if finding.id == "DOC011")
-    assert told.value == "1.2 GiB are huge pages, 192 MiB are scratch"
+    huge = next(finding for finding in report.findings if finding.id == "DOC011")
+    assert huge.value == "1.2 GiB are huge pages, 192 MiB are scratch"
     assert "DOC010" not in ids(report), "huge pages of 2 MiB do not inflate scratch"
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 @pytest.mark.parametrize("capture", ["linux-6.16-layout-x86_64", "linux-6.18.15-x86_64", "linux-7.3.4-x86_64"])
-def test_captured_handovers(capture: str, stage: str) -> None:
+def test_captured_handovers_are_exact_before_and_after_kexec(capture: str, stage: str) -> None:
     report = examine(CAPTURES / capture / "host" / stage)
     assert (report.state, report.scratch, report.scratch_how) == ("active", 64 * MIB, "exact")
     assert report.boot == ("cold" if stage == "stage1" else "kho")
@@ -110,7 +112,7 @@ def test_captured_handovers(capture: str, stage: str) -> None:
         assert (report.previous_release, report.kexec_count) == ("7.3.4", 1)
 
 
-def test_numa_nodes_have_their_shares(tmp_path: Path) -> None:
+def test_scratch_is_attributed_to_numa_nodes(tmp_path: Path) -> None:
     nodes = (4096 * MIB, 8192 * MIB, 2048 * MIB)
     tree = machine(tmp_path, nodes=nodes, scratch=(200 * MIB, 120 * MIB, 40 * MIB), cmdline="kho=on")
     report = examine(tree)
@@ -123,10 +125,12 @@ def test_numa_nodes_have_their_shares(tmp_path: Path) -> None:
     shown = examine(tree)
     assert shown.scratch == shown.scratch_high == 360 * MIB
     assert [area.kind for area in shown.areas] == ["low", "global", "node", "node", "node"]
-    assert [area.node for area in shown.areas] == [None, None, 0, 1, 2], "addresses outside every zone: by position"
+    assert [area.node for area in shown.areas] == [None, None, 0, 1, 2], (
+        "addresses outside every zone: the position decides"
+    )
 
 
-def test_areas_are_on_the_nodes_their_addresses_are_on(tmp_path: Path) -> None:
+def test_the_address_of_an_area_determines_its_node(tmp_path: Path) -> None:
     tree = machine(tmp_path, nodes=(4096 * MIB, 4096 * MIB), scratch=(64 * MIB, 64 * MIB))
     first, second = (1 << 20) * 4096, (1 << 20) * 4096 + 4096 * MIB
     debugfs(tree, [(first, 32 * MIB), (second, 32 * MIB), (first + 64 * MIB, 32 * MIB), (second + 64 * MIB, 32 * MIB)])
@@ -136,7 +140,7 @@ def test_areas_are_on_the_nodes_their_addresses_are_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("page", "order"), [(4096, 9), (16384, 11), (65536, 13), (65536, 5)])
-def test_pageblocks_of_every_page_size(page: int, order: int, tmp_path: Path) -> None:
+def test_page_size_and_pageblock_are_detected(page: int, order: int, tmp_path: Path) -> None:
     block = page << order
     tree = machine(tmp_path, nodes=(64 << 30,), scratch=(3 * block,), page=page, block_order=order)
     report = examine(tree)
@@ -148,7 +152,7 @@ def test_pageblocks_of_every_page_size(page: int, order: int, tmp_path: Path) ->
 
 @pytest.mark.parametrize("used", [0, 10 * MIB, 90 * MIB])
 @pytest.mark.parametrize("pagetypeinfo", [True, False])
-def test_cma_areas_of_others_are_not_blamed_on_kho(pagetypeinfo: bool, used: int, tmp_path: Path) -> None:
+def test_other_cma_areas_are_not_counted_as_scratch(pagetypeinfo: bool, used: int, tmp_path: Path) -> None:
     tree = machine(tmp_path, cma=(96 * MIB,), used=used, cmdline="cma=96M", pagetypeinfo=pagetypeinfo)
     report = examine(tree)
     assert (report.state, report.scratch, report.exit_code) == ("off", 0, 0)
@@ -156,29 +160,29 @@ def test_cma_areas_of_others_are_not_blamed_on_kho(pagetypeinfo: bool, used: int
 
 
 @pytest.mark.parametrize("pagetypeinfo", [True, False])
-def test_scratch_beside_others_in_use_is_still_found_whole(pagetypeinfo: bool, tmp_path: Path) -> None:
+def test_scratch_is_inferred_exactly_while_all_cma_memory_is_in_use(pagetypeinfo: bool, tmp_path: Path) -> None:
     tree = machine(tmp_path, scratch=(200 * MIB,), cma=(96 * MIB,), used=250 * MIB, pagetypeinfo=pagetypeinfo)
     report = examine(tree)
     assert (report.state, report.scratch, report.cma_total) == ("active", 200 * MIB, 96 * MIB)
     assert report.scratch_how == "inferred"
 
 
-def test_a_counter_that_drifts_is_not_taken_for_scratch(tmp_path: Path) -> None:
+def test_counter_drift_is_not_counted_as_scratch(tmp_path: Path) -> None:
     tree = machine(tmp_path, cma=(96 * MIB,), used=-5 * MIB)
-    assert (examine(tree).state, examine(tree).exit_code) == ("off", 0), "no CMA pageblock is unaccounted for"
+    assert (examine(tree).state, examine(tree).exit_code) == ("off", 0), "CmaTotal accounts for every CMA pageblock"
     tree = machine(tmp_path, scratch=(64 * MIB,), used=-MIB)
     assert (examine(tree).scratch, examine(tree).scratch_low) == (64 * MIB, 64 * MIB)
 
 
-def test_others_are_taken_off_the_nodes_they_are_on(tmp_path: Path) -> None:
+def test_other_cma_areas_are_subtracted_from_their_nodes(tmp_path: Path) -> None:
     nodes = (4096 * MIB, 4096 * MIB)
     tree = machine(tmp_path, nodes=nodes, scratch=(64 * MIB, 64 * MIB), cma=(0, 32 * MIB), cmdline="kho=on")
-    assert examine(tree).by_node == {}, "nobody says where the other area is"
+    assert examine(tree).by_node == {}, "the node of the other area is unknown"
     log(tree, "cma: Reserved 32 MiB at 0x0000000210000000", release="7.3.4")
     assert examine(tree).by_node == {0: 64 * MIB, 1: 64 * MIB}
 
 
-def test_a_lower_bound_is_called_one(tmp_path: Path) -> None:
+def test_cma_free_gives_a_lower_bound(tmp_path: Path) -> None:
     tree = machine(tmp_path, scratch=(200 * MIB,), used=50 * MIB, pagetypeinfo=False)
     (tree / "proc/zoneinfo").unlink()
     report = examine(tree)
@@ -186,7 +190,7 @@ def test_a_lower_bound_is_called_one(tmp_path: Path) -> None:
     assert "at least 150 MiB" in report.headline
 
 
-def test_a_second_boot_in_a_chain(tmp_path: Path) -> None:
+def test_inherited_scratch_is_active_after_a_handover(tmp_path: Path) -> None:
     tree = machine(tmp_path, scratch=(192 * MIB,), counted=False, used=60 * MIB, cmdline="kho=on kho_scratch=1M,1M,1M")
     log(tree, "KHO: found kexec handover data.", "KHO: exec from: 7.3.4 (count 2)")
     report = examine(tree)
@@ -198,7 +202,7 @@ def test_a_second_boot_in_a_chain(tmp_path: Path) -> None:
     assert (unprivileged.scratch, unprivileged.scratch_how) == (132 * MIB, "at least")
 
 
-def test_a_chain_is_known_from_the_boot_parameters_alone(tmp_path: Path) -> None:
+def test_the_boot_parameters_alone_show_a_handover(tmp_path: Path) -> None:
     tree = machine(tmp_path, scratch=(192 * MIB,), counted=False, used=60 * MIB)
     write(tree, "sys/kernel/boot_params/setup_data/1/type", "0xa\n")
     assert (examine(tree).state, examine(tree).boot) == ("active", "kho")
@@ -208,7 +212,7 @@ def test_a_chain_is_known_from_the_boot_parameters_alone(tmp_path: Path) -> None
     assert examine(tree).boot == "kho"
 
 
-def test_explicit_sizes_without_root(tmp_path: Path) -> None:
+def test_explicit_sizes_are_confirmed_without_root(tmp_path: Path) -> None:
     tree = machine(
         tmp_path,
         nodes=(4096 * MIB, 4096 * MIB),
@@ -223,15 +227,15 @@ def test_explicit_sizes_without_root(tmp_path: Path) -> None:
     assert (report.scratch, report.by_node) == (64 * MIB, {0: 48 * MIB, 1: 16 * MIB})
 
 
-def test_a_log_of_another_kernel_is_not_believed(tmp_path: Path) -> None:
+def test_a_log_of_another_kernel_is_ignored(tmp_path: Path) -> None:
     tree = machine(tmp_path, cmdline="quiet")
     log(tree, "KHO: Failed to reserve scratch area, disabling kexec handover", release="6.18.1")
     report = examine(tree)
     assert report.state == "off"
-    assert ("var/log/dmesg", "it is of Linux 6.18.1, this is 7.3.4") in report.unread
+    assert ("var/log/dmesg", "the log is of Linux 6.18.1, this kernel is 7.3.4") in report.unread
 
 
-def test_only_the_last_boot_of_a_log_counts(tmp_path: Path) -> None:
+def test_only_the_last_boot_of_a_log_is_used(tmp_path: Path) -> None:
     tree = machine(tmp_path, scratch=(64 * MIB,))
     log(tree, "KHO: Failed to reserve scratch area, disabling kexec handover", "Linux version 7.3.4 (again)")
     assert examine(tree).state == "active"
@@ -250,33 +254,33 @@ def test_only_the_last_boot_of_a_log_counts(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("file", ["var/log/dmesg", "sos_commands/kernel/dmesg", "dmesg"])
-def test_every_form_of_a_log_is_read(file: str, prefix: str, tmp_path: Path) -> None:
+def test_every_line_prefix_of_a_log_is_parsed(file: str, prefix: str, tmp_path: Path) -> None:
     said = ("Linux version 7.3.4 (root@vm)", "KHO: Failed to reserve scratch area, disabling kexec handover")
     write(machine(tmp_path, cmdline="kho=on"), file, "".join(f"{prefix}{line}\n" for line in said))
     failed = next(finding for finding in examine(tmp_path).findings if finding.id == "DOC003")
     assert (file, 2, said[1]) in failed.evidence
 
 
-def test_enabled_and_nothing_held_is_a_finding(tmp_path: Path) -> None:
+def test_kho_on_without_scratch_is_a_finding(tmp_path: Path) -> None:
     report = examine(machine(tmp_path, cmdline="kho=on"))
-    assert (report.state, report.scratch, report.exit_code) == ("off", 0, 1), "or that it is not built in"
+    assert (report.state, report.scratch, report.exit_code) == ("off", 0, 1), "KHO may also not be built in"
     assert "not built in, or it disabled itself" in report.headline
-    told = next(finding for finding in report.findings if finding.id == "DOC025")
-    assert told.certainty == "likely"
+    requested = next(finding for finding in report.findings if finding.id == "DOC025")
+    assert requested.certainty == "likely"
     report = examine(write(tmp_path, "boot/config-7.3.4", "CONFIG_CMA=y\nCONFIG_KEXEC_HANDOVER=y\n"))
     assert (report.state, report.leftover, report.exit_code) == ("failed", 0, 1)
 
 
-def test_a_large_machines_low_memory_was_not_free(tmp_path: Path) -> None:
+def test_a_failed_lowmem_reservation_is_certain_from_the_log(tmp_path: Path) -> None:
     tree = machine(tmp_path, nodes=(512 << 30,), cmdline="quiet")
     failures = ("Failed to reserve lowmem scratch buffer", "Failed to reserve scratch area, disabling kexec handover")
     report = examine(log(tree, *(f"KHO: {line}" for line in failures)))
-    assert report.headline == "KHO could not reserve its scratch and disabled itself; nothing stayed behind."
+    assert report.headline == "KHO could not reserve its scratch and disabled itself; no memory was left in CMA."
     failed = next(finding for finding in report.findings if finding.id == "DOC003")
     assert (failed.value, failed.certainty) == ("the lowmem scratch buffer could not be reserved", "certain")
 
 
-def test_reports_are_plain_data() -> None:
+def test_reports_pickle_and_convert_to_json() -> None:
     for host in sorted(HOSTS.iterdir()):
         if host.is_dir():
             report = examine(host)
@@ -286,14 +290,14 @@ def test_reports_are_plain_data() -> None:
             assert {finding["id"] for finding in data["findings"]} == ids(report)
 
 
-def test_what_is_no_directory_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(errors.ParameterError, match="no directory"):
+def test_a_path_that_is_not_a_directory_raises(tmp_path: Path) -> None:
+    with pytest.raises(errors.ParameterError, match="not a directory"):
         examine(tmp_path / "nowhere")
-    with pytest.raises(errors.ParameterError, match="no directory"):
+    with pytest.raises(errors.ParameterError, match="not a directory"):
         examine(write(tmp_path, "file", "") / "file")
 
 
-def test_edited_hosts_differ(tmp_path: Path) -> None:
+def test_debugfs_and_pageblocks_that_disagree_are_reported(tmp_path: Path) -> None:
     tree = copied("default-scratch", tmp_path)
     edit(tree, "sys/kernel/debug/kho/out/scratch_len", ("0x5c00000", "0x15c00000"))
     assert "DOC023" in ids(examine(tree)), "pageblocks and debugfs do not agree"

@@ -1,4 +1,4 @@
-"""Kernel logs in every form that they are kept and pasted in say the same: of one boot, and of two."""
+"""Kernel logs in every format in which they are stored and pasted parse to the same facts, with one boot and two."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ OTHER = "0f0e0d0c0b0a49998887776665554443"
 ISO = "2026-11-23T09:15:57"
 
 
-def lines_of(tree: Path) -> list[str]:
-    """A captured log, which has levels only, with the time stamps that most kernels print."""
+def log_lines(tree: Path) -> list[str]:
+    """Return the lines of a captured log with time stamps, which the capture lacks, instead of log levels."""
     texts = [re.sub(r"^<\d>", "", line) for line in (tree / "var/log/dmesg").read_text().splitlines()]
     return [f"[{n / 1000:12.6f}] {text}" for n, text in enumerate(texts)]
 
 
-def bare(line: str) -> str:
-    """A message without its time stamp."""
+def without_stamp(line: str) -> str:
+    """Return a line without its time stamp."""
     return STAMP.sub("", line, count=1)
 
 
@@ -49,17 +49,17 @@ def stamp(line: str) -> str:
 
 
 def each(form: Callable[[str], str], end: str = "\n") -> Wrapper:
-    """A wrapper that writes each line with its time stamp in another way."""
+    """Return a wrapper that writes each line in another form."""
     return lambda lines: "".join(form(line) + end for line in lines).encode()
 
 
-def colored(line: str) -> str:
-    """As util-linux dmesg --color=always: time green, the subsystem brown."""
-    text = re.sub(r"^(\w[\w .-]{0,30}: )", "\x1b[33m\\1\x1b[0m", bare(line))
+def with_colors(line: str) -> str:
+    """Format a line as util-linux `dmesg --color=always` does: time in green, subsystem in brown."""
+    text = re.sub(r"^(\w[\w .-]{0,30}: )", "\x1b[33m\\1\x1b[0m", without_stamp(line))
     return f"\x1b[32m[{stamp(line):>12}] \x1b[0m{text}"
 
 
-def boots(lines: list[str]) -> list[list[str]]:
+def split_boots(lines: list[str]) -> list[list[str]]:
     """Split a log into its boots."""
     found: list[list[str]] = []
     for line in lines:
@@ -70,8 +70,8 @@ def boots(lines: list[str]) -> list[list[str]]:
 
 
 def entries(lines: list[str]) -> list[dict[str, str]]:
-    """What the journal has of the lines, boot by boot."""
-    ids = [OTHER, BOOT][-len(boots(lines)) :]
+    """Return the journal entries of the lines, boot by boot."""
+    ids = [OTHER, BOOT][-len(split_boots(lines)) :]
     return [
         {
             "__CURSOR": f"s=1;i={n:x};b={boot};m=1;t=2;x=3",
@@ -79,15 +79,15 @@ def entries(lines: list[str]) -> list[dict[str, str]]:
             "_TRANSPORT": "kernel",
             "SYSLOG_IDENTIFIER": "kernel",
             "PRIORITY": "6",
-            "MESSAGE": bare(line),
+            "MESSAGE": without_stamp(line),
         }
-        for boot, part in zip(ids, boots(lines), strict=True)
+        for boot, part in zip(ids, split_boots(lines), strict=True)
         for n, line in enumerate(part)
     ]
 
 
 def export(lines: list[str], binary: bool = False) -> bytes:
-    """What journalctl -o export prints."""
+    """Format lines as `journalctl -o export` does."""
     out = b""
     for entry in entries(lines):
         for key, value in entry.items():
@@ -103,7 +103,7 @@ def export(lines: list[str], binary: bool = False) -> bytes:
 
 
 def verbose(lines: list[str]) -> bytes:
-    """What journalctl -o verbose prints."""
+    """Format lines as `journalctl -o verbose` does."""
     out = ""
     for entry in entries(lines):
         out += f"Mon 2026-11-23 09:15:57.123456 UTC [{entry['__CURSOR']}]\n"
@@ -111,24 +111,24 @@ def verbose(lines: list[str]) -> bytes:
     return out.encode()
 
 
-def objects(lines: list[str], form: Callable[[dict[str, object]], str], key: str = "") -> bytes:
-    """JSON values of the journal's entries."""
+def json_entries(lines: list[str], form: Callable[[dict[str, object]], str], key: str = "") -> bytes:
+    """Format the journal entries of lines as JSON values."""
     return "".join(form({**entry, key: 1} if key else dict(entry)) for entry in entries(lines)).encode()
 
 
 def byte_arrays(lines: list[str]) -> bytes:
-    """As journalctl -o json writes a message with bytes that are no text."""
+    """Format lines as `journalctl -o json` does for messages with bytes that are not text."""
     made = [{**entry, "MESSAGE": list(b"\x1b[0m" + entry["MESSAGE"].encode())} for entry in entries(lines)]
     return "".join(json.dumps(entry) + "\n" for entry in made).encode()
 
 
 def json_dmesg(lines: list[str]) -> bytes:
-    """What dmesg --json of util-linux 2.39 prints, of one boot after the other."""
+    """Format lines as `dmesg --json` of util-linux 2.39 does, one boot after the other."""
     out = ""
-    for part in boots(lines):
+    for part in split_boots(lines):
         rows = [
             f'      {{\n         "pri": 5,\n         "time": {stamp(line):>12},\n'
-            f'         "msg": {json.dumps(bare(line))}\n      }}'
+            f'         "msg": {json.dumps(without_stamp(line))}\n      }}'
             for line in part
         ]
         out += '{\n   "dmesg": [\n' + ",".join(rows) + "\n   ]\n}\n"
@@ -136,16 +136,16 @@ def json_dmesg(lines: list[str]) -> bytes:
 
 
 def kmsg(line: str, extra: str = "") -> str:
-    """A record of /dev/kmsg."""
-    text = "".join(c if c.isprintable() and c != "\\" else f"\\x{ord(c):02x}" for c in bare(line))
+    """Format a line as a record of /dev/kmsg."""
+    text = "".join(c if c.isprintable() and c != "\\" else f"\\x{ord(c):02x}" for c in without_stamp(line))
     return f"6,87,{int(float(stamp(line)) * 1e6)},-{extra};{text}"
 
 
 def fragments(lines: list[str]) -> bytes:
-    """The extended form of netconsole, long messages in pieces."""
+    """Format lines as extended netconsole does, with fragments of long messages."""
     out = ""
     for line in lines:
-        text = bare(line)
+        text = without_stamp(line)
         cut = [text[at : at + 90] for at in range(0, len(text), 90)] or [""]
         for n, part in enumerate(cut):
             extra = f",ncfrag={n * 90}/{len(text)}" if len(cut) > 1 else ""
@@ -153,8 +153,8 @@ def fragments(lines: list[str]) -> bytes:
     return out.encode()
 
 
-def mixed(lines: list[str]) -> bytes:
-    """A console on which systemd writes, too, in color and in the kernel's lines."""
+def with_systemd(lines: list[str]) -> bytes:
+    """Format lines as a console to which systemd also writes, in color and within lines of the kernel."""
     out = ""
     for n, line in enumerate(lines):
         out += line + ("" if n % 7 == 3 else "\r\n")
@@ -162,14 +162,14 @@ def mixed(lines: list[str]) -> bytes:
     return out.encode()
 
 
-def columns(lines: list[str]) -> bytes:
-    """What a terminal of 80 columns keeps of lines (screen's hardcopy, a mouse)."""
+def wrapped_at_80(lines: list[str]) -> bytes:
+    """Wrap lines as text copied from a terminal of 80 wrapped_at_80 is wrapped."""
     return "".join(line[at : at + 80] + "\n" for line in lines for at in range(0, max(len(line), 1), 80)).encode()
 
 
 def rsyslog_debug(line: str) -> str:
-    """The template RSYSLOG_DebugFormat, which has each message three times."""
-    text = bare(line)
+    """Format a line with the template RSYSLOG_DebugFormat, which has each message three times."""
+    text = without_stamp(line)
     return (
         "Debug line with all properties:\nFROMHOST: 'vm', fromhost-ip: '127.0.0.1', HOSTNAME: 'vm', PRI: 6,\n"
         "syslogtag 'kernel:', programname: 'kernel', APP-NAME: 'kernel', PROCID: '-', MSGID: '-',\n"
@@ -178,15 +178,15 @@ def rsyslog_debug(line: str) -> str:
 
 
 def ec2(lines: list[str]) -> bytes:
-    """The answer of EC2's GetConsoleOutput."""
+    """Format lines as the response of EC2's GetConsoleOutput."""
     text = base64.encodebytes("\r\n".join(lines).encode()).decode()
     return f"<GetConsoleOutputResponse><output>{text}</output></GetConsoleOutputResponse>".encode()
 
 
-def marked(mark: str) -> Wrapper:
-    """What journalctl prints of several boots, with a border before each or between them."""
-    form = each(lambda line: f"Nov 23 09:15:57 vm kernel: {bare(line)}")
-    return lambda lines: b"".join(mark.encode() + b"\n" + form(part) for part in boots(lines))
+def with_separators(mark: str) -> Wrapper:
+    """Return a wrapper that writes a separator before each boot, as journalctl does."""
+    form = each(lambda line: f"Nov 23 09:15:57 vm kernel: {without_stamp(line)}")
+    return lambda lines: b"".join(mark.encode() + b"\n" + form(part) for part in split_boots(lines))
 
 
 def cri(line: str) -> str:
@@ -199,23 +199,23 @@ def docker(line: str) -> str:
 
 FORMS: dict[str, Wrapper] = {
     "dmesg": each(str),
-    "dmesg -t": each(bare),
+    "dmesg -t": each(without_stamp),
     "dmesg -x": each(lambda line: f"kern  :warn  : {line}"),
-    "dmesg -d": each(lambda line: f"[{stamp(line):>12} <    0.000000>] {bare(line)}"),
-    "dmesg -T": each(lambda line: f"[Mon Nov 23 09:15:57 2026] {bare(line)}"),
-    "dmesg -Tx": each(lambda line: f"kern  :info  : [Mon Nov 23 09:15:57 2026] {bare(line)}"),
-    "dmesg -e": each(lambda line: f"[Nov23 09:15] {bare(line)}"),
-    "dmesg -H": each(lambda line: f"[  +0.000012] {bare(line)}"),
+    "dmesg -d": each(lambda line: f"[{stamp(line):>12} <    0.000000>] {without_stamp(line)}"),
+    "dmesg -T": each(lambda line: f"[Mon Nov 23 09:15:57 2026] {without_stamp(line)}"),
+    "dmesg -Tx": each(lambda line: f"kern  :info  : [Mon Nov 23 09:15:57 2026] {without_stamp(line)}"),
+    "dmesg -e": each(lambda line: f"[Nov23 09:15] {without_stamp(line)}"),
+    "dmesg -H": each(lambda line: f"[  +0.000012] {without_stamp(line)}"),
     "dmesg -r": each(lambda line: f"<5>{line}"),
-    "dmesg -rt": each(lambda line: f"<5>{bare(line)}"),
-    "dmesg -rt, no line ends": each(lambda line: f"<5>{bare(line)}", ""),
-    "dmesg --color=always": each(colored),
+    "dmesg -rt": each(lambda line: f"<5>{without_stamp(line)}"),
+    "dmesg -rt, no line ends": each(lambda line: f"<5>{without_stamp(line)}", ""),
+    "dmesg --color=always": each(with_colors),
     "dmesg -T --color=always": each(
-        lambda line: f"\x1b[32m[Mon Nov 23 09:15:57 2026] \x1b[0m\x1b[33m{bare(line)}\x1b[0m"
+        lambda line: f"\x1b[32m[Mon Nov 23 09:15:57 2026] \x1b[0m\x1b[33m{without_stamp(line)}\x1b[0m"
     ),
-    "dmesg --time-format=iso": each(lambda line: f"{ISO},000000+00:00 {bare(line)}"),
+    "dmesg --time-format=iso": each(lambda line: f"{ISO},000000+00:00 {without_stamp(line)}"),
     "dmesg --json": json_dmesg,
-    "printk.caller": each(lambda line: f"[{stamp(line):>12}][    T0] {bare(line)}"),
+    "printk.caller": each(lambda line: f"[{stamp(line):>12}][    T0] {without_stamp(line)}"),
     "/dev/kmsg": each(kmsg),
     "ts": each(lambda line: f"Nov 23 09:15:57 {line}"),
     "ts %.s": each(lambda line: f"1795425357.123456 {line}"),
@@ -226,23 +226,23 @@ FORMS: dict[str, Wrapper] = {
     "RFC 5424": each(lambda line: f"<6>1 {ISO}.123456Z vm kernel - - - {line}"),
     "RFC 5424 with data": each(lambda line: f'<6>1 {ISO}Z vm kernel - - [meta sequenceId="29"] {line}'),
     "syslog with escapes": each(lambda line: f"Nov 23 09:15:57 vm kernel: #033[32m{line}#033[0m"),
-    "journalctl -o short": each(lambda line: f"Nov 23 09:15:57 vm kernel: {bare(line)}"),
-    "journalctl -o short-iso": each(lambda line: f"{ISO}+0000 vm kernel: {bare(line)}"),
-    "journalctl -o short-monotonic": each(lambda line: f"[{stamp(line):>12}] vm kernel: {bare(line)}"),
-    "journalctl -o short-full": each(lambda line: f"Mon 2026-11-23 09:15:57 UTC vm kernel: {bare(line)}"),
-    "journalctl -o cat": each(bare),
-    "journalctl -r": lambda lines: each(lambda line: f"Nov 23 09:15:57 vm kernel: {bare(line)}")(lines[::-1]),
+    "journalctl -o short": each(lambda line: f"Nov 23 09:15:57 vm kernel: {without_stamp(line)}"),
+    "journalctl -o short-iso": each(lambda line: f"{ISO}+0000 vm kernel: {without_stamp(line)}"),
+    "journalctl -o short-monotonic": each(lambda line: f"[{stamp(line):>12}] vm kernel: {without_stamp(line)}"),
+    "journalctl -o short-full": each(lambda line: f"Mon 2026-11-23 09:15:57 UTC vm kernel: {without_stamp(line)}"),
+    "journalctl -o cat": each(without_stamp),
+    "journalctl -r": lambda lines: each(lambda line: f"Nov 23 09:15:57 vm kernel: {without_stamp(line)}")(lines[::-1]),
     "journalctl -r -o json": lambda lines: b"\n".join(
-        reversed(objects(lines, lambda entry: json.dumps(entry) + "\n").splitlines())
+        reversed(json_entries(lines, lambda entry: json.dumps(entry) + "\n").splitlines())
     ),
     "journalctl -o verbose": verbose,
     "journalctl -o export": export,
     "journalctl -o export, binary": lambda lines: export(lines, binary=True),
-    "journalctl -o json": lambda lines: objects(lines, lambda entry: json.dumps(entry) + "\n"),
+    "journalctl -o json": lambda lines: json_entries(lines, lambda entry: json.dumps(entry) + "\n"),
     "journalctl -o json, bytes": byte_arrays,
-    "journalctl -o json-pretty": lambda lines: objects(lines, lambda entry: json.dumps(entry, indent="\t") + "\n"),
-    "journalctl -o json-seq": lambda lines: objects(lines, lambda entry: "\x1e" + json.dumps(entry) + "\n"),
-    "journalctl -o json-sse": lambda lines: objects(lines, lambda entry: f"data: {json.dumps(entry)}\n\n"),
+    "journalctl -o json-pretty": lambda lines: json_entries(lines, lambda entry: json.dumps(entry, indent="\t") + "\n"),
+    "journalctl -o json-seq": lambda lines: json_entries(lines, lambda entry: "\x1e" + json.dumps(entry) + "\n"),
+    "journalctl -o json-sse": lambda lines: json_entries(lines, lambda entry: f"data: {json.dumps(entry)}\n\n"),
     "GitHub Actions": each(lambda line: f"{ISO}.1234567Z {line}"),
     "GitHub Actions, a step": each(lambda line: f"boot\tRun the guest\t{ISO}.1234567Z {line}"),
     "GitLab": each(lambda line: f"{ISO}.123456Z 01O {line}"),
@@ -267,7 +267,7 @@ FORMS: dict[str, Wrapper] = {
     "serial, CR alone": each(str, "\r"),
     "serial, LF CR": each(str, "\n\r"),
     "serial, no line ends": each(str, ""),
-    "serial, with systemd": mixed,
+    "serial, with systemd": with_systemd,
     "conserver": each(lambda line: f"[Mon Nov 23 09:15:57 2026]{line}", "\r\n"),
     "screen, a prompt before": lambda lines: (
         b"\x1b[H\x1b[2J\x1b[3J\x1b]0;root@vm\x07root@vm:~# dmesg\r\n" + each(str, "\r\n")(lines)
@@ -285,7 +285,7 @@ FORMS: dict[str, Wrapper] = {
     "UTF-16 without BOM": lambda lines: each(str, "\r\n")(lines).decode().encode("utf-16-le"),
     "UTF-16, big-endian": lambda lines: b"\xfe\xff" + each(str, "\r\n")(lines).decode().encode("utf-16-be"),
     "zeros": lambda lines: b"\0" * 64 + each(str)(lines).replace(b"\n", b"\0\n"),
-    "80 columns": columns,
+    "80 wrapped_at_80": wrapped_at_80,
     "rsyslog, debug": each(rsyslog_debug),
     "syslog, no space": each(lambda line: f"Nov 23 09:15:57 vm kernel:{line}"),
     "busybox logread": each(lambda line: f"Mon Nov 23 09:15:57 2026 kern.info kernel: {line}"),
@@ -293,8 +293,8 @@ FORMS: dict[str, Wrapper] = {
     "minicom": each(lambda line: f"[2026-11-23 09:15:57.123] {line}", "\r\n"),
     "a screen": each(lambda line: f"\x1b[0;37m{line}\x1b[K\x1b[m", "\r\n"),
     "systemd-cat": each(lambda line: f"Nov 23 09:15:57 vm systemd-cat[812]: {line}"),
-    "journalctl, boots": marked(f"-- Boot {BOOT} --"),
-    "journalctl, reboots": marked("-- Reboot --"),
+    "journalctl, boots": with_separators(f"-- Boot {BOOT} --"),
+    "journalctl, reboots": with_separators("-- Reboot --"),
     "kubectl --prefix": each(lambda line: f"[pod/guest-0/boot] {ISO}.123456789Z {line}"),
     "GitLab, sections": lambda lines: (
         b"\x1b[0Ksection_start:1:boot\r\x1b[0Kboot\n" + each(str)(lines) + b"\x1b[0Ksection_end:2:boot\r"
@@ -315,29 +315,29 @@ FORMS: dict[str, Wrapper] = {
 
 
 def facts(log: KernelLog | None) -> dict[str, object]:
-    """What a log says, without where."""
+    """Return the facts of a log without file names and line numbers."""
     assert log is not None
     known = dataclasses.asdict(log)
     known["sizes"] = [(phys, nbytes) for phys, nbytes, _ in log.cma]
     for name in ("file", "boots", "boot_id", "stamped", "cma"):
         del known[name]
 
-    def said(value: object) -> object:
+    def without_place(value: object) -> object:
         if isinstance(value, (list, tuple)) and len(value) == 3 and value[0] == "dmesg":
-            return value[2]  # of a file, a line, a text: the text
-        return [said(item) for item in value] if isinstance(value, (list, tuple)) else value
+            return value[2]  # the text of an Evidence (file, line, text)
+        return [without_place(item) for item in value] if isinstance(value, (list, tuple)) else value
 
-    return {name: said(value) for name, value in known.items()}
+    return {name: without_place(value) for name, value in known.items()}
 
 
-def unpacked(data: bytes) -> bytes:
+def decompressed(data: bytes) -> bytes:
     for magic, module in ((b"\x1f\x8b", gzip), (b"BZh", bz2), (b"\xfd7zXZ", lzma)):
         if data.startswith(magic):
             return bytes(module.decompress(data))
     return data
 
 
-ONE = {"fine": lines_of(HOSTS / FINE), "failed": lines_of(HOSTS / FAILED)}
+ONE = {"fine": log_lines(HOSTS / FINE), "failed": log_lines(HOSTS / FAILED)}
 ONE["handed over"] = [*ONE["fine"][:20], *(f"[    0.000000] {line}" for line in HANDED), *ONE["fine"][20:]]
 TWO = {
     "failed, then fine": ONE["failed"] + ONE["fine"],
@@ -345,24 +345,24 @@ TWO = {
     "fine, then handed over": ONE["fine"] + ONE["handed over"],
     "handed over, then failed": ONE["handed over"] + ONE["failed"],
 }
-TRUTH = {name: facts(parse(Piece("dmesg", each(str)(lines)))) for name, lines in ONE.items()}
+EXPECTED = {name: facts(parse(Piece("dmesg", each(str)(lines)))) for name, lines in ONE.items()}
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", [*ONE, *TWO])
-def test_every_form_says_what_the_plain_log_says_of_its_last_boot(name: str, form: str) -> None:
+def test_every_format_parses_like_the_plain_log(name: str, form: str) -> None:
     lines = ONE[name] if name in ONE else TWO[name]
-    found = facts(parse(Piece("dmesg", unpacked(FORMS[form](lines)))))
-    assert found == TRUTH[name.rpartition("then ")[2]]
+    found = facts(parse(Piece("dmesg", decompressed(FORMS[form](lines)))))
+    assert found == EXPECTED[name.rpartition("then ")[2]]
 
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_a_log_that_is_damaged_anywhere_is_read_as_far_as_it_goes(data: st.DataObject) -> None:
-    """No damage raises, and none makes up a kernel, a failure or a handover that the log does not have."""
+def test_a_damaged_log_raises_nothing_and_invents_nothing(data: st.DataObject) -> None:
+    """Damage neither raises nor adds a failure or a handover that the log does not have."""
     name = data.draw(st.sampled_from([*ONE, *TWO]))
     lines = ONE[name] if name in ONE else TWO[name]
-    raw = unpacked(FORMS[data.draw(st.sampled_from(list(FORMS)))](lines))
+    raw = decompressed(FORMS[data.draw(st.sampled_from(list(FORMS)))](lines))
     for _ in range(data.draw(st.integers(1, 6))):
         at, cut = data.draw(st.integers(0, len(raw))), data.draw(st.integers(0, 3000))
         raw = raw[:at] + data.draw(st.binary(max_size=20)) + raw[at + cut :]
@@ -373,12 +373,12 @@ def test_a_log_that_is_damaged_anywhere_is_read_as_far_as_it_goes(data: st.DataO
         assert (found.found, found.exec_from) == (None, None)
 
 
-def test_there_are_forms_enough() -> None:
+def test_at_least_46_formats_are_covered() -> None:
     assert len(FORMS) >= 46
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_an_earlier_boots_failure_is_not_this_boots(form: str, tmp_path: Path) -> None:
+def test_a_failure_of_an_earlier_boot_is_ignored(form: str, tmp_path: Path) -> None:
     tree = copied(FINE, tmp_path, "var/log/dmesg", "sys/kernel/debug")
     report = examine(write(tree, "dmesg", FORMS[form](TWO["failed, then fine"])))
     ids = {finding.id for finding in report.findings}
@@ -388,7 +388,7 @@ def test_an_earlier_boots_failure_is_not_this_boots(form: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_failure_of_this_boot_is_certain(form: str, tmp_path: Path) -> None:
+def test_a_failure_of_the_last_boot_is_certain(form: str, tmp_path: Path) -> None:
     tree = copied(FAILED, tmp_path, "var/log/dmesg")
     report = examine(write(tree, "dmesg", FORMS[form](TWO["fine, then failed"])))
     assert (report.state, report.boot, report.leftover) == ("failed", "cold", 64 * MIB)
@@ -396,7 +396,7 @@ def test_a_failure_of_this_boot_is_certain(form: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["dmesg", "dmesg -t", "journalctl -o json", "serial, no line ends"])
-def test_a_log_of_an_earlier_boot_is_not_believed(form: str, tmp_path: Path) -> None:
+def test_a_log_of_an_earlier_boot_is_ignored(form: str, tmp_path: Path) -> None:
     tree = copied(FINE, tmp_path, "var/log/dmesg", "sys/kernel/debug")
     report = examine(write(tree, "dmesg", FORMS[form](ONE["failed"])))
     assert (report.state, report.scratch) == ("active", 192 * MIB)
@@ -412,7 +412,7 @@ def test_another_build_of_the_same_release_is_another_boot(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("form", ["journalctl -o export", "journalctl -o verbose", "journalctl -o json"])
-def test_the_journals_boot_id_tells_boots_apart(form: str, tmp_path: Path) -> None:
+def test_the_boot_id_of_the_journal_separates_boots(form: str, tmp_path: Path) -> None:
     tree = copied(FAILED, tmp_path, "var/log/dmesg")
     write(tree, "dmesg", FORMS[form](ONE["failed"]))
     write(tree, "proc/sys/kernel/random/boot_id", "8d35cc1a-3b0f-4c0e-9ad2-f4d4f0d0a1b2\n")
@@ -420,10 +420,10 @@ def test_the_journals_boot_id_tells_boots_apart(form: str, tmp_path: Path) -> No
     write(tree, "proc/sys/kernel/random/boot_id", "00000000-3b0f-4c0e-9ad2-f4d4f0d0a1b2\n")
     report = examine(tree)
     assert [f.certainty for f in report.findings if f.id == "DOC003"] == ["likely"]
-    assert f"its last boot is {BOOT}" in report.unread[0].why
+    assert f"the log's last boot is {BOOT}" in report.unread[0].why
 
 
-def test_a_boot_whose_beginning_the_journal_lost_is_a_boot(tmp_path: Path) -> None:
+def test_a_boot_separator_of_the_journal_starts_a_boot_without_a_banner(tmp_path: Path) -> None:
     text = FORMS["journalctl -o short"](ONE["failed"]) + f"-- Boot {BOOT} --\n".encode()
     text += b"Nov 23 10:00:00 vm systemd[1]: Started Journal Service.\n"
     assert examine(write(machine(tmp_path / "a", cmdline="quiet"), "journal.txt", text)).state == "off"
@@ -431,15 +431,15 @@ def test_a_boot_whose_beginning_the_journal_lost_is_a_boot(tmp_path: Path) -> No
     assert examine(write(machine(tmp_path / "b", cmdline="quiet"), "journal.txt", short)).state == "off"
 
 
-def test_time_that_goes_back_is_another_boot(tmp_path: Path) -> None:
+def test_a_time_stamp_that_goes_back_starts_another_boot(tmp_path: Path) -> None:
     late = "[   99.000000] KHO: Failed to reserve scratch area, disabling kexec handover\n"
     text = "[    0.000000] Linux version 7.3.4 (x)\n" + late + "[    0.100000] cma: Reserved 16 MiB at 0x1000000\n"
     assert examine(write(machine(tmp_path), "dmesg", text)).state == "off"
 
 
-def test_a_command_line_after_a_whole_one_is_another_boots(tmp_path: Path) -> None:
-    """A log without time stamps, of which a boot lost its banner; the same line once more is what a program prints."""
-    failed = [bare(line) for line in ONE["failed"]]
+def test_a_different_command_line_starts_another_boot(tmp_path: Path) -> None:
+    """In a log without time stamps and with a missing banner. A repeated command line is the output of a program."""
+    failed = [without_stamp(line) for line in ONE["failed"]]
     text = "".join(f"{line}\n" for line in [*failed, "Command line: quiet", "Kernel command line: quiet"])
     log = parse(Piece("dmesg", text.encode()))
     assert log is not None
@@ -448,10 +448,10 @@ def test_a_command_line_after_a_whole_one_is_another_boots(tmp_path: Path) -> No
     log = parse(
         Piece("dmesg", "".join(f"{line}\n" for line in [*failed, "+ dmesg | grep -i command", *again]).encode())
     )
-    assert facts(log) == TRUTH["failed"]
+    assert facts(log) == EXPECTED["failed"]
 
 
-def test_a_ring_that_lost_its_beginning_is_of_this_boot_if_nothing_speaks_against_it(tmp_path: Path) -> None:
+def test_a_log_without_its_beginning_is_used_if_nothing_contradicts_it(tmp_path: Path) -> None:
     tree = copied(FAILED, tmp_path, "var/log/dmesg")
     lines = ONE["failed"]
     at = next(n for n, line in enumerate(lines) if "Kernel command line" in line)
@@ -460,7 +460,7 @@ def test_a_ring_that_lost_its_beginning_is_of_this_boot_if_nothing_speaks_agains
     assert [f.certainty for f in report.findings if f.id == "DOC003"] == ["certain"]
 
 
-def test_initrd_of_an_efi_stub_is_no_line_end() -> None:
+def test_backslashes_in_initrd_are_not_line_ends() -> None:
     line = r"Command line: initrd=\EFI\nixos\initrd.efi kho=on"
     log = parse(Piece("dmesg", f"[    0.000000] Linux version 7.3.4 (x)\n[    0.000000] {line}\n".encode()))
     assert log is not None
@@ -469,7 +469,7 @@ def test_initrd_of_an_efi_stub_is_no_line_end() -> None:
 
 
 @pytest.mark.parametrize("tag", ["logger", "root", "ticket[812]", "dockerd[1]", "systemd"])
-def test_programs_of_the_syslog_are_not_the_kernel_with_a_process_or_without(tag: str, tmp_path: Path) -> None:
+def test_syslog_messages_of_programs_are_ignored_with_or_without_a_process_id(tag: str, tmp_path: Path) -> None:
     tree = machine(tmp_path, scratch=(64 * MIB,))
     lines = ["kernel: Linux version 7.3.4 (x)", f"{tag}: KHO: Failed to reserve scratch area, disabling kexec handover"]
     for when in (
@@ -483,13 +483,13 @@ def test_programs_of_the_syslog_are_not_the_kernel_with_a_process_or_without(tag
         assert examine(tree).state == "active", when
 
 
-def test_proc_version_printed_in_a_log_is_no_boot(tmp_path: Path) -> None:
-    lines = [*ONE["failed"], "+ cat /proc/version", bare(ONE["failed"][0])]
+def test_proc_version_printed_in_a_log_starts_no_boot(tmp_path: Path) -> None:
+    lines = [*ONE["failed"], "+ cat /proc/version", without_stamp(ONE["failed"][0])]
     log = parse(Piece("dmesg", "".join(f"{line}\n" for line in lines).encode()))
-    assert facts(log) == TRUTH["failed"]
+    assert facts(log) == EXPECTED["failed"]
 
 
-def test_what_programs_quote_is_not_the_kernels_word(tmp_path: Path) -> None:
+def test_kernel_messages_quoted_by_programs_are_ignored(tmp_path: Path) -> None:
     quoted = "KHO: Failed to reserve scratch area, disabling kexec handover"
     tree = machine(tmp_path, scratch=(64 * MIB,))
     lines = ["vm kernel: Linux version 7.3.4 (x)", f"vm ticket[812]: {quoted}", f"vm sudo[9]: COMMAND=grep '{quoted}'"]
@@ -497,13 +497,13 @@ def test_what_programs_quote_is_not_the_kernels_word(tmp_path: Path) -> None:
     assert examine(tree).state == "active"
 
 
-def test_a_guests_console_in_the_hosts_journal_is_not_the_hosts(tmp_path: Path) -> None:
+def test_the_console_of_a_guest_in_the_journal_of_its_host_is_ignored(tmp_path: Path) -> None:
     host = entries(ONE["fine"])
     guest = [{**entry, "_TRANSPORT": "stdout", "SYSLOG_IDENTIFIER": "qemu"} for entry in entries(ONE["failed"])]
     text = "".join(json.dumps(entry) + "\n" for entry in host + guest)
-    assert facts(parse(Piece("dmesg", text.encode()))) == TRUTH["fine"]
+    assert facts(parse(Piece("dmesg", text.encode()))) == EXPECTED["fine"]
     exported = "".join("".join(f"{key}={value}\n" for key, value in entry.items()) + "\n" for entry in host + guest)
-    assert facts(parse(Piece("dmesg", exported.encode()))) == TRUTH["fine"]
+    assert facts(parse(Piece("dmesg", exported.encode()))) == EXPECTED["fine"]
 
 
 def test_a_wrapped_command_line_is_joined() -> None:
@@ -527,12 +527,14 @@ def test_a_wrapped_command_line_is_joined() -> None:
         ("ro " + "x" * 1200, "ro " + "x" * 900, True),
     ],
 )
-def test_command_lines_are_compared_as_far_as_both_are_whole(shown: str, said: str, same: bool, tmp_path: Path) -> None:
+def test_command_lines_are_compared_up_to_where_one_is_truncated(
+    shown: str, said: str, same: bool, tmp_path: Path
+) -> None:
     tree = log(machine(tmp_path, cmdline=shown), f"Command line: {said}", "KHO: luo")
     assert ("another boot" in str(examine(tree).unread)) is not same
 
 
-def test_a_log_with_boots_without_end_is_read_to_its_last(tmp_path: Path) -> None:
+def test_a_log_of_1501_boots_is_read_to_the_last_one(tmp_path: Path) -> None:
     boot = b"[    0.000000] Linux version 7.3.4 (x)\n" + b"[    0.100000] KHO: exec from: 7.3.4 (count 1)\n" * 40
     text = boot * 1500 + b"[    0.000000] Linux version 7.3.4 (x)\n[    0.100000] KHO: nothing\n"
     tree = write(machine(tmp_path, scratch=(64 * MIB,)), "var/log/kern.log", text)
@@ -540,7 +542,7 @@ def test_a_log_with_boots_without_end_is_read_to_its_last(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("line", [b'{"a":"', b'{"log":"KHO: \\', b"{" * 1000, b"[" * 1000, b"\x1e", b'"msg" : "KHO: '])
-def test_broken_json_takes_a_moment(line: bytes, tmp_path: Path) -> None:
+def test_malformed_json_takes_bounded_time(line: bytes, tmp_path: Path) -> None:
     from bounded import bounded
 
     tree = write(machine(tmp_path), "dmesg", (line + b"\n") * ((2 << 20) // (len(line) + 1)))
@@ -564,14 +566,14 @@ FLOODS = [
 
 
 @pytest.mark.parametrize("unit", FLOODS, ids=range(len(FLOODS)))
-def test_a_flood_of_anything_takes_time_that_grows_with_its_size(unit: bytes) -> None:
+def test_repeated_input_of_2_mib_takes_bounded_time(unit: bytes) -> None:
     from bounded import bounded
 
     with bounded(5):
         parse(Piece("dmesg", (unit * ((2 << 20) // len(unit) + 1))[: 2 << 20]))
 
 
-def test_a_log_compressed_by_what_is_not_read_is_named(tmp_path: Path) -> None:
+def test_a_log_with_unsupported_compression_is_listed_as_unread(tmp_path: Path) -> None:
     zstd = base64.b64decode("KLUv/QQAAQAAAA==")
     report = examine(write(machine(tmp_path), "dmesg.zst", zstd))
     assert ("dmesg.zst", "compressed (zstd): unpack it first") in report.unread

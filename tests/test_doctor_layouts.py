@@ -1,4 +1,4 @@
-"""`kho doctor` on what collectors make, on loose files, and the steps for the boot loader that is there."""
+"""`kho doctor` on the layouts of collectors and on single files, and the steps for the detected boot loader."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def loose_text(tree: Path) -> Path:
 
 
 def report_of_commands(tree: Path) -> Path:
-    """As pvereport writes: titles, commands, what they print."""
+    """Write a file in the format of pvereport: titles, commands and their output."""
     parts = ["==== general system info ====\n", "# hostname\n\npve1\n", f"# cat /proc/cmdline\n\n{LINE}"]
     parts += [
         f"# cat /proc/meminfo\n\n{FILES['meminfo']}",
@@ -135,7 +135,7 @@ def terminal(tree: Path, prompt: str = "root@db1:~# ") -> Path:
 
 
 def tailed(tree: Path) -> Path:
-    """As tail -n +1 writes several files."""
+    """Write a file in the format of `tail -n +1` with several files."""
     text = "".join(f"==> /proc/{name} <==\n{FILES[name]}\n" for name in ("meminfo", "zoneinfo"))
     return write(tree, "out.txt", f"{text}==> /proc/cmdline <==\n{LINE}\n==> /var/log/dmesg <==\n{LOG}")
 
@@ -153,14 +153,14 @@ def abrt(tree: Path) -> Path:
 
 
 def kdump_of_rhel(tree: Path) -> Path:
-    """What kdump of RHEL leaves: the log of the kernel that crashed, and that of the one which saved the dump."""
+    """Write the files of kdump on RHEL: the log of the crashed kernel, and that of the kdump kernel."""
     saving = LOG.replace("kho=on", "elfcorehdr=0x37000000").replace("KHO: ", "kdump: ")
     write(tree, "kexec-dmesg.log", saving)
     return write(tree, "vmcore-dmesg.txt", LOG)
 
 
 def apport_of_a_process(tree: Path) -> Path:
-    """A report of a program that crashed: its own command line is not the kernel's."""
+    """Write a report of a crashed program; ProcCmdline is the program's command line, not the kernel's."""
     report = apport_report(tree)
     place = next(report.glob("*.crash"))
     return write(report, place.name, f"{place.read_text()}ProcCmdline: /usr/bin/foo --bar\n")
@@ -206,7 +206,7 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Path], str | None]] = {
     "var/crash": (lambda tree: write(tree, "var/crash/202611230915/dmesg.202611230915", LOG), CRASH),
     "pstore": (lambda tree: write(tree, "var/lib/systemd/pstore/1795425357/dmesg.txt", LOG), CRASH),
     "loose files": (loose, None),
-    "loose files, of text": (loose_text, None),
+    "loose files with other names": (loose_text, None),
     "a console's log": (lambda tree: write(write(tree, "cmdline", LINE), "serial-console.log", LOG), None),
     "pvereport": (report_of_commands, None),
     "a terminal": (terminal, None),
@@ -232,7 +232,7 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Path], str | None]] = {
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_every_layout_has_the_log_that_failed(name: str, tmp_path: Path) -> None:
+def test_the_failure_is_found_in_every_layout(name: str, tmp_path: Path) -> None:
     build, layout = LAYOUTS[name]
     report = examine(build(tmp_path))
     assert (report.state, report.layout) == ("failed", layout)
@@ -244,13 +244,13 @@ def test_every_layout_has_the_log_that_failed(name: str, tmp_path: Path) -> None
         place = tmp_path / (report.folder or "") / seen.file
         if name.startswith(("supportconfig", "loose", "kdump", "sos")) and place.is_file() and seen.line is not None:
             line = place.read_text().split("\n")[seen.line - 1]
-            assert seen.text in line or all(word in line for word in seen.text.split()), "the line that it names"
+            assert seen.text in line or all(word in line for word in seen.text.split()), "the evidence is on its line"
     text = kho("doctor", build(tmp_path)).out
     if report.folder is not None:
         assert f"in {report.folder}/" in text
 
 
-def test_figures_come_out_of_sections_with_their_lines(tmp_path: Path) -> None:
+def test_evidence_from_sections_has_the_line_of_the_file(tmp_path: Path) -> None:
     report = examine(supportconfig(tmp_path))
     whole = examine(FAILED)
     assert (report.leftover, report.ram, report.nodes) == (whole.leftover, whole.ram, whole.nodes)
@@ -262,14 +262,14 @@ def test_figures_come_out_of_sections_with_their_lines(tmp_path: Path) -> None:
         assert any(number in lines[seen.line - 1] for number in numbers), seen
 
 
-def test_a_crashed_kernels_log_is_not_of_the_machine_that_runs(tmp_path: Path) -> None:
+def test_the_log_of_a_crashed_kernel_is_ignored_on_a_running_machine(tmp_path: Path) -> None:
     tree = copied("default-scratch", tmp_path, "var/log/dmesg")
     write(tree, "vmcore-dmesg.txt", LOG)
     write(tree, "var/crash/202611230915/dmesg.202611230915", LOG)
     report = examine(tree)
     assert report.state == "active"
-    assert {why for _, why in report.unread} == {"the log of a kernel that crashed: of an earlier boot"}
-    assert "no kernel log of this boot; it was looked for in var/log/dmesg," in kho("doctor", tree).out
+    assert {why for _, why in report.unread} == {"the log of a kernel that crashed, which is an earlier boot"}
+    assert "no kernel log of this boot; searched var/log/dmesg," in kho("doctor", tree).out
 
 
 QUOTE = "KHO: Failed to reserve scratch area, disabling kexec handover\n"
@@ -285,31 +285,33 @@ QUOTE = "KHO: Failed to reserve scratch area, disabling kexec handover\n"
         ("kexec-dmesg.log", LOG.replace("kho=on", "elfcorehdr=0x37000000 kho=on")),
     ],
 )
-def test_notes_beside_a_machines_own_files_are_not_its_word(name: str, text: str, tmp_path: Path) -> None:
+def test_notes_that_quote_messages_are_ignored_next_to_the_files_of_a_machine(
+    name: str, text: str, tmp_path: Path
+) -> None:
     tree = copied("default-scratch", tmp_path, "var/log/dmesg", "sys/kernel/debug")
     report = examine(write(tree, name, text))
     assert (report.state, report.scratch) == ("active", 192 * MIB)
 
 
-def test_of_several_machines_one_must_be_named(tmp_path: Path) -> None:
+def test_with_several_machines_the_headline_asks_for_one(tmp_path: Path) -> None:
     for node in ("worker-0", "worker-1"):
         write(tmp_path, f"quay-io-x-sha256-1/nodes/{node}/dmesg", LOG)
     report = examine(tmp_path)
     assert (report.state, report.exit_code) == ("unknown", 2)
     assert report.elsewhere == [f"quay-io-x-sha256-1/nodes/worker-{n}" for n in (0, 1)]
-    assert "look like reports: name one of them" in report.headline
+    assert "look like reports: pass one of them as DIRECTORY" in report.headline
 
 
 @pytest.mark.parametrize(
     ("files", "said"),
     [
         ({}, "the directory is empty"),
-        ({"notes.txt": "x", "a.pdf": "x"}, "there is a.pdf, notes.txt"),
+        ({"notes.txt": "x", "a.pdf": "x"}, "found a.pdf, notes.txt"),
         ({"sosreport-db1.tar.xz": "x"}, "sosreport-db1.tar.xz is an archive: unpack it"),
-        ({"web-17/proc/meminfo": "MemTotal: 1 kB\n"}, "web-17/ looks like a report: name it"),
+        ({"web-17/proc/meminfo": "MemTotal: 1 kB\n"}, "web-17/ looks like a report: pass it as DIRECTORY"),
     ],
 )
-def test_where_nothing_is_found_it_says_where_it_looked_and_what_is_there(
+def test_without_any_file_the_headline_lists_what_the_directory_has(
     files: dict[str, str], said: str, tmp_path: Path
 ) -> None:
     for name, content in files.items():
@@ -317,17 +319,17 @@ def test_where_nothing_is_found_it_says_where_it_looked_and_what_is_there(
     done = kho("doctor", tmp_path)
     assert done.code == 2
     assert said in done.out.split("\n")[0]
-    assert "no kernel log of this boot; it was looked for in" in done.out
+    assert "no kernel log of this boot; searched" in done.out
 
 
-def test_a_file_that_only_has_the_name_is_not_believed(tmp_path: Path) -> None:
+def test_a_file_with_a_known_name_and_other_content_is_ignored(tmp_path: Path) -> None:
     for name in ("meminfo", "zoneinfo", "cmdline.txt", "version", "vmstat"):
         write(tmp_path, name, b"\0\1\2 no such thing\n" * 10)
     report = examine(tmp_path)
     assert (report.state, report.ram, report.release, report.cmdline) == ("unknown", None, None, None)
 
 
-def test_links_and_odd_folders_are_not_entered(tmp_path: Path) -> None:
+def test_linked_directories_are_not_entered(tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
     sos(tmp_path / "sosreport-outside")
     (tmp_path / "tree/sosreport-x").symlink_to("../sosreport-outside")
@@ -336,7 +338,7 @@ def test_links_and_odd_folders_are_not_entered(tmp_path: Path) -> None:
     assert (report.state, report.folder) == ("unknown", None)
 
 
-# The boot loader that is there
+# The boot loader of the machine
 
 
 def os_release(text: str) -> Callable[[Path], Path]:
@@ -347,7 +349,7 @@ def line(text: str) -> Callable[[Path], Path]:
     return lambda tree: write(tree, "proc/cmdline", text + "\n")
 
 
-def both(*builds: Callable[[Path], Path]) -> Callable[[Path], Path]:
+def all_of(*builds: Callable[[Path], Path]) -> Callable[[Path], Path]:
     def build(tree: Path) -> Path:
         for each in builds:
             each(tree)
@@ -363,23 +365,23 @@ def file(name: str, text: str = "x\n") -> Callable[[Path], Path]:
 GRUB = file("etc/default/grub", 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\n')
 UUIDS = file("etc/kernel/proxmox-boot-uuids", "AAAA-BBBB\n")
 KERNEL_LINE = file("etc/kernel/cmdline", "root=ZFS=rpool\n")
-SEEN: list[tuple[str, Callable[[Path], Path], str]] = [
-    ("proxmox", both(GRUB, UUIDS, KERNEL_LINE), "proxmox-boot-tool refresh"),
+DETECTED: list[tuple[str, Callable[[Path], Path], str]] = [
+    ("proxmox", all_of(GRUB, UUIDS, KERNEL_LINE), "proxmox-boot-tool refresh"),
     (
         "proxmox",
-        both(GRUB, line("initrd=\\EFI\\proxmox\\7.0.2-1-pve\\initrd.img root=ZFS=rpool")),
+        all_of(GRUB, line("initrd=\\EFI\\proxmox\\7.0.2-1-pve\\initrd.img root=ZFS=rpool")),
         "/etc/kernel/cmdline",
     ),
-    ("proxmox-grub", both(GRUB, UUIDS, line("BOOT_IMAGE=/vmlinuz-7.0.2-1-pve ro")), "proxmox-boot-tool refresh"),
+    ("proxmox-grub", all_of(GRUB, UUIDS, line("BOOT_IMAGE=/vmlinuz-7.0.2-1-pve ro")), "proxmox-boot-tool refresh"),
     ("nixos", os_release("ID=nixos\n"), 'boot.kernelParams = [ "kho=off" ];'),
-    ("nixos", both(GRUB, line("init=/nix/store/abc-nixos-system/init")), "nixos-rebuild boot"),
+    ("nixos", all_of(GRUB, line("init=/nix/store/abc-nixos-system/init")), "nixos-rebuild boot"),
     ("guix", line("gnu.system=/gnu/store/abc-system"), '(cons* "kho=off" %default-kernel-arguments)'),
     (
         "rpm-ostree",
         line("BOOT_IMAGE=(hd0,gpt3)/boot/ostree/x ostree=/ostree/boot.1/x"),
         "rpm-ostree kargs --append=kho=off",
     ),
-    ("rpm-ostree", both(GRUB, os_release("ID=fedora\nVARIANT_ID=coreos\n")), "rpm-ostree kargs --append=kho=off"),
+    ("rpm-ostree", all_of(GRUB, os_release("ID=fedora\nVARIANT_ID=coreos\n")), "rpm-ostree kargs --append=kho=off"),
     ("rpm-ostree", os_release('ID="fedora"\nOSTREE_VERSION=43.2026\n'), "/usr/lib/bootc/kargs.d/50-kho.toml"),
     ("openshift", os_release('ID="rhcos"\nOPENSHIFT_VERSION="4.20"\n'), "MachineConfig"),
     ("talos", line("talos.platform=metal console=tty0"), "customization.extraKernelArgs"),
@@ -392,64 +394,64 @@ SEEN: list[tuple[str, Callable[[Path], Path], str]] = [
     ("firecracker", line("reboot=k panic=1 pci=off virtio_mmio.device=4K@0xd0000000:5"), "boot_args"),
     (
         "grubby",
-        both(GRUB, os_release('ID="rhel"\n')),
+        all_of(GRUB, os_release('ID="rhel"\n')),
         'grubby --update-kernel=ALL --remove-args="kho" --args="kho=off"',
     ),
-    ("transactional", both(GRUB, os_release("ID=sl-micro\n")), "transactional-update grub.cfg"),
-    ("sdbootutil", both(KERNEL_LINE, file("usr/bin/sdbootutil")), "sdbootutil update-all-entries"),
-    ("uki", both(KERNEL_LINE, file("boot/efi/EFI/Linux/arch.efi")), "mkinitcpio -P"),
+    ("transactional", all_of(GRUB, os_release("ID=sl-micro\n")), "transactional-update grub.cfg"),
+    ("sdbootutil", all_of(KERNEL_LINE, file("usr/bin/sdbootutil")), "sdbootutil update-all-entries"),
+    ("uki", all_of(KERNEL_LINE, file("boot/efi/EFI/Linux/arch.efi")), "mkinitcpio -P"),
     ("uki", file("etc/kernel/uki.conf"), "kernel-install add-all (ukify)"),
     ("alpine", file("etc/update-extlinux.conf"), "update-extlinux"),
-    ("u-boot-menu", both(file("etc/default/u-boot"), file("boot/extlinux/extlinux.conf")), "u-boot-update"),
+    ("u-boot-menu", all_of(file("etc/default/u-boot"), file("boot/extlinux/extlinux.conf")), "u-boot-update"),
     ("extlinux", file("boot/extlinux/extlinux.conf"), "APPEND"),
     ("armbian", file("boot/armbianEnv.txt"), "extraargs=kho=off"),
     ("refind", file("boot/refind_linux.conf"), "/boot/refind_linux.conf"),
-    ("rpi", file("boot/firmware/cmdline.txt"), "it stays one line"),
+    ("rpi", file("boot/firmware/cmdline.txt"), "keep it on one line"),
     ("systemd-boot", file("boot/loader/loader.conf"), "kernel-install add-all"),
-    ("cloud", both(GRUB, file("etc/default/grub.d/50-cloudimg-settings.cfg")), "99-kho.cfg"),
+    ("cloud", all_of(GRUB, file("etc/default/grub.d/50-cloudimg-settings.cfg")), "99-kho.cfg"),
     ("grub", GRUB, "update-grub"),
     ("grub", line("BOOT_IMAGE=/boot/vmlinuz-7.0.0-31-generic root=/dev/vda1 ro quiet"), "update-grub"),
-    ("grub", both(GRUB, os_release('ID="azurelinux"\n')), "grub2-mkconfig -o /boot/grub2/grub.cfg"),
-    ("cloud", both(GRUB, file("etc/default/grub.d/10_cloud.cfg")), "99-kho.cfg"),
+    ("grub", all_of(GRUB, os_release('ID="azurelinux"\n')), "grub2-mkconfig -o /boot/grub2/grub.cfg"),
+    ("cloud", all_of(GRUB, file("etc/default/grub.d/10_cloud.cfg")), "99-kho.cfg"),
     (
         "cos",
         line("BOOT_IMAGE=/syslinux/vmlinuz.A init=/usr/lib/systemd/systemd boot=local cros_efi ro"),
         "efi/boot/grub.cfg",
     ),
     ("limine", file("etc/default/limine"), "limine-update"),
-    ("limine", both(KERNEL_LINE, file("boot/limine.conf")), "cmdline: of the entry that boots"),
+    ("limine", all_of(KERNEL_LINE, file("boot/limine.conf")), "cmdline: of the entry that boots"),
     (
         "kernelstub",
-        both(file("etc/kernelstub/configuration"), file("boot/efi/loader/loader.conf")),
+        all_of(file("etc/kernelstub/configuration"), file("boot/efi/loader/loader.conf")),
         "kernelstub --add-options",
     ),
     ("rpi", file("boot/firmware/current/cmdline.txt"), "/boot/firmware/current/cmdline.txt"),
     (
         "openshift",
-        both(os_release('ID="rhel"\nVARIANT_ID=coreos\n'), file("etc/machine-config-daemon/currentconfig")),
+        all_of(os_release('ID="rhel"\nVARIANT_ID=coreos\n'), file("etc/machine-config-daemon/currentconfig")),
         "MachineConfig",
     ),
     (
         "sdbootutil",
-        both(os_release("ID=opensuse-microos\n"), file("usr/bin/sdbootutil")),
+        all_of(os_release("ID=opensuse-microos\n"), file("usr/bin/sdbootutil")),
         "sdbootutil update-all-entries",
     ),
     (
         "grubby",
-        both(GRUB, line("BOOT_IMAGE=(hd0,gpt2)/vmlinuz ro"), os_release("ID=fedora\n"), file("efi/EFI/Linux/x.efi")),
+        all_of(GRUB, line("BOOT_IMAGE=(hd0,gpt2)/vmlinuz ro"), os_release("ID=fedora\n"), file("efi/EFI/Linux/x.efi")),
         "grubby",
     ),
     (
         "rpm-ostree",
-        both(os_release('ID="rhel"\n'), line("BOOT_IMAGE=(hd0,gpt3)/boot/ostree/x ostree=/ostree/boot.1/x")),
+        all_of(os_release('ID="rhel"\n'), line("BOOT_IMAGE=(hd0,gpt3)/boot/ostree/x ostree=/ostree/boot.1/x")),
         "kargs",
     ),
 ]
 GRUB_BOOTED = "BOOT_IMAGE=(hd0,gpt2)/vmlinuz-7.3.4 root=/dev/vda2 ro"
 STUB_BOOTED = "initrd=\\initramfs-linux.img root=/dev/vda2 rw"
-LEFT: dict[str, Callable[[Path], Path]] = {
+UNUSED_LOADER_FILES: dict[str, Callable[[Path], Path]] = {
     "rEFInd": file("boot/refind_linux.conf"),
-    "systemd-boot": both(file("boot/loader/loader.conf"), file("etc/kernel/cmdline")),
+    "systemd-boot": all_of(file("boot/loader/loader.conf"), file("etc/kernel/cmdline")),
     "a UKI": file("boot/EFI/Linux/arch.efi"),
     "Limine": file("boot/limine.conf"),
     "Raspberry Pi": file("boot/firmware/cmdline.txt"),
@@ -457,24 +459,28 @@ LEFT: dict[str, Callable[[Path], Path]] = {
 }
 
 
-@pytest.mark.parametrize("name", LEFT)
-def test_files_of_a_loader_that_did_not_boot_are_not_believed(name: str, tmp_path: Path) -> None:
-    """GRUB adds BOOT_IMAGE=, and what boots by the EFI stub has initrd= with backslashes."""
-    tree = both(GRUB, LEFT[name], line(GRUB_BOOTED))(machine(tmp_path / "grub", scratch=(192 * MIB,)))
+@pytest.mark.parametrize("name", UNUSED_LOADER_FILES)
+def test_the_command_line_rules_out_loaders_that_did_not_boot(name: str, tmp_path: Path) -> None:
+    """GRUB adds BOOT_IMAGE= to the command line; a boot by the EFI stub has initrd= with backslashes."""
+    tree = all_of(GRUB, UNUSED_LOADER_FILES[name], line(GRUB_BOOTED))(machine(tmp_path / "grub", scratch=(192 * MIB,)))
     assert examine(tree).platforms == ["grub"]
     if name == "systemd-boot":
-        tree = both(GRUB, LEFT[name], line(STUB_BOOTED))(machine(tmp_path / "stub", scratch=(192 * MIB,)))
+        tree = all_of(GRUB, UNUSED_LOADER_FILES[name], line(STUB_BOOTED))(
+            machine(tmp_path / "stub", scratch=(192 * MIB,))
+        )
         assert examine(tree).platforms == ["systemd-boot"]
 
 
-def test_without_a_command_line_both_ways_of_proxmox_are_named(tmp_path: Path) -> None:
-    tree = both(GRUB, UUIDS, KERNEL_LINE)(machine(tmp_path, scratch=(192 * MIB,)))
+def test_without_a_command_line_both_loaders_of_proxmox_are_detected(tmp_path: Path) -> None:
+    tree = all_of(GRUB, UUIDS, KERNEL_LINE)(machine(tmp_path, scratch=(192 * MIB,)))
     (tree / "proc/cmdline").unlink()
     assert examine(tree).platforms == ["proxmox", "proxmox-grub"]
 
 
-@pytest.mark.parametrize(("name", "build", "said"), SEEN, ids=[f"{i}-{name}" for i, (name, _, _) in enumerate(SEEN)])
-def test_the_steps_are_those_of_the_loader_that_is_there(
+@pytest.mark.parametrize(
+    ("name", "build", "said"), DETECTED, ids=[f"{i}-{name}" for i, (name, _, _) in enumerate(DETECTED)]
+)
+def test_the_steps_are_those_of_the_detected_loader(
     name: str, build: Callable[[Path], Path], said: str, tmp_path: Path
 ) -> None:
     tree = build(machine(tmp_path, scratch=(192 * MIB,), cmdline="quiet"))
@@ -484,13 +490,13 @@ def test_the_steps_are_those_of_the_loader_that_is_there(
     assert bootline.PLATFORMS[name] in out
     assert said in out
     if bootline.LOADERS[name].alone:
-        assert len(report.platforms) == 1, "what nothing reads is not named"
+        assert len(report.platforms) == 1, "unused loaders are not reported"
         assert [title for title in bootline.PLATFORMS.values() if f"  {title}\n" in out] == [bootline.PLATFORMS[name]]
-    assert "cannot be seen from here" not in out
+    assert "do not show which boot loader" not in out
 
 
-def test_every_loader_is_seen_by_a_test() -> None:
-    assert {name for name, _, _ in SEEN} | {"managed"} == set(bootline.LOADERS)
+def test_every_loader_is_detected_by_a_test() -> None:
+    assert {name for name, _, _ in DETECTED} | {"managed"} == set(bootline.LOADERS)
     for loader in bootline.LOADERS.values():
         assert loader.source
         assert loader.steps
@@ -513,15 +519,15 @@ def test_every_placeholder_of_every_step_is_filled(parameters: str) -> None:
     assert done.stdout.split() == ["kargs", *(f"--append={word}" for word in parameters.split())]
 
 
-def test_an_unknown_loader_is_said_to_be_unknown(tmp_path: Path) -> None:
+def test_without_a_detected_loader_the_output_says_how_to_find_it(tmp_path: Path) -> None:
     out = kho("doctor", machine(tmp_path, scratch=(192 * MIB,), cmdline="quiet")).out
-    assert "which boot loader this machine has cannot be seen from here; to find out, on the machine:" in out
+    assert "these files do not show which boot loader the machine has; to find out, run on the machine:" in out
 
 
 @pytest.mark.parametrize("build", [file("etc/kubernetes/azure.json"), file("etc/eks/x"), os_release("ID=cos\n")])
-def test_a_node_of_a_provider_is_not_ones_own(build: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_a_node_of_a_provider_gets_a_note(build: Callable[[Path], Path], tmp_path: Path) -> None:
     tree = build(GRUB(machine(tmp_path, scratch=(192 * MIB,), cmdline="quiet")))
     out = kho("doctor", tree).out
-    assert "the machine is not yours to keep" in out
+    assert "the provider replaces the machine" in out
     assert "launch template" in out
     assert ("/etc/default/grub" in out) is not (tree / "etc/os-release").exists(), "COS has its own grub.cfg"

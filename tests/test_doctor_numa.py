@@ -1,4 +1,4 @@
-"""`kho doctor` on machines with several nodes, explicit sizes, chains and other page sizes: against the truth."""
+"""`kho doctor` on generated machines with several nodes, explicit sizes, handovers and other page sizes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SAID = "KHO: scratch areas: lowmem: 16MiB global: 512MiB pernode: 32MiB"
 BY_NODE = {0: 560 * MIB, 1: 32 * MIB}
 
 
-def ids(report: Report) -> set[str]:
+def finding_ids(report: Report) -> set[str]:
     return {finding.id for finding in report.findings}
 
 
@@ -33,25 +33,27 @@ def without(tree: Path, *files: str) -> Path:
     return tree
 
 
-def held(areas: object) -> int:
+def total(areas: object) -> int:
     return sum(size for _, size in areas)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("others", [(), ((0x3_0000_0000, 128 * MIB), (70 * GIB, 64 * MIB))], ids=["alone", "cma=128M"])
-def test_two_nodes_of_three_zones(others: tuple[tuple[int, int], ...], mixed: bool, tmp_path: Path) -> None:
+def test_two_nodes_with_three_zones_and_other_cma_areas(
+    others: tuple[tuple[int, int], ...], mixed: bool, tmp_path: Path
+) -> None:
     made = Machine(areas=DEFAULT, others=others, used=100 * MIB, cmdline="kho=on", mixed=mixed)
     root = examine(made.with_debugfs(tmp_path / "root"))
-    assert (root.scratch, root.scratch_how, root.cma_total) == (held(DEFAULT), "exact", held(others))
+    assert (root.scratch, root.scratch_how, root.cma_total) == (total(DEFAULT), "exact", total(others))
     assert root.by_node == {0: 300 * MIB + 9 * GIB, 1: GIB}
     assert [(area.kind, area.phys, area.node) for area in root.areas] == [
         (kind, at, node)
         for kind, (at, _), node in zip(("low", "global", "node", "node"), DEFAULT, (0, 0, 0, 1), strict=True)
     ]
-    assert "DOC023" not in ids(root)
+    assert "DOC023" not in finding_ids(root)
     user = examine(made.write(tmp_path / "user"))
     assert (user.scratch, user.scratch_how, user.by_node) == (root.scratch, "inferred", root.by_node)
-    assert user.scratch_low == held(DEFAULT) - 2 * MIB
+    assert user.scratch_low == total(DEFAULT) - 2 * MIB
     assert user.ram == 125 * GIB
     assert user.nodes == {0: 64 * GIB, 1: 64 * GIB}
     assert user.reserved_at_boot == 3 * GIB
@@ -60,7 +62,7 @@ def test_two_nodes_of_three_zones(others: tuple[tuple[int, int], ...], mixed: bo
 
 
 @pytest.mark.parametrize("gone", [(), ("proc/pagetypeinfo",), ("proc/zoneinfo",), ("var/log/dmesg",)], ids=str)
-def test_explicit_sizes_are_exact_if_pageblocks_bear_them_out(gone: tuple[str, ...], tmp_path: Path) -> None:
+def test_explicit_sizes_are_exact_if_pageblocks_or_the_log_confirm_them(gone: tuple[str, ...], tmp_path: Path) -> None:
     report = examine(without(Machine(areas=SIZES, used=90 * MIB, cmdline=LINE, messages=[SAID]).write(tmp_path), *gone))
     assert bounds(report) == (592 * MIB, 592 * MIB, 592 * MIB)
     assert (report.scratch_how, report.boot, report.by_node) == ("exact", "cold", BY_NODE)
@@ -73,21 +75,21 @@ def test_explicit_sizes_are_exact_if_pageblocks_bear_them_out(gone: tuple[str, .
     assert [area.node for area in report.areas][2:] == [0, 1]
 
 
-def test_explicit_sizes_and_little_else(tmp_path: Path) -> None:
+def test_explicit_sizes_without_confirmation_are_a_guess(tmp_path: Path) -> None:
     tree = Machine(areas=SIZES, used=90 * MIB, cmdline=LINE, messages=[SAID]).write(tmp_path)
     by_log = examine(without(tree, "proc/pagetypeinfo", "proc/zoneinfo"))
-    assert (bounds(by_log), by_log.scratch_how) == ((592 * MIB,) * 3, "exact"), "the kernel says that it read them"
+    assert (bounds(by_log), by_log.scratch_how) == ((592 * MIB,) * 3, "exact"), "the kernel logs the parsed sizes"
     line = examine(without(tree, "var/log/dmesg"))
     assert (line.scratch_how, line.scratch_low, line.scratch_high) == ("boot line", 502 * MIB, None)
-    assert line.scratch == 560 * MIB, "one node is assumed"
+    assert line.scratch == 560 * MIB, "without node information one node is assumed"
     assert line.headline.startswith("KHO holds about 560 MiB")
     assert [f.certainty for f in line.findings if f.id == "DOC001"] == ["guess"]
     for node in (0, 1):
         write(tree, f"sys/devices/system/node/node{node}/meminfo", f"Node {node} MemTotal:       67108864 kB\n")
-    assert examine(tree).scratch == 592 * MIB, "sysfs has two"
+    assert examine(tree).scratch == 592 * MIB, "sysfs shows two nodes"
 
 
-def test_sizes_are_rounded_as_each_kernel_does(tmp_path: Path) -> None:
+def test_sizes_are_rounded_as_each_release_does(tmp_path: Path) -> None:
     areas = ((0x60000000, 18 * MIB), (0x1_4000_0000, 34 * MIB), (0x2_C000_0000, 18 * MIB), (68 * GIB, 18 * MIB))
     old = Machine(areas=areas, cmdline="kho=on kho_scratch=17M,33M,17M", release="6.18.15").write(tmp_path / "old")
     assert (examine(old).scratch, examine(old).scratch_how) == (88 * MIB, "exact")
@@ -110,33 +112,35 @@ def test_sizes_are_rounded_as_each_kernel_does(tmp_path: Path) -> None:
         ("kho_scratch=16384k,512m,32M", "16384k,512m,32M"),
     ],
 )
-def test_the_last_value_that_can_be_read_counts(line: str, value: str, tmp_path: Path) -> None:
+def test_the_last_valid_value_of_kho_scratch_is_in_effect(line: str, value: str, tmp_path: Path) -> None:
     sizes = SIZES if "040000000" not in value else (*SIZES[:2], *((at, 8 * MIB) for at, _ in SIZES[2:]))
     report = examine(Machine(areas=sizes, cmdline=f"kho=on {line}").write(tmp_path))
-    assert (report.scratch, report.scratch_how) == (held(sizes), "exact")
-    assert ("DOC005" in ids(report)) == (line.endswith(("=512M", "kho_scratch")))
+    assert (report.scratch, report.scratch_how) == (total(sizes), "exact")
+    assert ("DOC005" in finding_ids(report)) == (line.endswith(("=512M", "kho_scratch")))
     for finding in report.findings:
         if finding.id == "DOC005":
-            assert f"{value} is in force" in finding.value
+            assert f"{value} is in effect" in finding.value
 
 
-def test_a_percentage_after_sizes_counts_and_a_rejected_one_does_not(tmp_path: Path) -> None:
+def test_a_valid_percentage_after_sizes_is_in_effect(tmp_path: Path) -> None:
     made = Machine(areas=DEFAULT, cmdline="kho=on kho_scratch=16M,16M,16M kho_scratch=300%").write(tmp_path / "a")
     assert (examine(made).scale, examine(made).scratch_how) == (300, "inferred")
     made = Machine(areas=DEFAULT, cmdline="kho=on kho_scratch=30.5%").write(tmp_path / "b")
     report = examine(made)
     assert report.scale == 200
-    assert any("the default of 200 % is in force" in f.value for f in report.findings if f.id == "DOC005")
+    assert any("the default of 200 % is in effect" in f.value for f in report.findings if f.id == "DOC005")
 
 
-def test_the_second_boot_of_a_chain(tmp_path: Path) -> None:
+def test_inherited_areas_are_found_with_and_without_root(tmp_path: Path) -> None:
     said = ["KHO: found kexec handover data.", SAID, "KHO: exec from: 7.3.3-cloud (count 3)"]
     made = Machine(areas=SIZES, used=200 * MIB, cold=False, cmdline=LINE, messages=said)
     user = examine(without(made.write(tmp_path / "user"), "proc/pagetypeinfo"))
     assert (user.state, user.boot, user.previous_release, user.kexec_count) == ("active", "kho", "7.3.3-cloud", 3)
-    assert (bounds(user), user.scratch_how) == ((392 * MIB, 392 * MIB, None), "at least"), "sizes are not its own"
+    assert (bounds(user), user.scratch_how) == ((392 * MIB, 392 * MIB, None), "at least"), (
+        "the boot line does not apply to inherited areas"
+    )
     assert "at least 392 MiB" in user.headline
-    assert user.by_node == {0: 360 * MIB, 1: 32 * MIB}, "at least, too"
+    assert user.by_node == {0: 360 * MIB, 1: 32 * MIB}, "a lower bound as well"
     root = examine(made.write(tmp_path / "blocks"))
     assert (root.scratch, root.scratch_how, root.by_node) == (592 * MIB, "inferred", BY_NODE)
     made.messages = ()
@@ -149,26 +153,26 @@ def test_the_second_boot_of_a_chain(tmp_path: Path) -> None:
     assert (exact.previous_release, exact.kexec_count, exact.by_node) == ("7.3.3-cloud", 3, BY_NODE)
     told = next(f for f in exact.findings if f.id == "DOC017")
     assert told.value == "from Linux 7.3.3-cloud, kexec number 3 since the last cold boot"
-    assert {"DOC001", "DOC008", "DOC017"} <= ids(exact)
+    assert {"DOC001", "DOC008", "DOC017"} <= finding_ids(exact)
 
 
-def test_a_chain_of_6_18_does_not_say_its_release(tmp_path: Path) -> None:
+def test_6_18_does_not_log_the_previous_release(tmp_path: Path) -> None:
     made = Machine(areas=SIZES, cold=False, release="6.18.15", messages=["KHO: found kexec handover data."])
     report = examine(made.write(tmp_path))
     assert (report.boot, report.previous_release, report.kexec_count) == ("kho", None, None)
     assert report.scratch == 592 * MIB
 
 
-def test_kho_off_after_a_handover_gives_nothing_back(tmp_path: Path) -> None:
+def test_kho_off_after_a_handover_keeps_the_inherited_scratch(tmp_path: Path) -> None:
     made = Machine(areas=SIZES, cold=False, cmdline="kho=off", messages=["KHO: found kexec handover data."])
     report = examine(made.write(tmp_path))
     assert (report.scratch, report.exit_code) == (592 * MIB, 1)
-    assert any("kho=off gives it back after a cold boot only" in f.value for f in report.findings if f.id == "DOC001")
+    assert any("kho=off frees it only at the next cold boot" in f.value for f in report.findings if f.id == "DOC001")
     assert any("cold boot" in note for note in what_if(report, "kho=off").notes)
 
 
 @pytest.mark.parametrize("scratch", [0, 100 * MIB])
-def test_a_node_that_could_not_be_served(scratch: int, tmp_path: Path) -> None:
+def test_a_failed_reservation_on_one_node_is_reported(scratch: int, tmp_path: Path) -> None:
     said = [
         "KHO: Failed to reserve nid 1 scratch buffer",
         "KHO: Failed to reserve scratch area, disabling kexec handover",
@@ -176,15 +180,15 @@ def test_a_node_that_could_not_be_served(scratch: int, tmp_path: Path) -> None:
     left = ((0x60000000, 300 * MIB), (0x1_4000_0000, 5 * GIB)) if scratch else ()
     made = Machine(areas=left, cold=False, messages=said, cmdline="kho=on").write(tmp_path)
     report = examine(made)
-    assert (report.state, report.leftover, report.scratch) == ("failed", held(left), 0)
+    assert (report.state, report.leftover, report.scratch) == ("failed", total(left), 0)
     assert any("the nid 1 scratch buffer" in f.value for f in report.findings if f.id == "DOC003")
-    assert report.by_node == ({0: held(left)} if scratch else {})
+    assert report.by_node == ({0: total(left)} if scratch else {})
 
 
-def test_what_stayed_behind_is_told_from_a_handover_by_the_boot_parameters(tmp_path: Path) -> None:
+def test_the_boot_parameters_distinguish_a_leftover_from_inherited_scratch(tmp_path: Path) -> None:
     made = Machine(areas=((0x60000000, 300 * MIB),), cold=False, cmdline="kho=on", used=10 * MIB)
     tree = without(made.write(tmp_path), "var/log/dmesg", "proc/pagetypeinfo")
-    assert examine(tree).state == "active", "as after a handover, for all that is known"
+    assert examine(tree).state == "active", "these files also fit a handover"
     write(tree, "sys/kernel/boot_params/version", "0x020f\n")
     assert (examine(tree).state, examine(tree).leftover) == ("failed", 290 * MIB)
     write(tree, "sys/kernel/boot_params/setup_data/0/type", "0xa\n")
@@ -194,7 +198,7 @@ def test_what_stayed_behind_is_told_from_a_handover_by_the_boot_parameters(tmp_p
 @pytest.mark.parametrize(
     ("page", "block"), [(4096, 2 * MIB), (16384, 32 * MIB), (65536, 512 * MIB), (65536, 2 * MIB), (16384, 16384 << 7)]
 )
-def test_page_sizes(page: int, block: int, tmp_path: Path) -> None:
+def test_page_size_and_pageblock_are_detected_on_two_nodes(page: int, block: int, tmp_path: Path) -> None:
     unit = max(block, 32 * MIB)
     areas = ((0x60000000, unit), (0x1_4000_0000, 2 * unit), (0x2_C000_0000, unit), (68 * GIB, unit))
     made = Machine(areas=areas, used=unit // 2, page=page, block=block, cmdline="kho=on", release="6.18.15")
@@ -207,12 +211,12 @@ def test_page_sizes(page: int, block: int, tmp_path: Path) -> None:
     assert (least.state, least.scratch, least.scratch_how) == ("active", 5 * unit - unit // 2, "at least")
 
 
-def test_nodes_are_named_as_the_kernel_names_them(tmp_path: Path) -> None:
+def test_node_numbers_are_those_of_the_kernel(tmp_path: Path) -> None:
     ranges = ((0, 0, 2 * GIB), (0, 4 * GIB, 66 * GIB), (4, 66 * GIB, 70 * GIB))
     areas = (*SIZES[:3], (67 * GIB, 32 * MIB))
     report = examine(Machine(ranges=ranges, areas=areas, cmdline=LINE).write(tmp_path))
     assert (report.scratch, report.by_node) == (592 * MIB, {0: 560 * MIB, 4: 32 * MIB})
-    assert what_if(report, "kho_scratch=16M,16M,8G").notes[-1] == "it is more than node 4 has"
+    assert what_if(report, "kho_scratch=16M,16M,8G").notes[-1] == "PERNODE exceeds the memory of node 4"
     assert "node 4: 64 MiB" in kho("doctor", "--what-if", "kho_scratch=16M,16M,64M", tmp_path).out
 
 
@@ -232,7 +236,7 @@ JOURNAL = "-- Logs begin at Mon 2026-11-23 --\n"
 
 
 def sosreport(tree: Path, log: str, lines: str) -> Path:
-    """What sos collects of these: no /proc/version, no debugfs, and the log as commands print it."""
+    """Write what sos collects: no /proc/version, no debugfs, and the log as printed by a command."""
     Machine(areas=SIZES, cmdline=LINE, release="6.18.15").write(tree)
     without(tree, "proc/version", "var/log/dmesg")
     write(tree, "sos_commands/kernel/uname_-a", "Linux db1 6.18.15 #1 SMP PREEMPT_DYNAMIC x86_64 GNU/Linux\n")
@@ -252,14 +256,14 @@ def sosreport(tree: Path, log: str, lines: str) -> Path:
         ("var/log/syslog", "2026-11-23T09:15:57.000000+00:00 db1 kernel: [    0.000000] "),
     ],
 )
-def test_sosreports(log: str, prefix: str, tmp_path: Path) -> None:
+def test_the_log_is_found_in_each_place_of_an_sosreport(log: str, prefix: str, tmp_path: Path) -> None:
     said = ("Linux version 6.18.15 (root@vm)", SAID)
     report = examine(sosreport(tmp_path, log, JOURNAL + "".join(f"{prefix}{line}\n" for line in said)))
     assert (report.release, report.built_in, report.scratch) == ("6.18.15", True, 592 * MIB)
     assert report.boot == "cold"
 
 
-def test_a_log_that_lost_its_beginning_gives_way_to_one_that_has_it(tmp_path: Path) -> None:
+def test_a_log_with_the_beginning_of_the_boot_is_preferred(tmp_path: Path) -> None:
     boot = "sos_commands/logs/journalctl_--no-pager_--boot"
     tree = sosreport(tmp_path, boot, f"kernel: Linux version 6.18.15 (x)\nkernel: {SAID}\n")
     write(tree, "sos_commands/kernel/dmesg", "[99.0] cma: Reserved 1 MiB at 0x1000000\n[99.1] luo: late\n")
@@ -269,7 +273,7 @@ def test_a_log_that_lost_its_beginning_gives_way_to_one_that_has_it(tmp_path: Pa
     assert "sos_commands/kernel/dmesg" not in shown
 
 
-def test_a_long_log_of_many_boots_is_believed_from_its_last_on(tmp_path: Path) -> None:
+def test_of_a_long_log_only_the_last_boot_is_used(tmp_path: Path) -> None:
     failed = "kernel: KHO: Failed to reserve scratch area, disabling kexec handover\n"
     text = f"kernel: Linux version 6.18.15 (x)\n{failed}" + "db1 app: nothing\n" * 600_000
     assert examine(sosreport(tmp_path, "var/log/messages", text)).state == "active"
@@ -277,13 +281,13 @@ def test_a_long_log_of_many_boots_is_believed_from_its_last_on(tmp_path: Path) -
     assert examine(write(tmp_path, "var/log/messages", text)).state == "failed"
 
 
-def test_liveupdate_off_is_no_wish(tmp_path: Path) -> None:
+def test_liveupdate_off_is_not_a_request(tmp_path: Path) -> None:
     tree = Machine(cmdline="kho=off liveupdate=off").write(tmp_path)
-    assert "DOC021" not in ids(examine(tree))
-    assert "DOC021" in ids(examine(write(tree, "proc/cmdline", "kho=off liveupdate=1\n")))
+    assert "DOC021" not in finding_ids(examine(tree))
+    assert "DOC021" in finding_ids(examine(write(tree, "proc/cmdline", "kho=off liveupdate=1\n")))
 
 
-def test_kho_on_and_nothing_there(tmp_path: Path) -> None:
+def test_kho_on_without_scratch_is_reported_with_its_certainty(tmp_path: Path) -> None:
     tree = Machine(cmdline="kho=on").write(tmp_path)
     report = examine(without(tree, "var/log/dmesg"))
     assert (report.state, report.scratch, report.exit_code) == ("off", 0, 1)
@@ -291,10 +295,10 @@ def test_kho_on_and_nothing_there(tmp_path: Path) -> None:
     report = examine(without(tree, "proc/pagetypeinfo"))
     assert [f.certainty for f in report.findings if f.id == "DOC025"] == ["guess"]
     report = examine(write(tree, "proc/cmdline", "quiet\n"))
-    assert (report.exit_code, "DOC025" in ids(report)) == (0, False), "nobody asked"
+    assert (report.exit_code, "DOC025" in finding_ids(report)) == (0, False), "kho= is not given"
 
 
-def test_what_zoneinfo_alone_shows(tmp_path: Path) -> None:
+def test_zoneinfo_alone_shows_the_leftover(tmp_path: Path) -> None:
     left = ((0x60000000, 300 * MIB), (68 * GIB, 100 * MIB))
     said = [
         "KHO: Failed to reserve global scratch buffer",
@@ -306,30 +310,30 @@ def test_what_zoneinfo_alone_shows(tmp_path: Path) -> None:
     assert "at least 400 MiB" in report.headline
     report = examine(without(tree, "proc/zoneinfo"))
     assert (report.state, report.leftover) == ("failed", None)
-    assert report.headline.endswith("what stayed behind cannot be seen from here.")
+    assert report.headline.endswith("these files do not show the leftover in CMA.")
 
 
-def test_areas_of_others_are_not_scratch_though_meminfo_is_missing(tmp_path: Path) -> None:
+def test_other_cma_areas_are_not_scratch_without_meminfo(tmp_path: Path) -> None:
     others = ((0x3_0000_0000, 128 * MIB),)
     tree = Machine(areas=(), others=others, cmdline="cma=128M").write(tmp_path / "off")
-    assert examine(without(tree, "proc/meminfo")).exit_code == 0, "the log says how much others have"
+    assert examine(without(tree, "proc/meminfo")).exit_code == 0, "the log has the size of the other CMA areas"
     tree = Machine(areas=SIZES, others=others, cmdline="kho=on").write(tmp_path / "on")
     told = examine(without(tree, "proc/meminfo"))
     assert (told.scratch, told.scratch_how) == (592 * MIB, "inferred")
     report = examine(without(tree, "var/log/dmesg"))
     assert (report.scratch_low, report.scratch) == (0, 720 * MIB)
     found = next(f for f in report.findings if f.id == "DOC001")
-    assert (found.certainty, "CmaTotal is not known" in found.value) == ("guess", True)
+    assert (found.certainty, "CmaTotal is unknown" in found.value) == ("guess", True)
 
 
-def test_what_may_be_left_or_inherited_is_called_a_guess(tmp_path: Path) -> None:
+def test_memory_that_may_be_leftover_or_inherited_is_a_guess(tmp_path: Path) -> None:
     tree = Machine(areas=((0x60000000, 300 * MIB),), cold=False, cmdline="quiet").write(tmp_path)
     report = examine(without(tree, "var/log/dmesg"))
     found = next(f for f in report.findings if f.id == "DOC001")
-    assert (found.certainty, "it may be what a failed reservation left" in found.value) == ("guess", True)
+    assert (found.certainty, "it may be the leftover of a failed reservation" in found.value) == ("guess", True)
 
 
-def test_more_than_there_is_was_not_reserved(tmp_path: Path) -> None:
+def test_sizes_larger_than_ram_mean_a_failed_reservation(tmp_path: Path) -> None:
     tree = Machine(areas=((0x60000000, 64 * MIB),), cold=False, cmdline="kho=on kho_scratch=64M,200G,64M").write(
         tmp_path
     )
@@ -338,7 +342,7 @@ def test_more_than_there_is_was_not_reserved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("gone", ["proc/pagetypeinfo", "proc/zoneinfo"])
-def test_a_boot_line_that_pageblocks_contradict_is_not_believed(gone: str, tmp_path: Path) -> None:
+def test_sizes_that_pageblocks_contradict_are_ignored(gone: str, tmp_path: Path) -> None:
     tree = Machine(areas=DEFAULT, cmdline=LINE, messages=[SAID]).write(tmp_path)
     report = examine(without(tree, gone))
-    assert (report.scratch, report.scratch_how, report.areas) == (held(DEFAULT), "inferred", [])
+    assert (report.scratch, report.scratch_how, report.areas) == (total(DEFAULT), "inferred", [])

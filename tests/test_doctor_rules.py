@@ -1,4 +1,4 @@
-"""Every rule of `kho doctor`: a machine where it applies, none where it does not, and its page."""
+"""Every rule of `kho doctor`: machines where it applies, machines where it does not, and its documentation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kho.doctor import RULES, Report, examine
+from kho.doctor import RULES, Report, examine, rules
 from kho.doctor.rules import SEVERITIES, page
 
 from doctor_hosts import HOSTS, MIB, copied, debugfs, log, machine, write
@@ -19,12 +19,12 @@ CONFIG = "CONFIG_CMA=y\nCONFIG_KEXEC_HANDOVER=y\nCONFIG_KEXEC_HANDOVER_ENABLE_DE
 OFF = "CONFIG_CMA=y\nCONFIG_KEXEC_HANDOVER=y\n# CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT is not set\n"
 
 
-def ids(report: Report) -> list[str]:
+def finding_ids(report: Report) -> list[str]:
     return [finding.id for finding in report.findings]
 
 
 def workstation(tree: Path) -> Path:
-    """128 GiB, one node, 9.36 GiB of scratch and 32 MiB of CMA, as the machines whose RDMA failed."""
+    """One node with 128 GiB, 9.36 GiB of scratch and 32 MiB of CMA: the machines on which RDMA failed."""
     scratch = 0xC000000 + 0x12BA00000 + 0x11F800000
     machine(tree, nodes=(128 * GIB,), scratch=(scratch,), cma=(32 * MIB,), used=30 * MIB)
     write(tree, "boot/config-7.3.4", CONFIG)
@@ -150,37 +150,37 @@ TRIGGERS: list[tuple[str, str, Callable[[Path], Path]]] = [
 
 
 @pytest.mark.parametrize(("rule_id", "name", "build"), TRIGGERS, ids=[f"{i}-{name}" for i, name, _ in TRIGGERS])
-def test_a_rule_applies_and_shows_why(rule_id: str, name: str, build: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_a_rule_applies_with_evidence(rule_id: str, name: str, build: Callable[[Path], Path], tmp_path: Path) -> None:
     report = examine(build(tmp_path))
     found = [finding for finding in report.findings if finding.id == rule_id]
-    assert len(found) >= 1, ids(report)
+    assert len(found) >= 1, finding_ids(report)
     for finding in found:
         assert finding.value
         assert finding.certainty in ("certain", "likely", "guess")
         assert all(seen.file and seen.text for seen in finding.evidence)
-        assert finding.evidence, "nothing is said without evidence"
-    assert report.exit_code == int(any(RULES[i].severity != "note" for i in ids(report)))
+        assert finding.evidence, "every finding has evidence"
+    assert report.exit_code == int(any(RULES[i].severity != "note" for i in finding_ids(report)))
 
 
 @pytest.mark.parametrize(
     "clean",
     [host("kho-off"), configured(OFF), lambda tree: machine(tree, cmdline="quiet"), configured("CONFIG_SMP=y\n")],
-    ids=["off", "not by default", "nothing said", "not built in"],
+    ids=["off", "off by default", "no information", "not built in"],
 )
 def test_a_clean_machine_has_notes_at_most(clean: Callable[[Path], Path], tmp_path: Path) -> None:
     report = examine(clean(tmp_path))
     assert report.exit_code == 0
-    assert {RULES[rule_id].severity for rule_id in ids(report)} <= {"note"}
-    assert set(ids(report)) <= {"DOC015", "DOC016", "DOC021"}
+    assert {RULES[rule_id].severity for rule_id in finding_ids(report)} <= {"note"}
+    assert set(finding_ids(report)) <= {"DOC015", "DOC016", "DOC021"}
     assert report.scratch == 0
 
 
-def test_a_containers_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_container_gets_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("kho.doctor.tree.os.path.realpath", lambda path: "/")
     monkeypatch.setattr("kho.doctor.reading.running_log", lambda tree: None)
     write(machine(tmp_path, cmdline="quiet"), "run/.containerenv", "")
     report = examine(tmp_path)
-    assert "DOC024" in ids(report)
+    assert "DOC024" in finding_ids(report)
     assert report.exit_code == 0
 
 
@@ -188,7 +188,7 @@ def test_every_rule_is_triggered_by_a_test() -> None:
     assert {rule_id for rule_id, _, _ in TRIGGERS} | {"DOC024"} == set(RULES)
 
 
-def test_findings_of_the_workstation_tell_its_story(tmp_path: Path) -> None:
+def test_the_findings_of_the_workstation_have_their_evidence(tmp_path: Path) -> None:
     report = examine(workstation(tmp_path))
     assert report.scratch == 0xC000000 + 0x12BA00000 + 0x11F800000
     assert report.headline.startswith("KHO holds 9.4 GiB (7.3 % of RAM)")
@@ -198,35 +198,47 @@ def test_findings_of_the_workstation_tell_its_story(tmp_path: Path) -> None:
     assert ("boot/config-7.3.4", 3, "CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT=y") in default.evidence
 
 
-def test_an_older_kernel_took_the_garbage(tmp_path: Path) -> None:
+def test_text_after_the_third_size_is_valid_if_the_log_shows_it_was_accepted(tmp_path: Path) -> None:
     tree = asked("64M,256M,64MB")(tmp_path)
     log(tree, "KHO: scratch areas: lowmem: 64MiB global: 256MiB pernode: 64MiB")
-    assert "DOC006" in ids(examine(tree))
-    assert "DOC005" not in ids(examine(tree))
+    assert "DOC006" in finding_ids(examine(tree))
+    assert "DOC005" not in finding_ids(examine(tree))
 
 
-def test_the_kernels_own_word_makes_it_certain(tmp_path: Path) -> None:
+def test_a_kernel_message_makes_a_rejected_value_certain(tmp_path: Path) -> None:
     tree = asked("512M")(tmp_path)
     assert [f.certainty for f in examine(tree).findings if f.id == "DOC005"] == ["likely"]
     log(tree, "Malformed early option 'kho_scratch'")
     assert [f.certainty for f in examine(tree).findings if f.id == "DOC005"] == ["certain"]
 
 
-def test_a_fitting_size_is_not_called_too_small(tmp_path: Path) -> None:
+def test_a_sufficient_size_is_not_reported_as_too_small(tmp_path: Path) -> None:
     tree = machine(tmp_path, nodes=(8 * GIB,), scratch=(512 * MIB,), cmdline="kho=on kho_scratch=64M,384M,64M")
     log(tree, "Memory: 8000000K/8388608K available (1K kernel code, 800000K reserved, 0K cma-reserved)")
     report = examine(tree)
     assert report.reserved_at_boot == (800000 << 10) - 512 * MIB
-    assert "DOC009" not in ids(report)
+    assert "DOC009" not in finding_ids(report)
 
 
-def test_rules_are_whole_and_in_order() -> None:
+def test_rules_are_complete_and_in_order() -> None:
     assert list(RULES) == [f"DOC{n:03}" for n in range(1, len(RULES) + 1)]
     for rule_id, rule in RULES.items():
         assert rule.severity in SEVERITIES
         for text in (rule.means, rule.matters, rule.advice, rule.case, rule.source):
             assert re.search(r"\w", text), rule_id
         assert rule.title == rule.title.rstrip(".")
+
+
+def test_every_section_of_abi_md_that_the_doctor_cites_exists() -> None:
+    headings = set(re.findall(r"^## (\d+)\. ", (DOCS / "abi.md").read_text(), re.MULTILINE))
+    texts = {rule_id: rule.explanation for rule_id, rule in RULES.items()}
+    texts |= {path.name: path.read_text() for path in Path(rules.__file__).parent.glob("*.py")}
+    cited = {name: set(re.findall(r"abi\.md section (\d+)", text)) for name, text in texts.items()}
+    assert cited["DOC005"] == {"5"}
+    for name, text in texts.items():
+        assert cited[name] <= headings, name
+        assert text.count("abi.md") == len(re.findall(r"abi\.md section \d+", text)), "each citation names a section"
+        assert "ABI section" not in text, name
 
 
 @pytest.mark.parametrize("rule_id", list(RULES))

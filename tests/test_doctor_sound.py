@@ -1,4 +1,4 @@
-"""Less evidence gives a weaker answer of `kho doctor`, and never another one: over every host and every subset."""
+"""With fewer files the answer of `kho doctor` is weaker and never contradicts the full one: all hosts, all subsets."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SOURCES = {
     "iomem": ("proc/iomem",),
     "vmstat": ("proc/vmstat", "proc/buddyinfo", "sys/kernel/mm"),
 }
-"""Files by who collects them together."""
+"""Files that are collected together."""
 FEW = ("meminfo", "version", "cmdline", "log", "zoneinfo", "pagetypeinfo", "debugfs")
 AREAS = ((0x60000000, 300 * MIB), (0x1_4000_0000, 5 * GIB), (0x2_C000_0000, 4 * GIB), (68 * GIB, 1 * GIB))
 OTHERS = ((0x3_0000_0000, 128 * MIB), (70 * GIB, 64 * MIB))
@@ -67,8 +67,8 @@ KNOWN = {
 
 
 @cache
-def made(name: str, base: Path) -> Path:
-    """The whole tree of a host."""
+def build_host(name: str, base: Path) -> Path:
+    """Return the complete tree of a host."""
     if name in KNOWN:
         return KNOWN[name]
     tree = base / name.replace(" ", "-").replace(",", "")
@@ -79,8 +79,8 @@ def made(name: str, base: Path) -> Path:
     return write(tree, "boot/config-7.3.4", CONFIG)
 
 
-def part(tree: Path, to: Path, sources: tuple[str, ...]) -> Path:
-    """The files of some sources only."""
+def copy_sources(tree: Path, to: Path, sources: tuple[str, ...]) -> Path:
+    """Copy the files of some sources."""
     to.mkdir(parents=True)
     for source in sources:
         for file in SOURCES[source]:
@@ -92,14 +92,14 @@ def part(tree: Path, to: Path, sources: tuple[str, ...]) -> Path:
     return to
 
 
-def held(report: Report) -> int:
-    """Memory that KHO closed: what it holds, or what it left."""
+def closed_bytes(report: Report) -> int:
+    """Return the bytes that kernel memory cannot use: scratch and leftover."""
     return (report.scratch or 0) + (report.leftover or 0)
 
 
-def weaker(less: Report, whole: Report) -> None:
-    """Assert that one report is a sound weakening of another."""
-    closed = held(whole)
+def assert_weaker(less: Report, whole: Report) -> None:
+    """Assert that a report of fewer files is weaker than the report of all files and does not contradict it."""
+    closed = closed_bytes(whole)
     said = (less.state, whole.state, less.headline)
     if less.state in ("off", "absent"):
         assert closed == 0 or less.scratch_high is None, said
@@ -117,7 +117,7 @@ def weaker(less: Report, whole: Report) -> None:
     if less.state == "active" and less.scratch_high is not None:
         assert closed <= less.scratch_high, said
     if less.exit_code == 0:
-        assert whole.exit_code == 0 or closed == 0 or "unless a handover" in less.headline, said
+        assert whole.exit_code == 0 or closed == 0 or "unless it inherited" in less.headline, said
     if less.headline.endswith("and holds nothing."):
         assert closed == 0, said
 
@@ -128,13 +128,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", [*KNOWN, *NUMA])
-def test_every_subset_of_the_evidence_weakens_the_verdict(name: str, base: Path, tmp_path: Path) -> None:
-    tree = made(name, base)
+def test_every_subset_of_the_files_gives_a_weaker_answer(name: str, base: Path, tmp_path: Path) -> None:
+    tree = build_host(name, base)
     whole = examine(tree)
     there = [source for source in FEW if any((tree / file).exists() for file in SOURCES[source])]
     subsets = (subset for n in range(len(there) + 1) for subset in itertools.combinations(there, n))
     for i, sources in enumerate(subsets):
-        weaker(examine(part(tree, tmp_path / str(i), sources)), whole)
+        assert_weaker(examine(copy_sources(tree, tmp_path / str(i), sources)), whole)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -143,11 +143,11 @@ def test_every_subset_of_the_evidence_weakens_the_verdict(name: str, base: Path,
     sources=st.sets(st.sampled_from(list(SOURCES))),
     full=st.sampled_from([0.0, 0.2, 0.6, 0.9, 0.99]),
 )
-def test_memory_that_fills_up_weakens_the_verdict(
+def test_less_free_memory_gives_a_weaker_answer(
     name: str, sources: set[str], full: float, base: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    tree = made(name, base)
-    less = part(tree, tmp_path_factory.mktemp("less") / "tree", tuple(sorted(sources)))
+    tree = build_host(name, base)
+    less = copy_sources(tree, tmp_path_factory.mktemp("less") / "tree", tuple(sorted(sources)))
     if (less / "proc/meminfo").is_file() and full:
         lines = []
         for line in (less / "proc/meminfo").read_text().splitlines():
@@ -156,8 +156,8 @@ def test_memory_that_fills_up_weakens_the_verdict(
             lines.append(line if value is None else f"{key}: {int(value * (1 - full))} kB")
         write(less, "proc/meminfo", "\n".join(lines) + "\n")
         if (less / "proc/zoneinfo").is_file():
-            (less / "proc/zoneinfo").unlink()  # it would be of another moment
-    weaker(examine(less), examine(tree))
+            (less / "proc/zoneinfo").unlink()  # its counters would be of another time
+    assert_weaker(examine(less), examine(tree))
 
 
 def meminfo(**values: int) -> str:
@@ -171,7 +171,7 @@ UBUNTU = "Linux version 7.0.0-31-generic (buildd@bos03) (gcc) #31-Ubuntu SMP PRE
 @pytest.mark.parametrize(
     "files", [{}, {"proc/cmdline": "quiet\n"}, {"proc/version": UBUNTU}], ids=["", "line", "version"]
 )
-def test_nothing_seen_free_proves_nothing_while_memory_is_full(
+def test_no_free_scratch_proves_nothing_while_memory_is_full(
     cma_free: int, files: dict[str, str], tmp_path: Path
 ) -> None:
     write(tmp_path, "proc/meminfo", meminfo(MemTotal=127600000, MemFree=2000000, CmaTotal=32768, CmaFree=cma_free))
@@ -183,7 +183,7 @@ def test_nothing_seen_free_proves_nothing_while_memory_is_full(
     assert "DOC015" not in {finding.id for finding in report.findings}
 
 
-def test_nothing_seen_free_of_an_idle_machine_is_likely_off(tmp_path: Path) -> None:
+def test_no_free_scratch_on_an_idle_machine_means_likely_off(tmp_path: Path) -> None:
     write(tmp_path, "proc/meminfo", meminfo(MemTotal=8000000, MemFree=7800000, CmaTotal=0, CmaFree=0))
     report = examine(write(tmp_path, "proc/cmdline", "quiet\n"))
     assert (report.state, report.exit_code) == ("off", 0)
@@ -191,7 +191,7 @@ def test_nothing_seen_free_of_an_idle_machine_is_likely_off(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("line", ["quiet", "kho=on", "kho=off"])
-def test_a_log_that_proves_a_handover_is_no_all_clear(line: str, tmp_path: Path) -> None:
+def test_a_logged_handover_means_active_although_no_scratch_is_free(line: str, tmp_path: Path) -> None:
     made = Machine(areas=AREAS, cold=False, messages=[HANDED], used=10 * GIB + 300 * MIB, cmdline=line)
     tree = made.write(tmp_path)
     for file in ("proc/zoneinfo", "proc/pagetypeinfo"):
@@ -201,7 +201,7 @@ def test_a_log_that_proves_a_handover_is_no_all_clear(line: str, tmp_path: Path)
     assert "booted by a handover" in report.headline
 
 
-def test_what_the_log_took_is_held_though_all_of_it_is_in_use(tmp_path: Path) -> None:
+def test_logged_sizes_are_exact_although_all_scratch_is_in_use(tmp_path: Path) -> None:
     sizes = ((0x60000000, 16 * MIB), (0x1_4000_0000, 512 * MIB), (0x2_C000_0000, 32 * MIB), (68 * GIB, 32 * MIB))
     said = "KHO: scratch areas: lowmem: 16MiB global: 512MiB pernode: 32MiB"
     tree = Machine(areas=sizes, used=592 * MIB, messages=[said], cmdline="kho=on kho_scratch=16M,512M,32M").write(
@@ -213,12 +213,12 @@ def test_what_the_log_took_is_held_though_all_of_it_is_in_use(tmp_path: Path) ->
     assert (report.state, report.scratch, report.scratch_how) == ("active", 592 * MIB, "exact")
 
 
-def test_kho_off_with_memory_held_cannot_be_told(tmp_path: Path) -> None:
+def test_kho_off_with_unexplained_cma_memory_is_unknown(tmp_path: Path) -> None:
     write(tmp_path, "proc/meminfo", meminfo(MemTotal=8000000, MemFree=7000000, CmaTotal=0, CmaFree=600000))
     report = examine(write(tmp_path, "proc/cmdline", "kho=off\n"))
     assert (report.state, report.exit_code) == ("unknown", 1)
     assert {finding.id for finding in report.findings} == {"DOC023"}
-    assert "a handover's, or something else's" in report.headline
+    assert "inherited scratch, or an area with another owner" in report.headline
 
 
 # Two machines' figures, kernels without KHO, containers
@@ -227,7 +227,7 @@ def test_kho_off_with_memory_held_cannot_be_told(tmp_path: Path) -> None:
 LXCFS = meminfo(MemTotal=524288, MemFree=200000, CmaTotal=0, CmaFree=1966080)
 
 
-def test_figures_of_a_container_and_its_host_are_not_divided(tmp_path: Path) -> None:
+def test_a_container_gets_no_share_of_ram(tmp_path: Path) -> None:
     write(tmp_path, "proc/meminfo", LXCFS)
     report = examine(write(tmp_path, "proc/version", UBUNTU))
     ids = {finding.id for finding in report.findings}
@@ -237,7 +237,7 @@ def test_figures_of_a_container_and_its_host_are_not_divided(tmp_path: Path) -> 
     out = kho("doctor", tmp_path).out
     assert "on the host of this container" in out
     assert "%" not in out.split("\n")[0]
-    assert "The machine is not this container's" in out
+    assert "This is a container: the boot line is that of the host" in out
     assert "update-grub" not in out
 
 
@@ -250,7 +250,9 @@ def test_figures_of_a_container_and_its_host_are_not_divided(tmp_path: Path) -> 
     ],
     ids=["more than is free", "with others", "CmaTotal"],
 )
-def test_a_part_larger_than_the_whole_is_another_machines(values: dict[str, int], tmp_path: Path) -> None:
+def test_a_figure_larger_than_the_one_that_includes_it_shows_a_container(
+    values: dict[str, int], tmp_path: Path
+) -> None:
     report = examine(write(tmp_path, "proc/meminfo", meminfo(**values)))
     assert (report.share, report.container) == (None, True)
     assert "DOC024" in {finding.id for finding in report.findings}
@@ -258,7 +260,7 @@ def test_a_part_larger_than_the_whole_is_another_machines(values: dict[str, int]
 
 @pytest.mark.parametrize("limit", [256, 512, 1024, 2048, 3072])
 @pytest.mark.parametrize("idle", [0.1, 0.5, 0.99])
-def test_no_share_is_made_of_a_limit_that_the_scratch_nearly_fills(limit: int, idle: float, tmp_path: Path) -> None:
+def test_scratch_that_nearly_fills_a_limit_gets_no_share_of_ram(limit: int, idle: float, tmp_path: Path) -> None:
     values = meminfo(MemTotal=limit << 10, MemFree=int((limit << 10) * idle), CmaTotal=0, CmaFree=1966080)
     write(write(tmp_path, "proc/meminfo", values), "proc/cmdline", "ro quiet\n")
     report = examine(tmp_path)
@@ -270,7 +272,7 @@ WHOLE = meminfo(MemTotal=127600000, MemFree=2000000, Percpu=8192, HugePages_Tota
 
 
 @pytest.mark.parametrize("line", ["quiet", "kho=on", "kho=off"])
-def test_only_a_whole_meminfo_proves_that_there_is_no_cma(line: str, tmp_path: Path) -> None:
+def test_only_a_complete_meminfo_proves_that_there_is_no_cma(line: str, tmp_path: Path) -> None:
     write(write(tmp_path, "proc/version", UBUNTU), "proc/cmdline", f"{line}\n")
     assert examine(write(tmp_path, "proc/meminfo", WHOLE)).state == "absent"
     lines = WHOLE.splitlines(keepends=True)
@@ -292,8 +294,8 @@ def test_only_a_whole_meminfo_proves_that_there_is_no_cma(line: str, tmp_path: P
         "6.6.56+",
     ],
 )
-def test_of_a_vendors_older_kernel_it_cannot_be_told(release: str, tmp_path: Path) -> None:
-    """Vendors bring features of newer kernels to older ones: absent is likely, and kho=on speaks against it."""
+def test_an_older_vendor_kernel_may_have_a_backport(release: str, tmp_path: Path) -> None:
+    """Vendors backport features of newer kernels to older ones: absent is likely, but unknown with kho=on."""
     write(tmp_path, "proc/meminfo", meminfo(MemTotal=127600000, MemFree=2000000, CmaTotal=0, CmaFree=0))
     write(write(tmp_path, "proc/sys/kernel/osrelease", f"{release}\n"), "proc/cmdline", "quiet\n")
     report = examine(tmp_path)
@@ -304,7 +306,7 @@ def test_of_a_vendors_older_kernel_it_cannot_be_told(release: str, tmp_path: Pat
     assert "its vendor backports features" in report.headline
 
 
-def test_a_limit_below_what_zones_have_is_a_containers(tmp_path: Path) -> None:
+def test_a_memtotal_below_half_of_the_zones_shows_a_container(tmp_path: Path) -> None:
     tree = machine(tmp_path, nodes=(64 * GIB,), scratch=(2 * GIB,))
     edit(tree, "proc/meminfo", (f"{64 << 20:14} kB", f"{16 << 20:14} kB"), (f"{32 << 20:14} kB", f"{15 << 20:14} kB"))
     report = examine(tree)
@@ -312,24 +314,24 @@ def test_a_limit_below_what_zones_have_is_a_containers(tmp_path: Path) -> None:
     assert report.ram in (None, 64 * GIB)
 
 
-def test_counters_that_drift_are_one_machines(tmp_path: Path) -> None:
+def test_counter_drift_does_not_show_a_container(tmp_path: Path) -> None:
     values = meminfo(MemTotal=8000000, MemFree=500000, CmaTotal=0, CmaFree=508000)
     report = examine(write(tmp_path, "proc/meminfo", values))
     assert (report.container, report.ram) == (False, 8000000 << 10)
 
 
 @pytest.mark.parametrize("release", ["4.14.117-perf+", "5.15.0-91-generic", "6.1.0-42-amd64", "6.12.0", "6.15.11"])
-def test_an_older_kernel_has_no_kho_whatever_its_cma(release: str, tmp_path: Path) -> None:
+def test_a_kernel_before_6_16_has_no_kho_whatever_its_cma(release: str, tmp_path: Path) -> None:
     tree = machine(tmp_path, scratch=(64 * MIB,), cma=(32 * MIB,), cmdline="quiet", release=release)
     report = examine(tree)
     ids = {finding.id: finding for finding in report.findings}
     assert (report.state, report.scratch, report.exit_code) == ("absent", 0, 1)
     assert set(ids) >= {"DOC016", "DOC023"}
     assert not set(ids) & {"DOC001", "DOC014"}
-    assert ids["DOC016"].certainty == ("likely" if release < "6." else "guess"), "vendors bring features to 6.x"
-    assert "something else's" in report.headline
+    assert ids["DOC016"].certainty == ("likely" if release < "6." else "guess"), "vendors backport features to 6.x"
+    assert "has another owner" in report.headline
     assert "KHO holds" not in report.headline
-    assert "gains nothing" in ids["DOC023"].remedy
+    assert "frees nothing" in ids["DOC023"].remedy
 
 
 def cpuinfo(text: str) -> Callable[[Path], Path]:
@@ -358,7 +360,7 @@ def test_an_architecture_without_kho_has_none_whatever_its_cma(
 ) -> None:
     report = examine(build(machine(tmp_path, scratch=(64 * MIB,), cmdline="quiet")))
     assert (report.state, report.scratch) == ("absent", 0)
-    assert f"Linux has KHO on x86_64 and arm64, this is {name}" in report.headline
+    assert f"Linux supports KHO on x86_64 and arm64, this machine is {name}" in report.headline
 
 
 @pytest.mark.parametrize(
@@ -371,11 +373,11 @@ def test_an_architecture_without_kho_has_none_whatever_its_cma(
         lambda tree: write(tree, "proc/sys/kernel/osrelease", "7.9.1-riscv64\n"),
     ],
 )
-def test_an_architecture_that_may_have_kho_is_believed(build: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_an_architecture_that_may_have_kho_is_active(build: Callable[[Path], Path], tmp_path: Path) -> None:
     assert examine(build(machine(tmp_path, scratch=(64 * MIB,), cmdline="quiet"))).state == "active"
 
 
-def test_what_debugfs_shows_outweighs_the_release(tmp_path: Path) -> None:
+def test_debugfs_overrides_the_release(tmp_path: Path) -> None:
     tree = Machine(areas=AREAS, release="6.12.0-211.el10.x86_64").with_debugfs(tmp_path)
     assert examine(tree).state == "active", "a vendor's backport"
 
@@ -400,7 +402,7 @@ OVERLAY = "900 800 0:60 / / rw - overlay overlay rw,lowerdir=/var/lib/docker/ove
         ({"proc/mounts": "lxcfs /proc/meminfo fuse.lxcfs rw,nosuid 0 0\n"}, True),
     ],
 )
-def test_a_machine_whose_image_was_a_containers_is_no_container(
+def test_a_machine_booted_from_a_container_image_is_not_a_container(
     live: bool, marker: str, files: dict[str, str], inside: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     if live:
@@ -414,7 +416,7 @@ def test_a_machine_whose_image_was_a_containers_is_no_container(
     assert report.container is inside
 
 
-def test_a_kernel_that_saves_a_dump_has_kho_off_on_purpose(tmp_path: Path) -> None:
+def test_a_kdump_kernel_exits_0(tmp_path: Path) -> None:
     tree = Machine(cmdline="kho=on elfcorehdr=0x37000000", messages=["KHO: disabled in the kdump kernel"]).write(
         tmp_path
     )

@@ -254,7 +254,7 @@ def test_doctor_of_a_fleet_says_of_each_what_it_says_of_one(
         (str(tmp_path / "dmesg"), 2),
         *((f"host-000{i}", int(i != 3)) for i in range(10)),
     ]
-    assert rows[0]["error"] == f"{tmp_path / 'dmesg'}: no directory"
+    assert rows[0]["error"] == f"{tmp_path / 'dmesg'}: not a directory"
     table = pq.read_table(out)
     assert table.schema.equals(fleet.schema(fleet.DOCTOR))
     assert table.to_pylist() == [without_strings(row) for row in rows]

@@ -1,4 +1,4 @@
-"""`kho doctor`: where did the RAM go? Starts in a moment: what it does not need is not imported."""
+"""`kho doctor`: how KHO uses memory. Imports are deferred so that it starts quickly."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .fleet_options import Fleet, fleet_options
 if TYPE_CHECKING:
     from ..doctor import Report, WhatIf
 
-COLOUR = {"error": "red", "warning": "yellow", "note": "cyan"}
+COLOR = {"error": "red", "warning": "yellow", "note": "cyan"}
 EVIDENCE = 6
-"""Lines of evidence shown for a finding; --json has all."""
+"""Maximum number of lines of evidence printed for a finding; --json has all of them."""
 
 
 @click.command("doctor")
@@ -26,10 +26,10 @@ EVIDENCE = 6
 @click.option(
     "--what-if",
     metavar="PARAMS",
-    help='What other parameters would change: kho=off, "kho=on kho_scratch=64M,256M,64M".',
+    help='Predict the effect of other parameters: kho=off, "kho=on kho_scratch=64M,256M,64M".',
 )
-@click.option("--explain", metavar="ID", help="Explain a finding (DOC003), and stop.")
-@click.option("--list", "as_list", is_flag=True, help="List every finding there can be, and stop.")
+@click.option("--explain", metavar="ID", help="Explain a finding (DOC003) and exit.")
+@click.option("--list", "as_list", is_flag=True, help="List every finding and exit.")
 @fleet_options
 def command(
     directory: tuple[str, ...],
@@ -41,12 +41,12 @@ def command(
     as_list: bool,
     fleet: Fleet | None,
 ) -> None:
-    """Say what KHO does to the memory of this machine, or of the one a DIRECTORY shows.
+    """Report how KHO uses the memory of this machine, or of the machine whose files are in a DIRECTORY.
 
-    Needs no root; with root it sees debugfs and /proc/pagetypeinfo, and figures are exact. A DIRECTORY is a tree with
-    proc/, sys/, var/log/dmesg, boot/config-* as far as there are, loose copies of them, or what sos, Insights,
-    supportconfig, must-gather, apport or kdump collected, unpacked; several make a table. Nothing is changed: edits of
-    the boot line are printed.
+    Works without root. As root it also reads debugfs and /proc/pagetypeinfo, and the figures are exact. A DIRECTORY is
+    a tree with any of proc/, sys/, var/log/dmesg and boot/config-*, or has copies of single files, or is an unpacked
+    collection of sos, Insights, supportconfig, must-gather, apport or kdump. Several of them are printed as a table.
+    Nothing is changed: edits of the boot line are only printed.
 
     \b
       kho doctor
@@ -57,13 +57,13 @@ def command(
       kho doctor --prometheus > /var/lib/node_exporter/textfile/kho.prom
 
     \b
-    Exit codes: 0 nothing notable, 1 findings, 2 it cannot be told, or bad input. Of several the largest. With
-    --what-if: 0 the kernel would take it and it fits, as far as that is known, 1 not.
+    Exit codes: 0 nothing notable, 1 findings, 2 state or amount unknown, or bad input; the largest of several. With
+    --what-if: 0 the kernel would accept the parameters, and the areas fit as far as is known; 1 otherwise.
     """
     if sum((as_json, as_csv, as_metrics)) > 1:
         raise click.UsageError("--json, --csv and --prometheus exclude each other")
     if what_if is not None and (as_csv or as_metrics):
-        raise click.UsageError("--what-if is for people, or with --json")
+        raise click.UsageError("--what-if excludes --csv and --prometheus")
     if explain is not None or as_list:
         if explain is not None:
             output.lines(explanation(explain))
@@ -74,15 +74,15 @@ def command(
         return
     if fleet is not None:
         if as_metrics or what_if is not None:
-            raise click.UsageError("--fleet has --json, --csv and --parquet; --prometheus and --what-if do without it")
+            raise click.UsageError("--fleet works with --json, --csv and --parquet, not with --prometheus or --what-if")
         from ..fleet import DOCTOR, doctor_row
 
         sys.exit(fleet.run(doctor_row, DOCTOR, more=directory, as_json=as_json, as_csv=as_csv))
     from ..doctor import examine
-    from ..doctor import what_if as changed
+    from ..doctor import what_if as predict
 
     reports = [examine(root) for root in dict.fromkeys(directory) or ("/",)]
-    wanted = None if what_if is None else [changed(report, what_if) for report in reports]
+    wanted = None if what_if is None else [predict(report, what_if) for report in reports]
     if as_csv:
         from ..doctor.export import COLUMNS, row
 
@@ -103,7 +103,7 @@ def command(
         for report, change in zip(reports, wanted or [], strict=False):
             output.line(f"{report.root}: {change.headline}")
     else:
-        for parts in text(reports[0], wanted[0] if wanted else None):
+        for parts in report_lines(reports[0], wanted[0] if wanted else None):
             output.line(*parts)
     if wanted is not None:
         sys.exit(0 if all(change.accepted and change.fits is not False for change in wanted) else 1)
@@ -111,54 +111,54 @@ def command(
 
 
 def explanation(rule_id: str) -> str:
-    """Write a rule as text; click reports one that is not there."""
+    """Return the explanation of a rule as text. Raises UsageError for an unknown id."""
     from ..doctor.rules import RULES
 
     rule = RULES.get(rule_id.upper())
     if rule is None:
-        raise click.UsageError(f"there is no finding {rule_id}; kho doctor --list has them all")
+        raise click.UsageError(f"unknown finding {rule_id}; kho doctor --list prints all of them")
     return f"{rule_id.upper()} ({rule.severity}): {rule.title}\n\n{rule.explanation}"
 
 
 def rules() -> list[dict[str, str]]:
-    """List the rules."""
+    """Return the rules as data for JSON."""
     from ..doctor.rules import RULES
 
     return [{"id": rule_id, **vars(rule)} for rule_id, rule in RULES.items()]
 
 
-def text(report: Report, change: WhatIf | None) -> list[tuple[output.Part, ...]]:
-    """Write a report, the parts of each line: the answer, then what would change, or what shows it and what to do."""
-    lines: list[tuple[output.Part, ...]] = [((report.headline, "bold"),), *one(about(report)), ()]
+def report_lines(report: Report, change: WhatIf | None) -> list[tuple[output.Part, ...]]:
+    """Return a report as lines of parts: the headline, then the prediction, or the findings with their remedies."""
+    lines: list[tuple[output.Part, ...]] = [((report.headline, "bold"),), *plain_lines(machine_lines(report)), ()]
     if change is not None:
-        lines += one(what_if_text(report, change))
+        lines += plain_lines(what_if_text(report, change))
     else:
         for finding in report.findings:
             lines += finding_text(finding.to_dict())
         remedy = any(finding.id in ("DOC001", "DOC003", "DOC004") for finding in report.findings)
         if remedy:
-            from ..doctor.bootline import text as steps
+            from ..doctor.bootline import instructions
 
-            lines += one([*steps("kho=off", report.platforms, report.container), ""])
+            lines += plain_lines([*instructions("kho=off", report.platforms, report.container), ""])
     if report.looked:
         import textwrap
 
-        where = f"no kernel log of this boot; it was looked for in {', '.join(report.looked)}"
-        lines += one([*textwrap.wrap(where, 79, subsequent_indent="  ", break_on_hyphens=False), ""])
+        where = f"no kernel log of this boot; searched {', '.join(report.looked)}"
+        lines += plain_lines([*textwrap.wrap(where, 79, subsequent_indent="  ", break_on_hyphens=False), ""])
     if report.unread:
-        lines += one(["not read:", *(f"  {file}: {why}" for file, why in report.unread)])
+        lines += plain_lines(["not read:", *(f"  {file}: {why}" for file, why in report.unread)])
     while lines and not any(lines[-1]):
         lines.pop()
     return lines
 
 
-def one(lines: list[str]) -> list[tuple[output.Part, ...]]:
-    """Give lines of one part each."""
+def plain_lines(lines: list[str]) -> list[tuple[output.Part, ...]]:
+    """Return lines of one part each."""
     return [(line,) for line in lines]
 
 
-def about(report: Report) -> list[str]:
-    """Say which machine and boot this is, in a line."""
+def machine_lines(report: Report) -> list[str]:
+    """Return the lines that identify the machine, the boot and the collection."""
     from ..doctor.text import size
 
     parts = [f"Linux {report.release}"] if report.release else []
@@ -173,7 +173,7 @@ def about(report: Report) -> list[str]:
 
 
 def finding_text(finding: dict[str, Any]) -> list[tuple[output.Part, ...]]:
-    """Write a finding, the parts of each line."""
+    """Return a finding as lines of parts."""
     severity = finding["severity"]
     head = f" {finding['id']}: {finding['title']} ({finding['certainty']})"
     lines = [f"  {finding['value']}"]
@@ -183,13 +183,13 @@ def finding_text(finding: dict[str, Any]) -> list[tuple[output.Part, ...]]:
     more = len(finding["evidence"]) - EVIDENCE
     lines += [f"    and {more} more (--json)"] if more > 0 else []
     if severity != "note":
-        lines.append(f"  do: {finding['remedy']}")
-    return [((severity, COLOUR[severity]), head), *one([*lines, ""])]
+        lines.append(f"  fix: {finding['remedy']}")
+    return [((severity, COLOR[severity]), head), *plain_lines([*lines, ""])]
 
 
 def what_if_text(report: Report, change: WhatIf) -> list[str]:
-    """Write what would change, and how to have it."""
-    from ..doctor.bootline import text as steps
+    """Return the lines of a prediction, and the steps to apply the parameters."""
+    from ..doctor.bootline import instructions
     from ..doctor.text import size
 
     lines = [change.headline]
@@ -199,9 +199,11 @@ def what_if_text(report: Report, change: WhatIf) -> list[str]:
         shown = ", ".join(f"node {name}: {held}" for name, held in zip(names, nodes, strict=True))
         lines.append(f"  low {low}, global {anywhere}, {shown}")
     lines += [f"  {note}" for note in change.notes] if change.accepted else []
-    lines += [f"  not known: {what}" for what in change.unknown]
+    lines += [f"  unknown: {what}" for what in change.unknown]
     lines.append("")
-    return [*lines, *steps(change.parameters, report.platforms, report.container), ""] if change.accepted else lines
+    return (
+        [*lines, *instructions(change.parameters, report.platforms, report.container), ""] if change.accepted else lines
+    )
 
 
 def table(reports: list[Report]) -> None:
@@ -209,7 +211,7 @@ def table(reports: list[Report]) -> None:
     from ..doctor.text import share, size
     from ..text import printable
 
-    rows = [("tree", "kernel", "state", "held", "of RAM", "left", "findings")]
+    rows = [("tree", "kernel", "state", "held", "of RAM", "leftover", "findings")]
     for report in reports:
         least = {"at least": ">= ", "boot line": "~ "}.get(report.scratch_how, "")
         rows.append(

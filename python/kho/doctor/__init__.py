@@ -1,8 +1,8 @@
-"""Where did my RAM go: what KHO does to the memory of a machine, from what anyone can read.
+"""How KHO uses the memory of a machine, determined from files that need no root to read.
 
 >>> report = kho.doctor.examine("hosts/default-scratch")
 >>> report.headline
-'KHO holds 192 MiB (9.6 % of RAM) as scratch: no kernel memory and no pins can live there.'
+'KHO holds 192 MiB (9.6 % of RAM) as scratch; kernel memory and long-term pins cannot use it.'
 >>> report.exit_code, report.scratch
 (1, 201326592)
 """

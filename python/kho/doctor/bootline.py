@@ -1,7 +1,7 @@
-"""How to change the boot line: steps that are printed, never taken, for the boot loader that is there.
+"""Instructions to change the boot line, for the boot loader of the machine. They are printed, never executed.
 
-One table: what shows a loader or system, the line to edit, the command that applies it. The steps are those of the
-systems' own documentation, named in `source`.
+`LOADERS` has for each boot loader or system the signs that identify it, the line to edit and the command that applies
+the edit. The steps come from the documentation of each system, named in `source`.
 """
 
 from __future__ import annotations
@@ -13,40 +13,44 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Loader:
-    """A way to change the boot line."""
+    """Instructions to change the boot line with one boot loader or system."""
 
     title: str
     steps: tuple[str, ...]
-    """With names in braces that `_fill` replaces."""
+    """Lines of text with placeholders in braces, which `_fill` replaces."""
     source: str
     files: tuple[str, ...] = ()
-    """Files that show it; `*` at the beginning of the last name stands for anything."""
+    """Files that identify it; a `*` at the beginning of the last component matches anything."""
     system: str = ""
-    """What /etc/os-release has."""
+    """Pattern that identifies it in /etc/os-release."""
     line: str = ""
-    """What the command line has."""
+    """Pattern that identifies it in the command line."""
     release: str = ""
+    """Pattern that identifies it in the kernel release."""
     unless: str = ""
-    """What the command line does not have."""
+    """Pattern in the command line that rules it out."""
     alone: bool = False
-    """Whether it takes the place of what its files look like: /etc/default/grub is there, and nothing reads it."""
+    """True if it excludes other loaders whose files exist: /etc/default/grub may exist without being used."""
     note: bool = False
-    """Whether it comes in addition to a loader."""
+    """True if its steps are printed in addition to those of a loader."""
 
 
 GRUB_LINES = (
-    "/etc/default/grub: take any {drop} out of GRUB_CMDLINE_LINUX and",
+    "/etc/default/grub: remove any {drop} from GRUB_CMDLINE_LINUX and",
     "GRUB_CMDLINE_LINUX_DEFAULT; in GRUB_CMDLINE_LINUX {append}",
 )
-CMDLINE = "/etc/kernel/cmdline: take away any {drop}, {append}"
+CMDLINE = "/etc/kernel/cmdline: remove any {drop}, {append}"
 CLOUD_LINE = (
     "echo 'GRUB_CMDLINE_LINUX_DEFAULT=\"$GRUB_CMDLINE_LINUX_DEFAULT {parameters}\"' > /etc/default/grub.d/99-kho.cfg"
 )
 APPENDED = "(the last one on the line counts)"
 LOADERS: dict[str, Loader] = {
     "firecracker": Loader(
-        "a microVM (Firecracker): the boot line comes from outside",
-        ("boot_args of boot-source, in what starts the machine: {append}", "nothing in the machine itself changes it"),
+        "a microVM (Firecracker): the host sets the boot line",
+        (
+            "boot_args of boot-source in the configuration of the microVM: {append}",
+            "the boot line cannot be changed from inside the microVM",
+        ),
         "firecracker docs/getting-started.md: boot-source",
         line=r"(?:^| )virtio_mmio\.device=|(?:^| )reboot=k .*panic=1(?: |$)",
         alone=True,
@@ -64,9 +68,9 @@ LOADERS: dict[str, Loader] = {
     "talos": Loader(
         "Talos Linux",
         (
-            "talosctl get securitystate -o yaml    (bootedWithUKI: which of the two it is)",
+            "talosctl get securitystate -o yaml    (bootedWithUKI: false for GRUB, true for systemd-boot)",
             "GRUB: machine.install.extraKernelArgs: [{quoted}] in the machine configuration, then talosctl upgrade",
-            "systemd-boot (UKI) ignores that: customization.extraKernelArgs: [{quoted}] in an Image Factory schematic,",
+            "systemd-boot (UKI) ignores it: customization.extraKernelArgs: [{quoted}] in an Image Factory schematic,",
             "then talosctl upgrade --image factory.talos.dev/installer/SCHEMATIC:VERSION",
         ),
         "docs.siderolabs.com/talos: bare-metal-platforms/bootloader",
@@ -99,9 +103,9 @@ LOADERS: dict[str, Loader] = {
     "cos": Loader(
         "Container-Optimized OS",
         (
-            "a node of GKE: no setting of a node pool has it, and a new node loses any edit",
-            "a machine of your own: on partition 12 (EFI-SYSTEM), efi/boot/grub.cfg:",
-            "in each linux line take away any {drop}, {append}",
+            "a node of GKE: node pools have no setting for it, and a new node loses any edit",
+            "a self-managed machine: on partition 12 (EFI-SYSTEM), efi/boot/grub.cfg:",
+            "in each linux line remove any {drop}, {append}",
         ),
         "cloud.google.com: customizing node system configuration; cos.googlesource.com/cos/tools",
         system=r"^ID=\"?cos\b",
@@ -135,7 +139,7 @@ LOADERS: dict[str, Loader] = {
         "OpenShift (RHEL CoreOS)",
         (
             "a MachineConfig for the pool of nodes, with spec.kernelArguments: [{quoted}]; oc apply -f it",
-            "its operator drains and reboots the nodes one after the other; rpm-ostree on a node is undone",
+            "its operator drains and reboots the nodes one after the other, and reverts rpm-ostree edits on a node",
         ),
         "docs.redhat.com: OpenShift, adding kernel arguments to nodes",
         files=("etc/machine-config-daemon/currentconfig",),
@@ -169,9 +173,9 @@ LOADERS: dict[str, Loader] = {
     "limine": Loader(
         "Limine",
         (
-            'with /etc/default/limine: in it KERNEL_CMDLINE[default]+=" {parameters}"; limine-update',
-            "else limine.conf (/boot, /boot/limine or the ESP): in cmdline: of the entry that boots",
-            "take away any {drop}, {append}",
+            'if /etc/default/limine exists: add KERNEL_CMDLINE[default]+=" {parameters}" to it; limine-update',
+            "otherwise limine.conf (/boot, /boot/limine or the ESP): in cmdline: of the entry that boots",
+            "remove any {drop}, {append}",
         ),
         "limine: CONFIG.md; limine-entry-tool: README",
         files=("etc/default/limine", "boot/limine.conf", "boot/limine/limine.conf", "boot/EFI/limine/limine.conf"),
@@ -181,7 +185,7 @@ LOADERS: dict[str, Loader] = {
     "kernelstub": Loader(
         "Pop!_OS (kernelstub)",
         (
-            'kernelstub --print-config; for any {drop} there: kernelstub --delete-options "..."',
+            'kernelstub --print-config; for any {drop} in its output: kernelstub --delete-options "..."',
             'kernelstub --add-options "{parameters}"',
         ),
         "support.system76.com: kernel boot options; kernelstub --help",
@@ -203,7 +207,7 @@ LOADERS: dict[str, Loader] = {
     ),
     "proxmox": Loader(
         "Proxmox (proxmox-boot-tool, systemd-boot)",
-        (CMDLINE + "; it stays one line", "proxmox-boot-tool refresh"),
+        (CMDLINE + "; keep it on one line", "proxmox-boot-tool refresh"),
         "pve.proxmox.com: Host Bootloader, editing the kernel commandline",
         files=("etc/kernel/proxmox-boot-uuids",),
         line=r"(?:^| )initrd=\\EFI\\proxmox\\",
@@ -213,7 +217,7 @@ LOADERS: dict[str, Loader] = {
     "proxmox-grub": Loader(
         "Proxmox (GRUB)",
         (
-            "/etc/default/grub: in GRUB_CMDLINE_LINUX_DEFAULT take away any {drop}, {append}",
+            "/etc/default/grub: in GRUB_CMDLINE_LINUX_DEFAULT remove any {drop}, {append}",
             "proxmox-boot-tool refresh    (without /etc/kernel/proxmox-boot-uuids: update-grub)",
         ),
         "pve.proxmox.com: Host Bootloader, editing the kernel commandline",
@@ -231,7 +235,7 @@ LOADERS: dict[str, Loader] = {
     "transactional": Loader(
         "SUSE with transactional-update (SLE Micro, MicroOS)",
         (
-            "/etc/default/grub: in GRUB_CMDLINE_LINUX_DEFAULT take away any {drop}, {append}",
+            "/etc/default/grub: in GRUB_CMDLINE_LINUX_DEFAULT remove any {drop}, {append}",
             "transactional-update grub.cfg",
         ),
         "documentation.suse.com: SLE Micro, transactional-update",
@@ -242,8 +246,8 @@ LOADERS: dict[str, Loader] = {
         "a unified kernel image (UKI)",
         (
             CMDLINE + " (dracut: kernel_cmdline= in /etc/dracut.conf.d/*.conf)",
-            "and have the image built again: kernel-install add-all (ukify), mkinitcpio -P,",
-            "or dracut --uefi --regenerate-all --force; under Secure Boot nothing else is taken",
+            "then rebuild the image: kernel-install add-all (ukify), mkinitcpio -P,",
+            "or dracut --uefi --regenerate-all --force; Secure Boot ignores any other boot line",
         ),
         "ukify(1), kernel-install(8), mkinitcpio(8), dracut(8)",
         files=(
@@ -256,7 +260,7 @@ LOADERS: dict[str, Loader] = {
         alone=True,
     ),
     "grubby": Loader(
-        "Fedora, RHEL and kin (boot loader entries)",
+        "Fedora, RHEL and derivatives (boot loader entries)",
         ('grubby --update-kernel=ALL --remove-args="{names}" --args="{parameters}"',),
         "grubby(8); docs.redhat.com: configuring kernel command-line parameters",
         system=r"^ID=\"?(?:fedora|rhel|centos|rocky|almalinux|ol|amzn)\b",
@@ -265,7 +269,7 @@ LOADERS: dict[str, Loader] = {
     ),
     "alpine": Loader(
         "Alpine (update-extlinux)",
-        ("/etc/update-extlinux.conf: in default_kernel_opts take away any {drop}, {append}", "update-extlinux"),
+        ("/etc/update-extlinux.conf: in default_kernel_opts remove any {drop}, {append}", "update-extlinux"),
         "wiki.alpinelinux.org: Bootloaders",
         files=("etc/update-extlinux.conf",),
         unless=r"(?:^| )BOOT_IMAGE=\(hd\d",
@@ -274,7 +278,7 @@ LOADERS: dict[str, Loader] = {
     "u-boot-menu": Loader(
         "U-Boot (u-boot-menu)",
         (
-            "/etc/default/u-boot: in U_BOOT_PARAMETERS take away any {drop}, {append}",
+            "/etc/default/u-boot: in U_BOOT_PARAMETERS remove any {drop}, {append}",
             "u-boot-update",
         ),
         "u-boot-update(8)",
@@ -284,7 +288,7 @@ LOADERS: dict[str, Loader] = {
     ),
     "armbian": Loader(
         "Armbian (U-Boot)",
-        ("/boot/armbianEnv.txt: extraargs={parameters}    (after what stands there, separated by a space)",),
+        ("/boot/armbianEnv.txt: extraargs={parameters}    (after the existing arguments, separated by a space)",),
         "docs.armbian.com: User-Guide_Advanced-Configuration",
         files=("boot/armbianEnv.txt",),
         unless=r"(?:^| )BOOT_IMAGE=\(hd\d",
@@ -292,7 +296,7 @@ LOADERS: dict[str, Loader] = {
     ),
     "extlinux": Loader(
         "U-Boot or SYSLINUX (extlinux.conf)",
-        ("/boot/extlinux/extlinux.conf: in APPEND of the entry that boots take away any {drop}, {append}",),
+        ("/boot/extlinux/extlinux.conf: in APPEND of the entry that boots remove any {drop}, {append}",),
         "docs.u-boot.org: develop/distro; uapi-group.org: Boot Loader Specification",
         files=("boot/extlinux/extlinux.conf", "extlinux/extlinux.conf"),
         release=r"-tegra$",
@@ -301,7 +305,7 @@ LOADERS: dict[str, Loader] = {
     ),
     "refind": Loader(
         "rEFInd",
-        ("/boot/refind_linux.conf: in the second string of the line that boots take away any {drop}, {append}",),
+        ("/boot/refind_linux.conf: in the second string of the line that boots remove any {drop}, {append}",),
         "rodsbooks.com/refind/linux.html",
         files=("boot/refind_linux.conf",),
         unless=r"(?:^| )BOOT_IMAGE=",
@@ -326,8 +330,8 @@ LOADERS: dict[str, Loader] = {
             "entries that kernel-install made (MACHINE-ID-VERSION.conf):",
             "  " + CMDLINE,
             "  kernel-install add-all    (before systemd 256: kernel-install add VERSION IMAGE)",
-            "entries of your own (/boot/loader/entries/arch.conf):",
-            "  in options take away any {drop}, {append}",
+            "manually written entries (/boot/loader/entries/arch.conf):",
+            "  in options remove any {drop}, {append}",
         ),
         "kernel-install(8), loader.conf(5)",
         files=(
@@ -342,7 +346,7 @@ LOADERS: dict[str, Loader] = {
     "rpi": Loader(
         "Raspberry Pi",
         (
-            "/boot/firmware/cmdline.txt: take away any {drop}, {append}; it stays one line",
+            "/boot/firmware/cmdline.txt: remove any {drop}, {append}; keep it on one line",
             "(Ubuntu from 25.10 on: /boot/firmware/current/cmdline.txt;",
             "Raspberry Pi OS before bookworm: /boot/cmdline.txt)",
         ),
@@ -362,10 +366,10 @@ LOADERS: dict[str, Loader] = {
         unless=r"(?:^| )initrd=\\",
     ),
     "managed": Loader(
-        "a node that a provider manages (EKS, GKE, AKS): the machine is not yours to keep",
+        "a node that a provider manages (EKS, GKE, AKS): the provider replaces the machine",
         (
-            "a node that is replaced loses any edit: put it into the node group's launch template, user data or image",
-            "where the provider has no setting for it (GKE Autopilot, Fargate): only the provider can change it",
+            "a new node loses any edit: put the parameters into the node group's launch template, user data or image",
+            "if the provider has no setting for it (GKE Autopilot, Fargate), only the provider can change it",
         ),
         "docs.aws.amazon.com/eks: launch templates; learn.microsoft.com/azure/aks: node configuration",
         files=("etc/eks", "etc/kubernetes/azure.json", "home/kubernetes/bin"),
@@ -375,22 +379,23 @@ LOADERS: dict[str, Loader] = {
 }
 PLATFORMS = {name: loader.title for name, loader in LOADERS.items()}
 USUAL = ("grub", "systemd-boot", "rpi", "cloud")
-"""What is printed where no boot loader was seen."""
+"""Loaders whose steps are printed if none was detected."""
 UNSEEN = (
-    "  which boot loader this machine has cannot be seen from here; to find out, on the machine:",
+    "  these files do not show which boot loader the machine has; to find out, run on the machine:",
     "    bootctl status; ls /boot /boot/firmware /boot/extlinux /etc/default/grub /etc/kernel; cat /etc/os-release",
 )
 NOT_OURS = (
-    "The machine is not this container's: its boot line is the host's, and no file in here changes it.",
-    "  On the host: kho doctor; with a provider's containers (Fargate, Cloud Run, Autopilot) only the provider can.",
+    "This is a container: the boot line is that of the host, and no file in the container changes it.",
+    "  Run kho doctor on the host. On Fargate, Cloud Run and Autopilot only the provider can change the boot line.",
 )
 
 
 def detect(there: Callable[[str], bool], system: str, line: str, release: str) -> list[str]:
-    """Find which ways there are, the best first.
+    """Detect the boot loaders of a machine, best first.
 
-    Args: there: whether a file exists, relative to the root. system: /etc/os-release. line: the command line.
-    release: as uname -r gives it.
+    Args: there: returns whether a file exists, relative to the root. system: /etc/os-release. line: the command line.
+    release: as `uname -r` prints it.
+    Returns: keys of `LOADERS`.
     """
     found = []
     for name, loader in LOADERS.items():
@@ -406,16 +411,17 @@ def detect(there: Callable[[str], bool], system: str, line: str, release: str) -
     alone = [name for name in found if LOADERS[name].alone]
     notes = [name for name in found if LOADERS[name].note]
     if alone:
-        # Without a command line it cannot be told which of two ways of one system was taken.
+        # Without a command line, two loaders of the same system cannot be distinguished: both are returned.
         twins = [name for name in alone[1:] if not line and LOADERS[name].source == LOADERS[alone[0]].source]
         return [alone[0], *twins, *notes]
-    # /etc/default/grub may stay on a machine that systemd-boot boots; which one does cannot be told: all are named.
+    # /etc/default/grub may exist on a machine that boots with systemd-boot. The files do not show which one boots: all
+    # are returned.
     order = ("rpi", "cloud", "systemd-boot", "grub")
     return [*(name for name in order if name in found), *notes]
 
 
 def _fill(step: str, parameters: str) -> str:
-    """Write a step for parameters."""
+    """Replace the placeholders of a step."""
     words = parameters.split()
     names = [word.split("=")[0] for word in words]
     filled = {
@@ -432,9 +438,9 @@ def _fill(step: str, parameters: str) -> str:
 
 
 def edits(parameters: str, platforms: list[str] | None = None) -> dict[str, list[str]]:
-    """Give the steps that put parameters on the boot line, by platform.
+    """Return the steps that put parameters on the boot line, by loader.
 
-    Args: parameters: as `kho=off`, separated by spaces. platforms: those that were seen; the usual ones if none was.
+    Args: parameters: such as `kho=off`, separated by spaces. platforms: the detected loaders, or None for `USUAL`.
     """
     wanted = [name for name in LOADERS if name in (platforms or USUAL)]
     if "cloud" in wanted and platforms:
@@ -442,8 +448,8 @@ def edits(parameters: str, platforms: list[str] | None = None) -> dict[str, list
     return {name: [_fill(step, parameters) for step in LOADERS[name].steps] for name in wanted}
 
 
-def text(parameters: str, platforms: list[str] | None = None, container: bool = False) -> list[str]:
-    """Write the steps as lines."""
+def instructions(parameters: str, platforms: list[str] | None = None, container: bool = False) -> list[str]:
+    """Return the instructions as lines of text."""
     if container:
         return list(NOT_OURS)
     found = [f"To boot with {parameters} (nothing was changed):"]
@@ -453,4 +459,4 @@ def text(parameters: str, platforms: list[str] | None = None, container: bool = 
     for name, steps in edits(parameters, platforms).items():
         found.append(f"  {PLATFORMS[name]}")
         found += [f"    {step}" for step in steps]
-    return [*found, "  then reboot; /proc/cmdline shows what came of it."]
+    return [*found, "  then reboot; /proc/cmdline shows the new boot line."]

@@ -1,4 +1,4 @@
-"""Reports for other programs: Prometheus' text format, rows of a table."""
+"""Reports for other programs: the Prometheus text format, and rows of a CSV table."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ COLUMNS = (
     "unread",
     "headline",
 )
-"""What `row` gives, in this order; bytes, and a share of 1."""
+"""Columns of `row`, in order. Sizes are bytes, `share` is 0 to 1."""
 
 
 def row(report: Report) -> dict[str, str | int | float | None]:
-    """Give a report as a flat row; `findings` is ids with spaces between, `unread` how many files."""
+    """Return a report as a flat row; `findings` is the ids separated by spaces, `unread` a number of files."""
     share = None if report.share is None else round(report.share, 6)
     made: dict[str, str | int | float | None] = {
         "share": share,
@@ -39,23 +39,23 @@ def row(report: Report) -> dict[str, str | int | float | None]:
 
 
 METRICS = (
-    ("kho_active", "1 if KHO is active, 0 if not, NaN if that cannot be told."),
+    ("kho_active", "1 if KHO is active, 0 if not, NaN if unknown."),
     ("kho_scratch_bytes", "Memory held by KHO's scratch areas."),
     ("kho_scratch_node_bytes", "Memory held by KHO's scratch areas, by NUMA node."),
     ("kho_leftover_bytes", "Memory that a failed reservation left in CMA pageblocks."),
-    ("kho_scratch_ratio", "Scratch, or what it left, as a share of RAM."),
+    ("kho_scratch_ratio", "Scratch, or the leftover of a failed reservation, as a share of RAM."),
     ("kho_finding", "1 for each rule of kho doctor that applies."),
-    ("kho_doctor_exit_code", "0 nothing notable, 1 findings, 2 cannot tell."),
+    ("kho_doctor_exit_code", "0 nothing notable, 1 findings, 2 unknown."),
 )
 
 
 def escaped(text: str) -> str:
-    """Escape the value of a label, after what no terminal or file should have."""
+    """Replace characters that are not printable, then escape the text as the value of a label."""
     return printable(text).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def prometheus(reports: Sequence[Report]) -> str:
-    """Write metrics for node_exporter's textfile collector; several reports are told apart by the label `root`."""
+    """Return metrics for node_exporter's textfile collector; with several reports, each has a label `root`."""
     lines = []
     for name, about in METRICS:
         lines += [f"# HELP {name} {about}", f"# TYPE {name} gauge"]
@@ -68,7 +68,7 @@ def prometheus(reports: Sequence[Report]) -> str:
 
 
 def samples(name: str, report: Report) -> Iterable[tuple[dict[str, str], str]]:
-    """Give the samples of a metric: labels and value; none for what is not known."""
+    """Yield the samples of a metric as (labels, value); none if the value is unknown."""
     match name:
         case "kho_active":
             yield {}, "NaN" if report.state == "unknown" else str(int(report.state == "active"))

@@ -1,6 +1,7 @@
-"""What a tree says about its kernel and memory, each with the file and line it stands in.
+"""Facts about a kernel and its memory as read from a tree, each with the file and line it comes from.
 
-A value that is absent, malformed or larger than any machine's memory is None; what was made of the values is elsewhere.
+A value that is absent, malformed or larger than any machine's memory is None. Conclusions are drawn in `examine` and
+`scratch`.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ from ..sizes import PAGEBLOCK_ORDERS
 from .kernellog import Evidence, KernelLog
 
 MEMORY_LIMIT = 1 << 52
-"""Bytes of physical memory that an address can name; more is nonsense."""
+"""Bytes of physical memory that an address can refer to; larger values are rejected."""
 
 
 class Amount(NamedTuple):
-    """A number of bytes, and where it stands."""
+    """A number of bytes, and the evidence for it."""
 
     bytes: int
     seen: Evidence
 
 
 class Zone(NamedTuple):
-    """A zone of /proc/zoneinfo; pages."""
+    """A zone of /proc/zoneinfo; sizes in pages."""
 
     node: int
     name: str
@@ -32,13 +33,13 @@ class Zone(NamedTuple):
     present: int
     managed: int
     cma: int | None
-    """Pages that were given to CMA as such (init_cma_reserved_pageblock)."""
+    """Pages that init_cma_reserved_pageblock gave to CMA; None if zoneinfo has no such line."""
     free_cma: int
     seen: Evidence
 
 
 class Blocks(NamedTuple):
-    """Pageblocks of a zone of type CMA (/proc/pagetypeinfo)."""
+    """Number of pageblocks of type CMA in a zone (/proc/pagetypeinfo)."""
 
     node: int
     cma: int
@@ -47,7 +48,7 @@ class Blocks(NamedTuple):
 
 @dataclass
 class Debugfs:
-    """sys/kernel/debug/kho, which root sees if CONFIG_KEXEC_HANDOVER_DEBUGFS is set."""
+    """Content of sys/kernel/debug/kho, which root can read if CONFIG_KEXEC_HANDOVER_DEBUGFS is set."""
 
     lens: list[Amount] = field(default_factory=list)
     phys: list[int] = field(default_factory=list)
@@ -57,14 +58,14 @@ class Debugfs:
     subtrees: list[tuple[str, str, int]] = field(default_factory=list)
     """(direction "in" or "out", name, bytes)."""
     previous: tuple[str, int, Evidence] | None = None
-    """(release, count) of kexec-metadata as it came in."""
+    """(release, count) of the incoming kexec-metadata."""
     liveupdate: list[Evidence] = field(default_factory=list)
-    """What LUO says of itself, as it came in and as it goes out."""
+    """State of LUO, incoming and outgoing."""
 
 
 @dataclass
 class Facts:
-    """Everything that was read."""
+    """All facts that were read from a tree; None, empty or False where it has none."""
 
     root: str
     live: bool
@@ -75,7 +76,7 @@ class Facts:
     cma_free: Amount | None = None
     meminfo: bool = False
     meminfo_whole: bool = False
-    """Whether meminfo has lines before and after the place of CmaTotal: then a kernel without it has no CMA."""
+    """True if meminfo has lines before and after the position of CmaTotal: if it lacks CmaTotal, there is no CMA."""
     hugetlb: Amount | None = None
     gigantic: Amount | None = None
     """Bytes of huge pages larger than the buddy allocator's largest block."""
@@ -85,46 +86,46 @@ class Facts:
     block_order: int | None = None
     zones: list[Zone] = field(default_factory=list)
     node_memory: dict[int, int] = field(default_factory=dict)
-    """NUMA nodes as sysfs has them: bytes that are managed."""
+    """Managed bytes by NUMA node, from sysfs."""
     blocks: list[Blocks] = field(default_factory=list)
     memmap: Amount | None = None
-    """Bytes of struct page that were allocated while booting."""
+    """Bytes of struct page that were allocated during boot."""
     cmdline: Evidence | None = None
     config: dict[str, Evidence] = field(default_factory=dict)
-    """CONFIG_ names with their values, those that matter and are there."""
+    """The CONFIG_ options of `reading.OPTION` that the file has."""
     config_file: str | None = None
     log: KernelLog | None = None
     looked: list[str] = field(default_factory=list)
-    """Where a kernel log was looked for."""
+    """Files that were searched for a kernel log."""
     banner: str | None = None
-    """/proc/version, whole."""
+    """The complete text of /proc/version."""
     debugfs: Debugfs | None = None
     handed_over: Evidence | None = None
-    """That the boot loader or device tree told this kernel of a handover."""
+    """The handover entry in the boot parameters or the devicetree."""
     boot_data: Evidence | None = None
-    """Where it would stand if they had."""
+    """Boot parameters without such an entry."""
     device: Evidence | None = None
     device_usable: bool | None = None
     sessions: list[Evidence] = field(default_factory=list)
     pins: list[Evidence] = field(default_factory=list)
     container: Evidence | None = None
     of_container: Amount | None = None
-    """MemTotal, where meminfo is a container's and CmaTotal and CmaFree are its host's; `mem_total` is None then."""
+    """MemTotal, if meminfo has the container's MemTotal but its host's CmaFree; then `mem_total` is None."""
     mixed: str | None = None
-    """What shows that meminfo has the figures of two machines."""
+    """Why meminfo is known to have the figures of two machines; None if it is not."""
     architecture: Evidence | None = None
-    """As uname -m names it."""
+    """The architecture as `uname -m` prints it."""
     platforms: list[str] = field(default_factory=list)
 
     @property
     def block_bytes(self) -> int:
-        """Give the size of a pageblock in bytes."""
+        """Size of a pageblock in bytes."""
         order = self.block_order if self.block_order is not None else PAGEBLOCK_ORDERS[self.page_size]
         return self.page_size << order
 
     @property
     def nodes(self) -> dict[int, int]:
-        """NUMA nodes that have memory: bytes present."""
+        """Present bytes by NUMA node, for nodes that have memory."""
         found: dict[int, int] = {}
         for zone in self.zones:
             if zone.present:
@@ -136,13 +137,13 @@ class Facts:
 
     @property
     def cold_counted(self) -> bool:
-        """Say whether zoneinfo counts CMA pages that CmaTotal does not: scratch of a cold boot, and of no other."""
+        """True if zoneinfo counts CMA pages that CmaTotal does not, which only scratch of a cold boot causes."""
         counts = [zone.cma for zone in self.zones if zone.cma is not None]
         others = self.cma_total.bytes if self.cma_total is not None else None
         return bool(counts) and others is not None and sum(counts) * self.page_size > others
 
     def node_of(self, phys: int) -> int | None:
-        """Say on which NUMA node an address lies."""
+        """Return the NUMA node of a physical address; None if it is unknown."""
         for node, start, end in self.log.nodes if self.log is not None else []:
             if start <= phys < end:
                 return node
@@ -155,7 +156,7 @@ class Facts:
 
 
 def number(text: str | bytes, unit: int = 1, base: int = 10) -> int | None:
-    """Read a number of units; None for what is no number, or more bytes than memory can have."""
+    """Parse a number of units into bytes; None if it is malformed or exceeds `MEMORY_LIMIT`."""
     if not 0 < len(text) <= 32:
         return None
     try:

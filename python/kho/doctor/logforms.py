@@ -1,9 +1,9 @@
-"""Kernel messages in any form a log is kept in: they are found by their content, whatever stands before them in a line.
+"""Finds kernel messages in a log of any format by their content, whatever prefix a line has.
 
-dmesg in each of its formats, journalctl in each of its outputs, syslog of two RFCs, console captures with and without
-line ends, CI runners, container runtimes, netconsole and pstore all put something of their own around the same text.
-So a message is looked for by the words that this package needs (`TOKENS`) and runs to the next time stamp, message or
-line end. JSON is decoded, terminal escapes are taken away. Work and memory are linear in the size of the log.
+dmesg and journalctl in each of their output formats, syslog of two RFCs, console captures with and without line
+ends, CI runners, container runtimes, netconsole and pstore add different prefixes and suffixes to the same message. A
+message is therefore searched for by its first words (`TOKENS`), and extends to the next time stamp, message or line
+end. JSON is decoded, terminal escapes are removed. Time and memory are linear in the size of the log.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 LINE_LIMIT = 4096
-"""Characters of a line that are looked at before and after a word that matters."""
+"""Characters of a line that are examined before and after a token."""
 PER_BOOT = 2000
-"""Messages taken of a boot; the rest of a flood is skipped, up to the next boot."""
+"""Maximum number of messages of a boot; further messages are skipped up to the next boot."""
 BROKEN_JSON = 100
-"""Values that are no JSON, after which a file is read as text: each may cost a scan of its own."""
+"""Malformed JSON values after which a file is read as text: each of them may cost a scan of the file."""
 TOKENS = re.compile(
     r"Linux version \d+\.\d\S{0,80} \(|Kernel command line: |Command line: |KHO: |luo: |LUO: |liveupdate: |"
     r"cma: Reserved |hugetlb_cma: reserve|Memory: \d{1,15}K/\d{1,15}K available|node +\d{1,5}: \[mem 0x|"
@@ -34,10 +34,10 @@ IDENTIFIER = re.compile(
     r"(?:^|\s)([\w./@-]{1,64})\[\d{1,10}\]: |"
     r"(?:\d\d:\d\d:\d\d\S{0,40}(?: [A-Z]{2,5})?|\d{10}\.\d{1,9}|\] ) ?[\w.:-]{1,255} ([\w./@-]{1,64}): "
 )
-"""A program of the syslog, with its process or after time and host: what it says is not the kernel's word."""
+"""The program name in a syslog line: with a process id, or after time and host. Its messages are not the kernel's."""
 FIELD = re.compile(r"\s*([A-Z_][A-Z0-9_]{0,63})=")
 ENTRY = re.compile(r";b=([0-9a-f]{32})")
-"""The cursor at the beginning of each entry of journalctl -o export and verbose: its boot."""
+"""The boot id in the cursor at the beginning of each entry of `journalctl -o export` and `-o verbose`."""
 KEYS = ("message", "msg", "log", "line", "text", "textpayload", "output", "content", "body", "event", "raw", "value")
 PAIR = re.compile(rf'"(?:{"|".join(KEYS)})"\s{{0,8}}:\s{{0,8}}"((?:[^"\\]|\\.)*)"', re.IGNORECASE)
 ANY_PAIR = re.compile(r'"[^"\\]{1,64}"\s{0,8}:\s{0,8}"((?:[^"\\]|\\.)*)"')
@@ -50,33 +50,33 @@ SHOWN_ESCAPE = re.compile(r"(?:#033|\^\[|\\x1b|\\033|\\u001b|\\e|\xe2\x90\x9b|\x
 
 BASE64 = re.compile(r"(?<![A-Za-z0-9+/\s])[A-Za-z0-9+/\s]{400,}={0,2}")
 ESCAPES = 8
-"""Line ends that are escapes, from which a log is one string; initrd=\\EFI\\nixos has one in each command line."""
+"""Minimum number of `\\n` escapes in a log that is one string. A command line with initrd=\\EFI\\nixos has one."""
 LITERALS = {"r": "\r", "n": "\n", "t": "\t"}
 STARTS = re.compile(
     r"[\s>|]{0,8}(?:\[ *\d|\[\w{3} |<\d|kern  ?:|[A-Z][a-z]{2} [ \d]\d |\d{4}-\d\d-\d\d|\d\d:\d\d:\d\d)"
 )
-"""How a line begins that has a time or a level."""
+"""The beginning of a line with a time or a log level."""
 QUOTE = re.compile(r"([\"'])\s{0,8}(?:<\d{1,3}>)?(?:\[[^\]]{0,64}\]\s{0,8}){0,3}$")
-"""A quotation mark in front of a message, which then has another at its end."""
+"""A quotation mark before a message; such a message also ends with one."""
 
 
-class Said(NamedTuple):
-    """A message of the kernel, or a border between boots (no text)."""
+class Message(NamedTuple):
+    """A kernel message, or a separator between boots (its text is empty)."""
 
     line: int | None
-    """Counted from 1; None where it is not known."""
+    """Counted from 1; None if unknown."""
     text: str
-    """From the word on by which it was found."""
+    """The message from its token on."""
     stamp: float | None = None
-    """Seconds since the kernel's start."""
+    """Seconds since the kernel started."""
     boot_id: str | None = None
-    """As the journal has it."""
+    """Boot id of the journal."""
 
 
-def messages(data: bytes, numbered: bool = True) -> Iterator[Said]:
-    """Find the messages that matter, in order.
+def messages(data: bytes, numbered: bool = True) -> Iterator[Message]:
+    """Yield the messages that begin with a token, in order.
 
-    Args: data: a log in any form. numbered: whether lines can be counted from its beginning.
+    Args: data: a log in any format. numbered: True if `data` begins at line 1, so that lines can be counted.
     """
     text = decoded(data)
     if TOKENS.search(text) is None and (inner := _of_base64(text)) is not None:
@@ -94,7 +94,7 @@ def messages(data: bytes, numbered: bool = True) -> Iterator[Said]:
 
 
 def _of_base64(text: str) -> bytes | None:
-    """Decode the console that EC2's GetConsoleOutput gives; None if there is no long piece of base64 with a log."""
+    """Decode the output of EC2's GetConsoleOutput; None if there is no long piece of base64 that has a log."""
     import base64
 
     for match in BASE64.finditer(text):
@@ -106,7 +106,7 @@ def _of_base64(text: str) -> bytes | None:
 
 
 def _of_escapes(text: str) -> str | None:
-    """Read the escapes of a log that is one string, of which most line ends are escapes; None for any other."""
+    """Unescape a log that is one string, where most line ends are escapes; None for any other log."""
     escaped = text.count("\\n")
     if escaped < ESCAPES or escaped < 2 * text.count("\n"):
         return None
@@ -115,7 +115,7 @@ def _of_escapes(text: str) -> str | None:
 
 
 def _of_columns(text: str) -> str | None:
-    """Join lines that a terminal cut at its width; None for a log whose lines are whole."""
+    """Join lines that a terminal wrapped at its width; None for a log whose lines are complete."""
     lines = text.split("\n")
     width = max(map(len, lines))
     if not 40 <= width <= 400:
@@ -129,7 +129,7 @@ def _of_columns(text: str) -> str | None:
 
 
 def decoded(data: bytes) -> str:
-    """Give a log as text without terminal escapes, a character for each byte of its UTF-8."""
+    """Return a log without terminal escapes, as text with one character for each byte of its UTF-8."""
     sample = data[:4096]
     encoding = None
     if sample.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
@@ -147,18 +147,18 @@ def decoded(data: bytes) -> str:
     if b"\x1b" in data:
         data = ESCAPE.sub(b"", data)
     text = data.decode("latin-1")
-    if ",ncfrag=" in text:  # netconsole cuts a long message in pieces, each a line of its own
+    if ",ncfrag=" in text:  # netconsole splits a long message into fragments, one a line
         text = re.sub(r"\n[^\n;]{0,200},ncfrag=[1-9]\d{0,6}/\d{1,7};", "", text)
     return text
 
 
 def utf8(text: str) -> str:
-    """Give the Unicode of text that has a character for each byte."""
+    """Return the Unicode of text that has one character for each byte."""
     return text.encode("latin-1", "replace").decode("utf-8", "replace")
 
 
-def _of_lines(text: str, numbered: bool) -> Iterator[Said]:
-    """Find messages in lines, or in what is left of lines."""
+def _of_lines(text: str, numbered: bool) -> Iterator[Message]:
+    """Yield messages found in lines, or in text without line ends."""
     kernels = " kernel: " in text
     exported = re.search(r"^[ \t]{0,16}MESSAGE=", text, re.MULTILINE) is not None
     chosen = "_TRANSPORT=kernel" in text
@@ -170,12 +170,12 @@ def _of_lines(text: str, numbered: bool) -> Iterator[Said]:
         if match is None:
             return
         while border is not None and border[0] <= match.start():
-            yield Said(None, "", boot_id=border[1])
+            yield Message(None, "", boot_id=border[1])
             border, taken = next(borders, None), 0
         start = max(text.rfind("\n", max(match.start() - LINE_LIMIT, 0), match.start()) + 1, at)
         start = max(start, match.start() - LINE_LIMIT)
         end = text.find("\n", match.end(), match.end() + LINE_LIMIT)
-        if end < 0:  # a longer line, or none at all: it is cut where a message begins, if there is a place
+        if end < 0:  # a longer line, or no line end: cut where another message begins, if possible
             end = min(match.end() + LINE_LIMIT, len(text))
             if end < len(text):
                 cuts = [cut.start() for cut in END.finditer(text, match.end(), end)]
@@ -188,14 +188,14 @@ def _of_lines(text: str, numbered: bool) -> Iterator[Said]:
             continue
         if chosen and not _of_kernel(text, match.start()):
             continue
-        for part in unwrapped(shown):
-            for said in spoken(part, line if numbered else None, kernels):
-                taken = 0 if BANNER.match(said.text) else taken + 1
-                yield said
+        for part in unwrap(shown):
+            for message in messages_in(part, line if numbered else None, kernels):
+                taken = 0 if BANNER.match(message.text) else taken + 1
+                yield message
 
 
 def _of_kernel(text: str, at: int) -> bool:
-    """Say whether an entry of an exported journal is the kernel's own, and not of a program that quotes it."""
+    """Return whether an entry of an exported journal comes from the kernel, not from a program that quotes it."""
     start = text.rfind("\n\n", max(at - LINE_LIMIT, 0), at)
     end = text.find("\n\n", at, at + LINE_LIMIT)
     entry = text[max(start, at - LINE_LIMIT, 0) : end if end >= 0 else at + LINE_LIMIT]
@@ -204,7 +204,7 @@ def _of_kernel(text: str, at: int) -> bool:
 
 
 def _borders(text: str) -> Iterator[tuple[int, str]]:
-    """Find where a journal's entries begin to be another boot's."""
+    """Yield (offset, boot id) where the entries of another boot begin in a journal."""
     last = None
     for match in ENTRY.finditer(text) if ";b=" in text else ():
         if match[1] != last:
@@ -212,8 +212,8 @@ def _borders(text: str) -> Iterator[tuple[int, str]]:
             last = match[1]
 
 
-def unwrapped(line: str, depth: int = 0) -> list[str]:
-    """Take a message out of the JSON or key="value" that it is in; a line of anything else stays as it is."""
+def unwrap(line: str, depth: int = 0) -> list[str]:
+    """Extract messages from the JSON or key="value" pairs of a line; any other line is returned unchanged."""
     if '"' not in line or depth > 3:
         return [line]
     for pattern, needs in ((PAIR, '":'), (PAIR, '" :'), (ANY_PAIR, '":'), (LOGFMT, '="')):
@@ -221,12 +221,12 @@ def unwrapped(line: str, depth: int = 0) -> list[str]:
             continue
         found = [text for match in pattern.finditer(line) if TOKENS.search(text := _unescaped(match[1]))]
         if found:
-            return [inner for text in found for inner in unwrapped(text, depth + 1)]
+            return [inner for text in found for inner in unwrap(text, depth + 1)]
     return [line]
 
 
 def _unescaped(body: str) -> str:
-    """Read a JSON string; as it stands if it is none."""
+    """Decode the body of a JSON string; a malformed one is returned unchanged."""
     import json
 
     try:
@@ -236,21 +236,21 @@ def _unescaped(body: str) -> str:
     return SHOWN_ESCAPE.sub("", value.encode("utf-8", "replace").decode("latin-1"))
 
 
-def spoken(text: str, line: int | None, kernels: bool = False) -> Iterator[Said]:
-    """Find messages in a piece of text.
+def messages_in(text: str, line: int | None, kernels: bool = False) -> Iterator[Message]:
+    """Yield messages found in a piece of text.
 
-    Args: kernels: whether the log names the kernel before its messages: then those of programs are not the kernel's.
+    Args: kernels: True if the log has `kernel:` before kernel messages; messages of other programs are then skipped.
     """
     if "[" in text:
         text = SHOWN_ESCAPE.sub("", text)
     at, match = 0, TOKENS.search(text)
     while match is not None:
         start, word, after = match.start(), match[0], match.end()
-        # The next word first: what ends this message is looked for as far as there only, so that work stays linear.
+        # Find the next token first: the end of this message is searched for only up to it, so that time stays linear.
         match = TOKENS.search(text, after)
         prefixed = word[0] in "KlLn" and not word.startswith(("Linux", "Kernel"))
         if prefixed and re.search(r"[A-Za-z0-9_]$", text[max(start - 1, 0) : start]):
-            continue  # test_kho: and the like are other modules
+            continue  # "test_kho: " and similar prefixes belong to other modules
         begin = max(text.rfind("\n", at, start) + 1, text.rfind("\r", at, start) + 1, at)
         before = text[begin:start]
         who = IDENTIFIER.search(before[-400:]) if kernels else None
@@ -258,20 +258,20 @@ def spoken(text: str, line: int | None, kernels: bool = False) -> Iterator[Said]
             at = after
             continue
         last = match.start() if match is not None else len(text)
-        stop = END.search(text, after, last + 1)  # with the character that an end must stand before
+        stop = END.search(text, after, last + 1)  # including the character that must follow an end
         at = end = min(stop.start(), last) if stop is not None else last
-        said = text[start:end].rstrip()
+        message = text[start:end].rstrip()
         if (quote := QUOTE.search(before[-200:])) is not None:
-            said = re.sub(rf"{quote[1]}[\s,;}})\]]{{0,8}}$", "", said)
+            message = re.sub(rf"{quote[1]}[\s,;}})\]]{{0,8}}$", "", message)
         if KMSG.search(before):
-            said = re.sub(r"\\x([0-9a-f]{2})", lambda code: chr(int(code[1], 16)), said)
+            message = re.sub(r"\\x([0-9a-f]{2})", lambda code: chr(int(code[1], 16)), message)
         stamps = STAMP.findall(before)
         seconds = (float(stamps[-1][0]) if stamps[-1][0] else int(stamps[-1][1]) / 1e6) if stamps else None
-        yield Said(line, utf8(said), seconds)
+        yield Message(line, utf8(message), seconds)
 
 
 def _values(text: str) -> list[tuple[int, Any]] | None:
-    """Read JSON values that stand one after the other, with where each begins; None if it is no JSON."""
+    """Parse consecutive JSON values; return (offset, value) of each, or None if the text is not JSON."""
     import json
 
     decoder = json.JSONDecoder(strict=False)
@@ -301,8 +301,8 @@ def _values(text: str) -> list[tuple[int, Any]] | None:
             at = end
 
 
-def _of_values(values: list[tuple[int, Any]], text: str, numbered: bool) -> Iterator[Said]:
-    """Find messages in JSON values: journalctl, dmesg --json, docker, and what cloud consoles give."""
+def _of_values(values: list[tuple[int, Any]], text: str, numbered: bool) -> Iterator[Message]:
+    """Yield messages found in JSON values: journalctl, dmesg --json, docker, consoles of cloud providers."""
     chosen = re.search(r'"_TRANSPORT"\s{0,8}:\s{0,8}"kernel"', text) is not None
     line, counted, last = 1, 0, None
     for at, value in values:
@@ -312,19 +312,19 @@ def _of_values(values: list[tuple[int, Any]], text: str, numbered: bool) -> Iter
             boot_id = record.get("_BOOT_ID")
             if isinstance(boot_id, str) and boot_id != last:
                 last = boot_id
-                yield Said(None, "", boot_id=boot_id)
+                yield Message(None, "", boot_id=boot_id)
             if chosen and record.get("_TRANSPORT", "kernel") != "kernel":
                 continue
             when = record.get("time")
             plain = part.encode("utf-8", "replace").decode("latin-1")
-            for inner in unwrapped(plain) if plain.lstrip().startswith("{") else [plain]:
-                for said in spoken(inner, line if numbered else None):
-                    stamp = float(when) if said.stamp is None and isinstance(when, int | float) else said.stamp
-                    yield said._replace(stamp=stamp)
+            for inner in unwrap(plain) if plain.lstrip().startswith("{") else [plain]:
+                for message in messages_in(inner, line if numbered else None):
+                    stamp = float(when) if message.stamp is None and isinstance(when, int | float) else message.stamp
+                    yield message._replace(stamp=stamp)
 
 
 def _texts(value: Any, depth: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Find the texts of a JSON value, each with the object it is in."""
+    """Yield (text, object that contains it) for the texts of a JSON value."""
     if isinstance(value, str):
         if value:
             yield value, {}

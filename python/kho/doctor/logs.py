@@ -1,4 +1,4 @@
-"""Which files of a tree are kernel logs, and whether a log is of the boot that the tree shows."""
+"""Finds the kernel logs in a tree, and decides whether a log is of the boot that the tree's other files show."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ LOGS = (
     "sos_commands/logs/journalctl_--all_--this-boot_--no-pager",
     "journalctl",
 )
-"""Logs of one boot, the best first."""
+"""Logs of one boot, best first."""
 MANY_BOOTS = (
     "var/log/kern.log",
     "var/log/messages",
     "var/log/syslog",
     "sos_commands/logs/journalctl_--no-pager",
 )
-"""Logs of more than one boot: what is before their last one does not count."""
+"""Logs of several boots: only the last boot counts."""
 FOLDERS = (
     "",
     "var/log",
@@ -57,21 +57,21 @@ EARLIER = re.compile(
 )
 """Names of logs of earlier boots: dmesg.0, journalctl_--boot_-1."""
 BEGINS = re.compile(rb"Linux version \d+\.\d|GetConsoleOutput|(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{400}")
-"""How a boot begins, or base64 that may have it: without it, a note may quote anything."""
+"""The beginning of a boot, or base64 that may contain it. A file without it may be a note that quotes messages."""
 OTHER = re.compile(
     r"\.(?:crash|apport|conf|cfg|pdf|png|zip|tar|tgz|txz|tbz)\b|^(?:config|meminfo|version|cmdline|uname)\b"
 )
 CAPTURING = re.compile(r"kexec-dmesg.*")
-"""Names of logs of the kernel that saved a dump, which says nothing of the one that crashed."""
+"""Names of logs of the kdump kernel, which saved the dump; they are not logs of the kernel that crashed."""
 CRASHED = re.compile(r"vmcore-dmesg.*|dmesg\.\d{8,14}|dmesg-(?:efi|erst|ramoops|pstore)[-\w.]*|console-ramoops[-\w.]*")
-"""Names of logs that a kernel left when it crashed."""
+"""Names of logs of a kernel that crashed."""
 MOST = 16
-"""Logs that are looked at besides those whose names are known."""
+"""Maximum number of files that are searched in addition to those with known names."""
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 def candidates(tree: Tree) -> Iterator[str]:
-    """Name the files that may be kernel logs, the best first."""
+    """Yield the files that may be kernel logs, best first."""
     yield from LOGS
     yield from MANY_BOOTS
     yielded = 0
@@ -86,28 +86,28 @@ def candidates(tree: Tree) -> Iterator[str]:
             yield file
 
 
-def named(file: str) -> bool:
-    """Say whether a file is a log by its name."""
+def is_log_name(file: str) -> bool:
+    """Return whether the name of a file is that of a log."""
     return file in LOGS or file in MANY_BOOTS or NAMED.fullmatch(file.rpartition("/")[2]) is not None
 
 
-def unnamed(tree: Tree) -> Iterator[str]:
-    """Name the files of the root that have a boot's beginning, though their names do not say that they are logs."""
-    looked = 0
+def logs_by_content(tree: Tree) -> Iterator[str]:
+    """Yield files of the root directory that contain the beginning of a boot but do not have the name of a log."""
+    searched = 0
     for name in tree.names(""):
         if NAMED.fullmatch(name) or CRASHED.fullmatch(name) or CAPTURING.fullmatch(name) or EARLIER.fullmatch(name):
             continue
-        if tree.is_folder(name) or OTHER.search(name) or looked >= MOST:
+        if tree.is_folder(name) or OTHER.search(name) or searched >= MOST:
             continue
         if any(piece.file == name for piece in tree.kept.values()):
-            continue  # its sections are read
-        looked += 1
+            continue  # the sections of this file are mapped
+        searched += 1
         if BEGINS.search(tree.peek(name, 1 << 20)):
             yield name
 
 
-def crashed(tree: Tree) -> Iterator[str]:
-    """Name the logs that crashed kernels left, the newest first; last those of kernels that saved a dump."""
+def crash_logs(tree: Tree) -> Iterator[str]:
+    """Yield the logs of crashed kernels, newest first, then those of kdump kernels."""
     if "vmcore-dmesg.txt" in tree.kept:
         yield "vmcore-dmesg.txt"
     capturing = []
@@ -129,7 +129,7 @@ def crashed(tree: Tree) -> Iterator[str]:
 
 
 def read(tree: Tree, file: str) -> Piece | None:
-    """Read a log, unpacked; of one that may have many boots its end, if that is not all of it."""
+    """Read and decompress a log. If it may have several boots and is too large, only its end is returned."""
     many = file not in LOGS
     if file in tree.kept and tree.stat(file) is None:
         return tree.kept[file]
@@ -143,7 +143,7 @@ def read(tree: Tree, file: str) -> Piece | None:
 
 
 def unpacked(tree: Tree, piece: Piece, kind: str) -> Piece | None:
-    """Unpack a log that was rotated or attached, as far as other files are read."""
+    """Decompress a log, at most `FILE_LIMIT` bytes."""
     broken: tuple[type[Exception], ...] = (zlib.error, OSError, EOFError, ValueError)
     try:
         if kind == "gzip":
@@ -158,57 +158,57 @@ def unpacked(tree: Tree, piece: Piece, kind: str) -> Piece | None:
             broken = (*broken, lzma.LZMAError, MemoryError)
             data = lzma.LZMADecompressor(memlimit=64 << 20).decompress(piece.head, FILE_LIMIT)
         else:
-            tree.skipped(piece.file, f"compressed ({kind}): unpack it first")
+            tree.note_unread(piece.file, f"compressed ({kind}): unpack it first")
             return None
     except broken as error:
-        tree.skipped(piece.file, f"not {kind}: {error}")
+        tree.note_unread(piece.file, f"not {kind}: {error}")
         return None
     if len(data) >= FILE_LIMIT:
-        tree.skipped(piece.file, "its end")
+        tree.note_unread(piece.file, f"what follows {FILE_LIMIT >> 20} MiB")
     return Piece(piece.file, data)
 
 
-def first(data: bytes) -> str:
-    """Give the first line of a file."""
+def first_line(data: bytes) -> str:
+    """Return the first line of a file's content."""
     return data.removeprefix(b"\xef\xbb\xbf").split(b"\n")[0].decode("utf-8", "replace")
 
 
-def of_another_boot(tree: Tree, facts: Facts, log: KernelLog) -> str | None:
-    """Say why a log's last boot is not the one that the tree shows; None if nothing speaks against it."""
+def why_another_boot(tree: Tree, facts: Facts, log: KernelLog) -> str | None:
+    """Return why the last boot of a log is not the boot of the tree; None if there is no contradiction."""
     release = facts.release.text if facts.release is not None else None
     line = facts.cmdline.text if facts.cmdline is not None else None
-    same = None if line is None or log.cmdline is None else same_line(line, log.cmdline.text)
-    # Vendors' uname has a suffix that banners of rebuilt kernels may lack: then the command line decides.
+    same = None if line is None or log.cmdline is None else same_cmdline(line, log.cmdline.text)
+    # A vendor's uname may have a suffix that the banner of a rebuilt kernel lacks: then the command line decides.
     kin = log.version in (None, release) or (same and _base(release) == _base(log.version))
     if release is not None and not kin:
-        return f"it is of Linux {log.version}, this is {release}"
-    built, said = _build(facts.banner), _build(log.banner)
-    if built is not None and said is not None and built != said and log.version == release:
-        return f"it is of another build of Linux {log.version} ({said}): an earlier boot"
+        return f"the log is of Linux {log.version}, this kernel is {release}"
+    built, logged = _build(facts.banner), _build(log.banner)
+    if built is not None and logged is not None and built != logged and log.version == release:
+        return f"the log is of another build of Linux {log.version} ({logged}): an earlier boot"
     piece = layout.read(tree, "proc/sys/kernel/random/boot_id", 64)
     boot_id = piece.head.decode("ascii", "replace").replace("-", "").strip() if piece is not None else ""
     if log.boot_id is not None and re.fullmatch(r"[0-9a-f]{32}", boot_id) and boot_id != log.boot_id:
-        return f"its last boot is {log.boot_id}, this is {boot_id}: an earlier boot"
+        return f"the log's last boot is {log.boot_id}, this boot is {boot_id}: an earlier boot"
     if same is False:
-        return "the command line of its last boot is not the one of proc/cmdline: another boot"
+        return "the command line of the log's last boot differs from proc/cmdline: another boot"
     return None
 
 
 def _base(release: str | None) -> str | None:
-    """Give the version that a release begins with."""
+    """Return the version at the beginning of a release."""
     match = re.match(r"\d+\.\d+(?:\.\d+)?", release or "")
     return match[0] if match is not None else None
 
 
 def _build(banner: str | None) -> str | None:
-    """Give number and date of a kernel's build, if a banner has both."""
+    """Return number and date of a kernel's build, if the banner has both."""
     match = re.search(r"(#\d+\S*) .*?((?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) [A-Z][a-z]{2} .{0,30}\b\d{4})", banner or "")
     return f"{match[1]} {match[2]}" if match is not None else None
 
 
-def same_line(shown: str, said: str) -> bool:
-    """Say whether a log's command line is that of /proc/cmdline, though it be cut or something stick to its end."""
-    ours, theirs = " ".join(shown.split()), " ".join(said.split()).removesuffix(" \\")
+def same_cmdline(shown: str, logged: str) -> bool:
+    """Return whether a log's command line equals /proc/cmdline, even if truncated or followed by other text."""
+    ours, theirs = " ".join(shown.split()), " ".join(logged.split()).removesuffix(" \\")
     if theirs.startswith(ours):
         rest = theirs[len(ours) :]
         return not rest or re.match(r"[^\s=,]{1,40}: |[\"'\[\]{}<\\]", rest) is not None

@@ -1,4 +1,4 @@
-"""Reading facts out of a tree: a function for each kind of file."""
+"""Reads the facts from a tree: one function for each kind of file."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ LINE = 512
 
 
 def gather(tree: Tree) -> Facts:
-    """Read everything."""
+    """Read all facts from a tree."""
     facts = Facts(clean(tree.root), tree.live)
-    layout.settle(tree)
+    layout.detect_layout(tree)
     meminfo(tree, facts)
     cmdline(tree, facts)
     zoneinfo(tree, facts)
@@ -53,17 +53,17 @@ def gather(tree: Tree) -> Facts:
     liveupdate(tree, facts)
     if facts.release is not None:
         config(tree, facts)
-    log(tree, facts)  # late, since logs may use up what is read of a tree
+    log(tree, facts)  # late, because logs may use up the tree's limit
     if facts.cmdline is None and facts.log is not None and facts.log.cmdline is not None:
         _cmdline(facts, facts.log.cmdline)
     if facts.config_file is None:
         config(tree, facts)
-    surroundings.loaders(tree, facts)
+    surroundings.boot_loaders(tree, facts)
     return facts
 
 
 def lines(piece: Piece) -> Iterator[tuple[int, str]]:
-    """Give the lines of a file, numbered from 1, none longer than any that matters."""
+    """Yield the lines of a file with their numbers from 1, each truncated to `LINE` bytes."""
     for count, line in enumerate(io.BytesIO(piece.head), 1):
         if count > LINES:
             return
@@ -71,7 +71,7 @@ def lines(piece: Piece) -> Iterator[tuple[int, str]]:
 
 
 def first_line(tree: Tree, file: str) -> Evidence | None:
-    """Read a file of one line."""
+    """Read the first line of a file; None if it is absent or empty."""
     piece = layout.read(tree, file, 1 << 16)
     if piece is None:
         return None
@@ -90,7 +90,7 @@ def meminfo(tree: Tree, facts: Facts) -> None:
         value = number(match[2], 1024)
         text = clean(match[0])
         if value is None:
-            tree.skipped(piece.file, f"not a size: {text}")
+            tree.note_unread(piece.file, f"not a size: {text}")
             continue
         facts.meminfo = True
         line = piece.line(match.start())
@@ -102,7 +102,7 @@ def meminfo(tree: Tree, facts: Facts) -> None:
     )
     facts.meminfo_whole = any(before for before, _ in around) and any(after for _, after in around)
     if not facts.meminfo:
-        tree.skipped(piece.file, "no meminfo in it")
+        tree.note_unread(piece.file, "no line of meminfo")
 
 
 ZONE = re.compile(r"^Node (\d{1,5}), zone +(\S+)$")
@@ -110,7 +110,7 @@ FIELD = re.compile(r"^ +(pages free|spanned|present|managed|cma|start_pfn:|nr_fr
 
 
 def zoneinfo(tree: Tree, facts: Facts) -> None:
-    """Read /proc/zoneinfo, which everyone may read."""
+    """Read /proc/zoneinfo, which every user can read."""
     piece = layout.read(tree, "proc/zoneinfo", 2 * FILE_LIMIT)
     if piece is None:
         return
@@ -141,7 +141,7 @@ def zoneinfo(tree: Tree, facts: Facts) -> None:
         elif current is not None and (match := FIELD.match(text)):
             value = number(match[2], 1 << 16)
             if value is None:
-                tree.skipped(piece.file, f"not a number of pages: {clean(text)}")
+                tree.note_unread(piece.file, f"not a number of pages: {clean(text)}")
             else:
                 values[match[1]] = value >> 16
                 if match[1] == "cma":
@@ -150,7 +150,7 @@ def zoneinfo(tree: Tree, facts: Facts) -> None:
 
 
 def nodes(tree: Tree, facts: Facts) -> None:
-    """Read which NUMA nodes have memory from sysfs, where zoneinfo does not say."""
+    """Read the memory of the NUMA nodes from sysfs if there is no zoneinfo."""
     folder = "sys/devices/system/node"
     for name in tree.names(folder) if not facts.zones else []:
         piece = tree.read(f"{folder}/{name}/meminfo", 1 << 16) if re.fullmatch(r"node\d{1,5}", name) else None
@@ -161,7 +161,7 @@ def nodes(tree: Tree, facts: Facts) -> None:
 
 
 def pagetypeinfo(tree: Tree, facts: Facts) -> int | None:
-    """Read /proc/pagetypeinfo, which root may read; give how many pages are free, if it says."""
+    """Read /proc/pagetypeinfo, which only root can read; return the number of free pages, None if inexact."""
     piece = layout.read(tree, "proc/pagetypeinfo", FILE_LIMIT)
     if piece is None:
         return None
@@ -177,7 +177,7 @@ def pagetypeinfo(tree: Tree, facts: Facts) -> int | None:
             if column is None:
                 facts.blocks = [Blocks(0, 0, Evidence(piece.file, line, "no type CMA"))]
             continue
-        elif text.startswith("Number of mixed blocks"):  # with page_owner=on: rows that look the same
+        elif text.startswith("Number of mixed blocks"):  # with page_owner=on: rows of the same format follow
             break
         row = text.split()
         if row[:1] != ["Node"] or len(row) < 5 or row[2] != "zone":
@@ -191,15 +191,15 @@ def pagetypeinfo(tree: Tree, facts: Facts) -> int | None:
             counts = row[4:]
             value = number(counts[column], 1 << 20) if column < len(counts) else None
             if value is None:
-                tree.skipped(piece.file, f"not a number of pageblocks: {clean(text)}")
+                tree.note_unread(piece.file, f"not a number of pageblocks: {clean(text)}")
             elif len(facts.blocks) < 4096:
-                said = f"node {node}, zone {clean(row[3])}: {value >> 20} pageblocks of type CMA"
-                facts.blocks.append(Blocks(node, value >> 20, Evidence(piece.file, line, said)))
+                shown = f"node {node}, zone {clean(row[3])}: {value >> 20} pageblocks of type CMA"
+                facts.blocks.append(Blocks(node, value >> 20, Evidence(piece.file, line, shown)))
     return free if exact and free < 1 << 40 else None
 
 
 def page_size(tree: Tree, facts: Facts, free: int | None) -> None:
-    """Decide the page size: pages in one file and kilobytes of the same in another, or the system, or the config."""
+    """Determine the page size: from two files with the same memory in pages and kB, the system, or the pageblocks."""
     managed = sum(zone.managed for zone in facts.zones)
     for amount, pages, why in (
         (facts.mem_total, managed, "MemTotal and zoneinfo's managed"),
@@ -223,7 +223,7 @@ def page_size(tree: Tree, facts: Facts, free: int | None) -> None:
 
 
 def release(tree: Tree, facts: Facts) -> None:
-    """Read which kernel this is."""
+    """Read the release of the kernel."""
     facts.release = first_line(tree, "proc/sys/kernel/osrelease")
     for file in UNAMES:
         seen = first_line(tree, file)
@@ -242,11 +242,11 @@ def release(tree: Tree, facts: Facts) -> None:
 
 
 RELEASE_FILES = ("kernel", "osrelease", "uname_-r", "uname-r", "uname_-r.txt")
-"""Files of a release alone: abrt's, and what people save."""
+"""Files that contain only a release: those of abrt, and usual names of saved output."""
 
 
 def log(tree: Tree, facts: Facts) -> None:
-    """Read the kernel's messages: of the running kernel its own buffer, else the first log that is of this boot."""
+    """Read the kernel log: /dev/kmsg of the running kernel, otherwise the first log that is of this boot."""
     if facts.live:
         piece = running_log(tree)
         found = parse(piece) if piece is not None else None
@@ -254,22 +254,22 @@ def log(tree: Tree, facts: Facts) -> None:
         if found is not None and found.version is not None:
             facts.log = found
             return
-    for file in LIVE_LOGS if facts.live else itertools.chain(logs.candidates(tree), _unnamed(tree, facts)):
+    for file in LIVE_LOGS if facts.live else itertools.chain(logs.candidates(tree), _more_candidates(tree, facts)):
         facts.looked.append(file)
         piece = logs.read(tree, file)
         found = parse(piece) if piece is not None else None
-        if piece is None or found is None or (found.version is None and (facts.live or not logs.named(file))):
+        if piece is None or found is None or (found.version is None and (facts.live or not logs.is_log_name(file))):
             continue
-        why = logs.of_another_boot(tree, facts, found)
+        why = logs.why_another_boot(tree, facts, found)
         if why is not None:
-            tree.skipped(piece.file, why)
+            tree.note_unread(piece.file, why)
             continue
         if facts.log is None or (found.version is not None and facts.log.version is None):
-            facts.log = _placed(found, piece)  # one that has the boot's beginning, if there is one
+            facts.log = _with_file_lines(found, piece)  # prefer a log with the beginning of the boot
         if facts.log.version is not None:
             break
     if facts.log is None and not facts.live:
-        _crashed(tree, facts)
+        _use_crash_log(tree, facts)
     if not facts.meminfo and facts.log is not None and facts.log.memory is not None:
         total = number(str(facts.log.cma_reserved or 0))
         facts.cma_total = Amount(total, facts.log.memory) if total is not None else None
@@ -277,32 +277,32 @@ def log(tree: Tree, facts: Facts) -> None:
         facts.release = Evidence(facts.log.file, None, clean(facts.log.version))
 
 
-def _unnamed(tree: Tree, facts: Facts) -> Iterator[str]:
-    """Name more logs once those with known names gave none."""
+def _more_candidates(tree: Tree, facts: Facts) -> Iterator[str]:
+    """Yield further candidates if no file with the name of a log was a log."""
     if facts.log is None:
-        yield from logs.unnamed(tree)
+        yield from logs.logs_by_content(tree)
 
 
-def _crashed(tree: Tree, facts: Facts) -> None:
-    """Take the log of a kernel that crashed for what is examined, if nothing shows a machine that runs."""
-    for file in logs.crashed(tree):
+def _use_crash_log(tree: Tree, facts: Facts) -> None:
+    """Use the log of a crashed kernel, if there are no files of a running machine."""
+    for file in logs.crash_logs(tree):
         if logs.CAPTURING.fullmatch(file) and facts.log is not None:
             continue
         saved = "that saved a crash dump" if logs.CAPTURING.fullmatch(file) else "that crashed"
         if facts.meminfo or facts.zones or facts.blocks or facts.cmdline is not None:
-            tree.skipped(file, f"the log of a kernel {saved}: of an earlier boot")
+            tree.note_unread(file, f"the log of a kernel {saved}, which is an earlier boot")
             continue
         piece = logs.read(tree, file)
         found = parse(piece) if piece is not None else None
         facts.looked.append(file)
         first = facts.log is None or (facts.log.version is None and found is not None and found.version is not None)
         if piece is not None and found is not None and first:
-            facts.log = _placed(found, piece)
+            facts.log = _with_file_lines(found, piece)
             tree.layout = tree.layout or f"the log of a kernel {saved}"
 
 
-def _placed(found: KernelLog, piece: Piece) -> KernelLog:
-    """Give a log the line numbers of the file that it is a section of."""
+def _with_file_lines(found: KernelLog, piece: Piece) -> KernelLog:
+    """Convert line numbers within a section to those of the file that contains it."""
     shift = piece.before
     if shift == 0:
         return found
@@ -321,18 +321,18 @@ def _placed(found: KernelLog, piece: Piece) -> KernelLog:
 
 
 def running_log(tree: Tree) -> Piece | None:
-    """Read /dev/kmsg, a record at a time, without waiting for more."""
+    """Read /dev/kmsg, one record at a time, without waiting for new records."""
     parts = []
     try:
         fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        tree.skipped("dev/kmsg", "permission denied" if isinstance(error, PermissionError) else str(error.strerror))
+        tree.note_unread("dev/kmsg", "permission denied" if isinstance(error, PermissionError) else str(error.strerror))
         return None
     try:
         for _ in range(20000):
             try:
                 parts.append(os.read(fd, 8192))
-            except BrokenPipeError:  # overwritten while we read; the next read goes on behind it
+            except BrokenPipeError:  # the record was overwritten; the next read continues after it
                 continue
             except OSError:
                 break
@@ -345,11 +345,11 @@ def cmdline(tree: Tree, facts: Facts) -> None:
     """Read the command line."""
     piece = layout.read(tree, "proc/cmdline", 1 << 16)
     if piece is not None:
-        _cmdline(facts, Evidence(piece.file, piece.line(0), logs.first(piece.head)))
+        _cmdline(facts, Evidence(piece.file, piece.line(0), logs.first_line(piece.head)))
 
 
 def _cmdline(facts: Facts, seen: Evidence) -> None:
-    """Take a command line, fit to be printed."""
+    """Record a command line with unprintable characters replaced."""
     text = "".join(c if c.isprintable() else " " for c in seen.text)
     facts.cmdline = seen._replace(text=text)
 
@@ -362,7 +362,7 @@ OPTION = re.compile(
 
 
 def config(tree: Tree, facts: Facts) -> None:
-    """Read the kernel's configuration: /proc/config.gz, or the one beside the kernel."""
+    """Read the kernel configuration: the config file next to the kernel, otherwise /proc/config.gz."""
     release = facts.release.text if facts.release is not None else ""
     piece = None
     if re.fullmatch(r"[\w.+~-]{1,100}", release):
@@ -381,7 +381,7 @@ def config(tree: Tree, facts: Facts) -> None:
             try:
                 text = zlib.decompressobj(31).decompress(piece.head, FILE_LIMIT)
             except zlib.error:
-                tree.skipped(piece.file, "not gzip")
+                tree.note_unread(piece.file, "not gzip")
                 return
             piece = Piece(piece.file, text)
             break
@@ -391,7 +391,7 @@ def config(tree: Tree, facts: Facts) -> None:
     if piece is None:
         return
     if not re.search(rb"^(?:CONFIG_\w+=|# CONFIG_\w+ is not set)", piece.head, re.MULTILINE):
-        tree.skipped(piece.file, "no kernel configuration in it")
+        tree.note_unread(piece.file, "not a kernel configuration")
         return
     facts.config_file = piece.file
     for match in OPTION.finditer(piece.head):
@@ -401,7 +401,7 @@ def config(tree: Tree, facts: Facts) -> None:
 
 
 def hugepages(tree: Tree, facts: Facts) -> None:
-    """Read what huge pages hold, the gigantic ones apart, and the crash kernel's memory."""
+    """Read the memory of gigantic pages, the crash kernel and struct pages; RAM from iomem if meminfo is missing."""
     for name in tree.names("sys/kernel/mm/hugepages"):
         match = re.fullmatch(r"hugepages-(\d{1,12})kB", name)
         seen = first_line(tree, f"sys/kernel/mm/hugepages/{name}/nr_hugepages") if match else None
@@ -437,7 +437,7 @@ def hugepages(tree: Tree, facts: Facts) -> None:
 
 
 def debugfs(tree: Tree, facts: Facts) -> None:
-    """Read what KHO shows in debugfs; `out` is there when KHO is active, `in` after a handover."""
+    """Read the debugfs files of KHO; `out` exists if KHO is active, `in` after a handover."""
     out, came = tree.names(f"{DEBUGFS}/out"), tree.names(f"{DEBUGFS}/in")
     if not out and not came:
         return
@@ -451,7 +451,7 @@ def debugfs(tree: Tree, facts: Facts) -> None:
                 continue
             value = number(text.strip(), base=base)
             if piece is None or value is None:
-                tree.skipped(f"{DEBUGFS}/out/{file}", f"not a size or address: {clean(text)}")
+                tree.note_unread(f"{DEBUGFS}/out/{file}", f"not a size or address: {clean(text)}")
                 shown.lens.clear()
                 break
             if file == "scratch_len":
@@ -459,7 +459,7 @@ def debugfs(tree: Tree, facts: Facts) -> None:
             else:
                 shown.phys.append(value)
     if sum(amount.bytes for amount in shown.lens) >= MEMORY_LIMIT:
-        tree.skipped(f"{DEBUGFS}/out/scratch_len", "more than a machine can have")
+        tree.note_unread(f"{DEBUGFS}/out/scratch_len", f"the sum is not below {MEMORY_LIMIT} bytes")
         shown.lens.clear()
     seen = first_line(tree, f"{DEBUGFS}/out/finalize")
     if seen is not None and seen.text == "1":
@@ -482,13 +482,13 @@ def debugfs(tree: Tree, facts: Facts) -> None:
                 text = "LUO"
                 if blob.head[:8] == b"luo-v5\0\0" and len(blob.head) >= 32:
                     times, sessions = (int.from_bytes(blob.head[at : at + 8], "little") for at in (8, 16))
-                    written = "none written yet" if side == "out" else "none handed over"
+                    written = "none written yet" if side == "out" else "none taken over"
                     text = f"live update {times}, sessions: {f'at {sessions:#x}' if sessions else written}"
                 shown.liveupdate.append(Evidence(file, None, text))
 
 
 def handed_over(tree: Tree, facts: Facts) -> None:
-    """Look whether this kernel was told of a handover: boot_params' setup_data, or /chosen (ABI section 2)."""
+    """Find the handover entry in boot_params' setup_data or the devicetree's /chosen (abi.md section 2)."""
     for name in tree.names("sys/kernel/boot_params/setup_data"):
         seen = first_line(tree, f"sys/kernel/boot_params/setup_data/{name}/type")
         if seen is not None and seen.text in ("10", "0xa"):
@@ -501,7 +501,7 @@ def handed_over(tree: Tree, facts: Facts) -> None:
 
 
 def pins(tree: Tree, facts: Facts) -> None:
-    """Look for what pins memory for long."""
+    """Find devices and drivers that use long-term pins."""
     for folder, what in (
         ("sys/class/infiniband", "RDMA device"),
         ("sys/class/vfio-dev", "VFIO device"),
@@ -525,7 +525,7 @@ def pins(tree: Tree, facts: Facts) -> None:
 
 
 def liveupdate(tree: Tree, facts: Facts) -> None:
-    """Look for /dev/liveupdate, and who holds it or a session of it."""
+    """Find /dev/liveupdate, and the descriptors of it and of its sessions."""
     found = tree.stat("dev/liveupdate")
     if found is not None:
         facts.device = Evidence("dev/liveupdate", None, "is there")
@@ -539,14 +539,14 @@ def liveupdate(tree: Tree, facts: Facts) -> None:
                 facts.device = Evidence("proc/misc", line, clean(text))
     if facts.device is None:
         return
-    looked = 0
+    searched = 0
     for pid in tree.names("proc"):
         if not pid.isdigit() or (tree.live and not os.access(f"/proc/{pid}/fd", os.R_OK)):
             continue
         for fd, target in tree.links(f"proc/{pid}/fd"):
-            looked += 1
+            searched += 1
             if any(word in target for word in LIVEUPDATE_WORDS) and len(facts.sessions) < 100:
                 facts.sessions.append(Evidence(f"proc/{pid}/fd/{fd}", None, target))
-        if looked > 4096:
-            tree.skipped("proc", "descriptors of some processes")
+        if searched > 4096:
+            tree.note_unread("proc", "the descriptors of the remaining processes")
             break

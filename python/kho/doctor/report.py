@@ -1,4 +1,4 @@
-"""What an examination came to: plain data, to be pickled, printed, compared, put into tables."""
+"""The result of an examination as plain data that can be pickled, printed, compared and tabulated."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ State = Literal["active", "failed", "off", "absent", "unknown"]
 
 @dataclass(frozen=True)
 class Finding:
-    """A rule that applies here, and what shows it."""
+    """A rule that applies to a machine, with its evidence."""
 
     id: str
     value: str
-    """What was found, with its numbers."""
+    """The condition that was found, with its numbers."""
     certainty: Certainty
     evidence: tuple[Evidence, ...] = ()
     remedy: str = ""
-    """What to do; the rule's advice unless there is something better."""
+    """The remedy; if empty, the rule's advice applies."""
 
     @property
     def severity(self) -> str:
-        """Give the rule's severity: error, warning or note."""
+        """The rule's severity: error, warning or note."""
         return RULES[self.id].severity
 
     @property
     def title(self) -> str:
-        """Give the rule's title."""
+        """The rule's title."""
         return RULES[self.id].title
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the finding as data."""
+        """Return the finding as data for JSON."""
         return {
             "id": self.id,
             "severity": self.severity,
@@ -52,78 +52,78 @@ class Finding:
 
 @dataclass
 class Report:
-    """A machine's KHO and the memory it takes; bytes throughout."""
+    """The state of KHO on a machine and the memory that it holds. All sizes are bytes."""
 
     root: str
     headline: str = ""
     state: State = "unknown"
-    """active; failed: it disabled itself; off; absent: not built in; unknown."""
+    """active; failed: KHO disabled itself; off; absent: not built in; unknown."""
     release: str | None = None
     built_in: bool | None = None
     boot: Literal["cold", "kho"] | None = None
     previous_release: str | None = None
     kexec_count: int | None = None
     ram: int | None = None
-    """MemTotal: what the kernel has left to use of the memory that is built in; shares are shares of it."""
+    """MemTotal: the installed memory less what the kernel reserved during boot. Shares are relative to it."""
     scratch: int | None = None
-    """Held by scratch; 0 if KHO is not active, None if it is not known."""
+    """Size of scratch; 0 if KHO is not active, None if unknown."""
     scratch_low: int | None = None
     scratch_high: int | None = None
-    """Bounds; equal to `scratch` if it is exact."""
+    """Bounds of `scratch`; equal to it if it is exact."""
     scratch_how: str = "unknown"
-    """exact; inferred: within a pageblock; boot line: what kho_scratch= asks for; at least; none; unknown."""
+    """exact; inferred: within a pageblock; boot line: as kho_scratch= requests; at least; none; unknown."""
     leftover: int | None = None
-    """In CMA pageblocks that a failed reservation left."""
+    """Memory that a failed reservation left in CMA pageblocks."""
     areas: list[Area] = field(default_factory=list)
     by_node: dict[int, int] = field(default_factory=dict)
-    """Bytes of scratch (or of what it left) by NUMA node, if known."""
+    """Bytes of scratch, or of the leftover, by NUMA node, if known."""
     nodes: dict[int, int] = field(default_factory=dict)
     """RAM by NUMA node."""
     cma_total: int | None = None
-    """CMA areas of others."""
+    """Size of the CMA areas that are not scratch."""
     hugetlb: int | None = None
     page_size: int = 4096
     pageblock: int = 2 << 20
     alignment: int = 2 << 20
-    """What this kernel rounds the sizes of scratch up to."""
+    """This kernel rounds the sizes of scratch areas up to a multiple of it."""
     reserved_at_boot: int | None = None
-    """Reserved while booting, without scratch."""
+    """Memory reserved during boot, without scratch."""
     cmdline: str | None = None
     enabled_by_default: bool | None = None
     scale: int | None = None
-    """Per cent, if scratch was sized by one."""
+    """The percentage that determined the size of scratch; None if sizes did."""
     preserved: list[dict[str, Any]] = field(default_factory=list)
     platforms: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     unread: list[Unread] = field(default_factory=list)
     container: bool = False
-    """Whether the figures are those of a container's host."""
+    """True if the figures are those of a container's host."""
     layout: str | None = None
-    """What the tree is, if a collector made it."""
+    """The kind of collection ("an sosreport"), if a collector made the tree."""
     folder: str | None = None
-    """Where in `root` the report was found; files of evidence are relative to it."""
+    """The directory below `root` that was examined; file names in evidence are relative to it."""
     looked: list[str] = field(default_factory=list)
-    """Where a kernel log was looked for, if none was found."""
+    """Files that were searched for a kernel log, if none was found."""
     elsewhere: list[str] = field(default_factory=list)
-    """Folders of `root` that look like reports, where it cannot be said which is meant."""
+    """Directories below `root` that look like reports, if more than one does: one of them must be named."""
     there: list[str] = field(default_factory=list)
-    """What the root has, at most 1024 names."""
+    """Names in the root directory, at most 1024."""
 
     @property
     def exit_code(self) -> int:
-        """Give 2 if nothing can be told, 1 if there are errors or warnings, else 0."""
+        """1 if there are errors or warnings; otherwise 2 if the state or the amount is unknown, else 0."""
         if any(finding.severity != "note" for finding in self.findings):
             return 1
         return 2 if self.state == "unknown" or (self.state == "active" and self.scratch is None) else 0
 
     @property
     def share(self) -> float | None:
-        """Give scratch, or what it left, as a share of RAM, 0 to 1."""
+        """Scratch, or the leftover, as a share of RAM, 0 to 1; None if unknown."""
         held = self.scratch or self.leftover
         return held / self.ram if held is not None and self.ram else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Give everything as data for JSON; node numbers become strings there."""
+        """Return the report as data for JSON; node numbers become strings."""
         made = {name: value for name, value in vars(self).items() if name not in HIDDEN}
         made["share"] = self.share
         made["exit_code"] = self.exit_code
@@ -135,11 +135,11 @@ class Report:
         return made
 
     def add(self, rule_id: str, value: str, certainty: Certainty, *evidence: Evidence | None, remedy: str = "") -> None:
-        """Add a finding."""
+        """Add a finding. None among the evidence is skipped; at most 20 pieces of it are kept."""
         seen = tuple(dict.fromkeys(item for item in evidence if item is not None))[:20]
         self.findings.append(Finding(rule_id, value[:600], certainty, seen, remedy))
 
     def sort(self) -> None:
-        """Put the worst findings first."""
+        """Sort the findings by severity, errors first, then by id."""
         rank = {severity: i for i, severity in enumerate(SEVERITIES)}
         self.findings.sort(key=lambda finding: (rank[RULES[finding.id].severity], finding.id))

@@ -1,6 +1,6 @@
-"""What `kho doctor` looks for: rules, by ids that stay, each with the case it comes from.
+"""Rules of `kho doctor`: for each finding its severity, explanation, advice and a real case, by a stable id.
 
-`docs/doctor/` has a page for each, made from this table.
+`make docs` writes one page for each rule to `docs/doctor/`.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ __all__ = ["RULES", "SEVERITIES", "Rule", "page"]
 
 @dataclass(frozen=True)
 class Rule:
-    """What a finding of one kind means. Errors and warnings are notable; notes explain."""
+    """Explanation of a finding. Errors and warnings set the exit code to 1; notes do not."""
 
     severity: Severity
     title: str
     means: str
-    """What was found."""
+    """The condition that was found."""
     matters: str
-    """What comes of it."""
+    """Its consequences."""
     advice: str
-    """What to do."""
+    """The remedy."""
     case: str
-    """The kind of real machine it was seen on."""
+    """Real machines with this finding."""
     source: str
-    """Where it is written."""
+    """Kernel source, module or document that defines the behavior."""
 
     @property
     def explanation(self) -> str:
-        """Give everything there is to say, as paragraphs."""
+        """The text of `kho doctor --explain`, as paragraphs."""
         return (
             f"{self.means}\n\nWhy it matters: {self.matters}\n\nWhat to do: {self.advice}\n\n"
             f"Real case: {self.case}\n\nSource: {self.source}"
@@ -41,179 +41,186 @@ class Rule:
 CORE = "kernel/liveupdate/kexec_handover.c"
 RESERVE = f"{CORE}, kho_reserve_scratch"
 OFF = "If nothing on this machine uses live update, boot with kho=off"
-SIZES = "kho_scratch=LOW,GLOBAL,PERNODE gives it sizes of your own (kho doctor --what-if kho_scratch=64M,256M,64M)"
+SIZES = "set explicit sizes with kho_scratch=LOW,GLOBAL,PERNODE (kho doctor --what-if kho_scratch=64M,256M,64M)"
 GUEST = "the hosts/ captures: 2 GiB guests of Linux 7.3"
 
 RULES: dict[str, Rule] = {
     "DOC001": Rule(
         "warning",
         "scratch memory is held",
-        "KHO is active and keeps areas of memory in which the next kernel can boot. They are pageblocks of type CMA "
-        "that CmaTotal does not count: CmaFree is larger than CmaTotal.",
-        "Only movable memory can live there: page cache and memory of processes. Kernel memory, page tables, huge page "
-        "reservations at boot and long-term pins cannot. Free memory looks larger than what is of use.",
-        f"{OFF}; all of it comes back. Else {SIZES}.",
-        "Ubuntu's 7.0 kernels have KHO on by default. A database image for 800 MiB cloud VMs lost about 128 MiB to it "
-        "(532 of 800 MiB were available at boot, 666 with kho=off), and now ships kho=off.",
+        "KHO is active and holds scratch areas, the memory in which the next kernel boots. They are pageblocks of type "
+        "CMA that CmaTotal does not count, so CmaFree is larger than CmaTotal.",
+        "Only movable memory can use scratch: page cache and process memory. Kernel memory, page tables, huge page "
+        "reservations at boot and long-term pins cannot. MemFree therefore overstates what the kernel can use.",
+        f"{OFF}; this frees all of the scratch. Otherwise {SIZES}.",
+        "Ubuntu's 7.0 kernels enable KHO by default. A database image for 800 MiB cloud VMs lost about 128 MiB to it "
+        "(532 of 800 MiB were available at boot, 666 with kho=off). The image now ships with kho=off.",
         f"{RESERVE}, kho_init",
     ),
     "DOC002": Rule(
         "warning",
         "scratch is a large share of RAM",
         "Scratch takes a tenth of the memory, or more.",
-        "Kernel memory has to fit into the rest. Small and busy guests run out of memory while MemFree still shows "
-        "plenty: all of it is scratch.",
-        f"{OFF}. Else {SIZES}: the next kernel needs about what it reserves while booting (dmesg: Memory: ... "
-        "reserved), not four times that.",
-        "128 MiB of an 800 MiB cloud VM (16 %); guests under a hypervisor whose out-of-memory killer came early.",
-        f"{CORE}, scratch_size_update: 200 % of what was reserved, in low memory or anywhere, and again per node",
+        "Kernel memory has to fit into the rest. Small and busy guests run out of memory while MemFree is still large, "
+        "because all of the free memory is scratch.",
+        f"{OFF}. Otherwise {SIZES}. The next kernel needs about as much as this one reserves during boot (dmesg: "
+        "Memory: ... reserved), not four times as much.",
+        "128 MiB of an 800 MiB cloud VM (16 %); guests of a hypervisor that were killed early by the out-of-memory "
+        "killer.",
+        f"{CORE}, scratch_size_update: 200 % of the low and of the other reserved memory, and 200 % again per node",
     ),
     "DOC003": Rule(
         "error",
         "reservation failed, KHO disabled itself",
-        "The kernel could not reserve one of the scratch areas, gave up KHO for this boot and went on without.",
-        "Nothing can be handed over, and /dev/liveupdate does not work, whatever the command line asks for.",
-        "Ask for areas that fit: LOW below 4 GiB, GLOBAL and PERNODE each in one piece on the memory there is. Or say "
-        "kho=off, if nobody needs it.",
-        "Workstations and servers with hundreds of GiB, where 200 % of the memory reserved below 4 GiB is not free in "
-        "one piece below 4 GiB: 'Failed to reserve lowmem scratch buffer' at each boot of Ubuntu 7.0. Here: "
-        "kho_scratch=64M,3G,64M on 2 GiB.",
+        "The kernel could not reserve one of the scratch areas. It disabled KHO for this boot and continued.",
+        "Nothing can be handed over, and /dev/liveupdate does not work, whatever the command line requests.",
+        "Request areas that fit: LOW below 4 GiB; GLOBAL and PERNODE each as one contiguous piece. If KHO is not "
+        "needed, boot with kho=off.",
+        "Workstations and servers with hundreds of GiB, where 200 % of the memory reserved below 4 GiB is not free as "
+        "one contiguous piece below 4 GiB: 'Failed to reserve lowmem scratch buffer' at each boot of Ubuntu 7.0. In "
+        "the captures: kho_scratch=64M,3G,64M on 2 GiB.",
         f"{RESERVE}: err_disable_kho",
     ),
     "DOC004": Rule(
         "warning",
-        "memory stayed behind in CMA",
-        "There are CMA pageblocks that belong to nobody: a reservation of scratch failed, and the areas reserved "
-        "before it were given back with the type CMA still on them.",
-        "Kernel memory and long-term pins cannot use them until the next boot, though KHO is off and holds nothing.",
-        "Boot with kho=off, or with sizes that fit, so that no reservation fails half-way.",
-        "kho_scratch=64M,3G,64M on a 2 GiB guest: the first area's 64 MiB stayed behind; zoneinfo does not count them "
-        "as CMA, pagetypeinfo and CmaFree do.",
+        "a failed reservation left memory in CMA",
+        "Some CMA pageblocks have no owner. The reservation of a scratch area failed, and the kernel released the "
+        "areas it had reserved before without resetting their pageblock type from CMA.",
+        "Kernel memory and long-term pins cannot use these pageblocks until the next boot, although KHO is off and "
+        "holds no memory.",
+        "Boot with kho=off, or with sizes that fit, so that no reservation fails halfway.",
+        "kho_scratch=64M,3G,64M on a 2 GiB guest: the 64 MiB of the first area were left in CMA. zoneinfo does not "
+        "count them as CMA; pagetypeinfo and CmaFree do.",
         f"{RESERVE}: err_free_scratch_areas; mm/mm_init.c",
     ),
     "DOC005": Rule(
         "error",
         "kho_scratch= is rejected",
-        "The kernel cannot read the value of kho_scratch= and ignores it.",
-        "An earlier kho_scratch= that it can read stays in force, else the default of 200 %: scratch is not the size "
-        "somebody wanted it to be.",
-        "Write N% or LOW,GLOBAL,PERNODE: three sizes with K, M, G, T, P or E, no spaces, no decimals, nothing behind.",
-        "Examples of early versions of the patches had one size (512M) or two (512M,512M), and still stand in "
-        "documentation that is found first.",
-        f"{CORE}, kho_parse_scratch_size; ABI section 5",
+        "The kernel cannot parse the value of kho_scratch= and ignores it.",
+        "An earlier valid kho_scratch= remains in effect, or the default of 200 % if there is none. Scratch therefore "
+        "does not have the requested size.",
+        "Write N% or LOW,GLOBAL,PERNODE: three sizes with the suffix K, M, G, T, P or E, without spaces or decimals, "
+        "and no text after the third size.",
+        "Examples of early versions of the patches have one size (512M) or two (512M,512M). Search engines still find "
+        "that documentation first.",
+        f"{CORE}, kho_parse_scratch_size; abi.md section 5",
     ),
     "DOC006": Rule(
         "warning",
-        "kho_scratch= is not read as it looks",
-        "The kernel accepts the value of kho_scratch= and understands something else than most readers: a leading 0 is "
-        "octal, a number without a suffix is bytes, beyond 64 bits it wraps, and older kernels ignore what follows "
-        "the third size.",
-        "Areas come out smaller or larger than meant, without any message.",
-        "Write decimal numbers with a suffix, and nothing behind the third.",
-        "064M is 52 MiB; 64,256,64 is three pageblocks; 64M,256M,64MB was fine until kernels looked at the B.",
-        "lib/cmdline.c, memparse; ABI section 5",
+        "kho_scratch= is parsed differently than it looks",
+        "The kernel accepts the value of kho_scratch= but parses it differently than most readers expect: a leading 0 "
+        "means octal, a number without a suffix is in bytes, a value that exceeds 64 bits wraps around, and older "
+        "kernels ignore text after the third size.",
+        "Areas are smaller or larger than intended, and the kernel prints no message.",
+        "Write decimal numbers with a suffix, and no text after the third size.",
+        "064M is 52 MiB; 64,256,64 is three pageblocks; 64M,256M,64MB worked until kernels began to reject the "
+        "trailing B.",
+        "lib/cmdline.c, memparse; abi.md section 5",
     ),
     "DOC007": Rule(
         "warning",
-        "kho= is not understood",
-        "The value of kho= is none that kstrtobool knows, so it changes nothing.",
-        "KHO stays as the kernel's default or an earlier kho= has it: on, where somebody wanted it off.",
+        "kho= is not a boolean",
+        "kstrtobool does not accept the value of kho=, so the parameter has no effect.",
+        "KHO stays as the kernel's default or an earlier kho= sets it: possibly on, although it was meant to be off.",
         "Write kho=on or kho=off.",
-        "`kho` without a value, or kho=auto, as other parameters take it.",
+        "`kho` without a value, or kho=auto, as other parameters accept it.",
         f"{CORE}, kho_parse_enable; lib/kstrtox.c, kstrtobool",
     ),
     "DOC008": Rule(
         "note",
         "kho_scratch= has no effect",
-        "KHO is off, or a later kho_scratch= counts, or this kernel was booted by a handover and took over the "
-        "areas of the one before.",
-        "The sizes on the command line are not those that are in force.",
-        "Nothing, or take it away; sizes change with a cold boot.",
-        "The second boot of a chain keeps the first one's areas, whatever its own command line asks for.",
-        f"{CORE}, kho_memory_init; ABI section 5",
+        "KHO is off, or a later kho_scratch= overrides this one, or this kernel was booted by a handover and inherited "
+        "the areas of the previous kernel.",
+        "The sizes on the command line are not the sizes in effect.",
+        "Nothing, or remove the parameter. New sizes take effect with a cold boot.",
+        "The second boot of a chain keeps the areas of the first, whatever its own command line requests.",
+        f"{CORE}, kho_memory_init; abi.md section 5",
     ),
     "DOC009": Rule(
         "warning",
-        "scratch too small for the next boot",
-        "All scratch together is smaller than what this kernel reserved while it booted.",
-        "The next kernel has nothing but scratch until it has read the map: page structures, hash tables, per-CPU "
-        "memory and huge pages reserved at boot must fit. It panics if they do not.",
-        f"Give it at least what the kernel reserves while booting (dmesg: Memory: ... reserved). {SIZES}.",
-        "Explicit sizes copied from a small test guest: 16M,32M,16M suits a 256 MiB guest, not one with 8 GiB, whose "
-        "page structures alone take 128 MiB.",
+        "scratch is too small for the next boot",
+        "All scratch areas together are smaller than what this kernel reserved during boot.",
+        "The next kernel can allocate only from scratch until it has read the map. Page structures, hash tables, "
+        "per-CPU memory and huge pages reserved at boot must fit, otherwise the kernel panics.",
+        "Make scratch at least as large as what the kernel reserves during boot (dmesg: Memory: ... reserved): "
+        f"{SIZES}.",
+        "Explicit sizes copied from a small test guest: 16M,32M,16M suits a 256 MiB guest, but not one with 8 GiB, "
+        "whose page structures alone take 128 MiB.",
         f"mm/memblock.c, memblock_set_kho_scratch_only; {CORE}, kho_populate",
     ),
     "DOC010": Rule(
         "warning",
-        "scratch inflated by what was reserved at boot",
-        "The size of scratch is a percentage of all memory reserved while booting, and gigantic pages or a crash "
-        "kernel are part of it: each byte counts N % in low or global scratch, and N % again per node.",
-        "With the default of 200 %, a 1 GiB page may cost 4 GiB of scratch; or the reservation fails. Newer kernels "
-        "leave huge pages out, and still count the crash kernel.",
-        f"Give sizes instead of the percentage; {SIZES}. Or reserve gigantic pages after boot.",
-        "hugepagesz=1G hugepages=N hosts of virtual machines. Huge pages of 2 MiB are allocated later and do not "
+        "boot-time reservations inflate scratch",
+        "The size of scratch is a percentage of all memory reserved during boot, including gigantic pages and the "
+        "crash kernel. At N %, a reserved byte adds N % of its size to low or global scratch, and again to its node's.",
+        "With the default of 200 %, a 1 GiB page may cost 4 GiB of scratch, or the reservation fails. Newer kernels "
+        "do not count huge pages, but still count the crash kernel.",
+        f"Use sizes instead of a percentage: {SIZES}. Or reserve gigantic pages after boot.",
+        "Virtualization hosts with hugepagesz=1G hugepages=N. Huge pages of 2 MiB are allocated later and do not "
         "count: the capture with hugepages=600 has the same scratch as the one without.",
         f"{CORE}, scratch_size_update: memblock_reserved_kern_size",
     ),
     "DOC011": Rule(
         "note",
-        "huge pages hold memory too",
-        "Huge pages were set aside. They are not scratch, and not KHO's doing.",
-        "They take memory from MemFree and MemAvailable just the same; two causes look like one.",
-        "Look at hugepages= on the command line and vm.nr_hugepages if that is not wanted.",
+        "huge pages also hold memory",
+        "Huge pages are reserved. They are not scratch, and KHO does not cause them.",
+        "They reduce MemFree and MemAvailable in the same way, so the two causes are easily confused.",
+        "If they are not wanted, check hugepages= on the command line and vm.nr_hugepages.",
         "hugepages=600 on a 2 GiB guest: 1200 MiB are huge pages, 192 MiB are scratch.",
         "Documentation/admin-guide/mm/hugetlbpage.rst",
     ),
     "DOC012": Rule(
         "note",
-        "CMA areas of others",
-        "CmaTotal is what cma=, hugetlb_cma= and drivers reserved. It is not scratch: scratch is outside CmaTotal.",
-        "The same rules hold for both, movable memory only, so both weigh on kernel memory and pins.",
-        "Look at cma= and hugetlb_cma= on the command line, and at reserved-memory in the devicetree.",
-        "A workstation with CmaTotal 32 MiB, from the kernel's default, and 9.3 GiB in CmaFree: the 32 MiB were "
-        "blamed.",
+        "other CMA areas exist",
+        "CmaTotal is the memory that cma=, hugetlb_cma= and drivers reserved. It is not scratch: scratch is outside "
+        "CmaTotal.",
+        "Only movable memory can use either of them, so both reduce the memory for kernel allocations and pins.",
+        "Check cma= and hugetlb_cma= on the command line, and reserved-memory in the devicetree.",
+        "A workstation with a CmaTotal of 32 MiB, from the kernel's default, and a CmaFree of 9.3 GiB: the 32 MiB "
+        "were blamed.",
         "mm/cma.c: totalcma_pages",
     ),
     "DOC013": Rule(
         "warning",
         "long-term pins at risk",
-        "There are devices or drivers that pin memory for long (RDMA, VFIO, GPUs), and memory in CMA pageblocks, which "
-        "cannot be pinned for long: each such page has to be moved out first.",
-        "Under pressure there is nowhere to move to: registration of memory fails with ENOMEM or EAGAIN while MemFree "
-        "shows gigabytes.",
-        f"{OFF}. Else {SIZES}, and leave as much memory free outside.",
-        "Two 128 GB workstations (GB10, ConnectX-7): 9.36 GiB of scratch, ibv_reg_mr fails with ENOMEM under GPU "
-        "memory pressure, NCCL does not start. With kho=off all 4096 registrations pass.",
+        "Devices or drivers on this machine pin memory for a long time (RDMA, VFIO, GPUs), and part of the memory is "
+        "in CMA pageblocks, where long-term pins are not allowed: each such page must be migrated out first.",
+        "Under memory pressure the migration has no target: registering memory fails with ENOMEM or EAGAIN while "
+        "gigabytes are free.",
+        f"{OFF}. Otherwise {SIZES}, and keep enough memory outside of scratch free.",
+        "Two 128 GB workstations (GB10, ConnectX-7) with 9.36 GiB of scratch: ibv_reg_mr fails with ENOMEM under GPU "
+        "memory pressure, and NCCL does not start. With kho=off all 4096 registrations succeed.",
         "mm/gup.c, migrate_longterm_unpinnable_folios",
     ),
     "DOC014": Rule(
         "note",
-        "on by default",
-        "Nobody asked for KHO on the command line: the kernel was built with CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT.",
-        "Memory is held on machines whose owners never heard of it, since an upgrade of the kernel.",
+        "KHO is on by default",
+        "The command line does not request KHO: the kernel was built with CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT.",
+        "A kernel upgrade can enable KHO, and its scratch, on machines whose owners never requested it.",
         f"{OFF}.",
-        "Ubuntu's 7.0 HWE kernels brought it to machines that had run 6.x without; vendors turn the default off in "
-        "their own builds.",
+        "Ubuntu's 7.0 HWE kernels enabled it on machines that had run 6.x without it. Some vendors turn the default "
+        "off in their own builds.",
         "kernel/liveupdate/Kconfig",
     ),
     "DOC015": Rule(
         "note",
         "KHO is off",
-        "KHO is not enabled on this boot: the command line or the kernel's default says so, or all CMA memory is "
-        "counted and none is scratch. That no free CMA memory is seen is no sign of it while memory is full.",
-        "It holds no memory, and nothing can be handed over. A kernel that was booted by a handover keeps the scratch "
-        "it was handed, with kho=off, too.",
+        "KHO is not enabled on this boot: the command line or the kernel's default disables it, or all CMA memory is "
+        "accounted for and none of it is scratch. A CmaFree of 0 alone does not show that KHO is off while memory is "
+        "full.",
+        "It holds no memory, and nothing can be handed over. Exception: a kernel that was booted by a handover keeps "
+        "the scratch it inherited, also with kho=off.",
         "Nothing; kho=on enables it.",
-        f"kho=off behind kho=on, as a vendor's package adds it: the last one wins ({GUEST}).",
+        f"kho=off after kho=on, as a vendor's package appends it: the last one wins ({GUEST}).",
         f"{CORE}, kho_parse_enable",
     ),
     "DOC016": Rule(
         "note",
         "KHO is not built in",
-        "This kernel has no KHO: its configuration says so, it is older than Linux 6.16, it is of an architecture "
-        "other than x86_64 and arm64, or it has no CMA, without which there is no KHO.",
-        "Whatever takes memory here, it is not KHO: CMA memory outside CmaTotal is a vendor's driver's. Only of a 6.x "
-        "kernel it is a guess, since vendors bring features to the kernels that they keep for long.",
+        "This kernel has no KHO: its configuration lacks it, it is older than Linux 6.16, its architecture is neither "
+        "x86_64 nor arm64, or it has no CMA, which KHO requires.",
+        "KHO does not hold any memory here. CMA memory outside CmaTotal belongs to a vendor's driver. For a 6.x kernel "
+        "this is a guess, because vendors backport features to their long-term kernels.",
         "Nothing.",
         "Most machines.",
         "kernel/liveupdate/Kconfig: KEXEC_HANDOVER selects CMA; ARCH_SUPPORTS_KEXEC_HANDOVER in arch/x86, arch/arm64",
@@ -221,102 +228,103 @@ RULES: dict[str, Rule] = {
     "DOC017": Rule(
         "note",
         "booted by a handover",
-        "This kernel was started by kexec and took over memory from the one before, its scratch areas among it.",
-        "What was preserved and never restored stays reserved until the next cold boot.",
-        "Nothing; kho verify checks what was handed over.",
-        "The second kernel of a chain; from 7.1 on it says from which release, and how many there were.",
-        f"{CORE}, kho_populate; kexec-metadata, ABI section 6",
+        "kexec started this kernel, and it took over memory from the previous kernel, including its scratch areas.",
+        "Memory that was preserved and is never restored stays reserved until the next cold boot.",
+        "Nothing; kho verify checks the handover.",
+        "The second kernel of a chain. From 7.1 on it logs the previous kernel's release and the number of kexecs.",
+        f"{CORE}, kho_populate; kexec-metadata, abi.md section 6",
     ),
     "DOC018": Rule(
         "warning",
         "a handover was refused",
-        "There was data of a previous kernel, and this one could not use it; it booted cold.",
-        "Everything that was preserved is lost.",
-        "Boot kernels that write the same compatible one after the other. 'is invalid: -9' on 6.16 and 6.17 only says "
-        "that the kernel before was never finalized: harmless, fixed in stable.",
+        "The previous kernel passed handover data that this kernel could not use, so this kernel booted cold.",
+        "All preserved memory is lost.",
+        "Use kernels that write the same `compatible` before and after the kexec. 'is invalid: -9' on 6.16 and 6.17 "
+        "only means that the previous kernel did not finalize a handover: it is harmless, and fixed in stable.",
         "'KHO: setup: handover FDT (0x10116b000) is invalid: -9' and 'disabling KHO revival: -22' after any kexec of "
         "6.17 with KHO on.",
         f"{CORE}, kho_populate",
     ),
     "DOC019": Rule(
         "warning",
-        "finalized and forgotten",
-        "debugfs out/finalize is 1 (Linux 6.16 to 6.18): the map was written, and no kexec came.",
-        "Until it is undone nothing can be preserved or released: callers get EBUSY.",
-        "kexec now, or abort: echo 0 > /sys/kernel/debug/kho/out/finalize.",
-        "A live update that was prepared and cancelled; the 6.18 captures before their kexec.",
-        "kernel/kexec_handover.c, kho_out_finalize_set; ABI section 2",
+        "finalized, but no kexec followed",
+        "debugfs out/finalize is 1 (Linux 6.16 to 6.18): the map was written, but no kexec followed.",
+        "Until the handover is aborted, memory can be neither preserved nor unpreserved: callers get EBUSY.",
+        "Run kexec, or abort the handover: echo 0 > /sys/kernel/debug/kho/out/finalize.",
+        "A live update that was prepared and canceled; the 6.18 captures before their kexec.",
+        "kernel/kexec_handover.c, kho_out_finalize_set; abi.md section 2",
     ),
     "DOC020": Rule(
         "note",
-        "preserved for the next kernel",
-        "Producers have put subtrees into the handover.",
-        "The memory behind them stays where it is across kexec; this is KHO at work.",
-        "kho inspect says what is in them, from debugfs or memory.",
+        "memory is preserved for the next kernel",
+        "Producers have added subtrees to the handover.",
+        "The memory that the subtrees describe stays in place across kexec. This is the purpose of KHO.",
+        "kho inspect shows the content of the subtrees, from debugfs or memory.",
         "LUO, kexec-metadata, memblock (reserve_mem=), kho_test in the captures.",
         f"{CORE}, kho_add_subtree",
     ),
     "DOC021": Rule(
         "note",
-        "live update is not there",
-        "The command line asks for liveupdate=on, and the kernel did not provide it.",
-        "systemd and virtual machine monitors that count on /dev/liveupdate restart instead of carrying on.",
+        "live update is not available",
+        "The command line requests liveupdate=on, but the kernel did not enable it.",
+        "systemd and virtual machine monitors that rely on /dev/liveupdate restart instead of keeping their state.",
         "Enable KHO (kho=on) with scratch that fits.",
         "liveupdate=on with kho=off: 'luo: Disabling liveupdate because KHO is disabled'.",
         "kernel/liveupdate/luo_core.c",
     ),
     "DOC022": Rule(
         "note",
-        "live update is there",
-        "The kernel has /dev/liveupdate, the door of the Live Update Orchestrator.",
-        "Who opens it preserves files for the next kernel; one process at a time. Sessions live as long as their "
-        "descriptors are open. This is what scratch is for.",
-        "Do not take KHO away before you know who uses it.",
+        "live update is available",
+        "The kernel provides /dev/liveupdate, the device of the Live Update Orchestrator (LUO).",
+        "The process that opens it preserves files for the next kernel; only one process can open it at a time. A "
+        "session lives as long as its descriptor is open. Scratch exists for such handovers.",
+        "Find out which programs use live update before you disable KHO.",
         "systemd 261 keeps its descriptor store in a session.",
-        "kernel/liveupdate/luo_core.c; ABI section 7",
+        "kernel/liveupdate/luo_core.c; abi.md section 7",
     ),
     "DOC023": Rule(
         "warning",
         "figures disagree",
-        "What debugfs says of scratch, and what CMA pageblocks or CmaFree come to, differ by more than rounding.",
-        "One of them is of another moment or machine, or there is CMA memory that neither KHO nor CmaTotal explains.",
-        "Take the snapshot again, all files at once.",
-        "Snapshots put together from several collections; Android and vendor kernels with CMA of their own.",
+        "The scratch size in debugfs differs by more than rounding from the size that CMA pageblocks or CmaFree imply.",
+        "One of the files is from another time or machine, or neither KHO nor CmaTotal accounts for some CMA memory.",
+        "Take the snapshot again, with all files at the same time.",
+        "Snapshots assembled from several collections; Android and vendor kernels with CMA areas of their own.",
         "kho.doctor.scratch",
     ),
     "DOC024": Rule(
         "note",
         "this is a container",
-        "The figures are those of the machine the container runs on. lxcfs shows the container's limit as MemTotal and "
-        "MemFree, and the host's CmaTotal and CmaFree in the same file: then CmaFree may be larger than MemFree, of "
-        "which it is part.",
-        "Nothing can be changed from in here: the command line and the boot loader are the host's. Figures of two "
-        "machines are not divided, so no share of RAM is given.",
-        "Run kho doctor on the host. With a provider's containers only the provider can change the boot line.",
+        "The figures are those of the container's host. lxcfs replaces MemTotal and MemFree by the container's limit, "
+        "and passes through the host's CmaTotal and CmaFree in the same file. CmaFree may then exceed MemFree, "
+        "although it is a part of it.",
+        "Nothing can be changed from inside the container: the command line and the boot loader are the host's. A "
+        "quotient of two machines' figures has no meaning, so the report gives no share of RAM.",
+        "Run kho doctor on the host. For containers of a cloud provider, only the provider can change the boot line.",
         "A container of 512 MiB on a host with 1.9 GiB of scratch: 375 % of RAM. A virtual machine whose image was "
-        "made from a container's has a .dockerenv, and is none: kthreadd is process 2 there, or / is a whole disk.",
+        "made from a container image has a .dockerenv but is not a container: its process 2 is kthreadd, or / is a "
+        "whole disk.",
         "lxcfs, src/proc_fuse.c; container= of /proc/1/environ, cgroups, mounts; run/.containerenv, .dockerenv",
     ),
     "DOC025": Rule(
         "warning",
-        "asked for, and not there",
-        "The command line says kho=on, and KHO holds nothing: this kernel was built without it, or it disabled itself "
-        "and gave back what it had.",
-        "It takes no memory, but who asked for it counts on a live update that will not happen; kexec boots cold.",
-        "dmesg | grep KHO tells why it disabled itself, grep KEXEC_HANDOVER /boot/config-$(uname -r) whether it is "
-        "built in. Give it sizes that fit, or take kho=on away.",
-        "Boot lines carried on to a kernel of another vendor, who turns CONFIG_KEXEC_HANDOVER off; machines whose "
-        "kernel log has been overwritten since the reservation failed.",
+        "KHO is requested but not active",
+        "The command line has kho=on, but KHO holds no memory: this kernel was built without it, or KHO disabled "
+        "itself and released its memory.",
+        "A live update planned for this machine will not work: kexec boots cold.",
+        "`dmesg | grep KHO` shows why KHO disabled itself; `grep KEXEC_HANDOVER /boot/config-$(uname -r)` shows "
+        "whether it is built in. Set sizes that fit, or remove kho=on.",
+        "Boot lines reused with a kernel of another vendor, who turns CONFIG_KEXEC_HANDOVER off; machines whose kernel "
+        "log was overwritten since the reservation failed.",
         f"{CORE}, kho_parse_enable; kernel/liveupdate/Kconfig",
     ),
 }
 
 
 def page(rule_id: str) -> str:
-    """Write a rule's page of documentation."""
+    """Return the documentation page of a rule, in Markdown."""
     rule = RULES[rule_id]
     return (
         f"# {rule_id}: {rule.title}\n\nSeverity: {rule.severity}.\n\n{rule.means}\n\n## Why it matters\n\n"
-        f"{rule.matters}\n\n## What to do\n\n{rule.advice}\n\n## The case it comes from\n\n{rule.case}\n\n"
+        f"{rule.matters}\n\n## What to do\n\n{rule.advice}\n\n## Real case\n\n{rule.case}\n\n"
         f"## Source\n\n{rule.source}\n"
     )

@@ -1,16 +1,17 @@
-"""How much memory KHO holds, and how that is known.
+"""How much memory KHO holds, and the source of that figure.
 
-Scratch is memory of CMA pageblocks outside CmaTotal. What shows it, best first:
+Scratch is the memory of CMA pageblocks that CmaTotal does not count. Sources, best first:
 
-- debugfs out/scratch_len: the areas themselves, exact; root only.
-- /proc/pagetypeinfo: pageblocks of type CMA, less CmaTotal. Exact to a pageblock whatever is in the memory; root only.
-- /proc/zoneinfo `cma`, less CmaTotal: pages that were given to CMA one pageblock at a time, as a cold boot does
-  (init_cma_reserved_pageblock). For everyone. A kernel that was handed its scratch, or whose reservation failed, frees
-  it another way and does not count it here.
-- CmaFree less CmaTotal in /proc/meminfo: a lower bound. Movable pages in scratch or in anybody's CMA area lower it, and
-  after a handover what the kernel allocated while booting lies in scratch too.
-- The sizes of `kho_scratch=`, rounded as the kernel rounds them, on a cold boot that did not fail: exact if pageblocks
-  come to the same, or if the kernel's log says that it read them.
+- debugfs out/scratch_len: the areas, exact; root only.
+- /proc/pagetypeinfo: pageblocks of type CMA, less CmaTotal. Exact to a pageblock, whether the memory is used or free;
+  root only.
+- /proc/zoneinfo `cma`, less CmaTotal: pages that init_cma_reserved_pageblock gave to CMA, as a cold boot does. Every
+  user can read it. A kernel that inherited its scratch, or whose reservation failed, frees the areas through another
+  code path and does not count them here.
+- CmaFree less CmaTotal in /proc/meminfo: a lower bound. Movable pages in scratch or in other CMA areas reduce it; after
+  a handover, so do the kernel's own allocations during boot, which are in scratch.
+- The sizes in `kho_scratch=`, rounded as the kernel candidates them, after a cold boot without a failure: exact if the
+  pageblocks add up to the same size, or if the kernel log shows the parsed sizes.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from .kernellog import Evidence
 
 @dataclass(frozen=True)
 class Area:
-    """An area of scratch: bytes at a physical address."""
+    """An area of scratch: its size in bytes and its physical address."""
 
     kind: str
-    """As the kernel orders them: "low", "global", "node"."""
+    """low, global or node, in the kernel's order."""
     phys: int | None
     bytes: int
     node: int | None
@@ -39,7 +40,7 @@ class Area:
 
 @dataclass
 class Figures:
-    """Bytes of CMA memory outside CmaTotal, by each way there is to know; None where it is not known."""
+    """Bytes of CMA memory outside CmaTotal, by source; None if the source is missing."""
 
     areas: list[Area] = field(default_factory=list)
     exact: int | None = None
@@ -47,28 +48,28 @@ class Figures:
     zones: int | None = None
     free: int | None = None
     sizes: list[int] = field(default_factory=list)
-    """Of the areas that `kho_scratch=` comes to, rounded; none for a percentage."""
+    """Sizes of the areas that `kho_scratch=` requests, rounded; empty for a percentage."""
     evidence: list[Evidence] = field(default_factory=list)
     block_bytes: int = 0
     others: int = 0
-    """CmaTotal."""
+    """CmaTotal, the size of the CMA areas that are not scratch."""
     doubts: list[str] = field(default_factory=list)
-    """Why what is inferred may be something else."""
+    """Reasons why an inferred figure may not be scratch."""
     by_node: dict[int, int] = field(default_factory=dict)
 
     @property
-    def asked(self) -> int | None:
-        """Give what `kho_scratch=LOW,GLOBAL,PERNODE` comes to; None if it is not given, or rejected."""
+    def requested(self) -> int | None:
+        """Sum of the sizes in `kho_scratch=LOW,GLOBAL,PERNODE`; None if it is absent or rejected."""
         return sum(self.sizes) if self.sizes else None
 
     @property
     def counted(self) -> int | None:
-        """Give what pageblocks come to; None if nobody counts them."""
+        """Bytes of CMA pageblocks outside CmaTotal; None if neither pagetypeinfo nor zoneinfo counts them."""
         return self.blocks if self.blocks is not None else self.zones or None
 
     @property
     def best(self) -> int | None:
-        """Give the best figure: exact, else inferred. CmaFree drifts by some pages per CPU: blocks outweigh it."""
+        """The best figure. Pageblock counts precede CmaFree, whose per-CPU counters drift by some pages."""
         if self.exact is not None:
             return self.exact
         if self.blocks is not None:
@@ -78,7 +79,7 @@ class Figures:
 
     @property
     def how(self) -> str:
-        """Say what kind of figure the best one is."""
+        """Kind of the best figure: exact, inferred or at least."""
         if self.exact is not None:
             return "exact"
         if self.blocks is not None or self.zones:
@@ -87,7 +88,7 @@ class Figures:
 
 
 def enablement(facts: Facts, default: bool | None) -> bool | None:
-    """Say whether the boot enabled KHO; None if no command line is known, or it leaves it to an unknown default."""
+    """Return whether this boot enabled KHO; None if this depends on a command line or default that is unknown."""
     if facts.cmdline is None:
         return None
     on, off = kho_is_enabled(facts.cmdline.text, True), kho_is_enabled(facts.cmdline.text, False)
@@ -95,14 +96,17 @@ def enablement(facts: Facts, default: bool | None) -> bool | None:
 
 
 def excess(found: Figures) -> int:
-    """Give what is surely in CMA outside CmaTotal; beside other CMA areas, some pages are a drift between counters."""
+    """Return the bytes that are certainly in CMA outside CmaTotal.
+
+    If there are other CMA areas, less than half a pageblock may be a drift between counters and does not count.
+    """
     best = found.best or 0
     drift = 0 if found.exact is not None or found.counted or not found.others else found.block_bytes // 2
     return best if best >= drift else 0
 
 
-def words(cmdline: str) -> Iterator[str]:
-    """Split a command line as the kernel does, quotes taken off, up to the -- after which init's begin."""
+def split_cmdline(cmdline: str) -> Iterator[str]:
+    """Split a command line as the kernel does: without quotes, up to the `--` that precedes the arguments of init."""
     for match in re.finditer(r'(?:"[^"]*"|[^\s"])+', cmdline):
         word = match[0].replace('"', "")
         if word == "--":
@@ -112,41 +116,41 @@ def words(cmdline: str) -> Iterator[str]:
 
 
 def scratch_values(cmdline: str) -> list[str | None]:
-    """Give the values of each `kho_scratch=` there is; None for one that has none."""
-    found = (word.partition("=") for word in words(cmdline))
+    """Return the value of each `kho_scratch` parameter; None for one without a value."""
+    found = (word.partition("=") for word in split_cmdline(cmdline))
     return [value if equals else None for name, equals, value in found if name == "kho_scratch"]
 
 
-def judged(facts: Facts) -> tuple[str | None, ScratchSpec | None, list[tuple[str, str]]]:
-    """Read `kho_scratch=` as the kernel does, which takes the last value it can read.
+def effective_scratch(facts: Facts) -> tuple[str | None, ScratchSpec | None, list[tuple[str, str]]]:
+    """Parse `kho_scratch=` as the kernel does, which uses the last valid value.
 
-    Returns: that value and what it says, both None if there is none; and each that is rejected, with the reason.
-    Older kernels let anything follow the third size; the log shows that it was taken.
+    Returns: that value and its parsed form, both None if there is none; and each rejected value with the reason.
+    Older kernels accept text after the third size; such a value counts if the log shows that it was accepted.
     """
     taken: tuple[str | None, ScratchSpec | None] = None, None
     rejected = []
     for value in scratch_values(facts.cmdline.text) if facts.cmdline is not None else []:
         try:
             if value is None:
-                raise ParameterError("kho_scratch: without a value")
+                raise ParameterError("kho_scratch: no value is given")
             taken = value, parse_kho_scratch(value)
         except ParameterError as error:
             rejected.append((value or "", str(error)))
-    if taken[1] is None and rejected and facts.log is not None and facts.log.asked_sizes is not None:
+    if taken[1] is None and rejected and facts.log is not None and facts.log.parsed_sizes is not None:
         with suppress(ParameterError):
             taken = rejected[-1][0], parse_kho_scratch(rejected[-1][0], trailing_garbage=True)
     return *taken, rejected
 
 
 def alignment(release: str | None, page_size: int, block_bytes: int) -> int:
-    """Give what sizes are rounded up to: a pageblock; from Linux 7.2 on the buddy allocator's largest block."""
+    """Return the alignment of area sizes: a pageblock; from Linux 7.2 on the buddy allocator's largest block."""
     match = re.match(r"(\d{1,4})\.(\d{1,4})", release or "")
     recent = match is not None and (int(match[1]), int(match[2])) >= (7, 2)
     return max(block_bytes, page_size << 10) if recent and page_size == 4096 else block_bytes
 
 
 def rounded(spec: ScratchSpec | None, nodes: int, align: int) -> list[int]:
-    """Give the sizes of the areas that explicit sizes come to; none for a percentage or more than 64 bits."""
+    """Return the rounded sizes of all areas; empty for a percentage, or if a size exceeds 64 bits."""
     if spec is None or spec.low is None:
         return []
     try:
@@ -156,12 +160,12 @@ def rounded(spec: ScratchSpec | None, nodes: int, align: int) -> list[int]:
 
 
 def figures(facts: Facts) -> Figures:
-    """Work out every figure that the facts allow."""
+    """Compute each figure whose source is available."""
     found = Figures(block_bytes=facts.block_bytes)
     others = found.others = facts.cma_total.bytes if facts.cma_total is not None else 0
     nodes = list(facts.nodes)
     if facts.debugfs is not None and facts.debugfs.lens:
-        _areas(found, facts, nodes)
+        _use_areas(found, facts, nodes)
     if facts.blocks:
         counts: dict[int, int] = {}
         for row in facts.blocks:
@@ -169,7 +173,7 @@ def figures(facts: Facts) -> Figures:
             if row.cma:
                 found.evidence.append(row.seen)
         found.blocks = max(sum(counts.values()) - others, 0)
-        _share(found, counts, others, facts)
+        _split_by_node(found, counts, others, facts)
     zones = [zone for zone in facts.zones if zone.cma is not None]
     if zones:
         counts = {}
@@ -179,40 +183,40 @@ def figures(facts: Facts) -> Figures:
                 found.evidence.append(zone.seen)
         found.zones = max(sum(counts.values()) - others, 0)
         if not found.by_node and found.zones:
-            _share(found, counts, others, facts)
+            _split_by_node(found, counts, others, facts)
     if facts.cma_free is not None:
         found.free = max(facts.cma_free.bytes - others, 0)
         found.evidence += [facts.cma_free.seen, *([facts.cma_total.seen] if facts.cma_total is not None else [])]
     if zones and not found.zones:
-        _uncounted(found, facts)
+        _use_free_cma(found, facts)
     default = facts.config.get("CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT")
     if facts.cma_total is None and found.exact is None:
         if not enablement(facts, default.text.endswith("=y") if default is not None else None):
-            # All of it may be areas of others, and nothing says that KHO is on: then it is no sign of scratch.
+            # All of it may be other CMA areas, and there is no evidence that KHO is on: this does not indicate scratch.
             found.blocks = found.zones = found.free = None
             found.by_node = {}
             if facts.blocks and not any(row.cma for row in facts.blocks):
                 found.blocks = 0
             if zones and not any(zone.cma for zone in zones):
                 found.zones = 0
-        found.doubts.append("CmaTotal is not known: areas of others may be in it")
-    spec = judged(facts)[1]
+        found.doubts.append("CmaTotal is unknown: the figure may include other CMA areas")
+    spec = effective_scratch(facts)[1]
     align = alignment(facts.release.text if facts.release is not None else None, facts.page_size, facts.block_bytes)
-    ways = [rounded(spec, len(nodes), each) for each in (align, facts.block_bytes, facts.block_bytes << 1)]
-    found.sizes = next((sizes for sizes in ways if sizes and sum(sizes) == found.counted), ways[0])
+    candidates = [rounded(spec, len(nodes), each) for each in (align, facts.block_bytes, facts.block_bytes << 1)]
+    found.sizes = next((sizes for sizes in candidates if sizes and sum(sizes) == found.counted), candidates[0])
     return found
 
 
 def areas_of(sizes: list[int], nodes: list[int]) -> list[Area]:
-    """Name the areas of sizes: low memory, global, one per node; where they lie is not known."""
+    """Return areas of the given sizes: low memory, global, one per node. Their addresses are unknown."""
     kinds = ["low", "global", *["node"] * (len(sizes) - 2)]
     only = nodes[0] if len(nodes) == 1 else None
     places = [only, only, *(nodes if len(nodes) == len(sizes) - 2 else [only] * (len(sizes) - 2))]
     return [Area(kind, None, size, node) for kind, size, node in zip(kinds, sizes, places, strict=True)]
 
 
-def _uncounted(found: Figures, facts: Facts) -> None:
-    """Find what zoneinfo shows as free and does not count as CMA: by node, and in all if meminfo does not say."""
+def _use_free_cma(found: Figures, facts: Facts) -> None:
+    """Use free CMA pages that zoneinfo does not count in `cma`: by node, and as a total if meminfo has no CmaFree."""
     free: dict[int, int] = {}
     for zone in facts.zones:
         free[zone.node] = free.get(zone.node, 0) + (zone.free_cma - (zone.cma or 0)) * facts.page_size
@@ -227,8 +231,8 @@ def _uncounted(found: Figures, facts: Facts) -> None:
     found.by_node = found.by_node or left
 
 
-def _areas(found: Figures, facts: Facts, nodes: list[int]) -> None:
-    """Take the areas that debugfs shows: low memory, global, one per node with memory."""
+def _use_areas(found: Figures, facts: Facts, nodes: list[int]) -> None:
+    """Use the areas in debugfs: low memory, global, one per node with memory."""
     shown = facts.debugfs
     if shown is None:
         return
@@ -247,8 +251,8 @@ def _areas(found: Figures, facts: Facts, nodes: list[int]) -> None:
             found.by_node[area.node or 0] = found.by_node.get(area.node or 0, 0) + area.bytes
 
 
-def _share(found: Figures, counts: dict[int, int], others: int, facts: Facts) -> None:
-    """Give each node its share of what was counted, if it is known where CMA areas of others lie."""
+def _split_by_node(found: Figures, counts: dict[int, int], others: int, facts: Facts) -> None:
+    """Split the counted memory among the nodes, if the nodes of the other CMA areas are known."""
     if found.by_node:
         return
     left = dict(counts)

@@ -1,4 +1,4 @@
-"""What a kernel runs in: its processor, a container whose figures are its host's, the boot loader that started it."""
+"""Detects the environment of a kernel: architecture, container and boot loader."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ ARCHITECTURES = {
     "alpha": "alpha",
     "m68k": "m68k",
 }
-"""Names of architectures as packages, compilers and uname write them, to the one of uname -m."""
+"""Names of architectures in packages, compilers and uname, mapped to the name that `uname -m` prints."""
 NAMES = "|".join(sorted(ARCHITECTURES, key=len, reverse=True))
 WORDS = ("alpha", "arm", "ppc", "m68k", "parisc", "mips")
-"""Names that a release may have for another reason: 7.1.0-alpha."""
+"""Names that a release may contain without being the architecture: 7.1.0-alpha."""
 RELEASES = "|".join(name for name in sorted(ARCHITECTURES, key=len, reverse=True) if name not in WORDS)
 IN_RELEASE = re.compile(rf"[.\-_+]({RELEASES})(?=[.\-_+]|$)")
 COMPILER = re.compile(rf"\(({NAMES})(?:-[a-z0-9]+)?-linux(?:-gnu\w*|-musl\w*|-android\w*)?-(?:gcc|clang|ld)")
@@ -68,14 +68,14 @@ CPUINFO = (
     (re.compile(rb"^CPU Family\s*: Loongson", re.MULTILINE), "loongarch64"),
     (re.compile(rb"^cpu model\s*: (?:MIPS|ICT|Cavium)", re.MULTILINE), "mips"),
 )
-"""What /proc/cpuinfo says on architectures that it tells apart for sure."""
+"""Lines of /proc/cpuinfo that identify an architecture with certainty."""
 KHO_ARCHITECTURES = ("x86_64", "aarch64")
-"""Those that select ARCH_SUPPORTS_KEXEC_HANDOVER, in every release from the first to `KNOWN_TO`."""
+"""Architectures that select ARCH_SUPPORTS_KEXEC_HANDOVER in every release from `FIRST` to `KNOWN_TO`."""
 FIRST, KNOWN_TO = (6, 16), (7, 3)
 
 
 def version(release: str | None) -> tuple[int, int] | None:
-    """Give the numbers that a release begins with."""
+    """Return major and minor version of a release; None if it does not begin with them."""
     match = re.match(r"(\d{1,4})\.(\d{1,4})", release or "")
     return (int(match[1]), int(match[2])) if match is not None else None
 
@@ -83,30 +83,30 @@ def version(release: str | None) -> tuple[int, int] | None:
 BACKPORTS = re.compile(
     r"\.el\d|uek|\.amzn\d|azl\d|-default$|\+$|-(?:nvidia|gke|gkeop|gcp|aws|azure|oracle|ibm|tegra)(?:-|$)"
 )
-"""Releases of vendors that bring features of newer kernels to their long-lived ones."""
+"""Releases of vendors that backport features of newer kernels to their long-term kernels."""
 
 
-def vendors(facts: Facts) -> bool:
-    """Say whether a kernel older than 6.16 is one that a vendor may have brought KHO to."""
+def may_have_backport(facts: Facts) -> bool:
+    """Return whether the kernel is older than 6.16, but of a vendor that may have backported KHO."""
     release = facts.release.text if facts.release is not None else None
     numbers = version(release)
     return numbers is not None and (5, 14) <= numbers < FIRST and BACKPORTS.search(release or "") is not None
 
 
-def incapable(facts: Facts) -> str | None:
-    """Say why a kernel of this release or architecture cannot have KHO, as far as Linux itself goes."""
+def why_no_kho(facts: Facts) -> str | None:
+    """Return why upstream Linux of this release or architecture has no KHO; None if it may have it."""
     release = facts.release.text if facts.release is not None else None
     numbers = version(release)
     if numbers is not None and numbers < FIRST:
         return f"Linux {release} is older than 6.16"
     name = facts.architecture.text if facts.architecture is not None else None
     if name is not None and name not in KHO_ARCHITECTURES and (numbers is None or numbers <= KNOWN_TO):
-        return f"Linux has KHO on x86_64 and arm64, this is {name}"
+        return f"Linux supports KHO on x86_64 and arm64, this machine is {name}"
     return None
 
 
 def architecture(tree: Tree, facts: Facts) -> None:
-    """Find the architecture, from what is sure of it."""
+    """Determine the architecture from the best source that names a known one."""
     for name, seen in _architectures(tree, facts):
         known = ARCHITECTURES.get(name)
         if known is not None:
@@ -115,7 +115,7 @@ def architecture(tree: Tree, facts: Facts) -> None:
 
 
 def _architectures(tree: Tree, facts: Facts) -> list[tuple[str, Evidence]]:
-    """Name the architecture as each source has it, the best source first."""
+    """Return the architecture according to each source, best first."""
     found = []
     for file in ("proc/sys/kernel/arch", "architecture"):
         piece = layout.read(tree, file, 64)
@@ -155,13 +155,13 @@ ROOT_MOUNT = re.compile(rb"^\d+ \d+ \d+:\d+ (\S+) / [^\n]*? - (\S+) (\S+) ?([^\n
 ROOT_OLD = re.compile(rb"^(\S+) / (\S+) ([^\n]*)$", re.MULTILINE)
 MARKERS = ("run/.containerenv", ".dockerenv", "run/systemd/container", "dev/.lxc-boot-id")
 SLACK = 16 << 20
-"""Bytes that two counters of free pages may differ by, as each is a sum over processors."""
+"""Bytes by which two counters of free pages may differ, because each is a sum of per-CPU counters."""
 
 
 def container(tree: Tree, facts: Facts) -> None:
-    """Decide whether this is a container, and whether meminfo is its own while CmaFree is its host's."""
+    """Determine whether this is a container, and whether meminfo mixes its figures with those of its host."""
     facts.container = _container(tree)
-    _two_machines(facts)
+    _detect_mixed_figures(facts)
     if facts.container is not None and "lxcfs" in facts.container.text and facts.mixed is None:
         facts.mixed = "lxcfs shows the container's limit in proc/meminfo"
     if facts.mixed is not None:
@@ -169,7 +169,7 @@ def container(tree: Tree, facts: Facts) -> None:
 
 
 def _container(tree: Tree) -> Evidence | None:
-    """Find what makes this a container: proof, or a marker that nothing speaks against."""
+    """Return the evidence that this is a container: proof, or a marker file without evidence against it."""
     for file, pattern in (
         ("proc/1/environ", rb"(?:^|\0)container=(?!wsl)\w+"),
         ("proc/self/mountinfo", rb"^[^\n]* /proc/meminfo [^\n]* - fuse\.lxcfs [^\n]*"),
@@ -178,15 +178,17 @@ def _container(tree: Tree) -> Evidence | None:
         ("proc/self/cgroup", CGROUP.pattern),
         ("proc/1/cgroup", CGROUP.pattern),
     ):
-        text = tree.peek(file, 1 << 18) if tree.exists(file) else b""  # processes of others are not ours to read
+        text = tree.peek(file, 1 << 18) if tree.exists(file) else b""  # processes of other users are not readable
         match = re.search(pattern, text, re.MULTILINE)
         if match is not None:
             return Evidence(file, text.count(b"\n", 0, match.start()) + 1, clean(match[0].strip(b"\0")))
-    source, kind, options, root = _root(tree)
+    source, kind, options, root = _root_mount(tree)
     if source is not None and (RUNTIMES.search(options) or source.startswith(b"/dev/mapper/docker-")):
         return Evidence("proc/self/mountinfo", None, clean(kind + b" / " + options)[:200])
-    if _initial(tree) or (source is not None and source.startswith(b"/dev/") and kind != b"overlay" and root == b"/"):
-        return None  # processes of the kernel are seen, or / is a whole disk: a machine whose image was a container's
+    if _in_initial_pid_namespace(tree) or (
+        source is not None and source.startswith(b"/dev/") and kind != b"overlay" and root == b"/"
+    ):
+        return None  # kernel threads are visible, or / is a whole disk: a machine booted from a container's image
     for file in MARKERS if tree.live or kind == b"overlay" else ():
         if tree.stat(file) is None:
             continue
@@ -196,8 +198,8 @@ def _container(tree: Tree) -> Evidence | None:
     return None
 
 
-def _root(tree: Tree) -> tuple[bytes | None, bytes, bytes, bytes]:
-    """Give what is mounted on /: source, kind, options, and which folder of it."""
+def _root_mount(tree: Tree) -> tuple[bytes | None, bytes, bytes, bytes]:
+    """Return source, type, options and root directory of the mount at /."""
     for file in ("proc/self/mountinfo", "proc/1/mountinfo"):
         found = ROOT_MOUNT.findall(tree.peek(file, 1 << 18)) if tree.exists(file) else []
         if found:
@@ -207,32 +209,32 @@ def _root(tree: Tree) -> tuple[bytes | None, bytes, bytes, bytes]:
     return (old[-1][0], old[-1][1], old[-1][2], b"/") if old else (None, b"", b"", b"")
 
 
-def _initial(tree: Tree) -> bool:
-    """Say whether processes are seen from the initial PID namespace, where the second is the kernel's own."""
+def _in_initial_pid_namespace(tree: Tree) -> bool:
+    """Return whether proc/ is of the initial PID namespace, where process 2 is kthreadd."""
     return tree.exists("proc/2/comm") and tree.peek("proc/2/comm", 64).strip() == b"kthreadd"
 
 
-def _two_machines(facts: Facts) -> None:
-    """Compare figures that are part of one another: lxcfs rewrites MemTotal and MemFree, and passes CmaFree through."""
+def _detect_mixed_figures(facts: Facts) -> None:
+    """Compare a figure with the one that includes it: lxcfs replaces MemTotal and MemFree, but not CmaFree."""
     total, free, cma = facts.mem_total, facts.mem_free, facts.cma_free
     slack = max(SLACK, (total.bytes if total is not None else 0) >> 8)
     if cma is not None and free is not None and cma.bytes > free.bytes + slack:
-        facts.mixed = f"CmaFree ({cma.bytes >> 10} kB) is part of MemFree ({free.bytes >> 10} kB), and larger"
+        facts.mixed = f"CmaFree ({cma.bytes >> 10} kB) exceeds MemFree ({free.bytes >> 10} kB), which includes it"
     for part, name in ((cma, "CmaFree"), (facts.cma_total, "CmaTotal")):
         if part is not None and total is not None and part.bytes > total.bytes + (slack if total.bytes > SLACK else 0):
-            facts.mixed = f"{name} ({part.bytes >> 10} kB) is part of MemTotal ({total.bytes >> 10} kB), and larger"
-    if facts.mixed is None and _unasked(facts):
+            facts.mixed = f"{name} ({part.bytes >> 10} kB) exceeds MemTotal ({total.bytes >> 10} kB), which includes it"
+    if facts.mixed is None and _is_unexplained(facts):
         free_kb, total_kb = ((cma.bytes if cma else 0) >> 10), ((total.bytes if total else 0) >> 10)
-        facts.mixed = f"CmaFree ({free_kb} kB) is most of MemTotal ({total_kb} kB), which nothing asked for"
+        facts.mixed = f"CmaFree ({free_kb} kB) is most of MemTotal ({total_kb} kB), and no parameter explains it"
     managed = sum(zone.managed for zone in facts.zones) * 4096
     if total is not None and total.bytes * 2 < managed:
-        facts.mixed = f"MemTotal ({total.bytes >> 10} kB) is less than half of what zoneinfo's zones have"
+        facts.mixed = f"MemTotal ({total.bytes >> 10} kB) is less than half of the memory in zoneinfo's zones"
 
 
-def _unasked(facts: Facts) -> bool:
-    """Say whether more than half of MemTotal is free in CMA outside CmaTotal, without a word of why.
+def _is_unexplained(facts: Facts) -> bool:
+    """Return whether more than half of MemTotal is free in CMA outside CmaTotal, without an explanation.
 
-    Scratch is as large only if kho_scratch= says so, or huge pages reserved while booting inflate a percentage.
+    Scratch has this size only if kho_scratch= requests it, or if huge pages reserved at boot inflate a percentage.
     """
     total, cma = facts.mem_total, facts.cma_free
     huge = facts.hugetlb is not None and facts.hugetlb.bytes > 0
@@ -249,10 +251,10 @@ def _unasked(facts: Facts) -> bool:
     return (cma.bytes - others) * 2 > total.bytes
 
 
-def loaders(tree: Tree, facts: Facts) -> None:
-    """Find which boot loader there is, by its own files, the system's name and the boot line."""
+def boot_loaders(tree: Tree, facts: Facts) -> None:
+    """Detect the boot loader by its files, the distribution and the command line."""
     if facts.container is not None or facts.mixed is not None:
-        return  # files in here say nothing of the machine's boot
+        return  # files of a container do not belong to the machine's boot
     names = []
     for file in ("etc/os-release", "usr/lib/os-release", "etc/initrd-release", "os_info", "os-release"):
         piece = layout.read(tree, file, 1 << 14)
@@ -273,8 +275,8 @@ def loaders(tree: Tree, facts: Facts) -> None:
     facts.platforms = bootline.detect(there, "\n".join(names), line, release)
 
 
-def amount_of_zones(facts: Facts) -> Amount | None:
-    """Give the RAM that zones have, where meminfo is another machine's and the page size is known."""
+def managed_memory(facts: Facts) -> Amount | None:
+    """Return the managed memory of all zones; None if there are none or the page size is only assumed."""
     managed = sum(zone.managed for zone in facts.zones)
     if not managed or facts.page_size_from == "assumed":
         return None

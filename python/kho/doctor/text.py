@@ -1,4 +1,4 @@
-"""Sizes and shares as people read them."""
+"""Format sizes and shares for output."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Reading a machine, or a snapshot of one, whoever made it: bounded, never out of the tree, never waiting.
+"""Reads the files of a machine or of an untrusted snapshot: bounded, without leaving the tree, without blocking.
 
-A snapshot may be hostile or broken: links that lead out, FIFOs, devices, gigabytes, no permission. Nothing of this
-raises; what was there and could not be read is kept in `Tree.unread`.
+A snapshot may be hostile or broken: links that leave the tree, FIFOs, devices, gigabytes of data, missing permissions.
+None of these raises; a file that exists and could not be read is listed in `Tree.unread`.
 """
 
 from __future__ import annotations
@@ -11,40 +11,40 @@ import stat
 from typing import NamedTuple
 
 FILE_LIMIT = 4 << 20
-"""Bytes read of a file; one with a tail loses its middle, others their end."""
+"""Maximum number of bytes read from a file. The rest, or the middle if the tail is read too, is skipped."""
 TREE_LIMIT = 64 << 20
-"""Bytes read of a tree in all."""
+"""Maximum number of bytes read from a tree."""
 ENTRY_LIMIT = 1024
-"""Names read of a directory."""
+"""Maximum number of names read from a directory."""
 LINK_LIMIT = 40
-"""Links followed for a path, as many as Linux follows."""
+"""Maximum number of links followed for a path; Linux has the same limit."""
 TEXT_LIMIT = 240
-"""Characters of evidence that are kept."""
+"""Maximum number of characters in the text of evidence."""
 
 
 class Unread(NamedTuple):
-    """Something that is there and was not read, or not wholly."""
+    """A file or directory that exists but was not read, or only in part."""
 
     file: str
     why: str
 
 
 class Piece(NamedTuple):
-    """What was read of a file; `tail` is its end where the middle was left out."""
+    """The content read from a file; `tail` is its end if the middle was skipped."""
 
     file: str
     head: bytes
     tail: bytes = b""
     before: int | None = 0
-    """Lines of the file before this piece, where it is a section of it; None where that is not known."""
+    """Number of lines before this piece, if it is a section of the file; None if unknown."""
 
     def line(self, at: int) -> int | None:
-        """Give the line, counted from 1, of a place in `head`."""
+        """Return the line number, counted from 1, of an offset in `head`."""
         return None if self.before is None else self.before + self.head.count(b"\n", 0, at) + 1
 
 
 def clean(text: bytes | str) -> str:
-    """Make text from a file fit to print: valid Unicode, no control characters, not too long."""
+    """Make text from a file printable: valid Unicode, no control characters, at most `TEXT_LIMIT` characters."""
     if isinstance(text, str):
         text = text.encode("utf-8", "surrogateescape")
     shown = text[: 4 * TEXT_LIMIT].decode("utf-8", "replace").strip()
@@ -53,35 +53,35 @@ def clean(text: bytes | str) -> str:
 
 
 class Tree:
-    """Files below a root, named relative to it; absolute links in it are relative to it too."""
+    """Files below a root directory. Names and absolute links are relative to the root."""
 
     def __init__(self, root: str | os.PathLike[str] = "/") -> None:
         self.root = os.fspath(root)
         self.live = os.path.realpath(self.root) == "/"
         self.unread: list[Unread] = []
         self.folder = ""
-        """Where in the root the report is that was found deeper; names of files are relative to it."""
+        """The directory below the root that has the report, if it is not the root; file names are relative to it."""
         self.layout: str | None = None
-        """What the tree is, if a collector made it."""
+        """The kind of collection ("an sosreport"), if a collector made the tree."""
         self.elsewhere: list[str] = []
-        """Folders that look like reports, where it cannot be said which is meant."""
+        """Directories that look like reports, if more than one does: one of them must be named."""
         self.kept: dict[str, Piece] = {}
-        """What is kept as sections of other files, by the names the machine has for it."""
-        self._left = TREE_LIMIT
+        """Sections of files, by the name that their content has on the machine itself ("proc/meminfo")."""
+        self._budget = TREE_LIMIT
 
     def enter(self, folder: str) -> None:
-        """Take a folder of the tree for its root."""
+        """Make a directory of the tree the root."""
         self.root = os.path.join(self.root, folder)
         self.folder = folder
 
-    def skipped(self, file: str, why: str) -> None:
-        """Note, once, that something was not read."""
+    def note_unread(self, file: str, why: str) -> None:
+        """Record that a file was not read; the same entry is recorded once."""
         entry = Unread(clean(file), clean(why))
         if entry not in self.unread and len(self.unread) < 100:
             self.unread.append(entry)
 
-    def _place(self, file: str) -> tuple[str, os.stat_result] | None:
-        """Find a file without leaving the tree: its path, free of links, and what it is; None if there is none."""
+    def _resolve(self, file: str) -> tuple[str, os.stat_result] | None:
+        """Resolve a name without leaving the tree: the path without links, and its stat; None if it is absent."""
         todo = [part for part in file.split("/") if part][::-1]
         here: list[str] = []
         links = 0
@@ -94,7 +94,7 @@ class Tree:
                 continue
             if part == "..":
                 if not here and of_link:
-                    self.skipped(file, "a link that leads out of the tree")
+                    self.note_unread(file, "a link leads out of the tree")
                     return None
                 here = here[:-1]
                 continue
@@ -104,17 +104,17 @@ class Tree:
                 target = os.readlink(path) if stat.S_ISLNK(found.st_mode) else None
             except (FileNotFoundError, NotADirectoryError):
                 if of_link and not self.live:
-                    self.skipped(file, "a link to what the tree does not have")
+                    self.note_unread(file, "a link to a file that is not in the tree")
                 return None
             except (OSError, ValueError) as error:
-                self.skipped(file, _reason(error))
+                self.note_unread(file, _reason(error))
                 return None
             if target is None:
                 here.append(part)
                 continue
             links += 1
             if links > LINK_LIMIT:
-                self.skipped(file, "too many links")
+                self.note_unread(file, "too many links")
                 return None
             if target.startswith("/"):
                 here = []
@@ -124,100 +124,103 @@ class Tree:
         try:
             return path, os.lstat(path)
         except (OSError, ValueError) as error:
-            self.skipped(file, _reason(error))
+            self.note_unread(file, _reason(error))
             return None
 
     def exists(self, name: str) -> bool:
-        """Say whether there is a file or folder, without a word on why not."""
+        """Return whether a file or directory exists. Records nothing in `unread`."""
         try:
             return os.path.lexists(os.path.join(self.root, name))
         except (OSError, ValueError):
             return False
 
     def is_folder(self, name: str) -> bool:
-        """Say whether there is a folder of this name, and no link to one."""
+        """Return whether a name is a directory, and not a link to one."""
         try:
             return stat.S_ISDIR(os.lstat(os.path.join(self.root, name)).st_mode)
         except (OSError, ValueError):
             return False
 
     def stat(self, file: str) -> os.stat_result | None:
-        """Say what a file is; None if there is none."""
-        place = self._place(file)
+        """Return the stat of a file; None if it is absent."""
+        place = self._resolve(file)
         return None if place is None else place[1]
 
     def read(self, file: str, limit: int = FILE_LIMIT, tail: int = 0) -> Piece | None:
-        """Read a regular file, at most `limit` bytes and its last `tail`; None if there is none or it says no."""
-        place = self._place(file)
+        """Read a regular file: its first `limit` bytes and its last `tail`; None if it is absent or unreadable."""
+        place = self._resolve(file)
         if place is None:
             return None
         path, found = place
         if not stat.S_ISREG(found.st_mode):
-            self.skipped(file, "no regular file")
+            self.note_unread(file, "not a regular file")
             return None
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY)
         except (OSError, ValueError) as error:
-            self.skipped(file, _reason(error))
+            self.note_unread(file, _reason(error))
             return None
         try:
             size = os.fstat(fd).st_size
-            head = self._bytes(fd, limit)
+            head = self._read_bytes(fd, limit)
             end = b""
             if len(head) >= limit and (size > limit or os.read(fd, 1)):
                 kept = min(tail, max(size - limit, 0))
                 if kept:
                     os.lseek(fd, size - kept, os.SEEK_SET)
-                    end = self._bytes(fd, kept)
-                self.skipped(file, f"{size - len(head) - len(end)} of {size} bytes" if size > limit else "its end")
-            elif self._left <= 0:
-                self.skipped(file, "this tree has too much to read")
+                    end = self._read_bytes(fd, kept)
+                self.note_unread(
+                    file,
+                    f"{size - len(head) - len(end)} of {size} bytes" if size > limit else f"what follows {limit} bytes",
+                )
+            elif self._budget <= 0:
+                self.note_unread(file, f"the limit of {TREE_LIMIT >> 20} MiB for a tree is used up")
         except OSError as error:
-            self.skipped(file, _reason(error))
+            self.note_unread(file, _reason(error))
             return None
         finally:
             os.close(fd)
         return Piece(file, head, end)
 
     def peek(self, file: str, nbytes: int) -> bytes:
-        """Read how a file begins, without a word on what is not read of it."""
-        kept, left = list(self.unread), self._left
+        """Return the first bytes of a file. Records nothing in `unread`, and does not count for the tree's limit."""
+        kept, left = list(self.unread), self._budget
         piece = self.read(file, nbytes)
-        self.unread[:], self._left = kept, left
+        self.unread[:], self._budget = kept, left
         return piece.head if piece is not None else b""
 
-    def _bytes(self, fd: int, limit: int) -> bytes:
-        """Read up to `limit` bytes, of which there may be fewer, and as many as the tree has left."""
+    def _read_bytes(self, fd: int, limit: int) -> bytes:
+        """Read up to `limit` bytes, or fewer at the end of the file or of the tree's limit."""
         parts = []
-        while (want := min(limit, self._left, 1 << 18)) > 0 and (part := os.read(fd, want)):
+        while (want := min(limit, self._budget, 1 << 18)) > 0 and (part := os.read(fd, want)):
             parts.append(part)
             limit -= len(part)
-            self._left -= len(part)
+            self._budget -= len(part)
         return b"".join(parts)
 
     def names(self, folder: str) -> list[str]:
-        """List a directory, sorted; empty if there is none or it says no."""
-        place = self._place(folder) if folder else (self.root, os.stat(self.root))
+        """Return the sorted names in a directory; empty if it is absent or unreadable."""
+        place = self._resolve(folder) if folder else (self.root, os.stat(self.root))
         if place is None:
             return []
         if not stat.S_ISDIR(place[1].st_mode):
-            self.skipped(folder, "no directory")
+            self.note_unread(folder, "not a directory")
             return []
         found: list[str] = []
         try:
             with os.scandir(place[0]) as entries:
                 for entry in entries:
                     if len(found) >= ENTRY_LIMIT:
-                        self.skipped(folder, f"more than {ENTRY_LIMIT} names")
+                        self.note_unread(folder, f"more than {ENTRY_LIMIT} names")
                         break
                     found.append(entry.name)
         except (OSError, ValueError) as error:
-            self.skipped(folder, _reason(error))
+            self.note_unread(folder, _reason(error))
         return sorted(found)
 
     def links(self, folder: str) -> list[tuple[str, str]]:
-        """List the links of a directory with what they say, without following them."""
-        place = self._place(folder)
+        """Return (name, target) of the links in a directory, without following them."""
+        place = self._resolve(folder)
         found = []
         for name in self.names(folder) if place is not None else []:
             try:
@@ -228,7 +231,7 @@ class Tree:
 
 
 def _reason(error: OSError | ValueError) -> str:
-    """Say why the system said no."""
+    """Return the reason of a failed system call as text."""
     if isinstance(error, PermissionError):
         return "permission denied"
     return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -1,4 +1,4 @@
-"""What another boot line would change: memory gained or lost, and whether the kernel would take it."""
+"""Predicts the effect of another boot line: memory gained or lost, and whether the kernel accepts it."""
 
 from __future__ import annotations
 
@@ -7,72 +7,72 @@ from typing import Any
 
 from .._kho import ScratchSpec, kho_is_enabled, parse_kho_scratch
 from ..errors import KhoError, ParameterError
-from .checks import misread
+from .checks import unexpected_parses
 from .report import Report
-from .scratch import scratch_values, words
+from .scratch import scratch_values, split_cmdline
 from .text import size
 
 DEFAULT = 200
-"""Per cent, where nothing else is asked for."""
+"""The kernel's default for `kho_scratch=`, in percent."""
 
 
 @dataclass
 class WhatIf:
-    """What parameters would come to; bytes."""
+    """The predicted effect of parameters. All sizes are bytes."""
 
     parameters: str
     accepted: bool = True
-    """Whether the kernel can read them."""
+    """True if the kernel accepts the parameters."""
     fits: bool | None = None
-    """Whether the areas fit; None if that is not known."""
+    """True if the areas fit into memory; None if unknown."""
     now: int | None = None
     then: int | None = None
     exact: bool = False
-    """Whether `then` is what the kernel would reserve, to the byte; else it is an estimate."""
+    """True if `then` is exact to the byte; otherwise it is an estimate."""
     sizes: list[int] = field(default_factory=list)
-    """Of the areas: low, global, one per node."""
+    """Sizes of the areas: low, global, one per node."""
     notes: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
-    """What would have to be known to say more."""
+    """Missing information that would make the prediction better."""
 
     @property
     def gain(self) -> int | None:
-        """Give the bytes that become usable by everyone; negative if there are fewer."""
+        """Bytes that are no longer scratch; negative if scratch grows."""
         return None if self.now is None or self.then is None else self.now - self.then
 
     @property
     def headline(self) -> str:
-        """Say it in one sentence."""
+        """The prediction in one sentence."""
         if not self.accepted:
-            return f"{self.parameters}: the kernel would not take it; {'; '.join(self.notes)}."
+            return f"{self.parameters}: the kernel would not accept it; {'; '.join(self.notes)}."
         about = "" if self.exact else "about "
         if self.then is None:
-            return f"{self.parameters}: what it comes to is not known."
+            return f"{self.parameters}: the size of scratch cannot be predicted."
         text = f"{self.parameters}: scratch of {about}{size(self.then)}"
         if self.fits is False:
             text = f"{self.parameters}: scratch of {about}{size(self.then)} does not fit, and KHO would disable itself"
         elif self.gain is not None:
             change = "gains" if self.gain > 0 else "costs"
-            text += f", {change} {about}{size(abs(self.gain))} against now" if self.gain else ", the same as now"
+            text += f", {change} {about}{size(abs(self.gain))} compared with now" if self.gain else ", the same as now"
         return text + "."
 
     def to_dict(self) -> dict[str, Any]:
-        """Give everything as data."""
+        """Return the prediction as data for JSON."""
         return {**asdict(self), "gain": self.gain, "headline": self.headline}
 
 
 def what_if(report: Report, parameters: str) -> WhatIf:
-    """Work out what a boot with these parameters would be like.
+    """Predict the scratch memory of a boot with other parameters.
 
-    Args: parameters: `kho=` and `kho_scratch=`, as on the command line; the one that is not given stays as it is.
-    Raises: ParameterError for anything else.
+    Args: parameters: `kho=` and `kho_scratch=`, as on the command line; a parameter that is not given keeps its value.
+    Raises: ParameterError for other parameters, or none.
     """
     made = WhatIf(parameters)
     value: str | None = None
     enabled = report.state in ("active", "failed")
     if report.state == "unknown":
         made.unknown.append("whether KHO is on now")
-    for word in words(parameters):
+    for word in split_cmdline(parameters):
         name, _, rest = word.partition("=")
         if name == "kho":
             if kho_is_enabled(word, True) != kho_is_enabled(word, False):
@@ -85,39 +85,39 @@ def what_if(report: Report, parameters: str) -> WhatIf:
         else:
             raise ParameterError(f"--what-if {word}: neither kho= nor kho_scratch=")
     if not parameters.strip():
-        raise ParameterError("--what-if: nothing is asked; kho=off, or kho_scratch=64M,256M,64M")
+        raise ParameterError("--what-if: no parameters are given; use kho=off, or kho_scratch=64M,256M,64M")
     if report.state != "unknown" and report.scratch_how != "unknown":
         now = report.scratch if report.state == "active" else report.leftover or 0
         made.now = now if report.scratch_how != "at least" else report.scratch_low
         if report.scratch_how == "boot line":
-            made.unknown.append("whether what the boot line asks for is what is held (root sees it)")
+            made.unknown.append("whether scratch has the size that the boot line requests (run as root to see it)")
         if report.scratch_how == "at least":
-            made.unknown.append("how much scratch is in use now (root sees it): what is held is a lower bound")
+            made.unknown.append("how much scratch is in use now (run as root to see it): its size is a lower bound")
     else:
         made.unknown.append("how much scratch there is now")
     kept = [given for given in scratch_values(report.cmdline or "") if given is not None and _readable(given)]
     if value is None and enabled and kept:
         value = kept[-1]
-        made.notes.append(f"kho_scratch={value[:80]} stays on the boot line; kho_scratch=200% is the default")
+        made.notes.append(f"kho_scratch={value[:80]} stays on the boot line; the default is kho_scratch=200%")
     spec = _spec(made, value)
     if not made.accepted:
         return made
     if report.boot == "kho":
-        made.notes.append("after a handover the areas are inherited: it takes a cold boot to change them")
+        made.notes.append("after a handover the areas are inherited: only a cold boot changes them")
     if not enabled:
         made.then, made.exact, made.fits = 0, True, True
         if "kho_scratch" in parameters.replace("-", "_"):
             made.notes.append("KHO is off then, so kho_scratch= has no effect; add kho=on")
         return made
     if report.built_in is False:
-        made.notes.append("this kernel has no KHO; another one would be needed")
+        made.notes.append("this kernel has no KHO; another kernel is needed")
     _sizes(made, report, spec)
     _fits(made, report)
     return made
 
 
 def _readable(value: str) -> bool:
-    """Say whether the kernel can read a value of `kho_scratch=`."""
+    """Return whether the kernel accepts a value of `kho_scratch=`."""
     try:
         parse_kho_scratch(value)
     except ParameterError:
@@ -126,7 +126,7 @@ def _readable(value: str) -> bool:
 
 
 def _spec(made: WhatIf, value: str | None) -> ScratchSpec | None:
-    """Read the sizes as the kernel would."""
+    """Parse the sizes as the kernel does."""
     if value is None:
         return None
     try:
@@ -135,12 +135,12 @@ def _spec(made: WhatIf, value: str | None) -> ScratchSpec | None:
         made.accepted = False
         made.notes.append(str(error))
         return None
-    made.notes += misread(value, 2 << 20)
+    made.notes += unexpected_parses(value, 2 << 20)
     return spec
 
 
 def _sizes(made: WhatIf, report: Report, spec: ScratchSpec | None) -> None:
-    """Work out the areas."""
+    """Predict the sizes of the areas."""
     nodes = len(report.nodes) or max(len(report.areas) - 2, 0)
     if spec is not None and spec.low is not None:
         if not nodes:
@@ -154,31 +154,31 @@ def _sizes(made: WhatIf, report: Report, spec: ScratchSpec | None) -> None:
         made.then, made.exact = sum(made.sizes), bool(nodes)
         need = report.reserved_at_boot
         if need is not None and made.then < need:
-            made.notes.append(f"the next kernel needs about {size(need)} while it boots: too small for a handover")
+            made.notes.append(f"too small for a handover: the next kernel needs about {size(need)} while it boots")
         return
     percent = DEFAULT if spec is None else spec.percent or 0
     if report.scale and report.scratch and report.scratch_how != "at least":
         made.then = report.scratch * percent // report.scale
         made.exact = percent == report.scale
         if not made.exact:
-            made.notes.append(f"from what {report.scale} % come to now; each area is rounded up by itself")
+            made.notes.append(f"scaled from the size at {report.scale} % now; each area is rounded up separately")
     elif report.reserved_at_boot is not None:
         made.then = 2 * report.reserved_at_boot * percent // 100
-        made.notes.append("from what was reserved while booting; it counts as low or global, and again per node")
+        made.notes.append("estimated from the memory reserved at boot, which counts for low or global and per node")
     elif report.ram is not None:
         made.then = 2 * (report.ram // 64) * percent // 100
-        made.unknown.append("what the kernel reserves while booting (dmesg: Memory: ... reserved)")
-        made.notes.append("from page structures alone, a sixty-fourth of RAM; it may be more")
+        made.unknown.append("how much the kernel reserves at boot (dmesg: Memory: ... reserved)")
+        made.notes.append("estimated from the page structures alone, 1/64 of RAM; it may be more")
     else:
-        made.unknown.append("RAM, and what the kernel reserves while booting")
+        made.unknown.append("the size of RAM, and how much the kernel reserves at boot")
 
 
 def _fits(made: WhatIf, report: Report) -> None:
-    """Compare with the memory there is."""
+    """Compare the areas with the memory of the machine."""
     if made.then is None:
         return
     if report.ram is None:
-        made.unknown.append("RAM, so whether it fits")
+        made.unknown.append("the size of RAM, and therefore whether the areas fit")
         return
     low = made.sizes[0] if made.sizes else 0
     per_node = made.sizes[2:] if len(made.sizes) > 2 else []
@@ -188,8 +188,10 @@ def _fits(made: WhatIf, report: Report) -> None:
         made.notes.append(f"RAM is {size(report.ram)}")
     elif low >= 4 << 30 or over:
         made.fits = False
-        made.notes.append("LOW is not below 4 GiB" if low >= 4 << 30 else f"it is more than node {over[0]} has")
+        made.notes.append(
+            "LOW is not below 4 GiB" if low >= 4 << 30 else f"PERNODE exceeds the memory of node {over[0]}"
+        )
     else:
         made.fits = True
         if made.then > report.ram // 2:
-            made.notes.append("each area needs one piece of free memory at boot; this much may not be found")
+            made.notes.append("each area must be contiguous free memory at boot; areas this large may not be available")
