@@ -244,7 +244,7 @@ def test_an_error_has_a_hint(tmp_path: Path) -> None:
     assert (done.code, done.out) == (2, "")
     first, hint = done.err.splitlines()
     assert first.startswith("kho: no handover: ")
-    assert hint.startswith("hint: was it taken after")
+    assert hint.startswith("hint: was the image taken after finalization?")
     assert "--bitmap-bytes" in run("inspect", "--bitmap-bytes", 4096, SMALL).err
 
 
@@ -305,7 +305,7 @@ def test_closed_streams_are_no_traceback(command: list[str], closed: str) -> Non
     without_stdout = ">&-" in closed.replace("2>&-", "")
     assert done.returncode == (2 if without_stdout else 0)
     assert bool(done.stdout) is not without_stdout
-    expected = "kho: stdout is closed: send it to /dev/null if it is not wanted\n"
+    expected = "kho: stdout is closed; redirect it to /dev/null to discard the output\n"
     assert done.stderr == (expected if closed == ">&-" else "")
 
 

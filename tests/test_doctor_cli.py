@@ -64,7 +64,7 @@ def test_many_trees_make_a_table() -> None:
     done = kho("doctor", *TREES)
     assert done.code == 1
     lines = done.out.splitlines()
-    assert lines[0].split() == ["tree", "kernel", "state", "held", "of", "RAM", "left", "findings"]
+    assert lines[0].split() == ["tree", "kernel", "state", "held", "of", "RAM", "leftover", "findings"]
     assert re.fullmatch(r"\S+/default-scratch +7\.3\.4 +active +192\.0 MiB +9\.6 % +DOC001", lines[1])
     assert re.fullmatch(r"\S+/kho-off +7\.3\.4 +off +0 B +-", lines[3])
     assert lines[4].endswith("64.0 MiB  DOC003 DOC004")

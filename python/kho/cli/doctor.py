@@ -1,4 +1,4 @@
-"""`kho doctor`: where did the RAM go? Starts in a moment: what it does not need is not imported."""
+"""`kho doctor`: report how much RAM KHO takes. Modules are imported only when needed, for a fast start."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .fleet_options import Fleet, fleet_options
 if TYPE_CHECKING:
     from ..doctor import Report, WhatIf
 
-COLOUR = {"error": "red", "warning": "yellow", "note": "cyan"}
+COLORS = {"error": "red", "warning": "yellow", "note": "cyan"}
 EVIDENCE = 6
-"""Lines of evidence shown for a finding; --json has all."""
+"""Maximum lines of evidence printed for a finding; --json prints all."""
 
 
 @click.command("doctor")
@@ -26,10 +26,10 @@ EVIDENCE = 6
 @click.option(
     "--what-if",
     metavar="PARAMS",
-    help='What other parameters would change: kho=off, "kho=on kho_scratch=64M,256M,64M".',
+    help='Show the effect of other boot parameters: kho=off, "kho=on kho_scratch=64M,256M,64M".',
 )
-@click.option("--explain", metavar="ID", help="Explain a finding (DOC003), and stop.")
-@click.option("--list", "as_list", is_flag=True, help="List every finding there can be, and stop.")
+@click.option("--explain", metavar="ID", help="Explain a finding (DOC003) and exit.")
+@click.option("--list", "as_list", is_flag=True, help="List all possible findings and exit.")
 @fleet_options
 def command(
     directory: tuple[str, ...],
@@ -41,12 +41,12 @@ def command(
     as_list: bool,
     fleet: Fleet | None,
 ) -> None:
-    """Say what KHO does to the memory of this machine, or of the one a DIRECTORY shows.
+    """Report how much memory KHO takes on this machine, or on the machine whose files are in DIRECTORY.
 
-    Needs no root; with root it sees debugfs and /proc/pagetypeinfo, and figures are exact. A DIRECTORY is a tree with
-    proc/, sys/, var/log/dmesg, boot/config-* as far as there are, loose copies of them, or what sos, Insights,
-    supportconfig, must-gather, apport or kdump collected, unpacked; several make a table. Nothing is changed: edits of
-    the boot line are printed.
+    Works without root; as root it reads debugfs and /proc/pagetypeinfo, and its figures are exact. A DIRECTORY contains
+    any of proc/, sys/, var/log/dmesg and boot/config-*, copies of such files, or an unpacked report of sos, Insights,
+    supportconfig, must-gather, apport or kdump; several directories are printed as a table. Nothing is changed: edits
+    of the kernel command line are only printed.
 
     \b
       kho doctor
@@ -57,13 +57,13 @@ def command(
       kho doctor --prometheus > /var/lib/node_exporter/textfile/kho.prom
 
     \b
-    Exit codes: 0 nothing notable, 1 findings, 2 it cannot be told, or bad input. Of several the largest. With
-    --what-if: 0 the kernel would take it and it fits, as far as that is known, 1 not.
+    Exit codes: 0 no findings, 1 findings, 2 unknown, or bad input; with several directories the highest of them. With
+    --what-if: 0 the kernel would accept the parameters and, as far as known, they fit, 1 not.
     """
     if sum((as_json, as_csv, as_metrics)) > 1:
         raise click.UsageError("--json, --csv and --prometheus exclude each other")
     if what_if is not None and (as_csv or as_metrics):
-        raise click.UsageError("--what-if is for people, or with --json")
+        raise click.UsageError("--what-if prints text or --json only")
     if explain is not None or as_list:
         if explain is not None:
             output.lines(explanation(explain))
@@ -74,7 +74,7 @@ def command(
         return
     if fleet is not None:
         if as_metrics or what_if is not None:
-            raise click.UsageError("--fleet has --json, --csv and --parquet; --prometheus and --what-if do without it")
+            raise click.UsageError("--fleet supports --json, --csv and --parquet, not --prometheus or --what-if")
         from ..fleet import DOCTOR, doctor_row
 
         sys.exit(fleet.run(doctor_row, DOCTOR, more=directory, as_json=as_json, as_csv=as_csv))
@@ -111,24 +111,24 @@ def command(
 
 
 def explanation(rule_id: str) -> str:
-    """Write a rule as text; click reports one that is not there."""
+    """Return the text of a rule; click reports a usage error for an unknown id."""
     from ..doctor.rules import RULES
 
     rule = RULES.get(rule_id.upper())
     if rule is None:
-        raise click.UsageError(f"there is no finding {rule_id}; kho doctor --list has them all")
+        raise click.UsageError(f"no finding {rule_id}; kho doctor --list shows all ids")
     return f"{rule_id.upper()} ({rule.severity}): {rule.title}\n\n{rule.explanation}"
 
 
 def rules() -> list[dict[str, str]]:
-    """List the rules."""
+    """Return all rules as dicts."""
     from ..doctor.rules import RULES
 
     return [{"id": rule_id, **vars(rule)} for rule_id, rule in RULES.items()]
 
 
 def text(report: Report, change: WhatIf | None) -> list[tuple[output.Part, ...]]:
-    """Write a report, the parts of each line: the answer, then what would change, or what shows it and what to do."""
+    """Return a report as lines: headline, machine, then the effect of `change` or else the findings and remedies."""
     lines: list[tuple[output.Part, ...]] = [((report.headline, "bold"),), *one(about(report)), ()]
     if change is not None:
         lines += one(what_if_text(report, change))
@@ -143,7 +143,7 @@ def text(report: Report, change: WhatIf | None) -> list[tuple[output.Part, ...]]
     if report.looked:
         import textwrap
 
-        where = f"no kernel log of this boot; it was looked for in {', '.join(report.looked)}"
+        where = f"no kernel log of this boot; searched {', '.join(report.looked)}"
         lines += one([*textwrap.wrap(where, 79, subsequent_indent="  ", break_on_hyphens=False), ""])
     if report.unread:
         lines += one(["not read:", *(f"  {file}: {why}" for file, why in report.unread)])
@@ -153,12 +153,12 @@ def text(report: Report, change: WhatIf | None) -> list[tuple[output.Part, ...]]
 
 
 def one(lines: list[str]) -> list[tuple[output.Part, ...]]:
-    """Give lines of one part each."""
+    """Convert strings to lines of one part each."""
     return [(line,) for line in lines]
 
 
 def about(report: Report) -> list[str]:
-    """Say which machine and boot this is, in a line."""
+    """Describe machine and boot, and the source of the files, in at most two lines."""
     from ..doctor.text import size
 
     parts = [f"Linux {report.release}"] if report.release else []
@@ -173,7 +173,7 @@ def about(report: Report) -> list[str]:
 
 
 def finding_text(finding: dict[str, Any]) -> list[tuple[output.Part, ...]]:
-    """Write a finding, the parts of each line."""
+    """Return a finding as lines."""
     severity = finding["severity"]
     head = f" {finding['id']}: {finding['title']} ({finding['certainty']})"
     lines = [f"  {finding['value']}"]
@@ -183,12 +183,12 @@ def finding_text(finding: dict[str, Any]) -> list[tuple[output.Part, ...]]:
     more = len(finding["evidence"]) - EVIDENCE
     lines += [f"    and {more} more (--json)"] if more > 0 else []
     if severity != "note":
-        lines.append(f"  do: {finding['remedy']}")
-    return [((severity, COLOUR[severity]), head), *one([*lines, ""])]
+        lines.append(f"  fix: {finding['remedy']}")
+    return [((severity, COLORS[severity]), head), *one([*lines, ""])]
 
 
 def what_if_text(report: Report, change: WhatIf) -> list[str]:
-    """Write what would change, and how to have it."""
+    """Return the effect of other parameters as lines, and the steps to set them."""
     from ..doctor.bootline import text as steps
     from ..doctor.text import size
 
@@ -205,11 +205,11 @@ def what_if_text(report: Report, change: WhatIf) -> list[str]:
 
 
 def table(reports: list[Report]) -> None:
-    """Print a line for each report."""
+    """Print a table with one line per report."""
     from ..doctor.text import share, size
     from ..text import printable
 
-    rows = [("tree", "kernel", "state", "held", "of RAM", "left", "findings")]
+    rows = [("tree", "kernel", "state", "held", "of RAM", "leftover", "findings")]
     for report in reports:
         least = {"at least": ">= ", "boot line": "~ "}.get(report.scratch_how, "")
         rows.append(

@@ -1,4 +1,4 @@
-"""What the commands share: the memory to read, and what may be said about it."""
+"""Options and parameter types that several commands share, and the function that opens a source."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Number(click.ParamType[int]):
-    """A 64-bit number or address, decimal or with a 0x prefix."""
+    """Parameter type: a 64-bit number or address, decimal or with a 0x prefix."""
 
     name = "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read the number; click reports what is none."""
+        """Parse the number; click reports a usage error if it is invalid."""
         try:
             number = int(value, 0) if isinstance(value, str) else int(value)
         except ValueError:
@@ -31,7 +31,7 @@ class Number(click.ParamType[int]):
 
 
 class Range(click.ParamType[tuple[int, ...]]):
-    """Numbers with a colon between them: `0xb400000:0x2000000`."""
+    """Parameter type: `count` numbers separated by colons, as in `0xb400000:0x2000000`."""
 
     name = "range"
 
@@ -39,7 +39,7 @@ class Range(click.ParamType[tuple[int, ...]]):
         self.count = count
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """Read the numbers; click reports what are none."""
+        """Parse the numbers; click reports a usage error if they are invalid."""
         if isinstance(value, tuple):
             return value
         parts = str(value).split(":")
@@ -49,7 +49,7 @@ class Range(click.ParamType[tuple[int, ...]]):
 
 
 def read_options(function: Command) -> Command:
-    """Add `--fdt-phys`, `--bitmap-bytes` and `--page-size`, named as `kho.open` names them."""
+    """Add `--fdt-phys`, `--bitmap-bytes` and `--page-size`, named like the arguments of `kho.open`."""
     options = (
         click.option(
             "--fdt-phys", type=Number(), metavar="A", help="Physical address of the root FDT; else searched for."
@@ -67,7 +67,7 @@ def read_options(function: Command) -> Command:
 
 
 def source_options(function: Command) -> Command:
-    """Add the argument SOURCE, one or more, as `source`, and `read_options`."""
+    """Add `read_options` and the argument SOURCE, one or more values, as `source`."""
     return click.argument("source", nargs=-1, required=True)(read_options(function))
 
 
@@ -78,7 +78,7 @@ def read(
     bitmap_bytes: int | None = None,
     page_size: int | None = None,
 ) -> Incoming:
-    """Open what the command was given, or memory opened of it, with progress on a terminal."""
+    """Open the handover in the given sources or memory; show progress if stderr is a terminal."""
     with output.progress("searching") as told:
         inc = open_source(source, fdt_phys=fdt_phys, bitmap_bytes=bitmap_bytes, page_size=page_size, progress=told)
     output.say_placement(inc)
