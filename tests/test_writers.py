@@ -376,7 +376,7 @@ def test_what_luo_cannot_hold_is_refused(abi: str) -> None:
     with pytest.raises(kho.NotFoundError):
         out.remove_session("new")
     if abi == "kho-v3":
-        with pytest.raises(kho.ParameterError, match="memfd-v1 has no place"):
+        with pytest.raises(kho.ParameterError, match="memfd-v1 cannot record seals"):
             out.add_memfd("new", 1, b"", seals=1)
     assert set(out.folios()) == state
 
