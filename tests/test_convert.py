@@ -128,7 +128,7 @@ def test_a_source_can_be_saved_over_itself(tmp_path: Path) -> None:
 
 def test_what_cannot_be_saved_is_said(tmp_path: Path) -> None:
     arena = kho.Arena(16 * MIB)
-    with pytest.raises(kho.NoHandoverError, match="nothing was finalized"):
+    with pytest.raises(kho.NoHandoverError, match="no handover is finalized"):
         kho.Image.of_arena(arena)
     out = kho.Outgoing(arena, "kho-v4")
     with pytest.raises(kho.NoHandoverError):

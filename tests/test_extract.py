@@ -165,7 +165,7 @@ def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
     command = ("extract", captures.elf(V4), "--subtree", "LUO", "-o", out)
     done = run(*command)
     assert (done.code, out.read_text()) == (2, "mine")
-    assert done.err == f"kho: {out}: is there already\n"
+    assert done.err == f"kho: {out}: exists; --force (force=True) replaces it\n"
     assert run(*command, "--force").code == 0
     assert sha256(out) == captures.expected(V4)["subtrees"]["LUO"]["sha256"]
 
@@ -173,7 +173,7 @@ def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     done = run("extract", captures.elf(V4), "--all", tmp_path)
-    assert (done.code, done.err) == (2, f"kho: {tmp_path}: is not empty\n")
+    assert (done.code, done.err) == (2, f"kho: {tmp_path}: not empty; --force (force=True) writes to it anyway\n")
     assert run("extract", captures.elf(V4), "--all", tmp_path, "--force").code == 0
     assert run("extract", captures.elf(V4), "--all", tmp_path, "--force").code == 0
     assert (tmp_path / "mine").read_text() == "mine"
@@ -209,10 +209,10 @@ def test_a_read_that_fails_leaves_no_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        (["--session", "vm-2", "--token", "1"], "kho: session 'vm-2': not there; there are 'vm-1', 'cache'"),
+        (["--session", "vm-2", "--token", "1"], "kho: session 'vm-2': not found; there are 'vm-1', 'cache'"),
         (["--session", "vm-1", "--token", "1"], "kho: session 'vm-1': no token 0x1; there are 0x10, 0x11"),
-        (["--reserve-mem", "x"], "kho: reserve_mem 'x': not there; there are 'keepme'"),
-        (["--subtree", "x"], "kho: subtree 'x': not there; there are 'memblock', 'LUO', 'kho_test', 'kexec-metadata'"),
+        (["--reserve-mem", "x"], "kho: reserve_mem 'x': not found; there are 'keepme'"),
+        (["--subtree", "x"], "kho: subtree 'x': not found; there are 'memblock', 'LUO', 'kho_test', 'kexec-metadata'"),
         (["--folio", "0x459000"], "kho: 0x459000: no preserved folio begins there"),
         (["--folio", "0x458001"], "kho: 0x458001: no preserved folio begins there"),
     ],

@@ -123,7 +123,7 @@ def test_svg_is_xml_with_every_owner_kind_in_its_colour(name: str, tmp_path: Pat
     root = ET.fromstring(out.read_text())
     fills = {rect.get("fill") for rect in root.iter("{http://www.w3.org/2000/svg}rect")}
     kinds = build(kho.open(captures.elf(name))).totals
-    assert {mapdraw.COLOURS[kind] for kind in kinds} <= fills
+    assert {mapdraw.COLORS[kind] for kind in kinds} <= fills
     assert any(": reserve_mem" in (title.text or "") for title in root.iter("{http://www.w3.org/2000/svg}title"))
 
 

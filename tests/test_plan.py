@@ -212,7 +212,7 @@ def test_scratch_that_is_not_left_beside_the_folios_is_said() -> None:
     [
         ("1G", ["1024x1M"], "do not fit 1073741824 bytes"),
         ("1G", ["1x1G"], "do not fit"),
-        ("1G", ["0x4K"], "are none"),
+        ("1G", ["0x4K"], "must be at least 1"),
         ("1G", ["5x3K"], "a power of two is"),
         ("1G", ["5x2K"], "no folio where a page has 4096"),
         ("1G", ["5"], "COUNTxSIZE"),

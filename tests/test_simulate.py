@@ -75,14 +75,14 @@ def test_a_scale_does_a_part() -> None:
     for scale in (0, -1, 1.5, float("nan")):
         with pytest.raises(ParameterError, match="scale"):
             simulate("64G", ["1000x2M"], scale=scale)
-    with pytest.raises(ParameterError, match="are none"):
+    with pytest.raises(ParameterError, match="leaves no folios"):
         simulate("64G", ["10x2M"], scale=0.01)
 
 
 def test_what_does_not_fit_names_a_scale_that_does() -> None:
     with (
         mock.patch("kho.sizing.simulate._available", return_value=80 << 20),
-        pytest.raises(OutOfMemoryError, match="and 80 MiB are there; a scale of ") as caught,
+        pytest.raises(OutOfMemoryError, match="80 MiB are available; a scale of ") as caught,
     ):
         simulate("1T", ["5000000x4K@random"])
     scale = float(str(caught.value).split("a scale of ")[1].split()[0])
