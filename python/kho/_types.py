@@ -1,4 +1,4 @@
-"""The records kho hands out."""
+"""Record types in results of kho."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["SEVERITIES", "FolioInfo", "MemfdFolio", "OwnedRange", "PageInfo", "P
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
-"""Of what a rule finds, the worst first."""
+"""Severities of findings, the most severe first."""
 
 
 class FolioInfo(NamedTuple):
@@ -26,11 +26,11 @@ class MemfdFolio:
 
     phys: int
     order: int
-    """The order it was preserved with."""
+    """Order with which the folio is preserved."""
     index: int
-    """Where in the file it lies, in pages."""
+    """Offset in the file, in pages."""
     flags: int
-    """1 dirty, 2 up to date; a folio that is not up to date reads as zeros."""
+    """Bit 0: dirty; bit 1: up to date. A folio that is not up to date reads as zeros."""
 
 
 class OwnedRange(NamedTuple):
@@ -39,43 +39,43 @@ class OwnedRange(NamedTuple):
     phys: int
     nbytes: int
     orders: tuple[int, ...]
-    """The orders of the preserved folios that hold them; none for what is not preserved."""
+    """Orders of the preserved folios that contain them; empty if not preserved."""
     owner: str
-    """Whose they are: `session vm-1, file 0x10`; `unknown` for pages nobody claims."""
+    """The owner: `session vm-1, file 0x10`; `unknown` for pages that nothing refers to."""
     what: str
-    """What of it: `data`, `folio list`."""
+    """The part of the owner: `data`, `folio list`."""
     offset: int | None
-    """Where in the owner's file or area they begin, in bytes, when they are part of one."""
+    """Offset in the owner's file or area, in bytes; None if they are not part of one."""
 
 
 class Placement(NamedTuple):
-    """Where a raw image was read that is not whole where it was named."""
+    """Address of a raw image that is not complete at the given address, and was read at another one."""
 
     argument: str
-    """The source that names this address: `ram.bin@0x40000000`."""
+    """The source with the address that was used: `ram.bin@0x40000000`."""
     named: str
-    """The source as it was named."""
+    """The source as given."""
     as_is: str
-    """The source that reads it as it was named, whatever is there: `ram.bin@0x0,check=no`."""
+    """The source that forces the given address: `ram.bin@0x0,check=no`."""
     certainty: str
-    """certain: at no other address is it whole; likely: at others as well, but what differs is blank there."""
+    """certain: complete at no other address; likely: complete at others too, but there the difference is blank."""
     why: str
-    """How it was decided."""
+    """The reason for the decision."""
 
 
 class PageInfo(NamedTuple):
-    """What the kernel would say of a page (`struct page`)."""
+    """State of a page, as the kernel's `struct page` describes it."""
 
     state: Literal["free", "head", "tail", "reserved"]
-    """In the page allocator, or freed and waiting there for the end of a view; the first or another page of an
-    allocated folio; not to be allocated."""
+    """free: in the page allocator, or freed and waiting for the end of a view; head, tail: first or other page of an
+    allocated folio; reserved: never allocated."""
     order: int | None
-    """The order of the free block or folio it is in; None for a reserved page."""
+    """Order of the free block or folio that contains it; None for a reserved page."""
     refcount: int
-    """References on the folio, at its head; 0 elsewhere."""
+    """References on the folio, for its head page; else 0."""
     private: int
-    """`page->private`: the KHO marker of an inherited folio's head page until it is restored, else 0."""
+    """`page->private`: for the head page of an inherited folio, the KHO marker until it is restored; else 0."""
     node: int
-    """The NUMA node of its memory."""
+    """NUMA node of its memory."""
     head: int | None
-    """Physical address of the allocated folio it is in."""
+    """Physical address of the allocated folio that contains it."""

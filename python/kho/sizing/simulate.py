@@ -350,9 +350,8 @@ def calibrate(seed: int = 1) -> Calibration:
         per_kib = max(0.0, full.seconds["take over"] - start) / (full.cost.bitmap_bytes / 1024)
         rest = spread.seconds["take over"] - start - per_kib * spread.cost.bitmap_bytes / 1024
         extents = sum(zone.extents for zone in spread.plan.zones)
-        writing = (
-            0.0 if spread.cost.layout.tree else max(0.0, spread.seconds["serialize"] - begin)
-        )  # a tree is already in memory
+        # Serializing a tree writes nothing: the tree is kept up to date.
+        writing = 0.0 if spread.cost.layout.tree else max(0.0, spread.seconds["serialize"] - begin)
         serialize[name] = (begin, writing / spread.cost.bitmaps)
         take_over[name] = (start, per_kib, max(0.0, rest) / extents)
     return Calibration(serialize, take_over)
