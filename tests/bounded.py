@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def bounded(seconds: float = 1.0) -> Iterator[None]:
-    """Fail if what is done within takes longer: the time of this process, whatever else the machine does meanwhile."""
+    """Context manager: fail if the block takes longer, in processor time of this process."""
     began = time.process_time()
     yield
     took = time.process_time() - began

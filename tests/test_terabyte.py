@@ -1,4 +1,4 @@
-"""A million folios all over a terabyte, handed to another process through a memfd or a file."""
+"""A million folios scattered over a terabyte are handed to another process through a memfd or a file."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from images import GIB, MIB, TIB
 P = 4096
 STAMP = struct.Struct("<QQ")
 LIMIT = 120.0
-"""Seconds of processor time outside the kernel, which is busy giving and clearing pages."""
+"""Maximum seconds of user time; system time is spent on allocating and clearing pages."""
 
 
 def user_time() -> float:
-    """Seconds that this process and those it waited for have computed."""
+    """User time in seconds of this process and the children it waited for."""
     times = os.times()
     return times.user + times.children_user
 
@@ -57,7 +57,7 @@ print(f"take over {took_over:.2f} s, restore and check {time.monotonic() - began
 
 
 def places(seed: int, count: int) -> list[tuple[int, int]]:
-    """Folios of orders 0 to 4 in random order, 16 in each of many 2 MiB blocks: page tables stay small."""
+    """Folios of orders 0 to 4 in random order, 16 in each of many 2 MiB blocks, so that page tables stay small."""
     chosen = random.Random(seed)
     blocks = chosen.sample(range(1, (TIB - 64 * GIB) // (2 * MIB)), count // 16)
     slots = [block * 2 * MIB + slot * 16 * P for block in blocks for slot in chosen.sample(range(32), 16)]
@@ -67,7 +67,7 @@ def places(seed: int, count: int) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize(
     ("backing", "count", "bitmap_bytes"),
-    [("memfd", 1 << 20, 4096), ("file", 1 << 17, 512)],  # each folio has a page of its own in memory or on the disk
+    [("memfd", 1 << 20, 4096), ("file", 1 << 17, 512)],  # each folio takes a page of memory or of the disk
 )
 def test_the_folios_of_a_terabyte_reach_another_process(
     backing: str, count: int, bitmap_bytes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]

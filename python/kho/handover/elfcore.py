@@ -107,8 +107,8 @@ def clipped(ranges: Iterable[tuple[int, int]], to: Iterable[tuple[int, int]]) ->
         next_bound = at
         while next_bound < len(bounds) and bounds[next_bound][0] < end:
             first, length = bounds[next_bound]
-            begin, behind = max(start, first), min(end, first + length)
-            out.append((begin, behind - begin))
+            begin, stop = max(start, first), min(end, first + length)
+            out.append((begin, stop - begin))
             next_bound += 1
     return out
 
@@ -122,9 +122,9 @@ def data_runs(part: Part) -> list[tuple[int, int]]:
         if found is None or found[0] >= end:
             break
         start, size = found
-        behind = min(start + size, end)
-        runs.append((start, behind - start))
-        at = behind
+        stop = min(start + size, end)
+        runs.append((start, stop - start))
+        at = stop
     return runs
 
 

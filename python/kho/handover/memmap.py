@@ -192,7 +192,7 @@ def spans_of(inc: Incoming) -> list[Span]:
     preserved = ((pfn * page, (pfn + pages) * page) for pfn, pages in inc.tracker().extents())
     rest = list(islice(_without(preserved, claimed), room))
     if rest:
-        spans.append(Span("unclaimed", "nobody", rest))
+        spans.append(Span("unclaimed", "unknown", rest))
     return sorted((span for span in spans if span.intervals), key=lambda span: span.intervals[0])
 
 

@@ -521,9 +521,9 @@ def _memfd(file: MemfdFile, place: str, most: int) -> Iterator[Finding]:
 
 def _goes_on(memfd: Memfd) -> bool:
     """Whether a record follows the `nr_folios` counted ones, that is the count is too small."""
-    behind = memfd.nr_folios * MEMFD_FOLIO
+    end = memfd.nr_folios * MEMFD_FOLIO
     try:
-        return behind + MEMFD_FOLIO <= memfd.list.nbytes and any(memfd.list.read(MEMFD_FOLIO, behind))
+        return end + MEMFD_FOLIO <= memfd.list.nbytes and any(memfd.list.read(MEMFD_FOLIO, end))
     except errors.KhoError:
         return False
 
