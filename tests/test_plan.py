@@ -16,7 +16,18 @@ from hypothesis import strategies as st
 
 import kho
 from kho.errors import ParameterError
-from kho.sizing.plan import LAYOUTS, LOW, Calibration, Group, Plan, Run, _empty, _occupied, plan, size_of
+from kho.sizing.plan import (
+    LAYOUTS,
+    LOW,
+    Calibration,
+    Group,
+    Plan,
+    Run,
+    _empty_probability,
+    _occupied_nodes,
+    plan,
+    size_of,
+)
 from kho.sizing.simulate import placed
 
 from command import kho as run
@@ -89,7 +100,7 @@ def test_scattered_folios_cost_the_average_within_six_deviations(
 def test_the_probability_of_an_empty_part_equals_enumeration(case: tuple[int, int, int]) -> None:
     slots, count, part = case
     ways = [1 for taken in combinations(range(slots), count) if all(slot >= part for slot in taken)]
-    assert _empty(slots, count, part) == pytest.approx(len(ways) / comb(slots, count), abs=1e-12)
+    assert _empty_probability(slots, count, part) == pytest.approx(len(ways) / comb(slots, count), abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +108,7 @@ def test_the_probability_of_an_empty_part_equals_enumeration(case: tuple[int, in
 )
 def test_the_probability_for_many_folios_is_accurate(slots: int, count: int, part: int) -> None:
     exact = comb(slots - part, count) * 10**30 // comb(slots, count) / 10**30
-    assert _empty(slots, count, part) == pytest.approx(exact, rel=1e-3)
+    assert _empty_probability(slots, count, part) == pytest.approx(exact, rel=1e-3)
 
 
 @settings(max_examples=60, deadline=None)
@@ -112,7 +123,7 @@ def test_nodes_of_whole_runs_are_counted_once(gaps: list[tuple[int, int]], shift
         runs.append(Run(space, at + gap, length, length))
         nodes |= {number >> shift for number in range(at + gap, at + gap + length)}
         at += gap + length
-    assert _occupied(runs, shift) == (len(nodes), 0)
+    assert _occupied_nodes(runs, shift) == (len(nodes), 0)
 
 
 @settings(max_examples=80, deadline=None)

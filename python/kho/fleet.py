@@ -120,30 +120,32 @@ def verify_row(source: str, **options: Any) -> Row:
     found = verify(source, **options)
     counts = {severity: sum(f.severity == severity for f in found) for severity in SEVERITIES}
     made = {f"{severity}s": count for severity, count in counts.items()}
-    return _narrowed({**made, "exit_code": int(counts["error"] > 0), "findings": [f.as_dict() for f in found]}, VERIFY)
+    return _select_columns(
+        {**made, "exit_code": int(counts["error"] > 0), "findings": [f.as_dict() for f in found]}, VERIFY
+    )
 
 
 def doctor_row(root: str) -> Row:
     """Examine one snapshot and return its row. Raises: as `kho.doctor.examine`."""
     from .doctor import examine
 
-    return _narrowed(examine(root).to_dict(), DOCTOR)
+    return _select_columns(examine(root).to_dict(), DOCTOR)
 
 
-def _narrowed(report: Mapping[str, Any], columns: Columns) -> Row:
+def _select_columns(report: Mapping[str, Any], columns: Columns) -> Row:
     """Return the parts of a report that have a column."""
     found = report["findings"]
     made = {**report, "ids": sorted({f["id"] for f in found}), "findings": found[:MOST_FINDINGS]}
     made["findings_left_out"] = max(0, len(found) - MOST_FINDINGS)
-    return {name: _fitted(made[name], spec) for name, spec in columns.items() if name in made}
+    return {name: _fit(made[name], spec) for name, spec in columns.items() if name in made}
 
 
-def _fitted(value: Any, spec: Any) -> Any:
+def _fit(value: Any, spec: Any) -> Any:
     match spec, value:
         case [item], list():
-            return [_fitted(each, item) for each in value]
+            return [_fit(each, item) for each in value]
         case dict(), dict():
-            return {name: _fitted(value.get(name), item) for name, item in spec.items()}
+            return {name: _fit(value.get(name), item) for name, item in spec.items()}
         case _:
             return value
 
@@ -212,7 +214,7 @@ def run(
         rows: dict[int, Row] = {}
         at = 0
         while True:
-            with _put_off(lambda: done.put(None)):
+            with _delay_interrupt(lambda: done.put(None)):
                 result = next(results, None)
             if result is None:
                 return
@@ -358,7 +360,7 @@ def _cluster(scheduler: str | None, workers: int | None) -> Iterator[Client]:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="kho-fleet-", ignore_cleanup_errors=True))
             stack.enter_context(dask.config.set({**LOCAL, "temporary-directory": folder}))
             try:
-                with _put_off(), _shielded():
+                with _delay_interrupt(), _ignore_interrupt():
                     cluster = LocalCluster(
                         n_workers=workers or os.cpu_count(),
                         threads_per_worker=1,
@@ -384,12 +386,12 @@ def _cluster(scheduler: str | None, workers: int | None) -> Iterator[Client]:
         _check(client, scheduler)
         yield client
     finally:
-        with _put_off():
+        with _delay_interrupt():
             stack.close()
 
 
 @contextmanager
-def _put_off(tell: Callable[[], object] = lambda: None) -> Iterator[None]:
+def _delay_interrupt(tell: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Context manager: delay the first Ctrl-C until the block ends, and call `tell`; a second one acts immediately.
 
     A KeyboardInterrupt inside Dask would leave parts of a cluster running, or be lost in a finalizer.
@@ -419,7 +421,7 @@ def _put_off(tell: Callable[[], object] = lambda: None) -> Iterator[None]:
 
 
 @contextmanager
-def _shielded() -> Iterator[None]:
+def _ignore_interrupt() -> Iterator[None]:
     """Context manager: processes started in the block ignore Ctrl-C, as this process ends them."""
     resource_tracker.ensure_running()  # otherwise the thread that starts a worker starts it, and it unblocks the signal
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -503,7 +505,7 @@ def write_parquet(rows: Iterable[Row], path: str | os.PathLike[str], columns: Co
         try:
             with unfinished.open("wb") as file, pq.ParquetWriter(file, made, compression="zstd") as writer:
                 while group := list(islice(left, GROUP_ROWS)):
-                    writer.write_batch(_fitting(group, made))
+                    writer.write_batch(_fitting_batch(group, made))
                     count += len(group)
             unfinished.replace(path)
         finally:
@@ -515,7 +517,7 @@ def write_parquet(rows: Iterable[Row], path: str | os.PathLike[str], columns: Co
     return count
 
 
-def _fitting(rows: Sequence[Row], made: pa.Schema) -> pa.RecordBatch:
+def _fitting_batch(rows: Sequence[Row], made: pa.Schema) -> pa.RecordBatch:
     import pyarrow as pa
 
     misfit = (pa.ArrowException, OverflowError, ValueError, TypeError)

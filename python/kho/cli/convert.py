@@ -46,7 +46,7 @@ def command(
         return
     with output.progress("searching") as told:
         inc = open_source(source, fdt_phys=fdt_phys, page_size=page_size, progress=told)
-    output.say_placement(inc)
+    output.note_placement(inc)
     made = convert(inc, abi, bitmap_bytes=bitmap_bytes)
     with output.progress("writing") as told:
         segments = made.save(path, progress=told)

@@ -39,7 +39,7 @@ def command(a: str, b: str, everything: bool, as_json: bool) -> None:
                 opened.append(open_source(source, progress=told))
             except errors.KhoError as error:
                 raise type(error)(f"{source}: {error}") from error
-        output.say_placement(opened[-1])
+        output.note_placement(opened[-1])
     with output.progress("comparing") as told:
         found = diff(*opened, progress=told)
     if as_json:

@@ -81,5 +81,5 @@ def read(
     """Open the handover in the given sources or memory; show progress if stderr is a terminal."""
     with output.progress("searching") as told:
         inc = open_source(source, fdt_phys=fdt_phys, bitmap_bytes=bitmap_bytes, page_size=page_size, progress=told)
-    output.say_placement(inc)
+    output.note_placement(inc)
     return inc

@@ -249,7 +249,7 @@ def confirm(*parts: str) -> bool | None:
     return click.confirm(_encodable(printable("".join(parts), LINE), sys.stderr), err=True)
 
 
-def say_placement(inc: Incoming) -> None:
+def note_placement(inc: Incoming) -> None:
     """Print a note on stderr if a raw image is read at another address than the one given, and how to prevent it."""
     if (at := inc.placement) is not None:
         text = f"{at.named} is read as {at.argument} ({at.certainty}): {at.why}; {at.as_is} reads it as given"

@@ -82,7 +82,7 @@ def show(inc: Incoming, found: Owners, *, by_page: bool) -> None:
     """Print as text: every range, totals by owner, then unpreserved ranges and ranges with two owners."""
     line = "{:<16}  {:>10}  {:<7}  {}"
     rows = (
-        line.format(f"{row.phys:#x}", output.size(row.nbytes), orders(row), whose(row))
+        line.format(f"{row.phys:#x}", output.size(row.nbytes), orders(row), owner_and_part(row))
         for row in ranges(inc, found, by_page=by_page)
     )
     output.lines(chain([line.format("address", "size", "orders", "owner")], rows), limit=output.LINE)
@@ -98,7 +98,7 @@ def show(inc: Incoming, found: Owners, *, by_page: bool) -> None:
         output.line()
         output.line(f"{len(found.unowned)} ranges have no owner: {found.why_unowned}")
     for row in found.unpreserved:
-        what = f"{row.phys:#x}: {output.size(row.nbytes)} of {whose(row)} are not preserved"
+        what = f"{row.phys:#x}: {output.size(row.nbytes)} of {owner_and_part(row)} are not preserved"
         output.line(("not preserved", "bold red"), f" at {what}")
     for shared in found.shared:
         both = f"{', '.join(shared.first)}; {', '.join(shared.second)}"
@@ -116,7 +116,7 @@ def orders(row: OwnedRange) -> str:
     return ",".join(map(str, row.orders))
 
 
-def whose(row: OwnedRange) -> str:
+def owner_and_part(row: OwnedRange) -> str:
     """Format owner and part: `session vm-1, file 0x10: data at 0x4000`."""
     offset = "" if row.offset is None else f" at {row.offset:#x}"
     return f"{row.owner}: {row.what}{offset}"

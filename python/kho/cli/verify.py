@@ -104,7 +104,7 @@ def command(
             bitmap_bytes=bitmap_bytes,
             scratch=scratch or None,
             progress=told,
-            opened=output.say_placement,
+            opened=output.note_placement,
         )
     counts = {severity: sum(f.severity == severity for f in found) for severity in SEVERITIES}
     if as_sarif:

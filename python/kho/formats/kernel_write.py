@@ -143,7 +143,7 @@ def blocks_of(hold: Holding, data: Buffer | Iterable[_kho.Folio | int], order: i
     """
     view = _view(data)
     if view is not None:
-        return [folio.phys for folio in _filled(hold, view, order)], order, view.nbytes
+        return [folio.phys for folio in _copy_into_folios(hold, view, order)], order, view.nbytes
     blocks: Blocks = []
     orders = set()
     for given in _folios(data):
@@ -171,7 +171,7 @@ def _folios(data: Any) -> Iterable[Any]:
     return [data] if isinstance(data, _kho.Folio) else data
 
 
-def _filled(hold: Holding, view: memoryview, order: int) -> Iterator[_kho.Folio]:
+def _copy_into_folios(hold: Holding, view: memoryview, order: int) -> Iterator[_kho.Folio]:
     """Yield new folios with the bytes copied into them; the last one is padded with zeros."""
     size = hold.page_size << order
     for at in range(0, view.nbytes, size):
@@ -199,16 +199,16 @@ def vmalloc(hold: Holding, blocks: Blocks, order: int = 0, flags: int = VM_ALLOC
     most = hold.page_size // 8 - 1
     first = previous = hold.page()
     for at in range(0, len(blocks), most):
-        chunk = previous if at == 0 else _following(hold, previous)
+        chunk = previous if at == 0 else _append_chunk(hold, previous)
         part = blocks[at : at + most]
         memoryview(chunk)[8 : 8 + 8 * len(part)] = struct.pack(f"<{len(part)}Q", *part)
         previous = chunk
     if len(blocks) % most == 0:
-        _following(hold, previous)
+        _append_chunk(hold, previous)
     return VMALLOC.pack(first.phys, len(blocks) << order, flags, order)
 
 
-def _following(hold: Holding, previous: _kho.Folio) -> _kho.Folio:
+def _append_chunk(hold: Holding, previous: _kho.Folio) -> _kho.Folio:
     chunk = hold.page()
     memoryview(previous)[:8] = struct.pack("<Q", chunk.phys)
     return chunk
@@ -235,11 +235,11 @@ def memfd(
     view = _view(data)
     records: list[MemfdFolio]
     if view is None:
-        records = list(_listed(hold, data))
+        records = list(_preserve_given(hold, data))
         bare = max((r.index + (1 << r.order) for r in records), default=0) * hold.page_size
         size = bare if size is None else size
     else:
-        made = enumerate(_filled(hold, view, order))
+        made = enumerate(_copy_into_folios(hold, view, order))
         records = [MemfdFolio(folio.phys, order, i << order, DIRTY_UPTODATE) for i, folio in made]
         size = view.nbytes if size is None else size
     packed = bytearray(16 * len(records))
@@ -256,7 +256,7 @@ def memfd(
     return header.phys
 
 
-def _listed(hold: Holding, data: object) -> Iterator[MemfdFolio]:
+def _preserve_given(hold: Holding, data: object) -> Iterator[MemfdFolio]:
     """Preserve given folios; a folio without an index follows the previous one in the file."""
     index = 0
     for given in _folios(data):
@@ -339,7 +339,7 @@ def csum(folios: Iterable[Buffer], machine: str = "x86_64") -> int:
     return total
 
 
-def give_back(holdings: Iterable[Holding], out: _kho.Outgoing) -> None:
+def release_all(holdings: Iterable[Holding], out: _kho.Outgoing) -> None:
     """Release what can be released after the handover was dropped; its arena may have another owner by now."""
     for holding in holdings:
         try:

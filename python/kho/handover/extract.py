@@ -248,7 +248,7 @@ def save(
         `sha256_of`; OutsideMemoryError.
     """
     target = Path(path)
-    _refuse(target, force=force)
+    _check_target(target, force=force)
     allowance = allowance or Allowance()
     allowance.take_data(content)
     digest = _Digest(allowance)
@@ -265,7 +265,7 @@ def save(
                 if progress:
                     progress(done)
         digest.skip_to(content.size)
-        _refuse(target, force=force)
+        _check_target(target, force=force)
         part.replace(target)
     except errors.KhoError:
         raise
@@ -282,7 +282,7 @@ def save(
     return Saved(target, content.size, content.data_bytes, digest.hexdigest())
 
 
-def _refuse(target: Path, *, force: bool) -> None:
+def _check_target(target: Path, *, force: bool) -> None:
     if os.path.lexists(target):
         if not force:
             raise errors.SourceError(f"{target}: exists; --force (force=True) replaces it")
@@ -370,7 +370,7 @@ def subtree(inc: Incoming, name: str) -> Item:
     try:
         found = inc.retrieve_subtree(name)
     except errors.NotFoundError:
-        raise errors.NotFoundError(f"subtree {name!r}: not found; there are {_listed(inc.subtrees)}") from None
+        raise errors.NotFoundError(f"subtree {name!r}: not found; there are {_quoted_names(inc.subtrees)}") from None
     if found.size is None:
         return Item("subtree", name, found.phys, None, None, "its size is unknown")
     content = memory_content(inc, f"subtree {name}", found.phys, found.size)
@@ -381,7 +381,7 @@ def region(inc: Incoming, name: str) -> Item:
     """Return a `reserve_mem=` region. Raises: NotFoundError, which lists all regions; FormatError."""
     regions = inc.reserve_mem
     if name not in regions:
-        raise errors.NotFoundError(f"reserve_mem {name!r}: not found; there are {_listed(regions)}")
+        raise errors.NotFoundError(f"reserve_mem {name!r}: not found; there are {_quoted_names(regions)}")
     found = regions[name]
     return Item("reserve_mem", name, found.start, found.size, content_of(found, f"reserve_mem {name}"))
 
@@ -400,7 +400,7 @@ def file(inc: Incoming, session: str, token: int) -> Item:
     """Return a file of a session. Raises: NotFoundError, which lists all sessions or tokens; FormatError."""
     sessions = inc.luo.sessions
     if session not in sessions:
-        raise errors.NotFoundError(f"session {session!r}: not found; there are {_listed(sessions)}")
+        raise errors.NotFoundError(f"session {session!r}: not found; there are {_quoted_names(sessions)}")
     found = sessions[session]
     for entry in found.entries:
         if entry.token == token:
@@ -423,7 +423,7 @@ def _file(session: Session, entry: FileEntry) -> Item:
     return Item("file", name, entry.data, size, None, why, facts)
 
 
-def _listed(names: Iterable[str]) -> str:
+def _quoted_names(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names)) or "none"
 
 
@@ -487,7 +487,7 @@ def save_all(
             try:
                 content = item.contents()
                 content_bytes = content.data_bytes
-                path = _untaken(item.path(), taken)
+                path = _unused_path(item.path(), taken)
                 _folder(root, path)
                 saved = save(content, root / path, force=force, progress=told, allowance=allowance)
             except errors.SourceError:
@@ -503,7 +503,7 @@ def save_all(
             "fdt_phys": inc.fdt_phys,
             "entries": entries,
         }
-        _refuse(root / "manifest.json", force=force)
+        _check_target(root / "manifest.json", force=force)
         with (root / "manifest.json").open("w") as file:
             file.writelines(jsontext.pieces(manifest))
             file.write("\n")
@@ -514,7 +514,7 @@ def save_all(
     return manifest
 
 
-def _untaken(path: str, taken: Counter[str]) -> str:
+def _unused_path(path: str, taken: Counter[str]) -> str:
     """Append a number to a path in use: names and tokens can be duplicate, and some file systems ignore case."""
     taken[path.lower()] += 1
     count = taken[path.lower()]

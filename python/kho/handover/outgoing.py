@@ -14,7 +14,7 @@ from .. import _kho
 from .._types import MemfdFolio
 from ..errors import ExistsError, FinalizedError, NotFoundError, ParameterError
 from ..formats import kernel_write
-from ..formats.kernel_write import VM_ALLOC, VM_HUGE, VMALLOC, Holding, give_back
+from ..formats.kernel_write import VM_ALLOC, VM_HUGE, VMALLOC, Holding, release_all
 from ..formats.luo_write import LuoOut, luo_out
 
 if TYPE_CHECKING:
@@ -371,7 +371,7 @@ class Outgoing(_kho.Outgoing):
         for name in {"LUO", "kho_test"} & self.subtrees.keys():
             super().remove_subtree(name)
         if self._luo is not None:
-            give_back(self._luo.holdings(), self)
-        give_back([hold for _, hold in self._regions.values()], self)
-        give_back(self._held.values(), self)
-        give_back(self._vmallocs.values(), self)
+            release_all(self._luo.holdings(), self)
+        release_all([hold for _, hold in self._regions.values()], self)
+        release_all(self._held.values(), self)
+        release_all(self._vmallocs.values(), self)

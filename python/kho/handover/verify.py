@@ -271,7 +271,7 @@ def _map_error(
     compatible, pointer = root.str("compatible"), root.u64("preserved-memory-map")
     sizes = PAGE_SIZES if page_size is None or best.kind is None else (page_size,)
     for page in sizes if compatible in LEVELS else ():
-        other_depth = _other_depth(memory.read, compatible, page, pointer, fdt_phys)
+        other_depth = _wrong_depth(memory.read, compatible, page, pointer, fdt_phys)
         if other_depth is not None:
             yield Finding("KHO006", f"map at {pointer:#x}", other_depth, pointer)
             return
@@ -279,7 +279,7 @@ def _map_error(
     yield Finding(BY_KIND.get(best.kind or "", "KHO004"), f"map at {pointer:#x}", str(best), where)
 
 
-def _other_depth(read: Read, compatible: str, page: int, root: int, fdt_phys: int) -> str | None:
+def _wrong_depth(read: Read, compatible: str, page: int, root: int, fdt_phys: int) -> str | None:
     """Describe a wrong tree depth, or None: the FDT's page is in the tree only under another number of levels."""
     shift = page.bit_length() - 1
     key = 1 << (64 - shift) | fdt_phys >> shift
@@ -388,7 +388,7 @@ def _scratch(areas: Sequence[tuple[int, int]] | None, page_size: int) -> Iterato
             yield Finding("KHO017", f"scratch area for {name} at {addr:#x}", what, addr)
 
 
-def _more(found: list[Finding], count: int) -> Iterator[Finding]:
+def _note_omitted(found: list[Finding], count: int) -> Iterator[Finding]:
     """Append to the last finding how many findings of the same kind were omitted."""
     if found and count > len(found):
         last = found.pop()
@@ -406,7 +406,7 @@ def _map(inc: Incoming, nodes: Sequence[tuple[int, int, int]], most: int) -> Ite
         for phys, pages, order, other in spots:
             values = {"phys": phys, "pages": pages, "order": order, "other": other}
             found.append(Finding(rule, place.format(**values), value.format(**values), phys))
-        yield from _more(found, count)
+        yield from _note_omitted(found, count)
     pointer = inc.preserved_memory_map
     for order, empty, blocks in checks["empty"]:
         value = f"{empty} of {blocks} bitmaps are empty"
@@ -417,7 +417,7 @@ def _map(inc: Incoming, nodes: Sequence[tuple[int, int, int]], most: int) -> Ite
             value += f"; with bitmaps of {inc.bitmap_bytes} bytes: {inc.bitmap_bytes_why}"
         yield Finding("KHO008", f"map at {pointer:#x}", value, pointer)
     if inc.compatible in LEVELS:
-        depth = _other_depth(inc.read, inc.compatible, inc.page_size, pointer, inc.fdt_phys)
+        depth = _wrong_depth(inc.read, inc.compatible, inc.page_size, pointer, inc.fdt_phys)
         if depth is not None:
             yield Finding("KHO006", f"map at {pointer:#x}", depth, pointer)
 
@@ -511,15 +511,15 @@ def _memfd(file: MemfdFile, place: str, most: int) -> Iterator[Finding]:
     for rule, name, what in messages:
         count, spots = checks[name]
         found = [Finding(rule, f"{place}, index {index}", f"folio at {at:#x}: {what}", at) for index, at in spots]
-        yield from _more(found, count)
+        yield from _note_omitted(found, count)
     listed = checks["listed"][0]
     if listed < memfd.nr_folios:
         yield Finding("KHO029", place, f"nr_folios {memfd.nr_folios}, the list has {listed}", phys)
-    elif _goes_on(memfd):
+    elif _has_more_records(memfd):
         yield Finding("KHO029", place, f"nr_folios {memfd.nr_folios}, the list has more", phys)
 
 
-def _goes_on(memfd: Memfd) -> bool:
+def _has_more_records(memfd: Memfd) -> bool:
     """Whether a record follows the `nr_folios` counted ones, that is the count is too small."""
     end = memfd.nr_folios * MEMFD_FOLIO
     try:
@@ -544,12 +544,12 @@ def _owners(inc: Incoming, payloads: Mapping[str, Payload], most: int) -> Iterat
         place = f"{row.owner}, {row.what} at {row.phys:#x}{offset}"
         lost[rule].append(Finding(rule, place, f"{row.nbytes:#x} bytes are not preserved", row.phys))
     for rule, listed in lost.items():
-        yield from _more(listed, counts[rule])
+        yield from _note_omitted(listed, counts[rule])
     shared = [
         Finding("KHO033", f"{s.nbytes:#x} bytes at {s.phys:#x}", f"{', '.join(s.first)}; {', '.join(s.second)}", s.phys)
         for s in found.shared[:most]
     ]
-    yield from _more(shared, len(found.shared) + found.more_shared)
+    yield from _note_omitted(shared, len(found.shared) + found.more_shared)
     if found.unowned:
         rows = found.unowned
         value = f"{found.totals['unknown']:#x} bytes in {len(rows)} ranges: {found.why_unowned}"

@@ -138,7 +138,7 @@ class Run(NamedTuple):
     taken: int
 
 
-def _empty(slots: int, count: int, part: int) -> float:
+def _empty_probability(slots: int, count: int, part: int) -> float:
     """Probability that `part` of `slots` positions has none of `count`: C(slots - part, count) / C(slots, count)."""
     few, many = sorted((count, part))
     if few + many > slots:
@@ -149,7 +149,7 @@ def _empty(slots: int, count: int, part: int) -> float:
     return math.exp(math.fsum(math.log1p(-many / (slots - i)) if many < slots - i else -math.inf for i in range(few)))
 
 
-def _occupied(runs: Iterable[Run], shift: int) -> tuple[float, float]:
+def _occupied_nodes(runs: Iterable[Run], shift: int) -> tuple[float, float]:
     """Return the average number of non-empty nodes of `1 << shift` indexes, and an upper bound of the variance.
 
     Only a node at the edge of a run can contain indexes of another run.
@@ -161,9 +161,9 @@ def _occupied(runs: Iterable[Run], shift: int) -> tuple[float, float]:
         low, high = run.first >> shift, (end - 1) >> shift
         for node in {low, high}:
             part = min((node + 1) << shift, end) - max(node << shift, run.first)
-            edges[run.space, node] = edges.get((run.space, node), 1.0) * _empty(run.slots, run.taken, part)
+            edges[run.space, node] = edges.get((run.space, node), 1.0) * _empty_probability(run.slots, run.taken, part)
         if high - low > 1:
-            chance = _empty(run.slots, run.taken, 1 << shift)
+            chance = _empty_probability(run.slots, run.taken, 1 << shift)
             mean += (high - low - 1) * (1 - chance)
             variance += (high - low - 1) * chance * (1 - chance)
     mean += math.fsum(1 - chance for chance in edges.values())
@@ -408,7 +408,7 @@ def _cost(layout: Layout, page_size: int, zones: Sequence[Zone], calibration: Ca
     for zone in (*zones, fdt):
         order = (zone.size >> shift).bit_length() - 1
         by_order.setdefault(order, []).append(Run(order, zone.start // zone.size, zone.slots, zone.count))
-    blocks = {order: _occupied(runs, leaf) for order, runs in by_order.items()}
+    blocks = {order: _occupied_nodes(runs, leaf) for order, runs in by_order.items()}
     bitmaps, deviation = sum(mean for mean, _ in blocks.values()), 0.0
     if layout.tree:
         depth, table = layout.depth(page_size), shift - 3
@@ -418,7 +418,7 @@ def _cost(layout: Layout, page_size: int, zones: Sequence[Zone], calibration: Ca
             for order, runs in by_order.items()
             for run in runs
         ]
-        levels = [_occupied(keys, leaf + level * table) for level in range(1, depth)]
+        levels = [_occupied_nodes(keys, leaf + level * table) for level in range(1, depth)]
         nodes = sum(round(mean) for mean, _ in levels)
         deviation = page_size * sum(math.sqrt(variance) for _, variance in levels)
     else:

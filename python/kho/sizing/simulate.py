@@ -222,12 +222,12 @@ class _Clock:
 def _run(
     made: Plan, *, restore: bool, keep: str | os.PathLike[str] | None, seed: int, progress: Progress | None
 ) -> Simulation:
-    with _kept(keep) as save:
+    with _output_file(keep) as save:
         return _run_in(made, restore=restore, keep=keep, seed=seed, progress=progress, save=save)
 
 
 @contextmanager
-def _kept(keep: str | os.PathLike[str] | None) -> Iterator[Callable[[_kho.Arena], None]]:
+def _output_file(keep: str | os.PathLike[str] | None) -> Iterator[Callable[[_kho.Arena], None]]:
     """Context manager: create the file for `keep`; it is removed if the run fails.
 
     The arena is in a memfd and is copied without its holes. In a file, allocating a folio would reserve its bytes on
