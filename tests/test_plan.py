@@ -309,8 +309,8 @@ def test_numbers_of_a_calibration_are_finite_and_not_negative() -> None:
             Calibration.from_dict({**good, "serialize": {**FLAT.serialize, "kho-v1": [0.0, bad]}})
 
 
-def test_the_text_states_whether_scratch_is_a_guess_or_exact() -> None:
-    assert "A guess" in run(*ARGS, "--no-calibrate").out
+def test_the_text_states_whether_scratch_is_estimated_or_exact() -> None:
+    assert "Estimate" in run(*ARGS, "--no-calibrate").out
     assert "Exact" in run(*ARGS, "--no-calibrate", "--scratch", "16M,32M,16M").out
     done = run(*ARGS, "--no-calibrate", "--reserved", "50M")
     assert (done.code, done.out) == (2, "")

@@ -163,11 +163,13 @@ def show(made: Plan) -> None:
     loose = [cost for cost in made.costs if not cost.exact]
     if loose:
         most = max(cost.deviation for cost in loose)
-        output.line(f"~ is an average over all ways to scatter folios, its deviation {size(round(most))} or less")
+        output.line(
+            f"~ average over all placements of scattered folios, standard deviation {size(round(most))} or less"
+        )
     most = max((cost.directory_bytes for cost in made.costs), default=0)
-    output.line(f"kho itself needs about {size(most)} more outside that memory, to find a bitmap")
+    output.line(f"kho's own index needs about {size(most)} in addition, outside that memory")
     if made.calibration is not None:
-        output.line("times are kho's, worked out from short runs on this machine; expect a factor of two")
+        output.line("times are of kho, extrapolated from short runs on this machine, within a factor of two")
     show_scratch(made)
 
 
@@ -177,7 +179,7 @@ def show_folios(made: Plan) -> None:
     output.lines(f"{made.nr_folios} folios, {size(made.preserved)}: {share:.1%} of {size(made.memory)} of memory\n\n")
     table = output.table(">folios", ">of", ">bytes", "where")
     for zone in made.zones:
-        how = f"scattered over {size(zone.slots * zone.size)}" if zone.random else "side by side"
+        how = f"scattered over {size(zone.slots * zone.size)}" if zone.random else "contiguous"
         bounds = f"{how} from {zone.start:#x}"
         table.add(str(zone.count), size(zone.size), size(zone.count * zone.size), bounds)
     table.show()
@@ -188,17 +190,19 @@ def show_scratch(made: Plan) -> None:
     """Print how much scratch the kernel would reserve, and how exact that figure is."""
     found = made.scratch
     output.line()
-    output.line(f"Scratch with kho_scratch={found.value}, before it is placed:")
+    output.line(f"Scratch sizes with kho_scratch={found.value}:")
     for page, sizes in found.sizes.items():
         low, anywhere, *nodes = sizes
         text = f"low memory {size(low)}, global {size(anywhere)}, node {', '.join(map(size, nodes))}"
         output.line(f"  {size(page)} pages: {text}; {size(sum(sizes))} in all")
         if made.left(page) < 0:
-            output.line(f"  That is {size(-made.left(page))} more than the folios leave: preserve less of them")
+            output.line(f"  That is {size(-made.left(page))} more than the folios leave free: preserve fewer folios")
     if found.estimated:
         output.line(
-            "  A guess, to a factor of two: a percentage is of what the kernel reserves while booting, taken here as"
+            "  Estimate, within a factor of two: a percentage is of the kernel's reservations at boot, taken as 64"
         )
-        output.line("  64 bytes a page and 16 MiB. --reserved says better, a kho_scratch= of three sizes is exact.")
+        output.line("  bytes per page and 16 MiB. Give them with --reserved; a kho_scratch= of three sizes is exact.")
     elif found.reserved is None:
-        output.line("  Exact: each size rounded up to a pageblock. What the kernel cannot place, it does without KHO.")
+        output.line(
+            "  Exact: each size is rounded up to a pageblock. If an area cannot be placed, the kernel disables KHO."
+        )

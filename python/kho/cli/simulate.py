@@ -83,11 +83,11 @@ def show(done: Simulation) -> None:
     """Print the result as text: bytes first, then times, which differ between machines."""
     show_folios(done.plan)
     cost = done.cost
-    about = "" if cost.exact else f" on average, deviation {size(round(cost.deviation))} or less"
+    about = "" if cost.exact else f" on average, standard deviation {size(round(cost.deviation))} or less"
     planned = f"{cost.pages} pages{about}"
     output.line(f"{cost.layout.name}, pages of {size(cost.page_size)}")
     output.line(f"metadata     {done.pages} pages, {size(done.nbytes)}; planned {planned}")
-    output.line(f"taken over   {done.nr_folios} folios, the root FDT's page among them")
+    output.line(f"taken over   {done.nr_folios} folios, including the page of the root FDT")
     output.line("as planned" if done.as_planned else "NOT as planned")
     if done.kept is not None:
         output.line(f"kept         {done.kept}: kho inspect reads it")
