@@ -1,4 +1,4 @@
-"""kho's memory, for the model to read."""
+"""Adapters that give the model access to kho's memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import model
 
 
 class ArenaMemory(model.Memory):
-    """An arena, for the model to read."""
+    """An arena as memory of the model."""
 
     def __init__(self, arena: kho.Arena) -> None:
         super().__init__([])

@@ -1,4 +1,4 @@
-"""The bundled captures: real handovers, and what a reference reader found in them."""
+"""The bundled captures: real handovers, and the results of a reference reader."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def elf(name: str) -> Path:
 
 @cache
 def expected(name: str) -> dict[str, Any]:
-    """What stands in its `expected.json`."""
+    """The content of its `expected.json`."""
     found: dict[str, Any] = json.loads((DATA / name / "expected.json").read_text())
     return found
 
@@ -37,6 +37,6 @@ def debugfs(name: str, stage: int, path: str) -> bytes:
 
 
 def contents(name: str) -> list[tuple[int, bytes]]:
-    """(address, bytes) of all that a capture has."""
+    """`(address, bytes)` of all segments of a capture."""
     memory = kho.Memory.open(elf(name))
     return [(phys, memory.read(phys, nbytes)) for phys, nbytes in memory.ranges]

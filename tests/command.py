@@ -1,4 +1,4 @@
-"""The `kho` command, run inside this process or as a process of its own."""
+"""Runs the `kho` command, in this process or in a separate one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kho import cli
 
 
 class Done(NamedTuple):
-    """What a run came to."""
+    """Exit code and output of a run."""
 
     code: int
     out: str
@@ -23,13 +23,13 @@ class Done(NamedTuple):
 
     @property
     def json(self) -> dict[str, Any]:
-        """What it printed, as data."""
+        """The output, parsed as JSON."""
         found: dict[str, Any] = json.loads(self.out)
         return found
 
 
 def kho(*args: object) -> Done:
-    """Runs `kho ARGS` in this process, as the entry point does."""
+    """Run `kho ARGS` in this process, as the entry point does."""
     out, err = io.StringIO(), io.StringIO()
     code = 0
     with (
@@ -45,7 +45,7 @@ def kho(*args: object) -> Done:
 
 
 def process(*args: object, env: dict[str, str] | None = None) -> Done:
-    """Runs `python -m kho ARGS` as a process without a terminal."""
+    """Run `python -m kho ARGS` as a process without a terminal."""
     done = subprocess.run(
         [sys.executable, "-m", "kho", *map(str, args)],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Writers of dumps in plain Python: kdump in every compression, flattened, LiME, raw; none looks for repeats."""
+"""Writers of dumps in plain Python: kdump in every compression, flattened, LiME, raw; none compresses repeats."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 Run = tuple[int, int]
-"""(address, bytes) of memory that a raw image has; the next run follows in the file without a gap."""
+"""`(address, bytes)` of a run of memory in a raw image; runs are adjacent in the file."""
 
 
 def stored(page: bytes) -> bytes:
@@ -22,7 +22,7 @@ def lzo(page: bytes) -> bytes:
 
 
 def snappy(page: bytes) -> bytes:
-    """A length of three bytes and one literal element of a 16-bit length."""
+    """A length of three bytes, and one literal element with a 16-bit length."""
     n = len(page)
     return bytes([n & 127 | 128, n >> 7 & 127 | 128, n >> 14]) + b"\xf4" + struct.pack("<H", n - 1) + page
 
@@ -68,7 +68,7 @@ def kdump(pages: dict[int, bytes], codec: str = "zlib", *, block: int = 4096, ma
 
 
 def flatten(file: bytes, step: int = 4096) -> bytes:
-    """Makedumpfile's flattened form, the last part of the file first."""
+    """The flattened form of makedumpfile, with the last part of the file first."""
     out = (b"makedumpfile".ljust(16, b"\0") + struct.pack(">qq", 1, 1)).ljust(4096, b"\0")
     for at in reversed(range(0, len(file), step)):
         part = file[at : at + step]
@@ -77,12 +77,12 @@ def flatten(file: bytes, step: int = 4096) -> bytes:
 
 
 def lime(runs: list[tuple[int, bytes]]) -> bytes:
-    """A LiME dump of (phys, bytes)."""
+    """A LiME dump of `(phys, bytes)` runs."""
     return b"".join(struct.pack("<4sIQQQ", b"EMiL", 1, phys, phys + len(raw) - 1, 0) + raw for phys, raw in runs)
 
 
 def raw(path: Path, memory: Iterable[tuple[int, bytes]], runs: list[Run], *, size: int | None = None) -> Path:
-    """Write a raw image of some runs, of `size` bytes or all; what is not there stays a hole of the file."""
+    """Write a raw image of some runs, cut to `size` bytes; missing memory stays a hole in the file."""
     with path.open("wb") as file:
         for phys, data in memory:
             at = 0
@@ -97,5 +97,5 @@ def raw(path: Path, memory: Iterable[tuple[int, bytes]], runs: list[Run], *, siz
 
 
 def moved(memory: Iterable[tuple[int, bytes]], by: int) -> list[tuple[int, bytes]]:
-    """The same bytes at other addresses: a memory that no pointer in it fits."""
+    """The same bytes at other addresses, so that all pointers in them are wrong."""
     return [(phys + by, data) for phys, data in memory]

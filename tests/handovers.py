@@ -1,4 +1,4 @@
-"""A whole handover as Linux writes it, made from Python: what the readers, the writers and verify are held to."""
+"""A complete handover as Linux writes it, made with kho's writers: the reference for readers, writers and verify."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MIB = 1 << 20
 
 @dataclass
 class File:
-    """A memfd as it must read back."""
+    """The expected content of a memfd."""
 
     contents: bytes
     pos: int
@@ -23,24 +23,24 @@ class File:
 
 @dataclass
 class Expected:
-    """What must read back."""
+    """The expected content of the handover."""
 
     liveupdate_num: int = 1
     sessions: dict[str, dict[int, File]] = field(default_factory=dict)
     flbs: list[tuple[str, int, int]] = field(default_factory=list)
     reserve_mem: dict[str, tuple[int, int, bytes]] = field(default_factory=dict)
-    """Name to start, size and contents."""
+    """Name -> start, size and contents."""
     metadata: tuple[str, int] = ("", 0)
     test_folios: list[tuple[int, int]] = field(default_factory=list)
     csum: int = 0
     folios: list[tuple[int, int]] = field(default_factory=list)
-    """Everything that is preserved."""
+    """All preserved folios."""
 
 
 def complete(abi: str = "kho-v4", *, page_size: int = 4096) -> tuple[kho.Arena, kho.Outgoing, Expected]:
     """Two sessions with memfds of 0 bytes, 5000 bytes, 6 MiB and one of huge folios; reserve_mem; metadata; kho_test.
 
-    The handover is finalized. A huge folio is of order 9, or what a page size that large has room for.
+    The handover is finalized. A huge folio has order 9, or the largest order that fits with large pages.
     """
     random = Random(f"{abi} {page_size}")
     huge = {4096: 9, 16384: 7, 65536: 5}[page_size]
@@ -85,7 +85,7 @@ def complete(abi: str = "kho-v4", *, page_size: int = 4096) -> tuple[kho.Arena, 
 
 
 def check(inc: kho.Incoming, expected: Expected) -> None:
-    """Hold a reading to what was written, in every part."""
+    """Compare every part of a handover that was read with the expected content."""
     assert [tuple(folio) for folio in inc.folios] == expected.folios
     luo = inc.luo
     assert luo.liveupdate_num == expected.liveupdate_num

@@ -1,7 +1,7 @@
-"""Handovers that no kernel wrote: each a small sane image with one thing wrong in it, by name.
+"""Malformed handovers by name: each is a small valid image with one defect.
 
-`REFUSED` are images a reader must refuse, whatever it is told about sizes; `ODD` are images a reader may make something
-of, so long as it ends soon and without a crash. Both are functions that damage a `Layout`. `FILES` damage the ELF file.
+A reader must refuse the images in `REFUSED`, whatever sizes it is given. It may read those in `ODD`, but must end in
+bounded time without a crash. Both contain functions that damage a `Layout`; those in `FILES` damage the ELF file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def sane() -> Image:
 
 
 def chunk_field(index: int, offset: int, form: str, value: int) -> Damage:
-    """Overwrites a field of chunk `index`."""
+    """Damage: overwrite a field of chunk `index`."""
 
     def damage(layout: Layout) -> None:
         layout.put(layout.chunks[index] + offset, struct.pack("<" + form, value))
@@ -65,7 +65,7 @@ def chunks_in_a_ring(layout: Layout) -> None:
 
 
 def long_ring(layout: Layout) -> None:
-    """Chunks without bitmaps, one after the other through all of a MiB, and back."""
+    """A ring of chunks without bitmaps that fills 1 MiB."""
     places = range(32 * MIB, 33 * MIB, layout.page_size)
     for at, following in zip(places, [*places[1:], places[0]], strict=True):
         layout.put(at, struct.pack("<QII", following, 0, 0))
@@ -73,7 +73,7 @@ def long_ring(layout: Layout) -> None:
 
 
 def folios_up_to_the_top(layout: Layout) -> None:
-    """4096 folios outside memory, the last one ending at 2^64; a page-sized bitmap cannot start there."""
+    """4096 folios outside memory, the last one ends at 2^64; a page-sized bitmap cannot start at that address."""
     layout.put(layout.bitmaps(layout.chunks[1])[0][1], b"\xff" * layout.page_size)
     phys_start_is(TOP - (8 * 512 << 21))(layout)
 
@@ -83,14 +83,14 @@ def bitmap_is_its_chunk(layout: Layout) -> None:
 
 
 def bitmap_twice(layout: Layout) -> None:
-    """Two entries name one bitmap at one place."""
+    """Two entries have the same bitmap and the same start."""
     chunk = layout.chunks[1]
     layout.put(chunk + 32, bytes(layout.pages[chunk][16:32]))
     chunk_field(1, 12, "I", 2)(layout)
 
 
 def root_property(name: str, value: bytes | None) -> Damage:
-    """Replaces a property of the root node, or takes it away."""
+    """Damage: replace a property of the root node, or remove it."""
 
     def damage(layout: Layout) -> None:
         layout.root.props.pop(name)
@@ -118,7 +118,7 @@ def map_inside_its_page(layout: Layout) -> None:
 
 
 def subtree_is(value: bytes | None) -> Damage:
-    """Replaces what the producer's node points at."""
+    """Damage: replace the address in the producer's node."""
 
     def damage(layout: Layout) -> None:
         layout.root.children["producer"] = Node({} if value is None else {"fdt": value})
@@ -128,7 +128,7 @@ def subtree_is(value: bytes | None) -> Damage:
 
 
 def header(index: int, value: int) -> Damage:
-    """Overwrites 32-bit word `index` of the FDT header."""
+    """Damage: overwrite 32-bit word `index` of the FDT header."""
 
     def damage(layout: Layout) -> None:
         layout.put(layout.fdt_phys + 4 * index, struct.pack(">I", value))
@@ -137,7 +137,7 @@ def header(index: int, value: int) -> Damage:
 
 
 def struct_block(change: Callable[[bytes], bytes]) -> Damage:
-    """Rewrites the FDT's structure block, with the header to match."""
+    """Damage: rewrite the FDT's structure block and adjust the header."""
 
     def damage(layout: Layout) -> None:
         blob = model.write_fdt(layout.root)
@@ -152,13 +152,13 @@ def struct_block(change: Callable[[bytes], bytes]) -> Damage:
 
 
 def name_without_nul(body: bytes) -> bytes:
-    """Fills everything behind the producer's FDT_BEGIN_NODE with its name."""
+    """Fill the block after the producer's FDT_BEGIN_NODE with its name."""
     at = body.index(b"producer")
     return body[:at] + b"p" * (len(body) - at)
 
 
 def first_property(length: int, name: int | None = None) -> Callable[[bytes], bytes]:
-    """The root's first property with another length or name offset."""
+    """Change the length or name offset of the root's first property."""
 
     def change(body: bytes) -> bytes:
         old_length, old_name = struct.unpack_from(">II", body, 12)
@@ -247,7 +247,7 @@ ODD: dict[str, Damage] = {
 
 
 def word(offset: int, form: str, value: int) -> Callable[[bytes], bytes]:
-    """Overwrites a field of the ELF file; program header 0 is at 64."""
+    """Overwrite a field of the ELF file; program header 0 is at offset 64."""
     raw = struct.pack("<" + form, value)
     return lambda elf: elf[:offset] + raw + elf[offset + len(raw) :]
 
@@ -273,17 +273,17 @@ FILES: dict[str, Callable[[bytes], bytes]] = {
 
 
 def refused() -> dict[str, bytes]:
-    """ELF cores a reader must refuse, by what is wrong with them."""
+    """ELF cores that a reader must refuse, by the name of their defect."""
     return {name: damaged(damage) for name, damage in REFUSED.items()}
 
 
 def odd() -> dict[str, bytes]:
-    """ELF cores a reader may make something of."""
+    """ELF cores that a reader may read, by the name of their defect."""
     return {name: damaged(damage) for name, damage in ODD.items()}
 
 
 def files() -> dict[str, bytes]:
-    """Files that are no ELF core of a handover any more."""
+    """Damaged ELF files, by the name of their defect."""
     elf = sane().to_bytes()
     return {name: change(elf) for name, change in FILES.items()}
 

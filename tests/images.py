@@ -1,4 +1,4 @@
-"""Synthetic handovers as ELF cores, built from the model alone, and the many ways in which one can be wrong."""
+"""Synthetic handovers as ELF cores, built with the model alone, and `Layout`, to damage them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EM_AARCH64 = 183
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 PN_XNUM = 0xFFFF
 FILE_ALIGN = 0x1000
-"""Segments start at multiples of this in the file."""
+"""Alignment of segments in the file."""
 
 
 def overlap(phys: int, size: int, areas: Iterable[tuple[int, int]]) -> bool:
@@ -26,10 +26,11 @@ def overlap(phys: int, size: int, areas: Iterable[tuple[int, int]]) -> bool:
 
 @dataclass
 class Image:
-    """A handover to be: what is preserved, in which memory, by which kernel. Sizes and addresses in bytes.
+    """Description of a handover: preserved folios, memory and ABI. Sizes and addresses in bytes.
 
-    The FDT and the subtrees are preserved as well, as a kernel does; they, the map and the scratch array go to free
-    pages from `metadata_phys` (default: 1 MiB into the first RAM range) unless `fdt_phys` and `scratch_phys` say where.
+    The FDT and the subtrees are preserved too, as in the kernel. They, the map and the scratch array go to free pages
+    from `metadata_phys` on (default: 1 MiB after the start of the first RAM range), or to `fdt_phys` and
+    `scratch_phys`.
     """
 
     folios: list[Folio] = field(default_factory=list)
@@ -40,20 +41,20 @@ class Image:
     scratch: list[tuple[int, int]] = field(default_factory=list)
     subtrees: dict[str, bytes] = field(default_factory=dict)
     contents: dict[int, bytes] = field(default_factory=dict)
-    """Bytes by address; what is not given reads as zeros."""
+    """Bytes by address; all other memory is zeros."""
     blocks: set[tuple[int, int]] = field(default_factory=set)
-    """kho-v1 bitmaps, as (order, index), that are there though empty."""
+    """Empty kho-v1 bitmaps in the map, as `(order, index)`."""
     fdt_phys: int | None = None
     scratch_phys: int | None = None
     metadata_phys: int | None = None
     machine: int = EM_X86_64
     whole_ram: bool = False
-    """A dump of all RAM, one PT_LOAD a range, instead of one per run of pages handed over."""
+    """A dump of all RAM with one PT_LOAD per range, instead of one per run of handed-over pages."""
     under: list[Image] = field(default_factory=list)
-    """Stale handovers: their pages lie in the same memory, below this one's."""
+    """Stale handovers in the same memory, at lower addresses."""
 
     def lay_out(self) -> Layout:
-        """Puts everything in its place."""
+        """Assign an address to each part and return the layout."""
         out = Layout(self)
         for stale in self.under:
             for phys, page in stale.lay_out().pages.items():
@@ -112,13 +113,13 @@ class Image:
         return out
 
     def write(self, path: Path) -> Path:
-        """Writes the ELF core; holes stay holes, so that a file of terabytes takes what its pages take."""
+        """Write the ELF core with holes, so that a file of terabytes takes only the space of its pages."""
         with path.open("wb") as file:
             self.lay_out().write_elf(file)
         return path
 
     def to_bytes(self) -> bytes:
-        """The ELF core, for images that fit."""
+        """The ELF core as bytes, for images that fit into memory."""
         return self.lay_out().to_elf()
 
 
@@ -132,7 +133,7 @@ def free_pages(start: int, page_size: int, taken: list[tuple[int, int]]) -> Iter
 
 
 class Layout:
-    """An image's pages by address, and where things lie in it, so that they can be damaged."""
+    """The pages of an image by address, and the addresses of its parts, so that tests can damage them."""
 
     def __init__(self, image: Image) -> None:
         self.image = image
@@ -144,7 +145,7 @@ class Layout:
         self.root = Node()
 
     def put(self, phys: int, raw: bytes) -> None:
-        """Writes `raw` at `phys`, which brings the pages there into being."""
+        """Write `raw` at `phys`; missing pages are created."""
         at = phys - phys % self.page_size
         while at < phys + max(len(raw), 1):
             page = self.pages.setdefault(at, bytearray(self.page_size))
@@ -153,7 +154,7 @@ class Layout:
             at += self.page_size
 
     def put_root(self, blob: bytes | None = None) -> None:
-        """Writes `root` (or any blob) as the root FDT."""
+        """Write `root`, or another blob, as the root FDT."""
         self.pages.pop(self.fdt_phys, None)
         self.put(self.fdt_phys, model.write_fdt(self.root) if blob is None else blob)
 
@@ -162,12 +163,12 @@ class Layout:
         return int(struct.unpack_from("<Q", page, phys % self.page_size)[0])
 
     def bitmaps(self, chunk: int) -> list[tuple[int, int]]:
-        """(phys_start, bitmap) of a chunk."""
+        """`(phys_start, bitmap)` of each entry of a chunk."""
         (num,) = struct.unpack_from("<I", self.pages[chunk], 12)
         return [struct.unpack_from("<QQ", self.pages[chunk], 16 + 16 * i) for i in range(num)]
 
     def segments(self) -> list[tuple[int, int, int]]:
-        """What becomes a PT_LOAD each: (phys, bytes in memory, of these in the file; the rest reads as zeros)."""
+        """`(phys, memory size, file size)` of each PT_LOAD; bytes after the file size are zeros."""
         data = merged((phys, self.page_size) for phys in self.pages)
         if self.image.whole_ram:
             areas = self.image.ram
@@ -186,9 +187,9 @@ class Layout:
         return out
 
     def write_elf(self, file: BinaryIO) -> None:
-        """An ELF64 core: header, program headers, then each segment's bytes."""
+        """Write an ELF64 core: header, program headers, then the bytes of each segment."""
         segments = self.segments()
-        many = len(segments) >= PN_XNUM  # then the number stands in section header 0
+        many = len(segments) >= PN_XNUM  # then their number is in section header 0
         shoff = 64 + 56 * len(segments) if many else 0
         phnum, shentsize, shnum = (PN_XNUM, 64, 1) if many else (len(segments), 0, 0)
         ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
@@ -207,7 +208,7 @@ class Layout:
             self.write_pages(file, phys, filesz, offset)
 
     def write_pages(self, file: BinaryIO, start: int, size: int, offset: int = 0) -> None:
-        """The `size` bytes from `start`, at `offset` of a file; pages that are not there become holes."""
+        """Write `size` bytes from `start` at `offset` of a file; missing pages become holes."""
         for phys in sorted(p for p in self.pages if start <= p < start + size):
             file.seek(offset + phys - start)
             file.write(self.pages[phys])
@@ -218,14 +219,14 @@ class Layout:
         return file.getvalue()
 
     def to_raw(self, start: int, size: int) -> bytes:
-        """`size` bytes of memory from `start`, as a raw dump has them."""
+        """`size` bytes of memory from `start`, as in a raw dump."""
         file = io.BytesIO(bytes(size))
         self.write_pages(file, start, size)
         return file.getvalue()
 
 
 def merged(areas: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """(start, size) with what overlaps or adjoins made one, by start."""
+    """Sort `(start, size)` ranges and merge overlapping or adjacent ones."""
     out: list[tuple[int, int]] = []
     for start, size in sorted(areas):
         if out and start <= sum(out[-1]):

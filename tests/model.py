@@ -1,8 +1,8 @@
-"""A slow, obvious reading of the handover formats, in plain Python: what the Rust code is held to.
+"""A slow, simple implementation of the handover formats in plain Python, as the reference for the Rust code.
 
-Written from the format description alone and sharing nothing with the Rust code. Sets instead of bitmaps, whole numbers
-instead of words, no bounds beyond what keeps a wrong image from hanging the reader. Addresses and sizes are in bytes,
-pfns in pages; a folio is `(phys, order)`, `page_size << order` bytes at a multiple of that.
+Written from the format description alone; shares nothing with the Rust code. Uses sets instead of bitmaps and integers
+instead of words, and checks only what prevents a malformed image from hanging the reader. Addresses and sizes are in
+bytes, pfns in pages; a folio is `(phys, order)`: `page_size << order` bytes, aligned to that size.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ Folio = tuple[int, int]
 Alloc = Callable[[int], int]
 
 MAX_ORDER = 36
-"""The largest order the tracker takes."""
+"""The largest order that the tracker accepts."""
 FDT_MAGIC = 0xD00DFEED
 
 
 class ModelError(Exception):
-    """The image is not what a kernel writes."""
+    """The image is malformed."""
 
 
 # Memory
@@ -37,7 +37,7 @@ class Segment:
 
 
 class Memory:
-    """Physical memory by address."""
+    """Physical memory, as a list of segments."""
 
     def __init__(self, segments: Iterable[Segment]) -> None:
         self.segments = sorted(segments, key=lambda s: s.phys)
@@ -63,7 +63,7 @@ class Memory:
         return cls(segments)
 
     def read(self, phys: int, size: int) -> bytes:
-        """`size` bytes at `phys`, across adjacent segments. Raises ModelError if one of them is not here."""
+        """`size` bytes at `phys`, across adjacent segments. Raises ModelError if a byte is outside the segments."""
         out = b""
         while len(out) < size:
             at = phys + len(out)
@@ -100,15 +100,15 @@ class Node:
         return self.props[name].rstrip(b"\0").decode()
 
     def int(self, name: str) -> int:
-        """A value in the producer's byte order, which is little-endian wherever there is KHO."""
+        """A value in native byte order, which is little-endian on all machines with KHO."""
         return int.from_bytes(self.props[name], "little")
 
 
 def fdt_size(memory: Memory, phys: int) -> int:
-    """The header's `totalsize`. Raises ModelError where there is no header."""
+    """The header's `totalsize`. Raises ModelError if there is no header at `phys`."""
     magic, total = struct.unpack(">II", memory.read(phys, 8))
     if magic != FDT_MAGIC:
-        raise ModelError(f"{phys:#x}: no FDT here")
+        raise ModelError(f"{phys:#x}: no FDT at this address")
     return int(total)
 
 
@@ -146,7 +146,7 @@ def read_fdt(blob: bytes) -> Node:
 
 
 def write_fdt(root: Node) -> bytes:
-    """The blob libfdt's sequential writer makes of a tree: strings stand in reverse order of first use."""
+    """The blob that libfdt's sequential writer produces: strings are in reverse order of first use."""
     strings = b""
     ends: dict[bytes, int] = {}  # distance of a string's start from the end of the string table, which grows downwards
 
@@ -179,7 +179,7 @@ def write_fdt(root: Node) -> bytes:
 
 
 def find_fdts(memory: Memory, page_size: int) -> list[int]:
-    """Where a root FDT lies: pages that begin with an FDT whose root is compatible with kho-v<n> and names a map."""
+    """Addresses of pages that begin with an FDT with a root compatible of kho-v<n> and a map property."""
     found = []
     for phys in memory.pages(page_size):
         try:
@@ -195,7 +195,7 @@ def find_fdts(memory: Memory, page_size: int) -> list[int]:
 
 
 def set_bits(bitmap: bytes) -> list[int]:
-    """Bit i is byte i/8, bit i%8."""
+    """Indexes of the set bits; bit i is bit i%8 of byte i/8."""
     return [8 * i + bit for i, byte in enumerate(bitmap) if byte for bit in range(8) if byte >> bit & 1]
 
 
@@ -228,7 +228,7 @@ def read_v1(memory: Memory, head: int, page_size: int, bitmap_bytes: int) -> tup
 
 
 def radix_shape(page_size: int, version: int) -> tuple[int, int, int]:
-    """(levels, bits an inner level decides, bits a leaf decides) of kho-v2..v4 (linux/kho/abi/kexec_handover.h)."""
+    """(levels, key bits per inner level, key bits per leaf) of kho-v2..v4 (linux/kho/abi/kexec_handover.h)."""
     shift = page_size.bit_length() - 1
     inner, leaf = shift - 3, shift + 3
     width = 64 - shift + (1 if version >= 4 else 0)
@@ -236,7 +236,7 @@ def radix_shape(page_size: int, version: int) -> tuple[int, int, int]:
 
 
 def radix_key(folio: Folio, page_size: int) -> int:
-    """One key for address and order: the highest set bit tells the order."""
+    """The key for address and order: the highest set bit encodes the order."""
     phys, order = folio
     shift = page_size.bit_length() - 1
     return 1 << (64 - shift - order) | phys >> (shift + order)
@@ -248,7 +248,7 @@ def radix_folio(key: int, page_size: int) -> Folio:
     top = key.bit_length() - 1
     order = 64 - shift - top
     if order < 0:
-        raise ModelError(f"key {key:#x} is beyond order 0")
+        raise ModelError(f"key {key:#x} exceeds the keys of order 0")
     return (key ^ 1 << top) << (shift + order), order
 
 
@@ -276,7 +276,7 @@ def read_radix(memory: Memory, root: int, page_size: int, version: int) -> tuple
 
 
 def greedy_split(pfn: int, nr_pages: int) -> list[tuple[int, int]]:
-    """`(pfn, order)` of the aligned blocks that make up a range (kho_preserve_pages, kernel/kexec_handover.c)."""
+    """`(pfn, order)` of the aligned blocks of a range (kho_preserve_pages, kernel/kexec_handover.c)."""
     out = []
     end = pfn + nr_pages
     while pfn < end:
@@ -289,7 +289,7 @@ def greedy_split(pfn: int, nr_pages: int) -> list[tuple[int, int]]:
 
 
 class ModelTracker:
-    """What is preserved: a set of `(pfn, order)`, and which bitmaps came to be, because emptied ones stay."""
+    """The preserved folios as a set of `(pfn, order)`, and the bitmaps created so far: empty ones are kept."""
 
     def __init__(self, page_size: int = 4096, bitmap_bytes: int = 4096) -> None:
         self.page_size = page_size
@@ -298,12 +298,12 @@ class ModelTracker:
         self.blocks: set[tuple[int, int]] = set()
 
     def check(self, pfn: int, order: int) -> None:
-        """Raises ValueError for a folio no kernel could have."""
+        """Raise ValueError for a misaligned or out-of-range folio."""
         if not 0 <= order <= MAX_ORDER or pfn % (1 << order) or not 0 <= pfn < 2**64 // self.page_size:
             raise ValueError(f"pfn {pfn:#x} order {order}")
 
     def preserve(self, pfn: int, order: int = 0) -> bool:
-        """Whether it was not marked before."""
+        """Mark a folio; returns whether it was unmarked before."""
         self.check(pfn, order)
         self.blocks.add((order, (pfn >> order) // self.bits))
         new = (pfn, order) not in self.marked
@@ -311,24 +311,24 @@ class ModelTracker:
         return new
 
     def unpreserve(self, pfn: int, order: int = 0) -> bool:
-        """Whether it was marked."""
+        """Unmark a folio; returns whether it was marked before."""
         self.check(pfn, order)
         known = (pfn, order) in self.marked
         self.marked.discard((pfn, order))
         return known
 
     def check_range(self, pfn: int, nr_pages: int) -> None:
-        """Raises ValueError for a range that runs past the address space; then nothing has changed."""
+        """Raise ValueError for a range that exceeds the address space, before any change."""
         if pfn < 0 or nr_pages < 0 or pfn + nr_pages > 2**64 // self.page_size:
             raise ValueError(f"pfn {pfn:#x} + {nr_pages:#x}")
 
     def preserve_pages(self, pfn: int, nr_pages: int) -> int:
-        """How many folios of the split were not marked before."""
+        """Mark a range; returns the number of folios of its split that were unmarked before."""
         self.check_range(pfn, nr_pages)
         return sum([self.preserve(*block) for block in greedy_split(pfn, nr_pages)])
 
     def unpreserve_pages(self, pfn: int, nr_pages: int) -> int:
-        """How many folios of the split were marked."""
+        """Unmark a range; returns the number of folios of its split that were marked before."""
         self.check_range(pfn, nr_pages)
         return sum([self.unpreserve(*block) for block in greedy_split(pfn, nr_pages)])
 
@@ -337,7 +337,7 @@ class ModelTracker:
         return sorted((pfn * self.page_size, order) for pfn, order in self.marked)
 
     def serialize_v1(self, alloc: Alloc) -> tuple[int, dict[int, bytes]]:
-        """As `serialize_v1`, with the bitmaps that have become empty."""
+        """As the function `serialize_v1`, including empty bitmaps."""
         return serialize_v1(self.folios(), self.page_size, self.bits // 8, alloc, self.blocks)
 
 
@@ -350,8 +350,8 @@ def serialize_v1(
 ) -> tuple[int, dict[int, bytes]]:
     """The chunk list of `folios` and of empty `blocks` (order, index): orders ascending, indices ascending.
 
-    `alloc(nbytes)` says where a bitmap or a chunk goes. Returns the first chunk's address (0 for an empty map) and
-    `{phys: bytes}`.
+    `alloc(nbytes)` returns the address for a bitmap or a chunk. Returns the address of the first chunk (0 for an empty
+    map) and `{phys: bytes}`.
     """
     bits = 8 * bitmap_bytes
     grid: dict[int, dict[int, set[int]]] = {}
@@ -408,7 +408,7 @@ def serialize_radix(
 
 @dataclass
 class Handover:
-    """What the root FDT at `fdt_phys` leads to. A subtree is `(phys, bytes)`."""
+    """The handover with the root FDT at `fdt_phys`. A subtree is `(phys, bytes)`."""
 
     fdt_phys: int
     page_size: int
@@ -431,12 +431,12 @@ class Handover:
 
 
 def read_handover(memory: Memory, fdt_phys: int, page_size: int, bitmap_bytes: int | None = None) -> Handover:
-    """The handover whose root FDT is at `fdt_phys`; kho-v1 needs to be told the size of its bitmaps."""
+    """Read the handover with the root FDT at `fdt_phys`; for kho-v1 the bitmap size is required."""
     root = read_fdt(memory.read(fdt_phys, fdt_size(memory, fdt_phys)))
     compatible, head = root.string("compatible"), root.int("preserved-memory-map")
     if compatible == "kho-v1":
         if bitmap_bytes is None:
-            raise ModelError("kho-v1 does not say how large its bitmaps are")
+            raise ModelError("kho-v1 needs bitmap_bytes")
         folios, metadata = read_v1(memory, head, page_size, bitmap_bytes)
     elif compatible in ("kho-v2", "kho-v3", "kho-v4"):
         folios, metadata = read_radix(memory, head, page_size, int(compatible[-1]))
@@ -454,7 +454,7 @@ def read_handover(memory: Memory, fdt_phys: int, page_size: int, bitmap_bytes: i
 
 
 def read_vmalloc(memory: Memory, descriptor: bytes, page_size: int) -> bytes:
-    """The pages a struct kho_vmalloc leads to, one after the other (include/linux/kho/abi/kexec_handover.h)."""
+    """The concatenated pages of a struct kho_vmalloc (include/linux/kho/abi/kexec_handover.h)."""
     chunk, total_pages, _flags, order = struct.unpack("<QIHH", descriptor)
     out = b""
     while chunk and len(out) < total_pages * page_size:
@@ -475,17 +475,17 @@ def csum(data: bytes) -> int:
 
 
 def fold(total: int) -> int:
-    """A one's-complement sum folded to 16 bits, which is how two of them compare."""
+    """A one's-complement sum folded to 16 bits, for comparing two sums."""
     while total > 0xFFFF:
         total = (total & 0xFFFF) + (total >> 16)
     return total
 
 
 def read_kho_test(memory: Memory, blob: bytes, page_size: int, inline: bool | None = None) -> tuple[list[Folio], int]:
-    """The kernel's own test vector (lib/test_kho.c): the folios in its order, and its 32-bit checksum.
+    """The data of lib/test_kho.c: the folios in their order, and the 32-bit checksum.
 
-    `inline`: whether `folios_info` is the list itself (6.16) or a struct kho_vmalloc that leads to it (from 6.18).
-    Without it the length tells, which for two folios it cannot: then it is taken for the struct.
+    `inline`: whether `folios_info` is the list itself (6.16) or a struct kho_vmalloc that points to it (from 6.18).
+    Default: by the length, which is ambiguous for two folios and then means the struct.
     """
     data = read_fdt(blob).children["data"]
     nr, info = data.int("nr_folios"), data.props["folios_info"]
@@ -497,7 +497,7 @@ def read_kho_test(memory: Memory, blob: bytes, page_size: int, inline: bool | No
 
 
 def csum_of_folios(memory: Memory, folios: Iterable[Folio], page_size: int) -> int:
-    """What `kho_test` checks: `csum` over the contents of all folios, in their order."""
+    """The checksum of `kho_test`: `csum` of the contents of all folios, in their order."""
     return csum(b"".join(memory.read(phys, page_size << order) for phys, order in folios))
 
 

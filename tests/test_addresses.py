@@ -1,4 +1,4 @@
-"""A raw image is read where its handover is whole, or not at all; what fits at several addresses is not guessed."""
+"""A raw image is read at the address where its handover is complete; without a unique address it is refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from images import EM_AARCH64, GIB, MIB, TIB, Image, sample_subtrees
 
 
 def answer(*args: object) -> tuple[int, dict[str, Any] | None, str | None]:
-    """Exit code, report and the argument it was read as; no report with exit code 2."""
+    """Exit code, report, and the argument that was used; no report with exit code 2."""
     done = run("inspect", "--json", *args)
     if done.code:
         assert (done.code, done.out) == (2, "")
@@ -36,7 +36,7 @@ def end_of(memory: list[tuple[int, bytes]]) -> int:
 
 
 @pytest.mark.parametrize("name", captures.NAMES)
-def test_a_wrong_address_or_none_gives_the_answer_of_the_right_one(name: str, tmp_path: Path) -> None:
+def test_a_wrong_or_missing_address_is_corrected(name: str, tmp_path: Path) -> None:
     memory = captures.contents(name)
     random, end = Random(name), end_of(memory)
     step = 1 << 16 if name.endswith("64k") else 1 << 12
@@ -49,7 +49,7 @@ def test_a_wrong_address_or_none_gives_the_answer_of_the_right_one(name: str, tm
         assert right["folios"] == captures.expected(name)["folios"]
         for wrong in ("", "@0", "@0x40000000", "@0x80000000", f"@{base + 0x1000:#x}", ",machine=q35", "@1T"):
             code, found, argument = answer(f"{raw}{wrong}")
-            # With data above 4 GiB a machine that has a hole below it may fit as well.
+            # With data above 4 GiB, a machine with a hole below 4 GiB may fit as well.
             assert (code, found) == (0, right) or (code == 2 and end > 4 * GIB and "machine" in wrong), wrong
             assert argument in (None, f"{raw}@{base:#x}")
         assert run("verify", f"{raw}@3M").out == run("verify", f"{raw}@{base:#x}").out
@@ -60,7 +60,7 @@ def test_a_wrong_address_or_none_gives_the_answer_of_the_right_one(name: str, tm
 
 
 @pytest.mark.parametrize("name", captures.NAMES)
-def test_memory_further_up_in_the_file_than_in_the_machine_is_cut_there(name: str, tmp_path: Path) -> None:
+def test_bytes_before_the_memory_in_a_file_are_skipped(name: str, tmp_path: Path) -> None:
     memory = captures.contents(name)
     end, before = end_of(memory), 8 * MIB
     raw = dumpfiles.raw(tmp_path / "ram.bin", dumpfiles.moved(memory, before), [(0, end + before)])
@@ -72,8 +72,8 @@ def test_memory_further_up_in_the_file_than_in_the_machine_is_cut_there(name: st
 
 
 @pytest.mark.parametrize("name", captures.NAMES)
-def test_an_image_without_whole_pages_before_it_is_read(name: str, tmp_path: Path) -> None:
-    """LiME's format=raw: what is below 640 KiB ends inside a page, and 1 MiB follows."""
+def test_an_image_that_does_not_begin_at_a_page_boundary_is_read(name: str, tmp_path: Path) -> None:
+    """LiME's format=raw: the range below 640 KiB ends inside a page and is followed by memory from 1 MiB on."""
     memory = captures.contents(name)
     raw = dumpfiles.raw(tmp_path / "ram.bin", memory, [(0x1000, 0x9EC00), (0x100000, end_of(memory) - 0x100000)])
     code, found, argument = answer(raw)
@@ -83,7 +83,7 @@ def test_an_image_without_whole_pages_before_it_is_read(name: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", captures.NAMES)
-def test_what_is_cut_is_not_read_as_something_else(name: str, tmp_path: Path) -> None:
+def test_a_truncated_image_never_gives_another_report(name: str, tmp_path: Path) -> None:
     memory = captures.contents(name)
     random, end = Random(name), end_of(memory)
     base = memory[0][0] & ~0xFFFF
@@ -97,7 +97,7 @@ def test_what_is_cut_is_not_read_as_something_else(name: str, tmp_path: Path) ->
 
 
 def high(*, low: list[int], up: list[int], start: int, metadata: int, machine: int = 62, abi: str = "kho-v4") -> Image:
-    """A handover with data below a hole and after one, all other than zeros."""
+    """A handover with non-zero data below and above a hole."""
     folios = [(phys, 0) for phys in low + [start + phys for phys in up]]
     return Image(
         folios=folios,
@@ -125,7 +125,7 @@ LAYOUTS: dict[str, tuple[int, int]] = {
 @pytest.mark.parametrize("abi", ["kho-v1", "kho-v4"])
 @pytest.mark.parametrize("metadata", ["below", "above"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_hole_that_is_left_out_is_found_or_asked_for(layout: str, metadata: str, abi: str, tmp_path: Path) -> None:
+def test_an_omitted_hole_is_found_or_refused(layout: str, metadata: str, abi: str, tmp_path: Path) -> None:
     low_end, start = LAYOUTS[layout]
     where = 64 * MIB if metadata == "below" else start + 64 * MIB
     image = high(low=[32 * MIB, low_end - 4096], up=[0, 100 * MIB, GIB], start=start, metadata=where, abi=abi).lay_out()
@@ -139,7 +139,7 @@ def test_a_hole_that_is_left_out_is_found_or_asked_for(layout: str, metadata: st
     assert right["folios"] == [list(folio) for folio in image.folios]
     assert right["pages_outside"] == 0
     solved = 0
-    # A machine or a hole that is named is believed where the map fits it: above a hole it fits no other.
+    # A given machine or hole is accepted if the map fits it; with a map above the hole, only the right one fits.
     misnamed = (",machine=pc", "@0,hole=0x90000000:0x100000000") if metadata == "above" else ()
     for wrong in ("", "@0", "@0x40000000", ",machine=virt", *misnamed):
         code, found, argument = answer(f"{raw}{wrong}")
@@ -159,7 +159,7 @@ def test_a_hole_that_is_left_out_is_found_or_asked_for(layout: str, metadata: st
 
 
 def test_a_padded_image_is_read_at_0(tmp_path: Path) -> None:
-    """LiME's format=padded, and dd of /dev/mem: a hole is there, as zeros."""
+    """LiME's format=padded, and dd of /dev/mem: holes are in the file as zeros."""
     image = high(low=[32 * MIB], up=[0, 8 * MIB], start=4 * GIB, metadata=64 * MIB).lay_out()
     pages = [(phys, bytes(page)) for phys, page in image.pages.items()]
     raw = dumpfiles.raw(tmp_path / "ram.bin", pages, [(0, 6 * GIB)])
@@ -170,8 +170,8 @@ def test_a_padded_image_is_read_at_0(tmp_path: Path) -> None:
         assert found["folios"] == [list(folio) for folio in image.folios]
 
 
-def test_several_addresses_that_fit_are_named_not_chosen(tmp_path: Path) -> None:
-    """Every page of the file holds something, so nothing tells a hole of 1 GiB from one of 2 GiB."""
+def test_an_ambiguous_address_is_refused_with_all_candidates(tmp_path: Path) -> None:
+    """No page of the file is blank, so holes of 1 GiB and 2 GiB cannot be distinguished."""
     image = high(low=[32 * MIB], up=[GIB], start=4 * GIB, metadata=64 * MIB).lay_out()
     pages = [(phys, bytes(page)) for phys, page in image.pages.items()]
     filler = [(place, b"RAM" * 1000) for place in range(2 * GIB, 6 * GIB, 256 * MIB)]
@@ -190,7 +190,7 @@ def test_several_addresses_that_fit_are_named_not_chosen(tmp_path: Path) -> None
     assert answer(f"{raw}@0x0,hole=0x80000000:0x100000000")[0] == 0
 
 
-def test_an_address_that_is_not_to_be_doubted_is_not(tmp_path: Path) -> None:
+def test_check_no_forces_the_given_address(tmp_path: Path) -> None:
     name = "linux-7.3.4-x86_64"
     memory = captures.contents(name)
     raw = dumpfiles.raw(tmp_path / "ram.bin", dumpfiles.moved(memory, MIB), [(0, end_of(memory) + MIB)])
@@ -205,7 +205,7 @@ def test_an_address_that_is_not_to_be_doubted_is_not(tmp_path: Path) -> None:
     assert kho.open(f"{raw},machine=q35,check=no").nr_folios == 0
 
 
-def test_where_no_address_fits_the_reason_and_the_remedy_are_given(tmp_path: Path) -> None:
+def test_without_a_fitting_address_the_error_names_reason_and_remedy(tmp_path: Path) -> None:
     memory = captures.contents("linux-7.3.4-x86_64")
     fdt = captures.expected("linux-7.3.4-x86_64")["fdt_phys"]
     only = [(phys, data) for phys, data in memory if phys <= fdt < phys + len(data)]
@@ -218,7 +218,7 @@ def test_where_no_address_fits_the_reason_and_the_remedy_are_given(tmp_path: Pat
         assert "KHO021" not in done.err
 
 
-def test_a_part_with_its_address_is_read_with_a_warning(tmp_path: Path) -> None:
+def test_an_incomplete_image_with_its_address_is_read_with_a_warning(tmp_path: Path) -> None:
     image = Image(folios=[(0x20_0000, 0), (0x100_0000, 9)], ram=[(0, 32 * MIB)], subtrees=sample_subtrees())
     raw = tmp_path / "low.bin"
     raw.write_bytes(image.lay_out().to_raw(0, 16 * MIB))
@@ -231,7 +231,7 @@ def test_a_part_with_its_address_is_read_with_a_warning(tmp_path: Path) -> None:
 
 
 def test_a_broken_map_at_the_right_address_is_a_finding(tmp_path: Path) -> None:
-    """A subtree that lies where the root says tells that the address is right."""
+    """A valid subtree at the address in the root FDT confirms the address of the image."""
     image = Image(folios=[(0x20_0000, 0)], ram=[(0, 8 * MIB)], subtrees=sample_subtrees()).lay_out()
     image.put(image.chunks[0] + 8, b"\xff\0\0\0")
     raw = tmp_path / "ram.bin"
@@ -259,7 +259,7 @@ def test_two_memories_in_one_file_are_not_mixed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("base", [GIB, 2 * GIB])
-def test_memory_of_arm64_is_found_where_it_begins(base: int, tmp_path: Path) -> None:
+def test_memory_of_arm64_is_found_at_its_base_address(base: int, tmp_path: Path) -> None:
     image = high(low=[], up=[0, 3 * GIB], start=base, metadata=base + 64 * MIB, machine=EM_AARCH64).lay_out()
     pages = [(phys, bytes(page)) for phys, page in image.pages.items()]
     raw = dumpfiles.raw(tmp_path / "ram.bin", pages, [(base, 4 * GIB)])
@@ -268,7 +268,7 @@ def test_memory_of_arm64_is_found_where_it_begins(base: int, tmp_path: Path) -> 
     assert found == answer(f"{raw}@{base:#x}")[1]
 
 
-def test_what_a_source_may_be_called_reads_back(tmp_path: Path) -> None:
+def test_every_form_of_a_source_name_is_parsed(tmp_path: Path) -> None:
     raw = tmp_path / "ram.bin"
     raw.write_bytes(bytes(4 * MIB))
     for text, ranges in (

@@ -1,4 +1,4 @@
-"""What real kernels handed over: read as they say, written again byte for byte, their own checksum verified."""
+"""Captures of real kernels: read correctly, rewritten byte for byte, checksum of kho_test verified."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ KEYS = (
 
 
 def of_issue(found: dict[str, Any]) -> dict[str, Any]:
-    """The keys that must be exact, with the subtrees' addresses and sizes; only kho-v1 has bitmaps of a size."""
+    """The keys that must match exactly, with addresses and sizes of subtrees; only kho-v1 has a bitmap size."""
     subtrees = {name: {"phys": sub["phys"], "size": sub["size"]} for name, sub in found["subtrees"].items()}
     return {**{key: found.get(key) for key in KEYS}, "subtrees": subtrees}
 
@@ -44,7 +44,7 @@ def of_issue(found: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", captures.NAMES)
 @pytest.mark.smoke
-def test_inspect_finds_what_the_reference_reader_found(name: str) -> None:
+def test_inspect_agrees_with_the_reference_reader(name: str) -> None:
     expected = captures.expected(name)
     done = run("inspect", "--json", captures.elf(name))
     assert (done.code, done.err) == (0, "")
@@ -57,14 +57,14 @@ def test_inspect_finds_what_the_reference_reader_found(name: str) -> None:
 
 
 @V1
-def test_a_process_prints_the_same(name: str) -> None:
+def test_a_separate_process_prints_the_same_report(name: str) -> None:
     done = process("inspect", "--json", captures.elf(name))
     assert (done.code, done.err) == (0, "")
     assert of_issue(done.json) == of_issue(captures.expected(name))
 
 
 @V1
-def test_each_capture_names_its_reason(name: str) -> None:
+def test_each_report_names_the_reason_for_its_layout(name: str) -> None:
     inc = kho.open(captures.elf(name))
     assert inc.page_size_why == "x86_64 has no other"
     assert inc.bitmap_bytes_why is not None
@@ -76,7 +76,7 @@ def test_each_capture_names_its_reason(name: str) -> None:
 
 
 @V1
-def test_the_page_size_is_found_without_the_machine(name: str) -> None:
+def test_the_page_size_is_detected_without_the_machine_type(name: str) -> None:
     memory = kho.Memory.open(captures.elf(name))
     segments = [(phys, memory.read(phys, size)) for phys, size in memory.ranges]
     inc = kho.open(kho.Memory.from_segments(segments))
@@ -84,7 +84,7 @@ def test_the_page_size_is_found_without_the_machine(name: str) -> None:
     assert list(inc.folios) == [tuple(folio) for folio in captures.expected(name)["folios"]]
 
 
-def test_bitmap_bytes_overrides_what_would_be_decided() -> None:
+def test_bitmap_bytes_overrides_detection() -> None:
     name = "linux-6.18.15-x86_64"
     told = run("inspect", "--json", "--bitmap-bytes", 512, captures.elf(name)).json
     assert (told["bitmap_bytes"], told["certainty"]) == (512, "given")
@@ -95,7 +95,7 @@ def test_bitmap_bytes_overrides_what_would_be_decided() -> None:
     assert told["nr_folios"] < captures.expected(name)["nr_folios"]
 
 
-def test_bitmap_bytes_that_cannot_be_are_refused() -> None:
+def test_invalid_bitmap_bytes_are_refused() -> None:
     done = run("inspect", "--bitmap-bytes", 4096, captures.elf("linux-6.16-layout-x86_64"))
     assert done.code == 2
     assert done.err.startswith("kho: chunk at 0x")
@@ -124,7 +124,7 @@ def test_the_address_of_the_fdt_can_be_given(name: str) -> None:
 
 
 @pytest.mark.parametrize("compatible", ["kho-v5", "kho-v99"])
-def test_versions_that_are_not_decoded_are_named(compatible: str, tmp_path: Path) -> None:
+def test_unsupported_versions_are_named(compatible: str, tmp_path: Path) -> None:
     layout = images.Image(folios=[(0x40_0000, 0)]).lay_out()
     layout.root.props["compatible"] = compatible.encode() + b"\0"
     layout.put_root()
@@ -138,7 +138,7 @@ def test_versions_that_are_not_decoded_are_named(compatible: str, tmp_path: Path
     assert compatible in done.err
 
 
-# Writing it again
+# Rewriting captures
 
 
 def ram(name: str) -> list[tuple[int, int]]:
@@ -153,14 +153,14 @@ def ram(name: str) -> list[tuple[int, int]]:
 
 
 def rebuild(name: str) -> tuple[kho.Incoming, kho.Outgoing]:
-    """The capture's handover made anew in an arena of the same RAM: everything where the kernel had it."""
+    """The handover of a capture, rewritten in an arena with the same RAM and the same addresses."""
     inc = kho.open(captures.elf(name))
     arena = kho.Arena(ram(name), scratch=inc.scratch)
     out = kho.Outgoing(arena, bitmap_bytes=inc.bitmap_bytes, fdt_phys=inc.fdt_phys, map_phys=inc.preserved_memory_map)
     orders = dict(inc.folios)
     for sub in inc.subtrees.values():
         if orders[sub.phys] == 0:
-            # With what follows it in its page; kho-v1 does not say how long a blob is.
+            # Copied with the rest of its page: kho-v1 does not record the size of a blob.
             assert out.add_subtree(sub.name, inc.read(sub.phys, 4096), phys=sub.phys) == sub.phys
         else:
             arena.alloc_at(sub.phys, orders[sub.phys])
@@ -169,7 +169,7 @@ def rebuild(name: str) -> tuple[kho.Incoming, kho.Outgoing]:
     for phys, order in inc.folios:
         if phys not in placed:
             arena.alloc_at(phys, order)
-        # A blob that add_subtree copied is the handover's to write.
+        # The caller may not write a blob that add_subtree copied.
         if phys != inc.fdt_phys and (phys not in placed or order):
             arena.write(phys, inc.read(phys, 4096 << order))
     before = out.nr_folios
@@ -179,7 +179,7 @@ def rebuild(name: str) -> tuple[kho.Incoming, kho.Outgoing]:
 
 
 def chunks(memory: model.Memory, head: int, bitmap_bytes: int) -> list[tuple[bytes, list[tuple[int, bytes]]]]:
-    """Each chunk page with its pointers zeroed, and what they point at: (phys_start, bitmap)."""
+    """Each chunk page with its pointers zeroed, and the `(phys_start, bitmap)` they point to."""
     out = []
     while head:
         page = bytearray(memory.read(head, 4096))
@@ -196,7 +196,7 @@ def chunks(memory: model.Memory, head: int, bitmap_bytes: int) -> list[tuple[byt
 
 
 @V1
-def test_what_is_written_again_is_what_the_kernel_wrote(name: str) -> None:
+def test_a_rewritten_map_equals_the_kernels_bytes(name: str) -> None:
     inc, out = rebuild(name)
     assert inc.bitmap_bytes is not None
     blob = out.serialize()
@@ -210,13 +210,13 @@ def test_what_is_written_again_is_what_the_kernel_wrote(name: str) -> None:
 
 
 @V1
-def test_an_arena_can_take_over_what_was_written_again(name: str) -> None:
+def test_an_arena_takes_over_a_rewritten_handover(name: str) -> None:
     inc, out = rebuild(name)
     taken = kho.Incoming(out.arena, out.finalize())
     assert (taken.bitmap_bytes, taken.scratch) == (inc.bitmap_bytes, inc.scratch)
     assert taken.folios == inc.folios
     for phys, _ in inc.folios:
-        # Behind its FDT the kernel's page still holds the string table as it grew, downwards from the end.
+        # After its FDT, the kernel's page still contains the string table, which libfdt builds downwards from the end.
         size = len(bytes(inc.fdt)) if phys == inc.fdt_phys else None
         assert bytes(taken.restore_folio(phys))[:size] == bytes(inc.restore_folio(phys))[:size]
     for subtree in inc.subtrees:
@@ -224,17 +224,17 @@ def test_an_arena_can_take_over_what_was_written_again(name: str) -> None:
     assert len(taken.unrestored()) == 0
 
 
-# The kernel's own test vector
+# kho_test
 
 
 def kho_test(inc: kho.Incoming, name: str) -> tuple[list[model.Folio], int]:
-    """The folios lib/test_kho.c lists in its subtree, and its checksum."""
+    """The folios in the subtree of lib/test_kho.c, and its checksum."""
     blob = inc.retrieve_subtree("kho_test").read()
     return model.read_kho_test(model.Memory.from_elf(captures.elf(name)), blob, inc.page_size)
 
 
 @V1
-def test_the_kernels_test_vector_verifies(name: str) -> None:
+def test_the_checksum_of_kho_test_matches(name: str) -> None:
     inc = kho.open(captures.elf(name))
     folios, csum = kho_test(inc, name)
     assert [list(folio) for folio in folios] == captures.expected(name)["kho_test"]["folios"]
@@ -275,15 +275,15 @@ def test_a_capture_restores_each_folio_once(name: str) -> None:
     assert (inc.nr_restored, len(inc.unrestored())) == (inc.nr_folios, 0)
 
 
-def test_the_expected_files_are_data(tmp_path: Path) -> None:
-    """What `--json` prints can be written to a file and read back."""
+def test_json_output_can_be_saved_and_parsed_again(tmp_path: Path) -> None:
+    """The output of `--json` can be saved to a file and parsed again."""
     path = tmp_path / "report.json"
     path.write_text(run("inspect", "--json", captures.elf(captures.V1_NAMES[0])).out)
     assert json.loads(path.read_text())["scratch"][0] == [239075328, 16777216]
 
 
 def agrees(found: Any, expected: Any) -> bool:
-    """Whether what was found has everything that was expected; it may say more."""
+    """Whether `found` contains everything in `expected`; additional keys are allowed."""
     if isinstance(expected, dict):
         return all(key in found and agrees(found[key], value) for key, value in expected.items())
     if isinstance(expected, list):
@@ -292,7 +292,7 @@ def agrees(found: Any, expected: Any) -> bool:
 
 
 @pytest.mark.parametrize("name", captures.NAMES)
-def test_every_key_agrees_with_no_option_given(name: str) -> None:
+def test_every_key_agrees_without_options(name: str) -> None:
     found = json.loads(run("inspect", "--json", captures.elf(name)).out)
     for key, expected in captures.expected(name).items():
         assert agrees(found[key], expected), key

@@ -1,4 +1,4 @@
-"""The `kho` command: what it prints, where, and with which exit code."""
+"""The `kho` command: output, streams and exit codes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ KEYS = {
 
 
 @pytest.mark.smoke
-def test_help_says_what_there_is() -> None:
+def test_help_lists_every_command() -> None:
     for flag in ("--help", "-h"):
         done = run(flag)
         assert (done.code, done.err) == (0, "")
@@ -75,7 +75,7 @@ def test_the_version_is_the_packages() -> None:
         ("no-such-command",),
     ],
 )
-def test_wrong_usage_is_2_and_on_stderr(args: tuple[object, ...]) -> None:
+def test_a_usage_error_exits_2_with_a_message_on_stderr(args: tuple[object, ...]) -> None:
     done = run(*args)
     assert (done.code, done.out) == (2, "")
     assert "Error: " in done.err
@@ -101,17 +101,19 @@ def test_the_report_of_a_real_handover() -> None:
     assert "\x1b" not in done.out
 
 
-def test_json_has_every_key_and_whole_numbers() -> None:
+def test_json_has_every_key_and_integers() -> None:
     done = run("inspect", "--json", CAPTURE)
     assert set(done.json) == KEYS
-    assert run("inspect", "--json", "--full", CAPTURE).json == done.json, "it is small enough to be whole"
+    assert run("inspect", "--json", "--full", CAPTURE).json == done.json, (
+        "the report of a small capture is complete without --full"
+    )
     numbers = [done.json[key] for key in ("fdt_phys", "preserved_memory_map", "preserved_bytes", "page_size")]
     numbers += [number for area in done.json["scratch"] for number in area]
     numbers += [sub[key] for sub in done.json["subtrees"].values() for key in ("phys", "size")]
     assert all(type(number) is int for number in numbers)
 
 
-def test_folios_are_listed() -> None:
+def test_full_lists_every_folio() -> None:
     listed = run("inspect", "--full", CAPTURE).out.split("\n\n")[-1].splitlines()[1:]
     found = [(int(phys, 16), int(order)) for phys, order in (line.split() for line in listed)]
     assert found == [tuple(folio) for folio in captures.expected("linux-6.18.15-x86_64")["folios"]]
@@ -184,7 +186,7 @@ def test_a_raw_image_is_read_at_its_address_or_refused(tmp_path: Path) -> None:
     assert done.json["placement"]["argument"] == f"{raw}@0x40000000"
     done = run("inspect", f"{raw}@0,check=no")
     assert done.code == 2
-    assert f"{layout.map_phys:#x}" in done.err, "the map is nowhere near"
+    assert f"{layout.map_phys:#x}" in done.err, "the address of the map is in the message"
 
 
 @pytest.mark.parametrize("page_size", [4096, 16384, 65536])
@@ -262,12 +264,12 @@ def test_an_error_has_a_hint(tmp_path: Path) -> None:
     assert (done.code, done.out) == (2, "")
     first, hint = done.err.splitlines()
     assert first.startswith("kho: no handover: ")
-    assert hint.startswith("hint: was it taken after")
+    assert hint.startswith("hint: was the image taken after finalization?")
     assert "--bitmap-bytes" in run("inspect", "--bitmap-bytes", 4096, SMALL).err
 
 
 def in_a_terminal(args: list[object], env: dict[str, str]) -> str:
-    """What `kho ARGS` prints on a terminal of its own."""
+    """The output of `kho ARGS` on a pseudo-terminal."""
     leader, follower = pty.openpty()
     child = subprocess.Popen(
         [sys.executable, "-m", "kho", *map(str, args)],
@@ -291,7 +293,7 @@ def in_a_terminal(args: list[object], env: dict[str, str]) -> str:
     return shown.decode().replace("\r\n", "\n")
 
 
-def test_colour_is_for_terminals_that_want_it() -> None:
+def test_color_is_used_only_on_terminals_that_support_it() -> None:
     args: list[object] = ["inspect", CAPTURE]
     coloured = in_a_terminal(args, {"COLUMNS": "200"})
     assert "\x1b[1mkho-v1\x1b[0m" in coloured
@@ -304,7 +306,7 @@ def test_colour_is_for_terminals_that_want_it() -> None:
         assert "0x6c4000" in text
 
 
-def test_a_reader_that_leaves_is_no_error() -> None:
+def test_a_closed_pipe_is_not_an_error() -> None:
     done = subprocess.run(
         ["sh", "-c", f"'{sys.executable}' -m kho inspect --json '{CAPTURE}' | head -c 10"],
         capture_output=True,
@@ -315,7 +317,7 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 
 @pytest.mark.parametrize("command", [["inspect"], ["verify"], ["owners", "--json"], ["fdt"]])
 @pytest.mark.parametrize("closed", ["<&-", "2>&-", ">&-", "<&- 2>&-", "<&- >&- 2>&-"])
-def test_closed_streams_are_no_traceback(command: list[str], closed: str) -> None:
+def test_closed_streams_cause_no_traceback(command: list[str], closed: str) -> None:
     args = " ".join(command)
     done = subprocess.run(
         ["sh", "-c", f"'{sys.executable}' -m kho {args} '{SMALL}' {closed}"], capture_output=True, text=True
@@ -323,7 +325,7 @@ def test_closed_streams_are_no_traceback(command: list[str], closed: str) -> Non
     without_stdout = ">&-" in closed.replace("2>&-", "")
     assert done.returncode == (2 if without_stdout else 0)
     assert bool(done.stdout) is not without_stdout
-    expected = "kho: stdout is closed: send it to /dev/null if it is not wanted\n"
+    expected = "kho: stdout is closed; redirect it to /dev/null to discard the output\n"
     assert done.stderr == (expected if closed == ">&-" else "")
 
 

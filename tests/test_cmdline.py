@@ -49,7 +49,7 @@ def test_three_sizes() -> None:
     spec = parse_kho_scratch("16M,0x2000000,16384K")
     assert (spec.percent, spec.low, spec.global_, spec.pernode) == (None, 16 * MIB, 32 * MIB, 16 * MIB)
     assert repr(spec) == "ScratchSpec(low=0x1000000, global_=0x2000000, pernode=0x1000000)"
-    # The areas of the captures, which were booted with these sizes.
+    # The scratch areas of the captures, which were booted with these sizes.
     assert spec.sizes(0, 0, [0]) == [16 * MIB, 32 * MIB, 16 * MIB]
     assert spec.sizes(0, 0, [0], align=512 * MIB) == [512 * MIB] * 3
 
@@ -77,24 +77,24 @@ def test_sizes_of_a_percentage() -> None:
         ("1M/1M/1M", "where a comma was expected"),
     ],
 )
-def test_what_the_kernel_calls_malformed_is_explained(value: str, why: str) -> None:
+def test_a_malformed_kho_scratch_is_explained(value: str, why: str) -> None:
     with pytest.raises(errors.ParameterError, match="^kho_scratch: ") as caught:
         parse_kho_scratch(value)
     assert why in str(caught.value)
     assert isinstance(caught.value, ValueError)
 
 
-def test_older_kernels_let_anything_follow() -> None:
+def test_older_kernels_ignore_trailing_text() -> None:
     assert parse_kho_scratch("1M,2M,3MB", trailing_garbage=True) == parse_kho_scratch("1M,2M,3M")
 
 
-def test_the_last_scratch_of_a_command_line() -> None:
+def test_the_last_kho_scratch_of_a_command_line_counts() -> None:
     assert kho_scratch_of("quiet") is None
     assert kho_scratch_of('kho_scratch=1% kho-scratch="64M,3G,64M" --') == "64M,3G,64M"
 
 
 @given(st.text(), st.text('khoscratc_-=" \t0123456789KMGTPE,%onf', max_size=60))
-def test_any_text_is_read_or_refused(text: str, near: str) -> None:
+def test_any_text_is_parsed_or_refused(text: str, near: str) -> None:
     for line in (text, near, f"{text} kho={near}", f"kho_scratch={near}"):
         kho_is_enabled(line)
         value = kho_scratch_of(line)

@@ -1,4 +1,4 @@
-"""Saving a handover as an ELF core, and re-expressing it in another ABI: folios, orders, contents, subtrees stay."""
+"""Saving a handover as an ELF core, and converting it to another ABI without changing folios and subtrees."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PAGE_SIZES = [4096, 16384, 65536]
 
 
 def digests(inc: kho.Incoming) -> dict[tuple[int, int], str]:
-    """SHA-256 of every folio but the root FDT's, which is another kernel's."""
+    """SHA-256 of every folio except the root FDT's, which depends on the ABI."""
     return {
         (phys, order): hashlib.sha256(inc.read(phys, inc.page_size << order)).hexdigest()
         for phys, order in inc.folios
@@ -37,7 +37,7 @@ def digests(inc: kho.Incoming) -> dict[tuple[int, int], str]:
 
 
 def program_headers(path: Path) -> list[tuple[int, int, int, int]]:
-    """(offset, phys, filesz, memsz) of the PT_LOADs."""
+    """`(offset, phys, filesz, memsz)` of the PT_LOADs."""
     with path.open("rb") as file:
         raw = file.read(1 << 20)
     (phnum,) = struct.unpack_from("<H", raw, 56)
@@ -54,7 +54,7 @@ def program_headers(path: Path) -> list[tuple[int, int, int, int]]:
 
 
 @pytest.mark.parametrize("name", captures.NAMES)
-def test_a_capture_saved_again_is_the_same_memory(name: str, tmp_path: Path) -> None:
+def test_a_saved_capture_has_the_same_memory(name: str, tmp_path: Path) -> None:
     inc = kho.open(captures.elf(name))
     saved = kho.Image(inc)
     segments = saved.save(tmp_path / "again.elf")
@@ -67,12 +67,12 @@ def test_a_capture_saved_again_is_the_same_memory(name: str, tmp_path: Path) -> 
     assert ours.ranges == saved.segments
     for phys, size in ours.ranges:
         assert ours.read(phys, size) == theirs.read(phys, size)
-    # A capture holds pages that were handed over, and next to nothing else.
+    # A capture contains almost only pages that were handed over.
     assert theirs.nbytes - ours.nbytes <= 2 * inc.page_size
 
 
 @pytest.mark.parametrize("name", captures.NAMES)
-def test_everything_that_is_there_is_the_captures_own_segments(name: str, tmp_path: Path) -> None:
+def test_everything_saves_the_segments_of_the_capture(name: str, tmp_path: Path) -> None:
     kho.open(captures.elf(name)).save(tmp_path / "all.elf", everything=True)
     theirs, ours = program_headers(captures.elf(name)), program_headers(tmp_path / "all.elf")
     assert [(phys, memsz) for _, phys, _, memsz in ours] == [(phys, memsz) for _, phys, _, memsz in theirs]
@@ -83,7 +83,7 @@ def test_everything_that_is_there_is_the_captures_own_segments(name: str, tmp_pa
     assert all(memory.read(*part) == again.read(*part) for part in memory.ranges)
 
 
-def test_zeros_take_no_room(tmp_path: Path) -> None:
+def test_zeros_are_saved_as_holes(tmp_path: Path) -> None:
     arena = kho.Arena(256 * MIB, scratch=[(0xC000000, 16 * MIB)])
     out = kho.Outgoing(arena, "kho-v4")
     folio = arena.alloc_at(64 * MIB, 14)
@@ -103,7 +103,7 @@ def test_zeros_take_no_room(tmp_path: Path) -> None:
     assert inc.read(64 * MIB, 64 * MIB) == arena.read(64 * MIB, 64 * MIB)
 
 
-def test_more_segments_than_a_header_counts(tmp_path: Path) -> None:
+def test_more_segments_than_fit_the_elf_header_are_saved(tmp_path: Path) -> None:
     folios = [(8192 * i + 16 * MIB, 0) for i in range(0x10000)]
     contents = {folios[i][0]: struct.pack("<Q", i + 1) for i in range(0, len(folios), 1000)}
     source = images.Image(folios=folios, contents=contents, ram=[(0, 2 * GIB)]).write(tmp_path / "many.elf")
@@ -126,9 +126,9 @@ def test_a_source_can_be_saved_over_itself(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_cannot_be_saved_is_said(tmp_path: Path) -> None:
+def test_errors_of_saving_name_the_reason(tmp_path: Path) -> None:
     arena = kho.Arena(16 * MIB)
-    with pytest.raises(kho.NoHandoverError, match="nothing was finalized"):
+    with pytest.raises(kho.NoHandoverError, match="no handover is finalized"):
         kho.Image.of_arena(arena)
     out = kho.Outgoing(arena, "kho-v4")
     with pytest.raises(kho.NoHandoverError):
@@ -148,7 +148,7 @@ def test_what_cannot_be_saved_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("machine", "number"), [("x86_64", 62), ("aarch64", 183), ("machine 243", 243)])
-def test_the_machine_is_kept(machine: str, number: int, tmp_path: Path) -> None:
+def test_the_machine_type_is_kept(machine: str, number: int, tmp_path: Path) -> None:
     memory = kho.Memory.from_segments([(0x1000, b"a" * 100), (0x5000, bytes(5000))])
     kho.save_elf(memory, memory.ranges, tmp_path / "x.elf", machine=machine)
     raw = (tmp_path / "x.elf").read_bytes()
@@ -178,7 +178,7 @@ def test_merged_and_clipped_are_sets(one: list[tuple[int, int]], two: list[tuple
 @given(
     st.lists(st.tuples(st.integers(0, 40), st.sampled_from([b"", b"x", b"y" * 4096, bytes(65536) + b"z"])), max_size=6)
 )
-def test_any_memory_reads_back(pieces: list[tuple[int, bytes]]) -> None:
+def test_any_saved_memory_reads_back(pieces: list[tuple[int, bytes]]) -> None:
     pages: dict[int, bytes] = {}
     for at, raw in pieces:
         for i in range(0, max(len(raw), 1), 4096):
@@ -200,7 +200,7 @@ def test_any_memory_reads_back(pieces: list[tuple[int, bytes]]) -> None:
 
 
 def held(inc: kho.Incoming, path: Path, abi: str, **given: Any) -> kho.Incoming:
-    """Converts and holds the result to the source."""
+    """Convert, and compare the result with the source."""
     made = kho.convert(inc, abi, **given)
     made.save(path)
     again = kho.open(path, page_size=inc.page_size)
@@ -239,7 +239,7 @@ def _bitmaps(inc: kho.Incoming) -> dict[str, int]:
 
 @pytest.mark.parametrize("page_size", PAGE_SIZES)
 @pytest.mark.parametrize("abi", ABIS)
-def test_a_complete_handover_goes_through_every_abi(abi: str, page_size: int, tmp_path: Path) -> None:
+def test_a_complete_handover_converts_to_every_abi(abi: str, page_size: int, tmp_path: Path) -> None:
     arena, _, expected = handovers.complete(abi, page_size=page_size)
     inc = kho.open(arena)
     for step, other in enumerate([*ABIS, *reversed(ABIS), abi]):
@@ -256,16 +256,16 @@ def test_a_complete_handover_goes_through_every_abi(abi: str, page_size: int, tm
 
 
 @pytest.mark.parametrize("bitmap_bytes", [512, 4096])
-def test_bitmaps_have_the_size_that_was_asked_for(bitmap_bytes: int, tmp_path: Path) -> None:
+def test_bitmaps_have_the_requested_size(bitmap_bytes: int, tmp_path: Path) -> None:
     inc = kho.open(captures.elf("linux-7.3.4-x86_64"))
     again = held(inc, tmp_path / "x.elf", "kho-v1", bitmap_bytes=bitmap_bytes)
     assert again.bitmap_bytes == bitmap_bytes
-    # Without a word the source's size stays.
+    # By default the source's bitmap size is kept.
     assert held(again, tmp_path / "y.elf", "kho-v1").bitmap_bytes == bitmap_bytes
 
 
-def test_folios_beyond_every_run_go_along(tmp_path: Path) -> None:
-    """A terabyte in zeros, gigantic folios, folios one on another: all of it as it was, and little is copied."""
+def test_folios_outside_the_segments_are_converted(tmp_path: Path) -> None:
+    """Terabytes of zeros, gigantic and overlapping folios are unchanged, and little data is copied."""
     folios = [(GIB * 4, 18), (GIB * 4 + 8192, 1), (TIB, 18), (TIB - 4096, 0), (32 * MIB, 10)]
     folios += [(2 * TIB + GIB * i, 18) for i in range(512)]
     source = images.Image(
@@ -286,8 +286,8 @@ def test_folios_beyond_every_run_go_along(tmp_path: Path) -> None:
         assert inc.subtrees["producer"].fdt().root.str("compatible") == "example-v1"
 
 
-def test_a_blob_of_unknown_size_is_as_large_as_what_is_preserved(tmp_path: Path) -> None:
-    """kho-v2 says no sizes; from v3 on one must stand there."""
+def test_a_blob_of_unknown_size_extends_to_the_end_of_its_folio(tmp_path: Path) -> None:
+    """kho-v2 records no sizes; from kho-v3 on a size is required."""
     arena = kho.Arena(16 * MIB)
     out = kho.Outgoing(arena, "kho-v2")
     phys = out.add_subtree("blob", b"not an FDT" + bytes(5000))
@@ -300,7 +300,7 @@ def test_a_blob_of_unknown_size_is_as_large_as_what_is_preserved(tmp_path: Path)
     assert blob.read() == (b"not an FDT" + bytes(5000)).ljust(8192, b"\0")
 
 
-def test_conversions_that_cannot_be_are_refused(tmp_path: Path) -> None:
+def test_impossible_conversions_are_refused(tmp_path: Path) -> None:
     inc = kho.open(captures.elf("linux-7.3.4-x86_64"))
     with pytest.raises(kho.UnsupportedAbiError, match="kho-v9"):
         kho.convert(inc, "kho-v9")
@@ -329,7 +329,7 @@ def test_the_command_converts(tmp_path: Path) -> None:
     assert kho.open(tmp_path / "old.elf").folios == kho.open(source).folios
 
 
-def test_the_command_says_what_python_does(tmp_path: Path) -> None:
+def test_the_command_prints_equivalent_python(tmp_path: Path) -> None:
     source, path = captures.elf("linux-7.3.4-aarch64"), tmp_path / "x.elf"
     done = run("convert", source, "--abi", "kho-v1", "--bitmap-bytes", 512, "-o", path, "--python")
     assert not path.exists()

@@ -1,4 +1,4 @@
-"""Two handovers that are the same have no difference; of two that are not, exactly what differs is named."""
+"""Comparing handovers: equal ones have no difference, and each difference is reported exactly."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ V4 = "linux-7.3.4-x86_64"
 
 
 def patched(name: str, change: dict[int, bytes]) -> kho.Incoming:
-    """A capture with other bytes at some addresses."""
+    """A capture with changed bytes at some addresses."""
     memory = kho.Memory.open(captures.elf(name))
     segments = []
     for phys, size in memory.ranges:
@@ -66,7 +66,7 @@ def test_metadata_of_a_file_is_compared() -> None:
     assert (change.name, change.facts, change.content) == ("vm-1/0x11", {"pos": (156, 7), "seals": (6, 15)}, None)
 
 
-def test_a_file_that_is_longer_differs_where_the_other_ends() -> None:
+def test_a_longer_file_differs_from_the_end_of_the_shorter() -> None:
     inc = kho.open(captures.elf(V4))
     data = inc.luo.sessions["vm-1"].files[0x11].memfd.phys
     (change,) = diff(inc, patched(V4, {data + 8: struct.pack("<Q", 300)})).files
@@ -82,7 +82,7 @@ def test_a_region_is_compared_by_its_bytes() -> None:
     assert (change.name, change.content.offset) == ("keepme", 0xFFFE)
 
 
-def test_other_kernels_differ_in_abi_and_in_all_that_follows() -> None:
+def test_handovers_of_different_kernels_differ_in_abi_and_layout() -> None:
     done = run("diff", captures.elf("linux-6.18.15-x86_64"), captures.elf(V4), "--json")
     assert done.code == 1
     found = done.json
@@ -101,7 +101,7 @@ def test_other_kernels_differ_in_abi_and_in_all_that_follows() -> None:
 
 
 @pytest.mark.parametrize("names", [("linux-6.18.15-x86_64", V4), ("linux-6.16-layout-x86_64", V4)])
-def test_folios_of_one_side_are_those_of_set_difference(names: tuple[str, str]) -> None:
+def test_folios_of_one_side_equal_the_set_difference(names: tuple[str, str]) -> None:
     folios = [{tuple(folio) for folio in captures.expected(name)["folios"]} for name in names]
     found = diff(*(kho.open(captures.elf(name)) for name in names))
     for side, only in (("only_a", folios[0] - folios[1]), ("only_b", folios[1] - folios[0])):
@@ -129,7 +129,7 @@ def test_folios_of_different_page_sizes_are_compared_in_bytes() -> None:
 
 
 def memory_of(elf: bytes) -> kho.Memory:
-    """An ELF core at hand as memory, without a machine."""
+    """The segments of an ELF core as memory without a machine type."""
     (count,) = struct.unpack_from("<H", elf, 56)
     loads = [struct.unpack_from("<IIQQQQQQ", elf, 64 + 56 * i) for i in range(count)]
     return kho.Memory.from_segments(
@@ -138,7 +138,7 @@ def memory_of(elf: bytes) -> kho.Memory:
 
 
 @given(st.sets(st.tuples(st.integers(0, 64), st.sampled_from([0, 1, 3]))))
-def test_extents_are_runs_of_neighbours(chosen: set[tuple[int, int]]) -> None:
+def test_extents_are_runs_of_adjacent_folios(chosen: set[tuple[int, int]]) -> None:
     tracker = kho.Tracker()
     for index, order in chosen:
         tracker.preserve(index << order, order)
@@ -156,7 +156,7 @@ def test_extents_are_runs_of_neighbours(chosen: set[tuple[int, int]]) -> None:
 
 
 @pytest.mark.parametrize("swap", [False, True])
-def test_a_side_that_cannot_be_read_is_named(swap: bool, tmp_path: Path) -> None:
+def test_an_unreadable_side_is_named(swap: bool, tmp_path: Path) -> None:
     bad = tmp_path / "bad.elf"
     bad.write_bytes(hostile.damaged(hostile.REFUSED["map 0"]))
     pair = [captures.elf(V4), bad]
@@ -166,7 +166,7 @@ def test_a_side_that_cannot_be_read_is_named(swap: bool, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("what", sorted([*hostile.REFUSED, *hostile.ODD]))
-def test_images_no_kernel_wrote_end_in_an_error_or_a_difference(what: str, tmp_path: Path) -> None:
+def test_malformed_images_give_an_error_or_a_difference(what: str, tmp_path: Path) -> None:
     image = tmp_path / "image.elf"
     image.write_bytes(hostile.damaged((hostile.REFUSED | hostile.ODD)[what]))
     done = run("diff", image, captures.elf(V4))

@@ -1,4 +1,4 @@
-"""Pages show what the commands print, the help names commands that are there, and every command is written about."""
+"""The documentation is up to date: outputs, calls, links, and a page for every command."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check() -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.skipif(shutil.which("dtc") is None, reason="dtc is not installed, and a page shows it")
+@pytest.mark.skipif(shutil.which("dtc") is None, reason="dtc is not installed, and a page shows its output")
 def test_pages_and_manual_pages_are_up_to_date() -> None:
     done = check()
     assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), "run make docs"
@@ -45,11 +45,11 @@ def test_every_command_has_a_page_and_a_manual_page(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_says_its_exit_codes(name: str) -> None:
+def test_the_help_of_every_command_lists_its_exit_codes(name: str) -> None:
     assert "Exit codes: 0" in (cli.commands[name].help or "")
 
 
-def test_help_teaches_every_command_with_an_example() -> None:
+def test_help_shows_a_call_of_every_command() -> None:
     done = run("--help")
     assert done.code == 0
     flat = re.sub(r"\s+", " ", done.out)
@@ -59,7 +59,7 @@ def test_help_teaches_every_command_with_an_example() -> None:
         assert example.split(" ")[:2] == ["kho", name]
         assert f"kho {name}" in flat
     for name in set(TASKS) - set(COMMANDS):
-        assert f"kho {name} " not in flat, "what is not there is not taught"
+        assert f"kho {name} " not in flat, "the help shows only existing commands"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -68,14 +68,14 @@ def test_examples_are_calls_that_parse(name: str) -> None:
     cli.commands[name].make_context(name, words[2:])
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_have_targets() -> None:
     for page in DOCS.glob("*.md"):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (DOCS / target).exists(), f"{page.name}: {target}"
 
 
 @pytest.mark.skipif(shutil.which("man") is None, reason="man is not installed")
-def test_manual_pages_are_troff_without_complaints() -> None:
+def test_man_renders_the_manual_pages_without_warnings() -> None:
     for page in sorted((DOCS / "man").glob("*.1")):
         done = subprocess.run(["man", "--warnings", "-l", str(page)], capture_output=True, text=True, check=True)
         assert done.stderr == "", page.name

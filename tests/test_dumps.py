@@ -1,4 +1,4 @@
-"""Every kind of dump, and what debugfs shows, through the public API: real ones, and ones built here."""
+"""All formats of dumps, and debugfs snapshots, through the public API: real ones, and synthetic ones."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_dump_that_qemu_compressed_is_the_memory_it_wrote_as_elf(tmp_path: Pat
     elf = Memory.open(unpacked(tmp_path, f"qemu-{machine}.elf.xz"))
     dump = Memory.open(unpacked(tmp_path, f"qemu-{machine}-{form}.kdump.xz"))
     assert contents(dump) == contents(elf)
-    # Of a CPU that is still in real mode QEMU writes an i386 core.
+    # QEMU writes an i386 core while the CPU is in real mode.
     assert (dump.machine, elf.machine) == {"q35": ("x86_64", "machine 3"), "virt": ("aarch64", "aarch64")}[machine]
     base = QEMU[machine]
     inc = kho.open(unpacked(tmp_path, f"qemu-{machine}-{form}.kdump.xz"))
@@ -62,7 +62,7 @@ def test_a_dump_that_qemu_compressed_is_the_memory_it_wrote_as_elf(tmp_path: Pat
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("page_size", [4096, 16384, 65536])
-def test_a_handover_reads_alike_from_every_dump(tmp_path: Path, codec: str, page_size: int) -> None:
+def test_every_dump_format_gives_the_same_handover(tmp_path: Path, codec: str, page_size: int) -> None:
     layout = sample(page_size=page_size).lay_out()
     pages = {phys: bytes(page) for phys, page in layout.pages.items()}
     pages |= {phys: bytes(page_size) for phys in (12 * MIB, 12 * MIB + page_size)}
@@ -81,7 +81,7 @@ def test_a_handover_reads_alike_from_every_dump(tmp_path: Path, codec: str, page
             memory.read(15 * MIB, 1)
 
 
-def test_lime_and_elf_of_one_memory_are_alike(tmp_path: Path) -> None:
+def test_lime_and_elf_give_the_same_memory(tmp_path: Path) -> None:
     layout = sample(0x40000000).lay_out()
     ram = layout.to_raw(0x40000000, 16 * MIB)
     (tmp_path / "ram.lime").write_bytes(lime([(0x40000000, ram[: 8 * MIB]), (0x40800000, ram[8 * MIB :])]))
@@ -93,7 +93,7 @@ def test_lime_and_elf_of_one_memory_are_alike(tmp_path: Path) -> None:
         kho.open(f"{tmp_path / 'ram.bin'},machine=vax")
 
 
-def test_memory_above_the_pci_hole_is_where_the_machine_has_it(tmp_path: Path) -> None:
+def test_memory_above_the_pci_hole_has_the_addresses_of_the_machine(tmp_path: Path) -> None:
     path = tmp_path / "ram"
     with path.open("wb") as file:
         file.truncate(4 << 30)
@@ -107,8 +107,8 @@ def test_memory_above_the_pci_hole_is_where_the_machine_has_it(tmp_path: Path) -
     assert (pc.read(2 << 30, 1), pc.read(4 << 30, 1)) == (b"2", b"3")
 
 
-def test_segments_that_name_memory_twice_are_read_once(tmp_path: Path) -> None:
-    """As `dump-guest-memory -p` writes it: the same memory under several virtual addresses."""
+def test_duplicate_segments_are_read_once(tmp_path: Path) -> None:
+    """As written by `dump-guest-memory -p`: the same memory at several virtual addresses."""
     layout = Image(folios=[(2 * MIB, 0)], ram=[(0, 4 * MIB)], whole_ram=True, machine=EM_AARCH64).lay_out()
     elf = bytearray(layout.to_elf())
     phoff, count = 64, struct.unpack_from("<H", elf, 56)[0]
@@ -124,8 +124,8 @@ def test_segments_that_name_memory_twice_are_read_once(tmp_path: Path) -> None:
     assert (2 * MIB, 0) in [tuple(folio) for folio in inc.folios]
 
 
-def test_more_segments_than_a_header_counts_are_read(tmp_path: Path) -> None:
-    """From 65535 on section header 0 has their number, in sh_info."""
+def test_more_segments_than_fit_the_elf_header_are_read(tmp_path: Path) -> None:
+    """From 65535 segments on, their number is in sh_info of section header 0."""
     kept = [(64 * MIB + 8192 * i, 0) for i in range(66_000)]
     path = Image(folios=kept, ram=[(0, 1024 * MIB)]).write(tmp_path / "many.elf")
     assert struct.unpack_from("<H", path.read_bytes()[:64], 56)[0] == 0xFFFF
@@ -136,7 +136,7 @@ def test_more_segments_than_a_header_counts_are_read(tmp_path: Path) -> None:
     assert {tuple(folio) for folio in inc.folios} >= set(kept)
 
 
-def test_what_debugfs_shows_of_linux_7_is_cut_short_and_still_says_what_counts() -> None:
+def test_a_truncated_fdt_of_linux_7_still_gives_compatible_and_map() -> None:
     snap = kho.Snapshot.open(DATA / "linux-7.3.4-x86_64/host/stage1")
     out = snap.outgoing
     assert snap.kind == "root"
@@ -156,7 +156,7 @@ def test_what_debugfs_shows_of_linux_7_is_cut_short_and_still_says_what_counts()
 
 
 @pytest.mark.parametrize("name", ["linux-6.16-layout-x86_64", "linux-6.18.15-x86_64", "linux-7.3.4-x86_64"])
-def test_after_the_kexec_the_fdt_is_whole(name: str) -> None:
+def test_after_the_kexec_the_fdt_is_complete(name: str) -> None:
     for where in ("host/stage2", "host/stage2/sys/kernel/debug/kho"):
         snap = kho.Snapshot.open(DATA / name / where)
         side = snap.incoming
@@ -171,7 +171,7 @@ def test_after_the_kexec_the_fdt_is_whole(name: str) -> None:
     assert stage1.finalized is (True if name.startswith("linux-6") else None)
 
 
-def test_a_lone_fdt_is_shown_and_anything_else_refused(tmp_path: Path) -> None:
+def test_a_single_fdt_is_shown_and_other_files_are_refused(tmp_path: Path) -> None:
     fdt = DATA / "fdt" / "linux-7.3.4-in-fdt.dtb"
     snap = kho.Snapshot.open(fdt)
     assert (snap.kind, snap.scratch, snap.incoming) == ("fdt", None, None)
@@ -191,7 +191,7 @@ def test_a_lone_fdt_is_shown_and_anything_else_refused(tmp_path: Path) -> None:
     assert not kho.Snapshot.recognizes(DATA / "README.md")
 
 
-def test_a_snapshot_does_not_lead_out_of_itself(tmp_path: Path) -> None:
+def test_a_snapshot_follows_no_link_out_of_its_directory(tmp_path: Path) -> None:
     sub_fdts = tmp_path / "in" / "sub_fdts"
     sub_fdts.mkdir(parents=True)
     (sub_fdts / "x").symlink_to("/etc/passwd")

@@ -1,4 +1,4 @@
-"""What is taken out of a handover: the bytes that are there, under names that are safe, no more than there is."""
+"""Extracting contents of a handover: correct bytes, safe file names, bounded total size."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ALL = pytest.mark.parametrize("name", captures.NAMES)
 
 
 def files_of(name: str) -> list[tuple[str, dict[str, Any]]]:
-    """(session, file) of a capture with LUO."""
+    """`(session, file)` of each file in a capture with LUO."""
     sessions = captures.expected(name)["luo"]["sessions"]
     return [(session["name"], file) for session in sessions for file in session["files"]]
 
@@ -39,7 +39,7 @@ def sha256(path: Path) -> str:
 
 
 @pytest.mark.parametrize("name", LUO_NAMES)
-def test_every_memfd_comes_out_as_the_reference_reader_read_it(name: str, tmp_path: Path) -> None:
+def test_every_extracted_memfd_agrees_with_the_reference_reader(name: str, tmp_path: Path) -> None:
     for session, file in files_of(name):
         out = tmp_path / f"{session}-{file['token']}"
         done = run("extract", captures.elf(name), "--session", session, "--token", hex(file["token"]), "-o", out)
@@ -49,7 +49,7 @@ def test_every_memfd_comes_out_as_the_reference_reader_read_it(name: str, tmp_pa
 
 
 @ALL
-def test_everything_stands_in_the_manifest(name: str, tmp_path: Path) -> None:
+def test_the_manifest_lists_everything(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "all"
     done = run("extract", captures.elf(name), "--all", folder, "--json")
     expected = captures.expected(name)
@@ -74,14 +74,14 @@ def test_everything_stands_in_the_manifest(name: str, tmp_path: Path) -> None:
     assert written == {entry["path"] for entry in entries} | {"manifest.json"}
 
 
-def test_what_is_printed_is_what_sha256sum_checks(tmp_path: Path) -> None:
+def test_sha256sum_accepts_the_output(tmp_path: Path) -> None:
     done = run("extract", captures.elf(V4), "--all", tmp_path / "all")
     assert done.out.count("\n") == 9
     subprocess.run(["sha256sum", "--check", "--strict", "--quiet"], input=done.out, text=True, check=True)
 
 
 @ALL
-def test_regions_subtrees_and_folios_come_out_as_they_lie_in_memory(name: str, tmp_path: Path) -> None:
+def test_extracted_regions_subtrees_and_folios_equal_memory(name: str, tmp_path: Path) -> None:
     inc = kho.open(captures.elf(name))
     reserved, region = next(iter(inc.reserve_mem.items()))
     phys, order = max(inc.folios, key=lambda folio: folio.order)
@@ -95,7 +95,7 @@ def test_regions_subtrees_and_folios_come_out_as_they_lie_in_memory(name: str, t
         assert (tmp_path / str(i)).read_bytes() == content
 
 
-def test_stdout_gets_the_bytes_alone() -> None:
+def test_stdout_contains_only_the_content() -> None:
     command = [sys.executable, "-m", "kho", "extract", str(captures.elf(V4)), "--subtree", "memblock", "-o", "-"]
     done = subprocess.run(command, capture_output=True, check=True, timeout=60)
     assert done.stderr == b"subtree memblock: 210 bytes\n"
@@ -106,7 +106,7 @@ def test_stdout_gets_the_bytes_alone() -> None:
 
 
 def fake(size: int, data: dict[int, bytes]) -> extract.Content:
-    """Contents made up."""
+    """Synthetic contents."""
 
     def read(n: int, offset: int) -> bytes:
         (start,) = (start for start, raw in data.items() if start <= offset < start + len(raw))
@@ -115,7 +115,7 @@ def fake(size: int, data: dict[int, bytes]) -> extract.Content:
     return extract.Content("made up", size, [(start, len(raw)) for start, raw in sorted(data.items())], read)
 
 
-def test_holes_are_holes_in_the_file_too(tmp_path: Path) -> None:
+def test_holes_stay_holes_in_the_file(tmp_path: Path) -> None:
     size = 256 * MIB
     content = fake(size, {64 * MIB: b"x" * 4096, size - 4096: b"y" * 4096})
     saved = extract.save(content, tmp_path / "sparse")
@@ -131,7 +131,7 @@ def test_a_file_that_ends_in_a_hole_has_its_size(tmp_path: Path) -> None:
 
 
 @given(st.integers(0, 5000), st.dictionaries(st.integers(0, 40), st.binary(min_size=1, max_size=100), max_size=5))
-def test_digests_are_those_of_the_whole_bytes(size: int, data: dict[int, bytes]) -> None:
+def test_the_digest_includes_holes_as_zeros(size: int, data: dict[int, bytes]) -> None:
     placed = {at * 100: raw for at, raw in data.items()}
     size = max([size, *(at + len(raw) for at, raw in placed.items())])
     whole = bytearray(size)
@@ -140,7 +140,7 @@ def test_digests_are_those_of_the_whole_bytes(size: int, data: dict[int, bytes])
     assert extract.sha256_of(fake(size, placed)) == hashlib.sha256(whole).hexdigest()
 
 
-def test_more_zeros_than_they_are_worth_are_not_hashed(tmp_path: Path) -> None:
+def test_holes_beyond_the_allowance_are_not_hashed(tmp_path: Path) -> None:
     content = fake(1 << 40, {4096: b"x"})
     assert extract.sha256_of(content) is None
     saved = extract.save(content, tmp_path / "f")
@@ -150,13 +150,13 @@ def test_more_zeros_than_they_are_worth_are_not_hashed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(1 << 63) - 1, 1 << 63, (1 << 64) - 1])
-def test_a_size_no_file_can_have_is_refused(size: int, tmp_path: Path) -> None:
-    with pytest.raises(kho.FormatError, match=f"{size} bytes: no file"):
+def test_a_size_beyond_the_largest_file_is_refused(size: int, tmp_path: Path) -> None:
+    with pytest.raises(kho.FormatError, match=f"{size} bytes exceed the largest"):
         extract.save(fake(size, {}), tmp_path / "f")
     assert list(tmp_path.iterdir()) == []
 
 
-# What is there already
+# Existing files
 
 
 def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
@@ -165,15 +165,15 @@ def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
     command = ("extract", captures.elf(V4), "--subtree", "LUO", "-o", out)
     done = run(*command)
     assert (done.code, out.read_text()) == (2, "mine")
-    assert done.err == f"kho: {out}: is there already\n"
+    assert done.err == f"kho: {out}: exists; --force (force=True) replaces it\n"
     assert run(*command, "--force").code == 0
     assert sha256(out) == captures.expected(V4)["subtrees"]["LUO"]["sha256"]
 
 
-def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
+def test_a_directory_that_is_not_empty_is_not_written(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     done = run("extract", captures.elf(V4), "--all", tmp_path)
-    assert (done.code, done.err) == (2, f"kho: {tmp_path}: is not empty\n")
+    assert (done.code, done.err) == (2, f"kho: {tmp_path}: not empty; --force (force=True) writes to it anyway\n")
     assert run("extract", captures.elf(V4), "--all", tmp_path, "--force").code == 0
     assert run("extract", captures.elf(V4), "--all", tmp_path, "--force").code == 0
     assert (tmp_path / "mine").read_text() == "mine"
@@ -185,7 +185,7 @@ def test_links_are_neither_replaced_nor_followed(tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(victim / "file")
     done = run("extract", captures.elf(V4), "--subtree", "LUO", "-o", link, "--force")
-    assert (done.code, done.err) == (2, f"kho: {link}: is no regular file, and is not replaced\n")
+    assert (done.code, done.err) == (2, f"kho: {link}: not a regular file, so it is not replaced\n")
     folder = tmp_path / "all"
     folder.mkdir()
     (folder / "subtrees").symlink_to(victim)
@@ -203,21 +203,21 @@ def test_a_read_that_fails_leaves_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-# What is not there
+# Missing items
 
 
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        (["--session", "vm-2", "--token", "1"], "kho: session 'vm-2': not there; there are 'vm-1', 'cache'"),
+        (["--session", "vm-2", "--token", "1"], "kho: session 'vm-2': not found; there are 'vm-1', 'cache'"),
         (["--session", "vm-1", "--token", "1"], "kho: session 'vm-1': no token 0x1; there are 0x10, 0x11"),
-        (["--reserve-mem", "x"], "kho: reserve_mem 'x': not there; there are 'keepme'"),
-        (["--subtree", "x"], "kho: subtree 'x': not there; there are 'memblock', 'LUO', 'kho_test', 'kexec-metadata'"),
+        (["--reserve-mem", "x"], "kho: reserve_mem 'x': not found; there are 'keepme'"),
+        (["--subtree", "x"], "kho: subtree 'x': not found; there are 'memblock', 'LUO', 'kho_test', 'kexec-metadata'"),
         (["--folio", "0x459000"], "kho: 0x459000: no preserved folio begins there"),
         (["--folio", "0x458001"], "kho: 0x458001: no preserved folio begins there"),
     ],
 )
-def test_what_is_not_there_is_named_with_what_is(what: list[str], said: str, tmp_path: Path) -> None:
+def test_a_missing_item_is_named_with_the_existing_ones(what: list[str], said: str, tmp_path: Path) -> None:
     done = run("extract", captures.elf(V4), *what, "-o", tmp_path / "out")
     assert (done.code, done.out, done.err.splitlines()[0]) == (2, "", said)
     assert not (tmp_path / "out").exists()
@@ -234,7 +234,7 @@ def test_what_is_not_there_is_named_with_what_is(what: list[str], said: str, tmp
         ["--all", "d", "-o", "f"],
     ],
 )
-def test_a_request_must_make_sense(what: list[str]) -> None:
+def test_missing_or_contradictory_options_are_a_usage_error(what: list[str]) -> None:
     done = run("extract", captures.elf(V4), *what)
     assert (done.code, done.out) == (2, "")
     assert "Usage:" in done.err
@@ -244,7 +244,7 @@ def test_a_request_must_make_sense(what: list[str]) -> None:
 
 
 @given(st.text())
-def test_any_name_becomes_one_of_a_file(name: str) -> None:
+def test_any_name_becomes_a_safe_file_name(name: str) -> None:
     safe = extract.safe_name(name)
     assert 0 < len(safe) <= 120
     assert not safe.startswith(".")
@@ -252,12 +252,12 @@ def test_any_name_becomes_one_of_a_file(name: str) -> None:
 
 
 @given(st.sets(st.text(alphabet="ab./%~\0\\é", max_size=4), min_size=2, max_size=2))
-def test_names_that_differ_stay_so(names: set[str]) -> None:
+def test_different_names_give_different_file_names(names: set[str]) -> None:
     assert len({extract.safe_name(name) for name in names}) == 2
 
 
 def luo_image(sessions: list[tuple[bytes, list[tuple[bytes, int, int]]]], contents: dict[int, bytes]) -> bytes:
-    """A kho-v4 image with LUO sessions of (compatible, data, token) files; LUO's blocks are at 32 MiB."""
+    """A kho-v4 image with LUO sessions of `(compatible, data, token)` files; LUO's blocks are at 32 MiB."""
     at = 32 * MIB
     blob = struct.pack("<8sQQQ", b"luo-v5", 1, at, 0)
     block = struct.pack("<QQ", 0, len(sessions))
@@ -277,7 +277,7 @@ def luo_image(sessions: list[tuple[bytes, list[tuple[bytes, int, int]]]], conten
 
 
 def memfd(size: int, folios: list[tuple[int, int]], place: int) -> dict[int, bytes]:
-    """A memfd-v2 at `place`: its structure, its chunk a page on, its folio list another page on."""
+    """A memfd-v2 at `place`: its structure, its chunk in the next page, its folio list in the page after that."""
     listed = b"".join(struct.pack("<QQ", phys >> 12 | 3 << 52, index) for phys, index in folios)
     vmalloc = struct.pack("<QIHH", place + 4096, 1, 1, 0)
     return {
@@ -287,7 +287,7 @@ def memfd(size: int, folios: list[tuple[int, int]], place: int) -> dict[int, byt
     }
 
 
-def test_names_from_memory_lead_nowhere(tmp_path: Path) -> None:
+def test_names_from_memory_cannot_escape_the_directory(tmp_path: Path) -> None:
     contents = {40 * MIB: b"hello"}
     names = [b"../../../evil", b"/etc/passwd", b"..", b"\x1b[31mred\n", b"a/b", b"dup", b"dup", b"\xff\xfe"]
     image = tmp_path / "image.elf"
@@ -312,7 +312,7 @@ def test_names_from_memory_lead_nowhere(tmp_path: Path) -> None:
     assert out.read_bytes() == b"hello"
 
 
-def test_one_folio_at_a_hundred_thousand_places_is_not_written_as_often(tmp_path: Path) -> None:
+def test_one_folio_at_a_hundred_thousand_offsets_is_refused(tmp_path: Path) -> None:
     contents: dict[int, bytes] = {40 * MIB: b"x" * 4096}
     sessions = []
     for i in range(50):
@@ -325,13 +325,13 @@ def test_one_folio_at_a_hundred_thousand_places_is_not_written_as_often(tmp_path
     inc = kho.open(image)
     manifest = extract.save_all(inc, tmp_path / "all")
     errors = [entry for entry in manifest["entries"] if entry.get("error")]
-    assert "contents are more than is preserved" in errors[0]["error"]
+    assert "the total of all contents exceeds the preserved memory" in errors[0]["error"]
     used = sum(path.stat().st_blocks * 512 for path in (tmp_path / "all").rglob("*") if path.is_file())
     assert used < 2 * (image.stat().st_size + 16 * MIB) + 8 * MIB
     assert any(entry["path"] and entry["sha256"] is None for entry in manifest["entries"])
 
 
-def test_a_file_nobody_can_read_is_listed_and_the_rest_is_written(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_listed_and_the_others_are_written(tmp_path: Path) -> None:
     place = 48 * MIB
     contents = memfd(5, [(40 * MIB, 0)], place) | {40 * MIB: b"hello"}
     contents |= memfd((1 << 64) - 1, [], 50 * MIB)
@@ -348,12 +348,12 @@ def test_a_file_nobody_can_read_is_listed_and_the_rest_is_written(tmp_path: Path
     entries = {e["name"]: e for e in json.loads((tmp_path / "all/manifest.json").read_text())["entries"]}
     assert "'vfio-pci-v1' has no contents" in entries["vm/0x1"]["error"]
     assert "0x4000000000000" in entries["vm/0x2"]["error"]
-    assert "no file can be as large" in entries["vm/0x4"]["error"]
+    assert "exceed the largest possible file" in entries["vm/0x4"]["error"]
     assert (tmp_path / "all" / entries["vm/0x3"]["path"]).read_bytes() == b"hello"
     assert run("extract", image, "--session", "vm", "--token", 1, "-o", tmp_path / "x").code == 2
 
 
-def test_sessions_that_cannot_be_read_are_said_and_the_rest_is_written(tmp_path: Path) -> None:
+def test_unreadable_sessions_are_reported_and_the_rest_is_written(tmp_path: Path) -> None:
     image = tmp_path / "image.elf"
     blob = struct.pack("<8sQQQ", b"luo-v5", 1, 1 << 50, 0)
     subtrees = {"LUO": blob, "memblock": b"\xd0\x0d\xfe\xed"}
@@ -367,7 +367,7 @@ def test_sessions_that_cannot_be_read_are_said_and_the_rest_is_written(tmp_path:
 
 
 @pytest.mark.parametrize("what", sorted([*hostile.REFUSED, *hostile.ODD]))
-def test_images_no_kernel_wrote_end_in_an_error_or_in_files(what: str, tmp_path: Path) -> None:
+def test_malformed_images_give_an_error_or_files(what: str, tmp_path: Path) -> None:
     image = tmp_path / "image.elf"
     image.write_bytes(hostile.damaged((hostile.REFUSED | hostile.ODD)[what]))
     done = run("extract", image, "--all", tmp_path / "all")
@@ -381,7 +381,7 @@ def test_a_full_disk_is_an_error_of_kho(tmp_path: Path) -> None:
     if not os.access("/dev/full", os.W_OK):
         pytest.skip("no /dev/full")
     done = run("extract", captures.elf(V4), "--subtree", "LUO", "-o", "/dev/full", "--force")
-    assert (done.code, done.err) == (2, "kho: /dev/full: is no regular file, and is not replaced\n")
+    assert (done.code, done.err) == (2, "kho: /dev/full: not a regular file, so it is not replaced\n")
     done = run("extract", captures.elf(V4), "--subtree", "LUO", "-o", tmp_path / "no" / "such" / "folder")
     assert done.code == 2
     assert "No such file or directory" in done.err

@@ -1,4 +1,4 @@
-"""Devicetrees, through the public API: real blobs, and other people's readers and writers of the format."""
+"""Devicetrees, through the public API: real blobs, and comparison with other readers and writers of the format."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def write(tree: Tree, capacity: int = 1 << 20) -> bytes:
 
 
 def write_with_libfdt(tree: Tree) -> bytes:
-    w = libfdt.FdtSw(1 << 20)  # as_fdt() makes no room for the end of a tree that just fits
+    w = libfdt.FdtSw(1 << 20)  # as_fdt() does not grow the buffer for the end of a tree that just fits
     w.finish_reservemap()
 
     def node(tree: Tree) -> None:
@@ -72,7 +72,7 @@ def write_with_libfdt(tree: Tree) -> bytes:
 
 
 def with_unique_names(tree: Tree) -> Tree:
-    """Other readers refuse two properties, or two children, of one name."""
+    """The tree with unique names: other readers refuse duplicate properties or children."""
     return Tree(
         tree.name,
         list(dict(tree.props).items()),
@@ -80,7 +80,7 @@ def with_unique_names(tree: Tree) -> Tree:
     )
 
 
-# Few letters, so that names are often tails of one another.
+# Few letters, so that names are often suffixes of other names.
 prop_names = st.text("ab,", min_size=1, max_size=5)
 node_names = st.text("abcd", min_size=1, max_size=6)
 props = st.lists(st.tuples(prop_names, st.binary(max_size=20)), max_size=6)
@@ -128,7 +128,7 @@ def test_a_node_outlives_its_tree() -> None:
     assert fdt.parse(data("linux-6.18.15-kho_test.dtb"))["/data"].u32("nr_folios") == 6
 
 
-def test_what_is_not_there_says_so() -> None:
+def test_a_missing_node_or_property_raises_not_found() -> None:
     root = fdt.parse(data("linux-6.18.15-out-fdt.dtb")).root
     with pytest.raises(NotFoundError, match='offset 0x40: no property "fdt"'):
         root["fdt"]
@@ -145,7 +145,7 @@ def test_what_is_not_there_says_so() -> None:
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, lambda b: np.frombuffer(b, np.uint8)])
-def test_any_buffer_can_be_read_and_written(kind: type[bytes]) -> None:
+def test_any_buffer_type_can_be_read_and_written(kind: type[bytes]) -> None:
     blob = data(EDITED)
     page = blob.ljust(4096, b"\xa5")
     assert bytes(fdt.parse(kind(page))) == blob
@@ -155,7 +155,7 @@ def test_any_buffer_can_be_read_and_written(kind: type[bytes]) -> None:
     assert fdt.parse(w.finish()).root["a"] == b"value"
 
 
-def test_every_second_byte_of_a_buffer_is_a_buffer() -> None:
+def test_a_strided_buffer_is_accepted() -> None:
     blob = data(EDITED)
     spread: Any = np.zeros(len(blob) * 2, np.uint8)
     spread[::2] = np.frombuffer(blob, np.uint8)
@@ -164,7 +164,7 @@ def test_every_second_byte_of_a_buffer_is_a_buffer() -> None:
     assert bytes(fdt.parse(rows)) == blob
 
 
-def test_only_the_blob_is_read_of_a_huge_buffer(tmp_path: Path) -> None:
+def test_only_totalsize_bytes_of_a_huge_buffer_are_read(tmp_path: Path) -> None:
     sparse = tmp_path / "ram"
     sparse.write_bytes(data(EDITED))
     with sparse.open("r+b") as f:
@@ -176,12 +176,12 @@ def test_only_the_blob_is_read_of_a_huge_buffer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["text", None, 7, np.zeros(40, np.uint64)])
-def test_what_is_no_buffer_of_bytes_is_refused(wrong: object) -> None:
+def test_objects_that_are_not_byte_buffers_are_refused(wrong: object) -> None:
     with pytest.raises((TypeError, BufferError)):
         fdt.parse(wrong)  # type: ignore[arg-type]
 
 
-def test_a_blob_without_its_strings_keeps_its_values() -> None:
+def test_a_blob_without_its_string_block_keeps_its_values() -> None:
     with pytest.raises(FdtError, match=r"^FDT at offset 0xe9: cut short: 233 bytes of 405$"):
         fdt.parse(data(CUT))
     tree, problem = fdt.Fdt.partial(data(CUT))
@@ -196,7 +196,7 @@ def test_a_blob_without_its_strings_keeps_its_values() -> None:
     assert (tree.totalsize, bytes(tree)) == (405, data(CUT))
 
 
-def test_a_whole_blob_read_in_part_has_no_problem() -> None:
+def test_partial_reports_no_error_for_a_complete_blob() -> None:
     tree, problem = fdt.Fdt.partial(data(EDITED))
     assert problem is None
     assert tree["/kexec-metadata"].u64("blob-size") == 73
@@ -212,7 +212,7 @@ def test_a_blob_cut_before_its_root_has_no_root() -> None:
 
 @settings(max_examples=200)
 @given(st.binary(max_size=200), st.sampled_from(KERNEL_BLOBS), st.integers(0, 500), st.integers(0, 3000))
-def test_hostile_bytes_are_an_fdt_error(noise: bytes, name: str, cut: int, bit: int) -> None:
+def test_malformed_bytes_raise_fdt_error(noise: bytes, name: str, cut: int, bit: int) -> None:
     blob = data(name)
     flipped = bytearray(blob)
     flipped[bit // 8 % len(blob)] ^= 1 << bit % 8
@@ -250,7 +250,7 @@ def test_a_placeholder_is_filled_before_the_end() -> None:
         w.finish()
 
 
-def test_a_writer_that_fails_to_finish_can_go_on() -> None:
+def test_a_writer_stays_usable_after_finish_fails() -> None:
     w = fdt.Writer()
     w.begin_node()
     with pytest.raises(FdtError, match="while a node is open"):
@@ -268,7 +268,7 @@ def test_a_full_buffer_is_an_error() -> None:
     assert fdt.parse(w.finish()).root.properties == {}
 
 
-def test_nodes_that_do_not_match_their_block_are_an_error() -> None:
+def test_unbalanced_nodes_are_an_error() -> None:
     w = fdt.Writer()
     with pytest.raises(FdtError, match="do not match"), w.node():
         w.begin_node("a")
@@ -279,7 +279,7 @@ def test_nodes_that_do_not_match_their_block_are_an_error() -> None:
 
 
 @pytest.mark.parametrize("value", [-1, 1 << 64])
-def test_a_value_beyond_its_width_overflows(value: int) -> None:
+def test_a_value_out_of_range_overflows(value: int) -> None:
     w = fdt.Writer()
     w.begin_node()
     with pytest.raises(OverflowError):
@@ -330,7 +330,7 @@ def test_the_package_fdt_reads_what_we_write(tree: Tree) -> None:
 
 
 def pyfdt_value(prop: pyfdt.items.BaseItem) -> bytes:
-    """The package guesses types; this undoes the guess."""
+    """The bytes of a property: the package guesses types, this reverses the guess."""
     if isinstance(prop, pyfdt.PropStrings):
         return b"".join(text.encode() + b"\0" for text in prop.data)
     if isinstance(prop, pyfdt.PropWords):
@@ -348,7 +348,7 @@ def dtc(*args: str, stdin: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("name", [*SEQUENTIAL, EDITED])
-def test_dtc_reads_a_kernels_blob_and_ours_alike(name: str) -> None:
+def test_dtc_reads_the_kernels_blob_and_ours_equally(name: str) -> None:
     ours = write(tree_of(fdt.parse(data(name)).root))
     as_source = ("-I", "dtb", "-O", "dts")
     assert dtc(*as_source, stdin=ours) == dtc(*as_source, stdin=data(name))
@@ -356,12 +356,12 @@ def test_dtc_reads_a_kernels_blob_and_ours_alike(name: str) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(trees.map(with_unique_names))
-def test_what_dtc_makes_of_our_blob_reads_the_same(tree: Tree) -> None:
+def test_our_blob_survives_a_round_trip_through_dtc(tree: Tree) -> None:
     through_dtc = dtc("-f", "-I", "dtb", "-O", "dtb", stdin=write(tree))
     assert tree_of(fdt.parse(through_dtc).root) == tree
 
 
-def test_what_dtc_compiles_is_read() -> None:
+def test_blobs_compiled_by_dtc_are_read() -> None:
     source = b"""/dts-v1/;
     /memreserve/ 0x10000 0x2000;
     / { compatible = "a", "b"; data = [01 02 03]; empty; words = <1 0x80000000>;

@@ -1,4 +1,4 @@
-"""Devicetrees as source: what dtc takes, with KHO's numbers as KHO means them."""
+"""Devicetrees as source: accepted by dtc, with KHO's numbers in their actual value."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ needs_dtc = pytest.mark.skipif(shutil.which("dtc") is None, reason="dtc is not i
 
 
 def compiled(dts: str) -> fdt.Fdt:
-    """What dtc makes of source."""
+    """The FDT that dtc compiles from source."""
     return fdt.parse(dtc(dts.encode(), "dts", "dtb"))
 
 
@@ -39,7 +39,7 @@ def dtc(data: bytes, form: str, to: str) -> bytes:
 
 
 def captured() -> list[fdt.Fdt]:
-    """Every whole FDT of the captures: roots, subtrees, and the files kept of them."""
+    """Every complete FDT of the captures: roots, subtrees, and saved files."""
     found = [fdt.parse(path.read_bytes()) for path in BLOBS if path != CUT]
     for name in captures.NAMES:
         inc = kho.open(captures.elf(name))
@@ -61,7 +61,7 @@ def test_dtc_reads_every_captured_tree_with_its_numbers_swapped() -> None:
 
 
 @pytest.mark.parametrize("name", captures.NAMES)
-def test_addresses_are_shown_as_they_are(name: str) -> None:
+def test_addresses_are_printed_unswapped(name: str) -> None:
     expected = captures.expected(name)
     done = run("fdt", captures.elf(name))
     assert (done.code, done.err) == (0, "")
@@ -75,7 +75,7 @@ def test_addresses_are_shown_as_they_are(name: str) -> None:
     assert {child["name"] for child in data["root"]["children"]} == set(expected["subtrees"])
 
 
-def test_all_prints_every_subtree_that_is_a_tree() -> None:
+def test_all_prints_every_subtree_that_is_an_fdt() -> None:
     out = run("fdt", "--all", captures.elf(V4)).out
     assert out.count("/dts-v1/;") == 3
     start, size = captures.expected(V4)["reserve_mem"]["keepme"]
@@ -88,11 +88,11 @@ def test_all_prints_every_subtree_that_is_a_tree() -> None:
     assert len(run("fdt", "--all", "--json", captures.elf(V4)).json) == 3
 
 
-def test_a_tree_that_the_kernel_cut_off_still_says_compatible_and_map() -> None:
+def test_a_truncated_tree_still_shows_compatible_and_map() -> None:
     done = run("fdt", CUT)
     assert done.code == 0
     assert done.err == f"warning: {CUT}: FDT at offset 0xe9: cut short: 233 bytes of 405\n"
-    assert '\tcompatible = "kho-v4";  // its name is cut off, this one fits\n' in done.out
+    assert '\tcompatible = "kho-v4";  // name truncated, this one fits\n' in done.out
     map_phys = captures.expected(V4)["preserved_memory_map"]
     assert f"\tpreserved-memory-map = /bits/ 64 <{map_phys:#018x}>;" in done.out
     data = json.loads(run("fdt", "--json", CUT).out)
@@ -100,13 +100,13 @@ def test_a_tree_that_the_kernel_cut_off_still_says_compatible_and_map() -> None:
     assert "233 bytes of 405" in data["error"]
 
 
-def test_names_that_are_cut_off_are_told_right_for_every_captured_root(tmp_path: Path) -> None:
+def test_truncated_names_are_guessed_correctly_for_every_captured_root(tmp_path: Path) -> None:
     for name in captures.NAMES:
         root = kho.open(captures.elf(name)).fdt
         raw = bytes(root)
         strings = struct.unpack_from(">I", raw, 12)[0]
         if strings < struct.unpack_from(">I", raw, 8)[0]:
-            continue  # strings before the structure: nothing is left of the tree
+            continue  # the string block is before the structure block: nothing is left of the tree
         tree, error = fdt.Fdt.partial(raw[:strings])
         assert error is not None
         likely = fdt.likely_names(tree)
@@ -115,7 +115,7 @@ def test_names_that_are_cut_off_are_told_right_for_every_captured_root(tmp_path:
 
 
 @pytest.mark.parametrize("length", [0, 3, 20, 39, 60, 100, 200])
-def test_every_beginning_of_a_tree_ends_well(length: int, tmp_path: Path) -> None:
+def test_every_prefix_of_a_tree_is_printed_or_refused(length: int, tmp_path: Path) -> None:
     path = tmp_path / "cut.dtb"
     path.write_bytes((captures.DATA / "fdt/linux-7.3.4-in-fdt.dtb").read_bytes()[:length])
     done = run("fdt", path)
@@ -124,7 +124,7 @@ def test_every_beginning_of_a_tree_ends_well(length: int, tmp_path: Path) -> Non
     assert done.err
 
 
-def test_a_malformed_tree_is_printed_as_far_as_it_goes(tmp_path: Path) -> None:
+def test_a_malformed_tree_is_printed_up_to_the_error(tmp_path: Path) -> None:
     raw = bytearray((captures.DATA / "fdt/linux-7.3.4-in-fdt.dtb").read_bytes())
     at = raw.index(b"kho_test") - 4
     raw[at : at + 4] = b"\0\0\0\7"
@@ -136,10 +136,10 @@ def test_a_malformed_tree_is_printed_as_far_as_it_goes(tmp_path: Path) -> None:
     assert done.err.startswith(f"kho: {path}: FDT at offset ")
 
 
-def test_a_subtree_that_is_no_tree_says_so() -> None:
+def test_a_subtree_that_is_not_an_fdt_is_refused() -> None:
     done = run("fdt", "--subtree", "LUO", captures.elf(V4))
     assert (done.code, done.out) == (2, "")
-    assert done.err.startswith("kho: subtree LUO: no FDT (kho extract --subtree takes it raw)")
+    assert done.err.startswith("kho: subtree LUO: not an FDT (kho extract --subtree takes it raw)")
     assert run("fdt", "--subtree", "nobody", captures.elf(V4)).code == 2
     assert run("fdt", "--subtree", "memblock", "--all", captures.elf(V4)).code == 2
     assert "bare FDT" in run("fdt", "--subtree", "memblock", BLOBS[0]).err
@@ -170,7 +170,7 @@ def test_names_cannot_leave_their_comment() -> None:
 
 
 @pytest.mark.parametrize("what", sorted([*hostile.REFUSED, *hostile.ODD]))
-def test_images_no_kernel_wrote_end_in_an_error_or_a_tree(what: str, tmp_path: Path) -> None:
+def test_malformed_images_give_an_error_or_a_tree(what: str, tmp_path: Path) -> None:
     image = tmp_path / "image.elf"
     image.write_bytes(hostile.damaged((hostile.REFUSED | hostile.ODD)[what]))
     done = run("fdt", "--all", image)
@@ -178,19 +178,19 @@ def test_images_no_kernel_wrote_end_in_an_error_or_a_tree(what: str, tmp_path: P
     assert "Traceback" not in done.err
 
 
-# Trees that are not KHO's
+# Other trees
 
 MACHINE = captures.DATA / "fdt/machine-virt.dtb"
 
 
 def values(dts: str) -> list[str]:
-    """The lines of source, without comments, indents and empty lines, and texts in one form."""
+    """The lines of source without comments, indents and empty lines, with strings in one form."""
     lines = (re.sub(r"\s*//.*", "", line).strip() for line in dts.splitlines())
     return [re.sub(r"^(/memreserve/)\s+", r"\1 ", line.replace('", "', "\\0")) for line in lines if line]
 
 
 @needs_dtc
-def test_a_machine_s_devicetree_is_printed_as_dtc_prints_it() -> None:
+def test_the_devicetree_of_a_machine_is_printed_as_by_dtc() -> None:
     done = run("fdt", MACHINE)
     assert (done.code, done.err) == (0, "")
     assert "#address-cells = <0x02>;" in done.out
@@ -222,10 +222,10 @@ TREES: st.SearchStrategy[Any] = st.recursive(
 @needs_dtc
 @settings(max_examples=25)
 @given(TREES, st.sampled_from([None, b"linux,dummy-virt\0", b"acme,kho-v4\0", b"kho\0", b"khov4\0"]))
-def test_a_tree_that_is_not_kho_s_has_the_values_that_dtc_shows(tree: Any, compatible: bytes | None) -> None:
-    """Compiled again it is the same tree, whatever the values.
+def test_other_trees_have_the_values_that_dtc_prints(tree: Any, compatible: bytes | None) -> None:
+    """Compiled with dtc, the output gives the same tree for any values.
 
-    Of dtc's own output that is not so: 1.6 writes the texts "" and "0 " as "\\00 ", and reads that as one octal escape.
+    The output of dtc itself does not: 1.6 prints the strings "" and "0 " as "\\00 " and reads one octal escape.
     """
     writer = fdt.Writer()
 
@@ -250,12 +250,12 @@ def test_a_tree_that_is_not_kho_s_has_the_values_that_dtc_shows(tree: Any, compa
     assert [node.properties for node in again.walk()] == [node.properties for node in parsed.walk()]
     cells = [line for line in values(dtc(blob, "dtb", "dts").decode()) if "<" in line and '"' not in line]
     ours = values(shown)
-    # dtc 1.6 takes a text as long as its NULs for bytes, later ones for text: the bytes are the same.
+    # dtc 1.6 prints a string with as many NULs as letters as bytes, later versions as text: the bytes are the same.
     assert [line for line in cells if line not in ours and "= <" in line and not _short(line)] == []
 
 
 def _short(line: str) -> bool:
-    """Whether cells may be text to another dtc: half of the bytes are NULs."""
+    """Whether another version of dtc may print these cells as text: half of the bytes are NULs."""
     raw = b"".join(int(cell, 16).to_bytes(4, "big") for cell in re.findall(r"0x[0-9a-f]+", line.split("=", 1)[1]))
     return raw.count(0) * 2 >= len(raw)
 
@@ -268,7 +268,7 @@ def test_trees_of_kho_and_its_producers_are_native_and_others_are_not(tmp_path: 
     assert fdt.numbers_of(fdt.parse(MACHINE.read_bytes())) == "cells"
 
 
-def test_how_numbers_are_stored_can_be_said(tmp_path: Path) -> None:
+def test_the_byte_order_of_numbers_can_be_given(tmp_path: Path) -> None:
     native = run("fdt", "--numbers", "native", MACHINE).out
     assert "#address-cells = <0x02000000>;" in native
     assert "linux,kho-fdt = <0x00 0x4095d000 0x00 0x1000>;" in native, "cells in any tree"
@@ -276,11 +276,11 @@ def test_how_numbers_are_stored_can_be_said(tmp_path: Path) -> None:
     assert "/bits/ 64" not in run("fdt", "--numbers", "cells", root).out
     assert run("fdt", "--numbers", "auto", root).out == run("fdt", "--numbers", "native", root).out
     assert "preserved-memory-map = /bits/ 64" not in run("fdt", "--numbers", "cells", captures.elf(V4)).out
-    with pytest.raises(errors.ParameterError, match="neither native nor cells"):
+    with pytest.raises(errors.ParameterError, match="not native or cells"):
         fdt.to_dts(fdt.parse(MACHINE.read_bytes()), numbers="big")  # type: ignore[arg-type]
 
 
-def test_a_handover_s_subtrees_are_native_whatever_they_are_compatible_with(tmp_path: Path) -> None:
+def test_subtrees_of_a_handover_are_native_for_any_compatible(tmp_path: Path) -> None:
     writer = fdt.Writer()
     with writer.node():
         writer.property("compatible", b"vendor,widget\0")

@@ -1,4 +1,4 @@
-"""Many sources over a cluster of processes: each has its row, whatever happens to workers, files and the run."""
+"""Many sources on a cluster: each source gets a row, even if workers, files or the run fail."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ SNAPSHOTS = 2000
 PAGE = 4096
 
 
-# Stand-ins for what a command does with a source; workers import them.
+# Substitutes for the work of a command on a source; workers import them.
 
 
 def examined(root: str) -> dict[str, Any]:
-    """What `kho doctor` finds, and which process found it."""
+    """The row of `kho doctor`, and the process that computed it."""
     return {**fleet.doctor_row(root), "pid": os.getpid()}
 
 
 def moody(source: str) -> dict[str, Any]:
-    """What happens is in the name."""
+    """The behavior is selected by the name of the source."""
     name = Path(source).name
     if name == "deadly" or (name == "deadly once" and not Path(source, "been").exists()):
         Path(source, "been").touch()
@@ -58,7 +58,7 @@ def moody(source: str) -> dict[str, Any]:
 
 
 def listening() -> list[str]:
-    """Where this process and the one that started it take connections."""
+    """The addresses on which this process and its parent listen."""
     here = psutil.Process()
     found = [c.laddr.ip for p in (here, here.parent()) for c in p.net_connections() if c.status == "LISTEN"]
     return sorted(set(found))
@@ -71,7 +71,7 @@ def slow(source: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def snapshots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
-    """As many machines as a fleet has, each as a directory, and how many bytes scratch has in each."""
+    """Directories of many machines, with the number of scratch bytes of each."""
     folder = tmp_path_factory.mktemp("snapshots")
     held = {}
     for i in range(SNAPSHOTS):
@@ -94,7 +94,7 @@ def there() -> Iterator[str]:
 
 @contextlib.contextmanager
 def cluster(workers: int) -> Iterator[Any]:
-    """A Dask cluster that somebody else started."""
+    """A Dask cluster that was started independently."""
     with distributed.LocalCluster(
         n_workers=workers,
         threads_per_worker=1,
@@ -106,7 +106,7 @@ def cluster(workers: int) -> Iterator[Any]:
 
 
 def after(rows: int, act: Callable[[], object]) -> Callable[[int], None]:
-    """Calls `act` once, when so many rows are done."""
+    """A progress callback that calls `act` once, when `rows` rows are done."""
     left = [act]
 
     def told(done: int) -> None:
@@ -116,12 +116,12 @@ def after(rows: int, act: Callable[[], object]) -> Callable[[int], None]:
     return told
 
 
-def test_two_workers_do_2000_snapshots_and_the_death_of_one_loses_nothing(snapshots: Mapping[str, int]) -> None:
+def test_the_death_of_one_of_two_workers_loses_none_of_2000_snapshots(snapshots: Mapping[str, int]) -> None:
     with cluster(2) as made:
         nannies = list(made.workers.values())
 
         def kill() -> None:
-            nannies[0].close_gracefully()  # its worker is not started again
+            nannies[0].close_gracefully()  # its worker is not restarted
             os.kill(nannies[0].pid, signal.SIGKILL)
 
         pids = [nanny.pid for nanny in nannies]
@@ -131,20 +131,20 @@ def test_two_workers_do_2000_snapshots_and_the_death_of_one_loses_nothing(snapsh
         deadline = time.monotonic() + 60
         while len(made.scheduler_info["workers"]) > 1 and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert len(made.scheduler_info["workers"]) == 1, "it is not started again"
-    assert [row["source"] for row in rows] == sorted(snapshots), "each has one row, in order"
+        assert len(made.scheduler_info["workers"]) == 1, "the worker is not restarted"
+    assert [row["source"] for row in rows] == sorted(snapshots), "one row per source, in order"
     assert {row["source"]: row["scratch"] for row in rows} == snapshots
     assert {row["source"] for row in rows if not row["exit_code"]} == {
         root for root, held in snapshots.items() if not held
     }
     assert [row["error"] for row in rows] == [None] * SNAPSHOTS
     by = [sum(row["pid"] == pid for row in rows) for pid in pids]
-    assert sum(by) == SNAPSHOTS, "nobody else did one"
+    assert sum(by) == SNAPSHOTS, "only these two workers computed rows"
     assert min(by) > 0
-    assert by[1] > SNAPSHOTS // 2, "who is left did the rest"
+    assert by[1] > SNAPSHOTS // 2, "the remaining worker did the rest"
 
 
-def test_what_kills_every_worker_is_a_row_and_its_neighbours_are_well(
+def test_a_source_that_kills_its_workers_is_an_error_row_and_others_succeed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tmp").mkdir()
@@ -169,7 +169,7 @@ def test_what_kills_every_worker_is_a_row_and_its_neighbours_are_well(
     assert bad["refused"] == "no handover"
     assert {row["exit_code"] for row in rows if row["error"] is not None} == {2}
     assert all(row["headline"] == Path(row["source"]).name for row in rows if row["error"] is None)
-    assert all(row["ids"] == ["127.0.0.1"] for row in rows if row["error"] is None), "nobody else can connect"
+    assert all(row["ids"] == ["127.0.0.1"] for row in rows if row["error"] is None), "only local processes can connect"
     assert counts == sorted(counts)
     assert counts[-1] == len(roots)
     left = set(psutil.Process().children(recursive=True)) - before
@@ -178,7 +178,7 @@ def test_what_kills_every_worker_is_a_row_and_its_neighbours_are_well(
 
 
 def dumps(folder: Path) -> dict[str, int]:
-    """Sources of every kind, and the exit code `kho verify` has for each."""
+    """Sources of every kind, with the exit code of `kho verify` for each."""
     folder.mkdir()
     kinds: dict[str, int] = {}
     for i, name in enumerate(captures.NAMES):
@@ -197,13 +197,13 @@ def dumps(folder: Path) -> dict[str, int]:
 
 
 def without_strings(data: Any) -> Any:
-    """Data without the strings that JSON has next to numbers beyond 2^53."""
+    """Data without the hex strings next to numbers above 2^53."""
     if isinstance(data, dict):
         return {name: without_strings(value) for name, value in data.items() if not name.endswith("_hex")}
     return [without_strings(each) for each in data] if isinstance(data, list) else data
 
 
-def test_verify_of_a_fleet_says_of_each_what_it_says_of_one(
+def test_verify_of_a_fleet_gives_the_same_result_as_of_one_source(
     there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kinds = dumps(tmp_path / "dumps")
@@ -240,7 +240,7 @@ def test_verify_of_a_fleet_says_of_each_what_it_says_of_one(
     assert shown.out.endswith("3 not readable\n")
 
 
-def test_doctor_of_a_fleet_says_of_each_what_it_says_of_one(
+def test_doctor_of_a_fleet_gives_the_same_result_as_of_one_snapshot(
     there: str, snapshots: Mapping[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(Path(next(iter(snapshots))).parent)
@@ -300,7 +300,7 @@ def test_ctrl_c_ends_every_process_and_leaves_no_file(tmp_path: Path) -> None:
     assert json.loads(process.stdout.readline())["exit_code"] == 0, "it runs"
     kids = psutil.Process(process.pid).children(recursive=True)
     assert len(kids) >= 2
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    os.killpg(process.pid, signal.SIGINT)  # as the terminal sends it
     _, err = process.communicate(timeout=120)
     assert (process.returncode, err.strip()) == (130, "")
     gone, alive = psutil.wait_procs(kids, timeout=60)
@@ -335,7 +335,7 @@ def test_ctrl_c_is_not_lost_in_a_finalizer(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_handler_that_raises_nothing_ends_nothing(
+def test_a_signal_handler_that_does_not_raise_does_not_end_the_run(
     there: str, snapshots: Mapping[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     came: list[int] = []
@@ -378,24 +378,28 @@ def test_a_scheduler_that_goes_away_ends_the_run(snapshots: Mapping[str, int], m
             list(fleet.run(slow, snapshots, scheduler=made.scheduler_address, progress=told))
 
 
-def test_a_cluster_that_is_of_no_use_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet, "CONNECT_SECONDS", 0.5)  # nobody is there, however long one waits
+def test_an_unusable_cluster_is_a_fleet_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "CONNECT_SECONDS", 0.5)  # no scheduler listens there, so a short timeout suffices
     for address in ("tcp://127.0.0.1:9", "nonsense://x", "tcp://127.0.0.1:port"):
         with pytest.raises(fleet.FleetError, match=f"{address}: no Dask scheduler answers"):
             list(fleet.run(slow, ["a"], scheduler=address))
-    monkeypatch.setattr(fleet, "CONNECT_SECONDS", 4)  # somebody is, and may be slow to answer
+    monkeypatch.setattr(fleet, "CONNECT_SECONDS", 4)  # a scheduler listens there and may answer slowly
     with cluster(0) as made, pytest.raises(fleet.FleetError, match="this scheduler has no workers"):
         list(fleet.run(slow, ["a"], scheduler=made.scheduler_address))
 
 
 def test_workers_with_another_kho_are_refused(there: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet, "__version__", "0.0.0")
-    with pytest.raises(fleet.FleetError, match=r"worker .*: kho 0\.0\.0 is here, and there .*; install the same"):
+    with pytest.raises(
+        fleet.FleetError, match=r"worker .*: has kho .*, this process has kho 0\.0\.0; install the same version"
+    ):
         list(fleet.run(slow, ["a"], scheduler=there))
 
 
 @pytest.mark.parametrize("name", ["distributed", "dask", "cryptography", "pyarrow"])
-def test_without_the_extra_it_says_what_to_install(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named_with_the_package_to_install(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in [m for m in sys.modules if m == name or m.startswith(name + ".")]:
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setitem(sys.modules, name, None)
@@ -406,7 +410,7 @@ def test_without_the_extra_it_says_what_to_install(name: str, tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("args", [["verify", captures.elf(captures.NAMES[0])], ["doctor", "--list"]])
-def test_nothing_of_it_is_imported_before_it_is_used(args: list[object]) -> None:
+def test_dask_and_arrow_are_imported_only_when_used(args: list[object]) -> None:
     code = (
         "import sys\n"
         "from kho import cli\n"
@@ -426,7 +430,7 @@ def rows(count: int) -> Iterator[dict[str, Any]]:
         yield {"source": f"host-{i:05}", "exit_code": 0, "error": None, "scratch": i, "ids": ["DOC001"]}
 
 
-def test_rows_are_written_in_groups_as_they_come(tmp_path: Path) -> None:
+def test_rows_are_written_in_groups_as_they_arrive(tmp_path: Path) -> None:
     path = tmp_path / "out.parquet"
     drawn: list[str] = []
     sizes: list[int] = []
@@ -448,7 +452,7 @@ def test_rows_are_written_in_groups_as_they_come(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("columns", [fleet.DOCTOR, fleet.VERIFY])
-def test_the_schema_is_the_same_whatever_the_rows_are(columns: Mapping[str, Any], tmp_path: Path) -> None:
+def test_the_schema_does_not_depend_on_the_rows(columns: Mapping[str, Any], tmp_path: Path) -> None:
     for n, given in enumerate(([], [{"source": "a", "exit_code": 2, "error": "no"}], rows(2))):
         fleet.write_parquet(given, tmp_path / f"{n}", columns)
         found = pq.read_schema(tmp_path / f"{n}")
@@ -457,7 +461,7 @@ def test_the_schema_is_the_same_whatever_the_rows_are(columns: Mapping[str, Any]
     assert pq.read_schema(tmp_path / "0").names == list(columns)
 
 
-def test_a_run_that_ends_early_leaves_the_old_file_alone(tmp_path: Path) -> None:
+def test_a_failed_run_keeps_the_existing_file(tmp_path: Path) -> None:
     path = tmp_path / "out.parquet"
     path.write_text("old")
 
@@ -470,11 +474,11 @@ def test_a_run_that_ends_early_leaves_the_old_file_alone(tmp_path: Path) -> None
     assert (path.read_text(), len(list(tmp_path.iterdir()))) == ("old", 1)
     with pytest.raises(kho.SourceError, match="not a file"):
         fleet.write_parquet(rows(1), tmp_path, fleet.DOCTOR)
-    with pytest.raises(kho.SourceError, match="is no directory"):
+    with pytest.raises(kho.SourceError, match="is not a directory"):
         fleet.write_parquet(rows(1), tmp_path / "nowhere" / "x", fleet.DOCTOR)
 
 
-def test_a_row_that_does_not_fit_is_an_error_and_the_others_are_there(tmp_path: Path) -> None:
+def test_a_row_that_does_not_fit_becomes_an_error_row(tmp_path: Path) -> None:
     given = [*rows(3), {"source": "odd", "exit_code": 0, "error": None, "scratch": "many"}]
     fleet.write_parquet(given, tmp_path / "x", fleet.DOCTOR)
     found = pq.read_table(tmp_path / "x").to_pylist()
@@ -486,7 +490,7 @@ def test_a_row_that_does_not_fit_is_an_error_and_the_others_are_there(tmp_path: 
 # Names, options
 
 
-def test_patterns_stand_for_what_they_match(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patterns_expand_to_their_matches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("b.bin", "a.bin", "x@0x10.bin", "deep/er/c.bin"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
@@ -505,7 +509,7 @@ def test_patterns_stand_for_what_they_match(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("count", [1, 2, 3, 63, 64, 65, 2000, 5000])
 @pytest.mark.parametrize("threads", [1, 2, 64])
-def test_tasks_hold_each_source_once_and_large_ones_alone(count: int, threads: int, tmp_path: Path) -> None:
+def test_tasks_contain_each_source_once_and_large_ones_alone(count: int, threads: int, tmp_path: Path) -> None:
     large = tmp_path / "large"
     with large.open("wb") as file:
         file.truncate(fleet.BATCH_BYTES + 1)
@@ -520,17 +524,17 @@ def test_tasks_hold_each_source_once_and_large_ones_alone(count: int, threads: i
 @pytest.mark.parametrize(
     ("args", "why"),
     [
-        (["--parquet", "x", "core.elf"], "--parquet goes with --fleet PATTERN"),
-        (["--scheduler", "tcp://x:1", "core.elf"], "--scheduler goes with --fleet"),
-        (["--workers", "2", "core.elf"], "--workers goes with --fleet"),
+        (["--parquet", "x", "core.elf"], "--parquet requires --fleet PATTERN"),
+        (["--scheduler", "tcp://x:1", "core.elf"], "--scheduler requires --fleet"),
+        (["--workers", "2", "core.elf"], "--workers requires --fleet"),
         (["--fleet", "*", "--sarif"], "--sarif is of one source"),
         (["--fleet", "*", "--workers", "0"], "0 is not in the range"),
         (["--fleet", "*", "--workers", "2", "--scheduler", "tcp://x:1"], "--workers is for a cluster on this machine"),
-        (["--fleet", "*", "--parquet", "no/where.parquet"], "no is no directory"),
+        (["--fleet", "*", "--parquet", "no/where.parquet"], "no is not a directory"),
         (["--fleet", "nothing-*"], "nothing-*: nothing matches"),
     ],
 )
-def test_options_that_make_no_sense_are_refused_before_anything_starts(args: list[str], why: str) -> None:
+def test_contradictory_options_are_refused_before_a_cluster_starts(args: list[str], why: str) -> None:
     done = run("verify", *args)
     assert done.code == 2
     assert why in done.err
@@ -541,7 +545,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_bar_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_progress_bar_is_shown_only_on_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     shown = {}
     for made in (io.StringIO(), Terminal()):

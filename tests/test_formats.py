@@ -1,4 +1,4 @@
-"""Files of other formats: packed ones are read, others are named with what to do. Pipes are read, too."""
+"""Compressed files and pipes are read; unsupported formats are named with the remedy."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ HINT = "A raw image needs its address"
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Temporary files go to a directory that must be empty after each test."""
+    """Put temporary files into a directory that must be empty after each test."""
     folder = tmp_path / "tmp"
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
@@ -52,7 +52,7 @@ def nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def crc32c(data: bytes) -> int:
-    """Castagnoli's CRC, which snappy's frames have."""
+    """The Castagnoli CRC of snappy frames."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = CRC[(crc ^ byte) & 0xFF] ^ crc >> 8
@@ -85,7 +85,7 @@ def avml(runs: list[tuple[int, bytes]]) -> bytes:
 
 
 def same(memory: Memory) -> None:
-    """Hold memory to that of the file that was packed."""
+    """Compare memory with that of the uncompressed file."""
     path = Path(os.environ["TMPDIR"]).parent / "plain.elf"
     path.write_bytes(PLAIN)
     plain = Memory.open(path)
@@ -95,7 +95,7 @@ def same(memory: Memory) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in PACKED.glob("*.elf.*")))
-def test_what_other_programs_packed_is_read_as_what_was_packed(name: str) -> None:
+def test_files_compressed_by_other_programs_are_read(name: str) -> None:
     assert hashlib.sha256(PLAIN).hexdigest() in (PACKED / "README.md").read_text()
     same(Memory.open(PACKED / name))
     inc = kho.open(str(PACKED / name))
@@ -116,7 +116,7 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("kind", PACKERS)
 @pytest.mark.parametrize("what", ["elf", "kdump", "lime", "flat"])
-def test_every_format_is_read_from_every_packing(kind: str, what: str, tmp_path: Path) -> None:
+def test_every_format_is_read_from_every_compression(kind: str, what: str, tmp_path: Path) -> None:
     pages = {phys: Random(phys).randbytes(4096) for phys in (0x1000, 0x2000, 0x7000)}
     runs = list(pages.items())
     made = {
@@ -125,7 +125,7 @@ def test_every_format_is_read_from_every_packing(kind: str, what: str, tmp_path:
         "lime": lambda: dumpfiles.lime(runs),
         "flat": lambda: dumpfiles.flatten(dumpfiles.kdump(pages)),
     }[what]()
-    path = tmp_path / "packed"  # the content says what it is, not the name
+    path = tmp_path / "packed"  # the format is detected from the content, not the name
     path.write_bytes(PACKERS[kind](made))
     memory = Memory.open(path)
     assert memory.ranges == [(0x1000, 0x2000), (0x7000, 0x1000)]
@@ -133,7 +133,7 @@ def test_every_format_is_read_from_every_packing(kind: str, what: str, tmp_path:
         assert memory.read(phys, 4096) == page
 
 
-def test_members_and_frames_one_after_the_other_are_one_file(tmp_path: Path) -> None:
+def test_concatenated_members_and_frames_are_one_file(tmp_path: Path) -> None:
     path = tmp_path / "packed"
     for pack in PACKERS.values():
         if pack is snappy_frames:
@@ -142,8 +142,8 @@ def test_members_and_frames_one_after_the_other_are_one_file(tmp_path: Path) -> 
         same(Memory.open(path))
 
 
-def test_a_raw_image_is_unpacked_where_its_name_says_so(tmp_path: Path) -> None:
-    """Memory that is said to be raw may begin as a packed file does."""
+def test_a_raw_image_is_decompressed_only_if_its_name_has_the_suffix(tmp_path: Path) -> None:
+    """Raw memory may begin with the magic of a compression format."""
     content = b"\1" * 8192
     packed, raw = tmp_path / "ram.bin.gz", tmp_path / "ram.bin"
     for path in (packed, raw):
@@ -153,7 +153,7 @@ def test_a_raw_image_is_unpacked_where_its_name_says_so(tmp_path: Path) -> None:
     assert Memory.open(f"{raw}@0x40000000").read(0x40000000, 3) == b"\x1f\x8b\x08"
 
 
-def test_avml_is_read_as_the_memory_it_was_made_of(tmp_path: Path) -> None:
+def test_avml_gives_the_original_memory(tmp_path: Path) -> None:
     inc = Memory.open(CAPTURE)
     runs = [(phys, inc.read(phys, size)) for phys, size in inc.ranges]
     path = tmp_path / "host.avml"
@@ -170,7 +170,7 @@ def test_avml_is_read_as_the_memory_it_was_made_of(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [*PACKERS, "lz4", "avml"])
-def test_a_packed_file_that_is_cut_or_damaged_is_an_error_or_the_same(kind: str, tmp_path: Path) -> None:
+def test_a_damaged_compressed_file_gives_an_error_or_the_same_memory(kind: str, tmp_path: Path) -> None:
     if kind in ("lz4", "zst"):
         whole = (PACKED / f"small.elf.{kind}").read_bytes()
     else:
@@ -196,9 +196,7 @@ def test_a_packed_file_that_is_cut_or_damaged_is_an_error_or_the_same(kind: str,
 # Bounds
 
 
-def test_a_file_that_comes_to_more_than_the_limit_is_refused_in_its_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_decompresses_beyond_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "zeros.gz"
     path.write_bytes(gzip.compress(bytes(3 << 20)))
     with pytest.raises(errors.SourceError, match="more than 1048576 bytes come out of it") as caught:
@@ -220,7 +218,7 @@ def bomb(size: int) -> bytes:
     return b"\x28\xb5\x2f\xfd\0\x60" + block * (size >> 17) + b"\x01\0\0"
 
 
-def test_a_bomb_ends_at_the_limit_that_holds_without_a_word(tmp_path: Path) -> None:
+def test_a_decompression_bomb_ends_at_the_default_limit(tmp_path: Path) -> None:
     path = tmp_path / "bomb.zst"
     path.write_bytes(bomb(9 << 30))
     began = time.monotonic()
@@ -230,8 +228,8 @@ def test_a_bomb_ends_at_the_limit_that_holds_without_a_word(tmp_path: Path) -> N
     assert time.monotonic() - began < 60
 
 
-def test_unpacking_takes_no_more_memory_than_64_mib_and_leaves_zeros_out(tmp_path: Path) -> None:
-    """Xz -9 asks for 64 MiB; larger windows are refused."""
+def test_decompression_needs_at_most_64_mib_and_leaves_holes(tmp_path: Path) -> None:
+    """Xz -9 needs a window of 64 MiB; larger windows are refused."""
     path = tmp_path / "zeros.xz"
     zeros = lzma.LZMACompressor(filters=[{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 64 << 20}])
     path.write_bytes(b"".join([*(zeros.compress(bytes(1 << 20)) for _ in range(200)), zeros.flush()]))
@@ -253,7 +251,7 @@ def test_unpacking_takes_no_more_memory_than_64_mib_and_leaves_zeros_out(tmp_pat
     assert "xz -d" in str(caught.value)
 
 
-def test_no_room_for_what_is_unpacked_is_said_with_what_to_do(tmp_path: Path) -> None:
+def test_a_failed_temporary_file_is_reported_with_the_remedy(tmp_path: Path) -> None:
     path = tmp_path / "noise.gz"
     path.write_bytes(gzip.compress(Random(1).randbytes(3 << 20)))
     script = (
@@ -267,7 +265,7 @@ def test_no_room_for_what_is_unpacked_is_said_with_what_to_do(tmp_path: Path) ->
     assert "TMPDIR" in done.stdout
 
 
-def test_progress_is_told_and_may_end_it(tmp_path: Path) -> None:
+def test_a_progress_callback_can_stop_decompression(tmp_path: Path) -> None:
     path = tmp_path / "zeros.gz"
     path.write_bytes(gzip.compress(bytes(20 << 20)))
     seen: list[int] = []
@@ -282,7 +280,7 @@ def test_progress_is_told_and_may_end_it(tmp_path: Path) -> None:
         kho.open(path, progress=enough)
 
 
-def test_nothing_is_left_by_a_process_that_is_killed(tmp_path: Path) -> None:
+def test_a_killed_process_leaves_no_temporary_file(tmp_path: Path) -> None:
     read, write = os.pipe()
     child = subprocess.Popen([sys.executable, "-m", "kho", "inspect", "-"], stdin=read)
     os.close(read)
@@ -294,7 +292,7 @@ def test_nothing_is_left_by_a_process_that_is_killed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tail", [bytes(1000), b"junk", b"\0"])
-def test_bytes_after_the_last_stream_are_left_out_as_gzip_and_bzip2_do(tail: bytes, tmp_path: Path) -> None:
+def test_trailing_bytes_are_ignored_as_by_gzip_and_bzip2(tail: bytes, tmp_path: Path) -> None:
     whole, half = CAPTURE.read_bytes(), len(CAPTURE.read_bytes()) // 2
     expected = run("inspect", "--json", CAPTURE).out
     for pack in (gzip.compress, bz2.compress):
@@ -303,7 +301,7 @@ def test_bytes_after_the_last_stream_are_left_out_as_gzip_and_bzip2_do(tail: byt
         assert run("inspect", "--json", path).out == expected
 
 
-def test_a_stream_that_is_cut_or_damaged_after_a_whole_one_is_an_error(tmp_path: Path) -> None:
+def test_a_damaged_stream_after_a_complete_one_is_an_error(tmp_path: Path) -> None:
     whole, half = CAPTURE.read_bytes(), len(CAPTURE.read_bytes()) // 2
     path = tmp_path / "cut"
     for pack in (gzip.compress, bz2.compress):
@@ -323,7 +321,7 @@ def piped(data: bytes, *args: object) -> subprocess.CompletedProcess[bytes]:
 
 
 @pytest.mark.parametrize("name", ["-", "/dev/stdin"])
-def test_standard_input_is_read_as_the_file_is(name: str) -> None:
+def test_standard_input_reads_like_the_file(name: str) -> None:
     for data in (CAPTURE.read_bytes(), gzip.compress(CAPTURE.read_bytes())):
         done = piped(data, "inspect", "--json", name)
         assert (done.returncode, done.stderr) == (0, b"")
@@ -335,7 +333,7 @@ def test_standard_input_is_read_as_the_file_is(name: str) -> None:
     assert done.stdout.decode() == run("inspect", "--json", CAPTURE).out
 
 
-def test_standard_input_that_is_nothing_is_said_so() -> None:
+def test_standard_input_without_a_memory_image_is_an_error() -> None:
     assert b"the file is empty" in piped(b"", "inspect", "-").stderr
     assert b"no handover" in piped(b"\1" * 100, "inspect", "/dev/stdin@0x1000").stderr
     assert b"a qcow2 disk image" in piped(b"QFI\xfb\0\0\0\3" + bytes(500), "inspect", "-").stderr
@@ -344,13 +342,13 @@ def test_standard_input_that_is_nothing_is_said_so() -> None:
     assert b"preserved-memory-map" in piped(fdt, "fdt", "-").stdout
 
 
-def test_a_shell_may_give_the_output_of_a_command_as_a_source() -> None:
+def test_process_substitution_of_a_shell_is_a_source() -> None:
     script = f'"{sys.executable}" -m kho inspect --json <(cat "{CAPTURE}")'
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == (run("inspect", "--json", CAPTURE).out, "")
 
 
-def test_a_fifo_is_read_when_it_has_a_writer_and_is_not_waited_for_long_otherwise(tmp_path: Path) -> None:
+def test_a_fifo_is_read_or_times_out_without_a_writer(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     began = time.monotonic()
@@ -386,7 +384,7 @@ def test_an_endless_pipe_ends_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> N
     assert b"more than 67108864 bytes" in done.stderr
 
 
-# Formats that hold no memory kho reads
+# Unsupported formats
 
 
 def elf(e_type: int = 4, machine: int = 62, *, notes: bytes = b"", loads: int = 1, sections: bytes = b"") -> bytes:
@@ -425,7 +423,7 @@ def tar(name: str) -> bytes:
 
 
 def old_tar() -> bytes:
-    """A header of before POSIX."""
+    """A tar header from before POSIX."""
     header = bytearray(512)
     header[:4] = b"file"
     header[148:156] = b" " * 8
@@ -494,7 +492,7 @@ FOREIGN: dict[str, tuple[bytes, str, str]] = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_a_format_that_holds_no_memory_is_named_with_what_to_do(name: str, tmp_path: Path) -> None:
+def test_an_unsupported_format_is_named_with_the_remedy(name: str, tmp_path: Path) -> None:
     content, what, remedy = FOREIGN[name]
     path = tmp_path / "file"
     path.write_bytes(content)
@@ -514,8 +512,8 @@ def test_a_format_that_holds_no_memory_is_named_with_what_to_do(name: str, tmp_p
     assert (piped_in.returncode, HINT.encode() in piped_in.stderr, what.encode() in piped_in.stderr) == (2, False, True)
 
 
-def test_a_kernel_s_core_is_none_of_a_process() -> None:
-    """/proc/kcore has a process's status, and QEMU's dumps have registers under the same name."""
+def test_a_core_of_a_kernel_is_not_taken_for_one_of_a_process() -> None:
+    """/proc/kcore and QEMU's dumps have notes with the same name as a core of a process."""
     kcore = note(b"CORE", 1, bytes(336)) + note(b"CORE", 3, bytes(136)) + note(b"CORE", 4, bytes(64))
     dumped = note(b"CORE", 1, bytes(336)) + note(b"VMCOREINFO", 0, b"OSRELEASE=7.3.4\n") + note(b"CORE", 6, bytes(32))
     for notes in (kcore, dumped):
@@ -536,7 +534,7 @@ def test_disk_images_of_qemu_img_are_named(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("gcore") is None, reason="gdb is not installed")
-def test_a_core_of_gdb_s_is_a_process_s(tmp_path: Path) -> None:
+def test_a_core_of_gcore_is_recognized_as_one_of_a_process(tmp_path: Path) -> None:
     child = subprocess.Popen(["sleep", "60"])
     try:
         done = subprocess.run(["gcore", "-o", tmp_path / "core", str(child.pid)], capture_output=True)
@@ -549,12 +547,12 @@ def test_a_core_of_gdb_s_is_a_process_s(tmp_path: Path) -> None:
         child.wait()
 
 
-def test_this_machine_s_programs_are_named() -> None:
+def test_executables_of_this_machine_are_recognized() -> None:
     for path in (os.path.realpath(sys.executable), kho._kho.__file__):
         assert "program or library" in run("inspect", path).err
 
 
-def test_a_devicetree_is_for_kho_fdt(tmp_path: Path) -> None:
+def test_a_devicetree_is_refused_with_a_hint_to_kho_fdt(tmp_path: Path) -> None:
     writer = kho.fdt.Writer()
     with writer.node():
         writer.property("compatible", b"linux,dummy-virt\0")
@@ -571,8 +569,8 @@ def test_a_devicetree_is_for_kho_fdt(tmp_path: Path) -> None:
         assert 'compatible = "linux,dummy-virt";' in run("fdt", source).out
 
 
-def test_raw_memory_is_still_raw_memory(tmp_path: Path) -> None:
-    """What says nothing of itself is memory at 0, and what is given an address is that, whatever it begins with."""
+def test_raw_memory_is_not_taken_for_another_format(tmp_path: Path) -> None:
+    """Bytes without a known magic are memory at 0; with an address, any file is raw memory."""
     path = tmp_path / "ram"
     path.write_bytes(Random(3).randbytes(100000))
     assert Memory.open(path).ranges == [(0, 100000)]

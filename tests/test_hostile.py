@@ -1,4 +1,4 @@
-"""Bad input ends soon, with an exception of kho that says what was wrong, whatever it is."""
+"""Malformed input of any kind ends in bounded time with a `KhoError` that names the defect."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ V1 = pytest.mark.parametrize("name", captures.V1_NAMES)
 
 
 def attempt(path: Path | str, **options: int) -> kho.Incoming | kho.KhoError:
-    """Opens a source and uses what came of it. Anything but success and KhoError (a panic, a hang) fails the test."""
+    """Open a source and use the result. Anything except success and KhoError, such as a panic or a hang, fails."""
     result: kho.Incoming | kho.KhoError
     with bounded():
         try:
@@ -39,7 +39,7 @@ def attempt(path: Path | str, **options: int) -> kho.Incoming | kho.KhoError:
 
 
 def use(inc: kho.Incoming) -> None:
-    """Everything `kho inspect` shows, and the first folios' contents."""
+    """Read everything that `kho inspect` shows, and the contents of the first folios."""
     assert len(inc.folios) == inc.nr_folios
     assert sum(inc.folios_by_order.values()) == inc.nr_folios
     assert inc.certainty
@@ -52,7 +52,7 @@ def use(inc: kho.Incoming) -> None:
         except kho.KhoError as error:
             assert str(error)
     for phys in dict(inc.folios[:4]):
-        # Of several folios that begin at one address the largest is restored.
+        # If several folios begin at one address, the largest is restored.
         try:
             folio = inc.restore_folio(phys)
             if folio.order < 12:
@@ -62,7 +62,7 @@ def use(inc: kho.Incoming) -> None:
 
 
 def refused(path: Path, **options: int) -> kho.KhoError:
-    """The error a bad image raises, which the command prints."""
+    """The error for a malformed image; also checks that the command prints it."""
     error = attempt(path, **options)
     assert isinstance(error, kho.KhoError), f"read as {error!r}"
     with bounded():
@@ -73,21 +73,21 @@ def refused(path: Path, **options: int) -> kho.KhoError:
     return error
 
 
-# Images with one thing wrong
+# Images with one defect
 
 
 @pytest.mark.parametrize("what", sorted(hostile.REFUSED))
-def test_what_no_kernel_writes_is_refused(what: str, tmp_path: Path) -> None:
+def test_malformed_images_are_refused(what: str, tmp_path: Path) -> None:
     path = tmp_path / "hostile.elf"
     path.write_bytes(hostile.damaged(hostile.REFUSED[what]))
     error = refused(path)
     assert isinstance(error, kho.FormatError | kho.NoHandoverError | kho.OutsideMemoryError | kho.ParameterError)
-    assert any(char.isdigit() for char in str(error)), "no value is named"
+    assert any(char.isdigit() for char in str(error)), "the message contains no value"
 
 
 @pytest.mark.parametrize("what", sorted(hostile.REFUSED))
 @pytest.mark.parametrize("bitmap_bytes", [512, 4096])
-def test_saying_what_it_is_does_not_help(what: str, bitmap_bytes: int, tmp_path: Path) -> None:
+def test_malformed_images_are_refused_with_given_sizes_too(what: str, bitmap_bytes: int, tmp_path: Path) -> None:
     path = tmp_path / "hostile.elf"
     layout = hostile.sane().lay_out()
     path.write_bytes(hostile.damaged(hostile.REFUSED[what]))
@@ -96,7 +96,7 @@ def test_saying_what_it_is_does_not_help(what: str, bitmap_bytes: int, tmp_path:
 
 
 @pytest.mark.parametrize("what", sorted(hostile.ODD))
-def test_odd_images_end_soon(what: str, tmp_path: Path) -> None:
+def test_odd_images_are_handled_in_bounded_time(what: str, tmp_path: Path) -> None:
     path = tmp_path / "odd.elf"
     path.write_bytes(hostile.damaged(hostile.ODD[what]))
     result = attempt(path)
@@ -126,7 +126,7 @@ def test_a_subtree_outside_memory_has_no_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", sorted(hostile.FILES))
-def test_files_that_are_no_core_any_more(what: str, tmp_path: Path) -> None:
+def test_damaged_elf_files_are_refused_or_read_in_part(what: str, tmp_path: Path) -> None:
     path = tmp_path / "file.elf"
     path.write_bytes(hostile.FILES[what](hostile.sane().to_bytes()))
     result = attempt(path)
@@ -136,7 +136,7 @@ def test_files_that_are_no_core_any_more(what: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fill", [b"\xff", b"\0", b"\xd0\x0d\xfe\xed"])
-def test_four_megabytes_of_nothing(fill: bytes, tmp_path: Path) -> None:
+def test_four_megabytes_of_one_byte_contain_no_handover(fill: bytes, tmp_path: Path) -> None:
     path = tmp_path / "ram.bin"
     path.write_bytes(fill * (4 * MIB // len(fill)))
     assert isinstance(refused(path), kho.NoHandoverError)
@@ -146,7 +146,7 @@ def test_four_megabytes_of_nothing(fill: bytes, tmp_path: Path) -> None:
     assert isinstance(attempt(path, fdt_phys=8), kho.MisalignedError)
 
 
-def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+def test_a_source_that_is_not_a_file_is_named(tmp_path: Path) -> None:
     empty, fifo = tmp_path / "empty", tmp_path / "fifo"
     empty.touch()
     os.mkfifo(fifo)
@@ -160,7 +160,7 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
         assert str(error).startswith(str(path))
 
 
-def test_a_process_says_it_on_stderr_and_exits_2(tmp_path: Path) -> None:
+def test_a_process_prints_the_error_on_stderr_and_exits_2(tmp_path: Path) -> None:
     path = tmp_path / "ring.elf"
     path.write_bytes(hostile.damaged(hostile.REFUSED["chunks in a ring"]))
     for source in (path, tmp_path, tmp_path / "missing"):
@@ -171,11 +171,11 @@ def test_a_process_says_it_on_stderr_and_exits_2(tmp_path: Path) -> None:
         assert "panicked" not in done.err
 
 
-# A real capture, cut short and with bits flipped
+# Captures, truncated and with flipped bits
 
 
 def marks(name: str) -> dict[str, int]:
-    """Where in the file the ELF header, the FDT and the map lie."""
+    """File offsets of the ELF header, the FDT and the map."""
     content = captures.elf(name).read_bytes()
     memory = kho.Memory.open(captures.elf(name))
     expected = captures.expected(name)
@@ -201,7 +201,7 @@ def marks(name: str) -> dict[str, int]:
 
 
 def lengths(name: str) -> Iterator[int]:
-    """Every prefix of the headers in coarse steps, the edges of everything that matters, and steps through the rest."""
+    """Lengths of prefixes: through the headers, around each structure, and in coarse steps through the rest."""
     places, size = marks(name), captures.elf(name).stat().st_size
     edges = {at + delta for at in places.values() for delta in (-1, 0, 1, 8, 16, 40, 4095)}
     steps = set(range(0, places["end of headers"], 13)) | set(range(0, size, 997))
@@ -209,7 +209,7 @@ def lengths(name: str) -> Iterator[int]:
 
 
 @V1
-def test_every_prefix_of_a_capture_ends_well(name: str, tmp_path: Path) -> None:
+def test_every_prefix_of_a_capture_is_read_or_refused(name: str, tmp_path: Path) -> None:
     content, path = captures.elf(name).read_bytes(), tmp_path / "prefix.elf"
     expected = captures.expected(name)
     whole = marks(name)
@@ -228,13 +228,13 @@ def test_every_prefix_of_a_capture_ends_well(name: str, tmp_path: Path) -> None:
             assert length > whole["fdt"]
             assert list(result.folios) == [tuple(folio) for folio in expected["folios"]]
         else:
-            assert length < needed, f"{length} bytes hold all of the map, yet: {result}"
+            assert length < needed, f"{length} bytes contain the complete map, yet: {result}"
     assert read
     assert run("inspect", path).code == 2
 
 
 def flips(name: str) -> list[tuple[str, int, int]]:
-    """(place, offset, bit): all of the small structures in samples, chosen the same way each time."""
+    """`(place, offset, bit)`: a reproducible sample of the bits of all small structures."""
     chosen = random.Random(name)
     places = marks(name)
     spans = {"elf": 64, "program headers": 56 * 4, "fdt": 240}
@@ -270,7 +270,7 @@ RADIX = pytest.mark.parametrize("name", captures.RADIX_NAMES)
 
 
 @RADIX
-def test_every_prefix_of_a_capture_with_a_tree_ends_well(name: str, tmp_path: Path) -> None:
+def test_every_prefix_of_a_capture_with_a_tree_is_read_or_refused(name: str, tmp_path: Path) -> None:
     content, path = captures.elf(name).read_bytes(), tmp_path / "prefix.elf"
     path.write_bytes(content)
     steps = [*range(0, 2048, 29), *range(2048, len(content), len(content) // 40)]
@@ -298,7 +298,7 @@ def test_a_flipped_bit_in_a_tree_never_crashes(name: str, tmp_path: Path) -> Non
     assert isinstance(attempt(path), kho.Incoming)
 
 
-# Bytes that nobody chose
+# Random bytes
 
 
 @given(st.data())
@@ -323,7 +323,7 @@ def test_random_damage_to_the_map_never_crashes(tmp_path_factory: pytest.TempPat
 
 @given(st.binary(max_size=8192), st.sampled_from([0, 4096, 2**63, 2**64 - 8192]))
 @settings(max_examples=150)
-def test_arbitrary_bytes_are_no_handover(data: bytes, phys: int) -> None:
+def test_arbitrary_bytes_contain_no_handover(data: bytes, phys: int) -> None:
     memory = kho.Memory.from_segments([(phys, data)])
     with pytest.raises(kho.KhoError):
         kho.open(memory)

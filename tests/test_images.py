@@ -1,4 +1,4 @@
-"""The synthetic images are what they claim to be, as far as the model can tell."""
+"""The synthetic images contain what they declare, according to the model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NUMA = [(0, 2 * GIB), (1 * TIB, 2 * GIB)]
 
 
 def check(image: Image, memory: model.Memory) -> None:
-    """That the model reads from `memory` what `image` was told to hold."""
+    """Check that the model reads the contents of `image` from `memory`."""
     layout = image.lay_out()
     assert layout.fdt_phys in model.find_fdts(memory, image.page_size)
     bitmap_bytes = image.bitmap_bytes if image.compatible == "kho-v1" else None
@@ -46,7 +46,7 @@ def small(page_size: int, bitmap_bytes: int, compatible: str) -> Image:
     )
 
 
-# kho-v3's tree is a level short at 16 KiB: order-0 folios do not read back.
+# At 16 KiB pages the tree of kho-v3 lacks a level: order-0 folios do not read back.
 FORMATS = [(page, layout) for page in (4096, 16384, 65536) for layout in ("512", "page", "kho-v2", "kho-v3", "kho-v4")]
 FORMATS = [f for f in FORMATS if f not in ((16384, "kho-v2"), (16384, "kho-v3"))]
 
@@ -68,7 +68,7 @@ def test_gigantic_folios_and_numa_nodes_cost_no_bytes(tmp_path: Path) -> None:
     assert path.read_bytes() == image.to_bytes()
 
 
-def test_a_dump_of_all_ram_holds_stale_handovers_too() -> None:
+def test_a_dump_of_all_ram_contains_stale_handovers() -> None:
     stale = Image(folios=[(0x80_0000, 0)], ram=[(0, 32 * MIB)], metadata_phys=4 * MIB)
     image = Image(folios=[(0x40_0000, 2)], ram=[(0, 32 * MIB)], whole_ram=True, under=[stale])
     memory = model.Memory.from_elf(image.to_bytes())
@@ -79,7 +79,7 @@ def test_a_dump_of_all_ram_holds_stale_handovers_too() -> None:
     assert found == sorted({image.lay_out().fdt_phys, stale.lay_out().fdt_phys})
 
 
-def test_more_segments_than_an_elf_header_counts(tmp_path: Path) -> None:
+def test_an_image_can_have_more_segments_than_fit_the_elf_header(tmp_path: Path) -> None:
     image = Image(folios=[(2 * GIB + i * 8192, 0) for i in range(65536)])
     memory = model.Memory.from_elf(image.write(tmp_path / "many.elf"))
     assert len(memory.segments) > 65535
@@ -91,12 +91,12 @@ def test_a_raw_dump_is_the_same_memory() -> None:
     check(image, model.Memory([model.Segment(0, 8 * MIB, image.lay_out().to_raw(0, 8 * MIB))]))
 
 
-def test_the_sane_image_is_sane() -> None:
+def test_the_undamaged_image_is_valid() -> None:
     check(hostile.sane(), model.Memory.from_elf(hostile.sane().to_bytes()))
     assert [len(hostile.sane().lay_out().bitmaps(chunk)) for chunk in hostile.sane().lay_out().chunks] == [1, 1]
 
 
-def test_each_hostile_image_is_wrong_in_its_own_way() -> None:
+def test_all_damaged_images_differ() -> None:
     built = [*hostile.refused().values(), *hostile.odd().values(), *hostile.files().values()]
     assert len({hostile.sane().to_bytes(), *built}) == len(built) + 1
     assert max(len(image) for image in built) < 8 * MIB

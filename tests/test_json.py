@@ -1,4 +1,4 @@
-"""Data that commands print is exact for every reader: no number beyond 2^53 without its string, only ASCII."""
+"""JSON output is ASCII, and each number above 2^53 has a hex string next to it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOP = 2**64 - 1
 
 
 def inexact(data: Any, where: str = "") -> Iterator[str]:
-    """Numbers that no double holds and that have no string next to them, or next to the list or map they are in."""
+    """Yield numbers that a double cannot hold, without a hex string next to them, their list or their map."""
     if isinstance(data, dict):
         for name, value in data.items():
             if name.endswith("_hex") and name.removesuffix("_hex") in data:
@@ -38,16 +38,16 @@ def inexact(data: Any, where: str = "") -> Iterator[str]:
 
 
 def inexact_member(data: dict[str, Any], name: str, value: Any, where: str) -> Iterator[str]:
-    """As `inexact`, of a member that may have a string."""
-    beside = data.get(f"{name}_hex")
-    if beside is None:
+    """As `inexact`, for a member that may have a hex string."""
+    sibling = data.get(f"{name}_hex")
+    if sibling is None:
         yield from inexact(value, where)
-    elif numbers(value) != numbers(beside):
-        yield f"{where}: {beside} is not {value}"
+    elif numbers(value) != numbers(sibling):
+        yield f"{where}: {sibling} is not {value}"
 
 
 def numbers(data: Any) -> Any:
-    """Hexadecimal strings as the numbers they are."""
+    """Data with hexadecimal strings converted to numbers."""
     if isinstance(data, dict):
         return {name: numbers(value) for name, value in data.items()}
     if isinstance(data, list):
@@ -57,7 +57,7 @@ def numbers(data: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A handover whose numbers reach as far as they can."""
+    """A handover with the largest possible numbers."""
     folder = tmp_path_factory.mktemp("json")
     base = 2**64 - (64 << 20)
     arena = kho.Arena([(base, 32 << 20)])
@@ -72,7 +72,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def commands(image: Path, folder: Path) -> Iterator[tuple[object, ...]]:
-    """Every command that prints data of an image."""
+    """Every command that prints JSON for an image."""
     yield from (("inspect", "--json", image), ("inspect", "--full", "--json", image), ("verify", "--json", image))
     yield from (("verify", "--sarif", image), ("owners", "--json", image), ("owners", "--by-page", "--json", image))
     yield from (
@@ -86,7 +86,7 @@ def commands(image: Path, folder: Path) -> Iterator[tuple[object, ...]]:
     )
 
 
-def test_numbers_that_no_double_holds_have_strings_in_every_command(image: Path, tmp_path: Path) -> None:
+def test_every_command_adds_hex_strings_to_large_numbers(image: Path, tmp_path: Path) -> None:
     large = 0
     for words in commands(image, tmp_path / "out"):
         done = run(*words)
@@ -99,12 +99,12 @@ def test_numbers_that_no_double_holds_have_strings_in_every_command(image: Path,
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert list(inexact(manifest)) == []
     rows = run("inspect", "--json", image).json["luo"]["sessions"][0]["files"]
-    assert [row["token_hex"] for row in rows] == [f"{TOP:#x}", "0x7"], "a token has one at all times"
+    assert [row["token_hex"] for row in rows] == [f"{TOP:#x}", "0x7"], "a token always has a hex string"
     assert [row["token"] for row in rows] == [TOP, 7]
 
 
 @pytest.mark.parametrize("what", sorted([*hostile.REFUSED, *hostile.ODD]))
-def test_so_do_those_of_images_no_kernel_wrote(what: str, tmp_path: Path) -> None:
+def test_large_numbers_of_malformed_images_have_hex_strings(what: str, tmp_path: Path) -> None:
     image = tmp_path / "image.elf"
     image.write_bytes(hostile.damaged((hostile.REFUSED | hostile.ODD)[what]))
     for command in ("inspect", "verify", "owners", "map", "fdt"):
@@ -136,7 +136,7 @@ DATA = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(["a", "b", "token", "reserve_mem"]), DATA, max_size=4))
-def test_any_data_gets_its_strings_and_keeps_what_it_has(data: dict[str, Any]) -> None:
+def test_exact_adds_strings_and_keeps_all_data(data: dict[str, Any]) -> None:
     text = jsontext.dumps(data)
     assert text.isascii()
     assert text.isprintable()
@@ -173,12 +173,12 @@ KEYED = st.recursive(
 
 
 @given(st.dictionaries(NAMES, KEYED, max_size=4))
-def test_in_pieces_is_as_at_once_whatever_names_members_have(data: dict[Any, Any]) -> None:
+def test_pieces_equal_dumps_for_any_member_names(data: dict[Any, Any]) -> None:
     assert json.loads("".join(jsontext.pieces(data))) == json.loads(jsontext.dumps(data))
 
 
 @pytest.mark.parametrize("command", ["plan", "simulate"])
-def test_numbers_that_name_members_are_strings(command: str) -> None:
+def test_integer_member_names_become_strings(command: str) -> None:
     done = run(command, "--memory", "1G", "--preserve", "10%:2M", "--json")
     assert done.code == 0
     assert done.json

@@ -1,4 +1,4 @@
-"""Handovers of every shape, built by the model, read by kho: page size, bitmap size and scratch from evidence."""
+"""Handovers of every layout, built by the model and read by kho, which detects page size, bitmap size and scratch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SURE = ("certain", "likely")
 
 
 def segments(layout: Layout) -> kho.Memory:
-    """The image as memory without an ELF header: nothing says which machine it is of."""
+    """The image as memory without an ELF header, so without a machine type."""
     whole = model_memory(layout)
     return kho.Memory.from_segments(whole)
 
@@ -35,10 +35,10 @@ def model_memory(layout: Layout) -> list[tuple[int, bytes]]:
 
 
 def check(inc: kho.Incoming, image: Image, layout: Layout, *, scratch: bool = True) -> None:
-    """That kho read from the image what it was told to hold."""
+    """Check that kho read the declared contents of the image."""
     assert inc.folios == layout.folios
     assert inc.page_size == image.page_size
-    if inc.bitmap_bytes != image.bitmap_bytes:  # small bitmaps with nothing behind them read the same as large ones
+    if inc.bitmap_bytes != image.bitmap_bytes:  # small bitmaps followed by zeros read the same as large ones
         assert "read as 512 bytes, it is the same" in (inc.bitmap_bytes_why or "")
         assert inc.bitmap_bytes == inc.page_size
     assert (inc.fdt_phys, inc.preserved_memory_map) == (layout.fdt_phys, layout.map_phys)
@@ -55,7 +55,7 @@ def check(inc: kho.Incoming, image: Image, layout: Layout, *, scratch: bool = Tr
 
 
 def plain(page_size: int, bitmap_bytes: int, machine: int = EM_AARCH64) -> Image:
-    """Folios of several orders, their bits in the first and the last word of bitmaps, contents, scratch, a subtree."""
+    """Folios of several orders with bits in the first and last word of bitmaps, contents, scratch, a subtree."""
     p = page_size
     return Image(
         folios=[(p, 0), (p * 16, 4), (p * 511, 0), (p << 12, 0), (p << 14, 9), (p << 17, 10), (p << 20, 0)],
@@ -71,7 +71,7 @@ def plain(page_size: int, bitmap_bytes: int, machine: int = EM_AARCH64) -> Image
 
 
 @pytest.mark.parametrize(("page_size", "bitmap_bytes"), SHAPES)
-def test_every_shape_is_recognized_in_an_elf_core(page_size: int, bitmap_bytes: int, tmp_path: Path) -> None:
+def test_every_layout_is_detected_in_an_elf_core(page_size: int, bitmap_bytes: int, tmp_path: Path) -> None:
     image = plain(page_size, bitmap_bytes)
     path = image.write(tmp_path / "core.elf")
     inc = kho.open(path)
@@ -83,9 +83,7 @@ def test_every_shape_is_recognized_in_an_elf_core(page_size: int, bitmap_bytes: 
 
 @pytest.mark.parametrize(("page_size", "bitmap_bytes"), SHAPES)
 @pytest.mark.parametrize("machine", [EM_X86_64, EM_AARCH64])
-def test_sizes_that_are_given_are_not_questioned(
-    page_size: int, bitmap_bytes: int, machine: int, tmp_path: Path
-) -> None:
+def test_given_sizes_override_detection(page_size: int, bitmap_bytes: int, machine: int, tmp_path: Path) -> None:
     image = plain(page_size, bitmap_bytes, machine)
     inc = kho.open(image.write(tmp_path / "core.elf"), page_size=page_size, bitmap_bytes=bitmap_bytes)
     check(inc, image, image.lay_out())
@@ -105,7 +103,7 @@ def test_x86_64_has_one_page_size(bitmap_bytes: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("page_size", "bitmap_bytes"), SHAPES)
-def test_every_shape_is_recognized_in_raw_images(page_size: int, bitmap_bytes: int, tmp_path: Path) -> None:
+def test_every_layout_is_detected_in_raw_images(page_size: int, bitmap_bytes: int, tmp_path: Path) -> None:
     base = 0x4000_0000
     p = page_size
     image = Image(
@@ -168,7 +166,7 @@ def test_more_bitmaps_than_a_chunk_holds(page_size: int, bitmap_bytes: int, tmp_
 
 
 @pytest.mark.parametrize(("page_size", "bitmap_bytes"), SHAPES)
-def test_bitmaps_that_became_empty_are_read(page_size: int, bitmap_bytes: int, tmp_path: Path) -> None:
+def test_empty_bitmaps_are_read(page_size: int, bitmap_bytes: int, tmp_path: Path) -> None:
     image = Image(
         folios=[(0x80_0000, 0)],
         page_size=page_size,
@@ -185,8 +183,8 @@ def test_bitmaps_that_became_empty_are_read(page_size: int, bitmap_bytes: int, t
 
 
 @pytest.mark.parametrize(("page_size", "bitmap_bytes"), SHAPES)
-def test_a_dump_of_all_ram_with_stale_handovers(page_size: int, bitmap_bytes: int, tmp_path: Path) -> None:
-    """Of several handovers in one memory one is read and the others are named; each can be asked for."""
+def test_stale_handovers_in_a_dump_of_all_ram_are_listed(page_size: int, bitmap_bytes: int, tmp_path: Path) -> None:
+    """If a memory contains several handovers, one is read and the others are listed; each can be selected."""
     ram = [(0, 64 * MIB)]
     other = page_size if bitmap_bytes == 512 else 512
     stale = Image(
@@ -219,7 +217,9 @@ def test_a_dump_of_all_ram_with_stale_handovers(page_size: int, bitmap_bytes: in
 
 
 @pytest.mark.parametrize(("page_size", "bitmap_bytes"), SHAPES)
-def test_nothing_but_an_fdt_reads_the_same_either_way(page_size: int, bitmap_bytes: int, tmp_path: Path) -> None:
+def test_a_handover_of_the_fdt_alone_gives_a_reason_for_its_layout(
+    page_size: int, bitmap_bytes: int, tmp_path: Path
+) -> None:
     image = Image(page_size=page_size, bitmap_bytes=bitmap_bytes, ram=[(0, 64 * MIB)], machine=EM_AARCH64)
     inc = kho.open(image.write(tmp_path / "bare.elf"))
     assert list(inc.folios) == [(image.lay_out().fdt_phys, 0)]
@@ -227,14 +227,14 @@ def test_nothing_but_an_fdt_reads_the_same_either_way(page_size: int, bitmap_byt
     assert inc.bitmap_bytes_why
 
 
-def test_memory_that_is_missing_is_counted(tmp_path: Path) -> None:
+def test_pages_outside_memory_are_counted(tmp_path: Path) -> None:
     image = Image(folios=[(0x40_0000, 0), (0x80_0000, 2)], ram=[(0, 0x80_1000)], whole_ram=True)
     inc = kho.open(image.write(tmp_path / "part.elf"))
     assert inc.folios == image.lay_out().folios
     assert inc.pages_outside == 3
 
 
-def test_an_empty_map_is_what_the_kernel_refuses(tmp_path: Path) -> None:
+def test_an_empty_map_is_refused_as_by_the_kernel(tmp_path: Path) -> None:
     """A map pointer of 0 boots cold (kho_populate, kernel/kexec_handover.c)."""
     layout = Image(folios=[(0x40_0000, 0)]).lay_out()
     layout.root.props["preserved-memory-map"] = bytes(8)
@@ -245,7 +245,7 @@ def test_an_empty_map_is_what_the_kernel_refuses(tmp_path: Path) -> None:
         kho.open(path)
 
 
-def test_scratch_is_what_the_caller_says(tmp_path: Path) -> None:
+def test_given_scratch_areas_are_used(tmp_path: Path) -> None:
     image = plain(4096, 4096)
     areas = [(3 * GIB, 16 * MIB)]
     assert kho.open(image.write(tmp_path / "core.elf"), scratch=areas).scratch == areas
@@ -256,7 +256,7 @@ def test_scratch_is_what_the_caller_says(tmp_path: Path) -> None:
 
 @st.composite
 def folio_sets(draw: st.DrawFn) -> tuple[int, int, list[tuple[int, int]]]:
-    """A shape, and folios that do not overlap one another: edges of bitmaps of either size are likely."""
+    """A layout and disjoint folios, often at the edges of bitmaps of either size."""
     page, bitmap = draw(st.sampled_from(SHAPES))
     edge = st.sampled_from([0, 1, 4095, 4096, 4097, 8 * page - 1, 8 * page, 8 * page + 1])
     folios: dict[int, int] = {}
@@ -293,6 +293,6 @@ def test_any_folios_read_back(
     inc = kho.open(path)
     if inc.certainty in SURE:
         check(inc, image, layout, scratch=False)
-    # Where the readings differ and nothing tells them apart, that is said.
+    # If two readings differ and cannot be distinguished, the result is marked as uncertain.
     elif inc.folios != layout.folios:
         assert inc.certainty == "guess"

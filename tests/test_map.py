@@ -1,4 +1,4 @@
-"""A map shows every preserved byte once, for its owner, in as many lines as one can look at."""
+"""A map shows every preserved byte once, with its owner, in a bounded number of lines."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def test_intervals_are_sets(a: list[tuple[int, int]], b: list[tuple[int, int]]) 
 
 
 @ALL
-def test_every_preserved_byte_has_one_owner(name: str) -> None:
+def test_every_preserved_byte_has_exactly_one_owner(name: str) -> None:
     inc = kho.open(captures.elf(name))
     spans = [span for span in memmap.spans_of(inc) if span.kind != "scratch"]
     owned = [interval for span in spans for interval in span.intervals]
     assert merged(owned) == merged([(phys, phys + (inc.page_size << order)) for phys, order in inc.folios])
     assert sum(end - start for start, end in owned) == inc.preserved_bytes
-    assert "unclaimed" not in {span.kind for span in spans}, "real kernels preserve nothing for nobody"
+    assert "unclaimed" not in {span.kind for span in spans}, "in captures every preserved page has an owner"
 
 
 @ALL
-def test_cells_add_up_to_what_is_preserved(name: str) -> None:
+def test_cells_add_up_to_the_preserved_bytes(name: str) -> None:
     inc = kho.open(captures.elf(name))
     ranges = kho.Memory.open(captures.elf(name)).ranges
     for rows in (1, 4, 32, 500):
@@ -56,7 +56,7 @@ def test_cells_add_up_to_what_is_preserved(name: str) -> None:
         seen: dict[str, int] = {}
         end = 0
         for line in found.lines:
-            assert line.phys == end, "lines follow one another"
+            assert line.phys == end, "lines are contiguous"
             end = line.phys + line.nbytes
             if isinstance(line, Row):
                 assert sum(nbytes for _, nbytes in line.owners) == sum(sum(c.bytes_of.values()) for c in line.cells)
@@ -70,7 +70,7 @@ def test_cells_add_up_to_what_is_preserved(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [V4])
-def test_the_text_shows_address_owner_and_holes(name: str) -> None:
+def test_the_text_shows_addresses_owners_and_holes(name: str) -> None:
     done = run("map", captures.elf(name))
     assert (done.code, done.err) == (0, "")
     assert "a line is 256 KiB, a character 4 KiB" in done.out
@@ -82,7 +82,7 @@ def test_the_text_shows_address_owner_and_holes(name: str) -> None:
     assert all(len(line) <= 120 for line in done.out.splitlines())
 
 
-def test_a_map_of_16_tebibytes_is_as_short(tmp_path: Path) -> None:
+def test_a_map_of_16_tebibytes_is_as_short_as_a_small_one(tmp_path: Path) -> None:
     folios = [(0x40_0000, 0), (8 * TIB, 18), (16 * TIB - 4096, 0)]
     image = Image(folios=folios, compatible="kho-v4", ram=[(0, 16 * TIB)], whole_ram=False).write(tmp_path / "big.elf")
     found = build(kho.open(image))
@@ -91,7 +91,7 @@ def test_a_map_of_16_tebibytes_is_as_short(tmp_path: Path) -> None:
     assert run("map", image).code == 0
 
 
-def test_density_shows(tmp_path: Path) -> None:
+def test_density_selects_the_character(tmp_path: Path) -> None:
     folios = [(32 * MIB + i * 16384, 0) for i in range(2048)]
     image = Image(folios=folios, compatible="kho-v4", ram=[(0, 128 * MIB)]).write(tmp_path / "image.elf")
     found = build(kho.open(image), rows=2)
@@ -101,7 +101,8 @@ def test_density_shows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "why"), [("5000", "not a power of two"), ("4096", "at least 262144"), ("0x300000", "not")]
+    ("row", "why"),
+    [("5000", "must be a power of two"), ("4096", "at least 262144"), ("0x300000", "must be a power of two")],
 )
 def test_a_row_must_be_a_power_of_two(row: str, why: str) -> None:
     done = run("map", "--row", row, captures.elf(V4))
@@ -117,13 +118,13 @@ def test_json_lists_owners_with_their_addresses() -> None:
 
 
 @ALL
-def test_svg_is_xml_with_every_owner_kind_in_its_colour(name: str, tmp_path: Path) -> None:
+def test_svg_is_xml_with_a_color_for_every_kind(name: str, tmp_path: Path) -> None:
     out = tmp_path / "map.svg"
     assert run("map", captures.elf(name), "-o", out).code == 0
     root = ET.fromstring(out.read_text())
     fills = {rect.get("fill") for rect in root.iter("{http://www.w3.org/2000/svg}rect")}
     kinds = build(kho.open(captures.elf(name))).totals
-    assert {mapdraw.COLOURS[kind] for kind in kinds} <= fills
+    assert {mapdraw.COLORS[kind] for kind in kinds} <= fills
     assert any(": reserve_mem" in (title.text or "") for title in root.iter("{http://www.w3.org/2000/svg}title"))
 
 
@@ -135,7 +136,7 @@ def test_html_is_self_contained(tmp_path: Path) -> None:
     assert "<svg" in page
     assert "reserve_mem keepme" in page
     assert "src=" not in page
-    assert page.count("http") == 1, "the SVG namespace alone"
+    assert page.count("http") == 1, "only the SVG namespace"
 
 
 def test_png_without_matplotlib_names_the_extra(tmp_path: Path) -> None:
@@ -145,18 +146,18 @@ def test_png_without_matplotlib_names_the_extra(tmp_path: Path) -> None:
     assert "pip install 'kho[plot]'" in done.err
 
 
-def test_png_is_a_picture(tmp_path: Path) -> None:
+def test_a_png_is_written(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     assert run("map", captures.elf(V4), "-o", tmp_path / "map.png").code == 0
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_other_endings_and_places_are_refused(tmp_path: Path) -> None:
-    assert "end in .svg, .html or .png" in run("map", captures.elf(V4), "-o", tmp_path / "map.gif").err
+def test_other_suffixes_and_missing_directories_are_refused(tmp_path: Path) -> None:
+    assert "the suffix must be .svg, .html or .png" in run("map", captures.elf(V4), "-o", tmp_path / "map.gif").err
     assert run("map", captures.elf(V4), "-o", tmp_path / "no" / "map.svg").code == 2
 
 
-def test_names_from_memory_do_not_reach_the_terminal_or_break_the_picture(tmp_path: Path) -> None:
+def test_names_from_memory_are_escaped_in_text_and_pictures(tmp_path: Path) -> None:
     span = memmap.Span("file", "evil \x1b[2J\0 </svg> $x$", [(4096, 8192)])
     row = Row(0, 4096 * 64, [memmap.Cell({}, True)] * 64, [(span.owner, 4096)])
     found = memmap.MemoryMap(4096, 4096 * 64, 4096, [row], [span])
@@ -168,7 +169,7 @@ def test_names_from_memory_do_not_reach_the_terminal_or_break_the_picture(tmp_pa
 
 
 @pytest.mark.parametrize("what", sorted([*hostile.REFUSED, *hostile.ODD]))
-def test_images_no_kernel_wrote_end_in_an_error_or_a_map(what: str, tmp_path: Path) -> None:
+def test_malformed_images_give_an_error_or_a_map(what: str, tmp_path: Path) -> None:
     image = tmp_path / "image.elf"
     image.write_bytes(hostile.damaged((hostile.REFUSED | hostile.ODD)[what]))
     done = run("map", image)

@@ -1,4 +1,4 @@
-"""Lists and copies that there is no memory for are errors, after which everything goes on."""
+"""Running out of memory for a list or a copy is an error, after which all objects stay usable."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ print(tracker.unpreserve_many(shuffled), tracker.preserve_many(shuffled))
 """
 
 
-def test_without_memory_for_a_list_or_a_copy_nothing_ends() -> None:
+def test_out_of_memory_for_a_list_or_a_copy_is_an_error() -> None:
     done = subprocess.run(
         [sys.executable, "-c", HEAD + LISTS], capture_output=True, text=True, timeout=120, check=False
     )
@@ -80,7 +80,7 @@ def test_without_memory_for_a_list_or_a_copy_nothing_ends() -> None:
     assert [line.split()[0] for line in said].count("OutOfMemoryError") == len(said)
 
 
-def test_without_memory_to_sort_a_long_list_in_it_is_carried_out_as_it_comes() -> None:
+def test_without_memory_to_sort_a_long_list_is_processed_unsorted() -> None:
     done = subprocess.run([sys.executable, "-c", HEAD + UNSORTED], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == [str(1 << 24)] * 2

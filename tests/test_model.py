@@ -1,4 +1,4 @@
-"""The model itself, against what a reference reader found in five real handovers and against the kernels' own bytes."""
+"""The model agrees with a reference reader on five captures, and with the bytes of the kernels."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_subtrees_read_as_expected(name: str) -> None:
     assert found == expected(name)["subtrees"]
 
 
-def test_the_fdt_is_found_where_it_is(name: str) -> None:
+def test_the_fdt_is_found_at_its_address(name: str) -> None:
     facts = expected(name)
     assert model.find_fdts(memory_of(name), facts["page_size"]) == [facts["fdt_phys"]]
 
@@ -66,7 +66,7 @@ def test_scratch_is_an_array_of_address_and_size(name: str) -> None:
     assert [list(area) for area in struct.iter_unpack("<QQ", raw)] == facts["scratch"]
 
 
-def test_the_kernels_own_checksum_holds(name: str) -> None:
+def test_the_checksum_of_kho_test_matches(name: str) -> None:
     facts, memory, handover = expected(name), memory_of(name), handover_of(name)
     folios, csum = model.read_kho_test(memory, handover.subtrees["kho_test"][1], handover.page_size)
     assert folios == [tuple(folio) for folio in facts["kho_test"]["folios"]]
@@ -87,7 +87,7 @@ def test_reserve_mem_areas_are_preserved_page_for_page(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", V1_NAMES)
-def test_the_other_bitmap_size_reads_something_else(name: str) -> None:
+def test_the_wrong_bitmap_size_gives_other_folios(name: str) -> None:
     facts = expected(name)
     other = {512: 4096, 4096: 512}[facts["bitmap_bytes"]]
     try:
@@ -99,8 +99,8 @@ def test_the_other_bitmap_size_reads_something_else(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", V1_NAMES)
-def test_serializing_gives_the_kernels_chunks_and_bitmaps(name: str) -> None:
-    """Every chunk and bitmap at its old place gives the captured bytes back, and in the kernel's order."""
+def test_serializing_reproduces_the_kernels_chunks_and_bitmaps(name: str) -> None:
+    """With the same addresses, chunks and bitmaps equal the captured bytes, in the kernel's order."""
     facts, memory, handover = expected(name), memory_of(name), handover_of(name)
     page_size, bitmap_bytes = facts["page_size"], facts["bitmap_bytes"]
     chunks, bitmaps, blocks = [], [], set()
@@ -122,7 +122,7 @@ def test_serializing_gives_the_kernels_chunks_and_bitmaps(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", V1_NAMES)
-def test_the_fdt_writer_gives_libfdts_bytes(name: str) -> None:
+def test_the_fdt_writer_reproduces_the_bytes_of_libfdt(name: str) -> None:
     for stage, path in [(1, "out/fdt"), (2, "in/fdt")]:
         blob = debugfs(name, stage, path)
         assert model.write_fdt(model.read_fdt(blob)) == blob
@@ -137,7 +137,7 @@ def test_an_inline_folio_list_is_read_as_linux_6_16_wrote_it() -> None:
     blob = model.write_fdt(model.Node(children={"data": model.Node(props)}))
     found, csum = model.read_kho_test(memory, blob, 4096, inline=True)
     assert found == folios
-    # 0x0201 + 0xffff carries around to 0x0201; 0x10200 folds to the same.
+    # 0x0201 + 0xffff wraps to 0x0201 (end-around carry); 0x10200 folds to the same value.
     assert model.csum_of_folios(memory, found, 4096) == 0x0201 == model.fold(csum)
 
 
@@ -150,14 +150,14 @@ def test_memory_reads_across_segments_and_zero_tails() -> None:
             memory.read(phys, size)
 
 
-def test_the_split_of_a_range_is_the_kernels() -> None:
+def test_a_range_is_split_as_in_the_kernel() -> None:
     assert model.greedy_split(3, 14) == [(3, 0), (4, 2), (8, 3), (16, 0)]
     assert model.greedy_split(0, 7) == [(0, 2), (4, 1), (6, 0)]
     assert model.greedy_split(5, 0) == []
 
 
 @given(pfn=st.integers(0, 2**52), nr_pages=st.integers(0, 2**40))
-def test_a_split_is_aligned_adjacent_and_no_two_blocks_could_be_one(pfn: int, nr_pages: int) -> None:
+def test_a_split_is_aligned_adjacent_and_minimal(pfn: int, nr_pages: int) -> None:
     at = pfn
     for start, order in model.greedy_split(pfn, nr_pages):
         assert start == at
@@ -167,7 +167,7 @@ def test_a_split_is_aligned_adjacent_and_no_two_blocks_could_be_one(pfn: int, nr
     assert at == pfn + nr_pages
 
 
-def test_the_tracker_says_what_changed() -> None:
+def test_tracker_operations_return_what_changed() -> None:
     tracker = model.ModelTracker()
     assert tracker.preserve(8, 3)
     assert not tracker.preserve(8, 3)
@@ -186,7 +186,7 @@ def test_the_tracker_says_what_changed() -> None:
 
 
 def bump(start: int) -> model.Alloc:
-    """Places for whatever is asked, one page each."""
+    """An allocator that returns one new page per call."""
     pages = count(start, 0x10000)
     return lambda _: next(pages)
 
@@ -199,7 +199,7 @@ def test_an_emptied_bitmap_stays_in_the_chunk_list() -> None:
     tracker = model.ModelTracker()
     tracker.preserve(1 << 15)
     tracker.unpreserve(1 << 15)
-    tracker.unpreserve(1 << 20)  # never preserved: brings nothing into being
+    tracker.unpreserve(1 << 20)  # never preserved: creates no bitmap
     head, written = tracker.serialize_v1(bump(0x10000))
     assert struct.unpack_from("<QIIQQ", written[head]) == (0, 0, 1, 1 << 27, 0x10000)
     assert written[0x10000] == bytes(4096)
@@ -224,12 +224,12 @@ PAGE_SIZES = st.sampled_from([4096, 16384, 65536])
 
 
 def aligned(drawn: set[model.Folio], page_size: int) -> list[model.Folio]:
-    """The folios that hold the drawn addresses, by address."""
+    """The folios that contain the drawn addresses, sorted by address."""
     return sorted({(phys // (page_size << order) * (page_size << order), order) for phys, order in drawn})
 
 
 @given(drawn=FOLIOS, page_size=PAGE_SIZES, small=st.booleans())
-def test_what_serialize_v1_writes_read_v1_reads(drawn: set[model.Folio], page_size: int, small: bool) -> None:
+def test_read_v1_inverts_serialize_v1(drawn: set[model.Folio], page_size: int, small: bool) -> None:
     folios = aligned(drawn, page_size)
     bitmap_bytes = 512 if small else page_size
     head, written = model.serialize_v1(folios, page_size, bitmap_bytes, bump(0x10000))
@@ -237,15 +237,15 @@ def test_what_serialize_v1_writes_read_v1_reads(drawn: set[model.Folio], page_si
 
 
 @given(drawn=FOLIOS, page_size=PAGE_SIZES, version=st.sampled_from([2, 3, 4]))
-def test_what_serialize_radix_writes_read_radix_reads(drawn: set[model.Folio], page_size: int, version: int) -> None:
-    # At 16 KiB the formula of kho-v2 and v3 is a level short: the top bit of order-0 keys is lost.
+def test_read_radix_inverts_serialize_radix(drawn: set[model.Folio], page_size: int, version: int) -> None:
+    # At 16 KiB pages the depth formula of kho-v2 and v3 lacks a level: the top bit of order-0 keys is lost.
     least = 1 if page_size == 16384 and version < 4 else 0
     folios = aligned({(phys, max(order, least)) for phys, order in drawn}, page_size)
     root, written = model.serialize_radix(folios, page_size, version, bump(0x10000))
     assert model.read_radix(memory_with(written), root, page_size, version)[0] == folios
 
 
-def test_the_tree_is_as_deep_as_the_kernels() -> None:
+def test_the_tree_depth_equals_the_kernels() -> None:
     depths = {(page, v): model.radix_shape(page, v)[0] for page in (4096, 16384, 65536) for v in (2, 3, 4)}
     assert depths == {
         **{(4096, v): 6 for v in (2, 3, 4)},

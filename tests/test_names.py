@@ -25,7 +25,7 @@ NAMES = [b"\xff\xfe two\nlines \\ and \x1b[31m.elf", "a@b,c=d \u200b\u202e\U0001
 
 
 def kho_command(*args: object, encoding: str = "utf-8") -> subprocess.CompletedProcess[bytes]:
-    """Runs `kho ARGS`, its output in bytes."""
+    """Run `kho ARGS`, with its output as bytes."""
     return subprocess.run(
         [sys.executable, "-m", "kho", *[arg if isinstance(arg, bytes | str) else str(arg) for arg in args]],
         capture_output=True,
@@ -37,7 +37,7 @@ def kho_command(*args: object, encoding: str = "utf-8") -> subprocess.CompletedP
 
 @pytest.fixture(params=NAMES, ids=["no UTF-8", "an address"])
 def image(request: pytest.FixtureRequest, tmp_path: Path) -> bytes:
-    """A capture by that name."""
+    """A copy of a capture with this name."""
     path = tmp_path / os.fsdecode(request.param)
     path.symlink_to(CAPTURE)
     return os.fsencode(path)
@@ -73,30 +73,30 @@ def test_any_file_name_is_read_and_printed(command: list[str], image: bytes) -> 
 
 
 @pytest.mark.parametrize("missing", [b"\xff\xfe", b"a\nb"])
-def test_a_file_that_is_not_there_is_an_error_whatever_its_name(missing: bytes, tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_for_any_name(missing: bytes, tmp_path: Path) -> None:
     path = os.fsencode(tmp_path) + b"/" + missing
     for command in (["inspect"], ["verify", "--sarif"], ["diff", str(CAPTURE)], ["fdt"], ["map"], ["owners", "--json"]):
         done = kho_command(*command, path)
         assert (done.returncode, b"Traceback" in done.stderr) == (2, False), done.stderr
 
 
-def test_a_sarif_log_names_the_file_by_its_bytes(image: bytes) -> None:
+def test_a_sarif_log_encodes_the_bytes_of_the_file_name(image: bytes) -> None:
     log = json.loads(kho_command("verify", "--sarif", image).stdout)
     (artifact,) = log["runs"][0]["artifacts"]
     assert unquote_to_bytes(artifact["location"]["uri"]) == image
 
 
-def test_what_extract_prints_is_what_sha256sum_takes(image: bytes, tmp_path: Path) -> None:
+def test_sha256sum_accepts_the_output_of_extract(image: bytes, tmp_path: Path) -> None:
     target = image + b".blob"
     done = kho_command("extract", "--subtree", "LUO", "-o", target, image)
     taken = subprocess.run(["sha256sum", "-c", "-"], input=done.stdout, capture_output=True, check=False)
     assert taken.returncode == 0, (done.stdout, taken.stderr)
 
 
-# What has no contents
+# Payloads without contents
 
 
-def test_reading_a_file_without_contents_is_an_error_of_kho(tmp_path: Path) -> None:
+def test_reading_a_file_without_contents_raises_a_kho_error(tmp_path: Path) -> None:
     raw = bytearray(CAPTURE.read_bytes())
     inc = kho.open(CAPTURE)
     entries = [entry for session in inc.luo.all_sessions for entry in session.entries]

@@ -1,4 +1,4 @@
-"""Every preserved page has the owner that refers to it, and what does not fit is said."""
+"""Every preserved page is attributed to the owner that refers to it; inconsistencies are reported."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def edited(edit: Edit) -> Owners:
 
 
 @pytest.mark.parametrize("name", captures.NAMES)
-def test_every_preserved_page_is_in_one_range_of_an_owner(name: str) -> None:
+def test_every_preserved_page_is_in_exactly_one_range(name: str) -> None:
     inc, found = of(name)
     pages = [phys for row in found.rows for phys in range(row.phys, row.phys + row.nbytes, inc.page_size)]
     preserved = [p for phys, order in inc.folios for p in range(phys, phys + (inc.page_size << order), inc.page_size)]
@@ -51,7 +51,7 @@ def test_a_range_has_the_orders_of_its_folios(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", V4)
-def test_the_pages_of_a_file_are_as_many_as_it_has_and_hold_what_it_reads(name: str) -> None:
+def test_the_pages_of_a_file_have_its_size_and_content(name: str) -> None:
     inc, found = of(name)
     for session in captures.expected(name)["luo"]["sessions"]:
         for entry in session["files"]:
@@ -66,7 +66,7 @@ def test_the_pages_of_a_file_are_as_many_as_it_has_and_hold_what_it_reads(name: 
             assert bytes(content[: entry["size"]]) == inc.luo.sessions[session["name"]].files[entry["token"]].read()
 
 
-def test_structures_have_their_pages() -> None:
+def test_pages_of_structures_have_their_owner() -> None:
     _, found = of(X86)
     by_page = {row.phys: (row.owner, row.what) for row in found.rows}
     assert by_page[captures.expected(X86)["fdt_phys"]] == ("root FDT", "FDT")
@@ -85,7 +85,7 @@ def test_structures_have_their_pages() -> None:
     assert (by_page[start], found.totals["reserve_mem keepme"]) == (("reserve_mem keepme", "region"), size)
 
 
-def test_a_page_nobody_refers_to_is_listed_with_the_reason() -> None:
+def test_an_unreferenced_page_is_listed_with_the_reason() -> None:
     edit = capture()
     edit.preserve(0x51C000, 2)
     found = edited(edit)
@@ -95,7 +95,7 @@ def test_a_page_nobody_refers_to_is_listed_with_the_reason() -> None:
     assert found.why_unowned == "no payload refers to them"
 
 
-def test_a_page_that_is_referred_to_and_not_preserved_is_listed_with_its_place_in_the_file() -> None:
+def test_an_unpreserved_page_of_a_file_is_listed_with_its_offset() -> None:
     edit = capture()
     edit.preserve(edit.memfd().folios[5].phys, 0, on=False)
     (row,) = edited(edit).unpreserved
@@ -103,7 +103,7 @@ def test_a_page_that_is_referred_to_and_not_preserved_is_listed_with_its_place_i
     assert (row.owner, row.what, row.offset) == ("session vm-1, file 0x10", "data", 5 * 4096)
 
 
-def test_a_file_of_an_unknown_kind_owns_the_folio_its_handle_names() -> None:
+def test_a_file_of_an_unknown_kind_owns_the_folio_its_data_points_to() -> None:
     edit = capture()
     edit.put(edit.file, b"vendor-v1".ljust(48, b"\0"))
     found = edited(edit)
@@ -123,7 +123,7 @@ def test_memory_with_two_owners_is_listed_with_both() -> None:
     assert {shared.first, shared.second} == {("session vm-1, file 0x10", "data"), ("session vm-1, file 0x11", "data")}
 
 
-def test_a_decoder_of_others_accounts_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_third_party_decoder_reports_owned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     class Vendor(Payload):
         def owned(self) -> Any:
             (phys,) = struct.unpack("<Q", self.blob.read(8))
@@ -151,7 +151,7 @@ def test_the_command_prints_ranges_and_totals() -> None:
     assert "session cache, file 0x7: data at 0x4000" in done.out
 
 
-def test_the_command_prints_a_row_a_page() -> None:
+def test_by_page_prints_a_row_per_page() -> None:
     inc, found = of(X86)
     pages = run("owners", "--json", "--by-page", captures.elf(X86)).json["rows"]
     assert len(pages) * 4096 == inc.preserved_bytes
@@ -159,7 +159,7 @@ def test_the_command_prints_a_row_a_page() -> None:
     assert len(run("owners", "--json", captures.elf(X86)).json["rows"]) == len(found.rows)
 
 
-def test_the_command_says_what_is_lost(tmp_path: Path) -> None:
+def test_the_command_reports_unpreserved_and_shared_memory(tmp_path: Path) -> None:
     edit = capture()
     edit.preserve(edit.memfd().folios[0].phys, 0, on=False)
     path = tmp_path / "bad.bin"

@@ -1,4 +1,4 @@
-"""The registry of decoders: what third parties add, what nobody knows, what is refused, and systemd's map."""
+"""The registry of decoders: third-party decoders, unknown and refused payloads, and systemd's map."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ V4 = "linux-7.3.4-x86_64"
 
 
 class Widget(Payload):
-    """Somebody's device: a serial number, and one page of state."""
+    """A third-party payload: a serial number, and one page of state."""
 
     def __init__(self, blob: Blob) -> None:
         super().__init__(blob)
@@ -36,24 +36,24 @@ class Widget(Payload):
             raise self.malformed("serial number 0")
 
     def describe(self) -> dict[str, Any]:
-        """Give the serial number."""
+        """Return the serial number."""
         return {"serial": self.serial}
 
     def owned(self) -> Iterator[Owned]:
-        """Account for the state."""
+        """Yield the page of state."""
         yield Owned("widget", "state", (self.state, 4096))
 
 
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A registry that is as it was afterwards."""
+    """The registry of decoders, restored after the test."""
     copy = dict(base._decoders)
     monkeypatch.setattr(base, "_decoders", copy)
     return copy
 
 
 def handover(serial: int) -> tuple[kho.Incoming, int]:
-    """Hand a widget over."""
+    """A handover with a widget, and the address of its state."""
     arena = kho.Arena(64 * MIB)
     out = kho.Outgoing(arena, "kho-v4")
     state = arena.alloc()
@@ -76,7 +76,7 @@ def test_a_few_lines_add_a_decoder(registry: dict[str, Any]) -> None:
     assert any(row.phys == state and row.owner == "widget" for row in owners(inc).rows)
 
 
-def test_a_decoder_that_refuses_leaves_the_rest_readable(registry: dict[str, Any]) -> None:
+def test_a_refused_payload_leaves_the_others_readable(registry: dict[str, Any]) -> None:
     decoder("widgt-1")(Widget)
     inc, _ = handover(0)
     broken = inc.payloads["widget"]
@@ -123,7 +123,7 @@ def test_systemd_keeps_its_map_of_descriptors_in_token_0() -> None:
     assert list(inc.luo.sessions["systemd"].files) == [0, 1]
 
 
-def test_what_is_not_there_is_not_found() -> None:
+def test_a_missing_payload_raises_not_found() -> None:
     inc = kho.open(captures.elf("linux-6.18.15-x86_64"))
     for name in ("luo", "metadata"):
         with pytest.raises(kho.NotFoundError):
@@ -136,7 +136,7 @@ def test_what_is_not_there_is_not_found() -> None:
 
 
 def test_two_files_do_not_share_their_data() -> None:
-    """What would let a small image have one long list read a million times."""
+    """Otherwise a small image could have one long list read a million times."""
     inc = kho.open(captures.elf(V4))
     first, second = inc.luo.sessions["vm-1"].entries
     content = bytearray(captures.elf(V4).read_bytes())
@@ -147,18 +147,18 @@ def test_two_files_do_not_share_their_data() -> None:
     files = kho.open(image, fdt_phys=inc.fdt_phys, page_size=4096).luo.sessions["vm-1"].files
     assert files[first.token].size == 393216
     assert isinstance(files[second.token], Broken)
-    assert "its data is that of session vm-1, file 0x10" in str(files[second.token].error)
+    assert "session vm-1, file 0x10 refers to the same data" in str(files[second.token].error)
 
 
 def _segments(content: bytearray) -> list[tuple[int, bytes]]:
-    """Cut an ELF core's content into the segments its headers name."""
+    """Split the content of an ELF core into the segments of its headers."""
     (offset,) = struct.unpack_from("<Q", content, 32)
     (count,) = struct.unpack_from("<H", content, 56)
     headers = [struct.unpack_from("<IIQQQQQQ", content, offset + 56 * i) for i in range(count)]
     return [(h[4], bytes(content[h[2] : h[2] + h[5]]).ljust(h[6], b"\0")) for h in headers]
 
 
-# Lists that no kernel makes (the bounds on what they cost: tests/attack)
+# Malformed lists (tests/attack checks the bounds on their cost)
 
 
 def crafted(name: str, tmp_path: Path, scale: float = 0.2) -> kho.Incoming:
@@ -177,7 +177,9 @@ def test_lists_of_luo_begin_on_a_page(name: str, tmp_path: Path) -> None:
 
 def test_no_two_lists_of_luo_share_a_page(tmp_path: Path) -> None:
     inc = crafted("sessions_of_shared_files", tmp_path)
-    with pytest.raises(kho.FormatError, match=r"file block at 0x[0-9a-f]+: .*a list has the page at"):
+    with pytest.raises(
+        kho.FormatError, match=r"file block at 0x[0-9a-f]+: .*the page at 0x[0-9a-f]+ belongs to a list already"
+    ):
         inc.luo  # noqa: B018 - decodes
 
 
@@ -187,7 +189,7 @@ def test_no_two_page_lists_share_a_page(tmp_path: Path) -> None:
     assert first.memfd.nr_listed > 0
     assert all(isinstance(other, Broken) for other in others)
     assert all("is a block that another area has" in str(other.error) for other in others)
-    # Read again, it is the same.
+    # A second read gives the same result.
     again = list(inc.luo.sessions["s"].files.values())
     assert [type(file) for file in again] == [type(first), *map(type, others)]
 
@@ -197,12 +199,12 @@ def test_folios_of_a_checksum_share_no_memory(name: str, tmp_path: Path) -> None
     inc = crafted(name, tmp_path, 0.02)
     test = inc.payloads["kho_test"]
     assert isinstance(test, KhoTest)
-    assert "shares memory with the one at" in str(test.describe()["csum_holds"])
+    assert "overlaps the folio at" in str(test.describe()["csum_holds"])
     assert [f.id for f in test.findings()] == ["KHO024"]
 
 
 def test_missing_contents_are_an_error_and_not_zeros(tmp_path: Path) -> None:
-    """What is known to be zeros is not read; what a file that is cut short does not have is not known to be."""
+    """Holes are not read, but the missing end of a truncated file is not a hole."""
     image = craft.Craft()
     craft.luo5(image, [(b"memfd-v2", craft.memfd(image, 4096, craft.records_of([(0x8000, 0)])), 1)])
     image.put(b"x" * 4096, 0x8000 << 12)

@@ -1,4 +1,4 @@
-"""Planned bytes are those that an `Outgoing` writes: to the page, or within what chance allows."""
+"""Planned bytes equal those that an `Outgoing` writes: exactly, or within the deviation for scattered folios."""
 
 from __future__ import annotations
 
@@ -16,7 +16,18 @@ from hypothesis import strategies as st
 
 import kho
 from kho.errors import ParameterError
-from kho.sizing.plan import LAYOUTS, LOW, Calibration, Group, Plan, Run, _empty, _occupied, plan, size_of
+from kho.sizing.plan import (
+    LAYOUTS,
+    LOW,
+    Calibration,
+    Group,
+    Plan,
+    Run,
+    _empty_probability,
+    _occupied_nodes,
+    plan,
+    size_of,
+)
 from kho.sizing.simulate import placed
 
 from command import kho as run
@@ -31,7 +42,7 @@ FLAT = Calibration(
 
 
 def written(made: Plan, seed: int) -> tuple[int, int, int]:
-    """Pages that a handover of these folios takes beside them, counted by the arena's allocator; bitmaps; nodes."""
+    """Pages of metadata of a handover of these folios, counted by the arena's allocator; bitmaps; nodes."""
     (cost,) = made.costs
     page, layout = cost.page_size, cost.layout
     arena = kho.Arena([(0, made.memory), (1 << 46, GIB)], page_size=page)
@@ -59,7 +70,7 @@ def written(made: Plan, seed: int) -> tuple[int, int, int]:
         (40 * GIB, ["30000x64K", "100x64K"]),
     ],
 )
-def test_folios_side_by_side_cost_what_is_planned_to_the_page(
+def test_contiguous_folios_cost_exactly_the_planned_pages(
     layout: str, page: int, memory: int, folios: list[str]
 ) -> None:
     made = plan(memory, folios, page_sizes=[page], layouts=[layout])
@@ -73,7 +84,7 @@ def test_folios_side_by_side_cost_what_is_planned_to_the_page(
     ("memory", "folios"),
     [(900 * GIB, ["2000x64K"]), (20 * TIB, ["300x64K", "500x2M", "100x512M"]), (64 * GIB, ["3x64K", "4000x2M"])],
 )
-def test_scattered_folios_cost_the_average_within_what_chance_allows(
+def test_scattered_folios_cost_the_average_within_six_deviations(
     layout: str, page: int, memory: int, folios: list[str]
 ) -> None:
     made = plan(memory, folios, random=True, page_sizes=[page], layouts=[layout])
@@ -86,18 +97,18 @@ def test_scattered_folios_cost_the_average_within_what_chance_allows(
 
 
 @given(st.integers(1, 9).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(0, n))))
-def test_the_chance_of_an_empty_part_is_that_of_counting_all_ways(case: tuple[int, int, int]) -> None:
+def test_the_probability_of_an_empty_part_equals_enumeration(case: tuple[int, int, int]) -> None:
     slots, count, part = case
     ways = [1 for taken in combinations(range(slots), count) if all(slot >= part for slot in taken)]
-    assert _empty(slots, count, part) == pytest.approx(len(ways) / comb(slots, count), abs=1e-12)
+    assert _empty_probability(slots, count, part) == pytest.approx(len(ways) / comb(slots, count), abs=1e-12)
 
 
 @pytest.mark.parametrize(
     ("slots", "count", "part"), [(1 << 20, 5000, 5000), (1 << 24, 1 << 14, 4097), (1 << 22, 9000, 6000)]
 )
-def test_the_chance_for_many_is_as_good(slots: int, count: int, part: int) -> None:
+def test_the_probability_for_many_folios_is_accurate(slots: int, count: int, part: int) -> None:
     exact = comb(slots - part, count) * 10**30 // comb(slots, count) / 10**30
-    assert _empty(slots, count, part) == pytest.approx(exact, rel=1e-3)
+    assert _empty_probability(slots, count, part) == pytest.approx(exact, rel=1e-3)
 
 
 @settings(max_examples=60, deadline=None)
@@ -112,7 +123,7 @@ def test_nodes_of_whole_runs_are_counted_once(gaps: list[tuple[int, int]], shift
         runs.append(Run(space, at + gap, length, length))
         nodes |= {number >> shift for number in range(at + gap, at + gap + length)}
         at += gap + length
-    assert _occupied(runs, shift) == (len(nodes), 0)
+    assert _occupied_nodes(runs, shift) == (len(nodes), 0)
 
 
 @settings(max_examples=80, deadline=None)
@@ -120,7 +131,7 @@ def test_nodes_of_whole_runs_are_counted_once(gaps: list[tuple[int, int]], shift
     st.lists(st.tuples(st.integers(1, 3000), st.integers(16, 30), st.booleans()), min_size=1, max_size=5),
     st.integers(1, 6000),
 )
-def test_zones_are_apart_aligned_and_in_memory(groups: list[tuple[int, int, bool]], gib: int) -> None:
+def test_zones_are_disjoint_aligned_and_in_memory(groups: list[tuple[int, int, bool]], gib: int) -> None:
     try:
         made = plan(gib * GIB, [Group(count, 1 << log2, scattered) for count, log2, scattered in groups])
     except ParameterError:
@@ -135,7 +146,7 @@ def test_zones_are_apart_aligned_and_in_memory(groups: list[tuple[int, int, bool
     assert made.nr_folios == sum(count for count, _, _ in groups)
 
 
-def test_placement_is_of_the_zone_and_repeats() -> None:
+def test_placement_stays_in_its_zone_and_is_reproducible() -> None:
     for count in (1, 700, 1000):
         (zone,) = plan(64 * MIB + LOW, [Group(count, 65536, random=True)]).zones
         first, again, other = (list(placed(zone, 4096, seed).folios()) for seed in (5, 5, 6))
@@ -145,7 +156,7 @@ def test_placement_is_of_the_zone_and_repeats() -> None:
         assert all(zone.start <= phys < zone.start + zone.slots * zone.size and order == 4 for phys, order in first)
 
 
-def test_sixteen_tebibytes_of_pages_are_planned_at_once() -> None:
+def test_sixteen_tebibytes_of_pages_are_planned_in_bounded_time() -> None:
     made = plan("16T", preserve=["99%:4K"], calibration=FLAT)
     by_name = {cost.layout.name: cost for cost in made.costs}
     pages = 16 * TIB * 99 // 100 // 4096
@@ -156,14 +167,14 @@ def test_sixteen_tebibytes_of_pages_are_planned_at_once() -> None:
     assert by_name["kho-v4"].take_over_s == pytest.approx(1e-5 + 1e-6 * kib + 2e-7)
 
 
-def test_a_directory_is_about_what_the_tracker_needs() -> None:
+def test_the_directory_estimate_is_close_to_the_tracker() -> None:
     made = plan("1T", ["200000x64K"], layouts=["kho-v4"])
     tracker = placed(made.zones[0], 4096, 0)
     real = sum(row["bytes"] - 4096 * row["blocks"] for row in tracker.stats().values())
     assert real / 4 <= made.costs[0].directory_bytes <= 4 * real + 1024
 
 
-def test_trees_of_four_levels_have_no_room_for_large_folios_of_16_kib_pages() -> None:
+def test_trees_of_four_levels_refuse_large_folios_of_16_kib_pages() -> None:
     made = plan("1T", ["4x2G"], page_sizes=[16384], layouts=list(LAYOUTS))
     assert [cost.layout.name for cost in made.costs] == ["kho-v1-512", "kho-v1", "kho-v4"]
     assert set(made.left_out) == {"kho-v2, pages of 16384 bytes", "kho-v3, pages of 16384 bytes"}
@@ -176,7 +187,7 @@ def test_trees_of_four_levels_have_no_room_for_large_folios_of_16_kib_pages() ->
 # Scratch
 
 
-def test_scratch_of_three_sizes_is_what_an_arena_places() -> None:
+def test_scratch_of_three_sizes_equals_that_of_an_arena() -> None:
     for page in PAGES:
         made = plan("16G", ["1x64K"], scratch="100M,600M,77M", page_sizes=[page], nodes=2)
         regions = [(0, 8 * GIB, 0), (8 * GIB, 8 * GIB, 1)]
@@ -185,8 +196,8 @@ def test_scratch_of_three_sizes_is_what_an_arena_places() -> None:
         assert (made.scratch.estimated, made.scratch.reserved) == (False, None)
 
 
-def test_scratch_of_a_percentage_is_of_what_was_reserved() -> None:
-    # A guest of 2 GiB, Linux 7.3: 100 MiB below 4 GiB, none anywhere, 92 MiB on its node.
+def test_a_scratch_percentage_refers_to_reserved_memory() -> None:
+    # A guest of 2 GiB with Linux 7.3: 100 MiB low, 0 global, 92 MiB on its node.
     known = plan("2G", ["1x64K"], reserved=[50 * MIB, 46 * MIB]).scratch
     assert (known.sizes[4096], known.estimated) == ([100 * MIB, 0, 92 * MIB], False)
     guess = plan("2G", ["1x64K"]).scratch
@@ -196,7 +207,7 @@ def test_scratch_of_a_percentage_is_of_what_was_reserved() -> None:
     )
 
 
-def test_scratch_that_is_not_left_beside_the_folios_is_said() -> None:
+def test_folios_and_scratch_that_exceed_memory_are_reported() -> None:
     made = plan("2T", preserve=["97%:2M"])
     assert made.left(4096) == made.memory - LOW - made.preserved - sum(made.scratch.sizes[4096]) < 0
     for percent, too_much in ((97, True), (60, False)):
@@ -204,7 +215,7 @@ def test_scratch_that_is_not_left_beside_the_folios_is_said() -> None:
         assert ("more than the folios leave" in done.out) == too_much
 
 
-# What cannot be
+# Impossible plans
 
 
 @pytest.mark.parametrize(
@@ -212,7 +223,7 @@ def test_scratch_that_is_not_left_beside_the_folios_is_said() -> None:
     [
         ("1G", ["1024x1M"], "do not fit 1073741824 bytes"),
         ("1G", ["1x1G"], "do not fit"),
-        ("1G", ["0x4K"], "are none"),
+        ("1G", ["0x4K"], "must be at least 1"),
         ("1G", ["5x3K"], "a power of two is"),
         ("1G", ["5x2K"], "no folio where a page has 4096"),
         ("1G", ["5"], "COUNTxSIZE"),
@@ -225,7 +236,7 @@ def test_scratch_that_is_not_left_beside_the_folios_is_said() -> None:
         ("1G", ["99999999999999999999x1P"], "do not fit"),
     ],
 )
-def test_what_cannot_be_planned_is_said_with_its_value(memory: str, folios: list[str], why: str) -> None:
+def test_an_impossible_plan_is_refused_with_the_value(memory: str, folios: list[str], why: str) -> None:
     with pytest.raises(ParameterError, match=why):
         plan(memory, folios)
     done = run("plan", "--memory", memory, *(f"--folios={text}" for text in folios), "--no-calibrate")
@@ -242,7 +253,7 @@ def test_any_text_is_a_group_or_an_error(text: str) -> None:
             assert len(str(error)) < 400
 
 
-def test_sizes() -> None:
+def test_sizes_with_suffixes_are_parsed() -> None:
     assert [size_of(text) for text in ("4096", "4K", "2MiB", "1.5T", "0.5g")] == [
         4096,
         4 * KIB,
@@ -259,7 +270,7 @@ def test_sizes() -> None:
 ARGS = ("plan", "--memory", "2T", "--preserve", "80%:2M", "--folios", "10000x4K@random")
 
 
-def test_text_and_json_say_the_same() -> None:
+def test_text_and_json_have_the_same_figures() -> None:
     data = run(*ARGS, "--no-calibrate", "--json").json
     text = run(*ARGS, "--no-calibrate").out
     assert data == json.loads(json.dumps(plan("2T", ["10000x4K@random"], preserve=["80%:2M"]).as_dict()))
@@ -269,7 +280,7 @@ def test_text_and_json_say_the_same() -> None:
     assert "serialize" not in text
 
 
-def test_a_kept_calibration_gives_the_times(tmp_path: Path) -> None:
+def test_a_saved_calibration_gives_the_times(tmp_path: Path) -> None:
     first = run(*ARGS, "--json")
     assert all(row["take_over_s"] > 0 for row in first.json["costs"])
     kept = tmp_path / "here.json"
@@ -282,7 +293,7 @@ def test_a_kept_calibration_gives_the_times(tmp_path: Path) -> None:
     "content",
     [b"", b"[]", b"{}", b"\xff", b'{"calibration": {"serialize": 1}}', b"[" * 100000, b'{"calibration": NaN}'],
 )
-def test_a_calibration_that_is_none_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_a_file_without_a_calibration_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     path.write_bytes(content)
     done = run(*ARGS, "--calibration", path)
@@ -299,15 +310,15 @@ def test_numbers_of_a_calibration_are_finite_and_not_negative() -> None:
             Calibration.from_dict({**good, "serialize": {**FLAT.serialize, "kho-v1": [0.0, bad]}})
 
 
-def test_scratch_is_said_to_be_guessed_or_exact() -> None:
-    assert "A guess" in run(*ARGS, "--no-calibrate").out
+def test_the_text_states_whether_scratch_is_estimated_or_exact() -> None:
+    assert "Estimate" in run(*ARGS, "--no-calibrate").out
     assert "Exact" in run(*ARGS, "--no-calibrate", "--scratch", "16M,32M,16M").out
     done = run(*ARGS, "--no-calibrate", "--reserved", "50M")
     assert (done.code, done.out) == (2, "")
     assert "1 sizes" in done.err
 
 
-def test_charts_are_the_same_twice_and_have_no_date(tmp_path: Path) -> None:
+def test_charts_are_reproducible_and_have_no_date(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     chart = runpy.run_path(str(Path(__file__).parent.parent / "benches" / "chart.py"))
     rows = chart["measured"](0.003)
@@ -323,7 +334,7 @@ def test_charts_are_the_same_twice_and_have_no_date(tmp_path: Path) -> None:
         assert "dc:date" not in text
 
 
-def test_scattering_is_not_seeded_by_accident() -> None:
+def test_placement_does_not_use_the_global_random_state() -> None:
     random.seed(1)
     before = random.random()
     random.seed(1)

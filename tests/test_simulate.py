@@ -1,4 +1,4 @@
-"""A plan that is carried out is what was planned, in any layout, and what does not fit is refused with what would."""
+"""A simulation matches its plan in every layout; one that does not fit is refused with a scale that fits."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_every_folio_is_restored(count: int) -> None:
     assert done.seconds["restore"] > 0
 
 
-def test_another_count_is_not_as_planned() -> None:
+def test_another_number_of_folios_does_not_match_the_plan() -> None:
     done = simulate("4G", ["100x64K"])
     assert done.as_planned
     assert not replace(done, pages=done.pages + 1).as_planned
@@ -56,7 +56,7 @@ def test_another_count_is_not_as_planned() -> None:
 
 
 @pytest.mark.parametrize("layout", ["kho-v1-512", "kho-v1", "kho-v4"])
-def test_a_kept_image_has_the_handover(layout: str, tmp_path: Path) -> None:
+def test_a_kept_image_contains_the_handover(layout: str, tmp_path: Path) -> None:
     path = tmp_path / "kept.elf"
     done = simulate("64G", ["300x2M", "500x4K@random"], layout=layout, keep=path, restore=True)
     inc = kho.open(path)
@@ -68,21 +68,21 @@ def test_a_kept_image_has_the_handover(layout: str, tmp_path: Path) -> None:
         simulate("64G", ["1x2M"], keep=path)
 
 
-def test_a_scale_does_a_part() -> None:
+def test_a_scale_reduces_memory_and_folios() -> None:
     done = simulate("64G", ["1000x2M", "70000x64K@random"], scale=0.1)
     assert (done.plan.nr_folios, done.as_planned) == (7100, True)
     assert done.plan.memory == pytest.approx(6.4 * GIB, rel=1e-3)
     for scale in (0, -1, 1.5, float("nan")):
         with pytest.raises(ParameterError, match="scale"):
             simulate("64G", ["1000x2M"], scale=scale)
-    with pytest.raises(ParameterError, match="are none"):
+    with pytest.raises(ParameterError, match="leaves no folios"):
         simulate("64G", ["10x2M"], scale=0.01)
 
 
-def test_what_does_not_fit_names_a_scale_that_does() -> None:
+def test_a_run_that_does_not_fit_names_a_scale_that_fits() -> None:
     with (
         mock.patch("kho.sizing.simulate._available", return_value=80 << 20),
-        pytest.raises(OutOfMemoryError, match="and 80 MiB are there; a scale of ") as caught,
+        pytest.raises(OutOfMemoryError, match="80 MiB are available; a scale of ") as caught,
     ):
         simulate("1T", ["5000000x4K@random"])
     scale = float(str(caught.value).split("a scale of ")[1].split()[0])
@@ -91,7 +91,7 @@ def test_what_does_not_fit_names_a_scale_that_does() -> None:
 
 
 def test_a_layout_that_cannot_hold_the_folios_is_refused() -> None:
-    with pytest.raises(ParameterError, match="kho-v4 has a level more"):
+    with pytest.raises(ParameterError, match="kho-v4 has one more level"):
         simulate("64G", ["4x2G"], layout="kho-v3", page_size=16384)
 
 
@@ -109,7 +109,7 @@ def test_a_calibration_is_measured_for_every_layout() -> None:
     for row in found.take_over.values():
         assert row[0] > 0
         assert row[1] > 0
-    assert found.serialize["kho-v4"][1] == 0, "a tree is always there"
+    assert found.serialize["kho-v4"][1] == 0, "a tree needs no serialization"
 
 
 # The command
@@ -128,7 +128,7 @@ def test_the_command_compares_with_the_plan() -> None:
     assert (data["nr_folios"], set(data["seconds"]) >= {"restore"}) == (17385, True)
 
 
-def test_what_is_not_as_planned_is_a_finding() -> None:
+def test_a_deviation_from_the_plan_exits_1() -> None:
     real = simulate("1G", ["10x2M"])
     with mock.patch.object(command_module, "simulate", return_value=replace(real, pages=1)):
         done = run(*ARGS, "--no-calibrate")
@@ -136,7 +136,7 @@ def test_what_is_not_as_planned_is_a_finding() -> None:
     assert "NOT as planned" in done.out
 
 
-def test_a_file_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
+def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "mine"
     path.write_text("mine")
     done = run(*ARGS, "--no-calibrate", "--keep", path)
@@ -145,7 +145,7 @@ def test_a_file_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["--memory=400T", "--scale=2", "--page-size=5K", "--folios=1000000000x1G"])
-def test_what_cannot_be_done_is_said(wrong: str) -> None:
+def test_impossible_simulations_are_refused(wrong: str) -> None:
     done = run(*ARGS, "--no-calibrate", wrong)
     assert (done.code, done.out) == (2, "")
     assert "Traceback" not in done.err

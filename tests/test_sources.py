@@ -1,4 +1,4 @@
-"""What can be named as a source of memory, through the public API."""
+"""Sources of memory, through the public API."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PT_LOAD = 1
 
 
 def core(*loads: tuple[int, int, bytes], e_type: int = 4, machine: int = 62) -> bytes:
-    """An ELF core of (phys, size in memory, bytes in the file)."""
+    """An ELF core of segments `(phys, size in memory, bytes in the file)`."""
     header = struct.pack(
         "<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", e_type, machine, 1, 0, 64, 0, 0, 64, 56, len(loads), 0, 0, 0
     )
@@ -32,7 +32,7 @@ def core(*loads: tuple[int, int, bytes], e_type: int = 4, machine: int = 62) -> 
     return header + headers + content
 
 
-def test_a_real_core() -> None:
+def test_a_real_core_is_read() -> None:
     memory = Memory.open(CAPTURE)
     content = CAPTURE.read_bytes()
     assert memory.machine == "x86_64"
@@ -54,7 +54,7 @@ def test_reads_outside_are_refused() -> None:
     assert memory.read(0x438000, 0) == b""
 
 
-def test_raw_images_have_an_address(tmp_path: Path) -> None:
+def test_raw_images_need_an_address(tmp_path: Path) -> None:
     image = tmp_path / "ram.bin"
     image.write_bytes(b"0123456789")
     assert Memory.open(image).ranges == [(0, 10)]
@@ -80,7 +80,7 @@ def test_several_sources_make_one_memory(tmp_path: Path) -> None:
         Memory.open()
 
 
-def test_a_path_is_a_path_and_an_existing_name_too(tmp_path: Path) -> None:
+def test_an_existing_file_name_takes_precedence_over_an_address(tmp_path: Path) -> None:
     odd = tmp_path / "ram@0x1000"
     with pytest.raises(errors.SourceError, match="No such file"):
         Memory.open(odd)
@@ -89,13 +89,13 @@ def test_a_path_is_a_path_and_an_existing_name_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["", "x", "0x", "-1", "1,size", "1,end=2", "0x10000000000000000", "size=1"])
-def test_what_is_no_address_is_shown(place: str) -> None:
+def test_an_invalid_address_is_shown(place: str) -> None:
     with pytest.raises(errors.SourceError, match="is not an address") as caught:
         Memory.open(f"ram.bin@{place}")
     assert f'"{place}"' in str(caught.value)
 
 
-def test_what_is_no_image_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_source_that_is_not_an_image_is_refused_by_name(tmp_path: Path) -> None:
     empty, fifo, sock = tmp_path / "empty", tmp_path / "fifo", tmp_path / "sock"
     empty.touch()
     os.mkfifo(fifo)
@@ -118,7 +118,7 @@ def test_what_is_no_image_is_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_file_without_read_permission_is_refused_by_name(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(b"x")
     secret.chmod(0)
@@ -126,7 +126,7 @@ def test_a_file_that_may_not_be_read_is_refused_by_name(tmp_path: Path) -> None:
         Memory.open(secret)
 
 
-def test_a_program_is_no_core(tmp_path: Path) -> None:
+def test_an_executable_is_refused(tmp_path: Path) -> None:
     program = tmp_path / "vmlinux"
     program.write_bytes(core((0, 1, b"x"), e_type=2))
     with pytest.raises(errors.SourceError, match="type 2, where 4"):
@@ -134,7 +134,7 @@ def test_a_program_is_no_core(tmp_path: Path) -> None:
     assert Memory.open(f"{program}@0").read(1, 3) == b"ELF"
 
 
-def test_a_core_that_is_cut_short_says_what_is_missing(tmp_path: Path) -> None:
+def test_a_read_beyond_the_end_of_a_truncated_core_names_the_address(tmp_path: Path) -> None:
     cut = tmp_path / "cut.elf"
     cut.write_bytes(core((0x1000, 16, b"complete"), (0x3000, 16, b"cut here"))[:-5])
     memory = Memory.open(cut)
@@ -145,7 +145,7 @@ def test_a_core_that_is_cut_short_says_what_is_missing(tmp_path: Path) -> None:
         memory.read(0x3002, 2)
 
 
-def test_more_zeros_than_this_machine_holds_are_a_memory_error(tmp_path: Path) -> None:
+def test_a_read_larger_than_memory_raises_memory_error(tmp_path: Path) -> None:
     path = tmp_path / "zeros.elf"
     path.write_bytes(core((0x1000, 2**62, b"x")))
     memory = Memory.open(path)
@@ -177,7 +177,7 @@ def test_every_prefix_of_a_core_opens_or_is_refused(tmp_path: Path) -> None:
                 Memory.open(path)
 
 
-def test_bytes_are_memory_too() -> None:
+def test_bytes_are_accepted_as_memory() -> None:
     memory = Memory.from_segments([(0x2000, b"later"), (0x1000, bytearray(b"first")), (0x1005, b"+")])
     assert memory.ranges == [(0x1000, 6), (0x2000, 5)]
     assert memory.read(0x1000, 6) == b"first+"

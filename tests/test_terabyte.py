@@ -1,4 +1,4 @@
-"""A million folios all over a terabyte, handed to another process through a memfd or a file."""
+"""A million folios scattered over a terabyte are handed to another process through a memfd or a file."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def random_folios(seed: int, count: int) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize(
     ("backing", "count", "bitmap_bytes"),
-    [("memfd", 1 << 20, 4096), ("file", 1 << 17, 512)],  # each folio has a page of its own in memory or on the disk
+    [("memfd", 1 << 20, 4096), ("file", 1 << 17, 512)],  # each folio takes a page of memory or of the disk
 )
 def test_the_folios_of_a_terabyte_reach_another_process(
     backing: str, count: int, bitmap_bytes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -1,4 +1,4 @@
-"""Each finding is found under its own id, in what has nothing else wrong; what a kernel wrote is in order."""
+"""Each defect is found under its own id, in an otherwise valid handover; captures have no errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class Edit:
-    """A memory that can be damaged: the pages of a handover by address."""
+    """A memory to be damaged: the pages of a handover by address."""
 
     def __init__(self, segments: list[tuple[int, bytes]], scratch_phys: int = 0) -> None:
         self.sane = segments
@@ -43,7 +43,7 @@ class Edit:
 
     @cached_property
     def inc(self) -> kho.Incoming:
-        """The handover as it is without damage."""
+        """The undamaged handover."""
         return kho.open(kho.Memory.from_segments(self.sane))
 
     @property
@@ -69,14 +69,14 @@ class Edit:
         self.put(phys, struct.pack("<Q", value))
 
     def replace(self, phys: int, old: bytes, new: bytes) -> None:
-        """Replaces the one place in the page at `phys` that has the bytes `old`."""
+        """Replace the only occurrence of the bytes `old` in the page at `phys`."""
         page = self.get(phys, PAGE)
         assert page.count(old) == 1
         assert len(old) == len(new)
         self.put(phys + page.index(old), new)
 
     def preserve(self, phys: int, order: int, on: bool = True) -> None:
-        """Sets or clears a key of a kho-v4 tree with pages of 4 KiB, where its leaf is there."""
+        """Set or clear a key of a kho-v4 tree with 4 KiB pages; its leaf must exist."""
         key, node = 1 << (52 - order) | phys >> (12 + order), self.map_phys
         for level in range(5, 0, -1):
             node = self.u64(node + 8 * (key >> ((level - 1) * 9 + 15) & 511))
@@ -86,7 +86,7 @@ class Edit:
         assert bool(old & bit) != on
         self.put(byte, bytes([old ^ bit]))
 
-    # Where things are in a sane one: sessions vm-1 and cache, a kho_test, each as the tables below need them.
+    # Addresses in a valid handover: sessions vm-1 and cache, and kho_test, as the tables below need them.
 
     @property
     def map_phys(self) -> int:
@@ -98,7 +98,7 @@ class Edit:
 
     @cached_property
     def big(self) -> kho.FolioInfo:
-        """The largest folio of kho_test, whose order no other folio has."""
+        """The largest folio of kho_test; no other folio has its order."""
         test = self.inc.payloads["kho_test"]
         assert isinstance(test, KhoTest)
         return kho.FolioInfo(*max(test.folios, key=lambda folio: folio[1]))
@@ -124,7 +124,7 @@ class Edit:
         return found
 
     def record(self, n: int, token: int = 0x10) -> int:
-        """A record of a file's list of folios; each has 16 bytes: pfn and flags, index."""
+        """The address of a record of a file's folio list; each has 16 bytes: pfn and flags, index."""
         return self.memfd(token).list.blocks[0] + 16 * n
 
 
@@ -135,13 +135,13 @@ def captured() -> list[tuple[int, bytes]]:
 
 
 def capture() -> Edit:
-    """A handover of Linux 7.3.4, complete."""
+    """A complete handover of Linux 7.3.4."""
     return Edit(captured(), int(captures.expected(NAME)["scratch_phys"]))
 
 
 @cache
 def handed_over() -> tuple[list[tuple[int, bytes]], int]:
-    """What a kernel would keep of an arena with a complete handover, and where the scratch array is."""
+    """The memory that a kernel would keep of an arena with a complete handover, and the scratch array's address."""
     arena = kho.Arena("96M", scratch="4M,8M,4M")
     out = kho.Outgoing(arena, "kho-v4")
     out.add_memfd("vm-1", 0x10, random.Random(1).randbytes(6 * MIB))
@@ -167,19 +167,19 @@ def written() -> Edit:
 
 
 class Case(NamedTuple):
-    """What to damage, how, and what `verify` is told."""
+    """A defect: the base, the damage, and the arguments of `verify`."""
 
     damage: Callable[[Edit], None] = lambda edit: None
     options: Callable[[Edit], dict[str, Any]] = lambda edit: {}
     base: Callable[[], Edit] | None = None
-    """Where it is not one of `BASES`."""
+    """The base, if it is not one of `BASES`."""
 
 
 BASES = {"captured": capture, "written": written}
 
 
 def root_value(old: int, new: int) -> Callable[[Edit], None]:
-    """Replaces the value of a property of the root FDT."""
+    """Damage that replaces the value of a property of the root FDT."""
 
     def damage(edit: Edit) -> None:
         page = edit.get(edit.fdt_phys, PAGE)
@@ -191,7 +191,7 @@ def root_value(old: int, new: int) -> Callable[[Edit], None]:
 
 
 def put(where: Callable[[Edit], int], form: str, *values: Any) -> Callable[[Edit], None]:
-    """Writes a struct."""
+    """Damage that writes a struct."""
     return lambda edit: edit.put(where(edit), struct.pack("<" + form, *values))
 
 
@@ -219,7 +219,7 @@ def misaligned_start() -> Edit:
 
 
 def either_page_size() -> Edit:
-    """A kho-v1 map that reads as well with pages of 4 KiB as of 16 KiB: the FDT's bit is set in both."""
+    """A kho-v1 map that is equally valid with 4 KiB and 16 KiB pages: the FDT's bit is set in both readings."""
     fdt, chunk, bitmap = 0x10000, 0x20000, 0x30000
     edit = Edit([(0, bytes(512 << 10))])
     root = Node({"compatible": b"kho-v1\0", "preserved-memory-map": struct.pack("<Q", chunk)})
@@ -243,7 +243,7 @@ def own_scratch(edit: Edit) -> dict[str, Any]:
 
 
 def in_own_scratch(edit: Edit) -> None:
-    """Preserves a page of scratch in the leaf that has the single page of highest address."""
+    """Preserve a page of scratch, in the leaf of the order-0 folio with the highest address."""
     leaf = max(phys for phys, order in edit.inc.folios if order == 0) // LEAF
     assert edit.inc.scratch
     edit.preserve(next(addr for addr, _ in edit.inc.scratch if addr // LEAF == leaf), 0)
@@ -251,7 +251,7 @@ def in_own_scratch(edit: Edit) -> None:
 
 LEAF = 32768 * PAGE
 NOWHERE = 0x700_0000
-"""An address without memory in either base, in a leaf that is there."""
+"""An address without memory in either base, in an existing leaf."""
 
 CORRUPTIONS: dict[str, Case] = {
     "KHO001": Case(lambda edit: root_value(edit.map_phys, 0)(edit)),
@@ -299,7 +299,7 @@ def ids(found: list[Finding]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", captures.NAMES)
-def test_what_a_kernel_wrote_is_in_order(name: str) -> None:
+def test_handovers_of_real_kernels_have_no_errors(name: str) -> None:
     found = verify(captures.elf(name))
     assert [f for f in found if f.severity != "note"] == []
     done = run("verify", captures.elf(name))
@@ -309,7 +309,7 @@ def test_what_a_kernel_wrote_is_in_order(name: str) -> None:
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("rule", CORRUPTIONS)
-def test_a_corruption_is_found_under_its_own_id(rule: str, base: str) -> None:
+def test_each_corruption_is_found_under_its_id(rule: str, base: str) -> None:
     case = CORRUPTIONS[rule]
     edit = (case.base or BASES[base])()
     case.damage(edit)
@@ -324,7 +324,7 @@ def test_a_corruption_is_found_under_its_own_id(rule: str, base: str) -> None:
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_the_base_of_the_corruptions_has_nothing_wrong(base: str) -> None:
+def test_the_undamaged_bases_have_no_findings(base: str) -> None:
     edit = BASES[base]()
     assert verify(edit.memory) == verify(edit.inc) == []
 
@@ -334,7 +334,7 @@ def test_every_rule_has_a_corruption() -> None:
     assert list(RULES) == [f"KHO{n:03}" for n in range(1, len(RULES) + 1)]
 
 
-def test_an_fdt_that_debugfs_cut_short_still_says_abi_and_map() -> None:
+def test_a_truncated_fdt_of_debugfs_still_gives_abi_and_map() -> None:
     path = captures.DATA / NAME / "host/stage1/sys/kernel/debug/kho/out/fdt"
     (found,) = verify(path)
     assert found.id == "KHO003"
@@ -344,11 +344,11 @@ def test_an_fdt_that_debugfs_cut_short_still_says_abi_and_map() -> None:
 
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("name", captures.V1_NAMES)
-def test_an_fdt_by_itself_can_be_in_order(name: str, stage: int) -> None:
+def test_a_bare_fdt_can_be_valid(name: str, stage: int) -> None:
     assert verify_fdt(captures.debugfs(name, stage, "out/fdt" if stage == 1 else "in/fdt")) == []
 
 
-def test_what_else_can_be_said_of_a_map_that_cannot_be_read_is_said() -> None:
+def test_an_unreadable_map_does_not_hide_other_findings() -> None:
     edit = capture()
     shared_node(edit)
     root_value(240, 100)(edit)
@@ -358,7 +358,7 @@ def test_what_else_can_be_said_of_a_map_that_cannot_be_read_is_said() -> None:
     assert found[0].phys
 
 
-def test_places_are_listed_up_to_a_number_and_counted_beyond() -> None:
+def test_findings_are_limited_and_the_rest_is_counted() -> None:
     edit = capture()
     places = [edit.big.phys + n * PAGE for n in (0, 2, 4, 6)]
     for phys in places:
@@ -368,7 +368,7 @@ def test_places_are_listed_up_to_a_number_and_counted_beyond() -> None:
     assert found[1].value.endswith("(and 2 more places)")
 
 
-def test_a_clean_handover_that_was_opened_verifies_as_it_is() -> None:
+def test_an_open_handover_is_verified() -> None:
     assert verify(capture().inc) == []
 
 
@@ -386,7 +386,7 @@ def test_an_arena_is_checked_with_its_own_nodes() -> None:
 
 
 def attempt(source: Path | kho.Memory) -> list[Finding] | kho.KhoError:
-    """What verify makes of it, soon: findings, or an error of kho."""
+    """The result of verify in bounded time: findings, or a `KhoError`."""
     result: list[Finding] | kho.KhoError
     with bounded():
         try:
@@ -404,7 +404,7 @@ def check(result: list[Finding] | kho.KhoError) -> None:
 
 
 @pytest.mark.parametrize("what", sorted([*hostile.REFUSED, *hostile.ODD, *hostile.FILES]))
-def test_what_no_kernel_writes_is_a_finding_or_an_error(what: str, tmp_path: Path) -> None:
+def test_malformed_images_give_findings_or_an_error(what: str, tmp_path: Path) -> None:
     path = tmp_path / "hostile.elf"
     if what in hostile.FILES:
         path.write_bytes(hostile.FILES[what](hostile.sane().to_bytes()))
@@ -419,7 +419,7 @@ def test_what_no_kernel_writes_is_a_finding_or_an_error(what: str, tmp_path: Pat
 
 
 @given(st.integers(0, 2**64), st.binary(min_size=1, max_size=16))
-def test_bytes_changed_anywhere_are_findings_or_errors(where: int, value: bytes) -> None:
+def test_changed_bytes_give_findings_or_an_error(where: int, value: bytes) -> None:
     edit = capture()
     phys = list(edit.segments)[where % len(edit.segments)]
     data = edit.segments[phys]
@@ -432,7 +432,7 @@ def test_bytes_changed_anywhere_are_findings_or_errors(where: int, value: bytes)
 
 
 def damaged(tmp_path: Path, *rules: str) -> Path:
-    """A raw file of the capture's low memory, damaged."""
+    """A raw file of the capture's low memory, with defects."""
     edit = capture()
     for rule in rules:
         CORRUPTIONS[rule].damage(edit)
@@ -444,7 +444,7 @@ def damaged(tmp_path: Path, *rules: str) -> Path:
     return path
 
 
-def test_errors_make_the_exit_code_one(tmp_path: Path) -> None:
+def test_errors_exit_1(tmp_path: Path) -> None:
     done = run("verify", f"{damaged(tmp_path, 'KHO012')}@0")
     assert done.code == 1
     assert done.err == ""
@@ -453,14 +453,14 @@ def test_errors_make_the_exit_code_one(tmp_path: Path) -> None:
     assert RULES["KHO012"].advice in done.out
 
 
-def test_findings_come_as_data(tmp_path: Path) -> None:
+def test_findings_are_printed_as_json(tmp_path: Path) -> None:
     done = run("verify", "--json", f"{damaged(tmp_path, 'KHO024', 'KHO034')}@0")
     assert done.code == 1
     assert done.json["counts"] == {"error": 1, "warning": 0, "note": 1}
     assert [(f["id"], f["severity"]) for f in done.json["findings"]] == [("KHO024", "error"), ("KHO034", "note")]
 
 
-def test_findings_come_as_sarif(tmp_path: Path) -> None:
+def test_findings_are_printed_as_sarif(tmp_path: Path) -> None:
     done = run("verify", "--sarif", f"{damaged(tmp_path, 'KHO012')}@0")
     assert done.code == 1
     log = done.json
@@ -498,7 +498,7 @@ SARIF = {
     "address": {"absoluteAddress", "kind"},
     "logicalLocations": {"fullyQualifiedName"},
 }
-"""Of SARIF 2.1.0's objects the properties that are used: its schema allows no others than it knows."""
+"""The properties of SARIF 2.1.0 objects that kho uses; the schema allows no unknown ones."""
 
 
 def check_sarif(name: str, value: Any) -> None:
@@ -515,7 +515,7 @@ def check_sarif(name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("rule", ["KHO001", "KHO012", "KHO022", "KHO034"])
-def test_sarif_has_only_what_its_schema_knows(rule: str, tmp_path: Path) -> None:
+def test_sarif_output_conforms_to_its_schema(rule: str, tmp_path: Path) -> None:
     done = run("verify", "--sarif", f"{damaged(tmp_path, rule)}@0")
     check_sarif("log", done.json)
     assert rule in [result["ruleId"] for result in done.json["runs"][0]["results"]]
@@ -537,12 +537,12 @@ def test_all_rules_are_listed() -> None:
     assert [rule["id"] for rule in run("verify", "--list", "--json").json["rules"]] == list(RULES)
 
 
-def test_the_page_about_findings_is_what_the_rules_say() -> None:
+def test_findings_md_matches_the_rules() -> None:
     page = (ROOT / "docs/findings.md").read_text()
     assert page == findings.markdown() == run("verify", "--list", "--markdown").out
 
 
-def test_without_a_source_or_a_handover_the_exit_code_is_two(tmp_path: Path) -> None:
+def test_without_a_source_or_a_handover_verify_exits_2(tmp_path: Path) -> None:
     assert run("verify").code == 2
     nothing = tmp_path / "nothing.bin"
     nothing.write_bytes(bytes(8192))
@@ -557,7 +557,7 @@ def test_a_finding_of_another_package_without_a_rule_is_a_warning() -> None:
 
 
 @pytest.mark.parametrize("name", ["linux-7.3.4-x86_64", "linux-6.18.15-x86_64"])
-def test_of_a_directory_what_debugfs_shows_is_checked(name: str) -> None:
+def test_the_fdts_of_a_debugfs_directory_are_checked(name: str) -> None:
     folder = captures.elf(name).parent / "host/stage1"
     found = verify(folder)
     assert [finding.id for finding in found] == (["KHO003"] if "7.3" in name else [])

@@ -1,4 +1,4 @@
-"""Payload writers: kernels' bytes written again, what is written read back, what is undone gone."""
+"""Payload writers: output equals the kernels' bytes, reads back, and is released completely when removed."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def arena_of(page_size: int = 4096, size: int = 64 * MIB) -> kho.Arena:
     return kho.Arena(size, page_size=page_size)
 
 
-# What kernels wrote, written again
+# Rewriting captures
 
 
 class Again:
-    """A capture's handover made anew: everything where the kernel had it, every list by the writers."""
+    """The handover of a capture, rewritten at the kernel's addresses with kho's writers."""
 
     def __init__(self, name: str) -> None:
         self.inc = inc = kho.open(captures.elf(name))
@@ -45,7 +45,7 @@ class Again:
         start = min(phys for phys, _ in runs) // MIB * MIB
         end = max(phys + size for phys, size in runs)
         self.arena = kho.Arena([(start, end - start)], page_size=self.page, scratch=inc.scratch)
-        # Bitmaps and nodes are made while everything the kernel had in use is taken; they stay where they are then.
+        # Bitmaps and nodes are allocated while all pages of the kernel are taken; their addresses do not change later.
         taken = [self.arena.alloc_at(*folio) for folio in inc.folios if folio.phys != inc.fdt_phys]
         place = {"fdt_phys": inc.fdt_phys, "map_phys": inc.preserved_memory_map}
         self.out = kho.Outgoing(self.arena, inc.compatible, bitmap_bytes=inc.bitmap_bytes, **place)
@@ -61,7 +61,7 @@ class Again:
             self.sessions(inc.luo)
 
     def copied(self, phys: int, order: int) -> kho.Folio:
-        """The folio that the kernel had there, with its contents."""
+        """A folio at the kernel's address, with its contents."""
         folio = self.arena.alloc_at(phys, order)
         memoryview(folio)[:] = self.inc.read(phys, folio.nbytes)
         return folio
@@ -111,16 +111,16 @@ def again(request: pytest.FixtureRequest) -> Again:
     return made
 
 
-def test_folios_root_and_scratch_are_those_of_the_kernel(again: Again) -> None:
+def test_folios_root_and_scratch_equal_the_kernels(again: Again) -> None:
     inc, out = again.inc, again.out
     assert out.folios() == inc.folios
     assert out.serialize() == bytes(inc.fdt)
     assert {name: at for name, (at, _) in out.subtrees.items()} == {n: s.phys for n, s in inc.subtrees.items()}
 
 
-def test_every_byte_the_kernel_preserved_is_written_again(again: Again) -> None:
+def test_every_preserved_byte_equals_the_kernels(again: Again) -> None:
     inc = again.inc
-    # Behind the end of an FDT its page still has what libfdt left there.
+    # After the end of an FDT, its page still contains data that libfdt left there.
     sizes = {sub.phys: sub.size for name, sub in inc.subtrees.items() if name in ("memblock", "kho_test")}
     sizes[inc.fdt_phys] = len(bytes(inc.fdt))
     for phys, order in inc.folios:
@@ -128,7 +128,7 @@ def test_every_byte_the_kernel_preserved_is_written_again(again: Again) -> None:
         assert again.arena.read(phys, size) == inc.read(phys, size), hex(phys)
 
 
-def test_luo_and_subtrees_are_the_kernels_bytes(again: Again) -> None:
+def test_luo_and_subtrees_equal_the_kernels_bytes(again: Again) -> None:
     inc = again.inc
     for sub in inc.subtrees.values():
         size = sub.size if sub.size is not None else inc.page_size
@@ -146,8 +146,8 @@ def test_luo_and_subtrees_are_the_kernels_bytes(again: Again) -> None:
 
 
 @pytest.mark.parametrize("again", sorted({*captures.RADIX_NAMES} - {*captures.LUO_V1_NAMES}), indirect=True)
-def test_the_tree_is_the_kernels(again: Again) -> None:
-    """As test_captures holds the chunks of kho-v1 to the kernel's."""
+def test_the_tree_equals_the_kernels(again: Again) -> None:
+    """test_captures does the same for the chunks of kho-v1."""
     inc = again.inc
 
     def leaves(read: Any, root: int) -> dict[int, bytes]:
@@ -188,7 +188,7 @@ def test_a_complete_handover_reads_back(abi: str, page_size: int, tmp_path: Path
 
 
 @pytest.mark.parametrize("page_size", PAGE_SIZES)
-def test_a_saved_handover_says_its_page_size_itself(page_size: int, tmp_path: Path) -> None:
+def test_a_saved_handover_needs_no_page_size(page_size: int, tmp_path: Path) -> None:
     _, out, expected = handovers.complete(page_size=page_size)
     out.save(tmp_path / "handover.elf")
     inc = kho.open(tmp_path / "handover.elf")
@@ -203,8 +203,8 @@ def test_a_complete_handover_verifies_clean(abi: str, page_size: int) -> None:
     assert verify.verify(kho.open(arena)) == []
 
 
-def test_two_handovers_of_one_recipe_are_one() -> None:
-    """The recipe is data: no clock and no chance in it."""
+def test_writing_the_same_payloads_twice_gives_the_same_bytes() -> None:
+    """Writers use no clock and no random numbers."""
     one, _, expected = handovers.complete()
     two, _, other = handovers.complete()
     assert expected == other
@@ -213,7 +213,7 @@ def test_two_handovers_of_one_recipe_are_one() -> None:
 
 
 @pytest.mark.parametrize("abi", ABIS)
-def test_until_it_is_finalized_luo_lists_nothing(abi: str) -> None:
+def test_luo_lists_are_empty_until_finalize(abi: str) -> None:
     arena, out, expected = handovers.complete(abi)
     out.abort()
     luo = kho.open(arena, fdt_phys=out.fdt_phys).luo if abi != "kho-v1" else None
@@ -227,7 +227,7 @@ def test_until_it_is_finalized_luo_lists_nothing(abi: str) -> None:
 
 
 @pytest.mark.parametrize("abi", ABIS)
-def test_what_is_removed_leaves_nothing(abi: str) -> None:
+def test_removed_payloads_leave_no_pages(abi: str) -> None:
     arena = arena_of()
     out = kho.Outgoing(arena, abi)
     bare = set(out.folios())
@@ -255,7 +255,7 @@ def test_what_is_removed_leaves_nothing(abi: str) -> None:
         for name in list(out.subtrees):
             out.remove_subtree(name)
         assert set(out.folios()) == bare
-    # The map's nodes and bitmaps stay, as the kernel's do.
+    # Nodes and bitmaps of the map stay allocated, as in the kernel.
     assert arena.allocated_pages - allocated <= 40
     for folio in test:
         assert folio.free()
@@ -265,7 +265,7 @@ def test_what_is_removed_leaves_nothing(abi: str) -> None:
 
 
 @pytest.mark.parametrize("abi", ABIS)
-def test_a_handover_that_is_dropped_leaves_nothing(abi: str) -> None:
+def test_a_dropped_handover_leaves_no_pages(abi: str) -> None:
     arena = arena_of()
     out = kho.Outgoing(arena, abi)
     out.add_memfd("a", 1, bytes(5 * 4096))
@@ -277,7 +277,7 @@ def test_a_handover_that_is_dropped_leaves_nothing(abi: str) -> None:
     assert kho.Outgoing(arena, abi).nr_folios == 1
 
 
-def test_a_finalized_handover_outlives_its_maker() -> None:
+def test_a_finalized_handover_outlives_its_object() -> None:
     arena, out, expected = handovers.complete()
     del out
     gc.collect()
@@ -289,8 +289,8 @@ def test_a_finalized_handover_outlives_its_maker() -> None:
 
 @pytest.mark.parametrize("page_size", PAGE_SIZES)
 @pytest.mark.parametrize("extra", [-1, 0, 1])
-def test_chunks_are_filled_as_the_kernel_fills_them(page_size: int, extra: int) -> None:
-    """A chunk that has become full is followed by another, which stays empty if that was all."""
+def test_chunks_are_filled_as_in_the_kernel(page_size: int, extra: int) -> None:
+    """A full chunk is followed by another one, which may stay empty."""
     most = page_size // 8 - 1
     arena = kho.Arena((most + 64) * page_size, page_size=page_size)
     out = kho.Outgoing(arena, "kho-v4")
@@ -310,7 +310,7 @@ def test_chunks_are_filled_as_the_kernel_fills_them(page_size: int, extra: int) 
     assert _kho.Vmalloc(kho.open(arena), descriptor).blocks == listed
 
 
-def test_vmalloc_says_what_it_cannot_list() -> None:
+def test_invalid_vmalloc_areas_are_refused() -> None:
     arena = arena_of()
     out = kho.Outgoing(arena, "kho-v4")
     before = out.nr_folios
@@ -321,11 +321,11 @@ def test_vmalloc_says_what_it_cannot_list() -> None:
     assert out.nr_folios == before
     assert out.preserve_vmalloc(b"") == bytes(16)
     out.unpreserve_vmalloc(bytes(16))
-    with pytest.raises(kho.NotFoundError, match="has not preserved it"):
+    with pytest.raises(kho.NotFoundError, match="not preserved by this handover"):
         out.unpreserve_vmalloc(struct.pack("<QIHH", 4096, 1, 1, 0))
 
 
-def test_folios_a_caller_preserved_stay_preserved() -> None:
+def test_folios_preserved_by_the_caller_stay_preserved() -> None:
     arena = arena_of()
     out = kho.Outgoing(arena, "kho-v4")
     folio = arena.alloc(1)
@@ -351,7 +351,7 @@ def test_a_memfd_has_holes_where_no_folio_is() -> None:
 
 
 @pytest.mark.parametrize("abi", ["kho-v3", "kho-v4"])
-def test_what_luo_cannot_hold_is_refused(abi: str) -> None:
+def test_invalid_sessions_and_files_are_refused(abi: str) -> None:
     out = kho.Outgoing(arena_of(), abi)
     out.add_memfd("s", 1, b"")
     state = set(out.folios())
@@ -377,14 +377,14 @@ def test_what_luo_cannot_hold_is_refused(abi: str) -> None:
     with pytest.raises(kho.NotFoundError):
         out.remove_session("new")
     if abi == "kho-v3":
-        with pytest.raises(kho.ParameterError, match="memfd-v1 has no place"):
+        with pytest.raises(kho.ParameterError, match="memfd-v1 cannot record seals"):
             out.add_memfd("new", 1, b"", seals=1)
     assert set(out.folios()) == state
 
 
 @pytest.mark.parametrize("nr", [1, 51, 52, 120])
 def test_blocks_are_chained_when_they_are_full(nr: int) -> None:
-    """51 sessions of 80 bytes fill a page behind its header of 16; 63 files of 64 bytes do."""
+    """After a header of 16 bytes, a page holds 51 sessions of 80 bytes, or 63 files of 64 bytes."""
     arena = arena_of()
     out = kho.Outgoing(arena, "kho-v4")
     for i in range(nr):
@@ -411,7 +411,7 @@ def test_blocks_are_chained_when_they_are_full(nr: int) -> None:
     assert len(luo.sessions["s0"].blocks) == 1
 
 
-def test_luo_v1_has_the_kernels_room() -> None:
+def test_luo_v1_has_the_kernels_limits() -> None:
     out = kho.Outgoing(arena_of(), "kho-v3")
     for token in range(256):
         out.add_file("s", token, "vendor,thing-v1", 0)
@@ -427,7 +427,7 @@ def test_luo_v1_has_the_kernels_room() -> None:
     assert len(luo.sessions["s"].files) == 256
 
 
-def test_flbs_fill_their_page() -> None:
+def test_flbs_are_limited_to_their_page() -> None:
     out = kho.Outgoing(arena_of(), "kho-v4")
     for i in range(63):
         out.add_flb(f"flb{i}", i)
@@ -442,7 +442,7 @@ def test_flbs_fill_their_page() -> None:
     assert [flb.data for flb in kho.open(out.arena).luo.flbs] == list(range(1, 63))
 
 
-def test_reserve_mem_regions_come_and_go() -> None:
+def test_reserve_mem_regions_can_be_added_and_removed() -> None:
     arena = arena_of()
     out = kho.Outgoing(arena, "kho-v4")
     one = out.add_reserve_mem("one", 5 * 4096)
@@ -454,7 +454,7 @@ def test_reserve_mem_regions_come_and_go() -> None:
     for size in (0, -4096, 100):
         with pytest.raises(kho.ParameterError, match="multiple of 4096"):
             out.add_reserve_mem("four", size)
-    with pytest.raises(kho.ParameterError, match="a gap behind"):
+    with pytest.raises(kho.ParameterError, match="a gap after"):
         out.add_reserve_mem("four", [arena.alloc_at(40 * MIB), arena.alloc_at(41 * MIB)])
     with pytest.raises(kho.PageStateError):
         out.add_reserve_mem("four", 4096, start=48 * MIB)
@@ -498,12 +498,12 @@ def test_kho_test_lists_any_number_of_folios(nr: int, inline: bool) -> None:
     assert (test.nr_folios, len(test.folios), test.csum, test.holds()) == (nr, nr, 0, True)
 
 
-def test_placed_puts_pages_where_it_is_told() -> None:
+def test_placed_sets_the_addresses_of_pages() -> None:
     arena = arena_of()
     out = kho.Outgoing(arena, "kho-v4")
     with out.placed([0x100000, 0x108000]):
         assert out.preserve_vmalloc(b"x") == struct.pack("<QIHH", 0x108000, 1, 1, 0)
-    with pytest.raises(kho.ParameterError, match="nothing was put at 0x200000"), out.placed([0x200000]):
+    with pytest.raises(kho.ParameterError, match="no page was allocated at 0x200000"), out.placed([0x200000]):
         pass
     with pytest.raises(kho.PageStateError), out.placed([0x100000]):
         out.preserve_vmalloc(b"x")
@@ -518,7 +518,7 @@ def summed(parts: list[bytes]) -> int:
 
 
 @given(st.lists(st.binary(max_size=64).map(lambda raw: raw.ljust(-(-len(raw) // 4) * 4, b"\0")), max_size=5))
-def test_both_machines_sums_are_one_checksum(parts: list[bytes]) -> None:
+def test_the_sums_of_both_machines_fold_to_one_checksum(parts: list[bytes]) -> None:
     for machine in ("x86_64", "aarch64"):
         total = kernel_write.csum(parts, machine)
         assert 0 <= total < 1 << 32
@@ -527,7 +527,7 @@ def test_both_machines_sums_are_one_checksum(parts: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
-def test_sums_keep_the_zero_that_is_not_0(machine: str) -> None:
+def test_only_the_sum_of_zeros_is_0(machine: str) -> None:
     assert kernel_write.csum([b"\xff" * 8], machine) == (0xFFFFFFFF if machine == "x86_64" else 0xFFFF)
     assert kernel_write.csum([bytes(8)], machine) == 0
     assert kernel_write.csum([b"\xff" * (1 << 20)], machine) != 0
@@ -582,7 +582,7 @@ def test_files_of_any_contents_and_orders_read_back(
     assert left == {inc.subtrees["LUO"].phys}
 
 
-def test_memory_is_copied_once_and_from_any_buffer(tmp_path: Path) -> None:
+def test_data_is_copied_once_from_any_buffer(tmp_path: Path) -> None:
     arena = arena_of()
     out = kho.Outgoing(arena, "kho-v4")
     path = tmp_path / "contents"
@@ -602,8 +602,8 @@ def test_memory_is_copied_once_and_from_any_buffer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("abi", ABIS)
-def test_the_root_has_its_place_before_the_map_has_any(abi: str) -> None:
-    """The map's pages are the lowest free ones, which is where the root is wanted."""
+def test_the_root_is_placed_before_the_map(abi: str) -> None:
+    """The map takes the lowest free pages, and the requested address of the root is one of them."""
     lowest = arena_of().alloc().phys
     assert kho.Outgoing(arena_of(), abi, fdt_phys=lowest).fdt_phys == lowest
     with pytest.raises(kho.PageStateError):

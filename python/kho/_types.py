@@ -1,4 +1,4 @@
-"""The records kho hands out."""
+"""Record types in results of kho."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["SEVERITIES", "FolioInfo", "MemfdFolio", "OwnedRange", "PageInfo", "P
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
-"""Of what a rule finds, the worst first."""
+"""Severities of findings, the most severe first."""
 
 
 class FolioInfo(NamedTuple):

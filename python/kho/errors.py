@@ -1,7 +1,7 @@
-"""The exceptions of kho: one class per thing a caller can do about it.
+"""The exceptions of kho: one class per reaction of a caller.
 
-All derive from `KhoError` and, where a builtin says the same, from that builtin too, so that
-``except ValueError`` and ``except kho.KhoError`` both read naturally.
+All derive from `KhoError` and, where a builtin exception has the same meaning, from that builtin too, so both
+``except ValueError`` and ``except kho.KhoError`` work.
 """
 
 from __future__ import annotations
@@ -53,29 +53,29 @@ __all__ = [
 
 
 class KhoError(Exception):
-    """Whatever kho refuses. The message names the place and the value."""
+    """Base class of all exceptions of kho. The message names the place, the value and the rule."""
 
     kind: str | None = None
-    """What is wrong with a node of a map or list: unaligned, outside, order, count, cycle, shared, length, entry, and
-    start or block for an address that nothing of its order can have; devicetree for one that is no handover's root."""
+    """The kind of error in a node of a map or list: unaligned, outside, order, count, cycle, shared, length, entry;
+    start or block for an address that is not aligned to its order; devicetree for an FDT that is not a handover's."""
     phys: int | None = None
-    """The address it is wrong at, where the error is about one."""
+    """Physical address of the error, or None."""
 
 
 class ParameterError(KhoError, ValueError):
-    """An argument that makes no sense in itself: a page size, a bitmap size, a scratch string."""
+    """An invalid argument, such as a page size, a bitmap size or a scratch string."""
 
 
 class MisalignedError(ParameterError):
-    """A pfn or address that is no multiple of what it must be (EINVAL)."""
+    """A pfn or address that is not aligned as required (EINVAL)."""
 
 
 class OrderError(ParameterError):
-    """A folio order beyond what the format or the allocator knows."""
+    """A folio order that exceeds the limit of the format or the allocator."""
 
 
 class OutOfRangeError(ParameterError):
-    """A pfn or address beyond the address space."""
+    """A pfn or address outside the address space."""
 
 
 class NotStorableError(ParameterError, TypeError):
@@ -93,11 +93,11 @@ class NotCopyableError(KhoError, TypeError):
 
 
 class OutsideMemoryError(KhoError, LookupError):
-    """Physical memory that the image or arena does not have."""
+    """An access to physical memory outside the image or arena."""
 
 
 class ScratchOverlapError(KhoError, ValueError):
-    """Preserved memory or metadata would lie in scratch, where the next kernel boots (EINVAL)."""
+    """Preserved memory or metadata overlaps scratch, from which the next kernel allocates at boot (EINVAL)."""
 
 
 class FinalizedError(KhoError):
@@ -105,19 +105,19 @@ class FinalizedError(KhoError):
 
 
 class ExistsError(KhoError):
-    """A subtree name given twice (EEXIST)."""
+    """A name or token that exists already (EEXIST)."""
 
 
 class NotFoundError(KhoError, LookupError):
-    """A subtree, node or property that is not there (ENOENT)."""
+    """A subtree, node, property, session or file that does not exist (ENOENT)."""
 
 
 class NotRestorableError(KhoError, LookupError):
-    """A folio that is not, or no longer, there to restore."""
+    """A folio that was not preserved, or was restored before."""
 
 
 class PageStateError(KhoError, ValueError):
-    """A page in another state than the request needs: a double free, an `alloc_at` of a page in use."""
+    """A page in a state that does not allow the request: a double free, an `alloc_at` of a page in use."""
 
 
 class FreedFolioError(PageStateError):
@@ -140,19 +140,19 @@ class OutOfMemoryError(KhoError, MemoryError):
 
 
 class StaleError(KhoError):
-    """The arena was taken over since this object was made."""
+    """An object from before the arena was taken over."""
 
 
 class FormatError(KhoError, ValueError):
-    """Memory that is not what a kernel would have written: the place and the value are in the message."""
+    """A malformed structure in memory; the message names the place and the value."""
 
 
 class FdtError(FormatError):
-    """A flattened devicetree that is malformed, cut short, or does not fit."""
+    """A flattened devicetree that is malformed, truncated, or does not fit its buffer."""
 
 
 class UnsupportedAbiError(FormatError):
-    """A `compatible` this version of kho does not decode."""
+    """A `compatible` that this version of kho does not decode."""
 
 
 class NoHandoverError(KhoError, LookupError):
@@ -164,11 +164,11 @@ class SourceError(KhoError, OSError):
 
 
 class AccessError(SourceError, PermissionError):
-    """A file or directory that this user may not use (EACCES, EPERM)."""
+    """A file or directory without permission for this user (EACCES, EPERM)."""
 
 
 class ReadOnlyError(SourceError):
-    """A file or directory on a file system that is mounted read-only (EROFS)."""
+    """A file or directory on a read-only file system (EROFS)."""
 
 
 class UntrustedError(SourceError):
@@ -179,11 +179,11 @@ class UntrustedError(SourceError):
 
 
 class DescriptorLimitError(KhoError, OSError):
-    """No descriptor is left, for this process (EMFILE) or for the machine (ENFILE)."""
+    """Out of file descriptors, in this process (EMFILE) or on the machine (ENFILE)."""
 
 
 class BusyError(KhoError):
-    """An image that somebody else has, or that is offered to a successor (EBUSY)."""
+    """An image that another process owns, or that is offered to a successor (EBUSY)."""
 
 
 class NotOwnerError(KhoError):
@@ -194,7 +194,7 @@ class NotOwnerError(KhoError):
 
 
 class SchemaError(KhoError, ValueError):
-    """An image of another name or version than was asked for. The message names both."""
+    """An image with another name or version than requested; the message names both."""
 
 
 class LuoError(KhoError, OSError):
@@ -204,17 +204,17 @@ class LuoError(KhoError, OSError):
     """
 
     def __str__(self) -> str:
-        """The sentence, and the kernel's name for it."""
+        """Return the message, followed by the name of `errno`."""
         name = None if self.errno is None else errorcode.get(self.errno, self.errno)
         return super().__str__() if name is None else f"{self.strerror} ({name})"
 
 
 class LuoUnavailableError(LuoError):
-    """There is no live update device: the kernel has none, or was booted without `liveupdate=on`."""
+    """No live update device: the kernel does not support it, or was booted without `liveupdate=on`."""
 
 
 class LuoPermissionError(LuoError, PermissionError):
-    """The device may not be used by this user (EPERM, EACCES)."""
+    """No permission for the device (EPERM, EACCES)."""
 
 
 class LuoBusyError(LuoError):
@@ -225,19 +225,19 @@ class LuoBusyError(LuoError):
 
 
 class LuoExistsError(LuoError, ExistsError):
-    """A session name or a token given twice (EEXIST)."""
+    """A duplicate session name or token (EEXIST)."""
 
 
 class LuoNotFoundError(LuoError, NotFoundError):
-    """A session or token that the last kernel did not hand over (ENOENT)."""
+    """A session or token that the previous kernel did not hand over (ENOENT)."""
 
 
 class LuoStateError(LuoError):
-    """A session that is closed, was retrieved before, or is of the other direction (EBADF, EINVAL)."""
+    """A session that is closed, was retrieved before, or has the other direction (EBADF, EINVAL)."""
 
 
 class LuoFileError(LuoError):
-    """A file that cannot be preserved: no memfd, of huge pages, with unknown seals, not open."""
+    """A file that cannot be preserved: not a memfd, with huge pages, with unknown seals, or not open."""
 
 
 class LuoRetrieveError(LuoError):
@@ -248,4 +248,4 @@ class LuoRetrieveError(LuoError):
 
 
 class LuoAbiError(LuoError):
-    """A kernel that knows another form of a request, or not this request (EINVAL, E2BIG, ENOTTY)."""
+    """A kernel with another version of a request, or without this request (EINVAL, E2BIG, ENOTTY)."""

@@ -1,7 +1,7 @@
-"""Flattened devicetrees: what a handover's root, and many a subtree, is stored in.
+"""Flattened devicetrees (FDT), the format of a handover's root and of many subtrees: read, write, print.
 
-The reader takes any bytes without harm; the writer's bytes equal those of libfdt's sequential writer. KHO writes values
-in native byte order, while the format's own words are big-endian, as are the values of every other devicetree.
+The reader is safe on arbitrary bytes; the writer's output is identical to that of libfdt's sequential writer. KHO
+stores values in native byte order; the format's own words, and the values of all other devicetrees, are big-endian.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ MAGIC = b"\xd0\x0d\xfe\xed"
 
 
 def parse(blob: Buffer) -> Fdt:
-    """Read a blob strictly: `Fdt(blob)`. See `Fdt.partial` for one that is cut short.
+    """Parse a blob strictly, as `Fdt(blob)`; `Fdt.partial` reads a truncated one.
 
-    Raises: FdtError with the offset of the first thing that is wrong.
+    Raises: FdtError with the offset of the first error.
     """
     return Fdt(blob)
 
 
 NOTES = {
     "blob-size": "bytes",
-    "csum": "csum_partial over the folios",
+    "csum": "csum_partial of the folios",
     "fdt": "physical address of the producer's FDT",
     "folios_info": "struct kho_vmalloc",
     "liveupdate-number": "live updates so far",
@@ -68,38 +68,38 @@ NOTES = {
     "size": "bytes",
     "start": "physical address",
 }
-"""What the properties of KHO's own trees are; they are numbers even where they look like text."""
+"""Meaning of the properties in KHO's own trees; they are numbers even if the bytes look like text."""
 
 ROOT_NAMES = ("compatible", "preserved-memory-map", "fdt", "preserved-data", "blob-size")
-"""The properties a root FDT has (ABI section 2)."""
+"""Properties of a root FDT (abi.md section 2)."""
 
 Numbers = Literal["native", "cells"]
-"""How values are read: KHO's numbers in native byte order, or cells of 32 bits, big-endian, as dtc reads them."""
+"""Format of values: `native`, KHO's numbers in native byte order; `cells`, big-endian 32-bit cells as in dtc."""
 
 KHO_TREE = re.compile(rb"(?:kho|kho-test|luo|memblock|reserve-mem)-v[0-9]")
-"""How the compatible at the root of KHO's own trees begins; other trees have a vendor, a comma and a model there."""
+"""Prefixes of the root compatible in KHO's own trees; other trees have `vendor,model` there."""
 
 CHOSEN = "linux,kho-"
-"""How the properties of /chosen begin that tell an arm64 kernel of a handover: <address size> in cells
-(drivers/of/kexec.c), whatever tree they are in."""
+"""Prefix of the properties of /chosen that pass a handover to an arm64 kernel: `<address size>` in cells
+(drivers/of/kexec.c), in any tree."""
 
 DTS_HEAD = {
-    "native": "Numbers are in native byte order, as KHO stores them; dtc shows them byte-swapped.",
-    "cells": "Not one of KHO's own trees: numbers are big-endian cells, as dtc shows them.",
+    "native": "Numbers are in native byte order, as KHO stores them; dtc prints them byte-swapped.",
+    "cells": "Not one of KHO's own trees: numbers are big-endian cells, as dtc prints them.",
 }
 ESCAPES = {7: "\\a", 8: "\\b", 9: "\\t", 10: "\\n", 11: "\\v", 12: "\\f", 13: "\\r", 0x22: '\\"', 0x5C: "\\\\"}
 MOST_TEXT = 64 << 10
-"""Bytes of a property that is shown as text; longer ones are bytes."""
+"""Maximum bytes of a property that is shown as text; longer ones are shown as bytes."""
 _VMALLOC = struct.Struct("<QIHH")
 
 Prop = tuple[str | None, int, bytes]
-"""A property: name, None if it is cut off; its offset in the strings; value."""
+"""A property: name (None if truncated), offset of the name in the string block, value."""
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Fdt, FdtError | None] | None:
-    """Read a file that is a bare FDT: as `Fdt.partial`; None for a file that is something else.
+    """Read a file that is a bare FDT, as `Fdt.partial`; None if the file is not an FDT.
 
-    Raises: FdtError for a header that cannot be used; SourceError.
+    Raises: FdtError for an invalid header; SourceError.
     """
     try:
         with Path(path).open("rb") as file:
@@ -109,16 +109,18 @@ def load(path: str | os.PathLike[str]) -> tuple[Fdt, FdtError | None] | None:
             file.seek(0)
             raw = file.read(min(size, MOST_FDT + 1))
             if len(raw) > MOST_FDT:
-                raise FdtError(f"{os.fspath(path)}: a devicetree of {size} bytes: no kernel takes more than {MOST_FDT}")
+                raise FdtError(
+                    f"{os.fspath(path)}: a devicetree of {size} bytes exceeds {MOST_FDT}, the most a kernel accepts"
+                )
             return Fdt.partial(raw)
     except OSError as error:
         raise SourceError(f"{os.fspath(path)}: {error.strerror or error}") from error
 
 
 def numbers_of(fdt: Fdt) -> Numbers:
-    """Tell how a tree's values are stored: `native` if its root has a KHO compatible, else `cells`.
+    """Detect the format of a tree's values: `native` if its root has a compatible of KHO, else `cells`.
 
-    The compatible is known by its value where the names are cut off, as Linux 7.x shows its `out/fdt`.
+    If the property names are truncated, as in `out/fdt` of Linux 7.x, the compatible is recognized by its value.
     """
     texts = (raw for name, _, raw in _properties(fdt.root) if name in ("compatible", None))
     return "native" if any(KHO_TREE.match(raw) and raw.endswith(b"\0") for raw in texts) else "cells"
@@ -131,7 +133,7 @@ def value_of(name: str | None, raw: bytes, numbers: Numbers = "native", *, node:
     Native numbers are little-endian, as on every machine that has KHO. A value that could be text is text, unless the
     property is one of KHO's numbers. As cells a value is what dtc takes it for: text, cells, or else bytes.
 
-    Args: node: the path of the property's node; `linux,kho-*` of /chosen are cells in any tree.
+    Args: node: path of the property's node; `linux,kho-*` in /chosen are cells in any tree.
     """
     found: dict[str, Any]
     chosen = node == "/chosen" and (name or "").startswith(CHOSEN)
@@ -158,7 +160,7 @@ def value_of(name: str | None, raw: bytes, numbers: Numbers = "native", *, node:
 
 
 def _cells(raw: bytes) -> dict[str, Any]:
-    """Take a value for what dtc does (dtc's treesource.c, guess_value_type)."""
+    """Decode a value as dtc does (guess_value_type in dtc's treesource.c)."""
     nuls = raw.count(0)
     if not raw:
         return {"type": "empty", "value": None}
@@ -171,10 +173,10 @@ def _cells(raw: bytes) -> dict[str, Any]:
 
 
 def likely_names(fdt: Fdt) -> dict[int, str]:
-    """Tell names that are cut off by their lengths, which the offsets of their neighbours give.
+    """Guess truncated property names from their lengths, which follow from the offsets of adjacent names.
 
-    Linux 7.x shows its `out/fdt` in debugfs without the strings; KHO's names differ in length.
-    Returns: offset in the strings to name, for names of the root's format alone.
+    In debugfs of Linux 7.x the string block of `out/fdt` is missing; the names of KHO's properties differ in length.
+    Returns: offset in the string block -> name, only for properties of a root FDT.
     """
     raw = bytes(fdt)
     (end,) = struct.unpack_from(">I", raw, 32)  # size_dt_strings
@@ -185,7 +187,7 @@ def likely_names(fdt: Fdt) -> dict[int, str]:
 
 
 def _properties(node: Node) -> Iterator[Prop]:
-    """Iterate over a node's properties, a few at a time."""
+    """Yield a node's properties, read in small batches."""
     first = 0
     while some := node.some_properties(first, 512):
         yield from some
@@ -193,7 +195,7 @@ def _properties(node: Node) -> Iterator[Prop]:
 
 
 def _strings(raw: bytes) -> list[str] | None:
-    """Read NUL-terminated printable strings, none of them empty; None if it is something else."""
+    """Decode non-empty, printable, NUL-terminated strings; None if the bytes are not such strings."""
     if not raw.endswith(b"\0") or len(raw) > MOST_TEXT:
         return None
     parts = raw[:-1].split(b"\0")
@@ -203,12 +205,12 @@ def _strings(raw: bytes) -> list[str] | None:
 
 
 def to_json(fdt: Fdt, *, numbers: Numbers | None = None) -> dict[str, Any]:
-    """Give a tree as data.
+    """Return a tree as a dict for JSON.
 
-    Properties are a list, in order: name (None if it is cut off, with a likely_name, see `likely_names`), type, value
-    and note as `value_of`, raw in hex.
+    Properties are a list, in order: name (None if truncated, then with a likely_name, see `likely_names`), type, value
+    and note as in `value_of`, and raw in hex.
 
-    Args: numbers: how values are stored, in `numbers` of the result, too; `numbers_of` tells if not given.
+    Args: numbers: format of values, also in `numbers` of the result; default: `numbers_of`.
     """
 
     def node(it: Node, path: str) -> dict[str, Any]:
@@ -244,9 +246,9 @@ def _as_dict(prop: Prop, likely: dict[int, str], numbers: Numbers, path: str) ->
 def json_text(
     fdt: Fdt, more: dict[str, Any] | None = None, *, depth: int = 0, numbers: Numbers | None = None
 ) -> Iterator[str]:
-    """Write what `to_json` gives as JSON with `kho.jsontext`'s strings, piece by piece: a tree may be large.
+    """Yield the result of `to_json` as JSON text in pieces, as a tree may be large; strings as in `kho.jsontext`.
 
-    Args: more: what follows the tree. depth: how deep the text is nested in other text. numbers: as of `to_json`.
+    Args: more: further members after the tree. depth: nesting level of the text. numbers: as in `to_json`.
     """
     likely = likely_names(fdt)
     stored = numbers_of(fdt) if numbers is None else _known(numbers)
@@ -283,7 +285,7 @@ def json_text(
         yield pad(1) + f'"{key}": {value(found, 1)},'
     yield pad(1) + '"root": '
     yield from opened(fdt.root, "/", 1)
-    # The children that are still to be written of each open node, its path, and whether one was.
+    # For each open node: its remaining children, its path, and whether a child was written.
     stack: list[tuple[Iterator[Node], str, bool]] = [(iter(fdt.root.children), "/", False)]
     while stack:
         children, path, any_yet = stack.pop()
@@ -302,24 +304,24 @@ def json_text(
 
 
 def to_dts(fdt: Fdt, *, comment: str | None = None, numbers: Numbers | None = None) -> str:
-    """Write a tree as devicetree source, numbers shown as what they are.
+    """Return a tree as devicetree source, with numbers in their actual value.
 
-    Of KHO's own trees, whose numbers are native, 8 bytes are `/bits/ 64 <...>`, 4 bytes `<...>`, text is text, the rest
-    bytes in hex; dtc takes the result and stores numbers big-endian, so that they come out byte-swapped. Of others the
-    values are those that dtc shows, and dtc makes the same tree of the result again.
+    In KHO's own trees, whose numbers are native, 8 bytes are printed as `/bits/ 64 <...>`, 4 bytes as `<...>`, text as
+    text, and other values as hex bytes. dtc compiles the result, but stores numbers big-endian, so they are
+    byte-swapped then. For other trees the values are those that dtc prints, and dtc compiles them to the same tree.
 
     Args:
-        comment: a line to stand at the top.
-        numbers: how values are stored; `numbers_of` tells if not given.
+        comment: a line for the top.
+        numbers: format of values; default: `numbers_of`.
 
-    Raises: NotFoundError if a partial read did not come as far as the root.
+    Raises: NotFoundError if a partial read did not reach the root.
 
     """
     return "\n".join(dts_lines(fdt, comment=comment, numbers=numbers)) + "\n"
 
 
 def dts_lines(fdt: Fdt, *, comment: str | None = None, numbers: Numbers | None = None) -> Iterator[str]:
-    """Write what `to_dts` gives, line by line: a tree may be large. Raises: as `to_dts`."""
+    """Yield the lines of `to_dts`, as a tree may be large. Raises: as `to_dts`."""
     stored = numbers_of(fdt) if numbers is None else _known(numbers)
     yield "/dts-v1/;"
     yield f"// {DTS_HEAD[stored]}"
@@ -344,14 +346,14 @@ def dts_lines(fdt: Fdt, *, comment: str | None = None, numbers: Numbers | None =
 
 
 def _known(numbers: Numbers) -> Numbers:
-    """Refuse another word. Raises: ParameterError."""
+    """Check the format of values and return it. Raises: ParameterError."""
     if numbers not in get_args(Numbers):
-        raise ParameterError(f"numbers: {numbers!r} is neither native nor cells")
+        raise ParameterError(f"numbers: {numbers!r} is not native or cells")
     return numbers
 
 
 def _opened(node: Node, path: str, depth: int, likely: dict[int, str], numbers: Numbers) -> Iterator[str]:
-    """Write the head of a node and its properties."""
+    """Yield the opening line of a node and its properties."""
     indent = "\t" * depth
     yield f"{indent}{_name(node.name) if depth else '/'} {{{_was(node.name)}"
     for name, offset, raw in _properties(node):
@@ -377,20 +379,20 @@ def _property(name: str | None, likely: str | None, offset: int, raw: bytes, fou
             text = f"{shown} = [{raw.hex(' ')}];"
     note = found.get("note") or ""
     if name is None:
-        note = "its name is cut off" + (", this one fits" if likely else "") + (f"; {note}" if note else "")
+        note = "name truncated" + (", this one fits" if likely else "") + (f"; {note}" if note else "")
     return f"{text}{_was(name or '')}" + (f"  // {note}" if note else "")
 
 
 def _name(name: str) -> str:
-    """Make a name one that devicetree source can have."""
+    """Convert a name to one that is valid in devicetree source."""
     return re.sub(r"[^A-Za-z0-9,._+*#?@-]", "?", name) or "?"
 
 
 def _was(name: str) -> str:
-    """Say what a name was before `_name`."""
+    """Return a comment with the original name if `_name` changed it."""
     return f"  /* {_one_line(ascii(name))} */" if name and _name(name) != name else ""
 
 
 def _one_line(text: str) -> str:
-    """Keep text within a comment."""
+    """Escape text so that it cannot end a comment."""
     return "".join(char if char.isprintable() else "?" for char in text).replace("*/", "*?")

@@ -1,10 +1,10 @@
-"""Many snapshots or dumps at once, over Dask distributed (`pip install "kho[fleet]"`).
+"""Runs verify or doctor over many dumps or snapshots, on Dask distributed (`pip install "kho[fleet]"`).
 
 >>> rows = run(verify_row, ["a.elf", "b.elf"])  # a local cluster, a process for each core
 >>> write_parquet(rows, "out.parquet", VERIFY)
 
-Dask starts, schedules, retries and survives; what is here is what it does not know: how many sources make a task, whose
-fault a dead worker is, and the order of rows. Nothing of Dask or Arrow is imported before it is used.
+Dask starts workers, schedules tasks and retries them. This module adds what Dask does not know: the number of sources
+per task, which source killed a worker, and the order of rows. Dask and Arrow are imported only when used.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 __all__ = ["DOCTOR", "VERIFY", "FleetError", "doctor_row", "expand", "run", "schema", "verify_row", "write_parquet"]
 
 Row: TypeAlias = dict[str, Any]
-"""What is known of one source: strings, numbers, lists and dictionaries of these."""
+"""The result for one source: strings, numbers, and lists and dictionaries of these."""
 Columns: TypeAlias = Mapping[str, Any]
-"""Arrow types by name; a list has one type in it, a dictionary is a struct."""
+"""Column name -> Arrow type; a list contains the type of its items, a dictionary is a struct."""
 
 HEAD: Columns = {"source": "string", "exit_code": "int8", "error": "string"}
-"""What every row has: `exit_code` as the command alone would have it, `error` why there is nothing else."""
+"""Columns of every row: `exit_code` of the command for this source, `error` if there is no other result."""
 VERIFY: Columns = {
     **HEAD,
     "errors": "int32",
@@ -53,7 +53,7 @@ VERIFY: Columns = {
     "findings": [{"id": "string", "severity": "string", "place": "string", "value": "string", "phys": "uint64"}],
     "findings_left_out": "int32",
 }
-"""Rows of `kho verify`: counts and ids of all findings, the worst findings themselves."""
+"""Columns of `kho verify`: counts and ids of all findings, and the most severe findings in full."""
 DOCTOR: Columns = {
     **HEAD,
     "headline": "string",
@@ -82,77 +82,80 @@ DOCTOR: Columns = {
     "findings_left_out": "int32",
     "unread": [{"file": "string", "why": "string"}],
 }
-"""Rows of `kho doctor`, named as in its report: bytes, and a share of 1."""
+"""Columns of `kho doctor`, named as in its report; sizes in bytes, shares as fractions of 1."""
 
 MOST_FINDINGS = 64
-"""Findings in a row, the worst first; their counts and ids are complete."""
+"""Maximum findings in a row, the most severe first; counts and ids are complete."""
 MOST_CHARS = 4096
-"""Characters of a string in a row."""
+"""Maximum characters of a string in a row."""
 BATCH_SOURCES = 32
 BATCH_BYTES = 32 << 20
-"""A task has this many small sources, or one large one: a task costs about a millisecond of the scheduler."""
+"""Number of small sources per task (a large one is a task alone): a task costs about 1 ms of the scheduler."""
 WINDOW = 2048
-"""Rows that may wait for an earlier one."""
+"""Maximum rows that wait for an earlier row."""
 GROUP_ROWS = 1024
-"""Rows of a Parquet row group; as many are in memory."""
+"""Rows of a Parquet row group, and the number of rows in memory."""
 ADDRESS = re.compile(rf"(@{PATTERN})?(,\w+=({PATTERN}(:{PATTERN})?|[\w:-]+))*$")
 """What may follow the name of an image (`ram.bin@0x40000000,size=2G`)."""
 LOCAL = {
-    # A worker's death is blamed on all that it had to do, so two may be bad luck; then sources run alone.
+    # Dask blames a worker's death on all its tasks, so two failures may be coincidence; then sources run alone.
     "distributed.scheduler.allowed-failures": 1,
     "distributed.scheduler.no-workers-timeout": "60s",
-    # No pages for a browser, and none for whoever else is on this machine.
+    # No dashboard: other users of this machine could open it.
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
 }
-"""How a local cluster differs from Dask's defaults."""
+"""Settings of a local cluster that differ from Dask's defaults."""
 CONNECT_SECONDS = 20
 
 
 class FleetError(KhoError):
-    """A cluster that cannot be had, or is no more: no run."""
+    """The cluster cannot be started or reached, or was lost, so there is no run."""
 
 
 def verify_row(source: str, **options: Any) -> Row:
-    """Check one source. `options` are those of `kho.verify`. Raises: as `kho.verify`."""
+    """Verify one source and return its row; `options` as in `kho.verify`. Raises: as `kho.verify`."""
     from .handover.rules import SEVERITIES
     from .handover.verify import verify
 
     found = verify(source, **options)
     counts = {severity: sum(f.severity == severity for f in found) for severity in SEVERITIES}
     made = {f"{severity}s": count for severity, count in counts.items()}
-    return _narrowed({**made, "exit_code": int(counts["error"] > 0), "findings": [f.as_dict() for f in found]}, VERIFY)
+    return _select_columns(
+        {**made, "exit_code": int(counts["error"] > 0), "findings": [f.as_dict() for f in found]}, VERIFY
+    )
 
 
 def doctor_row(root: str) -> Row:
-    """Examine one snapshot. Raises: as `kho.doctor.examine`."""
+    """Examine one snapshot and return its row. Raises: as `kho.doctor.examine`."""
     from .doctor import examine
 
-    return _narrowed(examine(root).to_dict(), DOCTOR)
+    return _select_columns(examine(root).to_dict(), DOCTOR)
 
 
-def _narrowed(report: Mapping[str, Any], columns: Columns) -> Row:
-    """Keep of a report what has a column."""
+def _select_columns(report: Mapping[str, Any], columns: Columns) -> Row:
+    """Return the parts of a report that have a column."""
     found = report["findings"]
     made = {**report, "ids": sorted({f["id"] for f in found}), "findings": found[:MOST_FINDINGS]}
     made["findings_left_out"] = max(0, len(found) - MOST_FINDINGS)
-    return {name: _fitted(made[name], spec) for name, spec in columns.items() if name in made}
+    return {name: _fit(made[name], spec) for name, spec in columns.items() if name in made}
 
 
-def _fitted(value: Any, spec: Any) -> Any:
+def _fit(value: Any, spec: Any) -> Any:
     match spec, value:
         case [item], list():
-            return [_fitted(each, item) for each in value]
+            return [_fit(each, item) for each in value]
         case dict(), dict():
-            return {name: _fitted(value.get(name), item) for name, item in spec.items()}
+            return {name: _fit(value.get(name), item) for name, item in spec.items()}
         case _:
             return value
 
 
 def expand(patterns: Iterable[str]) -> list[str]:
-    """List what patterns match, in order, each once; `**` goes down, an address behind a pattern holds for each match.
+    """Return the names that patterns match, in order and without duplicates.
 
-    A name that is no pattern stands for itself, so that a missing file is a row.
+    `**` matches directories recursively; an address after a pattern applies to each match. A name that is not a pattern
+    is returned unchanged, so that a missing file becomes a row with an error.
 
     Raises: ParameterError for a pattern without a match.
     """
@@ -163,16 +166,16 @@ def expand(patterns: Iterable[str]) -> list[str]:
         if not glob.has_magic(stem):
             found.add(pattern)
             continue
-        # A name may have an @ of its own.
+        # A file name may contain an @.
         matches = _glob(pattern) or [match + tail for match in _glob(stem)]
         if not matches:
-            raise ParameterError(f"{pattern}: nothing matches; quote it if the shell should not look for it")
+            raise ParameterError(f"{pattern}: nothing matches; quote the pattern so that the shell does not expand it")
         found.update(matches)
     return sorted(found)
 
 
 def _glob(pattern: str) -> list[str]:
-    return glob.glob(pattern, recursive=True)  # noqa: PTH207 - names stay as they were given
+    return glob.glob(pattern, recursive=True)  # noqa: PTH207 - pathlib would normalize the names
 
 
 def run(
@@ -183,19 +186,19 @@ def run(
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Generator[Row, None, None]:
-    """Examine every source once, on a cluster, and yield a row for each, in the order of their names.
+    """Examine every source once on a cluster and yield one row per source, in the order of `sources`.
 
-    A source that cannot be read, or that kills whatever worker it is on, has a row with `exit_code` 2 and `error`.
-    Workers may come and go. At most `WINDOW` rows are held.
+    A source that cannot be read, or that kills its workers, gets a row with `exit_code` 2 and `error`. Workers may join
+    and leave. At most `WINDOW` rows are kept in memory.
 
     Args:
-        examine: what to do with a source; a function of a module that workers can import, or a `functools.partial` of
-            one. What it returns follows `source`, `exit_code` and `error` in the row.
-        sources: paths, which on a cluster of its own are made absolute: every worker must see the same files.
-        scheduler: address of a running Dask scheduler (`tcp://host:8786`); None starts a cluster on this machine, that
-            listens on its loopback with TLS under a key of its own, and ends with this iterator.
-        workers: processes of that cluster, one for each core by default.
-        progress: called with the number of rows that are done.
+        examine: called with each source; a function of a module that workers can import, or a `functools.partial` of
+            one. Its result follows `source`, `exit_code` and `error` in the row.
+        sources: paths that every worker can open; made absolute for a local cluster.
+        scheduler: address of a running Dask scheduler (`tcp://host:8786`). None starts a cluster on this machine; it
+            listens on loopback, with TLS and a new key, and ends with this iterator.
+        workers: number of processes of the local cluster; default: one per core.
+        progress: called with the number of finished rows.
 
     Raises:
         FleetError: no Dask (`pip install "kho[fleet]"`), no scheduler, no worker, or workers without this kho.
@@ -205,14 +208,14 @@ def run(
     if not names:
         return
     with _cluster(scheduler, workers and min(workers, len(names))) as client:
-        paths = names if scheduler is None else [os.path.abspath(name) for name in names]  # noqa: PTH100 - a@0x0 is no Path
+        paths = names if scheduler is None else [os.path.abspath(name) for name in names]  # noqa: PTH100 - a@0x0 is not a path
         threads = max(1, sum(client.nthreads().values()))
         done: SimpleQueue[Any] = SimpleQueue()
         results = _results(client, examine, names, paths, threads, done)
         rows: dict[int, Row] = {}
         at = 0
         while True:
-            with _put_off(lambda: done.put(None)):
+            with _delay_interrupt(lambda: done.put(None)):
                 result = next(results, None)
             if result is None:
                 return
@@ -232,10 +235,10 @@ def _results(
     threads: int,
     done: SimpleQueue[Any],
 ) -> Iterator[tuple[Sequence[int], list[Row]]]:
-    """Yield indices and their rows as tasks end; each index once. None in `done` ends a wait, with nothing.
+    """Yield each index once with its row, as tasks end. None in `done` ends a wait without a result.
 
-    A task that fails is done again, a source at a time. Dask blames the death of a worker on all tasks it had been
-    given, so these are then done alone, with nothing else running: who fails then is guilty.
+    A task that fails is repeated with one source at a time. Dask blames the death of a worker on all its tasks, so each
+    of these is then run with no other task: a source that fails then killed the worker.
     """
     from distributed.scheduler import KilledWorker, NoWorkerError
 
@@ -277,7 +280,7 @@ def _results(
 
 
 def _gathered(client: Client, future: Any) -> list[Row] | BaseException:
-    """Fetch what a task gave, or why it gave nothing; a worker that dies meanwhile has it done again."""
+    """Return the rows of a task, or its error; if the worker dies during the fetch, the task is repeated."""
     from distributed import CancelledError
 
     try:
@@ -288,7 +291,7 @@ def _gathered(client: Client, future: Any) -> list[Row] | BaseException:
 
 
 def _batches(paths: Sequence[str], threads: int) -> Iterator[range]:
-    """Group sources that follow each other to tasks: small ones together, and enough tasks for every thread."""
+    """Group consecutive sources into tasks: small sources together, but enough tasks for every thread."""
     most = max(1, min(BATCH_SOURCES, len(paths) // (8 * threads)))
     start = nbytes = 0
     for i, path in enumerate(paths):
@@ -301,15 +304,15 @@ def _batches(paths: Sequence[str], threads: int) -> Iterator[range]:
 
 
 def _size(path: str) -> int:
-    """Bytes of a file; what is not known by that name may be large, a directory is small."""
+    """Return the size of a file in bytes; a large value if the path cannot be opened, a small one for a directory."""
     try:
-        return os.stat(path).st_size  # noqa: PTH116 - what is a source is not always a path
+        return os.stat(path).st_size  # noqa: PTH116 - a source is not always a path
     except (OSError, ValueError):
         return BATCH_BYTES
 
 
 def _examine(examine: Callable[[str], Mapping[str, Any]], pairs: Sequence[tuple[str, str]]) -> list[Row]:
-    """Examine some sources, on a worker."""
+    """Examine the sources of a task; runs on a worker."""
     return [_row(examine, name, path) for name, path in pairs]
 
 
@@ -325,7 +328,7 @@ def _failed(name: str, why: str) -> Row:
 
 
 def _clean(value: Any) -> Any:
-    """Make strings of names that are no UTF-8, and not too long ones."""
+    """Escape strings that are not valid UTF-8 and cut long ones, recursively."""
     match value:
         case str():
             short = value if len(value) <= MOST_CHARS else value[: MOST_CHARS - 3] + "..."
@@ -343,7 +346,7 @@ def _clean(value: Any) -> Any:
 
 @contextmanager
 def _cluster(scheduler: str | None, workers: int | None) -> Iterator[Client]:
-    """Connect to a scheduler, or start a cluster that ends with the block."""
+    """Context manager: connect to a scheduler, or start a local cluster that ends with the block."""
     try:
         import dask
         from distributed import Client, LocalCluster
@@ -358,7 +361,7 @@ def _cluster(scheduler: str | None, workers: int | None) -> Iterator[Client]:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="kho-fleet-", ignore_cleanup_errors=True))
             stack.enter_context(dask.config.set({**LOCAL, "temporary-directory": folder}))
             try:
-                with _put_off(), _shielded():
+                with _delay_interrupt(), _ignore_interrupt():
                     cluster = LocalCluster(
                         n_workers=workers or os.cpu_count(),
                         threads_per_worker=1,
@@ -366,7 +369,7 @@ def _cluster(scheduler: str | None, workers: int | None) -> Iterator[Client]:
                         dashboard_address=None,
                         scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
                         security=security,
-                        silence_logs=logging.CRITICAL + 1,  # it logs as such what is only an end
+                        silence_logs=logging.CRITICAL + 1,  # a normal shutdown is logged as critical
                     )
                     stack.enter_context(closing(cluster))
                     client = stack.enter_context(Client(cluster, set_as_default=False))
@@ -377,25 +380,25 @@ def _cluster(scheduler: str | None, workers: int | None) -> Iterator[Client]:
         try:
             client = stack.enter_context(Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False))
         except (OSError, ValueError, TypeError) as error:
-            # What is left of the client waits for a lock when it is collected, for ever if another has it just then.
+            # The garbage collector would finalize the client, which can then wait forever for a lock.
             traceback.clear_frames(error.__traceback__)
             gc.collect()
             raise FleetError(f"{scheduler}: no Dask scheduler answers: {error}") from error
         _check(client, scheduler)
         yield client
     finally:
-        with _put_off():
+        with _delay_interrupt():
             stack.close()
 
 
 @contextmanager
-def _put_off(tell: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Put off the first Ctrl-C until the block ends, and call `tell`; the second one is not put off.
+def _delay_interrupt(tell: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Context manager: delay the first Ctrl-C until the block ends, and call `tell`; a second one acts immediately.
 
-    Raised in the midst of Dask it leaves half a cluster, or is lost: a finalizer drops what it raises.
+    A KeyboardInterrupt inside Dask would leave parts of a cluster running, or be lost in a finalizer.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # no signal's handler runs here
+        yield  # signal handlers run only in the main thread
         return
     came: list[int] = []
 
@@ -419,9 +422,9 @@ def _put_off(tell: Callable[[], object] = lambda: None) -> Iterator[None]:
 
 
 @contextmanager
-def _shielded() -> Iterator[None]:
-    """Start processes that no Ctrl-C reaches: it is for this one to end them."""
-    resource_tracker.ensure_running()  # which else would unblock the signal, in the thread that starts a worker
+def _ignore_interrupt() -> Iterator[None]:
+    """Context manager: processes started in the block ignore Ctrl-C, as this process ends them."""
+    resource_tracker.ensure_running()  # otherwise the thread that starts a worker starts it, and it unblocks the signal
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -430,14 +433,16 @@ def _shielded() -> Iterator[None]:
 
 
 def _check(client: Client, scheduler: str) -> None:
-    """See to it that there are workers, and that they have the kho that is here."""
+    """Check that there are workers and that they have the same version of kho. Raises: FleetError."""
     try:
         client.wait_for_workers(1, timeout=CONNECT_SECONDS)
     except TimeoutError as error:
         raise FleetError(f"{scheduler}: this scheduler has no workers") from error
     for address, there in client.run(_version, on_error="return").items():
         if there != __version__:
-            raise FleetError(f"worker {address}: kho {__version__} is here, and there {there}; install the same")
+            raise FleetError(
+                f"worker {address}: has kho {there}, this process has kho {__version__}; install the same version"
+            )
 
 
 def _version() -> str:
@@ -445,15 +450,15 @@ def _version() -> str:
 
 
 def missing(error: ImportError) -> FleetError:
-    """Give the error that says what to install."""
-    return FleetError(f'{error.name or error} is not installed, and --fleet needs it: pip install "kho[fleet]"')
+    """Return the error that names the package to install."""
+    return FleetError(f'{error.name or error} is not installed; --fleet needs it: pip install "kho[fleet]"')
 
 
 # Parquet
 
 
 def schema(columns: Columns) -> pa.Schema:
-    """Give the Arrow schema of rows: the same for whatever is in them."""
+    """Return the Arrow schema of rows; it does not depend on their contents."""
     import pyarrow as pa
 
     def arrow(spec: Any) -> pa.DataType:
@@ -471,22 +476,22 @@ def schema(columns: Columns) -> pa.Schema:
 
 
 def check_parquet(path: str | os.PathLike[str]) -> None:
-    """See whether a file can be written there. Raises: FleetError without pyarrow; SourceError if not."""
+    """Check that a file can be written at `path`. Raises: FleetError without pyarrow; SourceError if it cannot."""
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
         raise missing(error) from error
     path = Path(path)
     if not path.absolute().parent.is_dir():
-        raise SourceError(f"{path}: {path.parent} is no directory")
+        raise SourceError(f"{path}: {path.parent} is not a directory")
     if path.exists() and not path.is_file():
         raise SourceError(f"{path}: not a file")
 
 
 def write_parquet(rows: Iterable[Row], path: str | os.PathLike[str], columns: Columns) -> int:
-    """Write rows as they come, in groups of `GROUP_ROWS`, and give their number. What a row lacks is null.
+    """Write rows as they arrive, in groups of `GROUP_ROWS`, and return their number; missing values are null.
 
-    The file is there when it is whole, and not before. A row that does not fit the columns becomes an error row.
+    The file is renamed to its path when complete. A row that does not fit the columns becomes an error row.
 
     Raises: FleetError without pyarrow; SourceError if it cannot be written.
     """
@@ -501,7 +506,7 @@ def write_parquet(rows: Iterable[Row], path: str | os.PathLike[str], columns: Co
         try:
             with unfinished.open("wb") as file, pq.ParquetWriter(file, made, compression="zstd") as writer:
                 while group := list(islice(left, GROUP_ROWS)):
-                    writer.write_batch(_fitting(group, made))
+                    writer.write_batch(_fitting_batch(group, made))
                     count += len(group)
             unfinished.replace(path)
         finally:
@@ -513,7 +518,7 @@ def write_parquet(rows: Iterable[Row], path: str | os.PathLike[str], columns: Co
     return count
 
 
-def _fitting(rows: Sequence[Row], made: pa.Schema) -> pa.RecordBatch:
+def _fitting_batch(rows: Sequence[Row], made: pa.Schema) -> pa.RecordBatch:
     import pyarrow as pa
 
     misfit = (pa.ArrowException, OverflowError, ValueError, TypeError)

@@ -1,7 +1,7 @@
-"""JSON that every reader reads exactly: strings in ASCII escapes, and numbers beyond 2^53 as hexadecimal strings, too.
+"""Writes JSON in ASCII, with a hexadecimal string next to each integer above 2^53.
 
-jq before 1.7, JavaScript and others read a number as a double, which holds integers up to 2^53 exactly. Tokens are 64
-bits, and an image may claim any address.
+jq before 1.7, JavaScript and others parse numbers as doubles, which are exact only for integers up to 2^53. Tokens have
+64 bits, and a malformed image may contain any address.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import Any
 __all__ = ["dumps", "exact", "pieces"]
 
 MOST = 1 << 53
-"""Integers up to this are exact as doubles."""
+"""The largest integer up to which all integers are exact as doubles."""
 ALWAYS = frozenset({"token"})
-"""Fields that have a string at all times, as any 64 bits may be in them."""
+"""Fields that always get a hexadecimal string, because they contain arbitrary 64-bit values."""
 MAPS = frozenset({"reserve_mem", "totals", "folios_by_order"})
-"""Fields whose value maps names, which an image may choose, to numbers: their strings are a map next to them."""
+"""Fields that map names chosen by the image to numbers: their hexadecimal strings are in a map next to the field."""
 
 
 def exact(data: Any) -> Any:
-    """Give the same data with a string next to what a double cannot hold.
+    """Return the data with hexadecimal strings added next to integers that a double cannot hold.
 
-    An integer beyond 2^53, or a list with one, that is the member `NAME` of an object gets a sibling `NAME_hex` of the
-    same shape with hexadecimal strings; a `token` always does. Of a map from names to numbers (`reserve_mem`) the whole
-    map gets one.
+    A member `NAME` of an object that is an integer above 2^53, or a list with one, gets a sibling `NAME_hex` of the
+    same shape with hexadecimal strings; a `token` always gets one. A map from names to numbers (`reserve_mem`) gets one
+    sibling for the whole map.
     """
     if isinstance(data, Mapping):
         made: dict[str, Any] = {}
@@ -44,18 +44,18 @@ def exact(data: Any) -> Any:
 
 
 def dumps(data: Any, *, indent: int | None = None, default: Any = None, hexed: bool = True) -> str:
-    """Write data as JSON in printable ASCII: other characters are `\\uXXXX`, also the delete character.
+    """Return data as JSON in printable ASCII; all other characters, including DEL, become `\\uXXXX`.
 
-    Args: hexed: with the strings of `exact`, for all but formats whose fields another specification fixes.
+    Args: hexed: add the strings of `exact`; False for formats whose fields are specified elsewhere, such as SARIF.
     """
-    # Outside of strings there is no 0x7f.
+    # DEL (0x7f) occurs only inside strings.
     return json.dumps(exact(data) if hexed else data, indent=indent, default=default).replace("\x7f", "\\u007f")
 
 
 def pieces(data: Any, *, hexed: bool = True) -> Iterator[str]:
-    """Write what `dumps(data, indent=2)` writes, piece by piece; an iterator in it is a list, taken as it is written.
+    """Yield the text of `dumps(data, indent=2)` in pieces; an iterator becomes a list and is consumed lazily.
 
-    The closing brace of the outermost object is the last piece, with the line end before it.
+    The last piece is the line end and the closing brace of the outermost object.
     """
     yield from _pieces(data, 0, hexed)
 
@@ -66,11 +66,11 @@ def _pieces(it: Any, depth: int, hexed: bool) -> Iterator[str]:
     if isinstance(it, Mapping) and it:
         separator = "{" + inner
         for key, value in it.items():
-            # The value of one member alone decides on its sibling, so that what is lazy stays so.
+            # Whether a member gets a sibling depends on its own value only, so iterators stay lazy.
             small = not isinstance(value, Iterator | Mapping) or key in MAPS
             for name, each in exact({key: value}).items() if hexed and small else ((key, value),):
                 yield f"{separator}{_key(name)}: "
-                # A map from names to numbers has its strings next to it, and none in it.
+                # The strings of a map from names to numbers are next to the map, not inside it.
                 strings = hexed and not (key in MAPS and isinstance(value, Mapping))
                 yield from _pieces(each, depth + 1, strings)
                 separator = "," + inner
@@ -93,12 +93,12 @@ def _pieces(it: Any, depth: int, hexed: bool) -> Iterator[str]:
 
 
 def _key(name: Any) -> str:
-    """Write the name of a member: a string, whatever it is in Python, as `json` does."""
+    """Return the name of a member as a JSON string, converting other types as `json` does."""
     return dumps(name if isinstance(name, str) else json.dumps(name))
 
 
 def _beyond(value: Any) -> bool:
-    """Whether a double cannot hold an integer, or one of a list."""
+    """Whether a value is an integer that a double cannot hold, or a list with one."""
     if isinstance(value, int):
         return not -MOST <= value <= MOST
     return isinstance(value, list | tuple) and any(_beyond(each) for each in value)

@@ -1,4 +1,4 @@
-"""Objects that own descriptors and a lock, of which there is one each."""
+"""Base class of objects that own descriptors and a lock and must not be copied."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Uncopied"]
 
 
 class Uncopied:
-    """Refuses copy.copy, copy.deepcopy and pickle: a copy would close what is the original's."""
+    """Refuses copy.copy, copy.deepcopy and pickle: a copy would close the descriptors of the original."""
 
     _instead = "pass the object itself to a thread, and open the image by its name or path in another process"
 

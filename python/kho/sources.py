@@ -1,4 +1,4 @@
-"""What a user may name as memory to read, and how it is opened."""
+"""Sources of physical memory that a user can name, and `open`, which reads the handover in them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from .errors import FdtError, FormatError, NoHandoverError, SourceError
 __all__ = ["LIVE", "Source", "memory", "open"]
 
 LIVE = "live:"
-"""How the name of a running service begins, that is a source (`kho.live`); a file of that name is `./live:...`."""
+"""Prefix of a source that is a running service (`kho.live`); a file with such a name is given as `./live:...`."""
 
 FDT_MAGIC = b"\xd0\x0d\xfe\xed"
 FDT_HEADER = 40
 FDT_MOST = 16 << 20
-"""Bytes of a file that may be a devicetree by itself."""
+"""Maximum bytes of a file that is a bare devicetree."""
 FDT_PADDING = 1 << 16
-"""Bytes there may be after it."""
+"""Maximum bytes of padding after it."""
 
 Source = str | os.PathLike[str] | Memory | Arena
-"""One source: a path, a path with an address, or memory at hand."""
+"""One source: a path, a path with an address, or open memory."""
 
 
 def open(  # noqa: A001 - kho.open reads like open()
@@ -35,36 +35,36 @@ def open(  # noqa: A001 - kho.open reads like open()
     unpack_limit: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Incoming:
-    """Read the handover in memory that a kernel, or an `Arena`, left behind. Nothing is changed.
+    """Read the handover in the memory of a kernel or an `Arena`. The memory is not changed.
 
     Args:
-        source: an ELF core (`"core.elf"`, by p_paddr), a kdump file of makedumpfile's or QEMU's, flattened or not, a
-            LiME dump, a raw image with the address of its first byte (`"ram.bin@0x40000000"`, optionally
-            `",offset=0x1000,size=2G"` for a part of the file and `",hole=0xd0000000:4G"` for addresses that it leaves
-            out), the memory file of a virtual machine (`"/dev/shm/ram,machine=q35"`, or `pc`, `microvm`, `virt`,
-            `firecracker`, `cloud-hypervisor`), an arena's own file, several of these together as one memory, the image
-            of a running service (`"live:search-index"`), or a `Memory` or `Arena`. Files may be packed with gzip, xz,
-            zstd, bzip2, lz4 or snappy, or be AVML's; `"-"` and pipes are read as well (`Memory.open`). One raw image
-            whose handover is not whole at its address is read where it is, if that is one place
-            (`Incoming.placement`); `",check=no"` forbids it.
+        source: an ELF core (`"core.elf"`, by p_paddr), a kdump file of makedumpfile or QEMU, flattened or not, a LiME
+            dump, a raw image with the address of its first byte (`"ram.bin@0x40000000"`, optionally
+            `",offset=0x1000,size=2G"` for a part of the file and `",hole=0xd0000000:4G"` for addresses that are not in
+            it), the memory file of a virtual machine (`"/dev/shm/ram,machine=q35"`, or `pc`, `microvm`, `virt`,
+            `firecracker`, `cloud-hypervisor`), the file of an arena, several of these that form one memory, the image
+            of a running service (`"live:search-index"`), or a `Memory` or `Arena`. Files compressed with gzip, xz,
+            zstd, bzip2, lz4 or snappy, AVML files, `"-"` and pipes are read as well (`Memory.open`). If the handover in
+            a raw image is complete only at one other address, it is read at that address (`Incoming.placement`);
+            `",check=no"` disables this.
         fdt_phys: physical address of the root FDT. If it is given, the memory is not searched, and the scratch areas
             are known only if `scratch` is given too.
-        page_size: 4096, 16384 or 65536; decided from evidence when not given.
-        bitmap_bytes: 512 (Linux 6.16) or the page size (6.18 and later); kho-v1 says it nowhere, so it is decided
-            from evidence when not given.
-        scratch: `(addr, size)` of each scratch area, or the physical address of the array that lists them; found by
-            the search for the FDT when not given.
-        max_page_order: refuse to restore folios of a larger order, as Linux before 7.x does with MAX_PAGE_ORDER.
-        unpack_limit: the most bytes a packed file or a pipe may come to; see `Memory.open`.
-        progress: called with the number of bytes unpacked, then searched so far; what it raises ends the work.
+        page_size: 4096, 16384 or 65536; default: detected.
+        bitmap_bytes: 512 (Linux 6.16 and 6.17) or the page size (6.18 and later). kho-v1 does not record it; default:
+            detected.
+        scratch: `(addr, size)` of each scratch area, or the physical address of the array that lists them; default:
+            found by the search for the FDT.
+        max_page_order: refuse to restore folios of a larger order, as Linux before 7.1 does with MAX_PAGE_ORDER.
+        unpack_limit: maximum number of bytes of a decompressed file or a pipe; see `Memory.open`.
+        progress: called with the number of bytes decompressed, then searched so far; an exception stops the work.
 
     Raises:
-        SourceError: a file that is missing, empty, a directory, no usable ELF core or dump, or of a format that holds
-            no memory kho reads (the message names the format and the remedy); a raw image whose handover is whole at
-            no address, or at several.
+        SourceError: a file that is missing, empty, a directory, not a usable ELF core or dump, or of an unsupported
+            format (the message names the format and the remedy); a raw image whose handover is complete at no address
+            or at several addresses.
         NoHandoverError: no root FDT was found.
         UnsupportedAbiError: an ABI that this version does not decode.
-        FormatError: memory that no kernel would have written; the message names the place and the value.
+        FormatError: malformed structures in memory; the message names the place and the value.
 
     """
     opened = (
@@ -94,7 +94,7 @@ def _checked(inc: Incoming) -> Incoming:
 
 
 def bare_fdt(found: Memory) -> bytes | None:
-    """Give the bytes of a devicetree that is all there is in a file opened as memory; None if it is something else."""
+    """Return the bytes of a devicetree if it is the only content of a file opened as memory, else None."""
     if len(found.sources) != 1 or len(found.ranges) != 1 or found.ranges[0][0] != 0:
         return None
     size = found.ranges[0][1]
@@ -117,9 +117,9 @@ def memory(
     unpack_limit: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Memory:
-    """Open what is named as memory: `Memory.open`, and running services by name.
+    """Open a source as memory: `Memory.open`, and running services by name.
 
-    Raises: SourceError; NotFoundError for a service that does not run; BusyError.
+    Raises: SourceError; NotFoundError if the service does not run; BusyError.
     """
     parts = [source] if isinstance(source, str | os.PathLike) else list(source)
     borrowed: list[int] = []

@@ -1,4 +1,4 @@
-"""Words for people: sizes, and names that came out of memory."""
+"""Text for output: sizes, and untrusted names with escapes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .sizes import format_size as size
 __all__ = ["printable", "size"]
 
 MARKS = 2
-"""Combining marks a character may carry: more of them draw over the lines next to it."""
+"""Maximum combining marks per character: more of them would be drawn over adjacent lines."""
 INVISIBLE = frozenset(
     map(
         ord,
@@ -17,16 +17,16 @@ INVISIBLE = frozenset(
         + "".join(map(chr, [*range(0xFE00, 0xFE10), *range(0xE0000, 0xE1000)])),
     )
 )
-"""Letters and marks that show nothing: Default_Ignorable_Code_Point that is printable, and the empty Braille cell."""
+"""Invisible letters and marks: printable Default_Ignorable_Code_Points, and the empty Braille cell."""
 
 
 def printable(text: object, limit: int | None = None) -> str:
-    r"""Escape what a terminal would act on, hide or reorder, and cut what is longer than `limit` characters.
+    r"""Escape characters that a terminal would interpret, hide or reorder, and cut text after `limit` characters.
 
-    Names from memory and files are not to be trusted. Escaped, as Python writes them (`\x1b`, `\u202e`, `\udcff`):
-    controls (C0 with newline and tab, C1), bidirectional and zero-width characters, lone surrogates, unassigned and
-    private characters, invisible letters, and combining marks without a character, or more than two on one. The result
-    is one line, and stays the same if it is escaped again.
+    Names from memory and files are untrusted. These characters are escaped, as in Python (`\x1b`, `\u202e`, `\udcff`):
+    controls (C0 including newline and tab, C1), bidirectional and zero-width characters, lone surrogates, unassigned
+    and private-use characters, invisible letters, and combining marks without a base character or after two others.
+    The result is one line; escaping it again does not change it.
     """
     shown = str(text)
     left = 0 if limit is None else len(shown) - limit

@@ -1,4 +1,4 @@
-"""How long each law is tried, and from which seed."""
+"""Time and seed of the laws."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def attack_seconds() -> float:
-    """Seconds for each law: `ATTACK_SECONDS`."""
+    """Seconds per law: `ATTACK_SECONDS`."""
     return float(os.environ.get("ATTACK_SECONDS", "4"))
 
 

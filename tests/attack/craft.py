@@ -1,5 +1,7 @@
-"""Images that are made to cost their reader as much memory and time as a few bytes can: one for each structure that has
-a count or a pointer. Each is a function of `scale`, about so many MiB of file, by name in `CASES`.
+"""Images crafted to cost a reader as much memory and time per byte as possible.
+
+There is one for each structure with a count or a pointer. `CASES` has them by name, as functions of `scale`, the
+approximate size of the file in MiB.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from dumpfiles import flatten
 MIB = 1 << 20
 P = 4096
 TOP = 1 << 40
-"""Where zeros are that an image only claims."""
+"""Address of zeros that an image claims without bytes in the file."""
 
 
 def u64(*numbers: int) -> bytes:
@@ -26,7 +28,7 @@ def u64(*numbers: int) -> bytes:
 
 @dataclass
 class Craft:
-    """A handover to be: bytes by address, zeros that are claimed, what is preserved, and the subtrees of the root."""
+    """Description of a handover: bytes by address, claimed zeros, preserved folios, and subtrees of the root."""
 
     data: dict[int, bytes] = field(default_factory=dict)
     claims: list[tuple[int, int]] = field(default_factory=list)
@@ -34,17 +36,17 @@ class Craft:
     subtrees: list[tuple[str, int, int]] = field(default_factory=list)
     compatible: str = "kho-v4"
     map_phys: int | None = None
-    """A map that was put already, instead of one of `folios`."""
+    """Address of a map that was written already, instead of one generated from `folios`."""
     at: int = 16 * MIB
 
     def room(self, nbytes: int, align: int = P) -> int:
-        """Give an address with that much after it that nothing else has."""
+        """Return an aligned address followed by `nbytes` of unused memory."""
         phys = -(-self.at // align) * align
         self.at = -(-(phys + nbytes) // P) * P
         return phys
 
     def put(self, raw: bytes, phys: int | None = None, *, order: int | None = 0) -> int:
-        """Put bytes somewhere, in preserved folios of an order."""
+        """Write bytes, by default at a new address, in preserved folios of an order; return the address."""
         size = P << (order or 0)
         phys = self.room(max(len(raw), 1), size) if phys is None else phys
         self.data[phys] = raw
@@ -71,7 +73,7 @@ class Craft:
         return writer.finish()
 
     def elf(self, roots: int = 1) -> bytes:
-        """The ELF core; with several roots all lead to one map."""
+        """The ELF core; several roots all point to the same map."""
         fdts = [self.put(bytes(1 << 16) if len(self.subtrees) > 9 else b"") for _ in range(roots)]
         if self.map_phys is None and self.compatible == "kho-v1":
             self.map_phys, pages = model.serialize_v1(self.folios, P, P, self.room, set())
@@ -84,7 +86,7 @@ class Craft:
         return elf([*self.segments(), *((phys, b"", nbytes) for phys, nbytes in self.claims)])
 
     def segments(self) -> Iterator[tuple[int, bytes, int]]:
-        """Runs of what was put, whole pages."""
+        """Runs of the written bytes, in whole pages."""
         start, parts = -1, bytearray()
         for phys, raw in sorted(self.data.items()):
             if phys != start + len(parts):
@@ -96,7 +98,7 @@ class Craft:
 
 
 def elf(segments: Iterable[tuple[int, bytes, int]], offset: int | None = None) -> bytes:
-    """An ELF core of (phys, bytes, bytes in memory); `offset` puts every segment's bytes at one place of the file."""
+    """An ELF core of `(phys, bytes, memory size)`; with `offset` all segments have that file offset."""
     segments = list(segments)
     many = len(segments) >= 0xFFFF
     at = start = 64 + 56 * len(segments) + (64 if many else 0)
@@ -141,7 +143,7 @@ def fdt(properties: dict[str, bytes], children: dict[str, dict[str, bytes]], cap
 
 
 def vmalloc(craft: Craft, blocks: list[int], order: int = 0, total: int | None = None) -> bytes:
-    """Put the chunks that list blocks; the descriptor."""
+    """Write the chunks of a vmalloc area and return its descriptor."""
     first = 0
     for at in reversed(range(0, max(len(blocks), 1), 511)):
         first = craft.put(u64(first, *blocks[at : at + 511]).ljust(P, b"\0"))
@@ -149,7 +151,7 @@ def vmalloc(craft: Craft, blocks: list[int], order: int = 0, total: int | None =
 
 
 def records(craft: Craft, raw: bytes) -> bytes:
-    """Put records into a vmalloc area of single pages; the descriptor."""
+    """Write records into a vmalloc area of single pages and return its descriptor."""
     start = craft.put(raw.ljust(-(-len(raw) // P) * P, b"\0"))
     return vmalloc(craft, list(range(start, start + len(raw), P)))
 
@@ -164,13 +166,13 @@ def kho_test(craft: Craft, words: bytes, nr_folios: int | None = None) -> None:
 
 
 def memfd(craft: Craft, size: int, folios: bytes | None, list_: bytes | None = None, count: int | None = None) -> int:
-    """Put a memfd-v2 whose list holds these records, or that has the list of a descriptor."""
+    """Write a memfd-v2 with a list of these records, or with the list of a descriptor; return its address."""
     area = list_ or records(craft, folios or b"")
     return craft.put(struct.pack("<QQIIQ", 0, size, 0, 0, len(folios or b"") // 16 if count is None else count) + area)
 
 
 def luo5(craft: Craft, files: list[tuple[bytes, int, int]], name: bytes = b"s") -> None:
-    """Put one session with these files (compatible, data, token), in blocks of a page."""
+    """Write one session with these files `(compatible, data, token)`, in blocks of a page."""
     first = 0
     for at in reversed(range(0, max(len(files), 1), 63)):
         some = files[at : at + 63]
@@ -181,7 +183,7 @@ def luo5(craft: Craft, files: list[tuple[bytes, int, int]], name: bytes = b"s") 
 
 
 def records_of(pairs: Iterable[tuple[int, int]]) -> bytes:
-    """Memfd folios of (pfn, index), up to date."""
+    """Records of up-to-date memfd folios `(pfn, index)`."""
     return b"".join(u64(pfn | 2 << 52, index) for pfn, index in pairs)
 
 
@@ -283,7 +285,7 @@ def objects_of_a_service(scale: float) -> bytes:
 
 
 def blocks_sixteen_bytes_apart(scale: float) -> bytes:
-    """Each block's head is the next one's, 16 bytes on: 51 entries of sessions counted again and again."""
+    """Blocks overlap: each begins 16 bytes after the previous one, so 51 session entries are counted repeatedly."""
     craft = Craft()
     count = int(scale * MIB) // 16
     start = craft.room(count * 16 + P)
@@ -294,7 +296,7 @@ def blocks_sixteen_bytes_apart(scale: float) -> bytes:
 
 
 def sessions_of_shared_files(scale: float) -> bytes:
-    """Luo-v5: every session names the same blocks of files."""
+    """Luo-v5 in which all sessions refer to the same blocks of files."""
     craft = Craft()
     files = b"".join(struct.pack("<48sQQ", b"x-v1", n, n) for n in range(63))
     shared = craft.put(u64(0, 63) + files)
@@ -348,7 +350,7 @@ def arrays_a_page_apart(scale: float) -> bytes:
 
 
 def arrays_that_overlap(scale: float, step: int = 1) -> bytes:
-    """Luo-v1: each session's files are the array of the one before, so many entries on."""
+    """Luo-v1 in which the file array of each session begins `step` entries after that of the previous one."""
     craft = Craft()
     files = int(scale * MIB) // 64
     array = craft.put(struct.pack("<48sQQ", b"memfd-v9", 7, 7) * files)
@@ -361,7 +363,7 @@ def arrays_that_overlap(scale: float, step: int = 1) -> bytes:
 
 
 def lists_of_zeros(scale: float) -> bytes:
-    """Luo-v1 whose arrays lie in zeros that are claimed."""
+    """Luo-v1 with arrays in claimed zeros."""
     craft = Craft(claims=[(TOP, 1 << 46)])
     header = craft.put(u64(60_000) + struct.pack("<64sQQ", b"a", TOP, 60_000) * 10)
     flbs = craft.put(u64(1 << 60, 60_000))
@@ -398,7 +400,7 @@ def one_folio_in_many_files(scale: float) -> bytes:
 
 
 def a_file_in_pieces(scale: float) -> bytes:
-    """Every other page of a file is a hole, and its folios lie all over memory."""
+    """Every other page of a file is a hole, and its folios are scattered over memory."""
     craft = Craft(claims=[(TOP, 1 << 45)])
     count = int(scale * MIB) // 16
     folios = records_of(((TOP >> 12) + n * 7919 % (1 << 33), 2 * n) for n in range(count))
@@ -407,7 +409,7 @@ def a_file_in_pieces(scale: float) -> bytes:
 
 
 def pieces_with_contents(scale: float) -> bytes:
-    """As `a_file_in_pieces`, but the folios are pages that are there, again and again."""
+    """As `a_file_in_pieces`, with folios that are in the file, each used repeatedly."""
     craft = Craft()
     phys = craft.put(bytes(range(1, 129)) * (64 * P // 128))
     count = int(scale * MIB) // 16
@@ -434,7 +436,7 @@ def files_of_claimed_zeros(scale: float) -> bytes:
 
 
 def lists_that_share_their_pages(scale: float) -> bytes:
-    """Each file has a chunk of its own, and all of these name the same pages of records."""
+    """Each file has a chunk of its own, but all chunks refer to the same pages of records."""
     craft = Craft()
     raw = records_of((n, n) for n in range(int(scale * MIB) // 32))
     start = craft.put(raw.ljust(-(-len(raw) // P) * P, b"\0"))
@@ -473,12 +475,12 @@ def a_list_of_gigantic_blocks(scale: float) -> bytes:
 
 
 def leaves(craft: Craft, bits: bytes, nbytes: int) -> None:
-    """Put a tree whose leaves of order 0 are `bits`, repeated."""
+    """Write a tree whose leaves of order 0 contain `bits`, repeated."""
     count = max(nbytes // P, 1)
     start = craft.room(count * P)
     craft.data[start] = bits * (count * P // len(bits))
     tables = [start + n * P for n in range(count)]
-    # Keys of order 0 have the bit 52 above 15 bits of a leaf: index 256 of the level below the root's.
+    # Keys of order 0 have bit 52 set; a leaf decides 15 bits. This is index 256 in the level below the root.
     for level in range(5):
         made = []
         for at in range(0, len(tables), 512):
@@ -515,7 +517,7 @@ def a_few_bits_of_each_leaf(scale: float) -> bytes:
 
 
 def tables_of_zeros(scale: float) -> bytes:
-    """Inner nodes whose entries lead to pages that are only claimed."""
+    """Inner nodes whose entries point to claimed pages."""
     craft = Craft(claims=[(TOP, 1 << 50)])
     count = max(int(scale * MIB) // P, 1)
     tables = []
@@ -547,7 +549,7 @@ def chunks_of_claimed_bitmaps(scale: float) -> bytes:
 
 
 def bitmaps_all_over(scale: float) -> bytes:
-    """Small bitmaps whose starts are as far apart as can be."""
+    """Small bitmaps whose starts are as far apart as possible."""
     craft = Craft(compatible="kho-v1")
     count = int(scale * MIB) // 528
     start = craft.room(count * 512)
@@ -562,7 +564,7 @@ def bitmaps_all_over(scale: float) -> bytes:
 
 
 def bitmaps_all_over_claimed_zeros(scale: float) -> bytes:
-    """As `bitmaps_all_over`, in memory that is there: written as a tree, each needs nodes of its own."""
+    """As `bitmaps_all_over`, inside memory: converted to a tree, each bitmap needs nodes of its own."""
     craft = Craft(claims=[(TOP, 1 << 60)], compatible="kho-v1")
     count = int(scale * MIB) // 528
     start = craft.room(count * 512)
@@ -605,7 +607,7 @@ def addresses_of_the_same_bytes(scale: float) -> bytes:
 
 
 def scratch_arrays(scale: float) -> bytes:
-    """Pages that all look like the array of scratch areas."""
+    """Pages that all look like a scratch array."""
     page = b"".join(u64((n + 1) * 4 * MIB, MIB) for n in range(255)).ljust(P, b"\0")
     craft = Craft()
     craft.put(page * (int(scale * MIB) // P), order=None)
@@ -626,13 +628,13 @@ def lime_ranges(scale: float) -> bytes:
 
 
 def a_packed_dump(scale: float, block: int = 65536) -> bytes:
-    """A dump of pages that all pack to nothing."""
+    """A dump of pages that compress to almost nothing."""
     packed = zlib.compress(b"\x07" * block, 9)
     return _kdump([packed] * (int(scale * MIB) // (24 + len(packed))), block)
 
 
 def a_dump_that_shares_its_pages(scale: float) -> bytes:
-    """A dump whose descriptors lead to one packed page."""
+    """A dump whose descriptors point to one compressed page."""
     return _kdump([zlib.compress(b"\x07" * 65536, 9)], 65536, int(scale * MIB) // 24)
 
 
@@ -656,7 +658,7 @@ def _kdump(pages: list[bytes], block: int, repeat: int = 1) -> bytes:
 
 
 def pages_of_all_sizes(scale: float) -> bytes:
-    """A dump whose descriptors name as many bytes as 32 bits can."""
+    """A dump whose descriptors have sizes up to 2^32 - 1."""
     raw = bytearray(_kdump([zlib.compress(b"\x07" * P)], P, 1000))
     for at in range(4 * P, 4 * P + 24 * 500, 24):
         raw[at + 8 : at + 16] = b"\xff\xff\xff\xff\x01\0\0\0"
@@ -664,7 +666,7 @@ def pages_of_all_sizes(scale: float) -> bytes:
 
 
 def a_flattened_dump_of_bytes(scale: float) -> bytes:
-    """Records of a byte each, all over a file of 2^62 bytes."""
+    """Records of one byte each, scattered over a file of 2^62 bytes."""
     head = (b"makedumpfile".ljust(16, b"\0") + struct.pack(">qq", 1, 1)).ljust(P, b"\0")
     count = int(scale * MIB) // 17
     start = flatten(_kdump([zlib.compress(b"\x07" * P)], P))[P:-16]
@@ -673,7 +675,7 @@ def a_flattened_dump_of_bytes(scale: float) -> bytes:
 
 
 def a_bare_devicetree(scale: float) -> bytes:
-    """Nodes as deep as they may be, and as many as fit."""
+    """Nodes of the maximum depth, and as many as fit."""
     count = min(int(scale * MIB), 2 * MIB - 4096) // 12
     body = b"\0\0\0\1\0\0\0\0" + b"\0\0\0\1a\0\0\0" * 62
     body += b"\0\0\0\1b\0\0\0\0\0\0\2" * count + b"\0\0\0\2" * 63 + b"\0\0\0\x09"

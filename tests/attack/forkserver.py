@@ -1,8 +1,8 @@
-"""Runs commands of kho, each in a forked child, and says what each took.
+"""Runs commands of kho, each in a forked child, and reports their cost.
 
-A line of JSON in, `{"args": [...]}`, a line out: the exit code, the processor time in seconds, the most memory in
-bytes, and the end of what it wrote to stderr. Starting an interpreter for each command would take ten times as long; a
-child of the test's own process would be charged with all that pytest holds.
+Reads a line of JSON, `{"args": [...]}`, and answers with a line: exit code, processor time in seconds, peak memory in
+bytes, and the end of stderr. Starting an interpreter per command would take ten times as long; the peak memory of a
+child of the test process would include the memory of pytest.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from importlib import import_module
 
 MODULES = ("convert", "diff", "extract", "fdt", "inspect", "memmap", "owners", "verify")
 ROOM = 3 << 30
-"""Bytes of address space for a command: it fails at this, and does not take the machine with it."""
+"""Limit of a command's address space in bytes, to protect the machine."""
 SECONDS = 120
 
 
 def child(args: list[str], err: int) -> None:
-    """Run one command as the entry point does; its output is not looked at."""
+    """Run one command as the entry point does; its output is discarded."""
     resource.setrlimit(resource.RLIMIT_AS, (ROOM, ROOM))
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -43,7 +43,7 @@ def run(args: list[str]) -> dict[str, object]:
                 code = 0
             except SystemExit as done:
                 code = done.code if isinstance(done.code, int) else int(done.code is not None)
-            except BaseException:  # noqa: BLE001 - what the interpreter would print
+            except BaseException:  # noqa: BLE001 - prints the traceback as the interpreter would
                 sys.excepthook(*sys.exc_info())
             finally:
                 sys.stdout.flush()
@@ -60,7 +60,7 @@ def run(args: list[str]) -> dict[str, object]:
 
 
 def main() -> None:
-    """Answer until the input ends."""
+    """Answer requests until stdin ends."""
     for name in MODULES:
         import_module(f"kho.cli.{name}")
     for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""No map, and no bits that another process flips in it, make memory of the library the caller's."""
+"""No map, and no bits that another process flips in it, give the caller memory that the library uses."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import kho
 PAGE = 4096
 BASE = 1 << 30
 SIZES = {512: 16 << 20, 4096: 128 << 20}
-"""Memory that a bitmap of that size stands for: a smaller arena's is copied, and not read where it is."""
+"""Memory that a bitmap of that size covers: for a smaller arena bitmaps are copied, not used in place."""
 
 
 class Shared:
-    """An arena in a memory file, and its physical memory as another process has it."""
+    """An arena in a memory file, and a second mapping of its memory, as another process has it."""
 
     def __init__(self, size: int) -> None:
         self.arena = kho.Arena([(BASE, size)], backing="memfd")
@@ -32,7 +32,7 @@ class Shared:
 
 
 def mutate(rng: random.Random, shared: Shared, pages: list[int]) -> None:
-    """Write a few words that mean something in a map to places where maps have words."""
+    """Write a few words with a meaning in maps to random words of the map."""
     for _ in range(rng.randrange(1, 6)):
         page = rng.choice(pages)
         somewhere = rng.choice(shared.every_page)
@@ -63,7 +63,7 @@ def trial(rng: random.Random) -> None:
     if rng.random() < 0.7:
         for _ in range(rng.randrange(8)):
             mutate(rng, shared, pages)
-    # Whatever can be got is got, and overwritten.
+    # Allocate and restore everything possible, and overwrite it.
     for phys in every_page:
         with contextlib.suppress(kho.KhoError):
             views.append(memoryview(inc.restore_folio(phys)))
@@ -82,8 +82,8 @@ def trial(rng: random.Random) -> None:
     for view in views:
         view[:] = b"\xdd" * len(view)
     if listed is not None:
-        assert list(inc.folios) == listed, "what the caller wrote changed what was handed over"
-    # The next handover is what is put into it, whatever is written.
+        assert list(inc.folios) == listed, "a write of the caller changed the list of preserved folios"
+    # The next handover contains exactly what is put into it, whatever is written.
     kept = given[: len(given) // 2]
     for folio in given[len(given) // 2 :]:
         folio.free()
@@ -104,7 +104,7 @@ def trial(rng: random.Random) -> None:
     assert sorted(kho.open(arena).folios) == expected
 
 
-def test_no_map_gives_away_memory_of_the_library(attack_seconds: float, attack_seed: int) -> None:
+def test_no_map_gives_the_caller_pages_of_the_library(attack_seconds: float, attack_seed: int) -> None:
     end = time.monotonic() + attack_seconds
     n = 0
     while n < 5 or time.monotonic() < end:

@@ -1,4 +1,4 @@
-"""A raw image at a wrong address, cut, or with a hole left out, gives the answer of the right address or none."""
+"""A raw image with a wrong address, truncated or without a hole gives the report of the right address, or none."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ ADDRESSES = ("", "@0", "@1G", "@2G", "@0x1000", "@1T", ",machine=pc", ",machine=
 
 
 def answer(*args: object) -> dict[str, Any] | None:
-    """The report, without where it was read; None with exit code 2."""
+    """The report without the address of the image; None with exit code 2."""
     done = run("inspect", "--json", *args)
     assert done.code in (0, 2), done
     if done.code:
         assert done.out == ""
         return None
     report = done.json
-    # Why a layout was chosen also tells of other readings, and these of memory around the handover.
+    # The reason for a layout also mentions other readings, which depend on memory outside the handover.
     for of_the_place in ("placement", "page_size_why", "bitmap_bytes_why"):
         report.pop(of_the_place, None)
     return report
 
 
 def without_contents(report: Any) -> Any:
-    """The same without what depends on contents alone."""
+    """The report without the parts that depend on contents only."""
     if isinstance(report, dict):
         contents = ("pages_outside", "scratch_phys", "sha256", "csum_holds", "error", "raw")
         return {key: without_contents(value) for key, value in report.items() if key not in contents}
@@ -39,7 +39,7 @@ def without_contents(report: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", captures.NAMES)
-def test_a_wrong_address_never_gives_another_answer(
+def test_a_wrong_address_never_gives_another_report(
     name: str, tmp_path: Path, attack_seconds: float, attack_seed: int
 ) -> None:
     memory = captures.contents(name)
@@ -59,8 +59,8 @@ def test_a_wrong_address_never_gives_another_answer(
         named = random.choice((*ADDRESSES, f"@{random.randrange(1 << 40) * step:#x}"))
         found = answer(f"{raw}{named}")
         if size is not None or "machine=" in named or "hole=" in named:
-            # Contents tell nothing: a hole that is named is believed where the map is whole, and of an image that was
-            # cut the missing end may as well lie above a hole.
+            # Contents confirm nothing: a given hole is accepted if the map is complete, and the missing end of a
+            # truncated image may lie above a hole.
             same = without_contents(found) == without_contents(right)
         else:
             same = found == right
@@ -70,10 +70,10 @@ def test_a_wrong_address_never_gives_another_answer(
 
 
 @pytest.mark.parametrize("name", captures.NAMES)
-def test_a_hole_that_no_machine_has_gives_no_other_answer(
+def test_an_unusual_hole_never_gives_another_report(
     name: str, tmp_path: Path, attack_seconds: float, attack_seed: int
 ) -> None:
-    """What leads to the folios is on both sides of the hole. With contents alone on one, nothing in them tells."""
+    """Metadata is on both sides of the hole; with only contents on one side, the hole could not be detected."""
     memory = captures.contents(name)
     expected = captures.expected(name)
     end = max(phys + len(data) for phys, data in memory)
@@ -87,7 +87,7 @@ def test_a_hole_that_no_machine_has_gives_no_other_answer(
         random = Random(f"{attack_seed} {name} {number}")
         base = random.randrange(memory[0][0] // step + 1) * step
         start = random.randrange(min(leads) // step + 1, max(leads) // step + 1) * step
-        # Pages between the parts of the handover that are not in the file, or pages in the file that are of no memory.
+        # Pages between parts of the handover are missing in the file, or the file has pages that are not memory.
         hole = random.randrange(1, 1 << 12) * step * random.choice((1, -1))
         low, high = split(memory, start, above=False), split(memory, start, above=True)
         upper = start + hole if hole > 0 else start + max(hole, -(start - base) // 2 // step * step)
@@ -103,7 +103,7 @@ def test_a_hole_that_no_machine_has_gives_no_other_answer(
 
 
 def split(memory: list[tuple[int, bytes]], at: int, *, above: bool) -> list[tuple[int, bytes]]:
-    """Give what is below an address, or from there on."""
+    """Return the memory below an address, or from the address on."""
     if above:
         return [(max(phys, at), data[max(at - phys, 0) :]) for phys, data in memory if phys + len(data) > at]
     return [(phys, data[: max(at - phys, 0)]) for phys, data in memory if phys < at]

@@ -1,4 +1,4 @@
-"""Memory and time of every command go with the bytes that a file holds, whatever the file claims."""
+"""Memory and time of every command are proportional to the bytes in a file, whatever the file claims."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ import captures
 MIB = 1 << 20
 CAPTURES = [captures.elf(name) for name in captures.NAMES]
 IMPORTS = 0.12
-"""Seconds that an interpreter takes to start and import the command, which the server has done already."""
+"""Seconds for starting an interpreter and importing the command, which the fork server has done already."""
 
 
 class Took(NamedTuple):
-    """What a command took."""
+    """Exit code and cost of a command."""
 
     code: int
     seconds: float
@@ -40,7 +40,7 @@ Run = Callable[..., Took]
 
 @pytest.fixture(scope="module")
 def run() -> Iterator[Run]:
-    """Runs a command in a forked child of a process that has imported kho and nothing else."""
+    """Run commands in forked children of a process that has imported only kho."""
     command = [sys.executable, str(Path(__file__).with_name("forkserver.py"))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         stdin, stdout = server.stdin, server.stdout
@@ -58,7 +58,7 @@ def run() -> Iterator[Run]:
 
 
 def commands(image: Path, folder: Path, honest: Path) -> list[tuple[object, ...]]:
-    """Every command that reads memory, in every form of its output."""
+    """Every command that reads memory, in every output format."""
     out = folder / "out"
     return [
         ("inspect", image),
@@ -90,7 +90,7 @@ def commands(image: Path, folder: Path, honest: Path) -> list[tuple[object, ...]
 
 
 def check(run: Run, command: tuple[object, ...], image: Path, folder: Path, what: str) -> Took:
-    """The law: 64 MiB and four times the file; two seconds, and one for each 10 MiB; no traceback."""
+    """Check the law: at most 64 MiB and four times the file; 2 s and 1 s per 10 MiB; no traceback."""
     nbytes = image.stat().st_size
     shutil.rmtree(folder / "out", ignore_errors=True)
     (folder / "out").mkdir()
@@ -107,10 +107,10 @@ def check(run: Run, command: tuple[object, ...], image: Path, folder: Path, what
 
 
 @pytest.mark.parametrize("case", craft.CASES)
-def test_memory_and_time_go_with_the_bytes_of_the_file(
+def test_memory_and_time_are_proportional_to_the_file(
     case: str, run: Run, tmp_path: Path, attack_seconds: float, attack_seed: int
 ) -> None:
-    """The worst image for each structure: two commands at least, then others and other sizes while there is time."""
+    """The worst image for each structure: at least two commands, then more commands and sizes while time is left."""
     chance = random.Random(f"{attack_seed} {case}")
     image = tmp_path / "image"
     honest = chance.choice(CAPTURES)
@@ -118,7 +118,7 @@ def test_memory_and_time_go_with_the_bytes_of_the_file(
     sizes = (0.05, 1.0, chance.uniform(0.1, 4), 4.0) if attack_seconds >= 30 else (1.0,)
     others = [(scale, command) for scale in sizes for command in commands(image, tmp_path, honest)[2:]]
     chance.shuffle(others)
-    # Two laws' worth of seconds, shared by the cases.
+    # The cases share the time of two laws.
     until = time.monotonic() + 2 * attack_seconds / len(craft.CASES)
     written = None
     for number, (scale, command) in enumerate([*first, *others]):
@@ -130,14 +130,14 @@ def test_memory_and_time_go_with_the_bytes_of_the_file(
         check(run, command, image, tmp_path, f"seed {attack_seed}, {case}, scale {scale:.2f}")
 
 
-# Captures of real kernels, with a few words changed
+# Captures with a few changed words
 
 
 NUMBERS = (0, 1, 8, 16, 4096, 4104, 1 << 16, 1 << 20, 1 << 32, 1 << 40, 1 << 52, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
 
 
 def mutated(raw: bytes, chance: random.Random) -> bytes:
-    """A capture in which pointers lead elsewhere, counts are absurd, words stand twice, and headers claim zeros."""
+    """A capture with wrong pointers, absurd counts, duplicate words, and headers that claim zeros."""
     image = bytearray(raw)
     (phnum,) = struct.unpack_from("<H", image, 56)
     headers = [64 + 56 * n for n in range(phnum)]
@@ -147,7 +147,7 @@ def mutated(raw: bytes, chance: random.Random) -> bytes:
         for offset, _, phys, filesz, _ in segments
         for skip in range(0, max(filesz - 4095, 0), 4096)
     ]
-    # Words that are addresses of this memory: pointers, mostly.
+    # Words with values inside this memory are mostly pointers.
     here = {phys for _, phys in pages}
     pointers = [
         at + 8 * n
@@ -172,14 +172,14 @@ def mutated(raw: bytes, chance: random.Random) -> bytes:
         elif kind == 3:
             struct.pack_into("<Q", image, at + 8 * chance.randrange(512), chance.choice(NUMBERS))
         elif kind == 4:
-            # Entries of a list again and again, to the end of the page.
+            # Repeat list entries to the end of the page.
             size = chance.choice((8, 16, 64, 80))
             start = at + size * chance.randrange(4096 // size)
             entry = image[start : start + size]
             room = at + 4096 - start
             image[start : start + room] = (entry * (room // max(len(entry), 1) + 1))[:room]
         elif kind == 5:
-            # A header claims zeros after its bytes, up to the next one or to the end of the address space.
+            # A header claims zeros after its bytes, up to the next segment or the end of the address space.
             header = chance.choice(headers)
             (start,) = struct.unpack_from("<Q", image, header + 24)
             ends = [other[2] for other in segments if other[2] > start] or [1 << 48]
@@ -192,7 +192,7 @@ def mutated(raw: bytes, chance: random.Random) -> bytes:
     return bytes(image)
 
 
-def test_no_change_to_a_capture_makes_a_command_take_more(
+def test_a_mutated_capture_stays_within_the_bounds(
     run: Run, tmp_path: Path, attack_seconds: float, attack_seed: int
 ) -> None:
     chance = random.Random(f"{attack_seed} captures")
@@ -208,8 +208,8 @@ def test_no_change_to_a_capture_makes_a_command_take_more(
 
 
 @pytest.mark.parametrize("path", CAPTURES, ids=lambda path: path.parent.name)
-def test_real_handovers_are_read_whole(path: Path, run: Run, tmp_path: Path) -> None:
-    """No limit is so low that a kernel's image meets it: nothing is refused or left out."""
+def test_captures_are_read_completely(path: Path, run: Run, tmp_path: Path) -> None:
+    """Captures stay below all limits: nothing is refused or omitted."""
     for command in commands(path, tmp_path, path):
         if command[0] in ("inspect", "verify", "owners", "map", "fdt"):
             took = check(run, command, path, tmp_path, path.parent.name)

@@ -1,4 +1,4 @@
-"""kho.live and arenas on a full file system: every operation works, or is an OutOfMemoryError; nothing is a signal."""
+"""On a full file system, every operation of kho.live and arenas succeeds or raises OutOfMemoryError, never a signal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ UNSHARED = "KHO_TEST_PRIVATE_MOUNTS"
 
 
 def mounted(kind: str, where: Path) -> None:
-    """Mount a small file system, in this process's own mount namespace. Raises: OSError."""
+    """Mount a small file system in the mount namespace of this process. Raises: OSError."""
     if kind == "tmpfs":
         command = ["mount", "-t", "tmpfs", "-o", f"size={SIZES[kind]}", "tmpfs", str(where)]
     else:
@@ -53,7 +53,7 @@ class Disk:
         self.image = where / "image"
 
     def fill(self, leave: int = 0) -> None:
-        """Take all blocks but `leave` bytes'."""
+        """Allocate all blocks except `leave` bytes."""
         fd = os.open(self.where / "ballast", os.O_CREAT | os.O_WRONLY, 0o600)
         try:
             at = os.fstat(fd).st_size
@@ -68,12 +68,12 @@ class Disk:
             os.close(fd)
 
     def free(self) -> None:
-        """Give them back."""
+        """Free the allocated blocks."""
         (self.where / "ballast").unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def full(self, leave: int = 0) -> Iterator[None]:
-        """Be full for a while."""
+        """Context manager: the file system is full within the block."""
         self.fill(leave)
         try:
             yield
@@ -82,7 +82,7 @@ class Disk:
 
 
 def tried(work: Callable[[], Any]) -> Any:
-    """Do something that may find no memory: what it gave, or the error."""
+    """Call `work`; return its result, or its OutOfMemoryError."""
     try:
         return work()
     except kho.OutOfMemoryError as error:
@@ -90,7 +90,7 @@ def tried(work: Callable[[], Any]) -> Any:
 
 
 def a_new_image(disk: Disk, chance: random.Random) -> None:
-    """An image is made where there is room for a part of it, in every size of that part; then where there is room."""
+    """Create an image with too little space, for every amount of space, then with enough space."""
     for leave in (0, 4, 8, 16, 32, 60, 64, 68, 80, 100, 128, 132, 160, 200, 260, 400):
         with disk.full(leave * KIB):
             h = tried(lambda: kho.live.open("x", "2M", backing=disk.image))
@@ -105,7 +105,7 @@ def a_new_image(disk: Disk, chance: random.Random) -> None:
 
 
 def every_call(disk: Disk, chance: random.Random) -> None:
-    """Random calls on a file system that is full, nearly full, or not, at any moment; the owner may start again."""
+    """Random calls while the file system is full, nearly full or not; the owner may restart."""
     h = kho.live.open("x", "2M", backing=disk.image)
     made: dict[str, tuple[int, int]] = {}
     h.put("state", describe(made, 1))
@@ -181,7 +181,7 @@ def every_call(disk: Disk, chance: random.Random) -> None:
     before = bytes(held)
     h.release()
     disk.fill()
-    assert bytes(held) == before, "what is held after a release stays"
+    assert bytes(held) == before, "an array that is held keeps its content after a release"
     for reader, there in readers:
         assert check_described(reader) == there
         reader.close()
@@ -189,7 +189,7 @@ def every_call(disk: Disk, chance: random.Random) -> None:
 
 
 def deleting(disk: Disk, chance: random.Random) -> None:
-    """On a file system that is full to the last block one deletes and commits, which makes room."""
+    """Deleting objects and committing works without a free block, and frees space."""
     h = kho.live.open("x", "3M", backing=disk.image)
     for i in range(40):
         h.put(f"o{i}", sample(i, 40_000))
@@ -207,7 +207,7 @@ def deleting(disk: Disk, chance: random.Random) -> None:
 
 
 def a_view_over_release(disk: Disk, chance: random.Random) -> None:
-    """An array that is held while its image is released, and the file system fills."""
+    """An array is held while its image is released and the file system fills."""
     h = kho.live.open("x", "2M", backing=disk.image)
     h.put("a", sample(1, 500_000))
     h.put("b", sample(2, 500_000))
@@ -222,7 +222,7 @@ def a_view_over_release(disk: Disk, chance: random.Random) -> None:
 
 
 def a_reader_of_what_is_replaced(disk: Disk, chance: random.Random) -> None:
-    """A reader's array, whose object is replaced, deleted, and whose image is released, while the file system fills."""
+    """A reader holds an array while its object is replaced, its image released, and the file system fills."""
     h = kho.live.open("x", "2M", backing=disk.image)
     h.put("a", sample(1, 500_000))
     h.commit()
@@ -244,7 +244,7 @@ def a_reader_of_what_is_replaced(disk: Disk, chance: random.Random) -> None:
 
 
 def a_copy_with_holes(disk: Disk, chance: random.Random) -> None:
-    """A copy of an image that leaves out zeros: reading it on a full file system is refused, or works."""
+    """Reading a sparse copy of an image on a full file system is refused or succeeds."""
     with kho.live.open("x", "2M", backing=disk.image) as h:
         h.put("zeros", bytes(800_000))
         h.put("ones", b"1" * 5000)
@@ -264,7 +264,7 @@ def a_copy_with_holes(disk: Disk, chance: random.Random) -> None:
 
 
 def an_arena(disk: Disk, chance: random.Random) -> None:
-    """A sparse arena that is larger than its file system gives out memory as long as there is any."""
+    """A sparse arena larger than its file system allocates memory until the file system is full."""
     arena = kho.Arena("1G", scratch="1M,1M,1M", backing=str(disk.where / "arena"))
     folios = []
     with pytest.raises(kho.OutOfMemoryError):
@@ -287,7 +287,7 @@ def an_arena(disk: Disk, chance: random.Random) -> None:
 
 
 def an_arena_on_a_full_disk(disk: Disk, chance: random.Random) -> None:
-    """An arena is made where there is no room for it."""
+    """Create an arena without enough space for it."""
     for leave in (0, 4, 8, 12, 16, 64):
         with disk.full(leave * KIB):
             made = tried(lambda: kho.Arena("64M", scratch="1M,1M,1M", backing=str(disk.where / "arena")))
@@ -309,7 +309,7 @@ STEPS = [
 
 
 def run(step: str, kind: str, where: str, seed: int) -> None:
-    """Do a step on a file system of its own: what this file does as a program."""
+    """Main program of this file: run a step on a new file system."""
     try:
         mounted(kind, Path(where))
     except OSError as error:
@@ -325,7 +325,7 @@ def run(step: str, kind: str, where: str, seed: int) -> None:
 
 @pytest.mark.parametrize("kind", SIZES)
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
-def test_on_a_full_file_system(
+def test_a_full_file_system_gives_only_out_of_memory_errors(
     step: Callable[[Disk, random.Random], None], kind: str, tmp_path: Path, attack_seconds: float, attack_seed: int
 ) -> None:
     where = tmp_path / "small"
@@ -341,5 +341,5 @@ def test_on_a_full_file_system(
             assert not (os.environ.get("CI") and kind == "tmpfs"), f"CI is root and can mount: {reason}"
             pytest.skip(f"{kind} cannot be mounted here: {reason}")
         if done.returncode and os.geteuid() and "unshare" in done.stderr:
-            pytest.skip(f"no mount namespace of one's own: {done.stderr.strip()}")
+            pytest.skip(f"cannot create a mount namespace: {done.stderr.strip()}")
         assert done.returncode == 0, f"seed {seed}: exit {done.returncode} (-7 is SIGBUS)\n{done.stderr[-3000:]}"

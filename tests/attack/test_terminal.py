@@ -1,8 +1,8 @@
-"""Text of every command is plain lines, whatever names memory, files, logs and services have.
+"""The text output of every command consists of plain lines, whatever names memory, files and logs contain.
 
-Each string field of every decoder is overwritten, in the bytes of an image, with what terminals act on; then every
-command prints it, without a terminal and with styles on. Nothing but line ends and the command's own styles may be
-control characters, and what a name holds may not change how many lines there are.
+Each string field of every decoder is overwritten, in the bytes of an image, with characters that terminals interpret.
+Then every command prints the image, without a terminal and with forced styles. The only control characters in the
+output are line ends and the command's own styles, and the number of lines does not depend on names.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from command import kho as run
 PACKAGE = Path(kho.__file__).parent
 STYLE = re.compile(r"\x1b\[[0-9;]*m")
 OWN = re.compile(r"\x1b\[(?:0|1|2|3[0-7]|1;3[0-7]|2;3[0-7]|9[0-7])?m")
-"""Styles the command itself uses."""
+"""Escape sequences of the command's own styles."""
 
 EVIL = [
     b"\x1b[38;5;196m",
@@ -65,7 +65,7 @@ EVIL = [
 
 
 def evil(random: Random, room: int) -> bytes:
-    """Text of exactly as many bytes, never a NUL."""
+    """Hostile text of exactly `room` bytes, without NUL."""
     made = b""
     while len(made) < room:
         part = random.choice(EVIL) if random.random() < 0.7 else bytes([random.choice(b"abc/.-_\"'<>&\\")])
@@ -74,7 +74,7 @@ def evil(random: Random, room: int) -> bytes:
 
 
 def fields() -> tuple[bytes, list[bytes]]:
-    """An image of every producer, and the bytes of each text in it, which occur for no other."""
+    """An image with a payload of every producer, and the bytes of each string in it; all strings differ."""
     names = [f"Field{i:02}qqqqqqqqqqqqq".encode() for i in range(12)]
     text = [name.decode() for name in names]
     arena = kho.Arena(64 << 20, scratch="1M,1M,1M")
@@ -103,7 +103,7 @@ def fields() -> tuple[bytes, list[bytes]]:
 
 
 def live_image(folder: Path) -> tuple[bytes, list[bytes]]:
-    """An image of a service, and the texts in it."""
+    """An image of a service, and the strings in it."""
     names = [f"Live{i:02}qqqqqqqqqqqqqq" for i in range(3)]
     with kho.live.open(names[0], size="1M", version=names[1], backing=folder / "live") as handle:
         handle.put(names[2], b"x" * 100)
@@ -113,7 +113,7 @@ def live_image(folder: Path) -> tuple[bytes, list[bytes]]:
 
 
 def shape(data: Any) -> Any:
-    """What is left of data without its texts."""
+    """The structure of data without its strings."""
     if isinstance(data, dict):
         return [shape(value) for value in data.values()]
     if isinstance(data, list):
@@ -122,7 +122,7 @@ def shape(data: Any) -> Any:
 
 
 def plain(done: Done, what: object) -> None:
-    """Assert that a run's text has nothing but lines, and the command's own styles."""
+    """Check that the output of a run contains only lines and the command's own styles."""
     for text in (done.out, done.err):
         for style in STYLE.findall(text):
             assert OWN.fullmatch(style), (what, style)
@@ -138,7 +138,7 @@ def plain(done: Done, what: object) -> None:
 
 
 def commands(image: Path, folder: Path) -> Iterator[tuple[tuple[object, ...], tuple[object, ...] | None]]:
-    """Every command on an image: its words, and those that print the same as data."""
+    """The arguments of every command on an image, and those that print the same as JSON."""
     yield ("inspect", image), ("inspect", "--json", image)
     yield ("inspect", "--full", image), ("inspect", "--full", "--json", image)
     yield ("inspect", "--python", image), None
@@ -159,7 +159,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("styled", ["", "1"])
-def test_text_of_every_field_leaves_every_command_as_plain_lines(
+def test_every_command_prints_every_field_as_plain_lines(
     styled: str, scratch: Path, attack_seconds: float, attack_seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if styled:
@@ -186,7 +186,7 @@ def test_text_of_every_field_leaves_every_command_as_plain_lines(
             told = run(*data)
             assert told.out.isascii()
             assert "\x7f" not in told.out
-            # As many lines as for any other names of the same structure.
+            # The number of lines is the same for all names in the same structure.
             key = (number % 5 == 4, repr(shape(told.json)), str(words[:2] if words[0] == "inspect" else words[0]))
             lines = done.out.count("\n")
             if words[0] not in ("map", "fdt", "diff"):
@@ -195,7 +195,7 @@ def test_text_of_every_field_leaves_every_command_as_plain_lines(
         number += 1
 
 
-def test_logs_and_trees_leave_doctor_as_plain_lines(
+def test_doctor_prints_logs_and_trees_as_plain_lines(
     tmp_path: Path, attack_seconds: float, attack_seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     until = time.monotonic() + attack_seconds / 4
@@ -223,7 +223,7 @@ def test_logs_and_trees_leave_doctor_as_plain_lines(
         number += 1
 
 
-def test_what_was_typed_comes_back_as_plain_lines(attack_seed: int, tmp_path: Path) -> None:
+def test_arguments_are_printed_as_plain_lines(attack_seed: int, tmp_path: Path) -> None:
     random = Random(f"typed {attack_seed}")
     for number in range(20):
         word = os.fsdecode(evil(random, 24))
@@ -254,7 +254,7 @@ def test_what_was_typed_comes_back_as_plain_lines(attack_seed: int, tmp_path: Pa
             assert len(done.err.splitlines()) <= 6, (words, done.err)
 
 
-def test_services_leave_ps_as_plain_lines(attack_seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ps_prints_services_as_plain_lines(attack_seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     random = Random(f"ps {attack_seed}")
     for _ in range(20):
         word = [evil(random, 60).decode(errors="surrogateescape") for _ in range(5)]
@@ -265,7 +265,7 @@ def test_services_leave_ps_as_plain_lines(attack_seed: int, monkeypatch: pytest.
         assert done.out.count("\n") == 3
 
 
-def test_what_is_printable_stays_and_what_is_not_is_escaped() -> None:
+def test_only_unprintable_characters_are_escaped() -> None:
     for text in ("vm-1", "", "\u00e9t\u00e9", "\u6f22\u5b57", "e\u0301", "a b", "C:\\x", "\U0001f600"):
         assert printable(text) == text
     for code in range(0x110000):
@@ -276,7 +276,7 @@ def test_what_is_printable_stays_and_what_is_not_is_escaped() -> None:
     assert printable("x" * 100, 10) == "x" * 10 + "... (90 more characters)"
 
 
-def test_long_texts_are_cut() -> None:
+def test_long_text_is_cut() -> None:
     assert len(printable("\u202e" * 10**6, output.LINE)) < 7 * output.LINE
 
 
@@ -285,13 +285,13 @@ STREAMS = {"stdout", "stderr", "__stdout__", "__stderr__"}
 ALLOWED = {
     ("cli/output.py", None),
     ("fleet.py", "getLogger"),
-    ("live/hold.py", "print"),  # what `Holder` logs by if it is given nothing else; the command gives output.line
+    ("live/hold.py", "print"),  # the default log function of `Holder`; the command passes output.line
     ("live/hold.py", "stderr"),
 }
 
 
 def test_no_other_module_prints() -> None:
-    """A new command that prints by another way than cli/output.py fails here."""
+    """A new command that does not print through cli/output.py fails this test."""
     found = []
     for file in sorted(PACKAGE.rglob("*.py")):
         name = file.relative_to(PACKAGE).as_posix()

@@ -1,4 +1,4 @@
-"""The `kho` command. Data goes to stdout, errors to stderr; exit 0 fine, 1 findings, 2 bad input."""
+"""The `kho` command. Data goes to stdout, errors to stderr; exit 0 success, 1 findings, 2 bad input."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from ..errors import KhoError
 
 HELP = """Linux Kexec HandOver (KHO) in userspace.
 
-KHO is how Linux carries memory across kexec: the old kernel marks folios as preserved, writes that map into plain
-physical memory, and hands one small FDT to the next kernel, which restores every folio in place.
+With KHO, Linux keeps memory across kexec: the old kernel marks folios as preserved, writes a map of them to physical
+memory, and passes a small FDT to the next kernel, which restores every folio in place.
 
-A SOURCE is an ELF core, a raw image with the physical address of its first byte after an @ (ram.bin@0x40000000), or
-several of them that make up one memory. No vmlinux and no symbols are needed.
+A SOURCE is an ELF core, a raw image followed by @ and the physical address of its first byte (ram.bin@0x40000000), or
+several of these that together form one memory. No vmlinux and no symbols are needed.
 """
 
 TASKS = {
-    "doctor": ("where did my RAM go?", "kho doctor"),
-    "inspect": ("what does this memory hand over?", "kho inspect core.elf"),
-    "map": ("where in memory is it?", "kho map core.elf"),
-    "owners": ("whose is every page of it?", "kho owners core.elf"),
-    "verify": ("is anything wrong with it?", "kho verify core.elf"),
-    "compat": ("can that kernel take it over?", "kho compat core.elf 7.0"),
-    "fdt": ("the devicetrees, as source", "kho fdt --all core.elf"),
-    "extract": ("take a file out", "kho extract core.elf --session vm-1 --token 0x10 -o disk.img"),
-    "diff": ("what differs between two?", "kho diff before.elf after.elf"),
-    "convert": ("write it as another kernel would", "kho convert core.elf --abi kho-v4 -o v4.elf"),
-    "plan": ("what will handing over cost?", "kho plan --memory 2T --preserve 80%:2M"),
-    "simulate": ("do it, and measure", "kho simulate --memory 2T --preserve 80%:2M"),
+    "doctor": ("how much RAM does KHO take?", "kho doctor"),
+    "inspect": ("show a handover", "kho inspect core.elf"),
+    "map": ("draw it by address", "kho map core.elf"),
+    "owners": ("list the owner of each page", "kho owners core.elf"),
+    "verify": ("check it for defects", "kho verify core.elf"),
+    "compat": ("judge whether a kernel takes it", "kho compat core.elf 7.0"),
+    "fdt": ("print its devicetrees", "kho fdt --all core.elf"),
+    "extract": ("extract a file", "kho extract core.elf --session vm-1 --token 0x10 -o disk.img"),
+    "diff": ("compare two handovers", "kho diff before.elf after.elf"),
+    "convert": ("convert to another ABI", "kho convert core.elf --abi kho-v4 -o v4.elf"),
+    "plan": ("compute the cost of one", "kho plan --memory 2T --preserve 80%:2M"),
+    "simulate": ("simulate and measure it", "kho simulate --memory 2T --preserve 80%:2M"),
     "hold": ("keep memory while a service restarts", "kho hold search-index --size 8G -- python serve.py"),
-    "ps": ("which services keep memory?", "kho ps"),
-    "release": ("give it back", "kho release search-index"),
+    "ps": ("list services that keep memory", "kho ps"),
+    "release": ("release that memory", "kho release search-index"),
 }
-"""What each command is for, with an example, in the order one needs them."""
+"""Command -> purpose and example, in the order of the help text."""
 
 MODULES = {"map": "memmap"}
-"""Where a command is, if not in the module of its name."""
+"""Command -> module, where their names differ."""
 
 
 class Commands(MutableMapping[str, click.Command]):
-    """The commands by name. A module is imported when its command is asked for: one run needs one of them."""
+    """The commands by name. A module is imported on first access, because a run needs only one command."""
 
     def __init__(self) -> None:
         self._loaded: dict[str, click.Command | None] = dict.fromkeys(TASKS)
@@ -74,15 +74,15 @@ class Commands(MutableMapping[str, click.Command]):
 
 
 class Teaching(click.Group):
-    """A group whose help has an example for every command there is, and lists commands in the order of `TASKS`."""
+    """A click group that lists commands in the order of `TASKS`, with an example for each."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """List the commands."""
+        """Return the names of the commands, in the order of `TASKS`."""
         order = list(TASKS)
         return sorted(self.commands, key=lambda name: (order.index(name) if name in order else len(order), name))
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write what KHO is, then the examples."""
+        """Write the description of KHO, then the examples."""
         super().format_help_text(ctx, formatter)
         examples = [(task, example) for name, (task, example) in TASKS.items() if name in self.commands]
         with formatter.section("Examples"):
@@ -92,11 +92,11 @@ class Teaching(click.Group):
 @click.group(cls=Teaching, commands=Commands(), help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kho")
 def cli() -> None:
-    """Hold the subcommands; each is a module of this package."""
+    """The root command; each subcommand is a module of this package."""
 
 
 def main() -> None:
-    """Run the command; an error of kho is one line on stderr, with a hint, and exit code 2."""
+    """Run the command. A `KhoError` is printed as one line on stderr, with a hint; the exit code is then 2."""
     from . import output
 
     output.open_streams()
@@ -110,7 +110,7 @@ def main() -> None:
         output.usage(error)
     except BrokenPipeError:
         output.end_of_pipe()
-    except UnicodeEncodeError as error:  # an argument that is no UTF-8, where it must be text
-        output.fail(KhoError(f"{error.object!r} is not text in UTF-8"))
-    except OSError as error:  # stdout, mostly: a full disk
+    except UnicodeEncodeError as error:  # an argument that must be text is not valid UTF-8
+        output.fail(KhoError(f"{error.object!r} is not valid UTF-8"))
+    except OSError as error:  # usually from stdout: disk full
         output.fail(error)

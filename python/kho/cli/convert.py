@@ -1,4 +1,4 @@
-"""`kho convert`: a handover in another ABI."""
+"""`kho convert`: write a handover in another ABI."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .options import Number
 @click.option("--fdt-phys", type=Number(), metavar="A", help="Physical address of the source's root FDT.")
 @click.option("--page-size", type=Number(), metavar="N", help="The source's: 4096, 16384 or 65536.")
 @click.option("--json", "as_json", is_flag=True, help="Print data instead of text; addresses are integers.")
-@click.option("--python", "as_python", is_flag=True, help="Print the Python calls that do the same, and stop.")
+@click.option("--python", "as_python", is_flag=True, help="Print the equivalent Python calls and exit.")
 def command(
     source: tuple[str, ...],
     abi: str,
@@ -29,24 +29,24 @@ def command(
     as_json: bool,
     as_python: bool,
 ) -> None:
-    """Re-express the handover in SOURCE in another ABI, as an ELF core.
+    """Write the handover in SOURCE as an ELF core in another ABI.
 
-    Folios, orders, contents and subtrees stay what and where they are, and so does the root FDT; the new map goes to
-    pages that are in use for nothing. What a subtree holds is not translated: a kernel reads its own LUO only.
+    Folios, orders, contents, subtrees and the address of the root FDT are unchanged; the new map goes to unused pages.
+    The contents of subtrees are not converted: a kernel reads only LUO data of its own version.
 
     \b
       kho convert old.elf --abi kho-v4 -o new.elf                        for Linux 7.2 and later
       kho convert new.elf --abi kho-v1 --bitmap-bytes 512 -o old.elf     for Linux 6.16
 
     \b
-    Exit codes: 0 written, 2 no handover, or not to be had in that ABI.
+    Exit codes: 0 written, 2 no handover, or it cannot be expressed in that ABI.
     """
     if as_python:
         output.lines(as_calls(source, abi, path, bitmap_bytes=bitmap_bytes, fdt_phys=fdt_phys, page_size=page_size))
         return
     with output.progress("searching") as told:
         inc = open_source(source, fdt_phys=fdt_phys, page_size=page_size, progress=told)
-    output.say_placement(inc)
+    output.note_placement(inc)
     made = convert(inc, abi, bitmap_bytes=bitmap_bytes)
     with output.progress("writing") as told:
         segments = made.save(path, progress=told)
@@ -72,7 +72,7 @@ def command(
 
 
 def as_calls(source: tuple[str, ...], abi: str, path: str, *, bitmap_bytes: int | None, **given: int | None) -> str:
-    """Write the Python calls that do the same."""
+    """Return equivalent Python calls as source text."""
     named = [f"{name}={value:#x}" for name, value in given.items() if value is not None]
     opened = ", ".join([repr(source[0]) if len(source) == 1 else repr(list(source)), *named])
     bitmaps = "" if bitmap_bytes is None else f", bitmap_bytes={bitmap_bytes}"

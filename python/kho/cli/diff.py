@@ -1,4 +1,4 @@
-"""`kho diff`: what differs between two handovers?"""
+"""`kho diff`: compare two handovers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..sources import open as open_source
 from . import output
 
 SHOWN = 8
-"""Extents listed per order and side without --all."""
+"""Maximum extents listed per order and side without --all."""
 ADDRESSES = ("phys", "fdt_phys", "preserved_memory_map")
 
 
@@ -24,10 +24,10 @@ ADDRESSES = ("phys", "fdt_phys", "preserved_memory_map")
 @click.option("--all", "everything", is_flag=True, help=f"List every extent, not only the first {SHOWN} of an order.")
 @click.option("--json", "as_json", is_flag=True, help="Print data instead of text; addresses are integers.")
 def command(a: str, b: str, everything: bool, as_json: bool) -> None:
-    """Show what differs between the handovers in A and B.
+    """Show the differences between the handovers in A and B.
 
-    ABI and sizes, scratch areas, folios by order as runs of addresses; subtrees, sessions, files and reserve_mem
-    regions with their contents. A line with < is of A, one with > of B.
+    Compares ABI and sizes, scratch areas, folios by order as address ranges, and subtrees, sessions, files and
+    reserve_mem regions with their contents. A line with < belongs to A, one with > to B.
 
     \b
     Exit codes: 0 the same, 1 different, 2 one of them is not readable.
@@ -39,7 +39,7 @@ def command(a: str, b: str, everything: bool, as_json: bool) -> None:
                 opened.append(open_source(source, progress=told))
             except errors.KhoError as error:
                 raise type(error)(f"{source}: {error}") from error
-        output.say_placement(opened[-1])
+        output.note_placement(opened[-1])
     with output.progress("comparing") as told:
         found = diff(*opened, progress=told)
     if as_json:
@@ -51,7 +51,7 @@ def command(a: str, b: str, everything: bool, as_json: bool) -> None:
 
 
 def lines(found: Diff, most: int | None = None) -> Iterator[str]:
-    """Write the difference as text, nothing if there is none; at most `most` extents per order and side."""
+    """Yield the lines of a difference, none if there is no difference; at most `most` extents per order and side."""
     for name, pair in found.facts.items():
         yield f"{name}: {value(name, pair[0])} -> {value(name, pair[1])}"
     if found.scratch:
@@ -80,7 +80,7 @@ def lines(found: Diff, most: int | None = None) -> Iterator[str]:
 
 
 def folio_lines(sign: str, extents: list[Extent], most: int | None) -> Iterator[str]:
-    """Write runs of folios, and how many more there are."""
+    """Yield a line per run of folios, then the number of runs not listed."""
     for phys, nbytes, folios in extents[:most]:
         yield f"  {sign} {phys:#x}-{phys + nbytes:#x}  {folios} folio{'s' * (folios != 1)}"
     rest = [] if most is None else extents[most:]
@@ -89,7 +89,7 @@ def folio_lines(sign: str, extents: list[Extent], most: int | None) -> Iterator[
 
 
 def change_lines(change: Change) -> Iterator[str]:
-    """Write a change: what it is, then what of it."""
+    """Yield the lines of one change: its name, then its changed properties."""
     name = change.name
     if change.side != "changed":
         index = 0 if change.side == "removed" else 1
@@ -101,14 +101,14 @@ def change_lines(change: Change) -> Iterator[str]:
     if content is None:
         yield f"    {name}: {'; '.join(said)}"
         return
-    said.append(f"contents differ from offset {content.offset:#x} on, {content.nbytes} bytes of those both have")
+    said.append(f"contents differ from offset {content.offset:#x} on, in {content.nbytes} bytes of the common size")
     yield f"    {name}: {'; '.join(said)}"
     for sign, digest in zip("<>", content.sha256, strict=True):
-        yield f"      {sign} sha256 {digest or 'not computed: too many zeros'}"
+        yield f"      {sign} sha256 {digest or 'not computed: the holes are too large'}"
 
 
 def value(name: str, it: Any) -> str:
-    """Write a value: addresses in hex, what is missing as `none`."""
+    """Format a value: addresses in hex, None as `none`."""
     if it is None:
         return "none"
     return f"{it:#x}" if name in ADDRESSES and isinstance(it, int) else str(it)

@@ -207,7 +207,7 @@ def what_if_text(report: Report, change: WhatIf) -> list[str]:
 
 
 def table(reports: list[Report]) -> None:
-    """Print a line for each report."""
+    """Print a table with one line per report."""
     from ..doctor.text import share, size
     from ..text import printable
 

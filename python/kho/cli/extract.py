@@ -1,4 +1,4 @@
-"""`kho extract`: take files, subtrees, regions and folios out of a handover."""
+"""`kho extract`: copy files, subtrees, regions and folios out of a handover."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .options import Number, read, source_options
 
 @click.command("extract")
 @source_options
-@click.option("--session", metavar="S", help="Take a file of this LUO session; with --token.")
+@click.option("--session", metavar="S", help="Extract a file of this LUO session; needs --token.")
 @click.option("--token", type=Number(), metavar="T", help="The file's token.")
-@click.option("--subtree", metavar="NAME", help="Take a subtree's blob.")
-@click.option("--reserve-mem", metavar="NAME", help="Take a reserve_mem= region.")
-@click.option("--folio", type=Number(), metavar="PHYS", help="Take the preserved folio at this physical address.")
-@click.option("--all", "folder", type=click.Path(), metavar="DIR", help="Take everything, with a DIR/manifest.json.")
-@click.option("-o", "--output", "target", type=click.Path(), metavar="FILE", help="Where to write; - is stdout.")
-@click.option("--force", is_flag=True, help="Replace files that are there.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was written as data.")
+@click.option("--subtree", metavar="NAME", help="Extract the blob of a subtree.")
+@click.option("--reserve-mem", metavar="NAME", help="Extract a reserve_mem= region.")
+@click.option("--folio", type=Number(), metavar="PHYS", help="Extract the folio at this physical address.")
+@click.option("--all", "folder", type=click.Path(), metavar="DIR", help="Extract everything and DIR/manifest.json.")
+@click.option("-o", "--output", "target", type=click.Path(), metavar="FILE", help="The file to write; - is stdout.")
+@click.option("--force", is_flag=True, help="Replace existing files.")
+@click.option("--json", "as_json", is_flag=True, help="Print the list of written files as data.")
 def command(
     source: tuple[str, ...],
     session: str | None,
@@ -38,17 +38,17 @@ def command(
 ) -> None:
     """Write contents of the handover in SOURCE to files.
 
-    Files are sparse, appear when they are whole, and replace nothing without --force. What is printed is what sha256sum
-    prints, and `sha256sum -c` takes it.
+    Files are sparse, get their name only once complete, and replace existing files only with --force. The output has
+    the format of sha256sum, for `sha256sum -c`.
 
     \b
-    Exit codes: 0 written, 1 something of --all could not be read, 2 not there or not readable.
+    Exit codes: 0 written, 1 with --all: a part could not be read, 2 not found or not readable.
     """
     chosen = [name is not None for name in (session, subtree, reserve_mem, folio, folder)]
     if sum(chosen) != 1 or (session is None) != (token is None):
-        raise click.UsageError("say what: --session with --token, --subtree, --reserve-mem, --folio or --all")
+        raise click.UsageError("one of --session with --token, --subtree, --reserve-mem, --folio or --all is required")
     if (folder is None) != (target is not None):
-        raise click.UsageError("--all takes a directory and no -o" if folder else "say where to write: -o FILE")
+        raise click.UsageError("--all takes a directory; omit -o" if folder else "-o FILE is required")
     inc = read(source, **options)
     if folder is not None:
         with output.progress("extracting") as told:
@@ -88,27 +88,27 @@ def command(
 
 
 def summary(entry: dict[str, Any]) -> str:
-    """Say how much it is."""
+    """Format the size of an entry and of its holes."""
     holes = entry["size"] - entry["data_bytes"]
     return f"{entry['size']} bytes" + (f", {output.size(holes)} of them holes" if holes else "")
 
 
 def show(entry: dict[str, Any], prefix: str = "") -> None:
-    """Print a line as sha256sum does."""
+    """Print a line in the format of sha256sum."""
     if entry["sha256"] is None:
-        output.line(f"{entry['path']}: not hashed, too many zeros", err=True)
+        output.line(f"{entry['path']}: not hashed, its holes are too large", err=True)
     else:
         output.exact_line(sum_line(entry["sha256"], prefix + entry["path"]))
 
 
 def sum_line(digest: str, path: str) -> str:
-    """Write a line as sha256sum does: with line ends and backslashes in the name escaped, and that said."""
+    """Format a line of sha256sum: line ends and backslashes in the name are escaped, marked by a leading backslash."""
     escaped = path.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
     return f"{'' if escaped == path else chr(92)}{digest}  {escaped}"
 
 
 def show_all(manifest: dict[str, Any], folder: str, *, as_json: bool) -> int:
-    """Print what --all wrote; the exit code."""
+    """Print the files that --all wrote and return the exit code."""
     if as_json:
         output.print_json(manifest)
     written = failed = 0

@@ -1,4 +1,4 @@
-"""`kho fdt`: the devicetrees of a handover, as source."""
+"""`kho fdt`: print the devicetrees of a handover as source."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .options import read, source_options
     type=click.Choice(["auto", *get_args(fdts.Numbers)]),
     default="auto",
     show_default=True,
-    help="How numbers are stored: native, as KHO does; cells, big-endian, as machines' trees do; else decided.",
+    help="Byte order of numbers: native, as in KHO; cells, big-endian, as in a machine's devicetree; auto detects it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print data instead of devicetree source.")
 def command(
@@ -41,17 +41,17 @@ def command(
 ) -> None:
     """Print the root FDT of the handover in SOURCE as devicetree source.
 
-    KHO stores numbers in native byte order; they are shown as what they are, where dtc would swap their bytes. SOURCE
-    may also be a bare FDT, as the files of /sys/kernel/debug/kho are: of one that is cut short, as Linux 7.x shows
-    out/fdt, what is there is printed, with a warning. The numbers of a bare FDT are native if its root has a KHO
-    compatible; those of any other, as the one a machine boots with (/sys/firmware/fdt), are big-endian cells, and so
-    are linux,kho-fdt and linux,kho-scratch in its /chosen.
+    KHO stores numbers in native byte order; they are printed correctly, where dtc would swap their bytes. SOURCE can
+    also be a bare FDT, such as the files in /sys/kernel/debug/kho. If it is truncated, as out/fdt is in Linux 7.x, the
+    readable part is printed with a warning. The numbers of a bare FDT are native if its root has a compatible of KHO;
+    in any other FDT, such as the machine's own (/sys/firmware/fdt), they are big-endian cells, including
+    linux,kho-fdt and linux,kho-scratch in /chosen.
 
     \b
-    Exit codes: 0 printed, also if cut short, 2 not readable, or malformed: then what could be read is printed.
+    Exit codes: 0 printed, even if truncated, 2 not readable, or malformed; the readable part is printed.
     """
     if subtree is not None and everything:
-        raise click.UsageError("--subtree and --all do not go together")
+        raise click.UsageError("--subtree and --all exclude each other")
     stored: fdts.Numbers | None = "native" if numbers == "native" else "cells" if numbers == "cells" else None
     bare, have = None, 0
     if len(source) == 1 and Path(source[0]).is_file():
@@ -61,14 +61,14 @@ def command(
             opened = memory(source, progress=told)
         raw = bare_fdt(opened)
         if raw is None:
-            # A handover's subtrees are KHO's, whatever their compatible.
+            # All subtrees of a handover use KHO's byte order, regardless of their compatible.
             found = trees(read(opened, **options), subtree, everything=everything)
             show({title: (fdt, None) for title, fdt in found.items()}, as_json=as_json, numbers=stored or "native")
             return
-        bare, have = fdts.Fdt.partial(raw), len(raw)  # from a pipe, or packed
+        bare, have = fdts.Fdt.partial(raw), len(raw)  # read from a pipe, or decompressed
     if subtree is not None:
         raise errors.NotFoundError(
-            f"subtree {subtree!r}: {source[0]} is a bare FDT, which has addresses of subtrees only"
+            f"subtree {subtree!r}: {source[0]} is a bare FDT, which contains only the addresses of subtrees"
         )
     fdt, error = bare
     short = have < fdt.totalsize
@@ -79,9 +79,9 @@ def command(
 
 
 def trees(inc: Incoming, subtree: str | None = None, *, everything: bool = False) -> dict[str, Fdt]:
-    """Give the root FDT, a subtree, or all of them, by what they are.
+    """Return the root FDT, one subtree, or all of them, by a title with name, address and size.
 
-    Raises: NotFoundError for a subtree that is not there, or no FDT.
+    Raises: NotFoundError if the subtree does not exist or is not an FDT.
     """
     found = {} if subtree is not None else {f"root FDT at {inc.fdt_phys:#x}, {inc.fdt.totalsize} bytes": inc.fdt}
     names = [subtree] if subtree is not None else list(inc.subtrees) if everything else []
@@ -96,14 +96,14 @@ def trees(inc: Incoming, subtree: str | None = None, *, everything: bool = False
             if subtree is None:
                 continue
             raise errors.NotFoundError(
-                f"subtree {name}: no FDT (kho extract --subtree takes it raw): {error}"
+                f"subtree {name}: not an FDT (kho extract --subtree writes it raw): {error}"
             ) from error
         found[f"subtree {name} at {blob.phys:#x}, {fdt.totalsize} bytes"] = fdt
     return found
 
 
 def show(found: dict[str, tuple[Fdt, errors.FdtError | None]], *, as_json: bool, numbers: fdts.Numbers | None) -> None:
-    """Print trees by what they are, piece by piece."""
+    """Print FDTs under their titles, piece by piece."""
     if not as_json:
         for title, (fdt, error) in found.items():
             comment = title + (f"; incomplete: {error}" if error else "")

@@ -1,4 +1,4 @@
-"""`--fleet`: a command over many sources, on a cluster. What it takes is imported when there is a fleet."""
+"""The option `--fleet`: run a command over many sources on a cluster. Dask is imported only when it is used."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import click
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 WORDS = ("fine", "with findings", "not readable")
-"""What an exit code says of a source."""
+"""Exit code of a source -> its description."""
 MOST_ROWS = 50
-"""Lines of a table for people."""
+"""Maximum lines of the text table."""
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """What a command was told of its fleet."""
+    """The fleet options of a command."""
 
     patterns: tuple[str, ...]
     parquet: str | None
@@ -35,14 +35,14 @@ class Fleet:
         as_json: bool = False,
         as_csv: bool = False,
     ) -> int:
-        """Examine every source and print a row for each, or a summary; give the exit code, that of the worst source.
+        """Examine every source, print one row each or a summary, and return the highest exit code of any source.
 
         Args:
-            examine: as `kho.fleet.run`.
-            columns: as `kho.fleet.write_parquet`, in their order for CSV.
-            more: names that follow the pattern: what it matched, when a shell has expanded it.
-            as_json: print rows as lines of JSON.
-            as_csv: print rows as CSV, lists as ids.
+            examine: as in `kho.fleet.run`.
+            columns: as in `kho.fleet.write_parquet`; CSV keeps their order.
+            more: further file names, present if a shell expanded the pattern.
+            as_json: print each row as a line of JSON.
+            as_csv: print rows as CSV, with lists as ids separated by spaces.
 
         """
         from collections import Counter
@@ -89,7 +89,7 @@ class Fleet:
 
 
 def show(notable: list[dict[str, Any]], codes: Mapping[int, int]) -> None:
-    """Print the sources that are not fine, as many as one reads, and how many there are of each kind."""
+    """Print the first sources that are not fine, and the number of sources by exit code."""
     from . import output
 
     if notable:
@@ -100,7 +100,7 @@ def show(notable: list[dict[str, Any]], codes: Mapping[int, int]) -> None:
         table.show()
     left = sum(count for code, count in codes.items() if code) - len(notable)
     if left > 0:
-        output.line(f"and {left} more; --json, or --parquet FILE, has them all")
+        output.line(f"and {left} more; --json or --parquet FILE lists all")
     if notable:
         output.line()
     total = sum(codes.values())
@@ -123,10 +123,10 @@ def fleet_options(function: Command) -> Command:
         if not fleet:
             for name, given in (("--parquet", parquet), ("--scheduler", scheduler), ("--workers", workers)):
                 if given is not None:
-                    raise click.UsageError(f"{name} goes with --fleet PATTERN")
+                    raise click.UsageError(f"{name} requires --fleet PATTERN")
             return function(*args, fleet=None, **others)
         if scheduler is not None and workers is not None:
-            raise click.UsageError("--workers is for a cluster on this machine; that of --scheduler has its own")
+            raise click.UsageError("--workers applies to a cluster on this machine; --scheduler uses a running one")
         return function(*args, fleet=Fleet(fleet, parquet, scheduler, workers), **others)
 
     options = (
@@ -134,9 +134,9 @@ def fleet_options(function: Command) -> Command:
             "--fleet",
             multiple=True,
             metavar="PATTERN",
-            help="Each source that matches ('dumps/*'), by itself, on a cluster: pip install 'kho[fleet]'.",
+            help="Process each matching source ('dumps/*') separately on a cluster; needs pip install 'kho[fleet]'.",
         ),
-        click.option("--parquet", metavar="FILE", help="With --fleet: write a row for each source to this file."),
+        click.option("--parquet", metavar="FILE", help="With --fleet: write one row per source to this file."),
         click.option(
             "--scheduler", metavar="ADDR", help="With --fleet: a running Dask scheduler (tcp://...); else this machine."
         ),

@@ -15,44 +15,44 @@ from . import output
 
 @click.command("hold")
 @click.argument("name")
-@click.option("--size", metavar="SIZE", help="Memory there may be, as 8G; else what the command asks for.")
+@click.option("--size", metavar="SIZE", help="Size limit, as in 8G; default: as the command asks.")
 @click.option(
     "--restart",
     type=click.Choice(get_args(Restart)),
     default="on-failure",
     show_default=True,
-    help="When the command is started again.",
+    help="When to restart the command.",
 )
-@click.option("--grace", type=click.FloatRange(0.0), default=10.0, show_default=True, help="Seconds it has to end.")
+@click.option("--grace", type=click.FloatRange(0.0), default=10.0, show_default=True, help="Seconds until SIGKILL.")
 @click.option(
     "--settled",
     type=click.FloatRange(0.0),
     default=10.0,
     show_default=True,
-    help="Seconds after which ending is no failure to start.",
+    help="Seconds; a command that exits earlier failed to start.",
 )
 @click.option(
     "--failures",
     type=click.IntRange(1),
     default=10,
     show_default=True,
-    help="Failures to start, one after the other, to give up after.",
+    help="Give up after this number of consecutive failures to start.",
 )
 @click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED)
 def command(
     name: str, size: str | None, restart: Restart, grace: float, settled: float, failures: int, argv: tuple[str, ...]
 ) -> None:
-    """Keep the memory of service NAME while the command ARGV is restarted, or crashes.
+    """Keep the memory of service NAME while its command ARGV restarts or crashes.
 
     \b
       kho hold search-index --size 8G -- python serve.py
 
-    In the command, kho.live.open(NAME) finds the memory as it was last committed. SIGHUP restarts the command; SIGTERM
-    and SIGINT end it, and the holder; SIGUSR1 and SIGUSR2 it gets. What ends with an error is started again, later each
-    time up to 30 s. When the holder is killed the command is asked to end.
+    In the command, kho.live.open(NAME) returns the memory as last committed. SIGHUP restarts the command; SIGTERM and
+    SIGINT end the command and the holder; SIGUSR1 and SIGUSR2 are forwarded to the command. A command that exits with
+    an error is restarted after a delay that grows up to 30 s. If the holder is killed, the command gets SIGTERM.
 
     \b
-    Exit codes: 0 or what the command exits with, 128 + N for signal N, 2 bad input or NAME is taken.
+    Exit codes: 0 or that of the command, 128 + N for signal N, 2 bad input or NAME is in use.
     """
     words = argv[1:] if argv[0] == "--" else argv
     if not words:

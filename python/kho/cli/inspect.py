@@ -1,4 +1,4 @@
-"""`kho inspect`: what does this memory hand over?"""
+"""`kho inspect`: show a handover."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .options import read, source_options
 
 @click.command("inspect")
 @source_options
-@click.option("--full", is_flag=True, help="List every folio (as runs, where they are too many) and digest every file.")
+@click.option("--full", is_flag=True, help="List every folio (as runs if there are too many) and hash every file.")
 @click.option("--json", "as_json", is_flag=True, help="Print data instead of text; addresses are integers.")
-@click.option("--python", "as_python", is_flag=True, help="Print the Python calls that read the same, and stop.")
+@click.option("--python", "as_python", is_flag=True, help="Print the equivalent Python calls and exit.")
 def command(
     source: tuple[str, ...],
     full: bool,
@@ -24,15 +24,16 @@ def command(
     as_python: bool,
     **options: int | None,
 ) -> None:
-    """Show what the memory in SOURCE hands over.
+    """Show the handover in SOURCE.
 
-    Its format and how that was decided, the scratch areas, the preserved-memory map, folios by order, and the subtrees
-    of its producers. SOURCE is an ELF core, a kdump or LiME dump, FILE@ADDRESS[,offset=N][,size=N][,hole=A:B] or, for
-    the memory file of a virtual machine, FILE,machine=NAME (q35, pc, virt, microvm, firecracker, cloud-hypervisor);
-    several make up one memory. A raw image is read at another address than it was named with if its handover is whole
-    only there, unless ,check=no follows.
+    Prints its layout and how it was detected, the scratch areas, the preserved-memory map, folios by order, and the
+    subtrees of its producers. SOURCE is an ELF core, a kdump or LiME dump, FILE@ADDRESS[,offset=N][,size=N][,hole=A:B]
+    or, for the memory file of a virtual machine, FILE,machine=NAME (q35, pc, virt, microvm, firecracker,
+    cloud-hypervisor); several sources form one memory. If the handover in a raw image is complete only at another
+    address than the one given, the image is read at that address, unless ,check=no is appended.
 
-    Of a debugfs directory, one with proc and sys in it, "live" or a single FDT it shows what is there: no memory.
+    SOURCE can also be a debugfs directory, a directory with proc and sys in it, "live" or a single FDT; these show
+    the FDTs without memory.
 
     \b
     Exit codes: 0 read, 2 no handover or not readable.
@@ -57,7 +58,7 @@ def command(
 
 
 def as_calls(source: tuple[str, ...], **given: int | None) -> str:
-    """Write the Python calls that read the same."""
+    """Return equivalent Python calls as source text."""
     if len(source) == 1 and Snapshot.recognizes(source[0]):
         return snapshot.as_calls(source[0])
     named = [f"{name}={value:#x}" for name, value in given.items() if value is not None]
@@ -123,7 +124,7 @@ def show(inc: Incoming, report: dict[str, Any], source: str, *, full: bool) -> N
 
 
 def show_payloads(report: dict[str, Any]) -> None:
-    """Print what the subtrees hold."""
+    """Print the payloads of the subtrees."""
     for name, row in report["subtrees"].items():
         if "error" in row:
             output.line(f"{name}: {row['error']}")
@@ -140,8 +141,9 @@ def show_payloads(report: dict[str, Any]) -> None:
         regions.show()
     if "kho_test" in report:
         test = report["kho_test"]
-        verdict = "holds" if test["csum_holds"] is True else f"does not hold ({test['csum_holds']})"
-        heading("kho_test", f": {test['nr_folios']} folios; checksum {test['csum']:#010x} {verdict}")
+        holds = test["csum_holds"]
+        verdict = "OK" if holds is True else "mismatch" if holds is False else f"not verified ({holds})"
+        heading("kho_test", f": {test['nr_folios']} folios; checksum {test['csum']:#010x}: {verdict}")
     if "live" in report:
         live = report["live"]
         what = f"{live['image']}, version {live['version']}"
@@ -179,6 +181,6 @@ def show_luo(luo: dict[str, Any]) -> None:
 
 
 def heading(title: str, rest: str = "") -> None:
-    """Print an empty line, then a title with what follows it."""
+    """Print an empty line, then a bold title followed by `rest`."""
     output.line()
     output.line((title, "bold"), rest)

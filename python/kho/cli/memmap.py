@@ -1,4 +1,4 @@
-"""`kho map`: the handover by address."""
+"""`kho map`: draw a handover by address."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ RAM = {"utf": "\u00b7", "ascii": "_"}
 def command(source: tuple[str, ...], target: str | None, row: int | None, as_json: bool, **options: int | None) -> None:
     """Draw the memory of the handover in SOURCE by address.
 
-    The darker a character, the more of it is preserved; scratch is /, memory that is there and not preserved a dot.
-    What lies between two lines, and is all the same, is said in words. Whose memory it is stands at the right, and is
-    in colour on a terminal. PNG needs matplotlib: pip install 'kho[plot]'.
+    The darker a character, the larger its preserved part; scratch is /, memory that is not preserved is a dot. Lines
+    that are all the same are replaced by a line of words. The owners are listed to the right, in color on a terminal.
+    PNG needs matplotlib: pip install 'kho[plot]'.
 
     \b
     Exit codes: 0 drawn, 2 not readable.
     """
     with output.progress("searching") as told:
-        # Opened once: a pipe can be read once, and what is packed takes time to unpack.
+        # Opened once: a pipe can only be read once, and decompressing takes time.
         opened = memory(source, progress=told)
     inc = read(opened, **options)
     wide = output.width() >= 100
@@ -93,7 +93,7 @@ def show(found: MemoryMap, title: str) -> None:
 
 
 def cropped(text: str, room: int, dots: str) -> str:
-    """Cut a text to as many columns as there is room for; cut ones end with `dots`."""
+    """Cut a text to `room` columns; a cut text ends with `dots`."""
     from rich.cells import cell_len, set_cell_size
 
     if cell_len(text) <= room:
@@ -102,7 +102,7 @@ def cropped(text: str, room: int, dots: str) -> str:
 
 
 def bar(row: Row, cell_bytes: int, charset: str) -> list[output.Part]:
-    """Draw a row's cells, a character each; neighbors of one style are one part."""
+    """Draw a row, one character per cell; adjacent cells of the same style form one part."""
     drawn: list[tuple[str, str]] = []
     for cell in row.cells:
         kind = cell.kind

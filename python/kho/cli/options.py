@@ -1,4 +1,4 @@
-"""What the commands share: the memory to read, and what may be said about it."""
+"""Options and parameter types that several commands share, and the function that opens a source."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Number(click.ParamType[int]):
     name = "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read the number; click reports what is none."""
+        """Parse the number; click reports a usage error if it is invalid."""
         try:
             return parse_size(value)
         except ParameterError as error:
@@ -30,7 +30,7 @@ class Number(click.ParamType[int]):
 
 
 class Range(click.ParamType[tuple[int, ...]]):
-    """Numbers with a colon between them: `0xb400000:0x2000000`."""
+    """Parameter type: `count` numbers separated by colons, as in `0xb400000:0x2000000`."""
 
     name = "range"
 
@@ -38,7 +38,7 @@ class Range(click.ParamType[tuple[int, ...]]):
         self.count = count
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """Read the numbers; click reports what are none."""
+        """Parse the numbers; click reports a usage error if they are invalid."""
         if isinstance(value, tuple):
             return value
         parts = str(value).split(":")
@@ -48,7 +48,7 @@ class Range(click.ParamType[tuple[int, ...]]):
 
 
 def read_options(function: Command) -> Command:
-    """Add `--fdt-phys`, `--bitmap-bytes` and `--page-size`, named as `kho.open` names them."""
+    """Add `--fdt-phys`, `--bitmap-bytes` and `--page-size`, named like the arguments of `kho.open`."""
     options = (
         click.option(
             "--fdt-phys",
@@ -88,7 +88,7 @@ def read(
     page_size: int | None = None,
     scratch: int | None = None,
 ) -> Incoming:
-    """Open what the command was given, or memory opened of it, with progress on a terminal."""
+    """Open the handover in the given sources or memory; show progress if stderr is a terminal."""
     with output.progress("searching") as told:
         inc = open_source(
             source,

@@ -1,8 +1,8 @@
-"""The one place where text leaves the program: every command prints through here, a line or a row at a time.
+"""Output of the `kho` command: the only module of `kho.cli` that prints.
 
-What is printed has names from memory, files and logs in it, which are not to be trusted. So everything is printed as a
-line, or as a cell of a table, and is escaped (`kho.text.printable`): it cannot move the cursor, recolor, reorder, hide,
-or begin a line of its own. A test holds that no other module of the command prints.
+Printed text contains names from memory images, files and logs, which are untrusted. All output is therefore printed as
+lines or table cells and escaped (`kho.text.printable`): it cannot move the cursor, change colors, reorder or hide text,
+or start a new line. A test checks that no other module of the command prints.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Part = str | tuple[str, str]
-"""Text, or text and its style: `("error", "bold red")`."""
+"""Text, or a pair of text and style: `("error", "bold red")`."""
 
 LINE = 8192
-"""Characters of a text in a line, and no more; two paths of the longest kind fit."""
+"""Maximum characters of a text in a line; two paths of PATH_MAX bytes fit."""
 CELL = 160
-"""Characters of a cell in a table."""
+"""Maximum characters of a table cell."""
 BUFFER = 1 << 16
-"""Characters that are collected before they are written."""
+"""Characters that are buffered before a write."""
 MOST_LAID_OUT = 512
-"""Rows of a table that rich lays out, a quarter of a millisecond each; a longer one is put into plain columns."""
+"""Maximum rows of a table that rich lays out, at 0.25 ms per row; longer tables use plain columns."""
 WIDE = 1 << 16
-"""Columns that tables are laid out for: more than any row has, as a row that is wrapped looks like two."""
+"""Width in columns for the layout of tables: wider than any row, because a wrapped row looks like two rows."""
 
 
 def line(*parts: Part, err: bool = False, limit: int | None = LINE) -> None:
-    """Print one line: each part escaped, cut to `limit` characters, and in its style on a terminal."""
+    """Print one line. Each part is escaped, cut to `limit` characters and, on a terminal, styled."""
     _print(parts, "", err=err, limit=limit)
 
 
@@ -60,16 +60,16 @@ def _print(parts: Iterable[Part], indent: str, *, err: bool, limit: int | None) 
 
 
 def exact_line(text: str) -> None:
-    """Print one line that another program reads: escaped on a terminal, else as it is, in the bytes of file names.
+    """Print one line for another program: escaped on a terminal, else unchanged, encoded like file names.
 
-    The text has no line ends: the caller has escaped them as that program does.
+    The text contains no line ends: the caller has escaped them in the way that program expects.
     """
     if sys.stdout.isatty():
         line(text)
         return
     sys.stdout.flush()
     raw = getattr(sys.stdout, "buffer", None)
-    if raw is None:  # text that another program collects
+    if raw is None:  # stdout was replaced by a text stream without bytes, e.g. io.StringIO
         sys.stdout.write(text + "\n")
     else:
         raw.write(os.fsencode(text) + b"\n")
@@ -77,9 +77,9 @@ def exact_line(text: str) -> None:
 
 
 def lines(text: str | Iterable[str], *, err: bool = False, limit: int | None = None) -> None:
-    """Print lines: of an iterable, an item each; of kho's own text, as it is divided. Tabs that indent them stay.
+    """Print a text of several lines, or one line per item of an iterable. Leading tabs are kept.
 
-    An iterable is printed as it is made, a buffer at a time: it may have millions of items.
+    An iterable is consumed lazily and written in buffers, as it may have millions of items.
     """
     stream = sys.stderr if err else sys.stdout
 
@@ -92,7 +92,7 @@ def lines(text: str | Iterable[str], *, err: bool = False, limit: int | None = N
 
 
 def _write(pieces: Iterable[str], stream: Any) -> None:
-    """Write text that is escaped already, as it is made, a buffer at a time."""
+    """Write pieces of escaped text lazily, in buffers."""
     some: list[str] = []
     chars = 0
     for piece in pieces:
@@ -106,10 +106,10 @@ def _write(pieces: Iterable[str], stream: Any) -> None:
 
 
 class Table:
-    """A table without lines, a row a line. Cells are escaped."""
+    """A table without borders, one line per row. Cells are escaped."""
 
     def __init__(self, *columns: str, limit: int = CELL) -> None:
-        """Begin a table; numbers (columns named with a leading `>`) stand to the right."""
+        """Start a table; columns whose name begins with `>` are right-aligned, cells are cut to `limit` characters."""
         self._columns = columns
         self._limit = limit
         self._rows: list[tuple[Part, ...]] = []
@@ -119,11 +119,11 @@ class Table:
         self._rows.append(cells)
 
     def __len__(self) -> int:
-        """Count the rows."""
+        """Return the number of rows."""
         return len(self._rows)
 
     def show(self, *, header: bool = True) -> None:
-        """Print it."""
+        """Print the table."""
         if len(self._rows) > MOST_LAID_OUT:
             self._show_plain(header=header)
             return
@@ -142,7 +142,7 @@ class Table:
         _console().print(made, crop=False)
 
     def _show_plain(self, *, header: bool) -> None:
-        """Print it without styles."""
+        """Print the table without styles."""
         heads = [[column.lstrip(">") for column in self._columns]] if header else []
         texts = [[self._text(cell) for cell in row] for row in self._rows]
         widths = [max(map(len, column)) for column in zip(*heads, *texts, strict=True)]
@@ -156,12 +156,12 @@ class Table:
         _write(shown(), sys.stdout)
 
     def _text(self, cell: Part) -> str:
-        """Give a cell as it is printed, without its style."""
+        """Return the printed text of a cell, without its style."""
         return _encodable(printable(cell if isinstance(cell, str) else cell[0], self._limit), sys.stdout)
 
 
 def table(*columns: str, limit: int = CELL) -> Table:
-    """Begin a table: `Table`."""
+    """Start a `Table`."""
     return Table(*columns, limit=limit)
 
 
@@ -169,21 +169,21 @@ size = format_size
 
 
 def width() -> int:
-    """Give the columns of the terminal; 120 without one, which is wide enough for addresses."""
+    """Return the width of the terminal in columns; 120 without one, which is wide enough for addresses."""
     from rich.console import Console
 
     return Console().width if sys.stdout.isatty() else 120
 
 
 def charset() -> str:
-    """Say what the output can show: `utf`, or `ascii`."""
+    """Return the character set of stdout: `utf` or `ascii`."""
     return "utf" if (sys.stdout.encoding or "utf-8").lower().startswith("utf") else "ascii"
 
 
 def print_json(data: Any, *, indent: int | None = 2, hexed: bool = True) -> None:
-    """Print data as JSON in ASCII; integers beyond 2^53, and tokens, have a string in hex next to them if `hexed`.
+    """Print data as ASCII JSON. With `hexed`, integers above 2^53 and tokens get a hex string next to them.
 
-    An iterator in it is a list, whose items are printed as they are made.
+    An iterator in the data becomes a list; its items are consumed lazily.
     """
     from ..jsontext import dumps, pieces
 
@@ -191,12 +191,12 @@ def print_json(data: Any, *, indent: int | None = 2, hexed: bool = True) -> None
 
 
 def write_json(text: Iterable[str]) -> None:
-    """Print JSON that `kho.jsontext` has written, piece by piece."""
+    """Print JSON from `kho.jsontext`, piece by piece."""
     _write(chain(text, ["\n"]), sys.stdout)
 
 
 def print_json_rows(head: Mapping[str, Any], name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Print an object of `head` and a list `name` with a row a line: rows may be millions."""
+    """Print a JSON object: the items of `head`, then a list `name` with one line per row, written lazily."""
     from ..jsontext import dumps, pieces
 
     def text() -> Iterator[str]:
@@ -214,7 +214,7 @@ def print_json_rows(head: Mapping[str, Any], name: str, rows: Iterable[Mapping[s
 
 
 def csv_rows(columns: Sequence[str]) -> Callable[[Iterable[Any]], None]:
-    """Begin CSV with its header; what is given prints a row, a line, with its texts escaped."""
+    """Print the CSV header and return a function that prints one row, with its strings escaped."""
     import csv
 
     writer = csv.writer(sys.stdout, lineterminator="\n")
@@ -229,40 +229,40 @@ def csv_rows(columns: Sequence[str]) -> Callable[[Iterable[Any]], None]:
 
 
 def binary(*, force: bool = False) -> BinaryIO:
-    """Give stdout for contents, which are no text. Raises: ParameterError if it is a terminal, unless `force`."""
+    """Return stdout as a binary stream. Raises: ParameterError if it is a terminal, unless `force`."""
     if sys.stdout.isatty() and not force:
-        raise errors.ParameterError("stdout is a terminal, and contents may hold anything: redirect it, or say --force")
+        raise errors.ParameterError("stdout is a terminal, and the content is binary: redirect stdout, or use --force")
     sys.stdout.flush()
     return cast(BinaryIO, sys.stdout.buffer)
 
 
 def confirm(*parts: str) -> bool | None:
-    """Ask on the terminal; None if stdin is none."""
+    """Ask a yes/no question on the terminal; None if stdin is not a terminal."""
     if not sys.stdin.isatty():
         return None
     return click.confirm(_encodable(printable("".join(parts), LINE), sys.stderr), err=True)
 
 
-def say_placement(inc: Incoming) -> None:
-    """Say on stderr that a raw image is read somewhere else than where it was named, and how to prevent it."""
+def note_placement(inc: Incoming) -> None:
+    """Print a note on stderr if a raw image is read at another address than the one given, and how to prevent it."""
     if (at := inc.placement) is not None:
-        text = f"{at.named} is read as {at.argument} ({at.certainty}): {at.why}; {at.as_is} reads it as named"
+        text = f"{at.named} is read as {at.argument} ({at.certainty}): {at.why}; {at.as_is} reads it as given"
         line(f"note: {text}", err=True)
     elif inc.address == "named" and inc.pages_outside:
-        text = "are not in this memory: it is a part of one, or does not lie where it was named"
+        text = "are not in this memory: the memory is incomplete, or its address is wrong"
         line(f"warning: {inc.pages_outside} preserved pages {text}", err=True)
 
 
 @contextmanager
 def progress(doing: str) -> Iterator[Callable[[int], None] | None]:
-    """Show on stderr how many bytes have been seen, if it is a terminal and the work takes longer than a moment."""
+    """Show on stderr how many bytes were processed, if it is a terminal and the work takes longer than 0.5 s."""
     with _status(doing) as update:
         yield None if update is None else lambda nbytes: update(f"{doing}: {size(nbytes)}")
 
 
 @contextmanager
 def steps(doing: str) -> Iterator[Callable[[str, int, int], None] | None]:
-    """Show on stderr how much of each step of a work is done, as `progress` does."""
+    """Show the progress of each step on stderr, under the same conditions as `progress`."""
     with _status(doing) as update:
         yield None if update is None else lambda what, done, total: update(f"{what}: {done} of {total} folios")
 
@@ -287,7 +287,7 @@ def _status(doing: str) -> Iterator[Callable[[str], None] | None]:
 
 @contextmanager
 def bar(doing: str, total: int) -> Iterator[Callable[[int], None] | None]:
-    """Show on stderr how many of `total` are done, if it is a terminal; what is called is told how many."""
+    """Show a progress bar on stderr if it is a terminal; the yielded function takes the number done of `total`."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -301,12 +301,12 @@ def bar(doing: str, total: int) -> Iterator[Callable[[int], None] | None]:
 
 
 def hint(error: errors.KhoError) -> str | None:
-    """Say what to try after an error."""
+    """Return a hint on how to resolve an error, or None."""
     match error:
         case errors.NoHandoverError(kind="devicetree"):
             return None
         case errors.NoHandoverError():
-            return "was it taken after the handover was finalized? A raw image needs its address: FILE@0x40000000"
+            return "was the image taken after finalization? A raw image needs its address: FILE@0x40000000"
         case errors.UnsupportedAbiError():
             return "a newer kho may read it"
         case errors.OutsideMemoryError():
@@ -314,13 +314,13 @@ def hint(error: errors.KhoError) -> str | None:
         case errors.FdtError():
             return None
         case errors.FormatError():
-            return "--page-size, --bitmap-bytes and --fdt-phys override what was decided"
+            return "--page-size, --bitmap-bytes and --fdt-phys override the detected layout"
         case _:
             return None
 
 
 def fail(error: BaseException) -> NoReturn:
-    """Print an error, a line, with a hint if there is one, and end with exit code 2."""
+    """Print an error on one line and a hint, if there is one, on the next; exit with code 2."""
     text = (error.strerror or str(error)) if isinstance(error, OSError) and not _own(error) else str(error)
     line(f"kho: {text}", err=True)
     advice = hint(error) if isinstance(error, errors.KhoError) else None
@@ -330,14 +330,14 @@ def fail(error: BaseException) -> NoReturn:
 
 
 def usage(error: click.ClickException) -> NoReturn:
-    """Print what is wrong with the command line as click does, and end with exit code 2."""
+    """Print a usage error in click's format; exit with code 2."""
     if isinstance(error, click.UsageError) and error.ctx is not None:
         context = error.ctx
         lines(context.get_usage(), err=True)
         names = context.help_option_names
         if names and context.command.get_help_option(context) is not None:
             lines([f"Try '{context.command_path} {names[0]}' for help.", ""], err=True)
-    # Click puts the choices of an option on lines of their own; what was given may have line ends, too.
+    # click prints the choices of an option on several lines, and the argument itself may contain line ends.
     line(f"Error: {' '.join(error.format_message().split())}", err=True)
     if isinstance(error, click.NoSuchOption) and error.option_name.startswith(("-@", "-,")):
         line("hint: a source on stdin with an address goes after --, as in: kho inspect -- -@0x40000000", err=True)
@@ -345,7 +345,7 @@ def usage(error: click.ClickException) -> NoReturn:
 
 
 def _unencodable(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Encode what an output's encoding does not have: a byte of a file name as that byte, everything else escaped."""
+    """Codec error handler: bytes of file names (surrogates) are written as they are, other characters escaped."""
     assert isinstance(error, UnicodeEncodeError)
     text = error.object[error.start : error.end]
     if all("\udc80" <= char <= "\udcff" for char in text):
@@ -354,10 +354,10 @@ def _unencodable(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def open_streams() -> None:
-    """Open /dev/null for a stdin or stderr that the caller closed, which Python gives as None; without stdout, end.
+    """Replace a closed stdin or stderr (None in Python) by /dev/null; exit with code 2 if stdout is closed.
 
-    Their descriptors go to what is opened next, which a child of `kho hold` or a write to stderr would then hit.
-    What an encoding lacks is escaped from here on.
+    Otherwise the next opened file would get their descriptor, and a child of `kho hold` or a write to stderr would use
+    it. Also sets the error handler that escapes characters missing from the output's encoding.
     """
     if sys.stdin is None:
         sys.stdin = os.fdopen(os.open(os.devnull, os.O_RDONLY))
@@ -367,17 +367,17 @@ def open_streams() -> None:
     if sys.stderr is None:
         sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     if closed:
-        line("kho: stdout is closed: send it to /dev/null if it is not wanted", err=True)
+        line("kho: stdout is closed; redirect it to /dev/null to discard the output", err=True)
         sys.exit(2)
     codecs.register_error("kho", _unencodable)
     for stream in (sys.stdout, sys.stderr):
-        # File names are bytes, and may be no text: printing one must not fail.
+        # File names are bytes and may not be valid UTF-8: printing them must not fail.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="kho")
 
 
 def end_of_pipe() -> NoReturn:
-    """End quietly: the reader of the output has gone."""
+    """Exit with code 0 and no message: the reader closed the pipe."""
     sys.stderr.close()
     sys.exit(0)
 
@@ -393,7 +393,7 @@ def _console() -> Console:
 
 
 def _color(stream: Any) -> bool:
-    """Whether to style text: as rich decides (https://no-color.org)."""
+    """Whether to style text, by the same rules as rich (https://no-color.org)."""
     if os.environ.get("NO_COLOR"):
         return False
     if os.environ.get("FORCE_COLOR"):
@@ -402,14 +402,14 @@ def _color(stream: Any) -> bool:
 
 
 def _styled(text: str, style: str) -> str:
-    """Put a style of words (`bold`, `dim`, a color) around text."""
+    """Apply a style, words such as `bold`, `dim` or a color, to text."""
     words = style.split()
     color = next((word for word in words if word not in ("bold", "dim")), None)
     return click.style(text, fg=color, bold="bold" in words or None, dim="dim" in words or None)
 
 
 def _encodable(text: str, stream: Any) -> str:
-    """Escape what the stream's encoding does not have."""
+    """Escape characters that the stream's encoding lacks."""
     if text.isascii():
         return text
     encoding = getattr(stream, "encoding", None) or "utf-8"

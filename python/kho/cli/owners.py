@@ -1,4 +1,4 @@
-"""`kho owners`: whose is each preserved page?"""
+"""`kho owners`: list the owner of each preserved page."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from .options import read, source_options
 @click.option("--by-page", is_flag=True, help="One row for each page instead of one for each range.")
 @click.option("--json", "as_json", is_flag=True, help="Print data instead of text; addresses are integers.")
 def command(source: tuple[str, ...], by_page: bool, as_json: bool, **options: int | None) -> None:
-    """Say whose each preserved page in SOURCE is.
+    """List the owner of each preserved page in SOURCE.
 
-    The root FDT's, a subtree's blob, a block of LUO, a file's of a session with its offset, a list's, a reserve_mem
-    region's, kho_test's, or unknown: preserved by nobody's account. Then what is referred to and not preserved, and
-    what has two owners. SOURCE is what `kho inspect` takes.
+    An owner is the root FDT, a subtree's blob, a LUO block, a file of a session (with the offset in the file), a page
+    list, a reserve_mem region or kho_test; pages that nothing refers to are listed as unknown. After that come the
+    ranges that are referred to but not preserved, and ranges with two owners. SOURCE is anything `kho inspect` takes.
 
     \b
-    Exit codes: 0 all that is referred to is preserved, 1 some is not or has two owners, 2 no handover or not readable.
+    Exit codes: 0 everything referred to is preserved, 1 some is not, or has two owners, 2 no handover or not readable.
     """
     inc = read(source, **options)
     found = owners(inc)
@@ -41,9 +41,10 @@ def command(source: tuple[str, ...], by_page: bool, as_json: bool, **options: in
 
 
 def ranges(inc: Incoming, found: Owners, *, by_page: bool) -> Iterator[OwnedRange]:
-    """Give the rows: ranges as they are, or page by page.
+    """Yield one row per range or, with `by_page`, one per page.
 
-    A range of more pages than an image of this size can plausibly hold stays one: a bit stands for up to 2^36 pages.
+    Ranges are not split after `inc.room("items")` pages, the number that an image of this size can plausibly hold:
+    one bit of a malformed map stands for up to 2^36 pages.
     """
     left = inc.room("items") if by_page else 0
     for row in islice(found.rows, inc.room("items")):
@@ -57,12 +58,12 @@ def ranges(inc: Incoming, found: Owners, *, by_page: bool) -> Iterator[OwnedRang
 
 
 def left_out(inc: Incoming, found: Owners) -> int:
-    """Count the ranges that are not printed: more than an image of this size can plausibly hold."""
+    """Return the number of ranges not printed: those beyond what an image of this size can plausibly hold."""
     return max(len(found.rows) - inc.room("items"), 0)
 
 
 def print_json(inc: Incoming, found: Owners, *, by_page: bool) -> None:
-    """Print as JSON, a row a line, as the rows may be millions."""
+    """Print as JSON, one line per row, as there may be millions of rows."""
     head: dict[str, Any] = {
         "preserved_bytes": inc.preserved_bytes,
         "totals": found.totals,
@@ -78,10 +79,10 @@ def print_json(inc: Incoming, found: Owners, *, by_page: bool) -> None:
 
 
 def show(inc: Incoming, found: Owners, *, by_page: bool) -> None:
-    """Print as text: every range, then totals by owner, then what does not fit."""
+    """Print as text: every range, totals by owner, then unpreserved ranges and ranges with two owners."""
     line = "{:<16}  {:>10}  {:<7}  {}"
     rows = (
-        line.format(f"{row.phys:#x}", output.size(row.nbytes), orders(row), whose(row))
+        line.format(f"{row.phys:#x}", output.size(row.nbytes), orders(row), owner_and_part(row))
         for row in ranges(inc, found, by_page=by_page)
     )
     output.lines(chain([line.format("address", "size", "orders", "owner")], rows), limit=output.LINE)
@@ -97,7 +98,7 @@ def show(inc: Incoming, found: Owners, *, by_page: bool) -> None:
         output.line()
         output.line(f"{len(found.unowned)} ranges have no owner: {found.why_unowned}")
     for row in found.unpreserved:
-        what = f"{row.phys:#x}: {output.size(row.nbytes)} of {whose(row)} are not preserved"
+        what = f"{row.phys:#x}: {output.size(row.nbytes)} of {owner_and_part(row)} are not preserved"
         output.line(("not preserved", "bold red"), f" at {what}")
     for shared in found.shared:
         both = f"{', '.join(shared.first)}; {', '.join(shared.second)}"
@@ -109,13 +110,13 @@ def show(inc: Incoming, found: Owners, *, by_page: bool) -> None:
 
 
 def orders(row: OwnedRange) -> str:
-    """Write the orders of a row: `0`, `0-3`, `0,9`."""
+    """Format the orders of a row: `0`, `0-3`, `0,9`."""
     if len(row.orders) > 2 and row.orders[-1] - row.orders[0] == len(row.orders) - 1:
         return f"{row.orders[0]}-{row.orders[-1]}"
     return ",".join(map(str, row.orders))
 
 
-def whose(row: OwnedRange) -> str:
-    """Write owner and part: `session vm-1, file 0x10: data at 0x4000`."""
+def owner_and_part(row: OwnedRange) -> str:
+    """Format owner and part: `session vm-1, file 0x10: data at 0x4000`."""
     offset = "" if row.offset is None else f" at {row.offset:#x}"
     return f"{row.owner}: {row.what}{offset}"

@@ -1,4 +1,4 @@
-"""`kho plan`: what handing over so much memory will cost."""
+"""`kho plan`: compute the cost of a handover: metadata, time, scratch."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .options import Number
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 MOST = 1 << 24
-"""Bytes of a calibration's file."""
+"""Maximum bytes of a calibration file."""
 
 
 def folio_options(function: Command) -> Command:
-    """Add what says which folios are meant, as `kho plan` and `kho simulate` take it."""
+    """Add the options that select folios, shared by `kho plan` and `kho simulate`."""
     options = (
         click.option("--memory", required=True, type=Number(), metavar="SIZE", help="The machine's memory: 64G, 2T."),
         click.option("--folios", multiple=True, metavar="COUNTxSIZE", help="Folios of one size: 1048576x2M. Repeat."),
@@ -38,7 +38,7 @@ def folio_options(function: Command) -> Command:
 
 
 def kept(path: str) -> Calibration:
-    """Read a kept calibration. Raises: SourceError; ParameterError for what is none."""
+    """Read a saved calibration. Raises: SourceError; ParameterError if the file contains no calibration."""
     try:
         with Path(path).open("rb") as file:
             raw = file.read(MOST + 1)
@@ -51,11 +51,11 @@ def kept(path: str) -> Calibration:
     except (ValueError, RecursionError) as error:
         if isinstance(error, ParameterError):
             raise ParameterError(f"{path}: {error}; kho plan --json writes one") from None
-        raise SourceError(f"{path}: not JSON, which kho plan --json writes a calibration as") from None
+        raise SourceError(f"{path}: not JSON; kho plan --json writes a calibration") from None
 
 
 def seconds(value: float | None) -> str:
-    """Write a time with three digits and the unit that suits it."""
+    """Format a time with three digits, in s, ms or us."""
     if value is None:
         return "-"
     unit, factor = ("s", 1.0) if value >= 1 else ("ms", 1e3) if value >= 1e-3 else ("us", 1e6)
@@ -90,14 +90,14 @@ def command(
     calibration: str | None,
     as_json: bool,
 ) -> None:
-    """Say what handing these folios over costs: metadata, time, scratch; for each layout kernels write.
+    """Compute the cost of handing folios over, in metadata, time and scratch, for each layout.
 
-    Bytes are exact for folios side by side, and an average over all ways to scatter them for --random, with its
-    standard deviation. A group can say for itself: 1000000x4K@random, 80%:2M@contiguous. Scattered groups share the
-    memory that is not preserved, each in a zone of its own.
+    Bytes are exact for contiguous folios. For --random they are an average over all placements, with the standard
+    deviation. Each group can set its own placement: 1000000x4K@random, 80%:2M@contiguous. Scattered groups divide the
+    memory that is not preserved; each gets a zone of its own.
 
-    Times are worked out from a short run of kho's engine on this machine, so they are kho's, not a kernel's; kho
-    simulate does the whole of it.
+    Times are extrapolated from a short run of kho on this machine, so they are times of kho, not of a kernel; kho
+    simulate runs the complete handover.
 
     \b
       kho plan --memory 2T --preserve 80%:2M                         a host whose guests have huge pages
@@ -107,14 +107,14 @@ def command(
       kho plan --memory 64G --preserve 50%:4K --json > here.json; kho plan ... --calibration here.json
 
     \b
-    Exit codes: 0 planned, 2 not possible, with what does not fit.
+    Exit codes: 0 planned, 2 not possible; the message names what does not fit.
     """
     parts = [parse_size(part, "--reserved") for part in reserved.split(",")] if reserved is not None else None
     sizes = page_size or (4096,)
     pages = {"page_sizes": sizes, "scratch": scratch, "reserved": parts, "nodes": nodes}
     layouts = abi or ("kho-v1-512", "kho-v1", "kho-v3", "kho-v4")
     groups: dict[str, Any] = {"preserve": preserve, "random": random, "layouts": layouts, **pages}
-    made = plan(memory, folios, **groups)  # before anything is measured: what is wrong is said at once
+    made = plan(memory, folios, **groups)  # before the calibration, to report invalid arguments immediately
     if calibration is not None or measure:
         speed = kept(calibration) if calibration is not None else calibrate()
         made = plan(memory, folios, **groups, calibration=speed)
@@ -152,21 +152,23 @@ def show(made: Plan) -> None:
     loose = [cost for cost in made.costs if not cost.exact]
     if loose:
         most = max(cost.deviation for cost in loose)
-        output.line(f"~ is an average over all ways to scatter folios, its deviation {size(round(most))} or less")
+        output.line(
+            f"~ average over all placements of scattered folios, standard deviation {size(round(most))} or less"
+        )
     most = max((cost.directory_bytes for cost in made.costs), default=0)
-    output.line(f"kho itself needs about {size(most)} more outside that memory, to find a bitmap")
+    output.line(f"kho's own index needs about {size(most)} in addition, outside that memory")
     if made.calibration is not None:
-        output.line("times are kho's, worked out from short runs on this machine; expect a factor of two")
+        output.line("times are of kho, extrapolated from short runs on this machine, within a factor of two")
     show_scratch(made)
 
 
 def show_folios(made: Plan) -> None:
-    """Print which folios are meant, and where."""
+    """Print the groups of folios and their addresses."""
     share = made.preserved / made.memory
     output.lines(f"{made.nr_folios} folios, {size(made.preserved)}: {share:.1%} of {size(made.memory)} of memory\n\n")
     table = output.table(">folios", ">of", ">bytes", "where")
     for zone in made.zones:
-        how = f"scattered over {size(zone.slots * zone.size)}" if zone.random else "side by side"
+        how = f"scattered over {size(zone.slots * zone.size)}" if zone.random else "contiguous"
         bounds = f"{how} from {zone.start:#x}"
         table.add(str(zone.count), size(zone.size), size(zone.count * zone.size), bounds)
     table.show()
@@ -174,20 +176,22 @@ def show_folios(made: Plan) -> None:
 
 
 def show_scratch(made: Plan) -> None:
-    """Print how much the kernel would set aside, and how sure that is."""
+    """Print how much scratch the kernel would reserve, and how exact that figure is."""
     found = made.scratch
     output.line()
-    output.line(f"Scratch with kho_scratch={found.value}, before it is placed:")
+    output.line(f"Scratch sizes with kho_scratch={found.value}:")
     for page, sizes in found.sizes.items():
         low, anywhere, *nodes = sizes
         text = f"low memory {size(low)}, global {size(anywhere)}, node {', '.join(map(size, nodes))}"
         output.line(f"  {size(page)} pages: {text}; {size(sum(sizes))} in all")
         if made.left(page) < 0:
-            output.line(f"  That is {size(-made.left(page))} more than the folios leave: preserve less of them")
+            output.line(f"  That is {size(-made.left(page))} more than the folios leave free: preserve fewer folios")
     if found.estimated:
         output.line(
-            "  A guess, to a factor of two: a percentage is of what the kernel reserves while booting, taken here as"
+            "  Estimate, within a factor of two: a percentage is of the kernel's reservations at boot, taken as 64"
         )
-        output.line("  64 bytes a page and 16 MiB. --reserved says better, a kho_scratch= of three sizes is exact.")
+        output.line("  bytes per page and 16 MiB. Give them with --reserved; a kho_scratch= of three sizes is exact.")
     elif found.reserved is None:
-        output.line("  Exact: each size rounded up to a pageblock. What the kernel cannot place, it does without KHO.")
+        output.line(
+            "  Exact: each size is rounded up to a pageblock. If an area cannot be placed, the kernel disables KHO."
+        )

@@ -1,4 +1,4 @@
-"""`kho ps`: who has which image?"""
+"""`kho ps`: list the kho.live images of this user and the processes that hold them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from . import output
 @click.command("ps")
 @click.option("--json", "as_json", is_flag=True, help="Print data instead of text; times in seconds.")
 def command(as_json: bool) -> None:
-    """List the memory that this user's services keep with kho.live, and the process that has each.
+    """List the memory that services of this user keep with kho.live, and the process that holds each.
 
-    It asks every process that answers in the runtime directory ($XDG_RUNTIME_DIR/kho), and removes what processes left
-    there that were killed. Images with a path are listed if they were opened with serve=True.
+    Queries every process with a socket in the runtime directory ($XDG_RUNTIME_DIR/kho) and removes the sockets of
+    killed processes. Images with a path are listed if they were opened with serve=True.
 
     \b
-    Exit codes: 0 listed, 2 the directory is not this user's alone.
+    Exit codes: 0 listed, 2 other users have access to the directory.
     """
     rows = holdings()
     now = time.time()
@@ -52,12 +52,12 @@ def command(as_json: bool) -> None:
 
 
 def age(row: Holding, now: float) -> float | None:
-    """Seconds since it began to answer."""
+    """Return the seconds since the process began to serve the image, or None if unknown."""
     return round(max(now - row.since, 0.0), 1) if row.since else None
 
 
 def text_of(seconds: float | None) -> str:
-    """Write a time with its two largest units: 3d 4h."""
+    """Format a time with its two largest units: 3d 4h."""
     if seconds is None:
         return ""
     left = int(seconds)
@@ -70,5 +70,5 @@ def text_of(seconds: float | None) -> str:
 
 
 def short(row: Holding) -> str:
-    """Shorten a command."""
+    """Return the command, cut to 40 characters."""
     return row.command if len(row.command) <= 40 else row.command[:37] + "..."

@@ -1,4 +1,4 @@
-"""`kho release`: give an image's memory back."""
+"""`kho release`: free the memory of a kho.live image."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from . import output
 @click.command("release")
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--force", is_flag=True, help="Even while a process uses it.")
+@click.option("--force", is_flag=True, help="Release it even if a process uses it.")
 @click.option("--json", "as_json", is_flag=True, help="Print data instead of text.")
 def command(name: str, yes: bool, force: bool, as_json: bool) -> None:
-    """Give back the memory of service NAME, or, if there is a slash in it, of the image in that file.
+    """Free the memory of service NAME; a NAME with a slash is the path of an image file.
 
-    What is in use stays, unless --force says otherwise: a holder ends its command then and with it itself; a service
-    that owns the image by itself keeps no more of it than the arrays that it shows.
+    Memory in use is kept unless --force is given: then a holder ends its command and exits, and a service that owns
+    the image itself keeps only the arrays that it has exported.
 
     \b
-    Exit codes: 0 released, 1 in use or not confirmed, 2 there is none.
+    Exit codes: 0 released, 1 in use or not confirmed, 2 no such image.
     """
     if not yes:
-        confirmed = output.confirm(f"Give back the memory of {name}? What it holds is lost")
+        confirmed = output.confirm(f"Free the memory of {name}? Its contents will be lost")
         if confirmed is None:
-            raise ParameterError(f"release {name}: what it holds is lost; say --yes")
+            raise ParameterError(f"release {name}: its contents will be lost; confirm with --yes")
         if not confirmed:
             sys.exit(1)
     try:
@@ -39,4 +39,4 @@ def command(name: str, yes: bool, force: bool, as_json: bool) -> None:
     if as_json:
         output.print_json({"name": name, "freed": freed})
     else:
-        output.line(f"{name}: released, {output.size(freed)} given back")
+        output.line(f"{name}: released, {output.size(freed)} freed")

@@ -1,4 +1,4 @@
-"""`kho simulate`: a plan carried out in an arena."""
+"""`kho simulate`: carry out a plan in an arena and measure it."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def command(
     calibration: str | None,
     as_json: bool,
 ) -> None:
-    """Hand these folios over in an arena, take them over, and compare with kho plan.
+    """Hand folios over in an arena, take them over, and compare the cost with kho plan.
 
-    The arena has the addresses of the memory, not its bytes: what is touched is the map alone, so that terabytes are
-    handed over on a small machine. What would not fit even so is refused, with the --scale that fits.
+    The arena has the addresses of the memory but touches only the pages of the map, so a small machine can simulate
+    terabytes. If even the map does not fit, the command fails and names the --scale that fits.
 
     \b
       kho simulate --memory 2T --preserve 80%:2M
@@ -54,7 +54,7 @@ def command(
       kho simulate --memory 16T --preserve 90%:4K --scale 0.1
 
     \b
-    Exit codes: 0 done as planned, 1 the metadata or the folios were not what kho plan says, 2 not possible.
+    Exit codes: 0 the result matches the plan, 1 metadata or folios differ from kho plan, 2 not possible.
     """
     speed = kept(calibration) if calibration is not None else None
     with output.steps("simulating") as told:
@@ -81,14 +81,14 @@ def command(
 
 
 def show(done: Simulation) -> None:
-    """Print what was done as text: bytes before times, which are another machine's elsewhere."""
+    """Print the result as text: bytes first, then times, which differ between machines."""
     show_folios(done.plan)
     cost = done.cost
-    about = "" if cost.exact else f" on average, deviation {size(round(cost.deviation))} or less"
+    about = "" if cost.exact else f" on average, standard deviation {size(round(cost.deviation))} or less"
     planned = f"{cost.pages} pages{about}"
     output.line(f"{cost.layout.name}, pages of {size(cost.page_size)}")
     output.line(f"metadata     {done.pages} pages, {size(done.nbytes)}; planned {planned}")
-    output.line(f"taken over   {done.nr_folios} folios, the root FDT's page among them")
+    output.line(f"taken over   {done.nr_folios} folios, including the page of the root FDT")
     output.line("as planned" if done.as_planned else "NOT as planned")
     if done.kept is not None:
         output.line(f"kept         {done.kept}: kho inspect reads it")

@@ -1,4 +1,4 @@
-"""`kho inspect` of what debugfs shows: a directory, the running machine, or one FDT."""
+"""`kho inspect` for debugfs: a directory, the running machine, or a single FDT."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WAYS = {"in": "Handed to this kernel", "out": "To be handed to the next kernel"}
 
 
 def run(source: str, *, as_json: bool) -> None:
-    """Print what the snapshot has, as text or as data."""
+    """Print the snapshot of `source` as text or JSON."""
     taken = Snapshot.open(source)
     report = describe(taken)
     if as_json:
@@ -22,12 +22,12 @@ def run(source: str, *, as_json: bool) -> None:
 
 
 def as_calls(source: str) -> str:
-    """Write the Python calls that read the same."""
+    """Return equivalent Python calls as source text."""
     return f"import kho\n\nsnap = kho.Snapshot.open({source!r})\nprint(snap.incoming, snap.outgoing, snap.scratch)"
 
 
 def describe(snap: Snapshot) -> dict[str, Any]:
-    """Give the report as data; what is not there is left out, or null where it could have been."""
+    """Return the report as a dict; absent parts are omitted, or null if they are optional."""
     report: dict[str, Any] = {"kind": snap.kind, "path": str(snap.path)}
     facts = {"version": snap.version, "cmdline": snap.cmdline, "finalized": snap.finalized}
     report.update({name: fact for name, fact in facts.items() if fact is not None})
@@ -40,7 +40,7 @@ def describe(snap: Snapshot) -> dict[str, Any]:
 
 
 def describe_side(side: SnapshotSide) -> dict[str, Any]:
-    """Give one direction as data."""
+    """Return one direction, `in` or `out`, as a dict."""
     report: dict[str, Any] = {
         "fdt_bytes": None if side.fdt is None else len(side.fdt),
         "compatible": side.compatible,
@@ -60,7 +60,7 @@ def describe_side(side: SnapshotSide) -> dict[str, Any]:
 def show(snap: Snapshot, report: dict[str, Any]) -> None:
     """Print the report as text."""
     what = {"live": "the running machine", "fdt": f"the FDT {snap.path}"}.get(snap.kind, str(snap.path))
-    output.line(f"Handover as shown by {what}: no memory, so no folios")
+    output.line(f"Handover from {what}: FDTs only, no memory, so no folios")
     if snap.version is not None:
         output.line(snap.version)
     if snap.cmdline is not None:
@@ -84,7 +84,7 @@ def show(snap: Snapshot, report: dict[str, Any]) -> None:
 
 
 def show_side(title: str, side: SnapshotSide) -> None:
-    """Print one direction as text."""
+    """Print one direction, `in` or `out`, as text."""
     output.line()
     if side.fdt is None:
         output.line((title, "bold"), ": no root FDT")
@@ -95,8 +95,8 @@ def show_side(title: str, side: SnapshotSide) -> None:
     if side.truncated is not None:
         total, there = side.truncated
         output.line(
-            f"the FDT is cut short: {there} bytes of {total}. Linux 7.x shows it with the size it had at boot; "
-            "property names are lost, compatible and map are known by value and place"
+            f"the FDT is truncated: {there} bytes of {total}. Linux 7.x shows it with the size it had at boot; "
+            "property names are missing, compatible and map are recognized by value and position"
         )
     elif side.problem is not None:
         output.line(f"the FDT is damaged: {side.problem}")

@@ -1,4 +1,4 @@
-"""`kho verify`: is everything in order with what this memory hands over?"""
+"""`kho verify`: check a handover and print findings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .fleet_options import Fleet, fleet_options
 from .options import Range, read_options
 
 SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
-COLOUR = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+COLORS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
 @click.command("verify")
@@ -34,9 +34,9 @@ COLOUR = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 @click.option("--node", type=Range(3), multiple=True, metavar="A:N:ID", help="Memory of a NUMA node, for KHO016.")
 @click.option("--json", "as_json", is_flag=True, help="Print data instead of text; addresses are integers.")
 @click.option("--sarif", "as_sarif", is_flag=True, help="Print a SARIF 2.1.0 log.")
-@click.option("--explain", metavar="ID", help="Explain a finding (KHO004), and stop.")
-@click.option("--list", "as_list", is_flag=True, help="List every finding there can be, and stop.")
-@click.option("--markdown", "as_markdown", is_flag=True, help="With --list: as docs/findings.md.")
+@click.option("--explain", metavar="ID", help="Explain a finding (KHO004) and exit.")
+@click.option("--list", "as_list", is_flag=True, help="List all possible findings and exit.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="With --list: print docs/findings.md.")
 @fleet_options
 @click.pass_context
 def command(
@@ -54,10 +54,10 @@ def command(
     as_markdown: bool,
     fleet: Fleet | None,
 ) -> None:
-    """Check what the memory in SOURCE hands over, and say what is wrong with it.
+    """Check the handover in SOURCE and print what is wrong with it.
 
-    The root, the preserved-memory map, scratch, every subtree and file, and whether all that is referred to is
-    preserved. SOURCE is what `kho inspect` takes, or a bare root FDT (debugfs out/fdt).
+    Checks the root FDT, the preserved-memory map, scratch, every subtree and file, and whether all memory that they
+    refer to is preserved. SOURCE is anything `kho inspect` takes, or a bare root FDT (debugfs out/fdt).
 
     \b
       kho verify handover.elf
@@ -65,11 +65,11 @@ def command(
       kho verify --sarif handover.elf > findings.sarif
       kho verify --fleet 'dumps/*' --parquet findings.parquet
 
-    With --fleet each source is a handover of its own, and --json prints a line for each.
+    With --fleet, each source is a separate handover, and --json prints one line per source.
 
     \b
-    Exit codes: 0 no errors (there may be warnings and notes), 1 errors, 2 no handover or not readable. Of a fleet: that
-    of the worst source.
+    Exit codes: 0 no errors (warnings and notes are possible), 1 errors, 2 no handover or not readable. With --fleet:
+    the highest code of any source.
     """
     if explain is not None:
         output.lines(explanation(explain))
@@ -82,12 +82,12 @@ def command(
         else:
             table = output.table("id", "severity", "title")
             for rule_id, rule in RULES.items():
-                table.add(rule_id, (rule.severity, COLOUR[rule.severity]), rule.title)
+                table.add(rule_id, (rule.severity, COLORS[rule.severity]), rule.title)
             table.show()
         return
     if fleet is not None:
         if as_sarif:
-            raise click.UsageError("--sarif is of one source; --fleet has --json and --parquet")
+            raise click.UsageError("--sarif takes one source; with --fleet use --json or --parquet")
         from ..fleet import VERIFY, verify_row
 
         examine = functools.partial(
@@ -110,7 +110,7 @@ def command(
             bitmap_bytes=bitmap_bytes,
             scratch=scratch or None,
             progress=told,
-            opened=output.say_placement,
+            opened=output.note_placement,
         )
     counts = {severity: sum(f.severity == severity for f in found) for severity in SEVERITIES}
     if as_sarif:
@@ -126,22 +126,22 @@ def command(
 
 
 def explanation(rule_id: str) -> str:
-    """Write a rule as text; click reports one that is not there."""
+    """Return the text of a rule; click reports a usage error for an unknown id."""
     rule = RULES.get(rule_id.upper())
     if rule is None:
-        raise click.UsageError(f"there is no finding {rule_id}; kho verify --list has them all")
+        raise click.UsageError(f"no finding {rule_id}; kho verify --list shows all ids")
     return f"{rule_id.upper()} ({rule.severity}): {rule.title}\n\n{rule.explanation}"
 
 
 def rule_as_dict(rule_id: str) -> dict[str, str]:
-    """Give a rule as data."""
+    """Return a rule as a dict for JSON."""
     return {"id": rule_id, **vars(RULES[rule_id])}
 
 
 def show(found: list[Finding], counts: Mapping[Severity, int]) -> None:
-    """Print findings as text, the worst first."""
+    """Print findings as text, the most severe first, then the number of each severity."""
     for finding in found:
-        output.line((finding.severity, COLOUR[finding.severity]), f" {finding.id}: {finding.title}")
+        output.line((finding.severity, COLORS[finding.severity]), f" {finding.id}: {finding.title}")
         output.line(f"  {finding.place}: {finding.value}")
         output.line(f"  {finding.rule.advice}")
     if found:
@@ -151,7 +151,7 @@ def show(found: list[Finding], counts: Mapping[Severity, int]) -> None:
 
 
 def sarif(found: list[Finding], source: tuple[str, ...]) -> dict[str, Any]:
-    """Give a SARIF 2.1.0 log: a run of this tool, every rule it has, and a result for each finding."""
+    """Return a SARIF 2.1.0 log: one run with all rules and one result per finding."""
     ids = list(RULES)
     rules = [
         {
@@ -171,18 +171,18 @@ def sarif(found: list[Finding], source: tuple[str, ...]) -> dict[str, Any]:
 
 
 def as_uri(name: str) -> str:
-    """Write a source as the URI reference of a file."""
+    """Return a source as a URI reference of a file."""
     from urllib.parse import quote
 
     return quote(os.fsencode(name), safe="/@=,~")
 
 
 def result(finding: Finding, ids: list[str], source: tuple[str, ...]) -> dict[str, Any]:
-    """Give a finding as a SARIF result; its address is that of physical memory."""
+    """Return a finding as a SARIF result; its address is a physical address."""
     physical: dict[str, Any] = {"artifactLocation": {"uri": as_uri(source[0]), "index": 0}}
     if finding.phys is not None and finding.phys < 1 << 63:
         physical["address"] = {"absoluteAddress": finding.phys, "kind": "data"}
-        if finding.phys > jsontext.MOST:  # for readers whose numbers are doubles
+        if finding.phys > jsontext.MOST:  # readers that parse numbers as doubles lose precision
             physical["address"]["name"] = f"{finding.phys:#x}"
     where = {"physicalLocation": physical, "logicalLocations": [{"fullyQualifiedName": finding.place}]}
     made: dict[str, Any] = {

@@ -1,6 +1,6 @@
-"""What hangs off a handover: a decoder per `compatible`, in one registry that others add to.
+"""Payloads of a handover: decoders by `compatible`, in a registry to which other packages can add.
 
->>> from kho.payload import Blob, Payload, decoder
+>>> from kho.formats import Blob, Payload, decoder
 >>>
 >>> @decoder("vendor,widget-v1")
 ... class Widget(Payload):
@@ -8,8 +8,8 @@
 ...         super().__init__(blob)
 ...         self.serial = int.from_bytes(blob.read(8), "little")
 
-A package installs its decoders with the entry point group `kho.decoders`; each entry names a module that registers
-them, or a `Payload` class, the entry's name being the compatible.
+A package installs its decoders through the entry point group `kho.decoders`. Each entry names a module that registers
+decoders, or a `Payload` class, with the compatible as the entry's name.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ __all__ = [
 
 
 def payloads(inc: Incoming) -> dict[str, Payload]:
-    """Decode every subtree of the root: name to payload (`Incoming.payloads`)."""
+    """Decode every subtree of the root and return the payloads by name (`Incoming.payloads`)."""
     budget = Budget(inc)
     return {name: subtree(inc, name, budget) for name in inc.subtrees}
 
@@ -70,7 +70,7 @@ def metadata_of(inc: Incoming) -> Metadata:
 
 
 def reserve_mem_of(inc: Incoming) -> dict[str, Region]:
-    """Give the `reserve_mem=` regions by name (`Incoming.reserve_mem`); none without the subtree `memblock`."""
+    """Return the `reserve_mem=` regions by name (`Incoming.reserve_mem`); empty without the subtree `memblock`."""
     try:
         payload = subtree(inc, "memblock")
     except NotFoundError:
@@ -81,7 +81,7 @@ def reserve_mem_of(inc: Incoming) -> dict[str, Region]:
 
 
 def _refusal(payload: Payload) -> Exception:
-    """Make the error for a payload that is not what its name promises."""
+    """Return the error for a subtree whose payload has an unexpected type."""
     if isinstance(payload, Broken):
         return payload.error
     return FormatError(f"{payload.blob.owner} at {payload.blob.phys:#x}: unknown compatible {payload.compatible!r}")

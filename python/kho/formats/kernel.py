@@ -1,4 +1,4 @@
-"""Subtrees of the kernel itself: reserve_mem regions, the chain of kexecs, the kernel's own test vector."""
+"""Decoders for subtrees of the kernel itself: memblock (reserve_mem), kexec-metadata and kho_test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 WINDOW = 1 << 20
-"""Bytes read at a time; even."""
+"""Bytes per read; even, as checksums are over 16-bit words."""
 MAX_ORDER = 36
 
 
@@ -30,7 +30,7 @@ class Region:
     size: int
 
     def read(self, n: int | None = None, offset: int = 0) -> bytes:
-        """Copy `n` bytes from `offset`; all of them when `n` is not given. Raises: OutsideMemoryError."""
+        """Copy `n` bytes from `offset`, by default up to the end. Raises: OutsideMemoryError."""
         return self.inc.read(self.start + offset, max(self.size - offset, 0) if n is None else n)
 
 
@@ -49,18 +49,18 @@ class ReserveMem(Payload):
                 self.regions[node.name] = region
 
     def describe(self) -> dict[str, Any]:
-        """Give name to [start, size]."""
+        """Return `[start, size]` by region name."""
         return {"reserve_mem": {name: [r.start, r.size] for name, r in self.regions.items()}}
 
     def owned(self) -> Iterator[Owned]:
-        """Account for every region."""
+        """Yield every region."""
         for name, region in self.regions.items():
             yield Owned(f"reserve_mem {name}", "region", (region.start, region.size))
 
 
 @decoder("kexec-metadata")
 class Metadata(Payload):
-    """The chain of kexecs: `struct kho_kexec_metadata`, packed, 73 bytes (from Linux 7.1)."""
+    """The history of kexecs: `struct kho_kexec_metadata`, packed, 73 bytes (Linux 7.1 and later)."""
 
     LAYOUT = struct.Struct("<I65sI")
 
@@ -69,10 +69,10 @@ class Metadata(Payload):
         self.version, release, self.kexec_count = self.LAYOUT.unpack(blob.read(self.LAYOUT.size))
         self.previous_release: str = release.split(b"\0")[0].decode("utf-8", "replace")
         if self.version != 1:
-            raise self.malformed(f"version {self.version}, not 1")
+            raise self.malformed(f"version {self.version} is not 1")
 
     def describe(self) -> dict[str, Any]:
-        """Give the three fields."""
+        """Return the fields of the struct."""
         return {
             "version": self.version,
             "previous_release": self.previous_release,
@@ -82,7 +82,7 @@ class Metadata(Payload):
 
 @decoder("kho-test-v1")
 class KhoTest(Payload):
-    """The kernel's own test vector (lib/test_kho.c): folios, and a checksum over what they hold."""
+    """The data of the kernel's KHO test (lib/test_kho.c): folios, and a checksum of their content."""
 
     MAGIC = 0x4B484F21
     PHYS_MASK = ~0xFFF
@@ -99,7 +99,7 @@ class KhoTest(Payload):
         words = self._inline(data["folios_info"])
         if words is None:
             self.list = Vmalloc(blob.inc, data["folios_info"], blob.phys)
-            # The list is read as far as it says something: a folio's word is not 0.
+            # Zero words end the list: the word of a folio is never 0.
             records = self.list.records(8, min(self.nr_folios, blob.budget.most_objects + 1))
             blob.budget.take_objects(len(records) // 8, f"{blob.owner} at {blob.phys:#x}: folio list")
             words = [word for (word,) in struct.iter_unpack("<Q", records)]
@@ -107,13 +107,13 @@ class KhoTest(Payload):
         self._computed: int | None = None
 
     def _inline(self, info: bytes) -> list[int] | None:
-        """Read Linux 6.16's array, which stands where later kernels have a `struct kho_vmalloc`.
+        """Read the inline array of Linux 6.16; later kernels have a `struct kho_vmalloc` in its place.
 
-        Two folios are as long as that struct; they are an array if both were preserved.
+        An array of two folios has the same length as that struct; it is an array if both folios are preserved.
         """
         if len(info) != 8 * self.nr_folios:
             if len(info) != 16:
-                raise self.malformed(f"folios_info has {len(info)} bytes for {self.nr_folios} folios")
+                raise self.malformed(f"folios_info has {len(info)} bytes, which do not fit {self.nr_folios} folios")
             return None
         words = [word for (word,) in struct.iter_unpack("<Q", info)]
         if len(info) == 16:
@@ -123,9 +123,10 @@ class KhoTest(Payload):
         return words
 
     def computed(self) -> int:
-        """Fold the one's-complement sum over the folios to 16 bits (csum_partial, csum_fold without the complement).
+        """Compute the one's-complement sum of the folios, folded to 16 bits without the final complement.
 
-        2^16 is 1 modulo 2^16 - 1, so the sum of 16-bit words is the whole number's remainder.
+        Equals csum_partial and csum_fold. As 2^16 = 1 modulo 2^16 - 1, the sum of the 16-bit words is the remainder of
+        the bytes read as one large integer.
 
         Raises: FormatError for folios that share memory or hold more than the image can; OutsideMemoryError.
         """
@@ -138,38 +139,38 @@ class KhoTest(Payload):
         for phys, order in self.folios:
             end = phys + (inc.page_size << order)
             at = phys
-            # Zeros add nothing, so that only what is there is read, in whole words of 16 bits.
+            # Zeros do not change the sum, so only data runs are read, in whole 16-bit words.
             while at < end and (found := inc.next_to_read(at, end - at)):
                 start = found[0] // 2 * 2
                 at = min(-(-sum(found) // 2) * 2, start + WINDOW)
                 left -= at - start
                 if left < 0:
-                    raise self.malformed("its folios hold more than an image of this size can")
+                    raise self.malformed("its folios hold more bytes than the image")
                 total += int.from_bytes(inc.read(start, at - start), "little") % 0xFFFF
         self._computed = total % 0xFFFF
         return self._computed
 
     def _check_folios(self) -> None:
-        """Check that folios share no memory, and are in this one. Raises: FormatError; OutsideMemoryError."""
+        """Check that folios do not overlap and are inside memory. Raises: FormatError; OutsideMemoryError."""
         inc = self.blob.inc
         reach, last = -1, 0
         for phys, order in sorted(self.folios):
             if order > MAX_ORDER:
                 raise self.malformed(f"folio at {phys:#x}: order {order} exceeds {MAX_ORDER}")
             if phys < reach:
-                raise self.malformed(f"folio of order {order} at {phys:#x}: shares memory with the one at {last:#x}")
+                raise self.malformed(f"folio of order {order} at {phys:#x}: overlaps the folio at {last:#x}")
             reach, last = phys + (inc.page_size << order), phys
             if not inc.has(phys, inc.page_size << order):
                 raise errors.OutsideMemoryError(
-                    f"kho_test folio at {phys:#x}: {inc.page_size << order:#x} bytes there are not in this memory"
+                    f"kho_test folio at {phys:#x}: {inc.page_size << order:#x} bytes are not in this memory"
                 )
 
     def holds(self) -> bool:
-        """Say whether the checksum is that of the folios."""
+        """Whether the recorded checksum equals that of the folios."""
         return self.computed() == self.csum % 0xFFFF
 
     def describe(self) -> dict[str, Any]:
-        """Give the folios and the checksum."""
+        """Return the folios, the checksum and whether it matches."""
         return {
             "nr_folios": self.nr_folios,
             "folios": [list(folio) for folio in self.folios],
@@ -184,7 +185,7 @@ class KhoTest(Payload):
             return str(error)
 
     def owned(self) -> Iterator[Owned]:
-        """Account for the folios and their list."""
+        """Yield the folios and their list."""
         owner = "kho_test"
         if self.list is not None:
             yield Owned(owner, "folio list", self.list)
@@ -192,7 +193,7 @@ class KhoTest(Payload):
             yield Owned(owner, "folio", (phys, self.blob.inc.page_size << order))
 
     def findings(self) -> Iterator[Finding]:
-        """Report a checksum that does not hold."""
+        """Report a checksum mismatch (KHO024)."""
         from ..handover.rules import Finding
 
         holds = self._holds_or_error()

@@ -1,7 +1,7 @@
-"""Payloads as the kernel writes them: page lists, memfds, reserve_mem regions, metadata, the kernel's test vector.
+"""Writers of payloads in the kernel's formats: vmalloc areas, memfds, memblock, kexec-metadata, kho_test.
 
-What is here lays out bytes and preserves pages; `kho.Outgoing` calls it, and keeps what it needs to undo it. Layouts
-are those of ABI section 6; pages are allocated and preserved in the order in which the kernel does it.
+These functions lay out bytes and preserve pages; `kho.Outgoing` calls them and keeps the `Holding` to undo it. The
+layouts are those of abi.md section 6; pages are allocated and preserved in the same order as in the kernel.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ VM_ALLOC = 1
 VM_HUGE = 2
 """`kho_vmalloc.flags`: huge mappings (KHO_VMALLOC_HUGE_VMAP)."""
 DIRTY_UPTODATE = 3
-"""Flags of a memfd's folio: dirty, and up to date."""
+"""Flags of a memfd folio: dirty and up to date."""
 VMALLOC = struct.Struct("<QIHH")
 """`struct kho_vmalloc { u64 first; u32 total_pages; u16 flags; u16 order; }`"""
 MEMFD = {1: struct.Struct("<QQQ16s"), 2: struct.Struct("<QQIIQ16s")}
@@ -49,13 +49,13 @@ FLAGS_SHIFT = 52
 NULL_VMALLOC = bytes(VMALLOC.size)
 
 Blocks = list[int]
-"""Addresses of blocks of pages, in the order of the area they make up."""
+"""Physical addresses of the blocks of a vmalloc area, in the order of the area."""
 
 
 class Holding:
-    """Memory that one payload has preserved, taken back as one.
+    """The memory that one payload has preserved, released as a unit.
 
-    As a context manager it takes everything back if the block raises. It does not keep its handover alive.
+    As a context manager it releases the memory if the block raises. It has only a weak reference to its handover.
     """
 
     def __init__(self, out: _kho.Outgoing, places: deque[int] | None = None) -> None:
@@ -67,9 +67,9 @@ class Holding:
         self._allocated: list[int] = []
 
     def page(self, order: int = 0, *, zero: bool = True) -> _kho.Folio:
-        """Allocate and preserve a folio, zeroed unless its owner fills it (kho_alloc_preserve).
+        """Allocate and preserve a folio of 2^`order` pages (kho_alloc_preserve); `zero`: clear it.
 
-        Raises: OutOfMemoryError; PageStateError for a chosen place that is in use.
+        Raises: OutOfMemoryError; PageStateError if a given address is in use.
         """
         place = self._places.popleft() if self._places else None
         folio = self.arena.alloc(order) if place is None else self.arena.alloc_at(place, order)
@@ -80,7 +80,7 @@ class Holding:
         return folio
 
     def range(self, start: int, nr_pages: int) -> None:
-        """Allocate and preserve one particular range of pages, zeroed. Raises: PageStateError."""
+        """Allocate, clear and preserve `nr_pages` pages at `start`. Raises: PageStateError."""
         pfn = start // self.page_size
         for head, order in aligned_blocks(pfn, pfn + nr_pages):
             folio = self.arena.alloc_at(head * self.page_size, order)
@@ -89,21 +89,21 @@ class Holding:
         self.keep(start, nr_pages)
 
     def keep(self, phys: int, nr_pages: int) -> None:
-        """Preserve pages that are allocated. Raises: as `Outgoing.preserve_pages`."""
+        """Preserve allocated pages. Raises: as `Outgoing.preserve_pages`."""
         if self._owner().preserve_pages(phys, nr_pages):
             self._preserved.append((phys, nr_pages))
 
     def _owner(self) -> _kho.Outgoing:
         out = self._out()
         if out is None:
-            raise StaleError("the handover is gone")
+            raise StaleError("the handover no longer exists")
         return out
 
     def release(self, out: _kho.Outgoing | None = None) -> None:
-        """Unpreserve what this preserved, and free what it allocated.
+        """Unpreserve all pages and free those it allocated; a second call does nothing.
 
-        Args: out: the handover, where it is being dropped.
-        Raises: FinalizedError. Nothing is left to do the second time.
+        Args: out: the handover, if it is being finalized by the garbage collector.
+        Raises: FinalizedError.
         """
         out = self._owner() if out is None else out
         while self._preserved:
@@ -119,13 +119,13 @@ class Holding:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Take everything back after an exception."""
+        """Release everything after an exception."""
         if kind is not None:
             self.release()
 
 
 def aligned_blocks(pfn: int, end: int) -> Iterator[tuple[int, int]]:
-    """Split a range of pages as the kernel does, greedily: (pfn, order) of naturally aligned blocks."""
+    """Yield `(pfn, order)` of the largest naturally aligned blocks in a range of pages, greedily as in the kernel."""
     while pfn < end:
         order = (end - pfn).bit_length() - 1
         if pfn:
@@ -135,16 +135,15 @@ def aligned_blocks(pfn: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def blocks_of(hold: Holding, data: Buffer | Iterable[_kho.Folio | int], order: int = 0) -> tuple[Blocks, int, int]:
-    """Put data into folios of one order, or take the folios there are; all are preserved.
+    """Copy bytes into new folios of one order, or use given folios; preserve all of them.
 
-    Args: data: bytes, for which folios are allocated, or allocated folios of one order. order: for bytes; folios say
-        theirs.
-    Returns: the blocks, their order, and how many bytes there are.
+    Args: data: bytes, or allocated folios of one order. order: of the new folios; ignored for given folios.
+    Returns: the blocks, their order, and the number of bytes.
     Raises: ParameterError for folios of several orders; OutOfMemoryError; PageStateError.
     """
     view = _view(data)
     if view is not None:
-        return [folio.phys for folio in _filled(hold, view, order)], order, view.nbytes
+        return [folio.phys for folio in _copy_into_folios(hold, view, order)], order, view.nbytes
     blocks: Blocks = []
     orders = set()
     for given in _folios(data):
@@ -153,17 +152,17 @@ def blocks_of(hold: Holding, data: Buffer | Iterable[_kho.Folio | int], order: i
         blocks.append(folio.phys)
         orders.add(folio.order)
     if len(orders) > 1:
-        raise ParameterError(f"vmalloc: folios of orders {sorted(orders)}, where all blocks of an area have one")
+        raise ParameterError(f"vmalloc: folios of orders {sorted(orders)}; all blocks of an area have the same order")
     order = orders.pop() if orders else order
     return blocks, order, len(blocks) * (hold.page_size << order)
 
 
 def _view(data: object) -> memoryview | None:
-    """Give the bytes of a buffer; None for what is none, or is folios."""
+    """Return a view of the bytes of a buffer; None if `data` is not a buffer, or is one of folios."""
     if isinstance(data, _kho.Folio):
         return None
     try:
-        return memoryview(data).cast("B")  # type: ignore[arg-type]  # which is what is being found out
+        return memoryview(data).cast("B")  # type: ignore[arg-type]  # raises TypeError if it is not a buffer
     except TypeError:
         return None
 
@@ -172,8 +171,8 @@ def _folios(data: Any) -> Iterable[Any]:
     return [data] if isinstance(data, _kho.Folio) else data
 
 
-def _filled(hold: Holding, view: memoryview, order: int) -> Iterator[_kho.Folio]:
-    """Copy bytes once, into folios of their own; the rest of the last is zeros."""
+def _copy_into_folios(hold: Holding, view: memoryview, order: int) -> Iterator[_kho.Folio]:
+    """Yield new folios with the bytes copied into them; the last one is padded with zeros."""
     size = hold.page_size << order
     for at in range(0, view.nbytes, size):
         piece = view[at : at + size]
@@ -186,28 +185,30 @@ def _filled(hold: Holding, view: memoryview, order: int) -> Iterator[_kho.Folio]
 
 
 def vmalloc(hold: Holding, blocks: Blocks, order: int = 0, flags: int = VM_ALLOC) -> bytes:
-    """List blocks in preserved chunks (kho_preserve_vmalloc); the `struct kho_vmalloc`, 16 bytes, zeros without blocks.
+    """Write the chunks of a vmalloc area and preserve them (kho_preserve_vmalloc).
 
-    As in the kernel, a chunk that has become full is followed by another, even if that stays empty.
+    As in the kernel, a full chunk is always followed by another one, which may be empty.
+
+    Returns: the 16 bytes of `struct kho_vmalloc`; zeros if there are no blocks.
     Raises: OutOfMemoryError; ParameterError for more than 2^32 pages.
     """
     if not blocks:
         return NULL_VMALLOC
     if len(blocks) << order >= 1 << 32:
-        raise ParameterError(f"vmalloc: {len(blocks) << order} pages, where 2^32 - 1 can be counted")
+        raise ParameterError(f"vmalloc: {len(blocks) << order} pages exceed 2^32 - 1")
     most = hold.page_size // 8 - 1
     first = previous = hold.page()
     for at in range(0, len(blocks), most):
-        chunk = previous if at == 0 else _following(hold, previous)
+        chunk = previous if at == 0 else _append_chunk(hold, previous)
         part = blocks[at : at + most]
         memoryview(chunk)[8 : 8 + 8 * len(part)] = struct.pack(f"<{len(part)}Q", *part)
         previous = chunk
     if len(blocks) % most == 0:
-        _following(hold, previous)
+        _append_chunk(hold, previous)
     return VMALLOC.pack(first.phys, len(blocks) << order, flags, order)
 
 
-def _following(hold: Holding, previous: _kho.Folio) -> _kho.Folio:
+def _append_chunk(hold: Holding, previous: _kho.Folio) -> _kho.Folio:
     chunk = hold.page()
     memoryview(previous)[:8] = struct.pack("<Q", chunk.phys)
     return chunk
@@ -225,20 +226,20 @@ def memfd(
 ) -> int:
     """Write a memfd: `struct memfd_luo_ser`, its folios, and their list in a vmalloc area (mm/memfd_luo.c).
 
-    Args: as `Outgoing.add_memfd`. version: of the structure, 1 or 2.
-    Returns: the structure's address.
+    Args: as in `Outgoing.add_memfd`. version: of the structure, 1 or 2.
+    Returns: the physical address of the structure.
     """
     if version == 1 and seals:
-        raise ParameterError(f"memfd: seals {seals:#x}, which memfd-v1 has no place for")
+        raise ParameterError(f"memfd: seals {seals:#x}, but memfd-v1 cannot record seals")
     header = hold.page()
     view = _view(data)
     records: list[MemfdFolio]
     if view is None:
-        records = list(_listed(hold, data))
+        records = list(_preserve_given(hold, data))
         bare = max((r.index + (1 << r.order) for r in records), default=0) * hold.page_size
         size = bare if size is None else size
     else:
-        made = enumerate(_filled(hold, view, order))
+        made = enumerate(_copy_into_folios(hold, view, order))
         records = [MemfdFolio(folio.phys, order, i << order, DIRTY_UPTODATE) for i, folio in made]
         size = view.nbytes if size is None else size
     packed = bytearray(16 * len(records))
@@ -255,8 +256,8 @@ def memfd(
     return header.phys
 
 
-def _listed(hold: Holding, data: object) -> Iterator[MemfdFolio]:
-    """Preserve the folios a caller has; one that does not say where in the file it lies follows the one before it."""
+def _preserve_given(hold: Holding, data: object) -> Iterator[MemfdFolio]:
+    """Preserve given folios; a folio without an index follows the previous one in the file."""
     index = 0
     for given in _folios(data):
         if isinstance(given, MemfdFolio):
@@ -264,7 +265,7 @@ def _listed(hold: Holding, data: object) -> Iterator[MemfdFolio]:
         elif isinstance(given, _kho.Folio):
             record = MemfdFolio(given.phys, given.order, index, DIRTY_UPTODATE)
         else:
-            raise ParameterError(f"memfd: {given!r} is no folio")
+            raise ParameterError(f"memfd: {given!r} is not a folio")
         if record.phys % (hold.page_size << record.order):
             raise MisalignedError(f"memfd: folio at {record.phys:#x} is not aligned to its order, {record.order}")
         hold.keep(record.phys, 1 << record.order)
@@ -273,7 +274,7 @@ def _listed(hold: Holding, data: object) -> Iterator[MemfdFolio]:
 
 
 def memblock_fdt(regions: dict[str, tuple[int, int]]) -> bytes:
-    """Write the blob of the subtree `memblock`: (start, size) by name (prepare_kho_fdt, mm/memblock.c)."""
+    """Return the blob of the subtree `memblock` for `(start, size)` by name (prepare_kho_fdt, mm/memblock.c)."""
     w = _kho.FdtWriter(1 << 16)
     with w.node():
         w.property_str("compatible", "memblock-v1")
@@ -286,22 +287,22 @@ def memblock_fdt(regions: dict[str, tuple[int, int]]) -> bytes:
 
 
 def metadata(previous_release: str, kexec_count: int) -> bytes:
-    """Write the blob of the subtree `kexec-metadata`: 73 bytes (struct kho_kexec_metadata).
+    """Return the blob of the subtree `kexec-metadata`: 73 bytes (struct kho_kexec_metadata).
 
-    Raises: ParameterError for a release beyond 64 bytes, a count beyond 32 bits.
+    Raises: ParameterError for a release of more than 64 bytes or a count of more than 32 bits.
     """
     release = previous_release.encode()
     if len(release) > 64 or b"\0" in release:
-        raise ParameterError(f"kexec-metadata: {previous_release!r} is no release of at most 64 bytes")
+        raise ParameterError(f"kexec-metadata: release {previous_release!r} is not text of at most 64 bytes")
     if not 0 <= kexec_count < 1 << 32:
-        raise ParameterError(f"kexec-metadata: {kexec_count} kexecs, where 32 bits count them")
+        raise ParameterError(f"kexec-metadata: kexec_count {kexec_count} does not fit 32 bits")
     return Metadata.LAYOUT.pack(1, release, kexec_count)
 
 
 def kho_test_fdt(folios: Sequence[tuple[int, int]], csum: int, listed: bytes | None) -> bytes:
-    """Write the blob of the subtree `kho_test` (kho_test_prepare_fdt, lib/test_kho.c).
+    """Return the blob of the subtree `kho_test` (kho_test_prepare_fdt, lib/test_kho.c).
 
-    Args: listed: the `struct kho_vmalloc` of the folios' list; None for the array itself, as Linux 6.16 has it.
+    Args: listed: the `struct kho_vmalloc` of the folio list; None for an inline array, as in Linux 6.16.
     """
     w = _kho.FdtWriter(1 << 20)
     with w.node():
@@ -315,15 +316,15 @@ def kho_test_fdt(folios: Sequence[tuple[int, int]], csum: int, listed: bytes | N
 
 
 def folio_words(folios: Sequence[tuple[int, int]]) -> bytes:
-    """Pack `phys | order` of each folio, 8 bytes."""
+    """Return `phys | order` of each folio, as 8 bytes each."""
     return struct.pack(f"<{len(folios)}Q", *(phys | order for phys, order in folios))
 
 
 def csum(folios: Iterable[Buffer], machine: str = "x86_64") -> int:
-    """Sum folios as `csum_partial` does, each with the sum of those before it.
+    """Compute csum_partial over all folios, each call starting with the sum of the previous one.
 
-    x86_64 keeps a one's-complement sum of 32-bit words; other machines fold each folio to 16 bits and add these up
-    (lib/checksum.c). Both fold to the same 16 bits.
+    On x86_64 the result is a one's-complement sum of 32-bit words; other machines fold each folio to 16 bits and add
+    the results (lib/checksum.c). Both fold to the same 16 bits.
     """
     total = 0
     for folio in folios:
@@ -332,14 +333,14 @@ def csum(folios: Iterable[Buffer], machine: str = "x86_64") -> int:
         words = sum(int.from_bytes(view[at : at + 65536], "little") % modulus for at in range(0, view.nbytes, 65536))
         if words == 0 and bytes(view).count(0) == view.nbytes:
             continue
-        # Zero has two forms; only nothing but zeros sums to the one that is 0.
+        # One's complement has two zeros, 0 and ~0: the sum is 0 only if all words are 0.
         total += words % modulus or modulus
         total = (total & 0xFFFFFFFF) + (total >> 32)
     return total
 
 
-def give_back(holdings: Iterable[Holding], out: _kho.Outgoing) -> None:
-    """Release what can be released: of a handover that is gone, in an arena that may have another owner."""
+def release_all(holdings: Iterable[Holding], out: _kho.Outgoing) -> None:
+    """Release what can be released after the handover was dropped; its arena may have another owner by now."""
     for holding in holdings:
         try:
             holding.release(out)

@@ -1,4 +1,4 @@
-"""The subtree `kho-live`: what objects the image of a running service holds (`kho.live`). An FDT:
+"""The subtree `kho-live`: an FDT that lists the objects in the image of a running service (`kho.live`).
 
     / { compatible = "kho-live-v1"; image = "search-index"; version = "2"; generation = <u64>;
         0 { key = "vectors"; memory = <u64 phys, u64 nbytes>; dtype = "<f4"; shape = <u64 ...>;
@@ -6,10 +6,10 @@
         1 { ... };
         retired = <u64 phys, u64 pages, u64 born, u64 freed, ...>; };
 
-`retired` lists memory of earlier generations that readers may still hold (`Retired`), if there is any.
+`retired` is optional: memory of earlier generations that readers may still use (`Retired`).
 A node without `dtype` and `shape` is plain bytes. Memory is page-aligned and contiguous; no two objects share a page.
-`dtype` is numpy's `dtype.str` of the kinds listed in `DTYPE`: numbers, booleans, times and fixed-length strings, never
-objects. Whoever reads this inherits it from a stranger, so `decode_catalog` checks all of it but the addresses' bounds.
+`dtype` is numpy's `dtype.str` of one of the kinds in `DTYPE`: numbers, booleans, times and fixed-length strings, never
+Python objects. The FDT is untrusted input, so `decode_catalog` checks everything except the bounds of addresses.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from .registry import Blob, Owned, Payload, decoder
 COMPATIBLE = "kho-live-v1"
 SUBTREE = "kho-live"
 PAGE = 4096
-"""Bytes of a page of an image, whatever the machine's."""
+"""Page size of images in bytes, independent of the machine's."""
 MOST_DIMENSIONS = 32
 MOST_NAME = 255
-"""Bytes of an object's name in UTF-8."""
+"""Maximum bytes of an object's name in UTF-8."""
 DTYPE = re.compile(
     r"\|b1|\|[iu]1|[<>][iu][248]|[<>]f[248]|[<>]c(?:8|16)|\|S[1-9][0-9]{0,8}|[<>]U[1-9][0-9]{0,8}"
     r"|[<>][mM]8(?:\[[0-9]{0,9}(?:Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?"
@@ -43,41 +43,41 @@ _RETIRED = struct.Struct("<4Q")
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One object as it was committed."""
+    """A committed object."""
 
     name: str
     phys: int
-    """Where it begins, page-aligned; 0 for an object without bytes."""
+    """Page-aligned address; 0 for an object of size 0."""
     nbytes: int
     dtype: str | None
     """numpy's `dtype.str`; None for bytes."""
     shape: tuple[int, ...]
-    """`(nbytes,)` for bytes."""
+    """Shape of the array; `(nbytes,)` for bytes."""
     crc32: int
-    """Of its bytes, by zlib."""
+    """CRC-32 of the bytes (zlib)."""
     generation: int
-    """The commit it came with: the object's version."""
+    """The commit that wrote the object: its version."""
 
     @property
     def pages(self) -> int:
-        """Pages it takes."""
+        """Number of pages of the object."""
         return -(-self.nbytes // PAGE)
 
 
 class Retired(NamedTuple):
-    """Memory that generations before this one referred to, and readers of these may still read."""
+    """Memory of earlier generations whose readers may still use it."""
 
     phys: int
     pages: int
     born: int
-    """The first generation that referred to it."""
+    """The first generation that refers to it."""
     freed: int
-    """The first one after `born` that does not."""
+    """The first generation after `born` that does not refer to it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """What one generation of an image holds."""
+    """The contents of one generation of an image."""
 
     image: str
     version: str
@@ -87,11 +87,11 @@ class Catalog:
 
 
 def itemsize(dtype: str) -> int:
-    """Give the bytes of one element. Raises: ParameterError for a dtype that images do not hold."""
+    """Return the bytes of one element. Raises: ParameterError for a dtype that images do not support."""
     if DTYPE.fullmatch(dtype) is None:
         raise errors.ParameterError(
-            f"dtype {dtype!r}: images hold numbers, booleans, times and fixed-length strings; store what else there is "
-            "as bytes, `array.tobytes()`"
+            f"dtype {dtype!r}: images hold numbers, booleans, times and fixed-length strings; store other data as "
+            "bytes, `array.tobytes()`"
         )
     if dtype[1] in "mM":
         return 8
@@ -99,9 +99,9 @@ def itemsize(dtype: str) -> int:
 
 
 def nbytes_of(dtype: str, shape: tuple[int, ...]) -> int:
-    """Give the bytes of an array. Raises: ParameterError for what no array can be."""
+    """Return the bytes of an array. Raises: ParameterError for an unsupported dtype or shape."""
     if len(shape) > MOST_DIMENSIONS or any(not 0 <= n < 1 << 63 for n in shape):
-        raise errors.ParameterError(f"shape {shape}: at most {MOST_DIMENSIONS} dimensions, none negative")
+        raise errors.ParameterError(f"shape {shape}: at most {MOST_DIMENSIONS} dimensions, each at least 0")
     return itemsize(dtype) * math.prod(shape)
 
 
@@ -112,12 +112,12 @@ def check_name(name: str) -> str:
     except UnicodeEncodeError:
         raw = b""
     if not 1 <= len(raw) <= MOST_NAME or b"\0" in raw:
-        raise errors.ParameterError(f"name {name!r}: 1 to {MOST_NAME} bytes of UTF-8 without NUL are needed")
+        raise errors.ParameterError(f"name {name!r}: must be 1 to {MOST_NAME} bytes of UTF-8 without NUL")
     return name
 
 
 def encode_catalog(catalog: Catalog) -> bytes:
-    """Write the subtree's FDT."""
+    """Return the subtree's FDT."""
     writer = FdtWriter(
         4096
         + sum(256 + 2 * len(item.name.encode()) + 8 * len(item.shape) for item in catalog.items.values())
@@ -143,10 +143,11 @@ def encode_catalog(catalog: Catalog) -> bytes:
 
 
 def decode_catalog(blob: bytes | Fdt) -> Catalog:
-    """Read the subtree's FDT, as bytes or read already.
+    """Decode the subtree's FDT, given as bytes or `Fdt`.
 
-    Raises: FormatError for one that no commit wrote: of another format, with an object that is not page-aligned, whose
-        dtype, shape and size do not agree, that shares a name or a page with another, or of a generation to come.
+    Raises: FormatError for an FDT that no commit can have written: of another format, with an object that is not
+        page-aligned, whose dtype, shape and size contradict each other, that shares its name or a page with another
+        object, or whose generation exceeds the image's; UnsupportedAbiError for a later version of the format.
     """
     root = (blob if isinstance(blob, Fdt) else Fdt(blob)).root
     try:
@@ -157,10 +158,10 @@ def decode_catalog(blob: bytes | Fdt) -> Catalog:
         for node in root.children:
             item = _item(node)
             if item.name in catalog.items:
-                raise errors.FormatError(f"object {item.name!r} is there twice")
+                raise errors.FormatError(f"object {item.name!r} exists twice")
             if item.generation > catalog.generation:
                 raise errors.FormatError(
-                    f"object {item.name!r}: of generation {item.generation}, in {catalog.generation}"
+                    f"object {item.name!r}: generation {item.generation} exceeds the image's, {catalog.generation}"
                 )
             catalog.items[item.name] = item
     except (errors.NotFoundError, errors.ParameterError) as error:
@@ -178,14 +179,16 @@ def decode_catalog(blob: bytes | Fdt) -> Catalog:
 def _retired(value: bytes, generation: int) -> Iterator[Retired]:
     numbers = _numbers(value)
     if len(numbers) % 4:
-        raise errors.FormatError(f"retired memory: {len(numbers)} numbers, not four for each run")
+        raise errors.FormatError(f"retired memory: {len(numbers)} numbers are not a multiple of 4")
     for at in range(0, len(numbers), 4):
         run = Retired(*numbers[at : at + 4])
         if run.phys % PAGE or not run.phys or not run.pages or run.phys + run.pages * PAGE > 1 << 64:
-            raise errors.FormatError(f"retired memory: {run.pages:#x} pages at {run.phys:#x} cannot be")
+            raise errors.FormatError(
+                f"retired memory: {run.pages:#x} pages at {run.phys:#x}: misaligned or out of range"
+            )
         if not run.born <= run.freed <= generation + 1:
             raise errors.FormatError(
-                f"retired memory at {run.phys:#x}: of generations {run.born} to before {run.freed}, in {generation}"
+                f"retired memory at {run.phys:#x}: generations {run.born} to {run.freed}, in generation {generation}"
             )
         yield run
 
@@ -194,14 +197,14 @@ def _item(node: FdtNode) -> Item:
     name = check_name(node.str("key"))
     memory = _numbers(node["memory"])
     if len(memory) != 2:
-        raise errors.FormatError(f"object {name!r}: its memory is {len(memory)} numbers")
+        raise errors.FormatError(f"object {name!r}: memory has {len(memory)} numbers, not 2")
     phys, nbytes = memory
     dtype = node.str("dtype") if "dtype" in node else None
     shape = (nbytes,) if dtype is None else tuple(_numbers(node["shape"]))
     if phys % PAGE or (phys == 0) != (nbytes == 0) or phys + nbytes > 1 << 64:
-        raise errors.FormatError(f"object {name!r}: {nbytes:#x} bytes at {phys:#x} cannot be")
+        raise errors.FormatError(f"object {name!r}: {nbytes:#x} bytes at {phys:#x}: misaligned or out of range")
     if dtype is not None and (needs := nbytes_of(dtype, shape)) != nbytes:
-        raise errors.FormatError(f"object {name!r}: {dtype} of {shape} takes {needs} bytes, not {nbytes}")
+        raise errors.FormatError(f"object {name!r}: dtype {dtype} and shape {shape} take {needs} bytes, not {nbytes}")
     return Item(name, phys, nbytes, dtype, shape, node.u32("crc32"), node.u64("generation"))
 
 
@@ -211,13 +214,13 @@ def _words(*numbers: int) -> bytes:
 
 def _numbers(value: bytes) -> list[int]:
     if len(value) % 8:
-        raise errors.FormatError(f"{len(value)} bytes are no numbers of 64 bits")
+        raise errors.FormatError(f"{len(value)} bytes are not a multiple of 8, for 64-bit numbers")
     return [int.from_bytes(value[at : at + 8], "little") for at in range(0, len(value), 8)]
 
 
 @decoder(COMPATIBLE)
 class Live(Payload):
-    """The objects of a running service's image."""
+    """The objects in the image of a running service."""
 
     def __init__(self, blob: Blob) -> None:
         super().__init__(blob)
@@ -226,7 +229,7 @@ class Live(Payload):
         self.catalog = decode_catalog(fdt)
 
     def describe(self) -> dict[str, Any]:
-        """Give the image, and its objects in the order in which they were put."""
+        """Return the image and its objects, in the order in which they were put."""
         return {
             "image": self.catalog.image,
             "version": self.catalog.version,
@@ -246,7 +249,7 @@ class Live(Payload):
         }
 
     def owned(self) -> Iterator[Owned]:
-        """Account for every object."""
+        """Yield the memory of every object."""
         for item in self.catalog.items.values():
             if item.nbytes:
                 yield Owned(f"{self.catalog.image} {item.name}", "object", (item.phys, item.pages * PAGE))

@@ -1,4 +1,4 @@
-"""LUO, the live update orchestrator: sessions, the files in them, and file-lifecycle-bound data (ABI section 6)."""
+"""LUO, the live update orchestrator: sessions, their files, and file-lifecycle-bound data (abi.md section 6)."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ FLB = struct.Struct("<48sQQ")
 
 
 def text(raw: bytes) -> str:
-    """Read a C string in an array of chars."""
+    """Decode a C string in a char array."""
     return raw.split(b"\0")[0].decode("utf-8", "replace")
 
 
 class FileEntry(NamedTuple):
-    """A file as its session lists it."""
+    """The entry of a file in its session's list."""
 
     compatible: str
     data: int
@@ -39,7 +39,7 @@ class FileEntry(NamedTuple):
 
 @dataclass(frozen=True)
 class Flb:
-    """File-lifecycle-bound data: what files of one kind share."""
+    """File-lifecycle-bound data, shared by the files of one kind."""
 
     name: str
     data: int
@@ -48,22 +48,22 @@ class Flb:
 
 @dataclass(frozen=True)
 class Session:
-    """A session: the files a process preserved together."""
+    """A session: files that a process preserved together."""
 
     name: str
     count: int
-    """How many files it says it has."""
+    """The file count recorded in the session."""
     entries: list[FileEntry]
     files: Files
-    """Token to decoded file; the first of a token that stands twice."""
+    """Decoded files by token; for a duplicate token, the first one."""
     blocks: list[tuple[int, int]]
     """`(phys, nbytes)` of the blocks that list the files."""
 
     @property
     def fd_store(self) -> Any:
-        """Systemd's map of its fd store (v261 and later): the JSON in token 0 of the session `systemd`.
+        """Return systemd's map of its fd store (v261 and later): the JSON in token 0 of the session `systemd`.
 
-        Raises: NotFoundError without it; FormatError if it is no JSON.
+        Raises: NotFoundError if absent; FormatError if it is not JSON.
         """
         stored = self.files.get(0)
         if self.name != "systemd" or not isinstance(stored, MemfdFile):
@@ -71,11 +71,11 @@ class Session:
         try:
             return json.loads(stored.read())
         except ValueError as error:
-            raise errors.FormatError(f"session {self.name}, file 0x0: no JSON: {error}") from error
+            raise errors.FormatError(f"session {self.name}, file 0x0: invalid JSON: {error}") from error
 
 
 class Files(Mapping[int, Payload]):
-    """The files of a session by token, each decoded when it is first asked for."""
+    """The files of a session by token, decoded on first access."""
 
     def __init__(self, luo: Luo, session: str, entries: list[FileEntry]) -> None:
         self._luo = luo
@@ -90,22 +90,22 @@ class Files(Mapping[int, Payload]):
         return self._decoded[token]
 
     def decode(self, entry: FileEntry) -> Payload:
-        """Decode a file that is listed, whether or not its token is unique; each listing once."""
+        """Decode a listed file, even if its token is not unique; each entry is decoded once."""
         owner = f"session {self._session}, file {entry.token:#x}"
         luo = self._luo.blob
         return self._luo.file(Blob(luo.inc, entry.compatible, entry.data, None, owner, luo.budget))
 
     def __iter__(self) -> Iterator[int]:
-        """Iterate over the tokens in the order the session lists them."""
+        """Iterate over the tokens in the order of the session's list."""
         return iter(reversed(self._entries))
 
     def __len__(self) -> int:
-        """Count the tokens."""
+        """Return the number of distinct tokens."""
         return len(self._entries)
 
 
 class Luo(Payload):
-    """What both versions have."""
+    """Common part of both versions of LUO's subtree."""
 
     liveupdate_num: int
 
@@ -113,22 +113,22 @@ class Luo(Payload):
         super().__init__(blob)
         self.sessions: dict[str, Session] = {}
         self.all_sessions: list[Session] = []
-        """Every session, those whose name stands twice included."""
+        """All sessions, including those with duplicate names."""
         self.flbs: list[Flb] = []
         self.blocks: list[tuple[str, int, int]] = []
-        """`(what, phys, nbytes)` of the memory that holds the lists."""
+        """`(what, phys, nbytes)` for each piece of memory that contains a list."""
         self._files: dict[tuple[str, str, int], Payload] = {}
         self._data_of: dict[int, str] = {}
 
     def file(self, blob: Blob) -> Payload:
-        """Decode a file's data, once. No two files share it; one that claims another's is `Broken`."""
+        """Decode the data of a file, once. A file that refers to the data of another file becomes `Broken`."""
         key = (blob.owner, blob.compatible, blob.phys)
         if key not in self._files:
             first = self._data_of.setdefault(blob.phys, blob.owner) if blob.phys else blob.owner
             if first == blob.owner:
                 self._files[key] = decode(blob)
             else:
-                why = f"{blob.owner} at {blob.phys:#x}: its data is that of {first}"
+                why = f"{blob.owner} at {blob.phys:#x}: {first} refers to the same data"
                 self._files[key] = Broken(blob, errors.FormatError(why))
         return self._files[key]
 
@@ -140,9 +140,9 @@ class Luo(Payload):
     def _entries(
         self, layout: struct.Struct, phys: int, count: int, what: str, *, head: int = BLOCK.size, nbytes: int = 0
     ) -> Iterator[tuple[Any, ...]]:
-        """Read entries that follow one another after `head` bytes at `phys`, in memory that is no other list's.
+        """Read `count` contiguous entries after `head` bytes at `phys`, in memory of no other list.
 
-        Args: nbytes: the memory of the list, if it is more than its entries take.
+        Args: nbytes: size of the list's memory, if larger than its entries.
         """
         self.blob.budget.take_objects(count, f"{self.blob.owner}: {what} at {phys:#x}")
         size = count * layout.size
@@ -154,7 +154,7 @@ class Luo(Payload):
         return layout.iter_unpack(data)
 
     def _aligned(self, phys: int, what: str) -> int:
-        """Check an address that the kernel got from its page allocator. Raises: FormatError."""
+        """Check that an address is page-aligned, as those of the kernel's page allocator are. Raises: FormatError."""
         if phys % self.blob.inc.page_size:
             error = self.malformed(f"{what} at {phys:#x}: not a multiple of the page size {self.blob.inc.page_size}")
             error.kind, error.phys = "unaligned", phys
@@ -162,7 +162,7 @@ class Luo(Payload):
         return phys
 
     def _read_flbs(self, phys: int) -> None:
-        """Read `{ u64 pgcnt; u64 count; }` and the entries after it; nothing where there is no address."""
+        """Read the FLB list, `{ u64 pgcnt; u64 count; }` and its entries; no-op if the address is 0."""
         if not phys:
             return
         pages, count = BLOCK.unpack(self.blob.inc.read(self._aligned(phys, "FLB list"), BLOCK.size))
@@ -171,7 +171,7 @@ class Luo(Payload):
             self.flbs.append(Flb(text(name), data, used))
 
     def describe(self) -> dict[str, Any]:
-        """Give sessions, files and FLBs."""
+        """Return sessions, files and FLBs."""
         return {
             "compatible": self.compatible,
             "liveupdate_num": self.liveupdate_num,
@@ -187,7 +187,7 @@ class Luo(Payload):
         }
 
     def owned(self) -> Iterator[Owned]:
-        """Account for the lists, and for every file."""
+        """Yield the memory of the lists and of every file."""
         for what, phys, nbytes in self.blocks:
             yield Owned("LUO", what, (phys, nbytes))
         for session in self.all_sessions:
@@ -199,7 +199,7 @@ class Luo(Payload):
 
 @decoder("luo-v5")
 class LuoV5(Luo):
-    """`struct luo_ser`, packed, 32 bytes (Linux 7.2 and 7.3). Before the kexec is under way it lists nothing."""
+    """`struct luo_ser`, packed, 32 bytes (Linux 7.2 and 7.3). Its lists are empty until the kexec starts."""
 
     LAYOUT = struct.Struct("<8sQQQ")
 
@@ -218,14 +218,14 @@ class LuoV5(Luo):
     def _list(
         self, layout: struct.Struct, first: int, what: str, blocks: list[tuple[str, int, int]]
     ) -> Iterator[tuple[Any, ...]]:
-        """Follow blocks of entries; each is a page of its own, and visited once."""
+        """Walk a chain of blocks of entries; each block is a page and is visited once."""
         page = self.blob.inc.page_size
         phys = first
         while phys:
             following, count = BLOCK.unpack(self.blob.inc.read(self._aligned(phys, what), BLOCK.size))
             if count > (page - BLOCK.size) // layout.size:
                 raise self.malformed(f"{what} at {phys:#x}: {count} entries do not fit a page")
-            # A block counts as an entry of its own, or a chain of empty ones would cost nothing.
+            # A block counts as an entry, so that a chain of empty blocks is limited too.
             self.blob.budget.take_objects(1, f"{self.blob.owner}: {what} at {phys:#x}")
             entries = self._entries(layout, phys, count, what, nbytes=page)
             blocks.append((what, phys, page))
@@ -280,7 +280,7 @@ class LuoV1(Luo):
 
 
 class MemfdFile(Payload):
-    """A preserved memfd: what a file object of its size, seals and position would read."""
+    """A preserved memfd: size, position, seals and contents."""
 
     VERSION: int
 
@@ -290,22 +290,22 @@ class MemfdFile(Payload):
 
     @property
     def size(self) -> int:
-        """Bytes in the file."""
+        """Size of the file in bytes."""
         return self.memfd.size
 
     @property
     def pos(self) -> int:
-        """The file position."""
+        """File position in bytes."""
         return self.memfd.pos
 
     @property
     def seals(self) -> int:
-        """F_SEAL_* bits; 0 in memfd-v1, which has none."""
+        """F_SEAL_* bits; 0 in memfd-v1, which does not record seals."""
         return self.memfd.seals
 
     @property
     def flags(self) -> int:
-        """Flags of the structure; 0 in memfd-v1."""
+        """Flags of `struct memfd_luo_ser`; 0 in memfd-v1."""
         return self.memfd.flags
 
     @property
@@ -315,15 +315,15 @@ class MemfdFile(Payload):
 
     @property
     def list(self) -> Vmalloc:
-        """The vmalloc area that lists the folios."""
+        """The vmalloc area that contains the folio list."""
         return self.memfd.list
 
     def read(self, n: int | None = None, offset: int = 0) -> bytes:
-        """Copy `n` bytes from `offset`, fewer at the end; holes are zeros. Raises: OutsideMemoryError."""
+        """Copy up to `n` bytes from `offset`, by default all; holes read as zeros. Raises: OutsideMemoryError."""
         return self.memfd.read(n, offset)
 
     def describe(self) -> dict[str, Any]:
-        """Give the file's metadata."""
+        """Return the metadata of the file."""
         return {
             "pos": self.pos,
             "size": self.size,
@@ -334,7 +334,7 @@ class MemfdFile(Payload):
         }
 
     def owned(self) -> Iterator[Owned]:
-        """Account for the structure, the folio list and the folios."""
+        """Yield the memory of the structure, the folio list and the folios."""
         yield Owned(self.blob.owner, "memfd header", (self.blob.phys, 40 if self.VERSION == 1 else 48))
         yield Owned(self.blob.owner, "folio list", self.memfd.list)
         yield Owned(self.blob.owner, "data", self.memfd)
@@ -342,13 +342,13 @@ class MemfdFile(Payload):
 
 @decoder("memfd-v2")
 class MemfdV2(MemfdFile):
-    """Linux 7.2 and later (mm/memfd_luo.c)."""
+    """memfd-v2: Linux 7.1 and later (mm/memfd_luo.c)."""
 
     VERSION = 2
 
 
 @decoder("memfd-v1")
 class MemfdV1(MemfdFile):
-    """Linux 6.19 to 7.1."""
+    """memfd-v1: Linux 6.19 and 7.0."""
 
     VERSION = 1

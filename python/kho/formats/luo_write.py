@@ -1,8 +1,8 @@
-"""LUO in the making: sessions, files and FLBs, laid out when a handover is finalized (kernel/liveupdate/luo_*.c).
+"""Writer of LUO data: sessions, files and FLBs, laid out as in the kernel (kernel/liveupdate/luo_*.c).
 
-The pages come when the kernel takes them: LUO's own and the FLBs' first, a session's block with the session, its files'
-block with its first file. The addresses that lead to them, and the counts, are written by `seal` and taken back by
-`unseal`: until the kexec is under way, LUO lists nothing.
+Pages are allocated in the kernel's order: the pages of LUO and of the FLBs first, a session's block with the session,
+its file block with its first file. `seal` writes the addresses of the lists and the counts, `unseal` clears them: in
+the kernel too, the lists are empty until the kexec starts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["LuoOut", "LuoV1Out", "LuoV5Out"]
 
 @dataclass
 class OutFile:
-    """A file that was added, with the memory its writer holds."""
+    """An added file and the memory that its payload holds."""
 
     entry: FileEntry
     holding: Holding | None
@@ -31,18 +31,18 @@ class OutFile:
 
 @dataclass
 class OutSession:
-    """A session that was added."""
+    """An added session."""
 
     name: str
     files: dict[int, OutFile] = field(default_factory=dict)
     blocks: list[Holding] = field(default_factory=list)
-    """What its file entries lie in: a page each in luo-v5, one array in luo-v1."""
+    """Memory of its file entries: one page per block in luo-v5, one array in luo-v1."""
     at: list[int] = field(default_factory=list)
-    """Addresses of these."""
+    """Physical addresses of that memory."""
 
 
 def text(what: str, value: str, size: int) -> bytes:
-    """Encode a C string for `size` chars, NUL included. Raises: ParameterError."""
+    """Encode a C string for an array of `size` chars, including the NUL. Raises: ParameterError."""
     raw = value.encode()
     if not raw or len(raw) >= size or b"\0" in raw:
         raise ParameterError(f"{what} {value!r}: 1 to {size - 1} bytes are needed")
@@ -50,14 +50,14 @@ def text(what: str, value: str, size: int) -> bytes:
 
 
 def word(what: str, value: int) -> int:
-    """Check a 64-bit word. Raises: ParameterError."""
+    """Check that a value fits 64 bits, and return it. Raises: ParameterError."""
     if not 0 <= value < 1 << 64:
         raise ParameterError(f"{what} {value}: 64 bits hold it")
     return value
 
 
 class LuoOut(ABC):
-    """What both versions have: the books."""
+    """Common part of both versions: sessions, files and FLBs by name."""
 
     memfd_version: int
 
@@ -72,12 +72,12 @@ class LuoOut(ABC):
             self._arena = own.arena
             self._set_up()
 
-    # What differs
+    # Implemented by each version
 
     phys: int
-    """Where the subtree's blob lies."""
+    """Physical address of the subtree's blob."""
     size: int
-    """Bytes of the blob."""
+    """Size of the blob in bytes."""
 
     @abstractmethod
     def _set_up(self) -> None: ...
@@ -90,16 +90,16 @@ class LuoOut(ABC):
 
     @abstractmethod
     def seal(self) -> None:
-        """Write every list, and what leads to them."""
+        """Write all lists, then the addresses that point to them."""
 
     @abstractmethod
     def unseal(self) -> None:
-        """Take back what leads to the lists."""
+        """Clear the addresses that point to the lists."""
 
-    # What is common
+    # Common to all versions
 
     def add_session(self, name: str) -> OutSession:
-        """Add a session without files. Raises: ExistsError; ParameterError for a name beyond 63 bytes."""
+        """Add a session without files. Raises: ExistsError; ParameterError for a name of more than 63 bytes."""
         text("session name", name, 64)
         if name in self.sessions:
             raise ExistsError(f"session {name!r} exists")
@@ -108,17 +108,17 @@ class LuoOut(ABC):
         return made
 
     def session(self, name: str) -> OutSession:
-        """Find a session. Raises: NotFoundError."""
+        """Return a session. Raises: NotFoundError."""
         try:
             return self.sessions[name]
         except KeyError:
             raise NotFoundError(f"no session {name!r}") from None
 
     def add_file(self, name: str, token: int, compatible: str, write: Callable[[], tuple[int, Holding | None]]) -> int:
-        """Add a file to a session, which is made if there is none; what its `data` will be.
+        """Add a file to a session and return its `data`; the session is created if it does not exist.
 
-        Args: write: makes the payload and gives its address, once there is room for the entry.
-        Raises: ExistsError for a token given twice; ParameterError.
+        Args: write: called after the entry has room; writes the payload and returns its address and memory.
+        Raises: ExistsError for a duplicate token; ParameterError.
         """
         text("compatible", compatible, 48)
         word("token", token)
@@ -139,7 +139,7 @@ class LuoOut(ABC):
         return data
 
     def remove_file(self, name: str, token: int) -> None:
-        """Remove a file and give its memory back. Raises: NotFoundError, FinalizedError."""
+        """Remove a file and release its memory. Raises: NotFoundError, FinalizedError."""
         session = self.session(name)
         if token not in session.files:
             raise NotFoundError(f"session {name!r} has no file {token:#x}")
@@ -150,7 +150,7 @@ class LuoOut(ABC):
         self._room_for_files(session, len(session.files))
 
     def remove_session(self, name: str) -> None:
-        """Remove a session with its files. Raises: as `remove_file`."""
+        """Remove a session and its files. Raises: as `remove_file`."""
         session = self.session(name)
         for token in list(session.files):
             self.remove_file(name, token)
@@ -159,7 +159,7 @@ class LuoOut(ABC):
         self._room_for_sessions(len(self.sessions))
 
     def add_flb(self, name: str, data: int, count: int) -> None:
-        """Add file-lifecycle-bound data. Raises: ExistsError; ParameterError beyond what the page holds."""
+        """Add file-lifecycle-bound data. Raises: ExistsError; ParameterError if the FLB page is full."""
         text("FLB name", name, 48)
         if name in self.flbs:
             raise ExistsError(f"FLB {name!r} exists")
@@ -174,14 +174,14 @@ class LuoOut(ABC):
             raise NotFoundError(f"no FLB {name!r}")
 
     def holdings(self) -> Iterator[Holding]:
-        """Everything that is held."""
+        """Yield all memory that is held."""
         for session in self.sessions.values():
             yield from (file.holding for file in session.files.values() if file.holding is not None)
             yield from session.blocks
         yield self._own
 
     def release(self) -> None:
-        """Give everything back. Raises: FinalizedError."""
+        """Release all memory. Raises: FinalizedError."""
         for name in list(self.sessions):
             self.remove_session(name)
         self._own.release()
@@ -203,7 +203,7 @@ class LuoOut(ABC):
 
 
 class LuoV5Out(LuoOut):
-    """Linux 7.2 and 7.3: a packed struct that leads to chained blocks, a page each."""
+    """Linux 7.2 and 7.3: a packed struct that points to chains of blocks of one page each."""
 
     memfd_version = 2
     size = LuoV5.LAYOUT.size
@@ -225,7 +225,7 @@ class LuoV5Out(LuoOut):
         return (self.page_size - BLOCK.size) // layout.size
 
     def _room(self, blocks: list[Holding], at: list[int], layout: struct.Struct, n: int) -> None:
-        """Have as many blocks as `n` entries take."""
+        """Allocate blocks until `n` entries fit."""
         wanted = -(-n // self._most(layout))
         while len(blocks) > wanted:
             blocks[-1].release()
@@ -237,7 +237,7 @@ class LuoV5Out(LuoOut):
                 blocks.append(hold)
 
     def _list(self, at: list[int], layout: struct.Struct, entries: list[bytes]) -> int:
-        """Write entries into their blocks; the first one's address."""
+        """Write entries into their blocks and return the address of the first block, 0 if there is none."""
         most = self._most(layout)
         for i, phys in enumerate(at):
             part = entries[i * most : (i + 1) * most]
@@ -254,20 +254,20 @@ class LuoV5Out(LuoOut):
         self._write_head(sessions, self._flbs)
 
     def unseal(self) -> None:
-        """Lead nowhere."""
+        """Set the addresses of the first blocks to 0."""
         self._write_head(0, 0)
 
     def _write_head(self, sessions: int, flbs: int) -> None:
         self._arena.write(self.phys, LuoV5.LAYOUT.pack(b"luo-v5", self.liveupdate_num, sessions, flbs))
 
     def holdings(self) -> Iterator[Holding]:
-        """Everything that is held."""
+        """Yield all memory that is held."""
         yield from self._blocks
         yield from super().holdings()
 
 
 class LuoV1Out(LuoOut):
-    """Linux 6.19 to 7.1: an FDT that leads to contiguous arrays of fixed room."""
+    """Linux 6.19 to 7.1: an FDT that points to contiguous arrays of fixed size."""
 
     memfd_version = 1
     SESSION_ORDER = 4
@@ -314,7 +314,7 @@ class LuoV1Out(LuoOut):
             session.at.clear()
 
     def seal(self) -> None:
-        """Write every array, then the counts."""
+        """Write all arrays, then their counts."""
         for session in self.sessions.values():
             if session.files:
                 self._write(session.at[0], b"", self._file_entries(session), self.page_size << self.FILE_ORDER)
@@ -324,11 +324,11 @@ class LuoV1Out(LuoOut):
         self._write_flbs(self._flbs)
 
     def unseal(self) -> None:
-        """Count nothing."""
+        """Set the counts to 0."""
         self._arena.write(self._sessions, self.COUNT.pack(0))
         self._arena.write(self._flbs, BLOCK.pack(1, 0))
 
 
 def luo_out(abi: str, hold: Callable[[], Holding], **given: Any) -> LuoOut:
-    """Make the version that goes with an ABI of KHO (ABI section 1)."""
+    """Return a writer of the LUO version that belongs to an ABI of KHO (abi.md section 1)."""
     return (LuoV5Out if abi == "kho-v4" else LuoV1Out)(hold, **given)

@@ -1,4 +1,4 @@
-"""Payloads, the registry of their decoders, and what becomes of those nobody knows."""
+"""`Payload`, the registry of payload decoders, and the fallbacks `Raw` and `Broken`."""
 
 from __future__ import annotations
 
@@ -16,85 +16,85 @@ if TYPE_CHECKING:
 
 FDT_MAGIC = b"\xd0\x0d\xfe\xed"
 MOST_FDT = 2 << 20
-"""Bytes of a devicetree; no kernel boots with a larger one (MAX_FDT_SIZE of arm64)."""
+"""Maximum bytes of a devicetree: no kernel boots with a larger one (MAX_FDT_SIZE of arm64)."""
 
 
 class Owned(NamedTuple):
-    """Memory that a payload accounts for: one of a byte range, a page list, a file."""
+    """Memory that a payload refers to: a byte range, a vmalloc area or a memfd."""
 
     owner: str
-    """Whose it is, for people: `session vm-1, file 0x10`."""
+    """The owner as text: `session vm-1, file 0x10`."""
     what: str
-    """What of it: `data`, `folio list`, `block`."""
+    """The part of the owner: `data`, `folio list`, `block`."""
     memory: tuple[int, int] | Vmalloc | Memfd
     """`(phys, nbytes)`, the blocks of a vmalloc area, or the folios of a memfd."""
 
 
 class Budget:
-    """What the decoders of one run over a handover may read and make, all of them together.
+    """Limits on what all decoders of one run over a handover may read and allocate in total.
 
-    An image can lead to one list from many places; a limit for each place alone would bound nothing. The limits go
-    with the bytes of the image (`Incoming.room`).
+    A malformed image can refer to one list from many places, so a limit per list would not bound the total. The limits
+    are proportional to the bytes of the image (`Incoming.room`).
     """
 
     def __init__(self, inc: Incoming) -> None:
         self._objects = self.most_objects = inc.room("objects")
         self._fdt_bytes = inc.room("fdt_bytes")
         self.most_fdt = min(self._fdt_bytes, max(MOST_FDT, inc.room("held") // 64))
-        """Bytes of one devicetree."""
+        """Maximum bytes of one devicetree."""
         self._page = inc.page_size
         self._taken: set[int] = set()
-        """Numbers of pages that hold a list."""
+        """Page frame numbers of the pages that contain a list."""
 
     def take_objects(self, count: int, what: str) -> None:
-        """Use up entries of lists. Raises: FormatError once there are more than an image of this size can hold."""
+        """Count list entries. Raises: FormatError if the total exceeds what an image of this size can hold."""
         if count > self._objects:
             raise errors.FormatError(
-                f"{what}: {count} entries, with which there are more than the {self.most_objects} that an image of "
+                f"{what}: with these {count} entries the total exceeds {self.most_objects}, more than an image of "
                 "this size can plausibly hold"
             )
         self._objects -= count
 
     def take_fdt(self, nbytes: int, what: str) -> None:
-        """Use up bytes of devicetrees. Raises: FormatError as `take_objects`."""
+        """Count bytes of devicetrees. Raises: FormatError as `take_objects`."""
         if nbytes > min(self._fdt_bytes, self.most_fdt):
             raise errors.FormatError(
-                f"{what}: a devicetree of {nbytes} bytes: that, or all of them together, is more than an image of this "
-                f"size can plausibly hold ({self.most_fdt} each)"
+                f"{what}: a devicetree of {nbytes} bytes: this, or the total of all devicetrees, is more than an image "
+                f"of this size can plausibly hold ({self.most_fdt} each)"
             )
         self._fdt_bytes -= nbytes
 
     def take_memory(self, phys: int, nbytes: int, what: str) -> None:
-        """Take the pages of a list. Raises: FormatError if another list has one of them."""
+        """Record the pages of a list. Raises: FormatError if a page belongs to another list already."""
         for page in range(phys // self._page, -(-(phys + nbytes) // self._page)):
             if page in self._taken:
                 raise errors.FormatError(
-                    f"{what} at {phys:#x}: a list has the page at {page * self._page:#x} already: a cycle, or a "
-                    "shared page"
+                    f"{what} at {phys:#x}: the page at {page * self._page:#x} belongs to a list already: a cycle, or "
+                    "a shared page"
                 )
             self._taken.add(page)
 
 
 @dataclass(frozen=True)
 class Blob:
-    """What a decoder is given: a place in a handover."""
+    """The input of a decoder: an address in a handover, with size and compatible if known."""
 
     inc: Incoming
     compatible: str
-    """What it says it is; empty if it does not say."""
+    """The compatible string in the blob; empty if there is none."""
     phys: int
     size: int | None
-    """Bytes, if known."""
+    """Size in bytes; None if unknown."""
     owner: str
-    """Whose it is, for people: `subtree LUO`, `session vm-1, file 0x10`."""
+    """The owner as text: `subtree LUO`, `session vm-1, file 0x10`."""
     shared: Budget | None = field(default=None, repr=False, compare=False)
-    """What decoders of one run may use up together; None for a run of its own."""
+    """Limits shared by the decoders of one run; None for a separate run."""
 
     def read(self, n: int | None = None, offset: int = 0) -> bytes:
-        """Copy `n` bytes from `offset`; all of them when `n` is not given.
+        """Copy `n` bytes from `offset`, by default up to the end of the blob.
 
-        Raises: ParameterError if there is no size to read up to; FormatError for a size beyond what the image holds;
-            OutsideMemoryError.
+        Raises: ParameterError if neither `n` nor the size of the blob is known; FormatError for more bytes than the
+            image holds; OutsideMemoryError.
         """
         if n is None:
             if self.size is None:
@@ -105,14 +105,14 @@ class Blob:
 
     @cached_property
     def budget(self) -> Budget:
-        """What this decoder may use up."""
+        """The limits that apply to this decoder."""
         return self.shared or Budget(self.inc)
 
     def fdt(self) -> Fdt:
-        """Read the blob as a devicetree, its size checked before.
+        """Check the size of the blob, then read it as a devicetree.
 
-        Raises: ParameterError without a size; FormatError for more than an image of this size can hold; FdtError;
-            OutsideMemoryError.
+        Raises: ParameterError if the size is unknown; FormatError for more than an image of this size can hold;
+            FdtError; OutsideMemoryError.
         """
         if self.size is None:
             raise errors.ParameterError(f"{self.owner} at {self.phys:#x}: its size is not known")
@@ -120,14 +120,14 @@ class Blob:
 
 
 def check_size(inc: Incoming, nbytes: int, what: str) -> None:
-    """Check a size before that many bytes are read. Raises: FormatError for more than the files hold, zeros aside."""
+    """Check a size before a read. Raises: FormatError if it exceeds the bytes in the files, holes not counted."""
     most = inc.room("held") + MOST_FDT
     if nbytes > most:
-        raise errors.FormatError(f"{what}: {nbytes} bytes, where the image holds {most - MOST_FDT}")
+        raise errors.FormatError(f"{what}: {nbytes} bytes, but the image holds {most - MOST_FDT}")
 
 
 def fdt_at(inc: Incoming, phys: int, size: int, what: str, budget: Budget) -> Fdt:
-    """Read the devicetree in `size` bytes at `phys`, no further than its `totalsize`. Raises: as `Blob.fdt`."""
+    """Read the devicetree at `phys`, at most `size` and its `totalsize` bytes. Raises: as `Blob.fdt`."""
     head = inc.read(phys, min(size, 8))
     total = int.from_bytes(head[4:8], "big")
     nbytes = min(size, max(total, 40)) if head.startswith(FDT_MAGIC) else min(size, 40)
@@ -136,51 +136,51 @@ def fdt_at(inc: Incoming, phys: int, size: int, what: str, budget: Budget) -> Fd
 
 
 class Payload:
-    """Something that was decoded. A subclass reads its blob in `__init__` and raises FormatError where it cannot."""
+    """A decoded payload. A subclass reads its blob in `__init__` and raises FormatError if the blob is malformed."""
 
     def __init__(self, blob: Blob) -> None:
         self.blob = blob
 
     @property
     def compatible(self) -> str:
-        """The compatible it was decoded by."""
+        """The compatible that selected the decoder."""
         return self.blob.compatible
 
     def describe(self) -> dict[str, Any]:
-        """Give what is in it, as data for JSON."""
+        """Return the contents as a dict for JSON."""
         return {}
 
     def owned(self) -> Iterator[Owned]:
-        """Account for memory beyond the blob itself."""
+        """Yield the memory that the payload refers to, without the blob itself."""
         return iter(())
 
     def findings(self) -> Iterator[Finding]:
-        """Say what is wrong with it."""
+        """Yield findings about the payload."""
         return iter(())
 
     def read(self, n: int | None = None, offset: int = 0) -> bytes:
-        """Copy `n` bytes of the contents from `offset`, where the payload is a file.
+        """Copy `n` bytes of the contents from `offset`, by default all; for payloads that are files.
 
-        Raises: FormatError for a payload without contents: of a kind that has none, that has no decoder, or whose
-            decoder refused it.
+        Raises: FormatError for a payload without contents: it is not a file, has no decoder, or its decoder refused
+            it.
         """
         raise errors.FormatError(
-            f"{self.blob.owner} at {self.blob.phys:#x}: {self.compatible!r} has no contents that kho knows of; "
+            f"{self.blob.owner} at {self.blob.phys:#x}: {self.compatible!r} has no contents known to kho; "
             "`payload.blob.read(n)` reads the memory there"
         )
 
     def malformed(self, why: str) -> errors.FormatError:
-        """Make the error for a blob that cannot be what it says."""
+        """Return the error for a malformed blob, with its owner and address."""
         return errors.FormatError(f"{self.blob.owner} at {self.blob.phys:#x}: {why}")
 
 
 class Raw(Payload):
-    """A blob nobody has a decoder for, shown as it is."""
+    """A blob without a registered decoder, shown raw."""
 
     SHOWN = 64
 
     def describe(self) -> dict[str, Any]:
-        """Give the first bytes in hex."""
+        """Return the first bytes in hex."""
         nbytes = self.SHOWN if self.blob.size is None else min(self.blob.size, self.SHOWN)
         try:
             return {"raw": self.blob.read(nbytes).hex()}
@@ -196,11 +196,11 @@ class Broken(Payload):
         self.error = error
 
     def read(self, n: int | None = None, offset: int = 0) -> bytes:
-        """Raise what the decoder raised."""
+        """Raise the error of the decoder."""
         raise self.error
 
     def describe(self) -> dict[str, Any]:
-        """Give the reason."""
+        """Return the error as text."""
         return {"error": str(self.error)}
 
 
@@ -209,7 +209,7 @@ _Class = TypeVar("_Class", bound=Callable[[Blob], Payload])
 
 
 def decoder(*compatibles: str) -> Callable[[_Class], _Class]:
-    """Register a `Payload` class (or function that makes one) for these compatibles."""
+    """Register a `Payload` class, or a function that returns a payload, for these compatibles."""
 
     def register(make: _Class) -> _Class:
         for compatible in compatibles:
@@ -221,13 +221,13 @@ def decoder(*compatibles: str) -> Callable[[_Class], _Class]:
 
 @cache
 def _load_entry_points() -> None:
-    """Import what other packages registered; one that fails is left out, with a warning."""
+    """Import the decoders of other packages; one that fails to load is skipped with a warning."""
     from importlib.metadata import entry_points
 
     for entry in entry_points(group="kho.decoders"):
         try:
             loaded = entry.load()
-        except Exception as error:  # noqa: BLE001 - somebody else's code; the rest must still work
+        except Exception as error:  # noqa: BLE001 - third-party code; the other decoders must still load
             import warnings
 
             warnings.warn(f"kho.decoders: {entry.name} ({entry.value}) cannot be loaded: {error}", stacklevel=2)
@@ -237,13 +237,13 @@ def _load_entry_points() -> None:
 
 
 def known() -> list[str]:
-    """List the compatibles that have a decoder."""
+    """Return the compatibles that have a decoder, sorted."""
     _load_entry_points()
     return sorted(_decoders)
 
 
 def decode(blob: Blob) -> Payload:
-    """Decode a blob by its compatible: `Raw` if nobody knows it, `Broken` if its decoder refuses it."""
+    """Decode a blob by its compatible: `Raw` if there is no decoder, `Broken` if the decoder refuses it."""
     _load_entry_points()
     try:
         return _decoders.get(blob.compatible, Raw)(blob)
@@ -254,7 +254,7 @@ def decode(blob: Blob) -> Payload:
 def subtree(inc: Incoming, name: str, budget: Budget | None = None) -> Payload:
     """Decode a subtree of the root. Raises: NotFoundError; FormatError for a malformed node.
 
-    Args: budget: what all that is decoded in one run may use up.
+    Args: budget: limits shared by everything decoded in one run.
     """
     budget = budget or Budget(inc)
     found = inc.retrieve_subtree(name)
@@ -265,9 +265,9 @@ def subtree(inc: Incoming, name: str, budget: Budget | None = None) -> Payload:
 
 
 def _compatible(blob: Blob, name: str) -> str:
-    """Find out what a subtree's blob says it is: an FDT's compatible, or the string a packed struct begins with.
+    """Return the compatible of a subtree's blob: that of an FDT, or the string at the start of a packed struct.
 
-    kexec-metadata says nothing and goes by its name.
+    kexec-metadata has no compatible and is recognized by its name.
     """
     _load_entry_points()
     try:

@@ -1,1 +1,1 @@
-"""Handovers as a whole: making one, what is in it, whose each page is, checking it, changing its ABI, comparing two."""
+"""Operations on whole handovers: write, describe, attribute to owners, check, convert, compare, extract, draw."""

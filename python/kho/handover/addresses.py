@@ -1,7 +1,7 @@
-"""Whether a handover in a raw image lies where it was read, as far as its payloads tell.
+"""Checks by its payloads whether the handover in a raw image was read at the right address.
 
-The map and what leads to it are held to the address in Rust (`rust/kho/src/address.rs`). A raw image that leaves out a
-hole may have them below the hole and payloads above it: what these point at is then something else.
+Rust checks the map and the root FDT against the address (`rust/kho/src/address.rs`). If a raw image omits a hole in
+memory, the map may lie below the hole and payloads above it, so that pointers to payloads lead to other bytes.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ __all__ = ["checked", "misplaced"]
 
 
 def checked(inc: Incoming) -> Incoming:
-    """Give the handover, if its payloads are what they must be or its address was named.
+    """Return the handover if its address was given, or if its payloads confirm the address.
 
-    Raises: SourceError for a raw image without an address, or read at another than it was named with, in which a
-    payload cannot be decoded, or refers to what is not preserved.
+    Raises: SourceError if a raw image without an address, or one that is read at another address than the given one,
+    contains a payload that cannot be decoded or refers to memory that is not preserved.
     """
     if inc.address in ("own", "named") or (why := misplaced(inc)) is None:
         return inc
     at = inc.placement
-    read_as = "at 0, as no address was named" if at is None else f"as {at.argument}"
+    read_as = "at 0, as no address was given" if at is None else f"as {at.argument}"
     raise errors.SourceError(
-        f"{why}: read {read_as}, the map is whole, but not what it hands over. The image may leave out a hole: say "
-        "where it begins (FILE@ADDRESS), and where each part lies if there are several (FILE@ADDRESS,offset=N,size=N)"
+        f"{why}: read {read_as}, the map is valid, but its payloads are not. The image may omit a hole in memory: give "
+        "its address (FILE@ADDRESS), and that of each part if there are several (FILE@ADDRESS,offset=N,size=N)"
     )
 
 
 def misplaced(inc: Incoming) -> str | None:
-    """Name the first payload that cannot be decoded or refers to what is not preserved; None if there is none."""
+    """Describe the first payload that is malformed or refers to memory that is not preserved; None if all are valid."""
     payloads = inc.payloads
     for name, payload in payloads.items():
         match payload:
@@ -40,7 +40,7 @@ def misplaced(inc: Incoming) -> str | None:
             case KhoTest():
                 try:
                     if not payload.holds():
-                        return f"subtree {name}: its checksum is not that of its folios"
+                        return f"subtree {name}: its checksum differs from that of its folios"
                 except errors.KhoError as error:
                     return f"subtree {name}: {error}"
             case Luo():

@@ -1,4 +1,4 @@
-"""A handover in another ABI: the same folios, orders, contents and subtrees under another kernel's map and root FDT."""
+"""Conversion to another ABI: the same folios, contents and subtrees under a new map and root FDT."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ __all__ = ["Converted", "convert"]
 
 
 class Converted(Image):
-    """A converted handover: its map, root FDT and scratch array lie in an arena, its contents where they were."""
+    """A converted handover: map, root FDT and scratch array in an arena, contents in the source."""
 
     def __init__(self, source: _kho.Incoming, out: Outgoing, machine: str) -> None:
         super().__init__(_kho.open_memory(out.arena, bitmap_bytes=out.bitmap_bytes), machine=machine)
         self.out = out
-        """The handover as it was written anew; its arena holds no contents."""
+        """The converted handover; its arena does not contain the contents of folios."""
         self._source = source
 
     def parts(self, *, everything: bool = False) -> list[Part]:
-        """List the memory that is saved. Raises: ParameterError for everything."""
+        """Return the memory that `save` writes. Raises: ParameterError if `everything` is set."""
         if everything:
-            raise ParameterError("a conversion has nothing but the handover: the old map would lie beside the new one")
+            raise ParameterError(
+                "a conversion contains only the handover: with all memory, the old map would be saved too"
+            )
         inc = self._inc
         own = [*inc.map_pages, inc.fdt_phys, *([] if inc.scratch_phys is None else [inc.scratch_phys])]
         runs = [(part.phys, part.nbytes) for part in super().parts()]
@@ -48,16 +50,17 @@ class Converted(Image):
 
 
 def convert(inc: _kho.Incoming, abi: str, *, bitmap_bytes: int | None = None) -> Converted:
-    """Re-express a handover in another ABI; nothing is copied before it is saved.
+    """Convert a handover to another ABI; contents are copied only by `Converted.save`.
 
-    Folios, orders, contents and subtrees stay what and where they are, and so does the root FDT. The new map goes to
-    pages that are in use for nothing: of the source's memory, then, since a core of what was handed over has few, of
-    the gaps between its runs, smallest first. What the subtrees hold is not touched: it is for who wrote it.
+    Folios, orders, contents, subtrees and the address of the root FDT are unchanged. The new map goes to unused pages
+    of the source's memory and, since a core of a handover has few of these, of the gaps between its runs, the smallest
+    gap first. Blobs of subtrees are not converted.
 
-    Args: abi: the `compatible` to write. bitmap_bytes: of kho-v1; the source's by default, else a page.
-    Raises: UnsupportedAbiError; OutsideMemoryError if preserved pages are missing; FormatError for more pieces of
-        memory than an image of its size can hold; PageStateError for preserved memory where no kernel has any, in
-        scratch or on page 0; ParameterError.
+    Args: abi: the `compatible` to write. bitmap_bytes: for kho-v1, 512 or the page size; default: the source's if it is
+        kho-v1, else the page size.
+    Raises: UnsupportedAbiError; OutsideMemoryError if preserved pages are missing; FormatError for more runs of memory
+        than an image of this size can hold; PageStateError for preserved memory in scratch or on page 0, where no
+        kernel preserves any; ParameterError.
     """
     if inc.pages_outside:
         raise OutsideMemoryError(f"{inc.pages_outside} preserved pages are not in this memory")
@@ -68,8 +71,8 @@ def convert(inc: _kho.Incoming, abi: str, *, bitmap_bytes: int | None = None) ->
     nbytes, most = _map_bytes(inc.tracker(), abi, bitmap_bytes), (16 << 20) + 2 * inc.room("held")
     if nbytes > most:
         raise FormatError(
-            f"map at {inc.preserved_memory_map:#x}: as {abi} it would take {nbytes} bytes, where an image of this size "
-            f"can plausibly have {most}"
+            f"map at {inc.preserved_memory_map:#x}: as {abi} it would take {nbytes} bytes, but an image of this size "
+            f"can plausibly have at most {most}"
         )
     known = merged([*(_pages(start, size, page) for start, size in inc.ranges), *(inc.scratch or [])])
     spare = 0
@@ -86,7 +89,7 @@ def convert(inc: _kho.Incoming, abi: str, *, bitmap_bytes: int | None = None) ->
 
 
 def _check_runs(inc: _kho.Incoming) -> None:
-    """Check that what is preserved is in no more pieces than an image of this size can plausibly hold.
+    """Check that preserved memory has no more runs than an image of this size can plausibly hold.
 
     Raises: FormatError.
     """
@@ -95,17 +98,17 @@ def _check_runs(inc: _kho.Incoming) -> None:
     pieces = (block for pfn, n in runs for block in aligned_blocks(pfn, pfn + n))
     if len(runs) > most or sum(1 for _ in islice(pieces, 2 * most + 1)) > 2 * most:
         raise FormatError(
-            f"map at {inc.preserved_memory_map:#x}: preserved memory in more than {most} pieces, which an image of "
+            f"map at {inc.preserved_memory_map:#x}: preserved memory in more than {most} runs, which an image of "
             "this size cannot plausibly hold"
         )
 
 
 def _map_bytes(tracker: _kho.Tracker, abi: str, bitmap_bytes: int | None) -> int:
-    """Say how many bytes the bitmaps or tree of a map will take: folios far apart each need nodes of their own."""
+    """Return the bytes that the bitmaps or tree of the new map will take: distant folios share no nodes."""
     page = tracker.page_size
     shift = page.bit_length() - 1
     if abi == "kho-v1":
-        # Bits of a folio's number within a bitmap.
+        # Bits of the folio's index within a bitmap.
         levels, size = [(8 * (bitmap_bytes or page)).bit_length() - 1], bitmap_bytes or page
     else:
         levels, size = [shift + 3 + n * (shift - 3) for n in range(6)], page
@@ -124,7 +127,7 @@ def _map_bytes(tracker: _kho.Tracker, abi: str, bitmap_bytes: int | None) -> int
 
 
 def _gaps(known: list[tuple[int, int]], nbytes: int) -> list[tuple[int, int]]:
-    """Choose memory for the map where the source has none: the smallest gaps between its runs, then what follows."""
+    """Choose memory for the map outside the source: the smallest gaps between its runs, then the range after them."""
     gaps = [(sum(a), b[0] - sum(a)) for a, b in pairwise(known)]
     out = []
     for start, size in [*sorted(gaps, key=lambda gap: gap[1]), (sum(known[-1]), (1 << 52) - sum(known[-1]))]:
@@ -136,13 +139,13 @@ def _gaps(known: list[tuple[int, int]], nbytes: int) -> list[tuple[int, int]]:
 
 
 def _write(inc: _kho.Incoming, regions: list[tuple[int, int]], abi: str, bitmap_bytes: int | None) -> Outgoing:
-    """Write map and root FDT into an arena in which what is preserved is taken."""
+    """Write map and root FDT into an arena in which preserved memory is allocated."""
     page = inc.page_size
     arena = _kho.Arena(regions, page_size=page, scratch=inc.scratch)
     kept = inc.tracker()
     own_page = (inc.fdt_phys // page, 0) in kept
     taken = [(pfn * page, n * page) for pfn, n in kept.extents()]
-    # Nobody may preserve a blob; the map must not go there all the same.
+    # A blob may be unpreserved; the map must not overwrite it in any case.
     taken += clipped(merged((sub.phys // page * page, page) for sub in inc.subtrees.values()), regions)
     for start, size in merged(taken):
         end = start + size
@@ -153,7 +156,7 @@ def _write(inc: _kho.Incoming, regions: list[tuple[int, int]], abi: str, bitmap_
     out = Outgoing(arena, abi, bitmap_bytes=bitmap_bytes, fdt_phys=inc.fdt_phys if own_page else None)
     out.preserve_all(kept)
     subtrees = list(inc.subtrees.values())
-    # From kho-v2 on a new node goes before those there are.
+    # From kho-v2 on, a new node is inserted before the existing ones.
     for sub in subtrees if abi == "kho-v1" else reversed(subtrees):
         out.link_subtree(sub.name, sub.phys, _size(inc, sub.name, kept))
     out.finalize()
@@ -161,20 +164,20 @@ def _write(inc: _kho.Incoming, regions: list[tuple[int, int]], abi: str, bitmap_
 
 
 def _pages(start: int, size: int, page: int) -> tuple[int, int]:
-    """Round a run out to whole pages."""
+    """Expand a run to whole pages."""
     first = start // page * page
     return first, -(-(start + size) // page) * page - first
 
 
 def _take(arena: _kho.Arena, start: int, end: int) -> None:
-    """Allocate a range of pages, so that nothing else is put there."""
+    """Allocate a range of pages, so that the map is not placed there."""
     page = arena.page_size
     for pfn, order in aligned_blocks(start // page, end // page):
         arena.alloc_at(pfn * page, order)
 
 
 def _size(inc: _kho.Incoming, name: str, kept: _kho.Tracker) -> int:
-    """Give a blob's size: what the handover says, else what its decoder reads, else up to the end of its folio."""
+    """Return a blob's size: as recorded, else as its decoder reads, else up to the end of its folio."""
     sub = inc.retrieve_subtree(name)
     if sub.size is not None:
         return sub.size

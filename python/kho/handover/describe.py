@@ -1,4 +1,4 @@
-"""A handover as data: what `kho inspect` shows."""
+"""Describes a handover as a dict, for `kho inspect`."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from .extract import Allowance, memory_content, sha256_of
 __all__ = ["describe"]
 
 MOST_FOLIOS = 1 << 16
-"""More folios than this are listed only in full reports."""
+"""Maximum number of folios listed in a report that is not `full`."""
 MOST_BYTES = 1 << 30
-"""More bytes than this are digested only in full reports."""
+"""Maximum number of bytes hashed in a report that is not `full`."""
 
 
 def lists_folios(inc: Incoming, *, full: bool) -> bool:
-    """Say whether a report lists every folio: if they are few, or in full reports no more than the image can hold.
+    """Whether a report lists every folio.
 
-    Eight folios take a byte of a bitmap, so that a small image can preserve billions.
+    True if they are few or, in a full report, if they are no more than an image of this size can plausibly hold. One
+    byte of a bitmap holds eight folios, so even a small image can preserve billions.
     """
     return inc.nr_folios <= (max(MOST_FOLIOS, inc.room("items")) if full else MOST_FOLIOS)
 
 
 def describe(inc: Incoming, *, full: bool = False) -> dict[str, Any]:
-    """Describe a handover: format, map, folios, scratch, and every payload.
+    """Describe a handover as a dict: layout, map, folios, scratch, and every payload.
 
-    Addresses are integers. Lists of more than 65,536 folios and digests of more than 1 GiB are left out unless `full`.
-    Then more folios than an image of this size can plausibly hold are given as runs: `folio_runs`, as
-    [phys, order, number of folios]. What cannot be decoded is described by its error, not raised.
+    Addresses are integers. Lists of more than 65,536 folios and hashes of more than 1 GiB are omitted unless `full`.
+    With `full`, if there are more folios than an image of this size can plausibly hold, they are listed as runs:
+    `folio_runs`, `[phys, order, number of folios]` each. A payload that cannot be decoded is described by its error.
     """
     decoded = payloads(inc)
     report: dict[str, Any] = {
@@ -84,7 +85,7 @@ def describe(inc: Incoming, *, full: bool = False) -> dict[str, Any]:
 
 
 def folio_runs(inc: Incoming) -> list[list[int]]:
-    """List runs of folios as [phys, order, number of folios], as many as an image of this size has room for."""
+    """Return runs of folios as `[phys, order, number of folios]`, at most as many as the image can plausibly hold."""
     tracker, page = inc.tracker(), inc.page_size
     runs = ([pfn * page, order, n] for order in inc.folios_by_order for pfn, n in tracker.runs(order))
     return list(islice(runs, inc.room("items")))
@@ -108,7 +109,7 @@ def _subtrees(inc: Incoming, decoded: Mapping[str, Payload], full: bool) -> dict
 
 
 def _add_digests(luo: Luo, described: dict[str, Any], full: bool) -> None:
-    """Add the digest of every file's contents to its row."""
+    """Add the SHA-256 of every file's contents to its row."""
     left = MOST_BYTES
     allowance = Allowance(luo.blob.inc)
     for session, rows in zip(luo.all_sessions, described["sessions"], strict=True):
@@ -126,7 +127,7 @@ def _add_digests(luo: Luo, described: dict[str, Any], full: bool) -> None:
 
 
 def _folios_digest(records: memoryview) -> str:
-    """Digest folios as `<QI` (phys, order): the first 12 bytes of each 16-byte record."""
+    """Hash folios as `<QI` (phys, order): the first 12 bytes of each 16-byte record."""
     digest = hashlib.sha256()
     for at in range(0, len(records), 16):
         digest.update(records[at : at + 12])

@@ -1,4 +1,4 @@
-"""What differs between two handovers: format, scratch, folios, subtrees, sessions, files, regions, and their contents.
+"""Compares two handovers: layout, scratch, folios, and subtrees, sessions, files and regions with their contents.
 
 >>> found = diff(kho.open("before.elf"), kho.open("after.elf"))
 >>> bool(found), [change.name for change in found.files]
@@ -20,11 +20,11 @@ from .extract import WINDOW, Allowance, Content, Item, items, sha256_of
 __all__ = ["Change", "ContentChange", "Diff", "Extent", "FolioChange", "diff", "extents_of"]
 
 Side = Literal["added", "removed", "changed"]
-"""In B only, in A only, or in both and not the same."""
+"""`added`: only in B; `removed`: only in A; `changed`: in both, but different."""
 
 
 class Extent(NamedTuple):
-    """Folios of one order that adjoin."""
+    """A run of adjacent folios of one order."""
 
     phys: int
     nbytes: int
@@ -33,56 +33,56 @@ class Extent(NamedTuple):
 
 @dataclass(frozen=True)
 class FolioChange:
-    """Folios of one order that only one of the two preserves."""
+    """Folios of one order that only one handover preserves."""
 
     order: int
-    """In pages of `Diff.page_size`."""
+    """Order relative to `Diff.page_size`."""
     only_a: list[Extent]
     only_b: list[Extent]
     more_a: int = 0
-    """Folios only A preserves that `only_a` does not list: in more places than an image of its size plausibly has."""
+    """Number of folios missing in `only_a`: those beyond the runs that an image of its size can plausibly hold."""
     more_b: int = 0
 
 
 @dataclass(frozen=True)
 class ContentChange:
-    """Contents that are not the same."""
+    """Difference of two contents."""
 
     offset: int
-    """The first byte that differs; the length of the shorter one if it is the beginning of the other."""
+    """Offset of the first difference; the shorter length if one content is a prefix of the other."""
     nbytes: int
-    """Bytes that differ, of those both have."""
+    """Number of different bytes within the common length."""
     sha256: tuple[str | None, str | None]
-    """Of A and of B; None if there are too many zeros to be worth hashing."""
+    """Hex digests of A and B; None if the holes are too large to hash."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A subtree, region or file that one of the two lacks, or that is not the same in both."""
+    """A subtree, region or file that is in only one handover, or differs between them."""
 
     kind: str
     name: str
     side: Side
     facts: dict[str, tuple[Any, Any]] = field(default_factory=dict)
-    """What is known of it and differs, as (in A, in B): address, size, position, seals, compatible, error."""
+    """Properties that differ, as (in A, in B): address, size, position, seals, compatible, error."""
     content: ContentChange | None = None
-    """None where contents are the same, or not to be had on both sides."""
+    """None if the contents are equal, or not readable on both sides."""
 
 
 @dataclass(frozen=True)
 class Diff:
-    """Everything that differs; false if nothing does."""
+    """All differences of two handovers; false if there are none."""
 
     page_size: int
-    """What orders of folios are in: the smaller of the two page sizes."""
+    """Unit of folio orders: the smaller of the two page sizes, in bytes."""
     facts: dict[str, tuple[Any, Any]]
     """ABI, page and bitmap sizes, addresses of FDT and map, as (in A, in B)."""
     scratch: tuple[list[tuple[int, int]] | None, list[tuple[int, int]] | None] | None
-    """The areas of A and of B if they differ; one is None if they are not known there."""
+    """Scratch areas of A and B if they differ; None for a side whose areas are unknown."""
     folios: list[FolioChange]
     subtrees: list[Change]
     sessions: list[Change]
-    """Sessions one of the two lacks, and whether LUO can be read."""
+    """Sessions in only one handover, and errors of LUO."""
     files: list[Change]
     reserve_mem: list[Change]
 
@@ -98,7 +98,7 @@ class Diff:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Give it as data for JSON."""
+        """Return the differences as a dict for JSON."""
         data = asdict(self)
         for change in data["folios"]:
             for side in ("more_a", "more_b"):
@@ -108,10 +108,10 @@ class Diff:
 
 
 def diff(a: Incoming, b: Incoming, *, progress: Callable[[int], object] | None = None) -> Diff:
-    """Compare two handovers; their contents are read in windows, holes are not.
+    """Compare two handovers. Contents are read in windows, without holes.
 
-    Args: progress: called with the bytes of contents compared so far.
-    Raises: OrderError for folios beyond what can be compared across page sizes; SourceError.
+    Args: progress: called with the number of bytes compared so far.
+    Raises: OrderError for folios too large to be expressed in the other page size; SourceError.
     """
     page = min(a.page_size, b.page_size)
     names = ("compatible", "page_size", "bitmap_bytes", "fdt_phys", "preserved_memory_map")
@@ -153,7 +153,7 @@ def _folios(a: Incoming, b: Incoming, page: int) -> list[FolioChange]:
 
 
 def _tracker(inc: Incoming, page: int) -> Tracker:
-    """Give what is preserved in pages of another size: as many orders more as they are smaller."""
+    """Return the preserved folios in units of a smaller page: orders grow by log2 of the ratio of page sizes."""
     own = inc.tracker()
     if inc.page_size == page:
         return own
@@ -166,12 +166,12 @@ def _tracker(inc: Incoming, page: int) -> Tracker:
 
 
 def extents_of(tracker: Tracker) -> dict[int, list[Extent]]:
-    """Join neighbors of one order: order to extents by address."""
+    """Merge adjacent folios of one order: order -> extents, sorted by address."""
     return _extents_of(tracker, None)
 
 
 def _extents_of(tracker: Tracker, most: int | None) -> dict[int, list[Extent]]:
-    """As `extents_of`, of `most` extents in all."""
+    """As `extents_of`, with at most `most` extents in total."""
     found = {}
     left = most
     for order, row in tracker.stats().items():
@@ -187,7 +187,7 @@ def _extents_of(tracker: Tracker, most: int | None) -> dict[int, list[Extent]]:
 
 
 def _keyed(found: Iterable[Item]) -> dict[tuple[str, str, int], Item]:
-    """Key items by kind and name; of a name that stands twice, by the how-manieth it is."""
+    """Key items by kind, name and, for duplicate names, a running number."""
     keyed: dict[tuple[str, str, int], Item] = {}
     seen: dict[tuple[str, str], int] = {}
     for item in found:
@@ -197,7 +197,7 @@ def _keyed(found: Iterable[Item]) -> dict[tuple[str, str, int], Item]:
 
 
 def _luo(inc: Incoming) -> tuple[list[str], dict[str, list[int]]]:
-    """Give the names of the sessions, and the FLBs; nothing without LUO, or with one that `items` reports."""
+    """Return session names and FLBs; empty without LUO, or if it is malformed, which `items` reports."""
     try:
         luo = inc.luo
     except errors.KhoError:
@@ -242,7 +242,7 @@ def _lone(item: Item, side: Side) -> Change:
 
 
 def _facts(item: Item) -> dict[str, Any]:
-    """Give what of an item is compared besides its contents."""
+    """Return the properties of an item that are compared in addition to its contents."""
     named = {"phys": item.phys, "size": item.size, "error": item.error}
     return {name: value for name, value in named.items() if value is not None} | {
         name: value for name, value in item.facts.items() if name not in ("session", "token")
@@ -270,7 +270,7 @@ def _compare(
 
 
 def _why(content: Content, error: errors.KhoError) -> str | None:
-    """Say what keeps contents from being read; None if nothing does."""
+    """Return the reason why contents cannot be read; None if they can."""
     if isinstance(error, errors.FormatError):
         return str(error)
     try:
@@ -284,9 +284,9 @@ def _why(content: Content, error: errors.KhoError) -> str | None:
 def _contents(
     a: Content, b: Content, allowances: tuple[Allowance, Allowance], progress: Callable[[int], object]
 ) -> ContentChange | None:
-    """Compare what is data on either side; where both have holes there is nothing to read.
+    """Compare the ranges that are data on at least one side.
 
-    Only memfds have holes, and these read as zeros.
+    Only memfds have holes; holes read as zeros, so ranges that are holes on both sides are equal.
     """
     for content, allowance in zip((a, b), allowances, strict=True):
         allowance.take_data(content)
@@ -313,7 +313,7 @@ def _contents(
 
 
 def _union(a: Content, b: Content, limit: int) -> Iterator[tuple[int, int]]:
-    """Yield where either has something other than zeros, as (start, end), disjoint and below `limit`."""
+    """Yield `(start, end)` of ranges in which A or B may have non-zero bytes, disjoint and below `limit`."""
     start = end = 0
     for offset, nbytes in merge(a.present(), b.present()):
         stop = min(offset + nbytes, limit)

@@ -1,7 +1,7 @@
-"""ELF cores of what was handed over: one PT_LOAD per physical run, p_paddr its address, holes where only zeros are.
+"""Writes handovers as ELF cores: one PT_LOAD per physical run, with its address in p_paddr; zeros become holes.
 
-Such a core is what a kernel's handover was captured as for the tests, and what `kho.open`, crash, gdb and readelf read.
-Contents are streamed; no more than a megabyte is in memory at a time.
+`kho.open`, crash, gdb and readelf read such cores; the captures of kernels for the tests are in this format. Contents
+are streamed, at most 1 MiB at a time.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ EHDR = struct.Struct("<16sHHIQQQI6H")
 PHDR = struct.Struct("<IIQQQQQQ")
 SHDR = struct.Struct("<IIQQQQIIQQ")
 PN_XNUM = 0xFFFF
-"""As many program headers or more are counted in section header 0."""
+"""PN_XNUM: from this number of program headers on, their count is in section header 0."""
 ALIGN = 4096
-"""Where segments begin in the file."""
+"""Alignment of segments in the file."""
 CHUNK = 1 << 20
 PIECE = 1 << 16
-"""What is looked at for a hole."""
+"""Granularity of holes in bytes."""
 ZEROS = bytes(PIECE)
 
 
 class Readable(Protocol):
-    """Physical memory: a `Memory`, `Arena` or `Incoming`."""
+    """Protocol of physical memory: `Memory`, `Arena`, `Incoming`."""
 
     def read(self, phys: int, n: int, /) -> bytes:
-        """Copy `n` bytes."""
+        """Copy `n` bytes from `phys`."""
         ...
 
     def next_data(self, phys: int, /) -> tuple[int, int] | None:
-        """Find what may be other than zeros."""
+        """Return `(phys, nbytes)` of the next run that may contain non-zero bytes; None if there is none."""
         ...
 
 
 class Part(NamedTuple):
-    """A run of memory, and where its bytes are."""
+    """A run of memory and the source of its bytes."""
 
     phys: int
     nbytes: int
@@ -53,7 +53,7 @@ class Part(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """A PT_LOAD: `nbytes` from `phys`; the first `filesz` are in the file, the rest reads as zeros."""
+    """A PT_LOAD: `nbytes` from `phys`; the first `filesz` are in the file, the rest are zeros."""
 
     phys: int
     nbytes: int
@@ -70,8 +70,8 @@ def save_elf(
 ) -> list[Segment]:
     """Write runs of physical memory as an ELF core.
 
-    Args: ranges: (phys, nbytes) each, all of them in the memory. machine: "x86_64", "aarch64" or "machine N".
-        progress: called with the number of bytes written so far.
+    Args: ranges: `(phys, nbytes)` each, inside the memory. machine: "x86_64", "aarch64" or "machine N".
+        progress: called with the number of bytes processed so far.
     Returns: the segments.
     Raises: OutsideMemoryError; ParameterError for ranges that overlap; SourceError if the file cannot be written.
     """
@@ -79,12 +79,12 @@ def save_elf(
     there = memory.ranges if not isinstance(memory, _kho.Arena) else [(at, size) for at, size, _ in memory.regions]
     for phys, nbytes, _ in parts:
         if clipped([(phys, nbytes)], merged(there)) != [(phys, nbytes)]:
-            raise OutsideMemoryError(f"ELF core: the {nbytes:#x} bytes at {phys:#x} are not all in this memory")
+            raise OutsideMemoryError(f"ELF core: {nbytes:#x} bytes at {phys:#x} are not all in this memory")
     return _save(parts, path, machine, progress)
 
 
 def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Make one of what overlaps or adjoins; by address."""
+    """Sort ranges and merge overlapping or adjacent ones."""
     out: list[tuple[int, int]] = []
     for start, size in sorted(ranges):
         if out and start <= sum(out[-1]):
@@ -96,7 +96,7 @@ def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def clipped(ranges: Iterable[tuple[int, int]], to: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Give the parts of ranges that lie in others; both by address and disjoint."""
+    """Return the intersection of two lists of ranges; both are sorted and disjoint."""
     out = []
     bounds = list(to)
     at = 0
@@ -107,14 +107,14 @@ def clipped(ranges: Iterable[tuple[int, int]], to: Iterable[tuple[int, int]]) ->
         next_bound = at
         while next_bound < len(bounds) and bounds[next_bound][0] < end:
             first, length = bounds[next_bound]
-            begin, behind = max(start, first), min(end, first + length)
-            out.append((begin, behind - begin))
+            begin, stop = max(start, first), min(end, first + length)
+            out.append((begin, stop - begin))
             next_bound += 1
     return out
 
 
 def data_runs(part: Part) -> list[tuple[int, int]]:
-    """List what of a part may hold something other than zeros: (phys, nbytes)."""
+    """Return `(phys, nbytes)` of the runs of a part that may contain non-zero bytes."""
     runs = []
     at, end = part.phys, part.phys + part.nbytes
     while at < end:
@@ -122,14 +122,14 @@ def data_runs(part: Part) -> list[tuple[int, int]]:
         if found is None or found[0] >= end:
             break
         start, size = found
-        behind = min(start + size, end)
-        runs.append((start, behind - start))
-        at = behind
+        stop = min(start + size, end)
+        runs.append((start, stop - start))
+        at = stop
     return runs
 
 
 def _end_of_data(part: Part, runs: list[tuple[int, int]], page_size: int) -> int:
-    """Find the end of the last page of a part that is not all zeros; its start if they all are."""
+    """Return the end of a part's last page that is not all zeros; the start of the part if there is none."""
     for start, size in reversed(runs):
         end = start + size
         while end > start:
@@ -149,7 +149,7 @@ def _save(
     progress: Callable[[int], object] | None,
     page_size: int = ALIGN,
 ) -> list[Segment]:
-    """Write parts, by address, into a file that takes its name when it is complete."""
+    """Write sorted parts to a temporary file, then rename it to `path`."""
     path = Path(path)
     runs = [data_runs(part) for part in parts]
     groups = _groups(parts)
@@ -189,12 +189,12 @@ def _save(
 
 
 def _groups(parts: list[Part]) -> list[list[int]]:
-    """Group the parts that adjoin: a segment each."""
+    """Group adjacent parts; each group becomes a segment."""
     groups: list[list[int]] = []
     end = -1
     for i, part in enumerate(parts):
         if part.phys < end:
-            raise ParameterError(f"ELF core: the run at {part.phys:#x} overlaps the one before it")
+            raise ParameterError(f"ELF core: the run at {part.phys:#x} overlaps the previous one")
         if part.phys == end:
             groups[-1].append(i)
         else:
@@ -208,12 +208,12 @@ def _machine(name: str) -> int:
         return MACHINES[name]
     word, _, number = name.partition(" ")
     if word != "machine" or not number.isdecimal() or int(number) > 0xFFFF:
-        raise ParameterError(f"machine {name!r}: x86_64, aarch64 or 'machine N'")
+        raise ParameterError(f"machine {name!r}: must be x86_64, aarch64 or 'machine N'")
     return int(number)
 
 
 def _write_headers(file: BinaryIO, segments: list[Segment], machine: int) -> list[int]:
-    """Write header and program headers; where each segment goes. The file has its full size then."""
+    """Write header and program headers, set the file's size, and return the file offset of each segment."""
     many = len(segments) >= PN_XNUM
     shoff = EHDR.size + PHDR.size * len(segments) if many else 0
     phnum, shentsize, shnum = (PN_XNUM, SHDR.size, 1) if many else (len(segments), 0, 0)
@@ -245,7 +245,7 @@ def _copy(
     written: int,
     progress: Callable[[int], object] | None,
 ) -> int:
-    """Copy memory into the file, leaving out pieces that are zeros; how many bytes there have been by now."""
+    """Copy memory into the file, leaving holes for zeros; return the number of bytes processed so far."""
     for at in range(0, size, CHUNK):
         chunk = memory.read(start + at, min(CHUNK, size - at))
         for within in range(0, len(chunk), PIECE):
@@ -260,7 +260,7 @@ def _copy(
 
 
 class Image:
-    """A handover as an ELF core: the preserved folios, the pages of the map, the scratch array's page.
+    """An ELF core of a handover: the preserved folios, the pages of the map, and the page of the scratch array.
 
     >>> kho.Image(kho.open("ram.bin@0x40000000")).save("handover.elf")
     """
@@ -269,20 +269,20 @@ class Image:
         self._inc = inc
         self.page_size = inc.page_size
         self.machine = machine or inc.machine or ("x86_64" if inc.page_size == 4096 else "aarch64")
-        """`e_machine`: "x86_64", "aarch64" or "machine N"; by default the source's, else what has that page size."""
+        """`e_machine`: "x86_64", "aarch64" or "machine N"; default: the source's, else one with this page size."""
         _machine(self.machine)
 
     @classmethod
     def of_arena(cls, arena: _kho.Arena, *, machine: str | None = None) -> Image:
-        """Give the image of the handover that was finalized in an arena. Raises: NoHandoverError if none was."""
+        """Return the image of the handover finalized in an arena. Raises: NoHandoverError if there is none."""
         if arena.fdt_phys is None:
-            raise NoHandoverError("nothing was finalized in this arena")
+            raise NoHandoverError("no handover is finalized in this arena")
         return cls(_kho.open_memory(arena), machine=machine)
 
     def parts(self, *, everything: bool = False) -> list[Part]:
-        """List the memory that is saved; adjacent parts become one segment.
+        """Return the memory that `save` writes; adjacent parts become one segment.
 
-        Args: everything: all there is, handed over or not.
+        Args: everything: include memory that is not handed over.
         """
         inc = self._inc
         if everything:
@@ -297,7 +297,7 @@ class Image:
 
     @property
     def segments(self) -> list[tuple[int, int]]:
-        """`(phys, nbytes)` of each physical run of what was handed over, as far as the memory has it."""
+        """`(phys, nbytes)` of each physical run of the handover that is present in the memory."""
         return merged((part.phys, part.nbytes) for part in self.parts())
 
     def save(
@@ -307,11 +307,11 @@ class Image:
         everything: bool = False,
         progress: Callable[[int], object] | None = None,
     ) -> list[Segment]:
-        """Write the ELF core; runs of zeros become holes, a segment that ends in pages of zeros is cut short.
+        """Write the ELF core; zeros become holes, and trailing pages of zeros are left out of a segment's file size.
 
-        The file appears under its name when it is complete, so that it may be the one that is read.
-        Args: everything: save all the memory there is. progress: called with the number of bytes seen so far.
+        The file is renamed to its path when complete, so it can replace its own source.
+        Args: everything: save all memory. progress: called with the number of bytes processed so far.
         Returns: the segments.
-        Raises: SourceError if the file cannot be written, or the source not be read.
+        Raises: SourceError if the file cannot be written or the source cannot be read.
         """
         return _save(self.parts(everything=everything), path, self.machine, progress, self.page_size)

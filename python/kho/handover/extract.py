@@ -1,7 +1,7 @@
-"""Take contents out of a handover: files of sessions, subtrees, reserve_mem regions, folios.
+"""Extracts contents from a handover: files of sessions, subtrees, reserve_mem regions, folios.
 
-Everything streams in windows, holes are neither read nor written, and what an image merely claims to hold is bounded by
-what it can hold (`Allowance`).
+Contents are streamed in windows; holes are neither read nor written. `Allowance` limits the work that a malformed
+image can cause.
 
 >>> saved = save(file(inc, "vm-1", 0x10).contents(), "vm-1.img")
 >>> saved.sha256
@@ -45,17 +45,17 @@ __all__ = [
 ]
 
 WINDOW = 4 << 20
-"""Bytes read at a time."""
+"""Bytes per read."""
 _ZEROS = bytes(1 << 20)
 _parts = itertools.count()
 
 Progress = Callable[[int], object]
-"""Called with the number of bytes done so far."""
+"""Callback that gets the number of bytes processed so far."""
 
 
 @runtime_checkable
 class Readable(Protocol):
-    """What has contents: a memfd, a reserve_mem region, anybody's payload with a size."""
+    """Protocol of objects with contents: a memfd, a reserve_mem region, a payload with a size."""
 
     @property
     def size(self) -> int:
@@ -67,26 +67,26 @@ class Readable(Protocol):
 
 @dataclass(frozen=True)
 class Content:
-    """Bytes to be read: `size` of them, of which only `data` is more than zeros."""
+    """Contents of `size` bytes; everything outside the ranges `data` is zeros."""
 
     what: str
-    """Whose they are, for people."""
+    """The owner as text."""
     size: int
     data: Iterable[tuple[int, int]]
-    """`(offset, nbytes)`, by offset, disjoint, to be iterated over any number of times; the rest is holes."""
+    """`(offset, nbytes)` of the data, sorted and disjoint; can be iterated over repeatedly. The rest is holes."""
     read: Callable[[int, int], bytes]
     """`read(n, offset)`."""
     next_to_read: Callable[[int, int], tuple[int, int] | None] | None = None
-    """`next_to_read(offset, end)`: the first `(offset, nbytes)` in between that does not read as zeros for certain, if
-    that can be told without reading: an image may claim terabytes that it does not hold."""
+    """`next_to_read(offset, end)`: the first `(offset, nbytes)` in this range that may contain non-zero bytes, found
+    without reading; None if unsupported. An image may claim terabytes that it does not hold."""
 
     @property
     def data_bytes(self) -> int:
-        """Bytes that are not holes."""
+        """Number of bytes that are not in holes."""
         return sum(nbytes for _, nbytes in self.data)
 
     def present(self) -> Iterator[tuple[int, int]]:
-        """Give what of the data is more than zeros, as far as that is known without reading it."""
+        """Yield the parts of the data that may contain non-zero bytes, as far as known without reading."""
         for start, nbytes in self.data:
             if self.next_to_read is None:
                 yield start, nbytes
@@ -97,18 +97,18 @@ class Content:
                 at = sum(found)
 
     def windows(self) -> Iterator[tuple[int, bytes]]:
-        """Read the data, `(offset, bytes)` by offset; what is not given is zeros. Raises: OutsideMemoryError."""
+        """Yield the data as `(offset, bytes)`, sorted; all other bytes are zeros. Raises: OutsideMemoryError."""
         for start, nbytes in self.present():
             for offset in range(start, start + nbytes, WINDOW):
                 yield offset, self.read(min(WINDOW, start + nbytes - offset), offset)
 
 
 class Allowance:
-    """How much a handover can be worth reading.
+    """Limits on the contents that are read from one handover.
 
-    Nothing a kernel preserved is in two files, so the contents come to what the image holds; an image made to harm
-    lists one folio in many files, or files of 2^63 zeros. One allowance serves one run over a handover, which may read
-    each content up to twice.
+    In a genuine handover no folio is in two files, so the total of all contents is at most the size of the image. A
+    malicious image lists one folio in many files, or files of 2^63 zeros. Use one allowance per run over a handover;
+    a run may read each content up to twice.
     """
 
     ZEROS = 1 << 30
@@ -119,19 +119,21 @@ class Allowance:
         self.pieces = None if inc is None else 2 * inc.room("items")
 
     def take_data(self, content: Content) -> None:
-        """Use up what the contents hold. Raises: FormatError once that is more than there can be."""
+        """Count the data of a content. Raises: FormatError if the total exceeds what the image can hold."""
         if self.data is None or self.pieces is None:
             return
         for _, nbytes in content.present():
             self.data -= nbytes
             self.pieces -= 1
             if self.data < 0:
-                raise errors.FormatError(f"{content.what}: with it, contents are more than is preserved")
+                raise errors.FormatError(
+                    f"{content.what}: with it, the total of all contents exceeds the preserved memory"
+                )
             if self.pieces < 0:
-                raise errors.FormatError(f"{content.what}: in more pieces than the image can plausibly hold")
+                raise errors.FormatError(f"{content.what}: has more data ranges than the image can plausibly hold")
 
     def take_zeros(self, nbytes: int) -> bool:
-        """Use up zeros to be hashed or written out; False once there are more than that is worth."""
+        """Count zeros to be hashed or written; False if the total exceeds the limit."""
         if nbytes > self.zeros:
             return False
         self.zeros -= nbytes
@@ -139,7 +141,7 @@ class Allowance:
 
 
 def content_of(thing: Memfd | Readable, what: str | None = None) -> Content:
-    """Give the contents of a memfd (with its holes) or of whatever has a size and can be read."""
+    """Return the contents of a memfd (with its holes) or of any other `Readable`."""
     if isinstance(thing, MemfdFile):
         what, thing = what or thing.blob.owner, thing.memfd
     if isinstance(thing, Memfd):
@@ -153,11 +155,11 @@ def content_of(thing: Memfd | Readable, what: str | None = None) -> Content:
 
 
 def memory_content(inc: Incoming, what: str, phys: int, size: int) -> Content:
-    """Give `size` bytes of memory at `phys` as contents."""
+    """Return `size` bytes of memory at `phys` as contents."""
 
     def check() -> None:
         if not inc.has(phys, size):
-            inc.read(phys, size)  # raises OutsideMemoryError before it allocates anything
+            inc.read(phys, size)  # raises OutsideMemoryError before it allocates a buffer
 
     def read(n: int, offset: int) -> bytes:
         check()
@@ -172,7 +174,7 @@ def memory_content(inc: Incoming, what: str, phys: int, size: int) -> Content:
 
 
 class _Digest:
-    """A sha256 that is given up when holes are more than they are worth."""
+    """SHA-256 of contents with holes; abandoned if the holes exceed the allowance."""
 
     def __init__(self, allowance: Allowance) -> None:
         self._hash: Any = hashlib.sha256()
@@ -191,23 +193,23 @@ class _Digest:
             left -= taken
 
     def add(self, offset: int, data: bytes) -> None:
-        """Hash data at `offset`, after the hole before it."""
+        """Hash the hole before `offset`, then the data at `offset`."""
         self.skip_to(offset)
         self._at += len(data)
         if self._hash is not None:
             self._hash.update(data)
 
     def hexdigest(self) -> str | None:
-        """Give the digest, or None if it was given up."""
+        """Return the digest, or None if it was abandoned."""
         return None if self._hash is None else str(self._hash.hexdigest())
 
 
 def sha256_of(thing: Content | Memfd | Readable, *, allowance: Allowance | None = None) -> str | None:
-    """Hash contents in windows, holes without reading them.
+    """Compute the SHA-256 of contents in windows, without reading holes.
 
-    Args: allowance: shared by the calls of one run over a handover that is not trusted; see `Allowance`.
-    Returns: the hex digest; None if holes are more than the allowance (1 GiB by default).
-    Raises: OutsideMemoryError; FormatError for contents beyond what is preserved.
+    Args: allowance: `Allowance` shared by all calls of one run over an untrusted handover.
+    Returns: the hex digest; None if the holes exceed the allowance (1 GiB by default).
+    Raises: OutsideMemoryError; FormatError if the contents exceed the preserved memory.
     """
     content = thing if isinstance(thing, Content) else content_of(thing)
     allowance = allowance or Allowance()
@@ -221,14 +223,14 @@ def sha256_of(thing: Content | Memfd | Readable, *, allowance: Allowance | None 
 
 @dataclass(frozen=True)
 class Saved:
-    """A file that was written."""
+    """Result of `save`: a written file."""
 
     path: Path
     size: int
     data_bytes: int
-    """Bytes that are no holes."""
+    """Number of bytes that are not in holes."""
     sha256: str | None
-    """None if holes are more than it is worth hashing."""
+    """Hex digest; None if the holes are too large to hash."""
 
 
 def save(
@@ -239,14 +241,14 @@ def save(
     progress: Progress | None = None,
     allowance: Allowance | None = None,
 ) -> Saved:
-    """Write contents to a file, sparse; it appears under its name when it is whole.
+    """Write contents to a sparse file; the file is renamed to its path when complete.
 
-    Args: force: replace a regular file that is there.
-    Raises: SourceError if the file is there or cannot be written; FormatError for a size no file has, and as
+    Args: force: replace an existing regular file.
+    Raises: SourceError if the file exists or cannot be written; FormatError for a size that no file can have, and as
         `sha256_of`; OutsideMemoryError.
     """
     target = Path(path)
-    _refuse(target, force=force)
+    _check_target(target, force=force)
     allowance = allowance or Allowance()
     allowance.take_data(content)
     digest = _Digest(allowance)
@@ -263,41 +265,45 @@ def save(
                 if progress:
                     progress(done)
         digest.skip_to(content.size)
-        _refuse(target, force=force)
+        _check_target(target, force=force)
         part.replace(target)
     except errors.KhoError:
         raise
     except OverflowError as error:
-        raise errors.FormatError(f"{content.what}: {content.size} bytes: no file can be as large") from error
+        raise errors.FormatError(f"{content.what}: {content.size} bytes exceed the largest possible file") from error
     except OSError as error:
         if error.errno in (errno.EFBIG, errno.EINVAL):
-            raise errors.FormatError(f"{content.what}: {content.size} bytes: no file here can be as large") from error
+            raise errors.FormatError(
+                f"{content.what}: {content.size} bytes exceed the largest file of this file system"
+            ) from error
         raise errors.SourceError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
         part.unlink(missing_ok=True)
     return Saved(target, content.size, content.data_bytes, digest.hexdigest())
 
 
-def _refuse(target: Path, *, force: bool) -> None:
+def _check_target(target: Path, *, force: bool) -> None:
     if os.path.lexists(target):
         if not force:
-            raise errors.SourceError(f"{target}: is there already")
+            raise errors.SourceError(f"{target}: exists; --force (force=True) replaces it")
         if target.is_symlink() or not target.is_file():
-            raise errors.SourceError(f"{target}: is no regular file, and is not replaced")
+            raise errors.SourceError(f"{target}: not a regular file, so it is not replaced")
 
 
 def stream(
     content: Content, out: BinaryIO, *, progress: Progress | None = None, allowance: Allowance | None = None
 ) -> str | None:
-    """Write contents to a pipe, holes as zeros; the sha256.
+    """Write contents to a pipe, holes as zeros, and return the SHA-256.
 
-    Raises: FormatError for contents, holes included, beyond what a handover of this size can hold; as `save`.
+    Raises: FormatError if the contents, including holes, exceed what a handover of this size can hold; as `save`.
     """
     allowance = allowance or Allowance()
     allowance.take_data(content)
     zeros_left = content.size - sum(nbytes for _, nbytes in content.present())
     if not allowance.take_zeros(zeros_left):
-        raise errors.FormatError(f"{content.what}: {zeros_left} bytes of holes; write it to a file")
+        raise errors.FormatError(
+            f"{content.what}: {zeros_left} bytes of holes are too many for a pipe; write it to a file"
+        )
     digest = hashlib.sha256()
     at = 0
 
@@ -322,37 +328,37 @@ def stream(
 
 @dataclass(frozen=True)
 class Item:
-    """Something in a handover that has contents, or should have."""
+    """A part of a handover with contents, or with the error why it has none."""
 
     kind: Literal["subtree", "reserve_mem", "file", "folio", "sessions"]
     name: str
     """`LUO`, `keepme`, `vm-1/0x10`."""
     phys: int | None
-    """Where it lies: the blob, the region, the folio; of a file, the structure that describes it."""
+    """Physical address of the blob, region or folio; for a file, of the structure that describes it."""
     size: int | None
     content: Content | None
     error: str | None = None
-    """Why there are no contents."""
+    """The reason if there are no contents, else None."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """More of it, as data: session, token, compatible, position, seals."""
+    """Further properties for JSON: session, token, compatible, position, seals."""
 
     def contents(self) -> Content:
-        """Give the contents. Raises: FormatError without any."""
+        """Return the contents. Raises: FormatError if there are none."""
         if self.content is None:
             raise errors.FormatError(f"{self.kind} {self.name}: {self.error}")
         return self.content
 
     def path(self) -> str:
-        """Give a relative path to store it under that nothing in the name can lead astray."""
+        """Return a relative path for the item that stays inside its directory whatever the name contains."""
         folder = {"subtree": "subtrees", "file": "sessions", "folio": "folios"}.get(self.kind, self.kind)
         parts = [self.facts["session"], f"{self.facts['token']:#x}"] if self.kind == "file" else [self.name]
         return "/".join([folder, *map(safe_name, parts)])
 
 
 def safe_name(name: str) -> str:
-    """Make any name one of a file: other characters than `A-Za-z0-9._+@=-` become %XX, so does a leading dot.
+    """Convert a name to a file name: characters other than `A-Za-z0-9._+@=-`, and a leading dot, become %XX.
 
-    Names longer than 120 characters end in a part of their digest.
+    Names longer than 120 characters are cut and end with a part of their SHA-256.
     """
     raw = name.encode("utf-8", "surrogateescape")
     kept = re.sub(rb"^\.|[^A-Za-z0-9._+@=-]", lambda found: b"%%%02X" % found[0][0], raw).decode() or "%"
@@ -360,28 +366,28 @@ def safe_name(name: str) -> str:
 
 
 def subtree(inc: Incoming, name: str) -> Item:
-    """Find a subtree's blob. Raises: NotFoundError naming those there are; FormatError for a malformed node."""
+    """Return a subtree's blob. Raises: NotFoundError, which lists all subtrees; FormatError for a malformed node."""
     try:
         found = inc.retrieve_subtree(name)
     except errors.NotFoundError:
-        raise errors.NotFoundError(f"subtree {name!r}: not there; there are {_listed(inc.subtrees)}") from None
+        raise errors.NotFoundError(f"subtree {name!r}: not found; there are {_quoted_names(inc.subtrees)}") from None
     if found.size is None:
-        return Item("subtree", name, found.phys, None, None, "its size is not known")
+        return Item("subtree", name, found.phys, None, None, "its size is unknown")
     content = memory_content(inc, f"subtree {name}", found.phys, found.size)
     return Item("subtree", name, found.phys, found.size, content)
 
 
 def region(inc: Incoming, name: str) -> Item:
-    """Find a `reserve_mem=` region. Raises: NotFoundError naming those there are; FormatError."""
+    """Return a `reserve_mem=` region. Raises: NotFoundError, which lists all regions; FormatError."""
     regions = inc.reserve_mem
     if name not in regions:
-        raise errors.NotFoundError(f"reserve_mem {name!r}: not there; there are {_listed(regions)}")
+        raise errors.NotFoundError(f"reserve_mem {name!r}: not found; there are {_quoted_names(regions)}")
     found = regions[name]
     return Item("reserve_mem", name, found.start, found.size, content_of(found, f"reserve_mem {name}"))
 
 
 def folio(inc: Incoming, phys: int) -> Item:
-    """Find the preserved folio whose head is at `phys`; of several, the largest. Raises: NotFoundError."""
+    """Return the preserved folio whose head is at `phys`; of several, the largest. Raises: NotFoundError."""
     order = inc.order_at(phys)
     if order is None:
         raise errors.NotFoundError(f"{phys:#x}: no preserved folio begins there")
@@ -391,10 +397,10 @@ def folio(inc: Incoming, phys: int) -> Item:
 
 
 def file(inc: Incoming, session: str, token: int) -> Item:
-    """Find a session's file. Raises: NotFoundError naming what there is; FormatError."""
+    """Return a file of a session. Raises: NotFoundError, which lists all sessions or tokens; FormatError."""
     sessions = inc.luo.sessions
     if session not in sessions:
-        raise errors.NotFoundError(f"session {session!r}: not there; there are {_listed(sessions)}")
+        raise errors.NotFoundError(f"session {session!r}: not found; there are {_quoted_names(sessions)}")
     found = sessions[session]
     for entry in found.entries:
         if entry.token == token:
@@ -413,18 +419,18 @@ def _file(session: Session, entry: FileEntry) -> Item:
     if isinstance(payload, Readable) and type(payload).read is not Payload.read:
         return Item("file", name, entry.data, size, content_of(payload, payload.blob.owner), facts=facts)
     if why is None or isinstance(payload, Raw):
-        why = f"{entry.compatible!r} has no contents that kho knows of"
+        why = f"{entry.compatible!r} has no contents known to kho"
     return Item("file", name, entry.data, size, None, why, facts)
 
 
-def _listed(names: Iterable[str]) -> str:
+def _quoted_names(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names)) or "none"
 
 
 def items(inc: Incoming) -> Iterator[Item]:
-    """Find all that has contents: subtrees, reserve_mem regions, and files in the order sessions list them.
+    """Yield everything with contents: subtrees, reserve_mem regions, and files in the order of their sessions.
 
-    What is there and cannot be read has an error instead of contents.
+    An item that cannot be read has an error instead of contents.
     """
     for name in inc.subtrees:
         yield subtree(inc, name)
@@ -450,13 +456,14 @@ def items(inc: Incoming) -> Iterator[Item]:
 def save_all(
     inc: Incoming, folder: str | os.PathLike[str], *, force: bool = False, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Write everything under a directory, with a `manifest.json`; the manifest.
+    """Write everything to a directory, with a `manifest.json`, and return the manifest.
 
-    One entry per item, in the order of `items`: kind, name, phys, size, path under the directory, data_bytes, sha256,
-    and what more is known. An item that cannot be read has a null path and an error; the rest is written.
+    The manifest has one entry per item, in the order of `items`: kind, name, phys, size, path relative to the
+    directory, data_bytes, sha256 and further properties. An item that cannot be read has a null path and an error; the
+    other items are written.
 
-    Args: force: write into a directory that holds something, replacing files.
-    Raises: SourceError if the directory holds something or cannot be written.
+    Args: force: write to a directory that is not empty, replacing files.
+    Raises: SourceError if the directory is not empty or cannot be written.
     """
     root = Path(folder)
     allowance = Allowance(inc)
@@ -471,7 +478,7 @@ def save_all(
     try:
         root.mkdir(parents=True, exist_ok=True)
         if not force and any(root.iterdir()):
-            raise errors.SourceError(f"{root}: is not empty")
+            raise errors.SourceError(f"{root}: not empty; --force (force=True) writes to it anyway")
         for item in items(inc):
             entry: dict[str, Any] = {"kind": item.kind, "name": item.name, "phys": item.phys, "size": item.size}
             entry |= {"path": None, "data_bytes": None, "sha256": None}
@@ -480,7 +487,7 @@ def save_all(
             try:
                 content = item.contents()
                 content_bytes = content.data_bytes
-                path = _untaken(item.path(), taken)
+                path = _unused_path(item.path(), taken)
                 _folder(root, path)
                 saved = save(content, root / path, force=force, progress=told, allowance=allowance)
             except errors.SourceError:
@@ -496,7 +503,7 @@ def save_all(
             "fdt_phys": inc.fdt_phys,
             "entries": entries,
         }
-        _refuse(root / "manifest.json", force=force)
+        _check_target(root / "manifest.json", force=force)
         with (root / "manifest.json").open("w") as file:
             file.writelines(jsontext.pieces(manifest))
             file.write("\n")
@@ -507,18 +514,18 @@ def save_all(
     return manifest
 
 
-def _untaken(path: str, taken: Counter[str]) -> str:
-    """Number a path that stands already: names and tokens can occur twice, and some file systems ignore case."""
+def _unused_path(path: str, taken: Counter[str]) -> str:
+    """Append a number to a path in use: names and tokens can be duplicate, and some file systems ignore case."""
     taken[path.lower()] += 1
     count = taken[path.lower()]
-    return path if count == 1 else f"{path}~{count}"  # no safe name has a ~
+    return path if count == 1 else f"{path}~{count}"  # safe names contain no ~
 
 
 def _folder(root: Path, path: str) -> None:
-    """Make the directories of a path under `root`; a symbolic link on the way is not followed."""
+    """Create the directories of a path under `root`; symbolic links are not followed."""
     at = root
     for part in path.split("/")[:-1]:
         at /= part
         at.mkdir(exist_ok=True)
         if at.is_symlink():
-            raise errors.SourceError(f"{at}: is a symbolic link, and is not followed")
+            raise errors.SourceError(f"{at}: a symbolic link, which is not followed")

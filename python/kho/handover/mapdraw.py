@@ -1,4 +1,4 @@
-"""A memory map as a picture: one list of boxes and labels, written as SVG, HTML or PNG."""
+"""Draws a memory map: a list of boxes and labels, written as SVG, HTML or PNG."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ..errors import KhoError, ParameterError, SourceError
 from ..text import printable, size
 from .memmap import KINDS, Gap, MemoryMap, Row
 
-__all__ = ["COLOURS", "Drawing", "draw", "save", "to_html", "to_png", "to_svg"]
+__all__ = ["COLORS", "COLOURS", "Drawing", "draw", "save", "to_html", "to_png", "to_svg"]
 
-COLOURS = {
+COLORS = {
     "file": "#2f9e57",
     "region": "#d99a00",
     "payload": "#1f9ab0",
@@ -20,7 +20,9 @@ COLOURS = {
     "unclaimed": "#d6336c",
     "scratch": "#9db4d4",
 }
-"""By kind; apart from one another in lightness too."""
+"""Kind of memory -> color; the colors differ in lightness too."""
+COLOURS = COLORS
+"""Earlier name of `COLORS`, kept for importers."""
 EMPTY, ABSENT, INK, FAINT = "#e9ecef", "#ffffff", "#212529", "#6c757d"
 CELL, HEIGHT, PITCH, LEFT, RIGHT, MARGIN = 10, 14, 18, 150, 330, 16
 FONT = "ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace"
@@ -41,12 +43,12 @@ class Box:
 
 @dataclass(frozen=True)
 class Label:
-    """Text from (or, `right`, up to) a point on its baseline."""
+    """Text that begins at (with `right`: ends at) a point on its baseline."""
 
     x: float
     y: float
     text: str
-    colour: str = INK
+    color: str = INK
     size: int = 11
     bold: bool = False
     right: bool = False
@@ -54,7 +56,7 @@ class Label:
 
 @dataclass
 class Drawing:
-    """What is drawn, in pixels."""
+    """Boxes and labels, with coordinates in pixels."""
 
     width: int
     height: int = 0
@@ -63,7 +65,7 @@ class Drawing:
 
 
 def draw(found: MemoryMap, title: str) -> Drawing:
-    """Lay the map out: a legend, then a line per row, those between them in words."""
+    """Lay out the map: a legend, then a line per row, and a line of text per gap between rows."""
     columns = found.row_bytes // found.cell_bytes
     out = Drawing(LEFT + columns * CELL + RIGHT)
     y = MARGIN + 14
@@ -77,7 +79,7 @@ def draw(found: MemoryMap, title: str) -> Drawing:
         text = f"{KINDS[kind]} {size(nbytes)}"
         if x + 36 + 7 * len(text) > out.width:
             x, y = MARGIN, y + 18
-        out.boxes.append(Box(x, y, 12, 12, COLOURS[kind]))
+        out.boxes.append(Box(x, y, 12, 12, COLORS[kind]))
         out.labels.append(Label(x + 17, y + 10, text))
         x += 36 + 7 * len(text)
     y += 28
@@ -92,7 +94,7 @@ def draw(found: MemoryMap, title: str) -> Drawing:
 
 
 def words(gap: Gap) -> str:
-    """Say what lies between two rows."""
+    """Describe a gap between two rows."""
     if gap.kind is not None:
         return f"\u2026 {size(gap.nbytes)} more of {printable(gap.owner)}"
     if gap.ram is None:
@@ -106,7 +108,7 @@ def _row(out: Drawing, row: Row, cell_bytes: int, y: int) -> None:
     runs: list[tuple[int, int, str, float, str]] = []
     for i, cell in enumerate(row.cells):
         kind = cell.kind
-        fill = COLOURS[kind] if kind else EMPTY if cell.ram else ABSENT
+        fill = COLORS[kind] if kind else EMPTY if cell.ram else ABSENT
         opacity = round(0.25 + 0.75 * cell.density(cell_bytes), 2) if kind else 1.0
         what = KINDS[kind] if kind else "nothing preserved" if cell.ram else "not in this memory"
         if runs and runs[-1][2:] == (fill, opacity, what):
@@ -137,7 +139,7 @@ def _svg(drawing: Drawing) -> ET.Element:
         if box.title:
             ET.SubElement(rect, "title").text = box.title
     for label in drawing.labels:
-        text = ET.SubElement(svg, "text", x=f"{label.x:g}", y=f"{label.y:g}", fill=label.colour)
+        text = ET.SubElement(svg, "text", x=f"{label.x:g}", y=f"{label.y:g}", fill=label.color)
         text.set("font-size", str(label.size))
         if label.bold:
             text.set("font-weight", "bold")
@@ -148,12 +150,12 @@ def _svg(drawing: Drawing) -> ET.Element:
 
 
 def to_svg(found: MemoryMap, title: str = "kho map") -> str:
-    """Write the map as an SVG image; each box says its addresses when pointed at."""
+    """Return the map as an SVG image; the tooltip of each box shows its addresses."""
     return ET.tostring(_svg(draw(found, title)), encoding="unicode", xml_declaration=True) + "\n"
 
 
 def to_html(found: MemoryMap, title: str = "kho map") -> str:
-    """Write the map as one self-contained page: the picture, and a table of owners."""
+    """Return the map as a self-contained HTML page: the picture and a table of owners."""
     html = ET.Element("html", lang="en")
     head, body = ET.SubElement(html, "head"), ET.SubElement(html, "body")
     ET.SubElement(head, "meta", charset="utf-8")
@@ -169,7 +171,7 @@ def to_html(found: MemoryMap, title: str = "kho map") -> str:
         ET.SubElement(top, "th").text = heading
     for span in found.spans:
         tr = ET.SubElement(table, "tr", title=f"{span.nbytes} bytes")
-        ET.SubElement(tr, "td", style=f"color: {COLOURS[span.kind]}").text = "\u25a0"
+        ET.SubElement(tr, "td", style=f"color: {COLORS[span.kind]}").text = "\u25a0"
         ET.SubElement(tr, "td").text = printable(span.owner)
         ET.SubElement(tr, "td").text = KINDS[span.kind]
         ET.SubElement(tr, "td", {"class": "n"}).text = size(span.nbytes)
@@ -186,7 +188,9 @@ def to_png(found: MemoryMap, path: Path, title: str = "kho map") -> None:
         from matplotlib.figure import Figure
         from matplotlib.patches import Rectangle
     except ImportError as error:
-        raise ParameterError(f"{path}: PNG needs matplotlib: pip install 'kho[plot]'; .svg and .html do not") from error
+        raise ParameterError(
+            f"{path}: PNG needs matplotlib (pip install 'kho[plot]'); .svg and .html do not"
+        ) from error
     drawing = draw(found, title)
     figure = Figure(figsize=(drawing.width / 72, drawing.height / 72), dpi=144)
     axes = figure.add_axes((0, 0, 1, 1))
@@ -199,7 +203,7 @@ def to_png(found: MemoryMap, path: Path, title: str = "kho map") -> None:
             label.x,
             label.y,
             label.text.replace("$", r"\$"),
-            color=label.colour,
+            color=label.color,
             fontsize=label.size,
             fontweight="bold" if label.bold else "normal",
             ha="right" if label.right else "left",
@@ -209,13 +213,13 @@ def to_png(found: MemoryMap, path: Path, title: str = "kho map") -> None:
 
 
 def save(found: MemoryMap, path: Path, title: str = "kho map") -> None:
-    """Write a picture, of the kind that the end of the name says: .svg, .html or .png.
+    """Write the map to a file; its suffix selects the format: .svg, .html or .png.
 
-    Raises: ParameterError for another ending, or without matplotlib for a PNG; SourceError if it cannot be written.
+    Raises: ParameterError for another suffix, or for a PNG without matplotlib; SourceError if it cannot be written.
     """
     kind = path.suffix.lower()
     if kind not in (".svg", ".html", ".png"):
-        raise ParameterError(f"{path}: pictures end in .svg, .html or .png")
+        raise ParameterError(f"{path}: the suffix must be .svg, .html or .png")
     try:
         if kind == ".png":
             to_png(found, path, title)

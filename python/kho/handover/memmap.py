@@ -1,8 +1,8 @@
-"""A handover by address: which memory is preserved, for whom, and how densely; as rows of cells to be drawn.
+"""Lays out a handover by address: rows of cells with the kinds and owners of preserved memory.
 
-    spans (by owner) -> boundaries -> rows that have any, cells in each -> text, or a picture (`kho.mapdraw`)
+    spans (by owner) -> boundaries -> rows that contain boundaries, with cells -> text, or a picture (`mapdraw`)
 
-Where nothing begins or ends there is nothing to see, so that a map of 16 TiB is as short as one of 16 MiB.
+Rows without a boundary of a span are merged into gaps, so a map of 16 TiB is as short as one of 16 MiB.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ KINDS = {
     "region": "reserve_mem",
     "payload": "other payload",
     "metadata": "FDTs and lists",
-    "unclaimed": "preserved, nobody's",
+    "unclaimed": "preserved, no known owner",
     "scratch": "scratch",
 }
-"""What memory can be, with a name for people."""
+"""Kinds of memory and their descriptions."""
 TOP = 1 << 64
 MOST_ROWS = 2048
-"""Rows of a map; each has up to `columns` cells."""
+"""Maximum rows of a map; each has up to `columns` cells."""
 Interval = tuple[int, int]
-"""(start, end), end not included."""
+"""`(start, end)`, end exclusive."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """Memory of one owner: `intervals` ascending, disjoint, not adjoining."""
+    """Memory of one owner: `intervals` are sorted, disjoint and not adjacent."""
 
     kind: str
     """A key of `KINDS`."""
@@ -53,19 +53,19 @@ class Span:
 
 @dataclass(frozen=True)
 class Cell:
-    """Part of a row: bytes by kind."""
+    """Part of a row: number of bytes by kind."""
 
     bytes_of: dict[str, int]
     ram: bool
-    """Whether any of it is in this memory; True if that is not known."""
+    """Whether any of it is in this memory; True if unknown."""
 
     @property
     def kind(self) -> str | None:
-        """The kind that has most of it; None if nobody has any."""
+        """The kind with the most bytes; None if the cell is empty."""
         return max(self.bytes_of, key=lambda kind: self.bytes_of[kind]) if self.bytes_of else None
 
     def density(self, nbytes: int) -> float:
-        """Give how full the cell is, 0 to 1; `nbytes` is its size."""
+        """Return the filled fraction of the cell, 0 to 1; `nbytes` is the size of the cell."""
         return min(sum(self.bytes_of.values()) / nbytes, 1.0)
 
 
@@ -77,25 +77,25 @@ class Row:
     nbytes: int
     cells: list[Cell]
     owners: list[tuple[str, int]]
-    """Who has memory here, and how many bytes; the largest first."""
+    """Owners with memory in this row and their bytes, the largest first."""
 
 
 @dataclass(frozen=True)
 class Gap:
-    """`nbytes` from `phys` in which nothing begins or ends."""
+    """`nbytes` from `phys` without a boundary of a span."""
 
     phys: int
     nbytes: int
     kind: str | None
-    """What all of it is; None where nothing is preserved."""
+    """Kind of all of it; None if nothing is preserved."""
     owner: str
     ram: int | None
-    """Bytes of it that are in this memory; None if that is not known."""
+    """Number of bytes that are in this memory; None if unknown."""
 
 
 @dataclass(frozen=True)
 class MemoryMap:
-    """The rows, ascending, with gaps between."""
+    """Rows sorted by address, with the gaps between them."""
 
     page_size: int
     row_bytes: int
@@ -105,12 +105,12 @@ class MemoryMap:
 
     @property
     def totals(self) -> dict[str, int]:
-        """Bytes by kind, kinds that occur only, in the order of `KINDS`."""
+        """Bytes by kind, in the order of `KINDS`, without kinds that do not occur."""
         found = {kind: sum(span.nbytes for span in self.spans if span.kind == kind) for kind in KINDS}
         return {kind: nbytes for kind, nbytes in found.items() if nbytes}
 
     def as_dict(self) -> dict[str, Any]:
-        """Give the map as data for JSON: owners with their intervals, and the totals."""
+        """Return the map as a dict for JSON: owners with their intervals, and the totals."""
         spans = [{"kind": span.kind, "owner": span.owner, "intervals": span.intervals} for span in self.spans]
         return {"page_size": self.page_size, "totals": self.totals, "spans": spans}
 
@@ -119,7 +119,7 @@ class MemoryMap:
 
 
 def merged(intervals: Iterable[Interval]) -> list[Interval]:
-    """Sort, and make one of those that overlap or adjoin."""
+    """Sort intervals and merge overlapping or adjacent ones."""
     found: list[Interval] = []
     start = end = -1
     for first, last in sorted(intervals):
@@ -135,7 +135,7 @@ def merged(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def without(intervals: Iterable[Interval], others: Sequence[Interval]) -> list[Interval]:
-    """Give what of `intervals` is not in `others`; both as from `merged`."""
+    """Return `intervals` minus `others`; both sorted and disjoint, as returned by `merged`."""
     return list(_without(intervals, others))
 
 
@@ -154,14 +154,14 @@ def _without(intervals: Iterable[Interval], others: Sequence[Interval]) -> Itera
             yield start, end
 
 
-# Who has what
+# Owners
 
 
 def spans_of(inc: Incoming) -> list[Span]:
-    """Say whose all memory is that a handover speaks of, ascending by first address.
+    """Return the memory of a handover by owner, sorted by first address.
 
-    What payloads account for, the root FDT and the blobs of subtrees (with all of the folio they begin), scratch, and
-    what is preserved and nobody accounts for. Payloads that cannot be decoded account for nothing.
+    Covers memory that payloads refer to, the root FDT, the blobs of subtrees (with the complete folio that they begin),
+    scratch, and preserved memory that nothing refers to. Payloads that cannot be decoded refer to nothing.
     """
     page = inc.page_size
     room = left = inc.room("items")
@@ -182,7 +182,7 @@ def spans_of(inc: Incoming) -> list[Span]:
                     left -= 1
                     add(_kind(owned), owned.owner, phys, nbytes)
         except errors.KhoError:
-            continue  # what it does not account for shows as nobody's
+            continue  # its memory is shown as unclaimed
     for i, (phys, nbytes) in enumerate(inc.scratch or []):
         add("scratch", "scratch, " + (("low memory", "global")[i] if i < 2 else f"node {i - 2}"), phys, nbytes)
     _count_once(found, page)
@@ -192,15 +192,15 @@ def spans_of(inc: Incoming) -> list[Span]:
     preserved = ((pfn * page, (pfn + pages) * page) for pfn, pages in inc.tracker().extents())
     rest = list(islice(_without(preserved, claimed), room))
     if rest:
-        spans.append(Span("unclaimed", "nobody", rest))
+        spans.append(Span("unclaimed", "unknown", rest))
     return sorted((span for span in spans if span.intervals), key=lambda span: span.intervals[0])
 
 
 def _count_once(found: dict[tuple[str, str], list[Interval]], page: int) -> None:
-    """Take away from each interval of more than a page what an earlier one, by address, has already.
+    """Remove from each interval of more than a page the parts that an earlier one, by address, contains.
 
-    Structures may share a page, but no kernel hands over a larger range twice; an image that lists one range for many
-    owners would be drawn as many times.
+    Structures may share a page, but no kernel hands over a larger range twice. Without this, a malformed image that
+    lists one range for many owners would be drawn many times over.
     """
     reach = 0
     kept: dict[tuple[str, str], list[Interval]] = {owner: [] for owner in found}
@@ -215,7 +215,7 @@ def _count_once(found: dict[tuple[str, str], list[Interval]], page: int) -> None
 
 
 def _memory(owned: Owned, page: int, room: int) -> Iterator[tuple[int, int]]:
-    """Yield what memory an account names, as (phys, nbytes)."""
+    """Yield the memory of an `Owned` as `(phys, nbytes)`."""
     memory = owned.memory
     if isinstance(memory, Vmalloc):
         yield from ((chunk, page) for chunk in memory.chunks)
@@ -245,13 +245,13 @@ def build(
     rows: int = 32,
     row_bytes: int | None = None,
 ) -> MemoryMap:
-    """Lay a handover out by address.
+    """Lay out a handover by address.
 
     Args:
-        ranges: (phys, size) of what memory there is (`Memory.ranges`); None if that is not known.
-        columns: cells in a row, a power of two.
-        rows: how many rows with a boundary in them there may be; as few bytes as that allows are in a row.
-        row_bytes: bytes in a row, a power of two and at least a page a cell, instead of what `rows` leads to.
+        ranges: `(phys, size)` of the memory (`Memory.ranges`); None if unknown.
+        columns: cells per row, a power of two.
+        rows: maximum number of rows with a boundary; a row has the smallest size for which they suffice.
+        row_bytes: bytes per row, a power of two and at least a page per cell; overrides `rows`.
 
     Raises: ParameterError.
 
@@ -259,7 +259,7 @@ def build(
     smallest = columns * inc.page_size
     for what, value, least in (("columns", columns, 1), ("row_bytes", row_bytes or smallest, smallest)):
         if value < least or value & (value - 1):
-            raise errors.ParameterError(f"{what} {value}: not a power of two of at least {least}")
+            raise errors.ParameterError(f"{what} {value}: must be a power of two of at least {least}")
     spans = spans_of(inc)
     size = row_bytes or smallest
     indices = sorted({edge // size for span in spans for start, end in span.intervals for edge in (start, end - 1)})
@@ -267,7 +267,7 @@ def build(
         size *= 2
         indices = sorted({index >> 1 for index in indices})
     if len(indices) > MOST_ROWS:
-        raise errors.ParameterError(f"row_bytes {row_bytes}: {len(indices)} rows, where {MOST_ROWS} can be drawn")
+        raise errors.ParameterError(f"row_bytes {row_bytes}: {len(indices)} rows exceed the maximum, {MOST_ROWS}")
     ram = None if ranges is None else merged((phys, phys + nbytes) for phys, nbytes in ranges)
     drawn = _rows(spans, ram, indices, size, size // columns)
     return MemoryMap(inc.page_size, size, size // columns, _with_gaps(drawn, spans, ram, size), spans)
@@ -313,7 +313,7 @@ def _rows(
 
 
 def _within(ram: list[Interval] | None, start: int, end: int) -> int | None:
-    """Count the bytes from `start` to `end` that are in this memory; None if that is not known."""
+    """Count the bytes from `start` to `end` that are in this memory; None if unknown."""
     if ram is None:
         return None
     nbytes = 0
@@ -325,7 +325,7 @@ def _within(ram: list[Interval] | None, start: int, end: int) -> int | None:
 
 
 def _with_gaps(rows: list[Row], spans: list[Span], ram: list[Interval] | None, row_bytes: int) -> list[Row | Gap]:
-    """Put what lies between rows there: more of the same, or nothing."""
+    """Insert the gaps between rows: memory of a single owner, or nothing preserved."""
     lines: list[Row | Gap] = []
     end = 0
     for row in rows:

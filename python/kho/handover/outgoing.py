@@ -1,4 +1,4 @@
-"""Handing over: `Outgoing`, with writers for what the kernel's own producers hand over."""
+"""`Outgoing`: a handover to the next owner, with writers for the payloads of the kernel's own producers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .. import _kho
 from .._types import MemfdFolio
 from ..errors import ExistsError, FinalizedError, NotFoundError, ParameterError
 from ..formats import kernel_write
-from ..formats.kernel_write import VM_ALLOC, VM_HUGE, VMALLOC, Holding, give_back
+from ..formats.kernel_write import VM_ALLOC, VM_HUGE, VMALLOC, Holding, release_all
 from ..formats.luo_write import LuoOut, luo_out
 
 if TYPE_CHECKING:
@@ -24,12 +24,12 @@ __all__ = ["VM_ALLOC", "VM_HUGE", "Outgoing"]
 
 
 class Outgoing(_kho.Outgoing):
-    """A handover in the making (kho_out): what of an arena the next owner gets. One at a time per arena.
+    """A handover being written (kho_out): the memory of an arena that the next owner gets. One at a time per arena.
 
-    Beside folios, page ranges and subtrees of one's own it takes what Linux 7.3 hands over: vmalloc areas, LUO sessions
-    with memfds, `reserve_mem=` regions, the chain of kexecs, the kernel's test vector. What a writer allocates it also
-    preserves, and frees when the payload is removed. Bitmaps live in the arena's pages and are never copied. Dropped
-    before `finalize`, a handover leaves nothing behind.
+    Takes folios, page ranges and subtrees, and the payloads of Linux 7.3: vmalloc areas, LUO sessions with memfds,
+    `reserve_mem=` regions, kexec metadata, kho_test. Writers preserve the pages that they allocate, and free them when
+    the payload is removed. Bitmaps are in the arena's pages and are never copied. A handover that is dropped before
+    `finalize` releases everything.
 
     >>> out = kho.Outgoing(arena, "kho-v4")
     >>> out.add_memfd("vm-1", 0x10, b"guest memory")
@@ -58,32 +58,32 @@ class Outgoing(_kho.Outgoing):
     def placed(self, places: Iterable[int]) -> Iterator[None]:
         """Within the block, place the pages that writers allocate at these addresses, in order.
 
-        Writers take pages as the kernel does: a memfd its structure, its data, its list, the list's chunks; LUO its
-        own page and the FLBs'; a session its block, then with the first file its files'; kho_test its list, the chunks,
-        the FDT.
-        Raises: ParameterError for addresses that are left over; PageStateError for one in use.
+        Writers allocate pages in the kernel's order: a memfd its structure, data, folio list and chunks; LUO its own
+        page and that of the FLBs; a session its block and, with the first file, its file block; kho_test its list, the
+        chunks and the FDT.
+        Raises: ParameterError if addresses are left unused; PageStateError if one is in use.
         """
         before, self._places = self._places, deque(places)
         try:
             yield
             if self._places:
-                raise ParameterError(f"placed: nothing was put at {', '.join(map(hex, self._places))}")
+                raise ParameterError(f"placed: no page was allocated at {', '.join(map(hex, self._places))}")
         finally:
             self._places = before
 
     def preserve_vmalloc(
         self, data: Buffer | Iterable[_kho.Folio | int], *, order: int = 0, flags: int = VM_ALLOC
     ) -> bytes:
-        """Preserve a vmalloc area: blocks of pages, and the chunks that list them (kho_preserve_vmalloc).
+        """Preserve a vmalloc area: its blocks of pages, and the chunks that list them (kho_preserve_vmalloc).
 
         Args:
             data: bytes, copied into folios of `order`; or allocated folios (or their addresses), all of one order.
             flags: VM_ALLOC, VM_HUGE.
 
-        Returns: the `struct kho_vmalloc`, 16 bytes, for `kho.payload` readers and `unpreserve_vmalloc`; zeros for
-            no data.
+        Returns: the 16 bytes of `struct kho_vmalloc`, for readers in `kho.formats` and `unpreserve_vmalloc`; zeros if
+            there is no data.
         Raises: OutOfMemoryError, FinalizedError, PageStateError, ScratchOverlapError; ParameterError for folios of
-            several orders. Nothing has changed then.
+            several orders. An error leaves the handover unchanged.
 
         """
         with self._hold() as hold:
@@ -102,16 +102,16 @@ class Outgoing(_kho.Outgoing):
         if descriptor == kernel_write.NULL_VMALLOC:
             return
         if first not in self._vmallocs:
-            raise NotFoundError(f"vmalloc {descriptor.hex()}: this handover has not preserved it")
+            raise NotFoundError(f"vmalloc {descriptor.hex()}: not preserved by this handover")
         self._vmallocs[first].release()
         del self._vmallocs[first]
 
     # LUO
 
     def add_luo(self, *, liveupdate_num: int = 1) -> None:
-        """Add the subtree `LUO` without sessions; the others make it where it is missing.
+        """Add the subtree `LUO` without sessions; the other LUO methods create it if it is missing.
 
-        Args: liveupdate_num: how many live updates there have been, this one included.
+        Args: liveupdate_num: number of live updates so far, including this one.
         Raises: ExistsError, OutOfMemoryError, FinalizedError.
         """
         if self._luo is not None or "LUO" in self.subtrees:
@@ -120,7 +120,7 @@ class Outgoing(_kho.Outgoing):
 
         def hold() -> Holding:
             out = this()
-            assert out is not None, "its LUO goes with a handover"
+            assert out is not None, "LUO exists only as long as its handover"
             return out._hold()
 
         luo = luo_out(self.abi, hold, liveupdate_num=liveupdate_num)
@@ -132,15 +132,15 @@ class Outgoing(_kho.Outgoing):
         self._luo = luo
 
     def add_session(self, name: str) -> None:
-        """Add a LUO session without files. Raises: ExistsError; ParameterError for a name beyond 63 bytes."""
+        """Add a LUO session without files. Raises: ExistsError; ParameterError for a name of more than 63 bytes."""
         self._luo_open("add_session").add_session(name)
 
     def add_file(self, session: str, token: int, compatible: str, data: int) -> None:
-        """Add a file of any kind to a session, which is made if there is none.
+        """Add a file of any kind to a session; the session is created if it does not exist.
 
-        Args: token: names the file in its session. compatible: at most 47 bytes. data: 64 bits for the file's decoder,
-            by custom the address of preserved memory.
-        Raises: ExistsError for a token given twice; ParameterError.
+        Args: token: identifies the file in its session. compatible: at most 47 bytes. data: 64 bits for the file's
+            decoder, usually the address of preserved memory.
+        Raises: ExistsError for a duplicate token; ParameterError.
         """
         self._luo_open("add_file").add_file(session, token, compatible, lambda: (data, None))
 
@@ -155,18 +155,18 @@ class Outgoing(_kho.Outgoing):
         seals: int = 0,
         order: int = 0,
     ) -> int:
-        """Add a memfd to a LUO session, which is made if there is none (memfd_luo_preserve).
+        """Add a memfd to a LUO session (memfd_luo_preserve); the session is created if it does not exist.
 
         Args:
-            token: names the file in its session.
-            data: the contents, copied once into folios of `order`; or allocated folios that hold them, in the order of
-                the file, of any orders; or a `MemfdFolio` each, for holes and flags of one's own.
-            pos: the file position. size: bytes in the file; by default all there is.
-            seals: F_SEAL_* bits; memfd-v1, before kho-v4, has none.
+            token: identifies the file in its session.
+            data: the contents, copied once into folios of `order`; or allocated folios of any orders, in the order of
+                the file; or `MemfdFolio` objects, to set index and flags of each folio.
+            pos: the file position. size: bytes in the file; by default the end of the data.
+            seals: F_SEAL_* bits; memfd-v1 cannot record any.
 
-        Returns: the address of the `struct memfd_luo_ser`.
-        Raises: ExistsError for a token given twice; OutOfMemoryError, FinalizedError, PageStateError, MisalignedError,
-            ParameterError. Nothing has changed then.
+        Returns: the physical address of the `struct memfd_luo_ser`.
+        Raises: ExistsError for a duplicate token; OutOfMemoryError, FinalizedError, PageStateError, MisalignedError,
+            ParameterError. An error leaves the handover unchanged.
 
         """
         luo = self._luo_open("add_memfd")
@@ -183,7 +183,7 @@ class Outgoing(_kho.Outgoing):
         self._luo_open("remove_file").remove_file(session, token)
 
     def remove_session(self, session: str) -> None:
-        """Remove a session with all its files. Raises: NotFoundError, FinalizedError."""
+        """Remove a session and its files. Raises: NotFoundError, FinalizedError."""
         self._luo_open("remove_session").remove_session(session)
 
     def add_flb(self, name: str, data: int, count: int = 1) -> None:
@@ -198,7 +198,7 @@ class Outgoing(_kho.Outgoing):
         self._luo_open("remove_flb").remove_flb(name)
 
     def _luo_open(self, what: str) -> LuoOut:
-        """Give LUO, made if need be, as long as it can change."""
+        """Return the LUO writer, created if missing. Raises: FinalizedError."""
         if self.finalized:
             raise FinalizedError(f"{what}: the handover is finalized (EBUSY)")
         if self._luo is None:
@@ -211,12 +211,13 @@ class Outgoing(_kho.Outgoing):
     def add_reserve_mem(
         self, name: str, memory: int | Sequence[_kho.Folio], *, start: int | None = None
     ) -> tuple[int, int]:
-        """Add a `reserve_mem=` region to the subtree `memblock`, which then names one more.
+        """Add a `reserve_mem=` region to the subtree `memblock`.
 
-        Args: memory: bytes of a region to allocate, zeroed, a multiple of the page size, at `start` if given; or
-            allocated folios that are adjacent in memory.
-        Returns: (start, size), as `kho.Incoming.reserve_mem[name]` will have it.
-        Raises: ExistsError; OutOfMemoryError; ParameterError; FinalizedError; PageStateError. Nothing has changed then.
+        Args: memory: size in bytes of a region to allocate, zeroed, a multiple of the page size, at `start` if given;
+            or allocated folios that are adjacent in memory.
+        Returns: `(start, size)`, as later in `kho.Incoming.reserve_mem[name]`.
+        Raises: ExistsError; OutOfMemoryError; ParameterError; FinalizedError; PageStateError. An error leaves the
+            handover unchanged.
         """
         if name in self._regions:
             raise ExistsError(f"reserve_mem {name!r} exists")
@@ -231,7 +232,7 @@ class Outgoing(_kho.Outgoing):
         return region
 
     def remove_reserve_mem(self, name: str) -> None:
-        """Remove a region; without any, the subtree goes. Raises: NotFoundError, FinalizedError."""
+        """Remove a region, and with the last one the subtree. Raises: NotFoundError, FinalizedError."""
         if name not in self._regions:
             raise NotFoundError(f"no reserve_mem {name!r}")
         if self.finalized:
@@ -246,10 +247,10 @@ class Outgoing(_kho.Outgoing):
         page = self.arena.page_size
         if isinstance(memory, int):
             if memory <= 0 or memory % page:
-                raise ParameterError(f"reserve_mem {name!r}: {memory} bytes, which must be a multiple of {page}")
+                raise ParameterError(f"reserve_mem {name!r}: {memory} bytes are not a multiple of {page}")
             pages = memory // page
             if start is None:
-                # The pages of a folio large enough, but no more of them than are asked for.
+                # Finds room with a folio that is large enough, then takes only the requested pages of it.
                 found = self.arena.alloc((pages - 1).bit_length())
                 start = found.phys
                 found.free()
@@ -260,13 +261,13 @@ class Outgoing(_kho.Outgoing):
             raise ParameterError(f"reserve_mem {name!r}: no folios")
         for folio, following in pairwise(folios):
             if folio.phys + folio.nbytes != following.phys:
-                raise ParameterError(f"reserve_mem {name!r}: a gap behind the folio at {folio.phys:#x}")
+                raise ParameterError(f"reserve_mem {name!r}: a gap after the folio at {folio.phys:#x}")
         size = sum(folio.nbytes for folio in folios)
         hold.keep(folios[0].phys, size // page)
         return folios[0].phys, size
 
     def _write_memblock(self) -> None:
-        """Replace the subtree: its size changes with its regions."""
+        """Replace the subtree, as its size depends on the number of regions."""
         if "memblock" in self.subtrees:
             place: int | None = self.subtrees["memblock"][0]
             super().remove_subtree("memblock")
@@ -292,15 +293,15 @@ class Outgoing(_kho.Outgoing):
             self.add_subtree("kexec-metadata", blob, phys=place)
 
     def add_kho_test(self, folios: Iterable[_kho.Folio], *, machine: str | None = None, inline: bool = False) -> int:
-        """Add the kernel's own test vector: folios and a checksum over what they hold now (lib/test_kho.c).
+        """Add the subtree `kho_test` (lib/test_kho.c): folios and a checksum of their present content.
 
         Args:
             folios: allocated; they are preserved.
-            machine: whose `csum_partial` is meant, "x86_64" or "aarch64"; by default what has the arena's page size.
+            machine: whose `csum_partial` to use, "x86_64" or "aarch64"; default: one with the arena's page size.
             inline: list them in the FDT itself, as Linux 6.16 does.
 
         Returns: the checksum, 32 bits.
-        Raises: ExistsError; ParameterError; as `preserve_vmalloc`. Nothing has changed then.
+        Raises: ExistsError; ParameterError; as `preserve_vmalloc`. An error leaves the handover unchanged.
 
         """
         given = list(folios)
@@ -328,7 +329,7 @@ class Outgoing(_kho.Outgoing):
     def remove_subtree(self, name: str) -> None:
         """Remove a subtree and free its pages, with all that a writer added to it (kho_remove_subtree).
 
-        Raises: NotFoundError, FinalizedError; PageStateError while something else in these pages is preserved.
+        Raises: NotFoundError, FinalizedError; PageStateError while these pages contain other preserved memory.
         """
         super().remove_subtree(name)
         if name == "LUO" and self._luo is not None:
@@ -357,7 +358,7 @@ class Outgoing(_kho.Outgoing):
             raise
 
     def abort(self) -> None:
-        """Undo `finalize`. Raises: FinalizedError if there is nothing to undo."""
+        """Undo `finalize`. Raises: FinalizedError if the handover is not finalized."""
         super().abort()
         if self._luo is not None:
             self._luo.unseal()
@@ -375,14 +376,14 @@ class Outgoing(_kho.Outgoing):
         return Holding(self, self._places)
 
     def __del__(self) -> None:
-        """Leave nothing behind, unless it was finalized."""
+        """Release everything, unless the handover is finalized."""
         if not hasattr(self, "_luo") or self.finalized:
             return
-        # Pages of linked blobs cannot be freed before.
+        # Subtrees first: pages of linked blobs cannot be freed.
         for name in {"LUO", "kho_test"} & self.subtrees.keys():
             super().remove_subtree(name)
         if self._luo is not None:
-            give_back(self._luo.holdings(), self)
-        give_back([hold for _, hold in self._regions.values()], self)
-        give_back(self._held.values(), self)
-        give_back(self._vmallocs.values(), self)
+            release_all(self._luo.holdings(), self)
+        release_all([hold for _, hold in self._regions.values()], self)
+        release_all(self._held.values(), self)
+        release_all(self._vmallocs.values(), self)

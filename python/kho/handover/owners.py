@@ -1,4 +1,4 @@
-"""Whose is each preserved page? The root FDT's, a producer's blob's, a file's of a session, or nobody's.
+"""Attributes each preserved page to its owner: root FDT, subtree blob, session file and so on, or `unknown`.
 
 >>> found = kho.owners.owners(kho.open("handover.elf"))
 >>> found.rows[0]
@@ -6,7 +6,7 @@ OwnedRange(phys=4390912, nbytes=16384, orders=(2,), owner='kho_test', what='foli
 >>> found.unpreserved[:]
 []
 
-The map itself is not preserved: the next kernel reads it before it hands out memory (ABI section 3).
+The map itself is not preserved: the next kernel reads it before it allocates memory (abi.md section 3).
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from ..formats import Broken, Luo, Owned, Payload, Raw
 __all__ = ["HANDLE", "UNKNOWN", "Owners", "Ranges", "SharedRange", "claims", "owners"]
 
 UNKNOWN = "unknown"
-"""The owner of pages that nobody claims."""
+"""Owner of pages that nothing refers to."""
 HANDLE = "data of an unknown kind"
-"""What a page is that an undecoded reference points at."""
+"""Part name of a page that an undecoded reference points to."""
 
 
 class Ranges(Sequence[OwnedRange]):
-    """Ranges by address, made as they are asked for: a large handover has millions."""
+    """Ranges sorted by address, created on access: a large handover has millions of them."""
 
     def __init__(self, rows: OwnerRows) -> None:
         self._rows = rows
 
     def __len__(self) -> int:
-        """Count the ranges."""
+        """Return the number of ranges."""
         return len(self._rows)
 
     @overload
@@ -42,19 +42,19 @@ class Ranges(Sequence[OwnedRange]):
     @overload
     def __getitem__(self, at: slice) -> list[OwnedRange]: ...
     def __getitem__(self, at: int | slice) -> OwnedRange | list[OwnedRange]:
-        """Make a range, or those of a slice."""
+        """Return a range, or a list of ranges for a slice."""
         if isinstance(at, slice):
             return [self._rows[i] for i in range(*at.indices(len(self._rows)))]
         return self._rows[at]
 
     @property
     def nbytes(self) -> int:
-        """Bytes in all."""
+        """Total bytes."""
         return sum(row.nbytes for row in self)
 
 
 class SharedRange(NamedTuple):
-    """Bytes that two owners claim."""
+    """Bytes that two owners refer to."""
 
     phys: int
     nbytes: int
@@ -65,35 +65,35 @@ class SharedRange(NamedTuple):
 
 @dataclass(frozen=True)
 class Owners:
-    """Every preserved page with its owner, and what does not fit."""
+    """The owner of each preserved page, and the inconsistencies found."""
 
     rows: Ranges
-    """All preserved pages, by address; neighbours of one owner, and one place in its file, are one range."""
+    """All preserved pages, by address; adjacent pages with the same owner and part are one range."""
     unowned: Ranges
-    """Of these, the pages that nobody claims: leaked, unless a payload nobody decodes refers to them."""
+    """The pages that nothing refers to: leaked, unless an undecoded payload refers to them."""
     unpreserved: Ranges
-    """Pages that are claimed and not preserved: tomorrow's corruption."""
+    """Pages that are referred to but not preserved: the next kernel will overwrite them."""
     shared: list[SharedRange]
     """Bytes with two owners."""
     totals: dict[str, int]
-    """Bytes preserved by owner, the largest first; `unknown` for pages that nobody claims."""
+    """Preserved bytes by owner, the largest first; `unknown` for pages that nothing refers to."""
     undecoded: list[str]
-    """Payloads that nobody decodes, or whose decoder refused them: unowned pages may be theirs."""
+    """Payloads without a decoder, or refused by it: unowned pages may belong to them."""
     more_unpreserved: int = 0
-    """Ranges of `unpreserved` that are not listed: more than an image of this size can plausibly hold."""
+    """Number of ranges omitted from `unpreserved`: those beyond what an image of this size can plausibly hold."""
     more_shared: int = 0
-    """As `more_unpreserved`, of `shared`."""
+    """As `more_unpreserved`, for `shared`."""
 
     @property
     def why_unowned(self) -> str:
-        """Say why there are pages without an owner."""
+        """Explain why there are pages without an owner."""
         if not self.undecoded:
             return "no payload refers to them"
-        return f"no payload refers to them that can be decoded; not decoded: {', '.join(self.undecoded)}"
+        return f"no decoded payload refers to them; not decoded: {', '.join(self.undecoded)}"
 
 
 def claims(inc: Incoming, payloads: Mapping[str, Payload]) -> Iterator[Owned]:
-    """Give every claim there is: the root FDT, each subtree's blob, and what its payload accounts for."""
+    """Yield all memory with an owner: root FDT, blobs of subtrees, and the memory their payloads refer to."""
     yield Owned("root FDT", "FDT", (inc.fdt_phys, inc.fdt.totalsize))
     for name, payload in payloads.items():
         yield Owned(f"subtree {name}", "blob", (payload.blob.phys, max(payload.blob.size or 1, 1)))
@@ -103,7 +103,7 @@ def claims(inc: Incoming, payloads: Mapping[str, Payload]) -> Iterator[Owned]:
 
 
 def _handles(inc: Incoming, luo: Luo) -> Iterator[Owned]:
-    """Claim what undecoded references point at, if that is a preserved folio's head: else they are no addresses."""
+    """Yield the folios that undecoded `data` words point to; a word that is not a folio's address is ignored."""
     orders = list(inc.folios_by_order)
     found = [(f"FLB {flb.name}", flb.data) for flb in luo.flbs]
     for session in luo.all_sessions:

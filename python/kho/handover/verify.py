@@ -1,9 +1,9 @@
-"""Check a handover: everything that is wrong with it, as data (`kho.handover.rules`).
+"""Checks a handover and returns what is wrong with it as findings (`kho.handover.rules`).
 
 >>> [str(f.id) for f in verify("handover.elf") if f.severity == "error"]
 []
 
-What cannot be read is a finding, not an exception, as long as there is a handover to speak of.
+As long as a root FDT is found, unreadable parts are reported as findings, not raised as exceptions.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ __all__ = ["verify", "verify_fdt"]
 
 Read: TypeAlias = Callable[[int, int], bytes]
 PAGEBLOCK = {page: page << order for page, order in PAGEBLOCK_ORDERS.items()}
-"""What scratch areas are aligned to, by page size (CMA_MIN_ALIGNMENT_BYTES of a default kernel)."""
+"""Page size -> alignment of scratch areas in bytes (CMA_MIN_ALIGNMENT_BYTES of a default kernel)."""
 LEVELS = {
     "kho-v2": {4096: 6, 16384: 4, 65536: 4},
     "kho-v3": {4096: 6, 16384: 4, 65536: 4},
     "kho-v4": {4096: 6, 16384: 5, 65536: 4},
 }
-"""Levels of a tree (KHO_TREE_MAX_DEPTH); kho-v1 has none."""
+"""Compatible -> page size -> levels of the radix tree (KHO_TREE_MAX_DEPTH); kho-v1 has no tree."""
 BY_KIND = {
     "cycle": "KHO005",
     "shared": "KHO005",
@@ -55,21 +55,21 @@ BY_KIND = {
     "block": "KHO013",
     "unaligned": "KHO007",
 }
-"""Which finding an error about a map is, by its `kind`; KHO004 otherwise."""
+"""`FormatError.kind` of a map error -> rule id; KHO004 for any other kind."""
 LATE = ("cycle", "shared", "start", "entry", "count", "order", "length", "outside", "unaligned", None)
-"""Of the errors that the readings of a map end in, the one that came furthest says most."""
+"""`FormatError.kind`, the most informative first: the error of the reading that got furthest is reported."""
 MAP_MESSAGES = (
     (
         "KHO012",
         "overlapping",
         "page at {phys:#x}",
-        "the {pages} pages from there are in a folio of order {order} and in one of order {other}",
+        "{pages} pages from there are in a folio of order {order} and in a folio of order {other}",
     ),
     (
         "KHO015",
         "in_scratch",
         "folio of order {order} at {phys:#x}",
-        "{pages} pages from there on are in the scratch area at {other:#x}",
+        "{pages} pages from there are in the scratch area at {other:#x}",
     ),
     ("KHO014", "outside", "folio of order {order} around {phys:#x}", "{pages} pages are not in this memory"),
     ("KHO010", "nodes_in_scratch", "map node at {phys:#x}", "in the scratch area at {other:#x}"),
@@ -78,14 +78,14 @@ MAP_MESSAGES = (
         "KHO016",
         "spanning",
         "folio of order {order} at {phys:#x}",
-        "another node's memory begins in it, at {other:#x}",
+        "memory of another NUMA node begins inside it, at {other:#x}",
     ),
 )
-"""Which finding a check of the map is: id, name of the check, place, value."""
+"""Checks of the map that Rust returns: rule id, name of the check, format of the place, format of the value."""
 DATA = {"data", "folio", "region", HANDLE}
-"""What of a payload is content; everything else leads to it."""
+"""Parts of a payload that are content; the other parts are metadata that leads to it."""
 MEMFD_FOLIO = 16
-"""Bytes of a record of a memfd's list (`struct memfd_luo_folio_ser`)."""
+"""Bytes of one record of a memfd's folio list (`struct memfd_luo_folio_ser`)."""
 FDT_MAGIC = b"\xd0\x0d\xfe\xed"
 
 
@@ -101,18 +101,19 @@ def verify(
     progress: Callable[[int], object] | None = None,
     opened: Callable[[Incoming], object] | None = None,
 ) -> list[Finding]:
-    """Find everything that is wrong with a handover, the worst first.
+    """Check a handover and return its findings, sorted by severity.
 
     Args:
-        source: what `kho.open` takes, a handover that was opened, the file of a bare root FDT, or what debugfs
-            shows (`Snapshot`): then the FDTs alone are checked.
-        nodes: `(start, size, node)` of NUMA memory, to find folios that span two; an arena's own are known.
-        fdt_phys, page_size, bitmap_bytes, scratch, progress: as `kho.open`.
-        most: places to report for each condition; the last one says how many there are.
-        opened: called with the handover once it is read, before it is checked; what cannot be read, it is not.
+        source: anything `kho.open` takes, an `Incoming`, the file of a bare root FDT, or a debugfs directory
+            (`Snapshot`). For the last two only the FDTs are checked.
+        nodes: `(start, size, node)` in bytes for each range of NUMA memory, to find folios that span two nodes;
+            an arena supplies its own.
+        fdt_phys, page_size, bitmap_bytes, scratch, progress: as in `kho.open`.
+        most: maximum number of findings per condition; the last of them states how many more there are.
+        opened: called with the `Incoming` before it is checked; not called if the handover cannot be read.
 
     Raises:
-        SourceError, NoHandoverError, ParameterError: nothing to check. What is wrong with a handover is no exception.
+        SourceError, NoHandoverError, ParameterError: there is nothing to check. Defects of a handover are returned.
 
     """
     if isinstance(source, Incoming):
@@ -122,7 +123,7 @@ def verify(
     if isinstance(source, str | os.PathLike) and Snapshot.recognizes(source):
         return _sorted(_snapshot(Snapshot.open(source)))
     memory = _memory(source, progress)
-    if isinstance(memory, Memory) and (blob := bare_fdt(memory)) is not None:  # from a pipe, or packed
+    if isinstance(memory, Memory) and (blob := bare_fdt(memory)) is not None:  # read from a pipe, or decompressed
         return verify_fdt(blob, place=memory.sources[0])
     if isinstance(memory, Arena):
         nodes = nodes or memory.regions
@@ -140,9 +141,9 @@ def verify(
 
 
 def verify_fdt(blob: bytes, *, place: str = "FDT") -> list[Finding]:
-    """Check a root FDT by itself: whether it is whole, and what it says of ABI, map and subtrees.
+    """Check a root FDT without its memory: structure, compatible, map pointer, subtree nodes.
 
-    Raises: NoHandoverError for an FDT that is no handover's root.
+    Raises: NoHandoverError if the FDT is not the root of a handover.
     """
     try:
         fdt, why = Fdt.partial(blob)
@@ -162,7 +163,7 @@ def verify_fdt(blob: bytes, *, place: str = "FDT") -> list[Finding]:
         missing.kind = "devicetree"
         raise missing
     if why is not None:
-        said = f"{why}; it still says compatible {compatible}, map at {f'{pointer:#x}' if pointer else 'unknown'}"
+        said = f"{why}; still readable: compatible {compatible}, map at {f'{pointer:#x}' if pointer else 'unknown'}"
         found.append(Finding("KHO003" if fdt.totalsize > len(blob) else "KHO001", place, said))
     else:
         found += _root(fdt, place, None)
@@ -170,7 +171,7 @@ def verify_fdt(blob: bytes, *, place: str = "FDT") -> list[Finding]:
 
 
 def _sorted(findings: Iterable[Finding]) -> list[Finding]:
-    """Order by severity, id and address; a thing said twice is said once."""
+    """Remove duplicates and sort by severity, id and address."""
     rank = {severity: n for n, severity in enumerate(SEVERITIES)}
     return sorted(dict.fromkeys(findings), key=lambda f: (rank[f.severity], f.id, f.phys or 0, f.place, f.value))
 
@@ -184,14 +185,14 @@ def _memory(
 
 
 def _snapshot(shown: Snapshot) -> Iterator[Finding]:
-    """Check the root FDTs that debugfs shows, of what this kernel was handed and of what it will hand over."""
+    """Check the root FDTs in debugfs: `in/fdt` (from the previous kernel) and `out/fdt` (for the next one)."""
     for name, side in (("in/fdt", shown.incoming), ("out/fdt", shown.outgoing)):
         if side is not None and side.fdt is not None:
             yield from verify_fdt(side.fdt, place=f"{shown.path}: {name}")
 
 
 def _bare_fdt(source: str | os.PathLike[str]) -> bytes | None:
-    """Read a file that is a devicetree and no larger than a root can be."""
+    """Read a file if it begins with the FDT magic and has at most 64 KiB, the limit of a root FDT; else None."""
     path = Path(source)
     if not path.is_file():
         return None
@@ -200,7 +201,7 @@ def _bare_fdt(source: str | os.PathLike[str]) -> bytes | None:
     return blob if blob.startswith(FDT_MAGIC) and len(blob) <= 64 << 10 else None
 
 
-# A handover that cannot be read
+# Handovers that cannot be read
 
 
 def _unreadable(
@@ -210,7 +211,7 @@ def _unreadable(
     scratch: Sequence[tuple[int, int]] | None,
     given: Mapping[str, int | None],
 ) -> Iterator[Finding]:
-    """Say what is wrong with what `kho.open` refused, and what else can be said of it."""
+    """Report why `kho.open` refused a memory, and check its root FDT and scratch areas separately."""
     fdts, pointers, arrays = find_memory(memory)
     if fdt_phys is None:
         if not fdts:
@@ -239,7 +240,7 @@ def _unreadable(
 
 
 def _read_fdt(read: Read, phys: int) -> tuple[Fdt | None, str | None]:
-    """Read the FDT at an address: as much as there is, and what is wrong with it."""
+    """Read the FDT at `phys`: the readable part (None if there is none) and the error (None if complete)."""
     try:
         header = read(phys, 40)
         total = int.from_bytes(header[4:8], "big")
@@ -253,7 +254,7 @@ def _read_fdt(read: Read, phys: int) -> tuple[Fdt | None, str | None]:
 def _map_error(
     memory: Memory | Arena, error: errors.KhoError, fdt: Fdt, fdt_phys: int, given: Mapping[str, int | None]
 ) -> Iterator[Finding]:
-    """Say what is wrong with a map that no reading fits: the error of the reading that came furthest."""
+    """Report a map that is invalid under every page and bitmap size: the error of the reading that got furthest."""
     best, page_size = error, given["page_size"]
     if error.kind is None:
         tried = []
@@ -270,7 +271,7 @@ def _map_error(
     compatible, pointer = root.str("compatible"), root.u64("preserved-memory-map")
     sizes = PAGE_SIZES if page_size is None or best.kind is None else (page_size,)
     for page in sizes if compatible in LEVELS else ():
-        other_depth = _other_depth(memory.read, compatible, page, pointer, fdt_phys)
+        other_depth = _wrong_depth(memory.read, compatible, page, pointer, fdt_phys)
         if other_depth is not None:
             yield Finding("KHO006", f"map at {pointer:#x}", other_depth, pointer)
             return
@@ -278,8 +279,8 @@ def _map_error(
     yield Finding(BY_KIND.get(best.kind or "", "KHO004"), f"map at {pointer:#x}", str(best), where)
 
 
-def _other_depth(read: Read, compatible: str, page: int, root: int, fdt_phys: int) -> str | None:
-    """Look for the FDT's page in a tree: a sentence if it is there under another number of levels only."""
+def _wrong_depth(read: Read, compatible: str, page: int, root: int, fdt_phys: int) -> str | None:
+    """Describe a wrong tree depth, or None: the FDT's page is in the tree only under another number of levels."""
     shift = page.bit_length() - 1
     key = 1 << (64 - shift) | fdt_phys >> shift
     expected = LEVELS[compatible][page]
@@ -292,7 +293,7 @@ def _other_depth(read: Read, compatible: str, page: int, root: int, fdt_phys: in
 
 
 def _in_tree(read: Read, page: int, node: int, key: int, levels: int) -> bool:
-    """Follow a key down a tree of some number of levels, as the kernel does."""
+    """Look `key` up in a radix tree with `levels` levels, as kho_radix_walk_tree does: is its bit set?"""
     shift = page.bit_length() - 1
     table, leaf = shift - 3, shift + 3
     try:
@@ -307,11 +308,11 @@ def _in_tree(read: Read, page: int, node: int, key: int, levels: int) -> bool:
         return False
 
 
-# The root
+# Root FDT
 
 
 def _root(fdt: Fdt, place: str, read: Read | None, fdt_phys: int | None = None) -> Iterator[Finding]:
-    """Check a root FDT: its compatible, its map, its subtrees and, with `read`, what these point at."""
+    """Check a root FDT: compatible, map pointer, subtree nodes and, with `read`, the blobs they point to."""
     root = fdt.root
     try:
         compatible = root.str("compatible")
@@ -336,7 +337,7 @@ def _root(fdt: Fdt, place: str, read: Read | None, fdt_phys: int | None = None) 
 
 
 def _subtree(node: FdtNode, compatible: str, read: Read | None, fdt_phys: int | None) -> Iterator[Finding]:
-    """Check a node of the root: the address, the size, and that the size is enough for an FDT that is there."""
+    """Check a subtree node: its address, its size, and whether an FDT at that address fits into the size."""
     place = f"subtree {node.name}"
     try:
         phys = node.u64("fdt" if compatible == "kho-v1" else "preserved-data")
@@ -356,16 +357,16 @@ def _subtree(node: FdtNode, compatible: str, read: Read | None, fdt_phys: int | 
     except errors.KhoError:
         return
     if head.startswith(FDT_MAGIC) and int.from_bytes(head[4:8], "big") > size:
-        yield Finding("KHO020", place, f"blob-size {size}, its FDT has {int.from_bytes(head[4:8], 'big')} bytes", phys)
+        yield Finding("KHO020", place, f"blob-size {size}, the FDT has {int.from_bytes(head[4:8], 'big')} bytes", phys)
     elif size == 0:
         yield Finding("KHO020", place, "blob-size 0", phys)
 
 
-# A handover that was read
+# Handovers that were read
 
 
 def _handover(inc: Incoming, nodes: Sequence[tuple[int, int, int]], most: int) -> Iterator[Finding]:
-    """Check everything there is to a handover that can be read."""
+    """Check a handover that was read: root FDT, scratch, map, payloads, owners."""
     yield from _root(inc.fdt, f"root FDT at {inc.fdt_phys:#x}", inc.read, inc.fdt_phys)
     yield from _scratch(inc.scratch, inc.page_size)
     yield from _map(inc, nodes, most)
@@ -383,12 +384,12 @@ def _scratch(areas: Sequence[tuple[int, int]] | None, page_size: int) -> Iterato
     for n, (addr, size) in enumerate(areas):
         if addr % block or size % block:
             name = ("low memory", "global")[n] if n < 2 else f"node {n - 2}"
-            what = f"{size:#x} bytes, no multiples of a pageblock of {block:#x}"
+            what = f"{size:#x} bytes; address and size must be multiples of the pageblock size {block:#x}"
             yield Finding("KHO017", f"scratch area for {name} at {addr:#x}", what, addr)
 
 
-def _more(found: list[Finding], count: int) -> Iterator[Finding]:
-    """Let the last finding say that there are more like it."""
+def _note_omitted(found: list[Finding], count: int) -> Iterator[Finding]:
+    """Append to the last finding how many findings of the same kind were omitted."""
     if found and count > len(found):
         last = found.pop()
         more = f"{last.value} (and {count - len(found) - 1} more places)"
@@ -397,7 +398,7 @@ def _more(found: list[Finding], count: int) -> Iterator[Finding]:
 
 
 def _map(inc: Incoming, nodes: Sequence[tuple[int, int, int]], most: int) -> Iterator[Finding]:
-    """Check the map by runs (Rust): time goes with its bitmaps, not with folios."""
+    """Check the map by runs (in Rust): time is proportional to its bitmaps, not to its folios."""
     checks = check_map(inc, nodes, most)
     for rule, name, place, value in MAP_MESSAGES:
         count, spots = checks[name]
@@ -405,7 +406,7 @@ def _map(inc: Incoming, nodes: Sequence[tuple[int, int, int]], most: int) -> Ite
         for phys, pages, order, other in spots:
             values = {"phys": phys, "pages": pages, "order": order, "other": other}
             found.append(Finding(rule, place.format(**values), value.format(**values), phys))
-        yield from _more(found, count)
+        yield from _note_omitted(found, count)
     pointer = inc.preserved_memory_map
     for order, empty, blocks in checks["empty"]:
         value = f"{empty} of {blocks} bitmaps are empty"
@@ -416,7 +417,7 @@ def _map(inc: Incoming, nodes: Sequence[tuple[int, int, int]], most: int) -> Ite
             value += f"; with bitmaps of {inc.bitmap_bytes} bytes: {inc.bitmap_bytes_why}"
         yield Finding("KHO008", f"map at {pointer:#x}", value, pointer)
     if inc.compatible in LEVELS:
-        depth = _other_depth(inc.read, inc.compatible, inc.page_size, pointer, inc.fdt_phys)
+        depth = _wrong_depth(inc.read, inc.compatible, inc.page_size, pointer, inc.fdt_phys)
         if depth is not None:
             yield Finding("KHO006", f"map at {pointer:#x}", depth, pointer)
 
@@ -425,12 +426,12 @@ def _map(inc: Incoming, nodes: Sequence[tuple[int, int, int]], most: int) -> Ite
 
 
 def _payload(payload: Payload, place: str, most: int) -> Iterator[Finding]:
-    """Check one payload, and the files of sessions in it."""
+    """Check one payload, including the files of its sessions."""
     blob, name = payload.blob, payload.compatible
     phys = blob.phys
     layout = getattr(type(payload), "LAYOUT", None)
     if blob.size is not None and isinstance(layout, struct.Struct) and blob.size < layout.size:
-        yield Finding("KHO020", place, f"blob-size {blob.size}, {name} has {layout.size} bytes", phys)
+        yield Finding("KHO020", place, f"blob-size {blob.size}, but a {name} has {layout.size} bytes", phys)
     if isinstance(payload, Broken):
         yield from _broken(payload, place)
     elif isinstance(payload, Raw):
@@ -449,7 +450,7 @@ def _payload(payload: Payload, place: str, most: int) -> Iterator[Finding]:
 
 
 def _areas(payload: Payload) -> Iterator[tuple[str, Vmalloc]]:
-    """Give the vmalloc areas of a payload, with what they are for."""
+    """Yield the vmalloc areas of a payload, each with its purpose."""
     area = payload.list if isinstance(payload, MemfdFile | KhoTest) else None
     if area is not None:
         yield "folio list", area
@@ -462,7 +463,7 @@ def _broken(payload: Broken, place: str) -> Iterator[Finding]:
 
 
 def _kho_test(payload: KhoTest) -> Iterator[Finding]:
-    """Check that each folio is preserved as one of its order."""
+    """Check that each folio of kho_test is aligned to its size and preserved with its order."""
     inc = payload.blob.inc
     for phys, order in payload.folios:
         place = f"kho_test folio of order {order} at {phys:#x}"
@@ -473,7 +474,7 @@ def _kho_test(payload: KhoTest) -> Iterator[Finding]:
 
 
 def _luo(luo: Luo, most: int) -> Iterator[Finding]:
-    """Check names, tokens and counts, and every file."""
+    """Check session names, tokens, counts and every file."""
     place = f"LUO at {luo.blob.phys:#x}"
     names = Counter(session.name for session in luo.all_sessions)
     for name, count in names.items():
@@ -497,32 +498,32 @@ def _session(session: Session, most: int) -> Iterator[Finding]:
 
 
 def _memfd(file: MemfdFile, place: str, most: int) -> Iterator[Finding]:
-    """Check a memfd's list (Rust)."""
+    """Check the folio list of a memfd (in Rust)."""
     memfd, inc = file.memfd, file.blob.inc
     phys, pages = file.blob.phys, -(-memfd.size // inc.page_size)
     checks = check_memfd_folios(inc, memfd, most)
     messages = (
-        ("KHO027", "duplicated", "another folio has that place of the file"),
+        ("KHO027", "duplicated", "another folio has the same index"),
         ("KHO028", "beyond", f"the file has {memfd.size} bytes, {pages} pages"),
-        ("KHO022", "interior", "inside a preserved folio, whose head alone can be restored"),
+        ("KHO022", "interior", "inside a preserved folio; only the head page of a folio can be restored"),
         ("KHO022", "nowhere", "beyond the address space"),
     )
     for rule, name, what in messages:
         count, spots = checks[name]
         found = [Finding(rule, f"{place}, index {index}", f"folio at {at:#x}: {what}", at) for index, at in spots]
-        yield from _more(found, count)
+        yield from _note_omitted(found, count)
     listed = checks["listed"][0]
     if listed < memfd.nr_folios:
         yield Finding("KHO029", place, f"nr_folios {memfd.nr_folios}, the list has {listed}", phys)
-    elif _goes_on(memfd):
+    elif _has_more_records(memfd):
         yield Finding("KHO029", place, f"nr_folios {memfd.nr_folios}, the list has more", phys)
 
 
-def _goes_on(memfd: Memfd) -> bool:
-    """Whether there is a record behind the last one that counts."""
-    behind = memfd.nr_folios * MEMFD_FOLIO
+def _has_more_records(memfd: Memfd) -> bool:
+    """Whether a record follows the `nr_folios` counted ones, that is the count is too small."""
+    end = memfd.nr_folios * MEMFD_FOLIO
     try:
-        return behind + MEMFD_FOLIO <= memfd.list.nbytes and any(memfd.list.read(MEMFD_FOLIO, behind))
+        return end + MEMFD_FOLIO <= memfd.list.nbytes and any(memfd.list.read(MEMFD_FOLIO, end))
     except errors.KhoError:
         return False
 
@@ -543,12 +544,12 @@ def _owners(inc: Incoming, payloads: Mapping[str, Payload], most: int) -> Iterat
         place = f"{row.owner}, {row.what} at {row.phys:#x}{offset}"
         lost[rule].append(Finding(rule, place, f"{row.nbytes:#x} bytes are not preserved", row.phys))
     for rule, listed in lost.items():
-        yield from _more(listed, counts[rule])
+        yield from _note_omitted(listed, counts[rule])
     shared = [
         Finding("KHO033", f"{s.nbytes:#x} bytes at {s.phys:#x}", f"{', '.join(s.first)}; {', '.join(s.second)}", s.phys)
         for s in found.shared[:most]
     ]
-    yield from _more(shared, len(found.shared) + found.more_shared)
+    yield from _note_omitted(shared, len(found.shared) + found.more_shared)
     if found.unowned:
         rows = found.unowned
         value = f"{found.totals['unknown']:#x} bytes in {len(rows)} ranges: {found.why_unowned}"

@@ -1,1 +1,1 @@
-"""What a handover costs before there is one: worked out (`plan`), or made in an arena and measured (`simulate`)."""
+"""The cost of a handover in advance: computed (`plan`), or measured in an arena (`simulate`)."""

@@ -1,8 +1,8 @@
-"""What handing over so much memory will cost: bytes of metadata, to the byte, and seconds on this machine.
+"""Computes the cost of a handover: exact bytes of metadata, and estimated seconds on this machine.
 
-    groups of folios -> zones of memory -> runs of folio numbers -> bitmaps, and the nodes that lead to them
+    groups of folios -> zones of memory -> runs of folio indexes -> bitmaps, and the nodes that point to them
 
-Nothing is preserved here, so that 16 TiB are planned as quickly as 16 MiB. `kho.simulate` does it, and compares.
+Nothing is preserved, so 16 TiB are planned as fast as 16 MiB. `kho.simulate` runs the plan and compares.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from ..sizes import PAGE_SIZES, SMALL_BITMAP, format_size, parse_size
 __all__ = ["LAYOUTS", "LOW", "Calibration", "Cost", "Group", "Layout", "Plan", "Scratch", "Zone", "plan", "size_of"]
 
 LOW = 1 << 20
-"""The bytes at the bottom of memory that are nobody's, as on a PC; the root FDT is there, in page 1."""
+"""Bytes at the bottom of memory without folios, as on a PC; the root FDT is in page 1."""
 MOST = 1 << 48
 """Memory that can be planned: what a machine addresses with tables of four levels."""
 ENTRY, CHUNK_HEADER = 16, 16
 SLOT, SLACK, FAR = 8, 16, 40
-"""Bytes of a slot of the tracker's directory; slots it has for a block at most; bytes of a block that has none."""
+"""Tracker directory: bytes per slot; maximum slots per block; bytes for a block outside the slots."""
 FOUR_GIB = 1 << 32
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a map is written (ABI sections 3 and 4)."""
+    """Format of a map (abi.md sections 3 and 4)."""
 
     name: str
     abi: str
     kernels: str
-    """Versions of Linux that write it."""
+    """Linux versions that write it."""
     bitmap_bytes: int | None = None
-    """512 in Linux 6.16; None for a page."""
+    """512 in Linux 6.16 and 6.17; None for a page."""
     tree: bool = True
     order_bit: bool = False
-    """Whether the tree's depth allows for the bit of a key that tells order 0."""
+    """Whether the tree is deep enough for the key bit that marks order 0."""
 
     def depth(self, page_size: int) -> int:
-        """Give the levels of the tree, leaves included."""
+        """Return the number of levels of the tree, including leaves."""
         shift = page_size.bit_length() - 1
         width = 64 - shift + self.order_bit - (shift + 3)
         return -(-width // (shift - 3)) + 1
@@ -60,7 +60,7 @@ LAYOUTS = {
         Layout("kho-v4", "kho-v4", "7.2 and 7.3", order_bit=True),
     )
 }
-"""By name. The map of kho-v2 is that of kho-v3."""
+"""Layouts by name. The map of kho-v2 equals that of kho-v3."""
 
 
 def size_of(text: str | int, what: str = "size") -> int:
@@ -70,17 +70,17 @@ def size_of(text: str | int, what: str = "size") -> int:
 
 @dataclass(frozen=True)
 class Group:
-    """So many folios of one size, scattered at random or side by side."""
+    """A number of folios of one size, scattered at random or contiguous."""
 
     count: int
     size: int
-    """Bytes of a folio, a power of two."""
+    """Size of a folio in bytes, a power of two."""
     random: bool | None = None
-    """None leaves it to the plan."""
+    """None: as the plan's `random`."""
 
     @classmethod
     def parse(cls, text: str) -> Group:
-        """Read `1000000x4K`, or `1000000x4K@random`, `512x1G@contiguous`. Raises: ParameterError."""
+        """Parse `1000000x4K`, `1000000x4K@random` or `512x1G@contiguous`. Raises: ParameterError."""
         body, _, place = text.partition("@")
         count, _, size = body.partition("x")
         if not re.fullmatch("[0-9]{1,20}", count) or not size or place not in ("", "random", "contiguous"):
@@ -89,7 +89,7 @@ class Group:
 
     @classmethod
     def share(cls, text: str, memory: int) -> Group:
-        """Read a share of memory, `80%:2M` or `80%:2M@random`. Raises: ParameterError."""
+        """Parse a share of memory: `80%:2M` or `80%:2M@random`. Raises: ParameterError."""
         percent, _, rest = text.partition("%:")
         if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,6})?", percent) or not rest:
             raise ParameterError(f"preserve: {text[:40]!r} is not a share and a folio size, as 80%:2M")
@@ -101,28 +101,28 @@ class Group:
 
 @dataclass(frozen=True)
 class Zone:
-    """The memory that a group's folios lie in, and no other's; as large as they are unless they are scattered."""
+    """The memory of one group; it has the size of the folios, or is larger if they are scattered."""
 
     start: int
     slots: int
-    """Places for a folio."""
+    """Number of possible positions of a folio."""
     count: int
     size: int
-    """Bytes of a folio."""
+    """Size of a folio in bytes."""
 
     @property
     def random(self) -> bool:
-        """Whether the folios are scattered: which slots are taken is left to chance."""
+        """Whether the folios are scattered: the slots they occupy are random."""
         return self.count < self.slots
 
     @property
     def extents(self) -> float:
-        """Runs of adjacent folios, on average."""
+        """Average number of runs of adjacent folios."""
         return self.count * (self.slots - self.count + 1) / self.slots
 
 
 class Run(NamedTuple):
-    """Numbers of folios or keys: `taken` of `slots` from `first`. Runs of other spaces share no node."""
+    """A run of folio indexes or keys: `taken` of `slots` from `first`. Runs of different spaces share no node."""
 
     space: int
     first: int
@@ -130,21 +130,21 @@ class Run(NamedTuple):
     taken: int
 
 
-def _empty(slots: int, count: int, part: int) -> float:
-    """Give the chance that `part` of `slots` places has none of `count`: C(slots - part, count) / C(slots, count)."""
+def _empty_probability(slots: int, count: int, part: int) -> float:
+    """Probability that `part` of `slots` positions has none of `count`: C(slots - part, count) / C(slots, count)."""
     few, many = sorted((count, part))
     if few + many > slots:
         return 0.0
-    if few > 4096:  # the factors hardly differ where the product is not 0, so that the middle one stands for all
+    if few > 4096:  # if the product is not 0, its factors hardly differ: the middle one stands for all
         middle = slots - (few - 1) / 2
         return math.exp(few * math.log1p(-many / middle)) if many < middle else 0.0
     return math.exp(math.fsum(math.log1p(-many / (slots - i)) if many < slots - i else -math.inf for i in range(few)))
 
 
-def _occupied(runs: Iterable[Run], shift: int) -> tuple[float, float]:
-    """Count nodes of `1 << shift` numbers that hold any: on average, and a bound of the variance.
+def _occupied_nodes(runs: Iterable[Run], shift: int) -> tuple[float, float]:
+    """Return the average number of non-empty nodes of `1 << shift` indexes, and an upper bound of the variance.
 
-    A node at the edge of a run may hold part of another one; all others hold part of one run only.
+    Only a node at the edge of a run can contain indexes of another run.
     """
     edges: dict[tuple[int, int], float] = {}
     mean = variance = 0.0
@@ -153,9 +153,9 @@ def _occupied(runs: Iterable[Run], shift: int) -> tuple[float, float]:
         low, high = run.first >> shift, (end - 1) >> shift
         for node in {low, high}:
             part = min((node + 1) << shift, end) - max(node << shift, run.first)
-            edges[run.space, node] = edges.get((run.space, node), 1.0) * _empty(run.slots, run.taken, part)
+            edges[run.space, node] = edges.get((run.space, node), 1.0) * _empty_probability(run.slots, run.taken, part)
         if high - low > 1:
-            chance = _empty(run.slots, run.taken, 1 << shift)
+            chance = _empty_probability(run.slots, run.taken, 1 << shift)
             mean += (high - low - 1) * (1 - chance)
             variance += (high - low - 1) * chance * (1 - chance)
     mean += math.fsum(1 - chance for chance in edges.values())
@@ -164,16 +164,16 @@ def _occupied(runs: Iterable[Run], shift: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How fast this machine is, as `kho.simulation.calibrate` finds; seconds, by layout (kho-v4 is for v2 and v3)."""
+    """Speed of this machine in seconds by layout, from `kho.sizing.simulate.calibrate`; kho-v4 applies to v2 and v3."""
 
     serialize: dict[str, tuple[float, float]]
-    """To begin with, and a bitmap."""
+    """Seconds of fixed cost, and per bitmap."""
     take_over: dict[str, tuple[float, float, float]]
-    """To begin with, a KiB of bitmaps, and a run of adjacent folios."""
+    """Seconds of fixed cost, per KiB of bitmaps, and per run of adjacent folios."""
 
     @classmethod
     def from_dict(cls, data: object) -> Calibration:
-        """Read what `asdict` gave, alone or as `calibration` of a plan's JSON. Raises: ParameterError."""
+        """Read the result of `asdict`, alone or under `calibration` in a plan's JSON. Raises: ParameterError."""
         if isinstance(data, dict) and isinstance(data.get("calibration"), dict):
             data = data["calibration"]
         read: dict[str, dict[str, tuple[float, ...]]] = {}
@@ -189,34 +189,34 @@ class Calibration:
 
     @staticmethod
     def key(layout: Layout) -> str:
-        """Name the measured layout that stands for a layout."""
+        """Return the name of the measured layout that represents a layout."""
         return "kho-v4" if layout.tree else layout.name
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one layout costs at one page size."""
+    """Cost of one layout at one page size."""
 
     layout: Layout
     page_size: int
     bitmaps: int
-    """Bitmaps (leaves), rounded from the average if folios are scattered."""
+    """Number of bitmaps (leaves), a rounded average if folios are scattered."""
     bitmap_bytes: int
     nodes: int
-    """Chunks, or inner nodes of the tree."""
+    """Number of chunks, or of inner nodes of the tree."""
     node_bytes: int
     fdt_bytes: int
     """The page of the root FDT."""
     directory_bytes: int
-    """About what kho's own tracker needs beside the bitmaps, outside the memory that is handed over."""
+    """Estimate of the memory of kho's tracker in addition to the bitmaps, outside the memory that is handed over."""
     deviation: float
-    """Standard deviation of all these bytes, at most; 0 where they are exact."""
+    """Upper bound of the standard deviation of the bytes; 0 if they are exact."""
     serialize_s: float | None = None
     take_over_s: float | None = None
 
     @property
     def exact(self) -> bool:
-        """Whether nothing is left to chance."""
+        """Whether the figures are exact, that is no folios are scattered."""
         return not self.deviation
 
     @property
@@ -226,11 +226,11 @@ class Cost:
 
     @property
     def pages(self) -> int:
-        """Pages they fill; bitmaps of 512 bytes share them."""
+        """Number of pages of this metadata; several bitmaps of 512 bytes share a page."""
         return -(-self.bitmap_bytes // self.page_size) + (self.node_bytes + self.fdt_bytes) // self.page_size
 
     def as_dict(self) -> dict[str, Any]:
-        """Give it as data for JSON."""
+        """Return the cost as a dict for JSON."""
         own = {key: value for key, value in asdict(self).items() if key != "layout"}
         named = {"layout": self.layout.name, "abi": self.layout.abi, "kernels": self.layout.kernels}
         return named | own | {"exact": self.exact, "nbytes": self.nbytes, "pages": self.pages}
@@ -238,36 +238,36 @@ class Cost:
 
 @dataclass(frozen=True)
 class Scratch:
-    """What the kernel would set aside to boot the next one in (`kho_scratch=`)."""
+    """Memory that the kernel would reserve as scratch for the next kernel's boot (`kho_scratch=`)."""
 
     value: str
     reserved: tuple[int, ...] | None
-    """Bytes the kernel reserved while booting: below 4 GiB, then on each node; None if the sizes are given."""
+    """Bytes that the kernel reserves at boot: below 4 GiB, then on each node; None if the sizes are given."""
     estimated: bool
     sizes: dict[int, list[int]]
-    """By page size: low, global, one per node."""
+    """Page size -> sizes of the areas: low, global, one per node."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What handing over these folios costs, a row per layout and page size."""
+    """Cost of a handover, with a row per layout and page size."""
 
     memory: int
     zones: list[Zone]
     costs: list[Cost]
     scratch: Scratch
     left_out: dict[str, str]
-    """Rows there cannot be, with the reason."""
+    """Impossible rows -> reason."""
     calibration: Calibration | None = field(default=None, repr=False)
 
     @property
     def nr_folios(self) -> int:
-        """Folios, the root FDT not counted."""
+        """Number of folios, without the root FDT."""
         return sum(zone.count for zone in self.zones)
 
     @property
     def preserved(self) -> int:
-        """Bytes of these folios."""
+        """Total bytes of the folios."""
         return sum(zone.count * zone.size for zone in self.zones)
 
     def left(self, page_size: int) -> int:
@@ -278,7 +278,7 @@ class Plan:
         return self.memory - LOW - self.preserved - sum(self.scratch.sizes[page_size])
 
     def as_dict(self) -> dict[str, Any]:
-        """Give the plan as data for JSON."""
+        """Return the plan as a dict for JSON."""
         return {
             "memory": self.memory,
             "nr_folios": self.nr_folios,
@@ -304,24 +304,24 @@ def plan(
     nodes: int = 1,
     calibration: Calibration | None = None,
 ) -> Plan:
-    """Work out what handing over folios costs, without doing it.
+    """Compute the cost of handing over folios, without preserving them.
 
-    Every group has a zone of memory of its own, the largest folios at the top. Zones of scattered folios share equally
-    what is not preserved; what comes out is the average over all ways to scatter them.
+    Each group gets a zone of memory, the largest folios at the top. Zones of scattered folios divide the memory that is
+    not preserved equally among them; the result is the average over all placements.
 
     Args:
         memory: bytes, or "2T".
         folios: a `Group` each, or `"1048576x2M"`, `"1000000x4K@random"`.
         preserve: shares of memory, `"80%:2M"`.
-        random: scatter the groups that do not say.
+        random: scatter groups that do not specify a placement.
         page_sizes: 4096, 16384, 65536. layouts: keys of `LAYOUTS`.
-        scratch: a value of `kho_scratch=`; a percentage is of `reserved`.
-        reserved: bytes the kernel reserves while booting: below 4 GiB, then on each node; estimated if not given.
+        scratch: a value of `kho_scratch=`; a percentage refers to `reserved`.
+        reserved: bytes that the kernel reserves at boot: below 4 GiB, then on each node; default: estimated.
         nodes: NUMA nodes with memory.
-        calibration: how fast this machine is; without it the plan has no times.
+        calibration: speed of this machine; without it the plan has no times.
 
     Raises:
-        ParameterError: what does not fit memory, is no folio at a page size, or is no size.
+        ParameterError: folios that do not fit into memory or are smaller than a page; malformed sizes.
 
     """
     total = size_of(memory, "memory")
@@ -358,16 +358,16 @@ def plan(
 
 
 def _zones(memory: int, groups: Sequence[Group]) -> list[Zone]:
-    """Divide memory from the top: each zone begins at a multiple of its folios' size, as larger ones lie above it."""
+    """Divide memory from the top: larger folios lie above, so each zone begins at a multiple of its folio size."""
     for group in groups:
         if group.size <= 0 or group.size & (group.size - 1):
             raise ParameterError(f"folios: {group.size} bytes are no folio; a power of two is")
         if group.count <= 0:
-            raise ParameterError(f"folios: {group.count} of {group.size} bytes are none")
+            raise ParameterError(f"folios: the count {group.count} of {group.size} bytes must be at least 1")
     wanted = sum(group.count * group.size for group in groups)
     if wanted + LOW > memory:
         raise ParameterError(
-            f"folios: {wanted} bytes do not fit {memory} bytes of memory, of which the first {LOW} are nobody's"
+            f"folios: {wanted} bytes do not fit {memory} bytes of memory without its first {LOW} bytes"
         )
     share = (memory - LOW - wanted) // max(1, sum(bool(group.random) for group in groups))
     zones, end = [], memory
@@ -378,7 +378,7 @@ def _zones(memory: int, groups: Sequence[Group]) -> list[Zone]:
         start = end - slots * group.size
         if start < LOW:
             raise ParameterError(
-                f"folios: {group.count} of {group.size} bytes do not fit aligned; {memory} bytes of memory are too few"
+                f"folios: {group.count} of {group.size} bytes do not fit aligned into {memory} bytes of memory"
             )
         zones.append(Zone(start, slots, group.count, group.size))
         end = start
@@ -386,11 +386,11 @@ def _zones(memory: int, groups: Sequence[Group]) -> list[Zone]:
 
 
 def _refused(layout: Layout, page_size: int, zones: Iterable[Zone]) -> str | None:
-    """Say why a layout cannot hold these folios: trees that lose the bit of order 0 take large ones for pages."""
+    """Return why a layout cannot hold these folios: without the key bit of order 0, large folios look like pages."""
     shift = page_size.bit_length() - 1
     loses = layout.tree and 64 - shift >= (layout.depth(page_size) - 1) * (shift - 3) + shift + 3
     if loses and any(zone.size > 1 << 30 for zone in zones):
-        return "a tree of 4 levels cannot tell folios beyond 1 GiB from single pages; kho-v4 has a level more"
+        return "a tree of 4 levels cannot distinguish folios above 1 GiB from single pages; kho-v4 has one more level"
     return None
 
 
@@ -403,7 +403,7 @@ def _cost(layout: Layout, page_size: int, zones: Sequence[Zone], calibration: Ca
     for zone in (*zones, fdt):
         order = (zone.size >> shift).bit_length() - 1
         by_order.setdefault(order, []).append(Run(order, zone.start // zone.size, zone.slots, zone.count))
-    blocks = {order: _occupied(runs, leaf) for order, runs in by_order.items()}
+    blocks = {order: _occupied_nodes(runs, leaf) for order, runs in by_order.items()}
     bitmaps, deviation = sum(mean for mean, _ in blocks.values()), 0.0
     if layout.tree:
         depth, table = layout.depth(page_size), shift - 3
@@ -413,7 +413,7 @@ def _cost(layout: Layout, page_size: int, zones: Sequence[Zone], calibration: Ca
             for order, runs in by_order.items()
             for run in runs
         ]
-        levels = [_occupied(keys, leaf + level * table) for level in range(1, depth)]
+        levels = [_occupied_nodes(keys, leaf + level * table) for level in range(1, depth)]
         nodes = sum(round(mean) for mean, _ in levels)
         deviation = page_size * sum(math.sqrt(variance) for _, variance in levels)
     else:
@@ -447,9 +447,9 @@ def _cost(layout: Layout, page_size: int, zones: Sequence[Zone], calibration: Ca
 
 
 def _directory(runs: Sequence[Run], leaf: int, blocks: float) -> int:
-    """Estimate an order's directory: slots from block 0 to its last, or an entry for each that is far from the others.
+    """Estimate the bytes of an order's directory: slots from block 0 to the last, or an entry for each distant block.
 
-    Of a large table only pages with slots in use take memory.
+    Pages of a large table take memory only if they contain slots in use.
     """
     low = min(run.first for run in runs) >> leaf
     high = max(run.first + run.slots - 1 for run in runs) >> leaf
@@ -461,7 +461,7 @@ def _directory(runs: Sequence[Run], leaf: int, blocks: float) -> int:
 
 
 def _scratch(value: str, reserved: Sequence[int] | None, memory: int, nodes: int, page_sizes: Iterable[int]) -> Scratch:
-    """Size the scratch areas; of a percentage at most estimated, as memory does not say what a kernel reserves."""
+    """Compute the scratch areas; an estimate for a percentage, as the kernel's reservations are unknown."""
     spec: ScratchSpec = parse_kho_scratch(value)
     if reserved is not None and len(reserved) != nodes + 1:
         raise ParameterError(f"reserved: {len(reserved)} sizes, where below 4 GiB and {nodes} nodes are {nodes + 1}")
@@ -475,10 +475,10 @@ def _scratch(value: str, reserved: Sequence[int] | None, memory: int, nodes: int
 
 
 def _reserved(memory: int, nodes: int, page_size: int) -> tuple[int, ...]:
-    """Estimate what a kernel reserves while booting: 64 bytes a page for `struct page`, and 16 MiB of itself.
+    """Estimate what a kernel reserves at boot: 64 bytes per page for `struct page`, and 16 MiB for itself.
 
-    A guest of 2 GiB with Linux 7.3 reserved 50 MiB, this says 48. Beyond 4 GiB the pages' structures are allocated
-    high, and low memory holds the kernel and 64 MiB of bounce buffers.
+    A guest of 2 GiB with Linux 7.3 reserved 50 MiB; this estimate is 48. With more than 4 GiB, `struct page` is
+    allocated high, and low memory contains the kernel and 64 MiB of bounce buffers.
     """
     everything = memory // page_size * 64 + (16 << 20)
     low = everything if memory <= FOUR_GIB else min(everything, 80 << 20)

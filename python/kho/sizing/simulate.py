@@ -1,6 +1,6 @@
-"""A plan carried out in an arena: what was written, how long it took, and whether it is what `kho.plan` said.
+"""Runs a plan in an arena, measures it, and compares the result with `kho.plan`.
 
-The arena's memory is never touched but for the map itself, so that terabytes cost what their map costs.
+Only the pages of the map are touched in the arena, so simulating terabytes takes as much memory as their map.
 """
 
 from __future__ import annotations
@@ -28,43 +28,43 @@ __all__ = ["Simulation", "calibrate", "placed", "simulate"]
 BATCH = 1 << 16
 GIB = 1 << 30
 Progress = Callable[[str, int, int], object]
-"""Called with what is being done, how many folios of it are done, and of how many."""
+"""Callback: name of the step, number of folios done, total number of folios."""
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """A handover that was done, with what it took."""
+    """A simulated handover and its measured cost."""
 
     plan: Plan
     cost: Cost
-    """What was planned for this layout and page size."""
+    """The planned cost for this layout and page size."""
     pages: int
-    """Pages of metadata that were written."""
+    """Number of pages of metadata written."""
     nr_folios: int
-    """Folios the next owner found, the root FDT among them."""
+    """Number of folios the next owner found, including the root FDT."""
     seconds: dict[str, float]
-    """mark, preserve, serialize, take over, count, restore: those that were done."""
+    """Seconds by step: mark, preserve, serialize, take over, count, restore."""
     peak_rss: int
-    """Most memory this process ever had, in bytes."""
+    """Peak resident memory of this process in bytes."""
     page_faults: int
     kept: str | None = field(default=None)
-    """The ELF core that was written."""
+    """Path of the ELF core that was written, or None."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes of metadata that were written, whole pages."""
+        """Bytes of metadata written, in whole pages."""
         return self.pages * self.cost.page_size
 
     @property
     def as_planned(self) -> bool:
-        """Whether it is what was planned: to the page, or within six standard deviations where chance decides."""
+        """Whether the result matches the plan: exactly, or within six standard deviations for scattered folios."""
         page = self.cost.page_size
         off = abs(self.nbytes - self.cost.pages * page)
         allowed = 0.0 if self.cost.exact else 6 * self.cost.deviation + page
         return self.nr_folios == self.plan.nr_folios + 1 and off <= allowed
 
     def as_dict(self) -> dict[str, Any]:
-        """Give it as data for JSON."""
+        """Return the result as a dict for JSON."""
         return {
             "plan": self.plan.as_dict(),
             "pages": self.pages,
@@ -93,21 +93,21 @@ def simulate(
     seed: int = 1,
     progress: Progress | None = None,
 ) -> Simulation:
-    """Hand folios over in an arena and take them over, measuring.
+    """Hand folios over in an arena, take them over, and measure both.
 
     Args:
-        memory, folios, preserve, random, calibration: as `kho.plan`.
-        page_size, layout: the one to write.
-        scale: multiplies memory and numbers of folios.
-        restore: also restore every folio, a batch a call.
-        keep: have the arena in a new file there, sparse, an ELF core.
-        seed: how folios are scattered.
-        progress: told what is being done.
+        memory, folios, preserve, random, calibration: as in `kho.plan`.
+        page_size, layout: the page size and layout to write.
+        scale: factor for memory and numbers of folios, above 0 and at most 1.
+        restore: also restore every folio, in batches.
+        keep: path of a new, sparse ELF core to which the arena is written.
+        seed: seed for the placement of scattered folios.
+        progress: called with step, folios done and total.
 
     Raises:
-        ParameterError: as `kho.plan`; `scale` not between 0 and 1.
-        OutOfMemoryError: the run needs more memory than this machine has left; the message says how much, and which
-            `scale` fits.
+        ParameterError: as `kho.plan`; `scale` out of range.
+        OutOfMemoryError: the run needs more memory than this machine has available; the message names the amount and
+            a `scale` that fits.
         SourceError: `keep` cannot be written, or the address space is too small.
 
     """
@@ -121,7 +121,7 @@ def simulate(
         calibration=calibration,
     )
     if not 0 < scale <= 1:
-        raise ParameterError(f"scale: {scale} is not above 0 and at most 1")
+        raise ParameterError(f"scale: {scale} must be above 0 and at most 1")
     made = whole if scale == 1 else _scaled(whole, scale)
     if not made.costs:
         raise ParameterError("; ".join(f"{row}: {why}" for row, why in made.left_out.items()))
@@ -130,19 +130,19 @@ def simulate(
 
 
 def _scaled(whole: Plan, scale: float) -> Plan:
-    """Plan less of the same: memory, and of each group as large a part."""
+    """Return the plan for `scale` times the memory and the folios of each group."""
     memory = max(2 * LOW, int(whole.memory * scale) // LOW * LOW)
     groups = [Group(int(zone.count * scale), zone.size, zone.random) for zone in whole.zones]
     groups = [group for group in groups if group.count]
     if not groups and whole.zones:
-        raise ParameterError(f"scale: {scale} of these folios are none")
+        raise ParameterError(f"scale: {scale} leaves no folios")
     names = [cost.layout.name for cost in whole.costs] or [row.split(",")[0] for row in whole.left_out]
     pages = list(whole.scratch.sizes)
     return plan(memory, groups, layouts=names, page_sizes=pages, calibration=whole.calibration)
 
 
 def _needed(made: Plan, *, restore: bool) -> int:
-    """Bound the memory a run takes: the map, what is marked, what is taken over, and 64 bytes a run of folios."""
+    """Return an upper bound of the run's memory: map, marked and taken-over folios, 64 bytes per run of folios."""
     cost = made.costs[0]
     extents = sum(zone.extents for zone in made.zones)
     listed = 16 * made.nr_folios + 2 * cost.bitmap_bytes if restore else 0
@@ -150,7 +150,7 @@ def _needed(made: Plan, *, restore: bool) -> int:
 
 
 def _available() -> int:
-    """Bytes this machine can still give, as the kernel estimates it."""
+    """Return the available memory in bytes (MemAvailable)."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -171,14 +171,14 @@ def _check_memory(made: Plan, *, restore: bool, available: int) -> None:
 
 
 def placed(zone: Zone, page_size: int, seed: int, *, bitmap_bytes: int | None = None) -> _kho.Tracker:
-    """Give the folios of a zone; scattered ones are drawn from a seed."""
+    """Return the folios of a zone; scattered ones are placed at random from a seed."""
     order = (zone.size // page_size).bit_length() - 1
     first, step = zone.start // page_size, 1 << order
     folios = _kho.Tracker(page_size, bitmap_bytes)
     if not zone.random:
         folios.preserve_run(first, order, zone.slots)
         return folios
-    # Of more than half the slots it is quicker to draw those that stay empty.
+    # If more than half the slots are taken, it is faster to choose the empty ones.
     drawn = min(zone.count, zone.slots - zone.count)
     draw, left = Random(seed).random, drawn
     while left:
@@ -193,7 +193,7 @@ def placed(zone: Zone, page_size: int, seed: int, *, bitmap_bytes: int | None = 
 
 
 def _alloc(arena: _kho.Arena, zone: Zone) -> int:
-    """Allocate all of a zone, whoever owns what is not handed over, in blocks as large as fit; how many pages."""
+    """Allocate all pages of a zone, in blocks as large as possible; return the number of pages."""
     at, end = zone.start, zone.start + zone.slots * zone.size
     while at < end:
         block = min(at & -at, 1 << (end - at).bit_length() - 1)
@@ -203,18 +203,18 @@ def _alloc(arena: _kho.Arena, zone: Zone) -> int:
 
 
 class _Clock:
-    """Adds up seconds by name."""
+    """Accumulates seconds by name."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._began = time.perf_counter()
 
     def start(self) -> None:
-        """Begin to count."""
+        """Start the clock."""
         self._began = time.perf_counter()
 
     def stop(self, what: str) -> None:
-        """Add what has passed."""
+        """Add the elapsed time to `what`."""
         now = time.perf_counter()
         self.seconds[what] = self.seconds.get(what, 0.0) + now - self._began
         self._began = now
@@ -223,16 +223,16 @@ class _Clock:
 def _run(
     made: Plan, *, restore: bool, keep: str | os.PathLike[str] | None, seed: int, progress: Progress | None
 ) -> Simulation:
-    with _kept(keep) as save:
+    with _output_file(keep) as save:
         return _run_in(made, restore=restore, keep=keep, seed=seed, progress=progress, save=save)
 
 
 @contextmanager
-def _kept(keep: str | os.PathLike[str] | None) -> Iterator[Callable[[_kho.Arena], None]]:
-    """Make the file of an arena that is kept; it is removed if the run fails.
+def _output_file(keep: str | os.PathLike[str] | None) -> Iterator[Callable[[_kho.Arena], None]]:
+    """Context manager: create the file for `keep`; it is removed if the run fails.
 
-    The arena lies in a memfd and is copied without its holes: in a file of its own each folio would take its bytes on
-    the disk, and a simulation touches none of them.
+    The arena is in a memfd and is copied without its holes. In a file, allocating a folio would reserve its bytes on
+    disk, although a simulation touches none of them.
     """
     if keep is None:
         yield lambda arena: None
@@ -251,7 +251,7 @@ def _kept(keep: str | os.PathLike[str] | None) -> Iterator[Callable[[_kho.Arena]
 
 
 def _copy_data(source: int, target: int, path: Path) -> None:
-    """Copy a file's data, and leave its holes. Raises: SourceError."""
+    """Copy a file's data but not its holes. Raises: SourceError."""
     size = os.fstat(source).st_size
     at = 0
     try:
@@ -283,7 +283,7 @@ def _run_in(
     cost, clock = made.costs[0], _Clock()
     layout, page = cost.layout, cost.page_size
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    # The map lies behind the memory that is planned, so that folios may be anywhere in that.
+    # The map lies after the planned memory, so that folios can have any address in that memory.
     room = -(-int(2 * cost.nbytes + (16 << 20)) // GIB) * GIB
     top = -(-made.memory // GIB) * GIB
     regions = [(0, made.memory), (top, room)]
@@ -338,11 +338,11 @@ def _restore(inc: _kho.Incoming, clock: _Clock, progress: Progress | None) -> No
 
 
 def calibrate(seed: int = 1) -> Calibration:
-    """Measure this machine with runs of the engine, a second in all: an empty map, full bitmaps, scattered pages."""
+    """Measure this machine in about 1 s, with an empty map, full bitmaps and scattered pages."""
     serialize: dict[str, tuple[float, float]] = {}
     take_over: dict[str, tuple[float, float, float]] = {}
     for name in ("kho-v1-512", "kho-v1", "kho-v4"):
-        # What is small would be lost in the noise of one run; what is large must not find its memory in the cache.
+        # Small times need several runs because of noise; large runs must not find their memory in the cache.
         tries = [_measured(name, Group(1, 4096), seed) for _ in range(3)]
         empty = min(tries, key=lambda run: run.seconds["take over"])
         full = _measured(name, Group(1 << 24, 4096), seed)
@@ -351,7 +351,8 @@ def calibrate(seed: int = 1) -> Calibration:
         per_kib = max(0.0, full.seconds["take over"] - start) / (full.cost.bitmap_bytes / 1024)
         rest = spread.seconds["take over"] - start - per_kib * spread.cost.bitmap_bytes / 1024
         extents = sum(zone.extents for zone in spread.plan.zones)
-        writing = 0.0 if spread.cost.layout.tree else max(0.0, spread.seconds["serialize"] - begin)  # a tree is there
+        # Serializing a tree writes nothing: the tree is kept up to date.
+        writing = 0.0 if spread.cost.layout.tree else max(0.0, spread.seconds["serialize"] - begin)
         serialize[name] = (begin, writing / spread.cost.bitmaps)
         take_over[name] = (start, per_kib, max(0.0, rest) / extents)
     return Calibration(serialize, take_over)
