@@ -184,11 +184,10 @@ def test_both_languages_agree_on_any_text(text: str) -> None:
 def test_pages_and_bitmaps_are_those_of_the_extension() -> None:
     for size in range(0, 1 << 18, 512):
         try:
-            spec = kho.Tracker(page_size=size).page_size
+            kho.Tracker(page_size=size)
         except errors.ParameterError:
             assert size not in PAGE_SIZES
         else:
-            assert spec == size
             assert size in PAGE_SIZES
     for page, order in PAGEBLOCK_ORDERS.items():
         spec = kho.parse_kho_scratch("1,1,1").sizes(0, 0, [0], page << order)

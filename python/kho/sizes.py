@@ -61,7 +61,7 @@ def parse_size(size: int | str, what: str = "") -> int:
     shift = 10 * "_KMGTPE".index((found[4] or "_").upper())
     if whole << shift >= 1 << 64:
         raise _refused(what, text, "is not below 2^64")
-    part, rest = divmod(int(fraction or 0) << shift, 10 ** len(fraction))
+    part, rest = divmod(int(fraction or 0) << shift, int(10 ** len(fraction)))
     if rest:
         raise _refused(what, text, "is not a whole number of bytes")
     return (whole << shift) + part
