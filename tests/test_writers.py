@@ -431,7 +431,7 @@ def test_flbs_are_limited_to_their_page() -> None:
     out = kho.Outgoing(arena_of(), "kho-v4")
     for i in range(63):
         out.add_flb(f"flb{i}", i)
-    with pytest.raises(kho.ParameterError, match="the page of the FLBs holds 63"):
+    with pytest.raises(kho.ParameterError, match="the FLB page is full: it holds 63"):
         out.add_flb("more", 0)
     with pytest.raises(kho.ExistsError):
         out.add_flb("flb0", 0)

@@ -66,7 +66,7 @@ def lines(found: Diff, most: int | None = None) -> Iterator[str]:
         for sign, extents, more in (("<", change.only_a, change.more_a), (">", change.only_b, change.more_b)):
             yield from folio_lines(sign, extents, most)
             if more:
-                yield f"  {sign} {more} more folios in more places than are listed"
+                yield f"  {sign} {more} more folios are not listed"
     for heading, changes in (
         ("subtrees", found.subtrees),
         ("reserve_mem", found.reserve_mem),

@@ -87,7 +87,7 @@ def show(inc: Incoming, found: Owners, *, by_page: bool) -> None:
     )
     output.lines(chain([line.format("address", "size", "orders", "owner")], rows), limit=output.LINE)
     if left := left_out(inc, found):
-        output.line(f"and {left} more ranges, which kho.owners.owners lists")
+        output.line(f"and {left} more ranges; kho.owners.owners() lists all")
     output.line()
     output.line(("Preserved", "bold"), f": {output.size(inc.preserved_bytes)}")
     totals = output.table("owner", ">bytes")

@@ -45,14 +45,14 @@ def text(what: str, value: str, size: int) -> bytes:
     """Encode a C string for an array of `size` chars, including the NUL. Raises: ParameterError."""
     raw = value.encode()
     if not raw or len(raw) >= size or b"\0" in raw:
-        raise ParameterError(f"{what} {value!r}: 1 to {size - 1} bytes are needed")
+        raise ParameterError(f"{what} {value!r}: must be 1 to {size - 1} bytes")
     return raw
 
 
 def word(what: str, value: int) -> int:
     """Check that a value fits 64 bits, and return it. Raises: ParameterError."""
     if not 0 <= value < 1 << 64:
-        raise ParameterError(f"{what} {value}: 64 bits hold it")
+        raise ParameterError(f"{what} {value}: does not fit 64 bits")
     return value
 
 
@@ -165,7 +165,7 @@ class LuoOut(ABC):
             raise ExistsError(f"FLB {name!r} exists")
         most = (self.page_size - BLOCK.size) // FLB.size
         if len(self.flbs) == most:
-            raise ParameterError(f"FLB {name!r}: the page of the FLBs holds {most}")
+            raise ParameterError(f"FLB {name!r}: the FLB page is full: it holds {most}")
         self.flbs[name] = Flb(name, word("data", data), word("count", count))
 
     def remove_flb(self, name: str) -> None:

@@ -342,7 +342,7 @@ def plan(
     for page in page_sizes:
         for zone in zones:
             if zone.size < page:
-                raise ParameterError(f"folios: {zone.size} bytes are no folio where a page has {page}")
+                raise ParameterError(f"folios: the size {zone.size} is smaller than the page size {page}")
         for name in layouts:
             why = _refused(LAYOUTS[name], page, zones)
             if why is None:
@@ -361,7 +361,7 @@ def _zones(memory: int, groups: Sequence[Group]) -> list[Zone]:
     """Divide memory from the top: larger folios lie above, so each zone begins at a multiple of its folio size."""
     for group in groups:
         if group.size <= 0 or group.size & (group.size - 1):
-            raise ParameterError(f"folios: {group.size} bytes are no folio; a power of two is")
+            raise ParameterError(f"folios: the size {group.size} is not a power of two")
         if group.count <= 0:
             raise ParameterError(f"folios: the count {group.count} of {group.size} bytes must be at least 1")
     wanted = sum(group.count * group.size for group in groups)
@@ -464,7 +464,7 @@ def _scratch(value: str, reserved: Sequence[int] | None, memory: int, nodes: int
     """Compute the scratch areas; an estimate for a percentage, as the kernel's reservations are unknown."""
     spec: ScratchSpec = parse_kho_scratch(value)
     if reserved is not None and len(reserved) != nodes + 1:
-        raise ParameterError(f"reserved: {len(reserved)} sizes, where below 4 GiB and {nodes} nodes are {nodes + 1}")
+        raise ParameterError(f"reserved: {len(reserved)} sizes, but {nodes + 1} are needed: below 4 GiB, then per node")
     estimated = spec.percent is not None and reserved is None
     sizes, given = {}, tuple(reserved or ())
     for page in page_sizes:
