@@ -148,11 +148,11 @@ class Memory:
 
         Args:
             sources: a str is `FILE`, `FILE@ADDRESS`, `FILE@ADDRESS,offset=N,size=N,hole=START:END` (numbers as
-                `kho.sizes` reads them: 0x40000000, 1.5G) or `FILE,machine=NAME` (the memory file of a virtual machine: q35, pc,
-                microvm, virt, firecracker, cloud-hypervisor, firecracker-arm64, cloud-hypervisor-arm64); if a file of
-                exactly that name exists, it is that file. `-` for FILE is standard input. A Path is a path. A file
-                without an address is read as its content says: an ELF core, a kdump file, flattened or not, LiME, or
-                else raw memory at 0. A file that is packed with gzip, xz, zstd, bzip2, lz4 or snappy, or that AVML
+                `kho.sizes` reads them: 0x40000000, 1.5G) or `FILE,machine=NAME` (the memory file of a virtual machine:
+                q35, pc, microvm, virt, firecracker, cloud-hypervisor, firecracker-arm64, cloud-hypervisor-arm64); if a
+                file of exactly that name exists, it is that file. `-` for FILE is standard input. A Path is a path. A
+                file without an address is read as its content says: an ELF core, a kdump file, flattened or not, LiME,
+                or else raw memory at 0. A file that is packed with gzip, xz, zstd, bzip2, lz4 or snappy, or that AVML
                 wrote, is unpacked into an unlinked temporary file, and so is the content of a pipe; a packed raw image
                 is accepted only if its name says what it is (`ram.bin.gz@0x40000000`). `kho.open` reads a raw image at
                 another address if its handover is whole only there; `,check=no` forbids that.
