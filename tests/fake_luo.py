@@ -1,15 +1,15 @@
 """A machine with a live update device, for tests: the rules of Linux 7.3's kernel/liveupdate and mm/memfd_luo.c.
 
 The device is a Unix socket, a session the end of a socket pair: a session dies when the last copy of its descriptor is
-closed, wherever that has got to by fork, exec or another socket, and any process that knows the path can use the
+closed, in whatever process fork, exec or another socket has put it, and any process that knows the path can use the
 device.
 
     with FakeLuo(tmp_path / "liveupdate") as machine:
         device = luo.Device(machine.path, transport=CLIENT)
         ...
-        machine.kexec()  # what was preserved is there to be retrieved, all else is gone
+        machine.kexec()  # preserved files can be retrieved, everything else is gone
 
-Unlike a kernel's, its processes survive a kexec, with descriptors that answer nothing any more; and a preserved file
+Unlike on a real machine, processes survive a kexec, with descriptors that no longer answer; and a preserved file
 can still change its size, but `kexec` fails the test if it did. Numbers and layouts are written out here, apart from
 those of `kho.luo`, so that each checks the other.
 """
@@ -96,7 +96,7 @@ def _received(end: socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:
 
 @dataclass
 class File:
-    """A preserved file. After a kexec it is the next kernel's, given to nobody until it is retrieved."""
+    """A preserved file. After a kexec it is the next kernel's, held by no process until it is retrieved."""
 
     fd: int
     size: int
@@ -234,7 +234,7 @@ class FakeLuo:
                     else:
                         self._receive(fd)
         finally:
-            with self._lock:  # nobody is left waiting for an answer
+            with self._lock:  # no client waits for an answer
                 self._drop()
 
     def _accept(self) -> None:
@@ -279,7 +279,7 @@ class FakeLuo:
                 socket.send_fds(to, [data], passed)
 
     def _reap(self) -> None:
-        """Release what nobody has open any more."""
+        """Release the sessions whose descriptors are all closed."""
         poll = select.poll()
         for fd in self._ends:
             poll.register(fd, 0)
@@ -422,7 +422,7 @@ class FakeLuo:
             self._let_go(session)
             del self._outgoing[session.name]
             return
-        with contextlib.suppress(OSError):  # what cannot finish stays, and nobody can get at it again
+        with contextlib.suppress(OSError):  # a file that cannot finish stays, and cannot be retrieved again
             self._finish(session)
             del self._incoming[session.name]
 

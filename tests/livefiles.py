@@ -1,4 +1,4 @@
-"""Images of services for the tests: where they lie, what is in them, children that serve one, do something and die."""
+"""Images for the tests of kho.live: paths, contents, and child processes that serve one, change it and are killed."""
 
 from __future__ import annotations
 
@@ -97,20 +97,20 @@ def ended(pid: int) -> int:
 
 
 def die() -> None:
-    """Be killed, here and now."""
+    """Kill this process (SIGKILL)."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def descriptors() -> Counter[str]:
-    """What this process has open, and how many of each.
+    """Count this process's open descriptors by the file they lead to.
 
-    What is left in cycles, as tracebacks of earlier tests are, is closed first. A `FakeLuo` is a thread of this
-    process: ask it for its sessions before, so that it has closed what has no user.
+    Descriptors of objects in reference cycles, as those of earlier tests' tracebacks, are closed first. A `FakeLuo` is
+    a thread of this process: ask it for its sessions first, so that it has closed the unused ones.
     """
     gc.collect()
     held: Counter[str] = Counter()
     for fd in Path("/proc/self/fd").iterdir():
-        with suppress(FileNotFoundError):  # that of the listing
+        with suppress(FileNotFoundError):  # the descriptor of the listing itself
             held[str(fd.readlink()).partition(":[")[0]] += 1
     return held
 
@@ -187,7 +187,7 @@ def process(work: Callable[[Channel], object]) -> Iterator[Channel]:
 
 
 def service(line: Channel, name: str = "x", **options: Any) -> None:
-    """Open an image, say how that went, and do what is asked: any method of the handle, by name."""
+    """Open an image, report the result, and execute requests: any method of the handle, by name."""
     held: dict[str, Any] = {}
     try:
         h = kho.live.open(name, "4M", **options)
@@ -211,6 +211,8 @@ def service(line: Channel, name: str = "x", **options: Any) -> None:
                 answer = bytes(held[rest[0]]).decode(errors="replace")
             elif what == "get":
                 answer = bytes(h[rest[0]]).decode(errors="replace")
+            elif what == "phase":
+                answer = h._ownership.phase
             elif what == "handed over":
                 answer = h.handed_over.wait(rest[0])
             elif what == "fork":
@@ -241,7 +243,7 @@ def filled(**options: Any) -> Iterator[Channel]:
 
 
 def goes_on(old: Channel) -> None:
-    """The old one is the owner, and others find it."""
+    """Check that the old process is the owner, and found by its name."""
     generation = old.ask("generation")
     assert old.ask("put", "b", "two") == "put"
     assert old.ask("commit") == generation + 1
@@ -249,7 +251,7 @@ def goes_on(old: Channel) -> None:
 
 
 def wait_until(true: Callable[[], object], within: float = 20) -> None:
-    """Look until something is so."""
+    """Poll until a condition is true."""
     until = time.monotonic() + within
     while not true():
         assert time.monotonic() < until

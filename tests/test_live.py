@@ -1,4 +1,4 @@
-"""kho.live: objects that stay in place while processes come and go."""
+"""kho.live: objects that stay in place from one process to the next."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 
 
-def test_what_was_committed_is_there_again_in_place(image: Path) -> None:
+def test_committed_objects_are_found_in_place_by_the_next_process(image: Path) -> None:
     with kho.live.open("index", "8M", backing=image, version="2") as h:
         assert (h.inherited, h.generation, h.names(), h.dropped, h.torn) == (False, 0, [], (), None)
         vectors = h.empty("vectors", (100, 30), "f4")
@@ -77,7 +77,7 @@ def test_arrays_of_any_plain_dtype_come_back(image: Path, dtype: str, shape: tup
         np.array(["", ""], "S0").view("S1")[:0].astype("O"),
     ],
 )
-def test_what_no_image_holds_is_refused(image: Path, value: np.ndarray) -> None:
+def test_values_that_an_image_cannot_hold_are_refused(image: Path, value: np.ndarray) -> None:
     with kho.live.open("x", "1M", backing=image) as h:
         with pytest.raises(kho.ParameterError, match="images hold numbers, booleans, times"):
             h.put("a", value)
@@ -153,7 +153,7 @@ def test_an_array_that_is_held_outlives_its_object_and_the_handle(image: Path) -
         for i in range(8):
             h.put("b", np.full(100_000, i, "u1"))
             h.commit()
-        assert (held == 7).all(), "memory somebody looks at is not given to another object"
+        assert (held == 7).all(), "memory that an array shows is not given to another object"
         half = held[::2]
         del held
         gc.collect()
@@ -184,7 +184,7 @@ def test_an_edit_is_a_copy_until_it_is_committed(image: Path) -> None:
 # Commits
 
 
-def test_what_is_not_committed_is_dropped_and_said(image: Path) -> None:
+def test_uncommitted_changes_are_dropped_and_their_names_reported(image: Path) -> None:
     with kho.live.open("x", "1M", backing=image) as h:
         h.put("kept", b"1")
         h.put("changed", b"old")
@@ -199,10 +199,10 @@ def test_what_is_not_committed_is_dropped_and_said(image: Path) -> None:
         h.rollback()
         assert {name: bytes(h[name]) for name in h} == {"kept": b"1", "changed": b"old"}
     with kho.live.open("x", "1M", backing=image) as h:
-        assert h.dropped == (), "it is said once"
+        assert h.dropped == (), "it is reported once"
 
 
-def test_a_rollback_drops_what_is_not_committed(image: Path) -> None:
+def test_a_rollback_drops_uncommitted_changes(image: Path) -> None:
     with kho.live.open("x", "1M", backing=image) as h:
         h.put("a", b"1")
         h.commit()
@@ -214,7 +214,7 @@ def test_a_rollback_drops_what_is_not_committed(image: Path) -> None:
         assert h.commit() == 1, "there is nothing to commit"
 
 
-def test_deleting(image: Path) -> None:
+def test_a_deleted_object_is_gone_with_the_commit(image: Path) -> None:
     with kho.live.open("x", "1M", backing=image) as h:
 
         def free() -> int:
@@ -237,7 +237,7 @@ def test_deleting(image: Path) -> None:
         assert free() == before
 
 
-def test_unchanged_objects_are_not_summed_up_again(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checksums_of_unchanged_objects_are_not_computed_again(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with kho.live.open("x", "4M", backing=image) as h:
         h.put("large", bytes(MIB))
         h.commit()
@@ -280,7 +280,7 @@ def test_a_thousand_generations_take_no_more_memory_than_ten(image: Path) -> Non
         h.verify()
 
 
-def test_a_full_image_says_what_it_needs_and_has_and_can_be_emptied(image: Path) -> None:
+def test_a_full_image_reports_needed_and_free_bytes_and_can_be_emptied(image: Path) -> None:
     with kho.live.open("x", "1M", backing=image) as h:
         with pytest.raises(kho.OutOfMemoryError, match=r"put 'big' needs 980 KiB in one run; 832 KiB free"):
             h.put("big", bytes(1_000_000))

@@ -1,4 +1,4 @@
-"""kho.live: what an image lies in: files, memfds, huge pages."""
+"""kho.live: backings of an image: files, memfds, huge pages."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_memfd_is_sealed_and_goes_by_its_descriptor() -> None:
     assert descriptors() == before
 
 
-def test_a_transport_finds_what_was_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finder_transport_finds_an_image_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = os.memfd_create("kept", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     asked = []
 
@@ -93,7 +93,7 @@ def test_memfds_that_can_be_shrunk_are_refused() -> None:
     os.close(fd)
 
 
-def test_hugetlb(image: Path) -> None:
+def test_an_image_on_huge_pages_behaves_like_any_other(image: Path) -> None:
     free = Path("/proc/sys/vm/nr_hugepages")
     if not free.exists() or int(free.read_text()) < 4:
         with pytest.raises(kho.KhoError):
@@ -109,7 +109,7 @@ def test_hugetlb(image: Path) -> None:
     os.close(fd)
 
 
-def test_sources_that_are_none(image: Path, tmp_path: Path) -> None:
+def test_sources_without_an_image_are_refused(image: Path, tmp_path: Path) -> None:
     with pytest.raises(kho.SourceError, match="no such file"):
         kho.live.attach(image)
     with pytest.raises(kho.SourceError):
@@ -129,7 +129,7 @@ def test_sources_that_are_none(image: Path, tmp_path: Path) -> None:
         assert image.read_bytes() == content
 
 
-def test_a_file_on_a_disk(tmp_path: Path) -> None:
+def test_an_image_can_be_a_file_on_a_disk(tmp_path: Path) -> None:
     image = tmp_path / "image"
     with kho.live.open("x", "1M", backing=image) as h:
         h.put("a", b"1")
@@ -139,7 +139,7 @@ def test_a_file_on_a_disk(tmp_path: Path) -> None:
         assert bytes(h["a"]) == b"1"
 
 
-def test_a_file_system_that_is_full_is_an_error_and_no_signal(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_file_system_raises_an_error_and_no_signal(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(fd: int, offset: int, nbytes: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -166,7 +166,7 @@ def test_a_released_image_leaves_nothing(image: Path) -> None:
     assert h.release() < MIB, "the machine has back what is not read"
     assert os.fstat(candidate.fileno()).st_blocks * 512 > MIB
     assert bytes(held[:4]) == bytes(candidate["a"][:4]) == b"1111"
-    with pytest.raises(kho.StaleError, match="released meanwhile"):
+    with pytest.raises(kho.StaleError, match="another process has released it"):
         candidate.adopt()
     candidate.close()
     del h, candidate, held

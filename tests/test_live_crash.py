@@ -1,4 +1,4 @@
-"""kho.live: whatever a process is doing when it is killed, its successor finds a whole generation."""
+"""kho.live: a process that is killed at any moment leaves its successor a whole generation."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def service(path: Path, said: memoryview, seed: int) -> None:
         said[0] = h.commit()
 
 
-def test_killed_at_500_random_moments_nothing_that_was_committed_is_lost() -> None:
+def test_a_kill_at_500_random_moments_loses_nothing_that_was_committed() -> None:
     chance = random.Random(6)
-    # Words that are stored at once: `struct` would store zeros first, and be killed between.
+    # Words with one store each: `struct` would store zeros first, and could be killed in between.
     said = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
     with folder() as here:
         path = here / "image"
@@ -92,7 +92,7 @@ def test_killed_at_500_random_moments_nothing_that_was_committed_is_lost() -> No
         assert last > 300, "it came to commit now and then"
         assert dropped > 50, "and was killed between two commits"
         assert len(seen) > 50
-        # What is not an object or metadata: the head, and the rest of each object's last page.
+        # Beyond objects and metadata: the head, and the rest of each object's last page.
         assert most < (80 << 10) + 7 * 4096
         assert (sorted(here.iterdir()), descriptors()) == (files, open_files)
         with kho.live.open("x", "1M", backing=path) as h:
@@ -100,7 +100,7 @@ def test_killed_at_500_random_moments_nothing_that_was_committed_is_lost() -> No
         assert sorted(here.iterdir()) == []
 
 
-CRITICAL = {"commit", "_store", "_committed", "_flush_head", "write_root", "retire", "_free", "_punch", "_fill"}
+CRITICAL = {"commit", "_store", "_committed", "_flush_head", "write_root", "retire", "_free", "punch", "_fill"}
 
 
 def killed_at(point: int, every: int = 9) -> None:
@@ -123,7 +123,7 @@ def killed_at(point: int, every: int = 9) -> None:
     sys.settrace(trace)
 
 
-def test_killed_at_every_line_of_a_commit_the_image_is_that_before_or_that_after() -> None:
+def test_a_kill_at_any_line_of_a_commit_leaves_the_old_or_the_new_generation() -> None:
     with folder() as here:
         path = here / "image"
         begin = {"a": (1, 5000), "b": (2, 9000), "c": (3, 100)}
@@ -168,7 +168,7 @@ def test_killed_at_every_line_of_a_commit_the_image_is_that_before_or_that_after
         assert dropped == {names[:n] for n in range(5)}
 
 
-def test_killed_while_an_image_is_made_there_is_none() -> None:
+def test_a_kill_while_an_image_is_made_leaves_none() -> None:
     with folder() as here:
         path = here / "image"
         fd = os.memfd_create("x", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -219,7 +219,7 @@ class Service(RuleBasedStateMachine):
             else:
                 self.h.put(name, data if how == "put" else data.tobytes())
         except kho.OutOfMemoryError:
-            # Never for want of memory that is there in one run.
+            # Never if the memory is free in one run.
             assert self.h.stats()["largest_free"] < size + (128 << 10) + 4096
         else:
             self.current[name] = data.tobytes()
@@ -336,7 +336,7 @@ TestService.settings = settings(
 )
 
 
-def test_the_sample_tells_seeds_apart() -> None:
+def test_samples_of_different_seeds_differ() -> None:
     def all_of() -> Iterator[bytes]:
         return (sample(seed, 200).tobytes() for seed in range(200))
 

@@ -53,7 +53,7 @@ def stops(pid: int) -> bool:
 
 
 def stops_at(step: int) -> None:
-    """Have this process stop at its `step`th call that a hand-over consists of: before it, or after it."""
+    """Stop this process (SIGSTOP) at the `step`th call of a handover: before it, or after it."""
     calls = itertools.count()
 
     def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,16 +73,16 @@ def stops_at(step: int) -> None:
         (wire, "peer"),
         (sockets, "_lock"),
         (server.Owner, "prepare"),
-        (server.Owner, "give"),
-        (Handle, "look"),
-        (Handle, "hand_over"),
-        (Handle, "look_away"),
+        (server.Owner, "transfer"),
+        (Handle, "_begin_transfer"),
+        (Handle, "_release_to_successor"),
+        (Handle, "_end_transfer"),
     ):
         setattr(place, name, wrapped(getattr(place, name)))
 
 
 def in_time(timeout: float, work: Callable[[], object]) -> object:
-    """Do what has a timeout, and see to it that it ends in time: what came of it, or the error."""
+    """Make a call that has a timeout, and check that it ends in time; returns its result, or the error."""
     began = time.monotonic()
     try:
         return work()
@@ -95,7 +95,7 @@ def in_time(timeout: float, work: Callable[[], object]) -> object:
 
 @contextmanager
 def halted(pid: int) -> Iterator[None]:
-    """Have a process stopped."""
+    """Stop a process for the `with` block."""
     os.kill(pid, signal.SIGSTOP)
     wait_until(lambda: stopped(pid))
     try:
@@ -142,7 +142,7 @@ def test_an_owner_that_stops_at_any_step_delays_no_open(timeout: float) -> None:
             has_stopped = stops(old.pid)
             os.kill(old.pid, signal.SIGCONT)
             if isinstance(got, Handle):
-                # Who has the lock is the owner; the one before hears of it when it goes on.
+                # The lock holder is the owner; the previous one notices when it continues.
                 assert (got.transport, bytes(got["a"])) == ("socket", b"one")
                 assert old.hear() == ["handed over"]
                 got.close()
@@ -184,7 +184,7 @@ def test_a_stopped_owner_of_a_path_delays_no_open(timeout: float, tmp_path: Path
 
 
 @pytest.mark.parametrize("timeout", TIMEOUTS)
-def test_a_stopped_successor_keeps_no_other(timeout: float) -> None:
+def test_a_stopped_successor_delays_no_other(timeout: float) -> None:
     def looks(line: Channel) -> None:
         def ready(candidate: object) -> None:
             line.say("looks")
@@ -202,7 +202,7 @@ def test_a_stopped_successor_keeps_no_other(timeout: float) -> None:
 
 def goes_on_soon(old: Channel) -> None:
     """The old one is the owner again when it has noticed."""
-    wait_until(lambda: old.ask("_looked_at") is False)
+    wait_until(lambda: old.ask("phase") != "transferring")
     goes_on(old)
 
 
@@ -256,7 +256,7 @@ def test_a_device_that_others_have_open_delays_no_open(timeout: float, monkeypat
 
 
 @pytest.mark.parametrize("timeout", TIMEOUTS)
-def test_a_thread_that_asks_the_kernel_keeps_no_other(timeout: float) -> None:
+def test_a_thread_that_asks_the_kernel_delays_no_other(timeout: float) -> None:
     with kexec._lock:
         got = in_time(timeout, lambda: kho.live.open("x", "1M", timeout=timeout))
     assert isinstance(got, kho.BusyError)
@@ -283,7 +283,7 @@ def test_a_process_that_stopped_while_it_filled_an_image_delays_no_open(timeout:
         assert isinstance(in_time(timeout, load), kho.BusyError)
 
 
-def test_a_queue_that_is_full_is_waited_at_until_the_timeout() -> None:
+def test_open_waits_at_a_full_queue_until_the_timeout() -> None:
     with filled() as old, contextlib.ExitStack() as stack:
         with halted(old.pid), contextlib.suppress(kho.BusyError):
             while (conn := sockets.connect("x")) is not None:
@@ -299,7 +299,7 @@ def test_a_queue_that_is_full_is_waited_at_until_the_timeout() -> None:
             assert bytes(h["a"]) == b"one"
 
 
-# What is no wait
+# Time that does not count as waiting
 
 
 def test_the_time_that_ready_takes_is_not_counted() -> None:
@@ -308,7 +308,7 @@ def test_the_time_that_ready_takes_is_not_counted() -> None:
         assert old.ask("handed over", 5)
 
 
-def test_without_a_timeout_a_turn_is_waited_for_as_long_as_it_takes(tmp_path: Path) -> None:
+def test_without_a_timeout_open_waits_for_the_owner_without_limit(tmp_path: Path) -> None:
     with process(lambda line: service(line, backing=tmp_path / "image")) as old:
         assert old.hear()[0] == "path"
         began = time.monotonic()
@@ -336,7 +336,7 @@ def test_all_waits_together_are_charged_to_one_deadline(monkeypatch: pytest.Monk
         with deadline.wait() as seconds:
             assert seconds < 1e-3
         assert deadline.left() == 0
-        # Work is not a wait.
+        # Work does not count as waiting.
         other = Deadline(timeout)
         now[0] += timeout + 100
         with other.wait() as seconds:

@@ -1,4 +1,4 @@
-"""The examples do what they say: real servers, over loopback."""
+"""The examples, with real servers over loopback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""kho.live: an image goes across exec."""
+"""kho.live: an image stays with its process across exec."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 import kho
 import kho.live
-from kho.live.transports import inherited
+from kho.live.transports import environ
 
 pytestmark = pytest.mark.usefixtures("sockets")
 
@@ -49,7 +49,7 @@ def test_an_image_goes_across_exec_again_and_again(sockets: Path) -> None:
     assert list(sockets.iterdir()) == []
 
 
-def test_nobody_else_gets_the_name_while_a_process_changes_its_program() -> None:
+def test_no_other_process_gets_the_name_during_exec() -> None:
     program = (
         "import sys, time, kho.live\n"
         "if len(sys.argv) == 1:\n"
@@ -67,19 +67,19 @@ def test_nobody_else_gets_the_name_while_a_process_changes_its_program() -> None
 
 
 @pytest.mark.parametrize("value", ["x", "x:3", "x:a:-:-", "x:3:-:-:-", ":3:-:-", "x:99999999:-:-", "x:3:-:-;y"])
-def test_a_variable_that_nobody_wrote_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(inherited.VARIABLE, value)
+def test_a_malformed_variable_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(environ.VARIABLE, value)
     with pytest.raises(kho.SourceError, match="is no NAME:FD:LOCK:LISTENER"):
         kho.live.open("x", "4M")
 
 
-def test_a_descriptor_that_was_closed_on_the_way_is_no_reason_to_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_descriptor_in_the_variable_does_not_lead_to_a_new_image(monkeypatch: pytest.MonkeyPatch) -> None:
     for fds in ("900:-:-", "900:901:-", "0:-:-", "1:-:902"):
-        monkeypatch.setenv(inherited.VARIABLE, f"y:5:-:-,x:{fds}")
+        monkeypatch.setenv(environ.VARIABLE, f"y:5:-:-,x:{fds}")
         with pytest.raises(kho.SourceError, match="must leave its descriptors open"):
             kho.live.open("x", "4M")
     file = os.open("/dev/null", os.O_RDWR)
-    monkeypatch.setenv(inherited.VARIABLE, f"x:{file}:-:-")
+    monkeypatch.setenv(environ.VARIABLE, f"x:{file}:-:-")
     with pytest.raises(kho.SourceError, match=f"descriptor {file} is another file"):
         kho.live.open("x", "4M")
     os.close(file)

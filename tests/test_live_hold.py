@@ -1,4 +1,4 @@
-"""kho hold: memory that stays while a command comes and goes; kho ps, kho release, live:NAME."""
+"""kho hold: memory that stays while its command is restarted; kho ps, kho release, live:NAME."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ if n < 4: os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize(("ends", "code"), [("sys.exit(7)", 7), ("os.kill(os.getpid(), 9)", 137), ("", 0)])
-def test_the_exit_code_is_the_commands(ends: str, code: int, log: Path) -> None:
+def test_the_holders_exit_code_is_the_commands(ends: str, code: int, log: Path) -> None:
     assert held(ends, "--restart", "never").returncode == code
     assert len(lines(log)) == 1
 
 
-def test_a_command_that_always_fails_is_given_up_on(log: Path) -> None:
+def test_a_holder_gives_up_on_a_command_that_always_fails(log: Path) -> None:
     done = held("sys.exit(3)", "--failures", "3")
     assert done.returncode == 3
     assert len(lines(log)) == 3
@@ -111,7 +111,7 @@ def test_a_command_may_end_in_its_own_way_and_is_killed_if_it_does_not_end(log: 
             assert holder.wait(20) == code
 
 
-def test_what_a_command_leaves_behind_is_ended_before_the_next_one_starts(log: Path) -> None:
+def test_descendants_of_a_command_are_ended_before_the_next_one_starts(log: Path) -> None:
     program = """
 if n == 1:
     left = subprocess.Popen(["sleep", "60"])
@@ -132,7 +132,7 @@ def test_a_killed_holder_takes_its_command_with_it(log: Path) -> None:
         wait_until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2])
 
 
-def test_where_descriptors_are_closed_on_the_way_the_socket_leads_to_the_memory(log: Path) -> None:
+def test_a_command_without_its_descriptors_finds_the_memory_by_the_socket(log: Path) -> None:
     again = "subprocess.run([sys.executable, '-c', sys.orig_argv[2], 'again'], close_fds=True, check=True)"
     program = f"""
 if len(sys.argv) == 1:
@@ -143,7 +143,7 @@ if len(sys.argv) == 1:
     assert lines(log) == ["1 hold 0", "2 hold 1 n"]
 
 
-def test_ps_inspect_and_release_of_what_is_held(log: Path) -> None:
+def test_ps_inspect_and_release_work_on_a_held_image(log: Path) -> None:
     with holding("time.sleep(60)", "--size", "8M") as holder:
         wait_until(lambda: any(row.generation == 1 for row in registry.holdings()))
         (row,) = run("ps", "--json").json["images"]
@@ -156,10 +156,10 @@ def test_ps_inspect_and_release_of_what_is_held(log: Path) -> None:
         assert "generation 1 of held" in run("inspect", "live:held").out
         taken = held("")
         assert taken.returncode == 2
-        assert "another process has 'held' meanwhile" in taken.stderr
+        assert "another process has 'held' now" in taken.stderr
         refused = run("release", "held", "--yes")
         assert (refused.code, "say --force" in refused.err) == (1, True)
-        assert run("release", "held").code == 2, "nobody was asked"
+        assert run("release", "held").code == 2, "the command asks a terminal, and there is none"
         assert run("release", "held", "--yes", "--force").code == 0
         assert holder.wait(20) == 143
     assert run("release", "held", "--yes").code == 2
@@ -179,7 +179,7 @@ def test_a_service_that_owns_its_image_is_released_only_by_force() -> None:
         assert old.ask("put", "b", "two")[0] == "NotOwnerError"
 
 
-def test_an_image_in_a_file_is_released_when_nobody_owns_it(tmp_path: Path) -> None:
+def test_an_image_in_a_file_is_released_when_no_process_owns_it(tmp_path: Path) -> None:
     path = tmp_path / "image"
     with kho.live.open("x", "4M", backing=path):
         assert run("release", path, "--yes").code == 1
@@ -189,8 +189,8 @@ def test_an_image_in_a_file_is_released_when_nobody_owns_it(tmp_path: Path) -> N
     assert run("release", path, "--yes").code == 2
 
 
-def test_sources_that_do_not_run() -> None:
-    with pytest.raises(kho.NotFoundError, match="nobody has 'nope'"):
+def test_images_of_no_running_process_are_not_found() -> None:
+    with pytest.raises(kho.NotFoundError, match="no process has 'nope'"):
         kho.open("live:nope")
     assert run("inspect", "live:nope").code == 2
     assert run("hold", "x", "--", "/nonexistent").code == 2

@@ -1,4 +1,4 @@
-"""kho.live: an image that is torn, damaged or forged is refused, with the place; nothing of it is believed."""
+"""kho.live: an image that is torn, damaged or forged is refused, with the address of the fault."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def root_of(content: bytes) -> tuple[header.Super, Root]:
     raise AssertionError("no root")
 
 
-def test_of_every_byte_that_decides_a_flipped_bit_is_refused_or_changes_nothing(whole: bytes) -> None:
+def test_a_flipped_bit_in_any_byte_of_the_metadata_is_refused_or_changes_nothing(whole: bytes) -> None:
     chance = random.Random(1)
     sup, root = root_of(whole)
     meta = sup.offset + root.meta_phys - BASE
@@ -95,7 +95,7 @@ def test_of_every_byte_that_decides_a_flipped_bit_is_refused_or_changes_nothing(
     assert refused >= set(range(header.SUPER_AT, header.SUPER_AT + header.SUPER_BYTES))
 
 
-def test_objects_that_were_changed_are_found_by_verify(whole: bytes) -> None:
+def test_verify_finds_changed_objects(whole: bytes) -> None:
     with image_of(whole) as fd:
         with kho.live.attach(fd) as reader:
             item = reader.info("table")
@@ -109,13 +109,13 @@ def test_objects_that_were_changed_are_found_by_verify(whole: bytes) -> None:
                 reader.verify("nothing")
 
 
-def test_a_file_cut_short_anywhere_is_refused(whole: bytes) -> None:
+def test_a_file_truncated_anywhere_is_refused(whole: bytes) -> None:
     for size in [0, 1, 4095, 4096, 8192, HEAD - 1, HEAD, HEAD + SIZE // 2, HEAD + SIZE - 1]:
         with image_of(whole[:size]) as fd, pytest.raises(kho.FormatError):
             kho.live.attach(fd)
 
 
-def test_a_torn_slot_is_never_what_the_word_leads_to(whole: bytes) -> None:
+def test_the_word_never_leads_to_a_torn_slot(whole: bytes) -> None:
     """The next generation's slot, half written or whole: the generation before it counts, and it is said."""
     sup, root = root_of(whole)
     head = bytearray(whole[:HEAD])
@@ -129,7 +129,7 @@ def test_a_torn_slot_is_never_what_the_word_leads_to(whole: bytes) -> None:
             assert (reader.generation, reader.torn) == (root.generation, root.generation + 1)
 
 
-def test_a_word_set_back_to_the_generation_before_is_refused() -> None:
+def test_a_word_set_back_to_the_previous_generation_is_refused() -> None:
     with kho.live.open("x", SIZE) as h:
         h.put("a", b"1")
         h.commit()
@@ -143,26 +143,26 @@ def test_a_word_set_back_to_the_generation_before_is_refused() -> None:
         kho.live.attach(fd)
 
 
-# Forged: every checksum holds
+# Forgeries with right checksums
 
 
 def forged(whole: bytes, blob: bytes, preserved: list[tuple[int, int]], **fields: int) -> bytes:
-    """The image with another catalogue and map, by somebody who computes checksums as well as we do."""
+    """The image with another catalog and map, and right checksums."""
     sup, old = root_of(whole)
     n = 64
     start = SIZE // 4096 - n
     first = BASE // 4096
-    beside = kho.Arena([(0, 1 << 40)], max_page_order=30)
+    private = kho.Arena([(0, 1 << 40)], max_page_order=30)
     for begin, end in ((1, first + start), (first + start + n, (1 << 40) // 4096)):
         for pfn, order in aligned_blocks(begin, end):
-            beside.alloc_at(pfn * 4096, order)
-    out = _kho.Outgoing(beside, "kho-v4")
+            private.alloc_at(pfn * 4096, order)
+    out = _kho.Outgoing(private, "kho-v4")
     for phys, pages in preserved:
         out.preserve_pages(phys, pages)
     if blob:
         out.add_subtree("kho-live", blob)
     out.serialize()
-    meta = beside.read(BASE + start * 4096, n * 4096)
+    meta = private.read(BASE + start * 4096, n * 4096)
     content = bytearray(whole)
     content[HEAD + start * 4096 : HEAD + (start + n) * 4096] = meta
     head = memoryview(content)[:HEAD]
@@ -174,7 +174,7 @@ def forged(whole: bytes, blob: bytes, preserved: list[tuple[int, int]], **fields
 
 
 def catalog(*items: Item, generation: int = 2) -> bytes:
-    """A catalogue of these objects, as if by a commit."""
+    """A catalog of these objects, as a commit makes it."""
     return encode_catalog(Catalog("service", "3", generation, dict(enumerate(items))))  # type: ignore[arg-type]
 
 
@@ -184,7 +184,7 @@ def item(name: str = "a", phys: int = BASE, nbytes: int = 4096, **fields: Any) -
     return Item(name, phys, nbytes, **made)
 
 
-def test_what_is_forged_is_read_as_long_as_it_could_be(whole: bytes) -> None:
+def test_a_forged_catalog_that_is_consistent_is_read(whole: bytes) -> None:
     with image_of(forged(whole, catalog(item()), [(BASE, 1)])) as fd, kho.live.attach(fd) as reader:
         assert reader.names() == ["a"]
 
@@ -213,12 +213,12 @@ FORGERIES: dict[str, tuple[list[Item], list[tuple[int, int]], str]] = {
     "a long name": ([item("x" * 256)], [(BASE, 1)], "1 to 255 bytes"),
     "of the future": ([item(generation=3)], [(BASE, 1)], "generation 3 exceeds the image's, 2"),
     "not preserved": ([item()], [], "do not agree"),
-    "preserved, and nobody's": ([item()], [(BASE, 2)], "do not agree"),
+    "preserved without an object": ([item()], [(BASE, 2)], "do not agree"),
 }
 
 
 @pytest.mark.parametrize("what", FORGERIES)
-def test_forgeries_are_refused(whole: bytes, what: str) -> None:
+def test_inconsistent_forgeries_are_refused(whole: bytes, what: str) -> None:
     items, preserved, says = FORGERIES[what]
     with image_of(forged(whole, catalog(*items), preserved)) as fd:
         with pytest.raises(kho.FormatError, match=says.replace("|", r"\|")):
@@ -246,7 +246,7 @@ def test_forged_roots_are_refused(whole: bytes) -> None:
             kho.live.attach(fd)
 
 
-def test_another_format_says_that_it_is_newer(whole: bytes) -> None:
+def test_an_image_of_a_newer_format_is_refused_as_such(whole: bytes) -> None:
     writer = _kho.FdtWriter()
     with writer.node():
         writer.property_str("compatible", "kho-live-v2")
@@ -303,7 +303,7 @@ def test_a_journal_of_any_bytes_is_read(raw: bytes) -> None:
 
 
 @given(st.data())
-def test_a_catalogue_with_any_byte_changed_is_read_or_refused(data: st.DataObject) -> None:
+def test_a_catalog_with_any_byte_changed_is_read_or_refused(data: st.DataObject) -> None:
     blob = bytearray(catalog(item(dtype="<f4", shape=(32, 32)), item("b", BASE + 8192, 5)))
     for _ in range(data.draw(st.integers(1, 3))):
         blob[data.draw(st.integers(0, len(blob) - 1))] = data.draw(st.integers(0, 255))
@@ -316,7 +316,7 @@ def test_a_catalogue_with_any_byte_changed_is_read_or_refused(data: st.DataObjec
         assert one.dtype is None or np.dtype(one.dtype).itemsize * np.prod(one.shape, dtype=object) == one.nbytes
 
 
-def test_catalogues_come_back() -> None:
+def test_catalogs_are_decoded_as_they_were_encoded() -> None:
     items = {i.name: i for i in (item(), item("ü", 0, 0, dtype="<M8[ns]", shape=(0, 4)), item("s", 0, 0))}
     made = Catalog("x", "", 9, items)
     assert decode_catalog(encode_catalog(made)) == made

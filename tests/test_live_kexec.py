@@ -48,7 +48,7 @@ def _frozen(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> 
 
     def is_frozen(fd: int) -> bool:
         found = os.fstat(fd)
-        machine.outgoing()  # sessions that nobody has open any more are gone by then
+        machine.outgoing()  # sessions without an open descriptor are gone by then
         return (found.st_dev, found.st_ino) in machine._preserved
 
     def allocate(fd: int, at: int, size: int) -> None:
@@ -87,7 +87,7 @@ def kexeced(machine: FakeLuo, **more: Any) -> dict[str, Any]:
         return contents(h)
 
 
-# The way there
+# Across a kexec
 
 
 def test_a_service_finds_its_image_after_a_kexec_with_the_same_lines(machine: FakeLuo) -> None:
@@ -110,7 +110,7 @@ def test_a_service_finds_its_image_after_a_kexec_with_the_same_lines(machine: Fa
     assert descriptors() == before
 
 
-def test_what_comes_back_is_sealed_private_and_writable(machine: FakeLuo) -> None:
+def test_a_retrieved_image_is_sealed_private_and_writable(machine: FakeLuo) -> None:
     kexeced(machine)
     with start() as h:
         assert h.inherited
@@ -119,7 +119,7 @@ def test_what_comes_back_is_sealed_private_and_writable(machine: FakeLuo) -> Non
         assert not fcntl.fcntl(h.fileno(), fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE
 
 
-def test_what_a_kernel_before_7_2_gives_back_without_seals_is_sealed_again(
+def test_a_memfd_that_a_kernel_before_7_2_returns_unsealed_is_sealed_again(
     machine: FakeLuo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unsealed(self: luo.Session, token: int) -> int:
@@ -193,10 +193,10 @@ def test_long_names_that_begin_alike_have_sessions_of_their_own() -> None:
     assert len({session_name("n" * 200 + str(end)) for end in range(50)}) == 50
 
 
-# How long it is preserved
+# How long an image is preserved
 
 
-def test_it_is_preserved_as_long_as_the_handle(machine: FakeLuo) -> None:
+def test_an_image_is_preserved_as_long_as_its_handle_is_open(machine: FakeLuo) -> None:
     h = start()
     assert machine.outgoing() == {SESSION: {TOKEN}}
     h.close()
@@ -207,7 +207,7 @@ def test_it_is_preserved_as_long_as_the_handle(machine: FakeLuo) -> None:
     assert machine.outgoing() == {}, "without a warning"
 
 
-def test_what_is_released_is_not_preserved(machine: FakeLuo) -> None:
+def test_a_released_image_is_not_preserved(machine: FakeLuo) -> None:
     h = start()
     h.release()
     machine.kexec()
@@ -216,7 +216,7 @@ def test_what_is_released_is_not_preserved(machine: FakeLuo) -> None:
         assert not h.inherited
 
 
-def test_a_successor_preserves_it_and_an_owner_that_takes_it_back_does_so_again(machine: FakeLuo) -> None:
+def test_a_successor_preserves_the_image_and_so_does_an_owner_that_takes_it_back(machine: FakeLuo) -> None:
     with start() as h:
         candidate = kho.live.attach(h.offer())
         h.hand_over()
@@ -233,7 +233,7 @@ def test_a_successor_preserves_it_and_an_owner_that_takes_it_back_does_so_again(
         assert h.inherited
 
 
-def test_freed_memory_goes_back_once_it_is_not_preserved_any_more(machine: FakeLuo) -> None:
+def test_memory_is_punched_again_once_the_image_is_no_longer_preserved(machine: FakeLuo) -> None:
     with start() as h:
         h.put("vectors", bytes(2 << 20))
         h.commit()
@@ -245,7 +245,7 @@ def test_freed_memory_goes_back_once_it_is_not_preserved_any_more(machine: FakeL
             assert successor.stats()["allocated_bytes"] < 1 << 20
 
 
-def test_a_forked_child_does_not_keep_it_preserved(machine: FakeLuo) -> None:
+def test_a_forked_child_does_not_keep_an_image_preserved(machine: FakeLuo) -> None:
     h = start()
     (waiting, go), (up, says) = os.pipe(), os.pipe()
 
@@ -274,10 +274,12 @@ def test_a_forked_child_cannot_preserve(machine: FakeLuo) -> None:
         assert ended(child(work)) == 0
 
 
-# What goes wrong
+# Errors
 
 
-def test_without_a_device_it_is_refused_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_device_preserving_is_refused_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kexec, "machine", Machine(tmp_path / "none", CLIENT))
     before = descriptors()
     with pytest.raises(kho.LuoUnavailableError, match="liveupdate=on"):
@@ -291,7 +293,7 @@ def test_without_a_device_it_is_refused_with_the_remedy(tmp_path: Path, monkeypa
     assert descriptors() == before
 
 
-def test_what_is_no_memfd_is_refused(machine: FakeLuo) -> None:
+def test_preserving_anything_but_a_memfd_is_refused(machine: FakeLuo) -> None:
     with folder() as here:
         with pytest.raises(kho.ParameterError, match="memfd"):
             kho.live.open(NAME, "1M", backing=here / "image", kexec=True)
@@ -316,7 +318,7 @@ def test_a_memfd_sealed_against_execution_is_refused_as_it_would_come_back_read_
     assert machine.outgoing() == {}
 
 
-def test_a_machine_that_was_rebooted_without_a_kexec_begins_anew(machine: FakeLuo, tmp_path: Path) -> None:
+def test_after_a_reboot_without_kexec_a_service_starts_with_a_new_image(machine: FakeLuo, tmp_path: Path) -> None:
     start().close()
     with FakeLuo(tmp_path / "another") as rebooted:
         kexec_machine, kexec.machine = kexec.machine, Machine(rebooted.path, CLIENT)
@@ -342,10 +344,10 @@ def test_another_version_is_refused_and_the_image_stays_for_one_that_knows_it(ma
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOMEM, errno.EINVAL])
-def test_what_the_kernel_cannot_bring_back_is_lost_with_a_warning(machine: FakeLuo, number: int) -> None:
+def test_an_image_that_the_kernel_cannot_retrieve_is_lost_with_a_warning(machine: FakeLuo, number: int) -> None:
     kexeced(machine)
     machine.fail("retrieve", SESSION, TOKEN, number)
-    with pytest.warns(RuntimeWarning, match="is lost; the service begins anew"):
+    with pytest.warns(RuntimeWarning, match="is lost; the service starts with a new image"):
         h = start()
     with h:
         assert not h.inherited
@@ -353,7 +355,7 @@ def test_what_the_kernel_cannot_bring_back_is_lost_with_a_warning(machine: FakeL
         assert machine.outgoing() == {SESSION: {TOKEN}}
 
 
-def test_a_session_of_that_name_without_the_image_is_none(machine: FakeLuo) -> None:
+def test_a_session_of_that_name_without_the_memfd_counts_as_none(machine: FakeLuo) -> None:
     with opened(machine) as device, device.create_session(SESSION):
         machine.kexec()
     with pytest.warns(RuntimeWarning, match="is lost"):
@@ -362,7 +364,9 @@ def test_a_session_of_that_name_without_the_image_is_none(machine: FakeLuo) -> N
         assert not h.inherited
 
 
-def test_a_want_of_descriptors_can_be_remedied(machine: FakeLuo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_descriptors_have_run_out_the_image_can_still_be_retrieved(
+    machine: FakeLuo, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(self: luo.Session, token: int) -> int:
         raise kho.LuoError(errno.EMFILE, "no free descriptor")
 
@@ -415,7 +419,7 @@ def test_a_kernel_that_cannot_finish_yet_keeps_no_service_from_serving(machine: 
         assert machine.outgoing() == {SESSION: {TOKEN}}
 
 
-def test_a_kexec_that_fails_leaves_it_preserved(machine: FakeLuo) -> None:
+def test_a_failed_kexec_leaves_the_image_preserved(machine: FakeLuo) -> None:
     with start() as h:
         machine.fail("freeze", SESSION, TOKEN, errno.EIO)
         with pytest.raises(OSError):
@@ -429,7 +433,7 @@ def test_a_kexec_that_fails_leaves_it_preserved(machine: FakeLuo) -> None:
 
 
 @pytest.mark.parametrize("when", ["retrieve_fd", "finish", "preserve_fd"])
-def test_a_process_killed_while_it_takes_over_takes_the_image_along_and_the_next_begins_anew(
+def test_a_process_killed_while_it_takes_over_loses_the_image_and_the_next_makes_one(
     machine: FakeLuo, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     kexeced(machine)
@@ -469,7 +473,7 @@ def test_a_process_killed_as_owner_leaves_the_name_free(machine: FakeLuo) -> Non
         assert not h.inherited, "a memfd dies with its last holder"
 
 
-def test_of_two_that_take_over_one_does(machine: FakeLuo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_processes_that_take_over_one_succeeds(machine: FakeLuo, monkeypatch: pytest.MonkeyPatch) -> None:
     kexeced(machine)
     with opened(machine) as device:
         other = device.retrieve_session(SESSION)
@@ -480,7 +484,7 @@ def test_of_two_that_take_over_one_does(machine: FakeLuo, monkeypatch: pytest.Mo
     other.close()
 
 
-def test_while_one_preserves_an_image_another_of_its_name_is_refused(machine: FakeLuo) -> None:
+def test_a_second_preserved_image_of_the_same_name_is_refused(machine: FakeLuo) -> None:
     with start(serve=False) as h:
         assert machine.outgoing() == {SESSION: {TOKEN}}
         fds = descriptors()
@@ -492,7 +496,7 @@ def test_while_one_preserves_an_image_another_of_its_name_is_refused(machine: Fa
         assert h.verify()
 
 
-def test_who_takes_over_from_a_running_owner_preserves_it(machine: FakeLuo) -> None:
+def test_a_successor_of_a_running_owner_preserves_the_image(machine: FakeLuo) -> None:
     with start() as old, start() as new:
         assert (new.inherited, new.transport) == (True, "socket")
         assert old.handed_over.wait(5)
@@ -504,7 +508,7 @@ def test_who_takes_over_from_a_running_owner_preserves_it(machine: FakeLuo) -> N
         assert (h.transport, h.names()) == ("kexec", ["vectors", "more"])
 
 
-def test_an_image_that_was_taken_over_and_cannot_be_preserved_stays_here(machine: FakeLuo) -> None:
+def test_an_image_that_was_taken_over_and_cannot_be_preserved_stays_in_this_process(machine: FakeLuo) -> None:
     machine.fail("preserve", SESSION, TOKEN, errno.ENOMEM)
     with start(kexec=False) as old:
         found = contents(old)
@@ -554,7 +558,7 @@ def test_no_second_process_comes_in_between_adopting_and_preserving(
     assert refused == [True] * 6
 
 
-def test_a_device_that_others_have_for_a_moment_is_waited_for(machine: FakeLuo) -> None:
+def test_open_waits_for_a_device_that_is_busy_for_a_short_time(machine: FakeLuo) -> None:
     found = kexeced(machine)
     device = opened(machine)
     threading.Timer(0.2, device.close).start()
@@ -571,6 +575,6 @@ def test_a_device_that_stays_busy_is_refused_and_nothing_is_lost(
         with pytest.raises(kho.LuoBusyError):
             start()
         with start(kexec=False) as h:
-            assert not h.inherited, "who does not insist begins anew"
+            assert not h.inherited, "with kexec=False the device is ignored"
     with start() as h:
         assert contents(h) == found

@@ -1,4 +1,4 @@
-"""kho.live: an image has one owner, and who may become the next."""
+"""kho.live: an image has one owner, and one next owner."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import kho.live
 
 from livefiles import child, die, ended
 
-# Who may
+# Refusals
 
 
 def test_another_version_or_name_is_refused_and_the_image_stays_as_it_is(image: Path) -> None:
@@ -34,7 +34,7 @@ def test_another_version_or_name_is_refused_and_the_image_stays_as_it_is(image: 
         assert h.dropped == ("b",)
 
 
-def test_there_is_one_owner(image: Path) -> None:
+def test_an_image_has_one_owner(image: Path) -> None:
     with kho.live.open("x", "1M", backing=image) as h:
         h.put("a", b"1")
         h.commit()
@@ -61,7 +61,7 @@ def test_an_owner_that_never_committed_leaves_nothing_to_inherit(image: Path) ->
         assert (h.inherited, h.generation) == (True, 1)
 
 
-def test_one_waits_for_an_owner_that_lets_go(image: Path) -> None:
+def test_open_waits_for_an_owner_that_closes(image: Path) -> None:
     h = kho.live.open("x", "1M", backing=image)
     h.put("a", b"1")
     h.commit()
@@ -73,7 +73,7 @@ def test_one_waits_for_an_owner_that_lets_go(image: Path) -> None:
 
 
 @pytest.mark.parametrize("there", ["an image", "nothing", "a blank memfd"])
-def test_of_those_that_race_one_adopts(image: Path, there: str) -> None:
+def test_of_several_candidates_one_adopts(image: Path, there: str) -> None:
     if there == "an image":
         kho.live.open("x", "1M", backing=image).close()
     for _ in range(5):
@@ -133,7 +133,7 @@ def test_a_forked_child_reads_and_changes_nothing(image: Path) -> None:
         assert (bytes(h["b"]), h["filled"][2], h.names()) == (b"2", 5, ["a", "b", "filled"])
 
 
-def test_a_child_that_lives_on_does_not_keep_its_parents_image(image: Path) -> None:
+def test_a_child_that_outlives_its_parent_does_not_keep_the_lock(image: Path) -> None:
     told, stop = os.pipe(), os.pipe()
 
     def service() -> None:
@@ -183,10 +183,37 @@ def test_threads_may_share_a_handle(image: Path) -> None:
         assert h.verify() == 60_000
 
 
-# Handing over
+# Handovers
 
 
-def test_a_successor_looks_adopts_and_goes_on(image: Path) -> None:
+def test_the_ownership_state_follows_offers_transfers_and_their_ends(image: Path) -> None:
+    with kho.live.open("x", "1M", backing=image) as h:
+        states = [h._ownership.phase]
+        h.offer()
+        states.append(h._ownership.phase)
+        with pytest.raises(kho.BusyError, match="offered to another"):
+            h._begin_transfer()
+        h.withdraw()
+        states.append(h._ownership.phase)
+        h._begin_transfer()
+        with pytest.raises(kho.BusyError):
+            h._begin_transfer()
+        h._transfer(most=0)
+        states.append(h._ownership.phase)
+        h._end_transfer()
+        states.append(h._ownership.phase)
+        h._begin_transfer()
+        h._transfer(most=0)
+        assert not h.handed_over.is_set()
+        h._end_transfer(adopted=True)
+        states.append(h._ownership.phase)
+        assert h.handed_over.is_set()
+        with pytest.raises(kho.NotOwnerError, match="handed over"):
+            h.put("a", b"")
+    assert states == ["owner", "offered", "owner", "transferring", "owner", "transferred"]
+
+
+def test_a_successor_reads_adopts_and_changes_the_image(image: Path) -> None:
     old = kho.live.open("x", "1M", backing=image)
     old.put("a", b"1")
     old.commit()
@@ -252,7 +279,7 @@ def test_a_candidate_adopts_the_newest_generation(image: Path) -> None:
             assert (new.generation, bytes(new["a"])) == (1, b"1")
 
 
-def test_a_reader_beside_a_committing_owner_sees_whole_generations(image: Path) -> None:
+def test_a_reader_concurrent_with_commits_sees_whole_generations(image: Path) -> None:
     stop = threading.Event()
     with kho.live.open("x", "1M", backing=image) as h:
 
@@ -270,7 +297,7 @@ def test_a_reader_beside_a_committing_owner_sees_whole_generations(image: Path) 
             seen: list[int] = []
             until = time.monotonic() + 60
             while len(seen) < 60 or len(set(seen)) < 4:
-                assert time.monotonic() < until, "the owner commits meanwhile"
+                assert time.monotonic() < until, "the owner commits at the same time"
                 with kho.live.attach(image) as reader:
                     assert reader.names() in ([], ["a", "b"])
                     seen.append(reader.generation)

@@ -1,4 +1,4 @@
-"""kho.live: who asks for an image by socket and may not have it; names, and what is left of them."""
+"""kho.live: clients of the socket that are refused; names of sockets, and sockets of killed processes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ GARBAGE: list[bytes] = [
 ]
 
 
-def test_garbage_is_refused_and_the_owner_goes_on() -> None:
+def test_malformed_requests_are_refused_and_the_owner_goes_on() -> None:
     with filled() as old:
         before = len(os.listdir(f"/proc/{old.pid}/fd"))  # noqa: PTH208
         for raw in [*GARBAGE, os.urandom(1000), b"x" * 100_000]:
@@ -65,7 +65,7 @@ def test_garbage_is_refused_and_the_owner_goes_on() -> None:
         wait_until(lambda: len(os.listdir(f"/proc/{old.pid}/fd")) == before)  # noqa: PTH208
 
 
-def test_descriptors_that_nobody_asked_for_are_not_taken() -> None:
+def test_unexpected_descriptors_are_closed() -> None:
     with filled() as old:
         before = len(os.listdir(f"/proc/{old.pid}/fd"))  # noqa: PTH208
         conn = runtime.connect("x")
@@ -94,7 +94,7 @@ def connected(name: str) -> socket.socket:
             return conn
 
 
-def test_those_who_say_nothing_or_never_listen_block_nobody() -> None:
+def test_silent_and_unresponsive_clients_block_no_other() -> None:
     with filled() as old, contextlib.ExitStack() as stack:
         silent = []
         for _ in range(100):
@@ -111,7 +111,7 @@ def test_those_who_say_nothing_or_never_listen_block_nobody() -> None:
             assert bytes(h["a"]) == b"one"
 
 
-def test_a_server_that_lies_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_servers_false_answer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     fd = os.memfd_create("liar")
     for answer, fds in (
         ({"ok": True}, []),
@@ -142,27 +142,27 @@ def test_a_server_that_lies_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "pinned", [None, 5, [[1]], [[0, 0]], [["a", 1]], [[-1, 4]], [[0, 1 << 50]], [[1023, 5]], [[0, 1]]]
 )
-def test_pages_that_cannot_be_held_are_refused_and_nothing_is_taken(pinned: object) -> None:
+def test_a_malformed_list_of_pinned_pages_is_refused_and_nothing_is_adopted(pinned: object) -> None:
     def lying(line: Channel) -> None:
         owners: Any = server.Owner
-        give = owners.give
-        owners.give = lambda self: ({"pinned": pinned}, give(self)[1])
+        transfer = owners.transfer
+        owners.transfer = lambda self: ({"pinned": pinned}, transfer(self)[1])
         service(line)
 
     with process(lying) as old:
         assert old.hear() == ["new", 0, []]
         old.ask("put", "a", "x")
         old.ask("commit")
-        with pytest.raises(kho.FormatError, match="no run of pages|which are not free"):
+        with pytest.raises(kho.FormatError, match="not a run of pages|which are not free"):
             kho.live.open("x")
-        wait_until(lambda: old.ask("_looked_at") is False)
+        wait_until(lambda: old.ask("phase") != "transferring")
         goes_on(old)
 
 
-# Who may
+# Other users
 
 
-def test_other_users_are_turned_away_at_both_ends() -> None:
+def test_other_users_are_refused_at_both_ends() -> None:
     def suspicious(line: Channel) -> None:
         wire.trusted = lambda uid, policy=None: False  # type: ignore[attr-defined]
         service(line)
@@ -183,7 +183,7 @@ def test_other_users_are_turned_away_at_both_ends() -> None:
         goes_on(old)
 
 
-def test_another_user_does_not_come_in(sockets: Path) -> None:
+def test_another_user_cannot_connect(sockets: Path) -> None:
     if os.geteuid():
         pytest.skip("only root can be another user")
     with filled() as old:
@@ -219,7 +219,7 @@ def test_a_directory_that_others_may_enter_is_not_used(sockets: Path) -> None:
     sockets.unlink()
 
 
-def test_without_a_place_for_sockets_an_image_can_be_had_unserved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_runtime_directory_an_image_opens_with_serve_false(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/proc")
     with pytest.raises(kho.SourceError, match="serve=False"):
         kho.live.open("x", "4M")
@@ -231,18 +231,18 @@ def test_without_a_place_for_sockets_an_image_can_be_had_unserved(monkeypatch: p
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", ".", "a b", "ü" * 120, "x" * 255, "%41", "A.sock", "-"])
-def test_any_name_is_a_socket_of_its_own(name: str, sockets: Path) -> None:
+def test_every_name_has_its_own_socket(name: str, sockets: Path) -> None:
     with kho.live.open(name, "4M") as h:
         assert h.served
         assert [row.name for row in registry.holdings()] == [name]
         assert len([file for file in sockets.iterdir() if file.name.endswith(".sock")]) == 1
         assert runtime.connect(name + "x" if len(name) < 9 else "y") is None
-        with pytest.raises(kho.NotFoundError, match="nobody has 'nope'"):
+        with pytest.raises(kho.NotFoundError, match="no process has 'nope'"):
             registry.readable("nope")
     assert list(sockets.iterdir()) == []
 
 
-def test_what_a_killed_process_left_is_replaced_and_removed(sockets: Path) -> None:
+def test_the_socket_of_a_killed_process_is_replaced_and_removed(sockets: Path) -> None:
     for clean in (lambda: kho.live.open("x", "4M").close(), registry.holdings):
         with filled() as old:
             old.kill()
@@ -253,7 +253,7 @@ def test_what_a_killed_process_left_is_replaced_and_removed(sockets: Path) -> No
         (sockets / ".99.sock.new").unlink(missing_ok=True)
 
 
-def test_a_process_that_exits_without_closing_leaves_nothing(sockets: Path) -> None:
+def test_a_process_that_exits_without_closing_leaves_no_socket(sockets: Path) -> None:
     program = "import kho.live; h = kho.live.open('x', '4M'); h.put('a', b'1'); h.commit()"
     done = subprocess.run([sys.executable, "-X", "dev", "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -271,7 +271,7 @@ def test_forked_children_do_not_answer() -> None:
         os.kill(worker, signal.SIGKILL)
 
 
-def test_forks_while_successors_come_and_go_disturb_nobody() -> None:
+def test_forks_during_handovers_disturb_no_process() -> None:
     with filled() as old:
         for _ in range(20):
             old.say("fork")
@@ -281,9 +281,9 @@ def test_forks_while_successors_come_and_go_disturb_nobody() -> None:
         goes_on(old)
 
 
-def test_a_path_is_answered_for_if_asked(tmp_path: Path) -> None:
+def test_an_image_with_a_path_is_served_if_asked_for(tmp_path: Path) -> None:
     with kho.live.open("x", "4M", backing=tmp_path / "image", serve=True) as h:
         assert [(row.name, row.transport) for row in registry.holdings()] == [("x", "path")]
-        with pytest.raises(kho.BusyError, match="another process has 'x' meanwhile"):
+        with pytest.raises(kho.BusyError, match="another process has 'x' now"):
             kho.live.open("x", "4M", backing=tmp_path / "other", serve=True)
         assert h.served

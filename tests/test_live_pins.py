@@ -1,4 +1,4 @@
-"""kho.live: what is read stays what it is over all changes of owner, and what keeps it is known and bounded."""
+"""kho.live: arrays keep their contents over all changes of owner, and the memory they keep is bounded."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import pytest
 import kho
 import kho.live
 from kho.formats.live import Catalog, Item, Retired, decode_catalog, encode_catalog
-from kho.live import Handle, handle
-from kho.live.file import header, pins
+from kho.live import Handle
+from kho.live.file import header, pins, space
 from kho.live.file.pins import Pin
-from kho.live.ownership import Change
+from kho.live.handle import Change
 
 from livefiles import child, die, ended, sample
 
@@ -126,7 +126,7 @@ def test_a_child_that_outlives_its_parent_writes_into_nothing_that_is_committed(
         os.close(end)
 
 
-def test_more_than_there_is_room_to_note_keeps_everything(image: Path) -> None:
+def test_more_runs_than_the_head_can_list_keep_all_free_pages(image: Path) -> None:
     h = filled(image, "8M")
     arrays = [h.empty(f"n{i}", 4096) for i in range(header.Left.MOST + 1)]
     h.close()
@@ -184,7 +184,7 @@ def test_a_process_that_locks_every_other_generation_costs_memory_and_no_time(im
         assert h.stats()["reader_bytes"] == 0
 
 
-def test_what_is_held_is_found_run_by_run(image: Path) -> None:
+def test_locked_generations_are_found_as_runs(image: Path) -> None:
     with filled(image) as h:
         pin = Pin(h.fileno(), "here")
         for generation in (3, 4, 5, 9, 20):
@@ -199,7 +199,7 @@ def test_what_is_held_is_found_run_by_run(image: Path) -> None:
         assert not pins.held(h.lock_fileno(), pins.READERS, 0, 30)
 
 
-def test_a_file_system_without_such_locks_is_said(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attach_warns_on_a_file_system_without_such_locks(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(fd: int, what: int, argument: Any = 0) -> Any:
         if what in (fcntl.F_OFD_SETLK, fcntl.F_OFD_GETLK):
             raise OSError(22, "Invalid argument")
@@ -227,7 +227,7 @@ def test_a_write_lock_where_readers_lock_is_an_error(image: Path) -> None:
         assert h.verify()
 
 
-def test_an_image_of_the_format_before_is_refused_with_the_remedy(image: Path) -> None:
+def test_an_image_of_the_previous_format_is_refused_with_the_remedy(image: Path) -> None:
     filled(image).close()
     with image.open("r+b") as file:
         head = bytearray(file.read(8192))
@@ -240,7 +240,7 @@ def test_an_image_of_the_format_before_is_refused_with_the_remedy(image: Path) -
         kho.live.attach(image)
 
 
-def test_retired_memory_comes_back_and_is_checked() -> None:
+def test_the_list_of_retired_memory_is_decoded_and_checked() -> None:
     items = {"a": Item("a", BASE, 4096, None, (4096,), 0, 5)}
     good = Catalog("x", "1", 9, items, (Retired(BASE + 4096, 2, 3, 9), Retired(BASE + 16384, 1, 10, 10)))
     assert decode_catalog(encode_catalog(good)) == good
@@ -258,7 +258,7 @@ def test_retired_memory_comes_back_and_is_checked() -> None:
             decode_catalog(encode_catalog(bad))
 
 
-def test_a_commit_and_the_next_take_the_place_of_each_other(image: Path) -> None:
+def test_successive_commits_reuse_each_others_metadata_pages(image: Path) -> None:
     """Without readers no memory is taken or given back for metadata: where nothing is free, one can still commit."""
     with filled(image) as h:
         replace(h, 4)
@@ -266,13 +266,11 @@ def test_a_commit_and_the_next_take_the_place_of_each_other(image: Path) -> None
         for _ in range(10):
             h.put("a", sample(1, 50_000))
             h.commit()
-            zones.add(h._zone)
+            zones.add(h._space.zone)
         assert len(zones) == 2
 
 
-def test_readers_that_come_and_go_have_the_owner_allocate_no_metadata(
-    image: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_short_lived_readers_cause_no_allocation_of_metadata(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     allocated: list[int] = []
     punched: list[int] = []
 
@@ -284,8 +282,8 @@ def test_readers_that_come_and_go_have_the_owner_allocate_no_metadata(
         reader = kho.live.attach(image)
         for i in range(40):
             if i == 10:
-                monkeypatch.setattr(handle, "allocate", lambda *run: allocated.append(run[2]))
-                monkeypatch.setattr(handle, "punch", punching)
+                monkeypatch.setattr(space, "allocate", lambda *run: allocated.append(run[2]))
+                monkeypatch.setattr(space, "punch", punching)
             del h["a"]
             h.put("a", b"")
             h.commit()
@@ -297,7 +295,7 @@ def test_readers_that_come_and_go_have_the_owner_allocate_no_metadata(
         assert h.stats()["metadata_bytes"] < 1 << 20
 
 
-def test_an_image_that_is_full_takes_the_memory_of_spare_metadata(image: Path) -> None:
+def test_a_full_image_uses_the_memory_of_spare_metadata(image: Path) -> None:
     with filled(image, "1M") as h:
         whole = h.stats()["metadata_bytes"]
         readers = []
@@ -318,7 +316,7 @@ def test_an_image_that_is_full_takes_the_memory_of_spare_metadata(image: Path) -
         h.verify()
 
 
-def test_who_takes_an_image_back_commits_to_no_page_that_a_child_of_its_successor_writes(image: Path) -> None:
+def test_an_owner_that_takes_back_commits_to_no_page_that_a_child_of_its_successor_writes(image: Path) -> None:
     old = filled(image)
     old.hand_over()
     go, told = os.pipe(), os.pipe()
@@ -326,10 +324,10 @@ def test_who_takes_an_image_back_commits_to_no_page_that_a_child_of_its_successo
     def successor() -> None:
         h = kho.live.attach(image).adopt()
         h.put("gone", b"gone")
-        # Where the owner before had meant to put its next metadata, which are free to this one.
-        gap = old._reserve
-        h._keep_reserve((0, 0))
-        h._runs.take(*gap)
+        # Pages that the previous owner has reserved for its next metadata, and that are free for this one.
+        gap = old._space.reserve
+        h._space.set_reserve((0, 0))
+        h._space.runs.take(*gap)
         whole = h._memory.exporter(gap[0] * 4096, gap[1] * 4096)
         item = Item("rest", BASE + gap[0] * 4096, gap[1] * 4096, None, (gap[1] * 4096,), 0, 0)
         h._writers[item.phys] = whole

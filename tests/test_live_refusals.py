@@ -1,4 +1,4 @@
-"""kho.live: what the operating system refuses is an error of its own; the lock decides, not words."""
+"""kho.live: errors of the operating system name the limit; the lock, not messages, decides who owns an image."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Refused:
 @pytest.mark.parametrize("number", list(ERRNOS))
 @pytest.mark.parametrize("kind", ["memfd", "path"])
 @pytest.mark.parametrize(("place", "name"), CALLS)
-def test_whatever_call_fails_the_error_says_which_limit_it_was(
+def test_an_error_of_any_call_names_the_limit(
     number: int, kind: str, place: Any, name: str, sockets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every call of a kind that `open` makes, one after the other, is refused."""
@@ -140,7 +140,7 @@ def test_with_any_number_of_descriptors_left_open_works_or_names_the_limit(how: 
         with filled() as old, process(lambda line, free=free: once(line, free)) as other:  # type: ignore[misc]
             answers.append(other.hear()[0])
             if answers[-1] == "limit":
-                wait_until(lambda: old.ask("_looked_at") is False)
+                wait_until(lambda: old.ask("phase") != "transferring")
                 goes_on(old)
         if answers[-2:] == ["done", "done"]:
             break
@@ -149,7 +149,7 @@ def test_with_any_number_of_descriptors_left_open_works_or_names_the_limit(how: 
     assert answers[-1] == "done"
 
 
-def test_every_errno_keeps_its_words_and_ours_are_left_as_they_are() -> None:
+def test_every_errno_keeps_its_message_and_kho_errors_are_unchanged() -> None:
     for number in errno.errorcode:
         made = oserrors.error_of(OSError(number, os.strerror(number)), "here", "try")
         assert str(made).startswith(f"here: try: {os.strerror(number)}")
@@ -160,7 +160,7 @@ def test_every_errno_keeps_its_words_and_ours_are_left_as_they_are() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
-def test_a_file_system_that_is_read_only_is_named(tmp_path: Path) -> None:
+def test_a_read_only_file_system_is_named(tmp_path: Path) -> None:
     def work() -> None:
         import ctypes
 
@@ -174,7 +174,7 @@ def test_a_file_system_that_is_read_only_is_named(tmp_path: Path) -> None:
     assert ended(child(work)) == 0
 
 
-def test_a_size_that_files_may_not_have_is_named(tmp_path: Path) -> None:
+def test_a_file_size_limit_is_named(tmp_path: Path) -> None:
     def work() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, MIB))
@@ -215,7 +215,7 @@ def test_the_pool_of_huge_pages_is_read_where_the_kernel_has_it(
 
 
 @pytest.mark.parametrize("umask", [0o777, 0o700, 0o277, 0])
-def test_no_umask_keeps_a_user_from_its_runtime_directory(umask: int) -> None:
+def test_no_umask_makes_the_runtime_directory_unusable(umask: int) -> None:
     def work() -> None:
         if os.geteuid() == 0:
             os.setuid(OTHER)
@@ -243,9 +243,7 @@ def test_no_umask_keeps_a_user_from_its_runtime_directory(umask: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["missing", "file", "relative", "empty"])
-def test_a_runtime_directory_that_is_none_is_as_if_it_was_not_named(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unusable_xdg_runtime_dir_is_ignored(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     fallback = runtime.folder()
     (tmp_path / "file").touch()
@@ -259,7 +257,7 @@ def test_a_runtime_directory_that_is_none_is_as_if_it_was_not_named(
 
 
 @pytest.mark.usefixtures("sockets")
-def test_adopted_is_not_believed_while_the_lock_is_free() -> None:
+def test_adopted_is_refused_while_the_lock_is_free() -> None:
     with filled() as old:
         for _ in range(3):
             conn = runtime.connect("x")
@@ -279,7 +277,7 @@ def test_adopted_is_not_believed_while_the_lock_is_free() -> None:
 
 
 @pytest.mark.usefixtures("sockets")
-def test_an_owner_whose_image_moved_on_answers_no_more() -> None:
+def test_an_owner_whose_image_has_a_new_generation_stops_answering() -> None:
     with filled() as old:
         conn = runtime.connect("x")
         assert conn is not None
@@ -297,7 +295,7 @@ def test_an_owner_whose_image_moved_on_answers_no_more() -> None:
 
 
 @pytest.mark.usefixtures("sockets")
-def test_what_prepare_passes_is_for_reading_only_and_a_successor_can_write() -> None:
+def test_prepare_passes_a_read_only_descriptor_and_adopt_a_writable_one() -> None:
     with filled() as old:
         conn = runtime.connect("x")
         assert conn is not None
@@ -311,7 +309,7 @@ def test_what_prepare_passes_is_for_reading_only_and_a_successor_can_write() -> 
             with kho.live.attach(fd) as reader:
                 assert bytes(reader["a"]) == b"one"
             os.close(fd)
-        wait_until(lambda: old.ask("_looked_at") is False)
+        wait_until(lambda: old.ask("phase") != "transferring")
         with kho.live.open("x", timeout=5) as h:
             h.put("b", b"two")
             assert h.commit() == 2
@@ -323,9 +321,9 @@ def test_what_prepare_passes_is_for_reading_only_and_a_successor_can_write() -> 
 def test_a_successor_opens_the_image_itself_where_its_owner_passes_none(passes: str) -> None:
     def odd(line: Channel) -> None:
         owners: Any = server.Owner
-        give = owners.give
+        transfer = owners.transfer
         other = os.memfd_create("other")
-        owners.give = lambda self: (give(self)[0], [] if passes == "nothing" else [other, 0])
+        owners.transfer = lambda self: (transfer(self)[0], [] if passes == "nothing" else [other, 0])
         service(line)
 
     with process(odd) as old:
@@ -437,7 +435,7 @@ def test_the_limit_of_any_cgroup_above_counts(places: Places, tight: str, v1: bo
         ("0::/" + "a/" * 2000 + "\n", 1),
     ],
 )
-def test_what_is_no_cgroup_or_not_shown_refuses_nothing(places: Places, own: str, finds: int) -> None:
+def test_missing_or_malformed_cgroup_files_refuse_nothing(places: Places, own: str, finds: int) -> None:
     places.own.write_text(own)
     group(places.cgroups, limit=10 * MIB, current=MIB)
     assert len(list(memory.limits(places))) == finds

@@ -1,4 +1,4 @@
-"""kho.live.safetensors: a file's tensors are read once, and attached from then on."""
+"""kho.live.safetensors: a file's tensors are read once, and attached after that."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def weights(seed: int = 0, rows: int = 300) -> dict[str, Array]:
 
 def written(path: Path, tensors: dict[str, Array], **metadata: str) -> Path:
     """A file of them; a new one, as who writes weights makes it."""
-    beside = path.with_suffix(".new")
-    save_file(tensors, beside, metadata or None)
-    beside.rename(path)
+    replacement = path.with_suffix(".new")
+    save_file(tensors, replacement, metadata or None)
+    replacement.rename(path)
     return path
 
 
@@ -134,7 +134,7 @@ def test_any_number_attach_at_once_and_one_reads(here: Path, monkeypatch: pytest
     assert (here / "reads").read_text() == "xxxx"
 
 
-def test_a_file_that_has_changed_is_read_again_and_who_has_the_old_one_keeps_it(here: Path) -> None:
+def test_a_changed_file_is_read_again_and_processes_with_the_old_image_keep_it(here: Path) -> None:
     path, backing = written(here / "m.safetensors", weights()), here / "image"
     old = load(path, backing=backing)
     written(path, weights(1, rows=400))
@@ -146,7 +146,7 @@ def test_a_file_that_has_changed_is_read_again_and_who_has_the_old_one_keeps_it(
     assert {path.name for path in here.iterdir()} == {"image", "m.safetensors"}
 
 
-def test_a_file_changed_in_place_is_noticed_by_its_time(here: Path) -> None:
+def test_a_file_changed_in_place_is_detected_by_its_time(here: Path) -> None:
     path, backing = written(here / "m.safetensors", weights()), here / "image"
     load(path, backing=backing)
     with path.open("r+b") as file:
@@ -190,7 +190,9 @@ def test_a_file_that_changes_while_it_is_read_is_refused(here: Path, monkeypatch
     same(load(path, backing=backing), weights())
 
 
-def test_a_process_killed_while_it_reads_leaves_the_next_to_read(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_process_was_killed_while_it_reads_the_next_one_reads(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, backing = written(here / "m.safetensors", weights()), here / "image"
     monkeypatch.setattr(cache, "_read", lambda *_: die())
     assert ended(child(lambda: load(path, backing=backing))) == -9
@@ -201,7 +203,7 @@ def test_a_process_killed_while_it_reads_leaves_the_next_to_read(here: Path, mon
     same(again, weights())
 
 
-def test_who_waits_too_long_is_told_who_has_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wait_that_times_out_names_the_owner(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, backing = written(here / "m.safetensors", weights()), here / "image"
     reading, go = threading.Event(), threading.Event()
     real = cache._read
@@ -222,7 +224,7 @@ def test_who_waits_too_long_is_told_who_has_it(here: Path, monkeypatch: pytest.M
     assert load(path, backing=backing).inherited
 
 
-def test_what_numpy_has_no_dtype_for_comes_as_its_bits(here: Path) -> None:
+def test_dtypes_that_numpy_lacks_are_returned_as_their_bits(here: Path) -> None:
     header: dict[str, dict[str, Any]] = {}
     data = b""
     for dtype, code in {**DTYPES, **RAW}.items():
@@ -253,7 +255,7 @@ def test_what_numpy_has_no_dtype_for_comes_as_its_bits(here: Path) -> None:
         struct.pack("<Q", 200_000) + b"[" * 200_000,
     ],
 )
-def test_what_is_no_safetensors_is_refused(here: Path, content: bytes) -> None:
+def test_a_malformed_safetensors_file_is_refused(here: Path, content: bytes) -> None:
     (here / "m.safetensors").write_bytes(content)
     with pytest.raises(kho.FormatError, match=r"m\.safetensors"):
         load(here / "m.safetensors", backing=here / "image")
@@ -297,7 +299,7 @@ def test_arbitrary_bytes_never_get_further_than_an_error(tail: bytes, off: int) 
             load(path, backing=here / "image")
 
 
-def test_what_is_no_file_is_refused(here: Path) -> None:
+def test_a_path_that_is_not_a_file_is_refused(here: Path) -> None:
     os.mkfifo(here / "pipe")
     for name in ("pipe", "none", "."):
         with pytest.raises(kho.SourceError):
@@ -326,7 +328,7 @@ def test_an_image_of_something_else_is_refused_and_stays(here: Path) -> None:
         {"size": True},
     ],
 )
-def test_an_index_that_nobody_wrote_is_as_none(here: Path, change: dict[str, object]) -> None:
+def test_a_malformed_description_counts_as_none(here: Path, change: dict[str, object]) -> None:
     path, backing = written(here / "m.safetensors", weights()), here / "image"
     load(path, backing=backing)
     with kho.live.open(cache._name_of(path), backing=backing, version=cache.VERSION) as h:
@@ -338,7 +340,7 @@ def test_an_index_that_nobody_wrote_is_as_none(here: Path, change: dict[str, obj
     same(again, weights())
 
 
-def test_tampered_tensors_are_found_by_verify(here: Path) -> None:
+def test_verify_finds_tampered_tensors(here: Path) -> None:
     path, backing = written(here / "m.safetensors", weights()), here / "image"
     load(path, backing=backing)
     with kho.live.attach(backing) as candidate:
@@ -351,7 +353,7 @@ def test_tampered_tensors_are_found_by_verify(here: Path) -> None:
         load(path, backing=backing, verify=True)
 
 
-# In a place of its own
+# In the default directory
 
 
 def test_by_default_images_are_in_a_directory_of_this_user(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,7 +375,7 @@ def test_by_default_images_are_in_a_directory_of_this_user(here: Path, monkeypat
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", ".", "n" * 300])
-def test_names_that_are_no_files_are_refused(here: Path, name: str) -> None:
+def test_names_that_are_not_file_names_are_refused(here: Path, name: str) -> None:
     path = written(here / "m.safetensors", weights())
     with pytest.raises(kho.ParameterError, match="name"):
         load(path, name=name)
@@ -416,7 +418,7 @@ def test_a_service_loads_into_its_own_image_and_its_successor_finds_it(
             assert bytes(successor["own"]) == b"own"
 
 
-def test_tensors_that_a_new_file_does_not_have_go(here: Path) -> None:
+def test_tensors_that_the_new_file_lacks_are_deleted(here: Path) -> None:
     path = written(here / "m.safetensors", weights())
     with kho.live.open("service", "16M") as h:
         load_into(h, path)
@@ -425,7 +427,7 @@ def test_tensors_that_a_new_file_does_not_have_go(here: Path) -> None:
         assert sorted(h.names()) == [cache.INDEX, "only"]
 
 
-def test_what_does_not_fit_leaves_the_image_as_it_was(here: Path) -> None:
+def test_tensors_that_do_not_fit_leave_the_image_unchanged(here: Path) -> None:
     path = written(here / "m.safetensors", weights())
     with kho.live.open("service", "2M") as h:
         load_into(h, path)
@@ -439,7 +441,7 @@ def test_what_does_not_fit_leaves_the_image_as_it_was(here: Path) -> None:
             load_into(h, path)
 
 
-# Whether it is the same file
+# The identity of a file
 
 
 def stat_of(path: Path) -> tuple[int, ...]:
@@ -460,7 +462,7 @@ def rewritten(path: Path, tensors: dict[str, Array]) -> None:
 @pytest.mark.parametrize("with_handle", [False, True])
 @pytest.mark.parametrize("ctime", [True, False])
 @pytest.mark.parametrize("rows", [3, 900], ids=["small", "large"])
-def test_other_contents_are_noticed_though_size_time_and_inode_are_the_same(
+def test_changed_contents_are_detected_with_equal_size_time_and_inode(
     here: Path, with_handle: bool, ctime: bool, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not ctime:
@@ -480,7 +482,7 @@ def test_other_contents_are_noticed_though_size_time_and_inode_are_the_same(
         assert get().inherited
 
 
-def test_a_change_that_no_sample_shows_is_noticed_by_the_time_of_change(here: Path) -> None:
+def test_a_change_outside_the_samples_is_detected_by_the_change_time(here: Path) -> None:
     path = written(here / "m.safetensors", weights(0, 900))
     load(path, backing=here / "image")
     before = stat_of(path)
@@ -574,7 +576,7 @@ def test_a_file_whose_contents_are_the_same_keeps_its_image(here: Path, touch: s
             assert blocks(here / "image") < 2 << 20, "it was not made a second time"
 
 
-def test_digest_knows_a_file_by_its_contents_alone(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digest_identifies_a_file_by_its_contents_alone(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "PLACE", str(here / "kho-live-{uid}"))
     path = written(here / "m.safetensors", weights(0, 900))
     names = reads(monkeypatch)
@@ -584,7 +586,7 @@ def test_digest_knows_a_file_by_its_contents_alone(here: Path, monkeypatch: pyte
     os.utime(copy, (9, 9))
     assert load(copy, digest=True).inherited
     assert len(names) == read
-    # A change that no sample shows.
+    # A change outside the samples.
     with path.open("r+b") as file:
         file.seek(path.stat().st_size // 2 + 5000)
         byte = file.read(1)
@@ -613,7 +615,7 @@ def test_all_names_of_a_file_are_one_image(here: Path, monkeypatch: pytest.Monke
         assert found.inherited == (i > 0), name
         same(found, weights())
         assert len(list(place.iterdir())) == 1
-    # A name more changes the file's time, and is no reason for an image more.
+    # Another name changes the file's change time, but needs no other image.
     (here / "later").hardlink_to(path)
     assert load(here / "later").inherited
     assert len(list(place.iterdir())) == 1
@@ -642,7 +644,7 @@ def test_a_file_that_is_replaced_leaves_no_image_of_the_old_one(here: Path, monk
     assert not place.exists()
 
 
-def test_a_directory_that_a_umask_made_useless_is_repaired(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_a_umask_made_unusable_is_repaired(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "PLACE", str(here / "kho-live-{uid}"))
     here.chmod(0o1777)
     path = written(here / "m.safetensors", weights())
@@ -665,7 +667,7 @@ def test_a_directory_that_a_umask_made_useless_is_repaired(here: Path, monkeypat
 # The mapping
 
 
-def test_copies_and_unions_of_tensors_keep_what_is_known_of_them(here: Path) -> None:
+def test_copies_and_unions_of_tensors_keep_dtypes_shapes_and_metadata(here: Path) -> None:
     import copy
     import pickle
 

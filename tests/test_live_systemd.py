@@ -1,4 +1,4 @@
-"""kho.live: systemd keeps an image while its service is not there."""
+"""kho.live: systemd keeps an image while its service is stopped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 import kho
 import kho.live
-from kho.live.transports import inherited
+from kho.live.transports import systemd
 
 from livefiles import Channel, process, service
 
@@ -83,14 +83,14 @@ class Manager:
         return process(main)
 
 
-def test_systemd_keeps_the_image_while_the_service_is_not_there(tmp_path: Path) -> None:
+def test_systemd_keeps_the_image_while_the_service_is_stopped(tmp_path: Path) -> None:
     manager = Manager(tmp_path / "notify")
     name = "my service: ü"
     try:
         with manager.start(functools.partial(service, name=name)) as first:
             manager.main = first.pid
             assert first.hear() == ["new", 0, []]
-            assert manager.hear()["FDNAME"] == inherited.fdname(name) == "kho-live-my%20service%3A%20%C3%BC"
+            assert manager.hear()["FDNAME"] == systemd.fdname(name) == "kho-live-my%20service%3A%20%C3%BC"
             first.ask("put", "a", "one")
             first.ask("commit")
             first.ask("put", "b", "lost")
@@ -115,27 +115,25 @@ def test_systemd_keeps_the_image_while_the_service_is_not_there(tmp_path: Path) 
         manager.conn.close()
 
 
-def test_what_systemd_passed_to_another_process_is_not_this_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_descriptors_that_systemd_passed_to_another_process_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LISTEN_FDS", "1")
-    monkeypatch.setenv("LISTEN_FDNAMES", inherited.fdname("x"))
+    monkeypatch.setenv("LISTEN_FDNAMES", systemd.fdname("x"))
     for pid in ("1", str(os.getppid()), "", "x"):
         monkeypatch.setenv("LISTEN_PID", pid)
-        assert inherited.from_systemd("x") is None
+        assert systemd.from_systemd("x") is None
     monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
     for count in ("", "-1", "x", "0"):
         monkeypatch.setenv("LISTEN_FDS", count)
-        assert inherited.from_systemd("x") is None
+        assert systemd.from_systemd("x") is None
 
 
-def test_a_notify_socket_that_nobody_reads_is_no_reason_to_fail(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_an_unread_notify_socket_is_not_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for address in ("", "relative", "/nonexistent", "@nobody-listens", str(tmp_path)):
         monkeypatch.setenv("NOTIFY_SOCKET", address)
         with kho.live.open("x", "4M") as h:
             assert not h.stored
-    assert len(inherited.fdname("x" * 255)) < 256
-    assert len(inherited.fdname("ü" * 127)) < 256
+    assert len(systemd.fdname("x" * 255)) < 256
+    assert len(systemd.fdname("ü" * 127)) < 256
 
 
 def test_a_real_systemd_keeps_the_image(tmp_path: Path) -> None:

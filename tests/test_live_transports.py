@@ -1,4 +1,4 @@
-"""kho.live: a process takes an image over from the one that runs, by socket; whoever dies when."""
+"""kho.live: a process takes an image over from a running one, by socket, whichever of the two is killed when."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MIB = 1 << 20
 pytestmark = pytest.mark.usefixtures("sockets")
 
 
-# Taking over
+# Handovers
 
 
 def test_a_successor_finds_the_image_by_its_name_while_its_owner_runs() -> None:
@@ -44,13 +44,13 @@ def test_a_successor_finds_the_image_by_its_name_while_its_owner_runs() -> None:
             assert h.stats()["size"] == 4 * MIB
             assert old.ask("handed over", 5)
             assert old.ask("put", "a", "late")[0] == "NotOwnerError"
-            # What the old one shows is not used anew before it has ended.
+            # Memory that the old one shows is not reused before it has ended.
             for i in range(5):
                 h.put("a", b"two" * 2000 + bytes([i]))
                 h.commit()
             assert old.ask("held", "a") == "one"
             assert h.draining()
-            # The object, and the metadata of the generation that it came with; both once, after five commits.
+            # Pinned once each, after five commits: the object, and the metadata of its generation.
             assert 4096 < h.stats()["pinned_bytes"] < 140 << 10
             old.say("exit")
             assert old.ended() == 0
@@ -73,7 +73,7 @@ def test_arrays_of_replaced_objects_that_the_old_one_still_shows_stay_whole() ->
             assert h.stats()["pinned_bytes"] == 0
 
 
-def test_closing_its_handle_is_what_tells_that_an_old_one_has_drained() -> None:
+def test_closing_its_handle_ends_an_old_owners_draining() -> None:
     with filled() as old, kho.live.open("x") as h:
         assert h.draining()
         old.ask("close")
@@ -86,7 +86,7 @@ def test_children_of_the_old_one_count_as_readers() -> None:
         with kho.live.open("x") as new:
             del new["a"]
             new.commit()
-            # It was there before the hand-over, and knows nothing of it.
+            # It was forked before the handover.
             again = old.ask("fork")
             old.kill()
             assert new.draining()
@@ -95,7 +95,7 @@ def test_children_of_the_old_one_count_as_readers() -> None:
         os.kill(worker, signal.SIGKILL)
 
 
-def test_the_third_waits_for_the_first_too_with_what_it_replaces() -> None:
+def test_a_third_owner_keeps_what_the_first_still_reads() -> None:
     with filled() as first, owner(timeout=5) as second:
         assert second.hear() == ["socket", 1, ["a"]]
         assert first.ask("hold", "a") == "held"
@@ -113,7 +113,7 @@ def test_the_third_waits_for_the_first_too_with_what_it_replaces() -> None:
             assert third.stats()["pinned_bytes"] == 0
 
 
-def test_many_hand_overs_within_one_process_leave_nothing() -> None:
+def test_many_handovers_within_one_process_leak_nothing() -> None:
     h = kho.live.open("x", "4M")
     h.put("a", b"1")
     h.commit()
@@ -153,7 +153,7 @@ def test_another_version_leaves_the_old_one_serving() -> None:
         goes_on(old)
 
 
-def test_uncommitted_changes_are_waited_for() -> None:
+def test_a_successor_waits_for_uncommitted_changes() -> None:
     with filled() as old:
         old.ask("put", "b", "begun")
         with pytest.raises(kho.BusyError, match=f"process {old.pid} cannot hand over yet: 1 changes are not committed"):
@@ -166,7 +166,7 @@ def test_uncommitted_changes_are_waited_for() -> None:
         assert old.hear() == [2]
 
 
-def test_changes_wait_while_a_successor_looks_and_then_go_on_or_are_refused() -> None:
+def test_changes_wait_while_a_successor_reads_and_then_go_on_or_are_refused() -> None:
     h = kho.live.open("x", "4M")
     done: list[object] = []
 
@@ -205,7 +205,7 @@ def test_changes_wait_while_a_successor_looks_and_then_go_on_or_are_refused() ->
     h.close()
 
 
-def test_of_two_successors_that_race_one_adopts_and_the_other_is_told() -> None:
+def test_of_two_concurrent_successors_one_adopts_and_the_other_is_refused() -> None:
     def successor_of(line: Channel) -> None:
         line.hear()
         service(line, ready=lambda candidate: time.sleep(0.05))
@@ -223,7 +223,7 @@ def test_of_two_successors_that_race_one_adopts_and_the_other_is_told() -> None:
             assert [row.pid for row in registry.holdings()] == won
 
 
-def test_of_two_successors_that_wait_each_has_its_turn() -> None:
+def test_two_waiting_successors_adopt_one_after_the_other() -> None:
     def successor_of(line: Channel) -> None:
         line.hear()
         service(line, timeout=20, ready=lambda candidate: time.sleep(0.05))
@@ -236,7 +236,7 @@ def test_of_two_successors_that_wait_each_has_its_turn() -> None:
         wait_until(lambda: one.ask("handed over", 0) != two.ask("handed over", 0))
 
 
-def test_of_those_that_begin_at_once_one_makes_the_image() -> None:
+def test_of_several_processes_that_start_at_once_one_makes_the_image() -> None:
     def begin(line: Channel) -> None:
         line.hear()
         service(line, timeout=20)
@@ -250,11 +250,11 @@ def test_of_those_that_begin_at_once_one_makes_the_image() -> None:
             wait_until(lambda lines=lines: sum(not line.ask("handed over", 0) for line in lines) == 1)  # type: ignore[misc]
 
 
-# Whoever dies when
+# Killed at each step
 
 
 def dies_at(step: int) -> None:
-    """Have this process killed at its `step`th call that a hand-over consists of: before it, or behind it."""
+    """Kill this process at the `step`th call of a handover: before it, or after it."""
     calls = itertools.count()
 
     def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -268,13 +268,13 @@ def dies_at(step: int) -> None:
 
         return call
 
-    for module, name in ((wire, "send"), (wire, "receive"), (sockets, "publish"), (server.Owner, "give")):
+    for module, name in ((wire, "send"), (wire, "receive"), (sockets, "publish"), (server.Owner, "transfer")):
         setattr(module, name, wrapped(getattr(module, name)))
     candidate: Any = Candidate
     candidate.adopt = wrapped(candidate.adopt)
 
 
-def test_a_successor_killed_at_any_step_leaves_an_owner_or_was_one() -> None:
+def test_a_successor_killed_at_any_step_leaves_the_old_owner_or_had_become_the_owner() -> None:
     outcomes = []
     for step in range(100):
 
@@ -303,7 +303,7 @@ def test_a_successor_killed_at_any_step_leaves_an_owner_or_was_one() -> None:
     assert len(outcomes) < 99
 
 
-def test_an_owner_killed_at_any_step_leaves_its_image_to_who_has_seen_it() -> None:
+def test_an_owner_killed_at_any_step_leaves_its_image_to_its_successor() -> None:
     outcomes = []
     for step in range(100):
 
@@ -332,7 +332,7 @@ def test_an_owner_killed_at_any_step_leaves_its_image_to_who_has_seen_it() -> No
     assert outcomes == sorted(outcomes), "what was never passed on is gone, what was is there"
 
 
-def test_an_owner_that_has_stopped_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_owner_delays_a_successor_only_until_its_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = functools.partial(wire.ask, within=0.3)
     monkeypatch.setattr(wire, "ask", lambda conn, message, fds=0, within=0: asked(conn, message, fds=fds))
     with filled() as old:
@@ -348,7 +348,7 @@ def test_an_owner_that_has_stopped_is_not_waited_for_long(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("stage", ["looks", "adopts"])
-def test_a_successor_that_takes_too_long_has_missed_its_turn(stage: str) -> None:
+def test_a_successor_that_takes_too_long_loses_the_handover(stage: str) -> None:
     def impatient(line: Channel) -> None:
         server.LOOK = server.ADOPT = 0.3
         service(line)
@@ -361,7 +361,7 @@ def test_a_successor_that_takes_too_long_has_missed_its_turn(stage: str) -> None
             _, (fd,) = wire.ask(conn, {"do": "prepare", "name": "x", "version": "1"}, fds=1)
             if stage == "adopts":
                 assert wire.ask(conn, {"do": "adopt"})[0]["pinned"] == []
-            wait_until(lambda: old.ask("_looked_at") is False)
+            wait_until(lambda: old.ask("phase") != "transferring")
             goes_on(old)
             with pytest.raises(wire.WireError):
                 wire.ask(conn, {"do": "adopted"})
@@ -369,7 +369,7 @@ def test_a_successor_that_takes_too_long_has_missed_its_turn(stage: str) -> None
         goes_on(old)
 
 
-def test_who_has_the_lock_is_the_owner_whatever_was_said() -> None:
+def test_the_lock_holder_is_the_owner_whatever_messages_were_lost() -> None:
     def impatient(line: Channel) -> None:
         server.ADOPT = 0.2
         service(line)

@@ -23,7 +23,7 @@ import kho
 import kho.live
 from kho.live.file import trust
 from kho.live.handover import registry, server
-from kho.live.transports import inherited
+from kho.live.transports import environ
 
 from livefiles import SHM, child, descriptors, ended, filled, process
 
@@ -108,7 +108,7 @@ def test_a_file_is_used_if_and_only_if_no_other_user_may_change_it(here: Path, m
     os.close(fd)
 
 
-def test_a_file_without_a_name_is_used_whatever_its_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_without_a_name_is_used_with_any_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     fd = os.memfd_create("x", os.MFD_ALLOW_SEALING)
     os.fchmod(fd, 0o777)
     trust.check_descriptor(fd, "here")
@@ -141,7 +141,7 @@ def test_a_directory_is_used_if_and_only_if_no_other_user_may_rename_in_it(
 
 
 @pytest.mark.parametrize("value", ["", "Private", "root", -1, 1 << 32, True, 1.5, None, b"any"])
-def test_trust_is_one_of_four(here: Path, value: Any) -> None:
+def test_trust_takes_one_of_four_values(here: Path, value: Any) -> None:
     says = "'private', 'directory', 'any'"
     with pytest.raises(kho.ParameterError, match=says):
         kho.live.open("x", "1M", backing=here / "image", trust=value)
@@ -175,7 +175,7 @@ def test_a_second_name_of_a_file_is_refused(here: Path, way: Callable[[Path], ob
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_what_is_no_file_is_not_even_opened(here: Path, way: Callable[[Path], object]) -> None:
+def test_a_path_that_is_not_a_regular_file_is_not_opened(here: Path, way: Callable[[Path], object]) -> None:
     os.mkfifo(here / "pipe")
     (here / "directory").mkdir()
     listener = socket.socket(socket.AF_UNIX)
@@ -234,7 +234,7 @@ def test_a_user_takes_roots_files_and_not_a_third_ones(here: Path) -> None:
 
 
 @root
-def test_who_may_read_a_file_and_no_more_attaches_and_cannot_adopt(here: Path) -> None:
+def test_a_user_who_may_only_read_a_file_attaches_and_cannot_adopt(here: Path) -> None:
     path = image_at(here / "root")
     path.chmod(0o644)
     with kho.live.open("x", backing=path) as h:
@@ -259,7 +259,7 @@ def test_who_may_read_a_file_and_no_more_attaches_and_cannot_adopt(here: Path) -
 
 
 @root
-def test_who_is_faster_at_the_name_gains_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_takes_the_name_first_is_not_used(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, real = here / "image", os.link
 
     def late(*args: Any, **kwargs: Any) -> None:
@@ -275,7 +275,7 @@ def test_who_is_faster_at_the_name_gains_nothing(here: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("umask", [0, 0o022, 0o777])
-def test_a_new_image_is_its_users_alone_whatever_the_umask(here: Path, umask: int) -> None:
+def test_a_new_image_has_mode_0600_with_any_umask(here: Path, umask: int) -> None:
     def make() -> None:
         if os.geteuid() == 0:
             os.setuid(OTHER)
@@ -315,15 +315,15 @@ def test_descriptors_of_the_environment_are_checked(
         fd, lock = os.dup(h.fileno()), os.dup(h.lock_fileno())
         other = os.open(here / "file", os.O_RDWR | os.O_CREAT)
         given = f"{fd}:{other}:-" if third == "lock" else f"{fd}:{lock}:{other}"
-        monkeypatch.setenv(inherited.VARIABLE, f"x:{given}")
+        monkeypatch.setenv(environ.VARIABLE, f"x:{given}")
         with pytest.raises(kho.SourceError, match=says):
             kho.live.open("x")
         for one in (fd, lock, other):
-            with contextlib.suppress(OSError):  # what is not an image's is not closed
+            with contextlib.suppress(OSError):  # a descriptor of another file is not closed
                 os.close(one)
 
 
-def test_a_lock_of_another_file_is_no_lock(here: Path) -> None:
+def test_a_lock_on_another_file_is_refused(here: Path) -> None:
     one, two = image_at(here / "one"), os.open(here / "two", os.O_RDWR | os.O_CREAT)
     with pytest.raises(kho.SourceError, match="which is to be its lock's, leads to another file"):
         kho.live.attach(one, lock_fd=two)
@@ -348,7 +348,7 @@ def test_a_descriptor_of_another_users_file_is_refused_wherever_it_comes_from(mo
         with pytest.raises(kho.UntrustedError, match="of user"):
             kho.live.open("x", "1M")
         monkeypatch.setattr(kho.live.transports, "FINDERS", [])
-        monkeypatch.setenv(inherited.VARIABLE, f"x:{os.dup(fd)}:-:-")
+        monkeypatch.setenv(environ.VARIABLE, f"x:{os.dup(fd)}:-:-")
         with pytest.raises(kho.UntrustedError, match="of user"):
             kho.live.open("x", "1M")
         with kho.live.open("x", "1M", backing=fd, trust=OTHER) as h:
@@ -359,7 +359,7 @@ def test_a_descriptor_of_another_users_file_is_refused_wherever_it_comes_from(mo
 
 @root
 @pytest.mark.usefixtures("sockets")
-def test_what_an_owner_passes_is_checked_by_who_takes_it() -> None:
+def test_a_successor_checks_the_descriptor_that_an_owner_passes() -> None:
     def lying(line: Any) -> None:
         h = kho.live.open("x", "4M")
         h.put("a", b"1")
@@ -385,7 +385,7 @@ def test_a_running_services_image_is_used_without_trust() -> None:
     assert server.LOOK > 0
 
 
-def test_a_group_of_ones_own_is_no_other_user(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_users_private_group_counts_as_that_user(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a umask of 002 directories are writable for a group that has the user's name and no other member."""
     monkeypatch.setattr(os, "getegid", lambda: 1000)
     monkeypatch.setattr(pwd, "getpwuid", lambda uid: type("User", (), {"pw_name": "me"}))

@@ -1,4 +1,4 @@
-"""/dev/liveupdate, on a machine that keeps the kernel's rules, and on this one's kernel if it has the device."""
+"""/dev/liveupdate, on a fake device with the kernel's rules, and on this machine's if it has one."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ SOURCE = r"""
 """
 
 
-def test_the_numbers_and_sizes_are_the_kernels() -> None:
+def test_request_numbers_and_structure_sizes_equal_the_kernels() -> None:
     assert {name: (request.number, request.layout.size) for name, request in luo.REQUESTS.items()} == {
         "CREATE_SESSION": (47616, 72),
         "RETRIEVE_SESSION": (47617, 72),
@@ -100,7 +100,7 @@ class Recorder:
             struct.pack_into("<i", buffer, 4, self.open("") if self.answer is None else self.answer)
 
 
-def test_requests_are_these_bytes() -> None:
+def test_requests_have_the_bytes_that_the_kernel_expects() -> None:
     kernel = Recorder()
     with luo.Device(transport=kernel) as device:
         with device.create_session("é") as session:
@@ -119,7 +119,7 @@ def test_requests_are_these_bytes() -> None:
 
 
 @pytest.mark.parametrize("call", ["create_session", "retrieve_session", "retrieve_fd"])
-def test_an_answer_without_a_descriptor_is_another_abi(call: str) -> None:
+def test_an_answer_without_a_descriptor_is_an_abi_error(call: str) -> None:
     kernel = Recorder(answer=-1)
     with luo.Device(transport=kernel) as device:
         session = luo.Session(os.dup(device.fileno()), name="x", incoming=True, transport=kernel)
@@ -261,7 +261,7 @@ def test_what_was_not_handed_over_is_not_found(machine: FakeLuo) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOMEM, errno.EIO, errno.EINVAL, errno.EOPNOTSUPP])
-def test_a_file_that_was_not_brought_back_never_is(machine: FakeLuo, number: int) -> None:
+def test_a_failed_retrieval_is_final(machine: FakeLuo, number: int) -> None:
     machine.fail("retrieve", NAME, 1, number)
     with hand_over(machine, {1: b"one", 2: b"two"}) as session:
         with pytest.raises(kho.LuoRetrieveError, match="cannot be brought back, now or later") as caught:
@@ -329,7 +329,7 @@ OPEN = [
 
 
 @pytest.mark.parametrize(("number", "kind", "message"), OPEN)
-def test_a_refused_open_says_what_to_do(number: int | None, kind: type[kho.LuoError], message: str) -> None:
+def test_a_refused_open_names_the_remedy(number: int | None, kind: type[kho.LuoError], message: str) -> None:
     before = descriptors()
     with pytest.raises(kind, match=message) as caught:
         luo.Device("/dev/elsewhere", transport=Refusing(number, on_open=True))
@@ -382,10 +382,12 @@ def test_every_refusal_has_a_class_and_leaks_nothing(call: str, number: int | No
     [
         (errno.EMFILE, kho.LuoError, "close some and try again"),
         (errno.ENFILE, kho.LuoError, "try again"),
-        (errno.EBADF, kho.LuoStateError, "closed by somebody else"),
+        (errno.EBADF, kho.LuoStateError, "closed by other code"),
     ],
 )
-def test_a_retrieval_that_was_not_tried_is_no_lost_file(number: int, kind: type[kho.LuoError], message: str) -> None:
+def test_a_retrieval_without_a_free_descriptor_loses_no_file(
+    number: int, kind: type[kho.LuoError], message: str
+) -> None:
     kernel = Refusing(number)
     with (
         luo.Session(os.dup(0), name="x", incoming=True, transport=kernel) as session,
@@ -396,7 +398,7 @@ def test_a_retrieval_that_was_not_tried_is_no_lost_file(number: int, kind: type[
 
 
 @pytest.mark.parametrize("call", ["create_session", "preserve_fd", "finish", "name"])
-def test_an_unexplained_einval_is_another_abi(call: str) -> None:
+def test_an_unexplained_einval_is_an_abi_error(call: str) -> None:
     kernel = Refusing(errno.EINVAL)
     with luo.Device(transport=kernel) as device:
         session = luo.Session(os.dup(device.fileno()), incoming=call == "finish", transport=kernel)
@@ -417,7 +419,7 @@ def test_the_device_is_opened_for_both_ways_and_for_this_program_only() -> None:
         assert not os.get_inheritable(device.fileno())
 
 
-def test_another_device_is_told_apart() -> None:
+def test_a_file_that_is_not_a_live_update_device_is_refused() -> None:
     with luo.Device("/dev/null") as device, pytest.raises(kho.LuoAbiError, match="no live update device"):
         device.create_session("x")
     with pytest.raises(kho.LuoUnavailableError):
@@ -440,7 +442,7 @@ def test_nothing_stays_open(tmp_path: Path) -> None:
     assert descriptors() == before
 
 
-# The fake device, where `kho.luo` cannot reach
+# Rules of the fake device that `kho.luo` does not trigger
 
 
 @pytest.mark.parametrize(
@@ -483,7 +485,7 @@ def test_a_file_that_changed_its_size_fails_the_test(machine: FakeLuo) -> None:
     os.close(fd)
 
 
-# Whether it can be had
+# Availability
 
 
 @pytest.mark.parametrize(
@@ -506,14 +508,14 @@ def test_the_reason_is_in_the_command_line(tmp_path: Path, cmdline: str, reason:
     assert found.startswith(str(tmp_path))
 
 
-def test_a_device_in_use_can_be_had(machine: FakeLuo) -> None:
+def test_a_device_in_use_counts_as_available(machine: FakeLuo) -> None:
     assert luo.available(machine.path) is None
     with opened(machine):
         assert luo.available(machine.path) is None
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may open everything")
-def test_a_device_of_others_cannot_be_had(tmp_path: Path) -> None:
+def test_a_device_without_permission_is_not_available(tmp_path: Path) -> None:
     path = tmp_path / "liveupdate"
     path.touch(mode=0)
     assert "may not open it" in (luo.available(path) or "")
@@ -548,7 +550,7 @@ def test_the_real_device_keeps_the_rules_up_to_the_kexec() -> None:
     os.close(fd)
 
 
-def test_the_module_is_imported_when_it_is_asked_for() -> None:
+def test_the_module_is_imported_on_first_use() -> None:
     code = "import sys, kho; early = 'kho.luo' in sys.modules; print(early, kho.luo.PATH, 'kho.luo' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "/dev/liveupdate", "True"]

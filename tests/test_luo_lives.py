@@ -1,4 +1,4 @@
-"""How long sessions and files live, on a machine that keeps the kernel's rules: calls, closes, processes, kexecs."""
+"""Lifetimes of sessions and files over calls, closes, processes and kexecs, on a fake device."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def machine(tmp_path: Path) -> Iterator[FakeLuo]:
         yield made
 
 
-# The whole way
+# Across a kexec
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_memfd_comes_back_after_a_kexec(machine: FakeLuo, contents: bytes, pos
     fd = memfd(contents, seals=seals)
     with create(machine) as session:
         session.preserve_fd(fd, 7)
-        os.lseek(fd, pos, os.SEEK_SET)  # after it was preserved, and still the position that counts
+        os.lseek(fd, pos, os.SEEK_SET)  # the position at the kexec counts, not the one at preserving
         os.close(fd)
         machine.kexec()
     with retrieve(machine) as session:
@@ -59,7 +59,7 @@ def test_a_memfd_comes_back_after_a_kexec(machine: FakeLuo, contents: bytes, pos
     assert machine.incoming() == {}
 
 
-def test_what_is_written_after_it_was_preserved_is_kept(machine: FakeLuo) -> None:
+def test_writes_after_preserving_are_kept(machine: FakeLuo) -> None:
     fd = memfd(bytes(8192))
     with create(machine) as session:
         session.preserve_fd(fd, 7)
@@ -97,7 +97,7 @@ def test_files_are_retrieved_in_any_order_and_again(machine: FakeLuo) -> None:
         assert contents_of(second) == b"one"
 
 
-def test_what_goes_on_is_preserved_anew(machine: FakeLuo) -> None:
+def test_a_retrieved_file_is_preserved_again_in_a_new_session(machine: FakeLuo) -> None:
     session = hand_over(machine, {1: b"index"})
     for _ in range(3):
         fd = session.retrieve_fd(1)
@@ -130,7 +130,7 @@ def test_a_handover_is_read_by_kho(machine: FakeLuo) -> None:
     assert (file.read(), file.pos, file.seals) == (b"index" * 2000, 17, SEALS)
 
 
-# How long things live
+# Lifetimes
 
 
 def test_one_opener_at_a_time(machine: FakeLuo) -> None:
@@ -158,7 +158,7 @@ def test_a_retrieved_session_is_finished_by_its_last_close(machine: FakeLuo) -> 
         retrieve(machine)
 
 
-def test_a_session_nobody_retrieves_is_gone_after_the_next_kexec(machine: FakeLuo) -> None:
+def test_a_session_that_is_not_retrieved_is_gone_after_the_next_kexec(machine: FakeLuo) -> None:
     with create(machine):
         machine.kexec()
     assert machine.incoming() == {NAME: set()}
@@ -194,7 +194,7 @@ def test_a_child_that_inherits_a_session_keeps_it(machine: FakeLuo) -> None:
     assert machine.outgoing() == {}
 
 
-def test_descriptors_are_not_for_programs_a_process_starts(machine: FakeLuo) -> None:
+def test_descriptors_are_closed_in_programs_that_a_process_starts(machine: FakeLuo) -> None:
     with opened(machine) as device, device.create_session(NAME) as session:
         assert not os.get_inheritable(device.fileno())
         assert not os.get_inheritable(session.fileno())
@@ -205,7 +205,7 @@ def test_a_session_can_be_sent_over_a_socket(machine: FakeLuo) -> None:
     with a, b:
         with create(machine) as session:
             socket.send_fds(a, [b"."], [session.fileno()])
-        assert machine.outgoing() == {NAME: set()}  # on its way
+        assert machine.outgoing() == {NAME: set()}  # in the socket
         _, (fd,), _, _ = socket.recv_fds(b, 1, 1)
     with luo.Session(fd, transport=CLIENT) as received:
         assert received.name == NAME
@@ -246,7 +246,7 @@ def test_a_process_that_is_killed_leaves_no_session(machine: FakeLuo) -> None:
     assert machine.outgoing() == {}
 
 
-def test_what_is_dropped_open_says_so_and_is_closed(machine: FakeLuo) -> None:
+def test_an_object_that_is_dropped_open_warns_and_is_closed(machine: FakeLuo) -> None:
     before = descriptors()
     session = create(machine)
     with pytest.warns(ResourceWarning, match="session 'search-index': was never closed"):
@@ -255,7 +255,7 @@ def test_what_is_dropped_open_says_so_and_is_closed(machine: FakeLuo) -> None:
     assert descriptors() == before
 
 
-def test_what_is_closed_says_so(machine: FakeLuo) -> None:
+def test_a_closed_object_is_refused_as_such(machine: FakeLuo) -> None:
     device = opened(machine)
     session = device.create_session(NAME)
     for closed in (session, device):
@@ -326,7 +326,7 @@ def test_a_close_waits_for_the_request_under_way() -> None:
     assert session.closed
 
 
-def test_a_fork_while_a_request_is_under_way_leaves_the_child_able(machine: FakeLuo) -> None:
+def test_after_a_fork_during_a_request_the_child_can_make_requests(machine: FakeLuo) -> None:
     script = textwrap.dedent("""
         import os, signal, sys
         from kho import luo

@@ -51,7 +51,6 @@ MOVED = {
     "live.census": "live.handover.registry",
     "live.hold": "live.transports.holder",
     "live.kexec": "live.transports.kexec",
-    "live.inherited": "live.transports.inherited",
 }
 """Earlier names of modules, and the present ones; all without `kho.`."""
 

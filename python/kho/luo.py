@@ -13,19 +13,19 @@ After it:
 >>> memfd = session.retrieve_fd(1)
 >>> session.finish()
 
-How long things live:
+Lifetimes:
 
-- One process at a time may have the device open. Sessions outlive it, so it is held for a moment.
-- A session that was created lives as long as any descriptor of it is open, and must be open when the kernel jumps. The
-  last close discards it, and lets go of what it preserved: an object that is closed, dropped or left by `with` too
-  early takes the handover with it. `detach` gives the descriptor to whoever keeps it instead.
-- A session that was retrieved is finished by its last close: files that were not retrieved until then are gone. What is
-  to survive the next kexec too is preserved again, in a new session, after `finish`.
-- Descriptors are close-on-exec. A forked child has copies: what it closes is discarded only when its parent's is closed
-  as well, and what its parent closes is kept while the child lives.
+- One process at a time may have the device open. Sessions do not need it, so close it after a request.
+- A session that was created must be open when the kernel jumps. Its last close discards it with everything it preserves
+  for the next kernel, so keep the object: closing it, dropping it or leaving its `with` block cancels the handover.
+  `detach` returns the descriptor for another owner.
+- The last close of a session that was retrieved finishes it: files that were not retrieved by then are freed. To keep a
+  file for the next kexec too, preserve it again, in a new session, after `finish`.
+- Descriptors are close-on-exec. A forked child has copies of them, and a session is closed only when parent and child
+  have both closed it.
 
-Threads may share these objects: each takes one request at a time, as the kernel does with a session. Preserving a large
-memfd allocates its holes and pins its pages, and may take seconds.
+Threads may share these objects: each object makes one request at a time, as the kernel does for a session. Preserving a
+large memfd allocates its holes and pins its pages, and may take seconds.
 
 The request numbers are those of x86_64, arm64 and every other architecture whose `_IO` has no direction bits.
 """
@@ -68,24 +68,24 @@ NAME_BYTES = 64
 
 
 class Request(NamedTuple):
-    """An ioctl: its number, and the layout of its structure, which begins with its own size (u32)."""
+    """An ioctl: its number, and the layout of its structure, which starts with its own size (u32)."""
 
     number: int
     layout: struct.Struct
 
 
 def _request(nr: int, layout: str, nbytes: int) -> Request:
-    """`_IO(0xBA, nr)`, for a structure of `nbytes`."""
+    """Return `_IO(0xBA, nr)` with a structure of `nbytes`."""
     made = Request(0xBA << 8 | nr, struct.Struct(layout))
     assert made.layout.size == nbytes, f"request {made.number:#x}: {made.layout.size} bytes are not {nbytes}"
     return made
 
 
 REQUESTS = {
-    # Of the device.
+    # Requests to the device.
     "CREATE_SESSION": _request(0x00, "=Ii64s", 72),
     "RETRIEVE_SESSION": _request(0x01, "=Ii64s", 72),
-    # Of a session.
+    # Requests to a session.
     "PRESERVE_FD": _request(0x40, "=IiQ", 16),
     "RETRIEVE_FD": _request(0x41, "=IiQ", 16),
     "FINISH": _request(0x42, "=II", 8),
@@ -95,13 +95,13 @@ REQUESTS = {
 
 
 class Transport(Protocol):
-    """How requests get to a live update device."""
+    """The system calls on a live update device; tests use others."""
 
     def open(self, path: str) -> int:
-        """Open the device: a descriptor, close-on-exec. Raises: OSError."""
+        """Open the device; returns a descriptor, close-on-exec. Raises: OSError."""
 
     def ioctl(self, fd: int, number: int, buffer: bytearray) -> None:
-        """Make a request; what the kernel answers is written over `buffer`. Raises: OSError."""
+        """Make a request; the kernel writes its answer to `buffer`. Raises: OSError."""
 
 
 class _Kernel:
@@ -121,15 +121,15 @@ class HasFileno(Protocol):
     """A file or socket."""
 
     def fileno(self) -> int:
-        """Its descriptor."""
+        """Return its descriptor."""
 
 
 Meanings = dict[int, tuple[type[LuoError], str]]
-"""What an errno says: the class, and the rest of the sentence."""
+"""The exception and the message for each errno."""
 
 _OTHER_ABI = "this kernel knows another form of the request, or not this request"
 _COMMON: Meanings = {
-    errno.EBADF: (LuoStateError, "the descriptor was closed by somebody else"),
+    errno.EBADF: (LuoStateError, "the descriptor was closed by other code"),
     errno.EPERM: (LuoPermissionError, "not permitted; by default root is"),
     errno.EACCES: (LuoPermissionError, "permission denied; by default root may"),
     errno.EINVAL: (LuoAbiError, _OTHER_ABI),
@@ -164,7 +164,7 @@ _PRESERVE: Meanings = {
 }
 _TAKE: Meanings = {
     errno.ENOENT: (LuoNotFoundError, "no file of that token was handed over, or the session is finished"),
-    # Descriptors are allocated before the file is touched.
+    # The kernel allocates the descriptor before it retrieves the file, so these errors can be retried.
     errno.EMFILE: (LuoError, "this process has no free descriptor; close some and try again"),
     errno.ENFILE: (LuoError, "the system has no free file; try again"),
 }
@@ -185,7 +185,7 @@ def _name(name: str) -> bytes:
 
 
 class _Descriptor(Uncopied):
-    """An owned descriptor that takes requests, one at a time."""
+    """An owned descriptor, to which requests are made one at a time."""
 
     _instead = "pass the object itself to a thread, and a duplicate of its descriptor (`os.dup`) to another process"
 
@@ -199,7 +199,7 @@ class _Descriptor(Uncopied):
 
     def _guard(self) -> threading.Lock:
         if self._pid != os.getpid():
-            # A fork copies locks as they are, held by threads that the child does not have.
+            # A fork copies a lock in its state: another thread of the parent may have held it.
             self._lock, self._pid = threading.Lock(), os.getpid()
         return self._lock
 
@@ -209,7 +209,7 @@ class _Descriptor(Uncopied):
         return self._fd
 
     def _call(self, request: str, *values: int | bytes) -> list[Any]:
-        """Make a request; the fields of the answer after its size. Raises: LuoStateError once closed; OSError."""
+        """Make a request; returns the answer's fields after its size. Raises: LuoStateError once closed; OSError."""
         number, layout = REQUESTS[request]
         buffer = bytearray(layout.pack(layout.size, *values))
         with self._guard():
@@ -222,24 +222,24 @@ class _Descriptor(Uncopied):
         return self._fd < 0
 
     def fileno(self) -> int:
-        """The descriptor, which stays this object's. Raises: LuoStateError once closed."""
+        """Return the descriptor, which stays this object's. Raises: LuoStateError once closed."""
         return self._checked()
 
     def detach(self) -> int:
-        """Give the descriptor away: who calls must close it. Raises: LuoStateError once closed."""
+        """Return the descriptor, which the caller must close from now on. Raises: LuoStateError once closed."""
         with self._guard():
             fd, self._fd = self._checked(), -1
         return fd
 
     def close(self) -> None:
-        """Close the descriptor; nothing happens the second time."""
+        """Close the descriptor, once; further calls do nothing."""
         with self._guard():
             fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Return this object. Raises: LuoStateError once closed."""
         self._checked()
         return self
 
@@ -250,18 +250,18 @@ class _Descriptor(Uncopied):
         self.close()
 
     def __del__(self) -> None:
-        """Close what nobody can close any more, and say so."""
+        """Close the descriptor, with a ResourceWarning, if it is still open."""
         if getattr(self, "_fd", -1) >= 0:
             warnings.warn(f"{self._what}: was never closed", ResourceWarning, source=self, stacklevel=2)
             self.close()
 
     def __repr__(self) -> str:
-        """What it is, and whether it is open."""
+        """Return the class, the name, and whether it is closed."""
         return f"<kho.luo.{type(self).__name__} {self._what}{', closed' if self.closed else ''}>"
 
 
 class Device(_Descriptor):
-    """The live update device, where sessions are made and found. One process at a time may have it open."""
+    """The live update device, which makes and retrieves sessions. One process at a time may have it open."""
 
     def __init__(self, path: str | os.PathLike[str] = PATH, *, transport: Transport = KERNEL) -> None:
         """Open the device. The first open after a kexec reads what was handed over.
@@ -278,13 +278,13 @@ class Device(_Descriptor):
     def create_session(self, name: str) -> Session:
         """Make a session for the next kernel (LIVEUPDATE_IOCTL_CREATE_SESSION).
 
-        Args: name: 1 to 63 bytes of UTF-8, none of them NUL; how the next kernel finds it.
+        Args: name: by which the next kernel finds it; 1 to 63 bytes of UTF-8 without NUL.
         Raises: ParameterError; LuoExistsError; LuoStateError once closed; LuoError.
         """
         return self._session("CREATE_SESSION", name, _CREATE, incoming=False)
 
     def retrieve_session(self, name: str) -> Session:
-        """Take a session that the last kernel handed over (LIVEUPDATE_IOCTL_RETRIEVE_SESSION). Once.
+        """Retrieve a session that the last kernel handed over (LIVEUPDATE_IOCTL_RETRIEVE_SESSION); it succeeds once.
 
         Raises: ParameterError; LuoNotFoundError; LuoStateError the second time, or once closed; LuoError.
         """
@@ -308,16 +308,16 @@ def _made(fd: int, what: str) -> int:
 
 
 class Session(_Descriptor):
-    """A session: the files that one owner hands to the next kernel, or has been handed by the last one."""
+    """A session: files that one owner hands to the next kernel, or that the last kernel has handed over."""
 
     def __init__(
         self, fd: int, *, name: str | None = None, incoming: bool | None = None, transport: Transport = KERNEL
     ) -> None:
-        """Take over the descriptor of a session, inherited or received.
+        """Own the descriptor of a session, inherited or received.
 
-        Args: name: if it is known; the kernel is asked otherwise. incoming: whether the last kernel handed it over;
-            None if only the kernel knows.
-        Raises: ParameterError for what is no descriptor.
+        Args: name: if it is known; otherwise the kernel is asked. incoming: whether the last kernel handed it over;
+            None if that is not known.
+        Raises: ParameterError for a number that is not a descriptor.
         """
         if not 0 <= fd < 1 << 31:
             raise ParameterError(f"fd {fd}: no descriptor")
@@ -338,13 +338,13 @@ class Session(_Descriptor):
         return self._known
 
     def preserve_fd(self, fd: int | HasFileno, token: int) -> None:
-        """Keep a file for the next kernel (LIVEUPDATE_SESSION_PRESERVE_FD).
+        """Preserve a file for the next kernel (LIVEUPDATE_SESSION_PRESERVE_FD).
 
-        A memfd keeps its contents as they are at the kexec, its size, position and (from Linux 7.2) seals; until then
-        its size is fixed: what would grow, shrink or punch it fails. The kernel holds it, so `fd` may be closed.
+        A memfd keeps its contents as they are at the kexec, its size, position and (from Linux 7.2) seals. Until then
+        its size is fixed: calls that grow, shrink or punch it fail. The kernel holds the file, so `fd` may be closed.
         A memfd sealed against execution (F_SEAL_EXEC) may come back sealed against writing as well.
 
-        Args: token: 64 bits by which the next kernel finds it, one file each.
+        Args: token: 64 bits by which the next kernel finds the file; each file has its own.
         Raises: ParameterError; LuoExistsError; LuoFileError; LuoBusyError; LuoStateError for a session that was
             retrieved, or is closed; LuoError. Nothing has changed then.
         """
@@ -355,12 +355,12 @@ class Session(_Descriptor):
         self._ask("PRESERVE_FD", number, word("token", token), what=f"file {token:#x}", meanings=_PRESERVE)
 
     def retrieve_fd(self, token: int) -> int:
-        """Bring a file back (LIVEUPDATE_SESSION_RETRIEVE_FD), in any order.
+        """Retrieve a file (LIVEUPDATE_SESSION_RETRIEVE_FD); files may be retrieved in any order.
 
-        Returns: a descriptor of the caller's, close-on-exec. A second call gives another one of the same open file.
+        Returns: a descriptor, close-on-exec, which the caller must close. A second call returns another descriptor of
+            the same open file.
         Raises: ParameterError; LuoNotFoundError; LuoStateError for a session that was created, or is closed;
-            LuoRetrieveError if the kernel cannot: it will not try again, and the error stays; LuoError if there was no
-            free descriptor.
+            LuoRetrieveError if the kernel cannot retrieve it, which is final; LuoError if there is no free descriptor.
         """
         self._direction(incoming=True, cannot="is for the next kernel; only there files can be retrieved")
         what = f"file {word('token', token):#x}"
@@ -368,9 +368,9 @@ class Session(_Descriptor):
         return _made(fd, f"{self._what}, {what}")
 
     def finish(self) -> None:
-        """Say that all is retrieved that is wanted (LIVEUPDATE_SESSION_FINISH).
+        """End the handover of the session's files (LIVEUPDATE_SESSION_FINISH).
 
-        The kernel lets go of every file: those that were retrieved are their holders' alone, the others are freed.
+        The kernel releases every file: retrieved files last as long as their descriptors, the others are freed.
 
         Raises: LuoBusyError if a file cannot finish yet; LuoStateError for a session that was created, or is closed;
             LuoError.
@@ -379,7 +379,7 @@ class Session(_Descriptor):
         self._ask("FINISH", 0, what="finish", meanings=_FINISH)
 
     def _direction(self, *, incoming: bool, cannot: str) -> None:
-        # Linux before 7.1 does not check, and takes what goes out for what came in.
+        # Linux before 7.1 does not check the direction of a session.
         if self.incoming is not None and self.incoming != incoming:
             raise LuoStateError(errno.EINVAL, f"{self._what}: {cannot}")
 
@@ -412,7 +412,7 @@ def available(path: str | os.PathLike[str] = PATH, *, cmdline: str | None = None
 
     None means that the device can be opened, or is in use.
 
-    The device is not opened: the first open after a kexec reads what was handed over, and shuts others out.
+    The device is not opened: the first open after a kexec reads what was handed over, and blocks other processes.
 
     Args: cmdline: the kernel's command line, for the reason; by default /proc/cmdline.
     """
@@ -423,12 +423,12 @@ def available(path: str | os.PathLike[str] = PATH, *, cmdline: str | None = None
         cmdline = ""
         with suppress(OSError):
             cmdline = Path("/proc/cmdline").read_text(errors="replace")
-    # Both are switches that kstrtobool reads, so one parser does.
+    # The kernel parses both with kstrtobool, so the parser of `kho=` reads `liveupdate=` as well.
     switches = [found for found in cmdline.split() if found.startswith("liveupdate=")]
     if not kho_is_enabled(" ".join(found.replace("liveupdate", "kho", 1) for found in switches)):
         return f"{path}: is not there; boot with `liveupdate=on kho=on`"
     if not kho_is_enabled(cmdline, default=True):
-        return f"{path}: is not there, as `kho=` is off; boot with `kho=on` beside `liveupdate=on`"
+        return f"{path}: is not there, as `kho=` is off; boot with `kho=on` and `liveupdate=on`"
     release = os.uname().release
     return (
         f"{path}: is not there, though `liveupdate=on` is; it takes a kernel with CONFIG_LIVEUPDATE (Linux 6.19 or "

@@ -1,4 +1,4 @@
-"""kho.live: a reader of an image sees one generation, whole, for as long as it is held, whatever the owner does."""
+"""kho.live: a reader of an image sees one whole generation for as long as it is open, whatever the owner does."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kho.live import Candidate, Handle
 from livefiles import check_described, child, describe, ended, folder, sample
 
 ATTACHES = 100_000
-"""Where there is time."""
+"""With enough time."""
 
 
 def change(h: Handle, made: dict[str, tuple[int, int]], chance: random.Random) -> int:
@@ -49,7 +49,7 @@ def owner(backing: Path, said: memoryview, seed: int, serve: bool) -> None:
         with contextlib.suppress(kho.OutOfMemoryError):
             said[0] = change(h, made, chance)
             continue
-        h.rollback()  # the readers hold too much
+        h.rollback()  # the readers keep too much memory
         made = check_described(h)
         time.sleep(0.001)
 
@@ -149,9 +149,7 @@ def test_every_read_next_to_a_committing_owner_is_of_one_whole_generation(
     assert len(seen) > 3
 
 
-def test_an_image_that_is_found_by_name_is_read_whole_as_well(
-    attack_seconds: float, attack_seed: int, sockets: Path
-) -> None:
+def test_an_image_found_by_name_is_read_whole(attack_seconds: float, attack_seed: int, sockets: Path) -> None:
     until = time.monotonic() + attack_seconds / 2
     with folder() as here, committing(here / "image", attack_seed, serve=True):
         reads = 0
@@ -161,7 +159,7 @@ def test_an_image_that_is_found_by_name_is_read_whole_as_well(
     assert reads > 3
 
 
-def test_what_is_held_outlives_owners_that_are_killed_and_their_successors_commits(
+def test_held_arrays_outlive_killed_owners_and_the_commits_of_their_successors(
     attack_seconds: float, attack_seed: int
 ) -> None:
     chance = random.Random(attack_seed)
@@ -182,7 +180,7 @@ def test_what_is_held_outlives_owners_that_are_killed_and_their_successors_commi
         kept.drop()
 
 
-def test_children_of_an_owner_see_what_there_was_when_they_were_forked(attack_seconds: float, attack_seed: int) -> None:
+def test_children_of_an_owner_see_the_state_at_their_fork(attack_seconds: float, attack_seed: int) -> None:
     chance = random.Random(attack_seed)
     until = time.monotonic() + attack_seconds
     forks = 0

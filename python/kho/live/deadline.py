@@ -1,8 +1,8 @@
 """One deadline for a call that waits several times.
 
-A call with `timeout=T` waits for its turn until T seconds have passed. A handshake with a process that runs takes
-moments even if the caller does not want to wait for a turn (`timeout=0`), so all waits together may end `GRACE` seconds
-after T, and no later. Only time spent waiting counts against `GRACE`: reading a large image does not.
+A call with `timeout=T` waits for a busy owner until T seconds have passed. A handshake takes a few milliseconds even if
+the owner is ready (`timeout=0`), so all waits together may end up to `GRACE` seconds after T. Only time spent waiting
+counts against `GRACE`: reading a large image does not.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from ..errors import ParameterError
 __all__ = ["GRACE", "Deadline"]
 
 GRACE = 0.3
-"""Seconds that all waits of one call together may take after its timeout: for answers of processes that run."""
+"""Seconds that all waits of one call together may take after its timeout, for answers of running processes."""
 LEAST = 1e-4
-"""Seconds that are not worth a sleep."""
+"""Seconds. With less time than this left, `sleep` does not sleep."""
 LONGEST = 1e6
-"""Seconds of a single wait without a deadline: less than what poll and sleep refuse."""
+"""Seconds of a single wait without a deadline: below the limits of poll and sleep."""
 
 
 class Deadline:
     """The end of a call's waits, on the monotonic clock."""
 
     def __init__(self, timeout: float | None) -> None:
-        """Begin now.
+        """Start the clock.
 
-        Args: timeout: seconds; 0 waits for no turn; None waits as long as it takes.
+        Args: timeout: seconds; 0 does not wait for a busy owner; None has no limit.
         Raises: ParameterError for a negative number or NaN.
         """
         if timeout is not None and not timeout >= 0:
@@ -39,12 +39,12 @@ class Deadline:
         self._spare = GRACE
 
     def left(self) -> float:
-        """Give the seconds until the timeout: how long to wait for a turn."""
+        """Return the seconds until the timeout: how long to wait for a busy owner."""
         return LONGEST if self._until is None else min(max(self._until - time.monotonic(), 0.0), LONGEST)
 
     @contextmanager
     def wait(self, most: float = LONGEST) -> Iterator[float]:
-        """Give the seconds that the wait in the `with` block may take, at most `most`, and charge what it takes."""
+        """Yield the seconds that the wait in the `with` block may take, at most `most`; charges the time it takes."""
         began = time.monotonic()
         try:
             yield min(self.left() + self._spare, most)
@@ -54,7 +54,7 @@ class Deadline:
                 self._spare = max(self._spare, 0.0)
 
     def sleep(self, seconds: float) -> bool:
-        """Sleep before another try; False, at once, if there is no time left for one."""
+        """Sleep before another attempt; returns False at once if no time is left for one."""
         with self.wait(seconds) as allowed:
             if allowed < LEAST:
                 return False
@@ -63,7 +63,7 @@ class Deadline:
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
-        """Move the deadline by the time that the `with` block takes: the caller's own code runs in it."""
+        """Move the deadline by the time that the `with` block takes, in which the caller's own code runs."""
         began = time.monotonic()
         try:
             yield

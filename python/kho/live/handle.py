@@ -1,113 +1,60 @@
-"""Who may change an image: `Handle`, its owner, and `Candidate`, who wants to be."""
+"""`Handle`: an image and its owner, the one process that changes it."""
 
 from __future__ import annotations
 
 import errno
 import os
+import warnings
 import weakref
 import zlib
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import (
-    BusyError,
-    FormatError,
-    NotFoundError,
-    NotOwnerError,
-    OutOfMemoryError,
-    StaleError,
-)
+from ..errors import BusyError, FinalizedError, FormatError, KhoError, LuoError, NotFoundError, StaleError
 from ..formats.live import PAGE, Catalog, Item, Retired, check_name, nbytes_of
 from .file import header, pins
-from .file.allocator import Runs
+from .file.allocator import Allocator
 from .file.arrays import View, dtype_of, make_readonly, plain_array, plain_bytes, shaped
 from .file.header import HEAD, Journal, Root
-from .file.image import LEAST_METADATA, MOST_METADATA, Image, State, build, meta_zone, no_memory
-from .file.mapping import Mapping, allocate, punch
-from .file.memory import Meter, huge_pool
+from .file.image import Image, State
+from .file.mapping import Mapping
+from .file.pins import Pin
+from .file.space import Pinned, Run, Space
 from .oserrors import error_of
-from .ownership import Change, Pinned, Turns, _owners
-from .reader import Reader, run_of
+from .ownership import Ownership
+from .reader import Exporter, Reader, run_of
+from .transports import kexec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     import numpy as np
     from typing_extensions import Buffer
 
-    from .handover.client import Predecessor
-
-ALIGN = (2 << 20) // PAGE
-"""Pages that large objects begin at a multiple of: huge pages, and few folios."""
-
-
-SPARE = (1 << 20) // PAGE
-"""Pages, at most, that replaced metadata leave for later commits while readers hold what these replace."""
+    from ..luo import Device, Session
+    from .deadline import Deadline
+    from .handover.predecessor import Predecessor
+    from .handover.server import Server
 
 LARGE = 64 << 10
-"""Bytes from which an object is written as a file is."""
+"""Bytes. Objects of this size and more are filled by write(2), which takes no page faults."""
+FORK = 10.0
+"""Seconds that a fork waits for calls of other threads on a handle."""
 
 
-class Candidate(Reader):
-    """An image as a successor sees it while its owner still has it: read-only, nothing of it is changed.
+@dataclass
+class Change:
+    """An object that was put but not committed."""
 
-    What is read here is the generation that was committed when it was attached, whole, however often the owner commits:
-    it keeps what a reader may see until the reader is closed, and its last array gone. Attach again to see a later one.
-    """
-
-    @classmethod
-    def of(cls, image: Image) -> Candidate:
-        """Read what an image has committed; if that fails, the image is closed. Raises: FormatError."""
-        try:
-            return cls(image, *image.pinned())
-        except BaseException:
-            image.close()
-            raise
-
-    def adopt(
-        self, timeout: float = 0.0, *, version: str | None = None, predecessor: Predecessor | None = None
-    ) -> Handle:
-        """Become the owner, once the owner before has let go; the candidate is closed.
-
-        What is committed is read anew, if there was a commit since. Memory that no generation refers to is given back.
-        Args: timeout: seconds to wait for the owner. version: refuse another. predecessor: who still reads.
-        Raises: BusyError while somebody else is the owner: of several candidates one adopts; StaleError if the image
-            was released; SchemaError; FormatError; AccessError if this process may not write it.
-        """
-        with self._lock:
-            image = self._image
-            if image.lock_fd < 0:
-                raise NotOwnerError(f"{image.where}: this candidate is closed, or another process's")
-            image.make_writable()
-            image.lock(timeout)
-            try:
-                if not image.still_there():
-                    raise StaleError(f"{image.where}: it was released meanwhile")
-                self._state = image.committed()
-                self.check(None, version)
-                handle = Handle(image, self._state, inherited=True, predecessor=predecessor)
-            except BaseException:
-                image.unlock()
-                raise
-            self._image = _Closed(image)
-            self._unmap()
-            return handle
+    item: Item
+    """Its checksum and generation are not set yet."""
+    writer: weakref.ref[Exporter] | None = None
+    view: weakref.ref[Any] | None = None
+    """The writable array that was handed out."""
 
 
-class _Closed(Image):
-    """What a reader is left with whose image went to another: its name, and no descriptor."""
-
-    def __init__(self, image: Image) -> None:
-        self.fd = self.lock_fd = -1
-        self.session = None
-        self.where = image.where
-        self.path = image.path
-        self.sup = image.sup
-        self.head = image.head
-
-
-class Handle(Turns):
+class Handle(Reader):
     """An image and its owner: the one process that changes it. Threads may share it; each call is atomic.
 
     Reads see the uncommitted changes. A forked child may read, and may fill an array that `empty` gave its parent; all
@@ -115,83 +62,71 @@ class Handle(Turns):
     """
 
     def __init__(self, image: Image, state: State, *, inherited: bool, predecessor: Predecessor | None = None) -> None:
-        super().__init__(image, state, inherited=inherited, predecessor=predecessor)
-        self._its = {item.phys for item in state.catalog.items.values()} if predecessor is not None else set[int]()
-        self._holes = True
-        self._meter = Meter()
-        self._writers = weakref.WeakValueDictionary()
+        """Own an image that the caller has locked.
+
+        Args: predecessor: earlier owners that may still read what this one replaces.
+        Raises: FormatError if what readers keep overlaps what is in use; OutOfMemoryError; SourceError.
+        """
+        super().__init__(image, state, Pin(image.fd, image.where, writable=True))
+        self.inherited = inherited and state.root.generation > 0
+        """Whether there was something to take over: an owner that died before its first commit left nothing."""
+        self.transport = "path" if image.path is not None else "descriptor"
+        """How the image came to this process: new, exec, socket, hold, systemd, found, kexec, path or descriptor."""
+        self.stored = False
+        """Whether systemd was asked to keep the image."""
+        self._ownership = Ownership(image, self._lock)
+        self.handed_over = self._ownership.handed_over
+        """Set when a successor that asked for the image has it: time to drain."""
+        self._server: Server | None = None
+        self._preserve_again = False
+        """Whether the image was preserved for the next kernel when it was handed over."""
+        self._changes: dict[str, Change | None] = {}
+        """What was put (a change) or deleted (None) since the last commit, by name."""
+        self._writers = weakref.WeakValueDictionary[int, Exporter]()
+        """Writable views of uncommitted objects, by physical address."""
+        self._fork: tuple[bool, Pin | None] = False, None
+        """During a fork: whether the lock is held for it, and the pin for the child."""
+        self._predecessor = predecessor
+        self._shared = {item.phys for item in state.catalog.items.values()} if predecessor is not None else set[int]()
+        """Addresses of the committed objects that the predecessor may read."""
         sup = image.sup
         pins.present(image.lock_fd)
         image.fill_holes(state)
-        self._file = self._pin.fd
-        self._memory = Mapping(self._file, sup.offset, sup.size, writable=True)
-        self._head = Mapping(self._file, 0, HEAD, writable=True)
+        self._memory = Mapping(self._pin.fd, sup.offset, sup.size, writable=True)
+        self._head = Mapping(self._pin.fd, 0, HEAD, writable=True)
         self._bytes = self._head.view(0, HEAD)
-        self._runs = Runs(sup.size // PAGE)
-        for item in state.catalog.items.values():
-            self._runs.take(*run_of(item, sup.base))
-        self._zone = self._metadata(state.root)
-        """Pages of the committed metadata."""
-        self._runs.take(*self._zone)
-        # As many as would be laid out in as many pages as there are, next time (`_next_metadata`).
-        self._metadata_pages = self._zone[1] - max(2, self._zone[1] // 8)
-        self._reserve = (0, 0)
-        """Pages, with memory, for the next commit's metadata: one can delete and commit where nothing is free."""
-        self._spares: list[tuple[int, int]] = []
-        """More such zones, which readers have let go of: to allocate and punch one each commit takes time."""
-        self._kept = 0
-        """Pages of `_pinned` that others than this process keep."""
-        self._map_pages = LEAST_METADATA
+        self._space = Space(image, self._pin.fd, state)
         header.retire(self._bytes, state.root.generation)
         self._journal = Journal(self._bytes)
         self._journal.clear()
-        self._bytes[header.OWNER_AT : header.OWNER_AT + 8] = self._pid.to_bytes(8, "little")
+        self._bytes[header.OWNER_AT : header.OWNER_AT + 8] = os.getpid().to_bytes(8, "little")
+        self._pin_inherited(state, predecessor)
+        self._space.pin_unlisted(self.generation, self._bytes)
+        for start, n in list(self._space.runs.gaps()):
+            self._space.punch(start, n)
+        self._space.replenish()
+        _handles.add(self)
+
+    def _pin_inherited(self, state: State, predecessor: Predecessor | None) -> None:
+        """Pin the pages that earlier owners and other readers keep. Raises: FormatError if they are in use."""
+        where, base, space = self._image.where, self._image.sup.base, self._space
         retired = {(run.phys, run.pages): run for run in state.catalog.retired}
         if predecessor is not None:
             for start, n in predecessor.pinned:
-                if not self._is_free(start, n):
-                    raise FormatError(f"{image.where}: its owner holds {n} pages from {start}, which are not free")
-                self._runs.take(start, n)
-                run = retired.pop((sup.base + start * PAGE, n), None)
+                if not space.is_free(start, n):
+                    raise FormatError(f"{where}: its owner holds {n} pages from {start}, which are not free")
+                space.runs.take(start, n)
+                run = retired.pop((base + start * PAGE, n), None)
                 born, freed = (self.generation + 1,) * 2 if run is None else (run.born, run.freed)
-                self._pinned.append(Pinned(start, n, born, freed, [predecessor]))
+                space.pin(start, n, born, freed, [predecessor])
         for run in retired.values():
-            start = (run.phys - sup.base) // PAGE
-            if not self._is_free(start, run.pages):
-                raise FormatError(f"{image.where}: its owner holds {run.pages} pages from {start}, which are retired")
-            self._runs.take(start, run.pages)
-            self._pinned.append(Pinned(start, run.pages, run.born, run.freed, []))
-        self._settle()
-        for start, n in list(self._runs.gaps()):
-            self._punch(start, n)
-        self._replenish()
-        _owners.add(self)
+            start = (run.phys - base) // PAGE
+            if not space.is_free(start, run.pages):
+                raise FormatError(f"{where}: its owner holds {run.pages} pages from {start}, which are retired")
+            space.runs.take(start, run.pages)
+            space.pin(start, run.pages, run.born, run.freed, [])
 
-    def _is_free(self, start: int, n: int) -> bool:
-        return any(at <= start and start + n <= at + free for at, free in self._runs.gaps())
-
-    def _settle(self) -> None:
-        # Another owner may have punched these pages, or handed them to a child, if this is one once more.
-        self._drop_spares(punching=False)
-        self._keep_reserve((0, 0), punching=False)
-        now = self.generation
-        if self._others(pins.WRITERS, now, now + 1):
-            left = header.Left(self._bytes).runs(now)
-            for start, n in list(self._runs.gaps()) if left is None else left:
-                if n and self._is_free(start, n):  # and not accounted for already, or noted twice
-                    self._runs.take(start, n)
-                    self._pinned.append(Pinned(start, n, now + 1, now + 1, []))
-        self._sweep()
-        self._replenish()
-
-    def _metadata(self, root: Root) -> tuple[int, int]:
-        return (root.meta_phys - self._image.sup.base) // PAGE, root.meta_bytes // PAGE
-
-    def _punch(self, start: int, n: int) -> None:
-        if self._holes:
-            self._holes = punch(self._file, self._image.sup.offset + start * PAGE, n * PAGE)
-
-    # What is there
+    # Reading
 
     def _find(self, name: str) -> Item:
         if name not in self._changes:
@@ -202,7 +137,7 @@ class Handle(Turns):
         return change.item
 
     def names(self) -> list[str]:
-        """List the objects, uncommitted ones and all, in the order in which they were put."""
+        """Return the objects' names, with those of uncommitted ones, in the order in which they were put."""
         with self._lock:
             return list(self._names())
 
@@ -221,8 +156,8 @@ class Handle(Turns):
     def empty(self, name: str, shape: int | Sequence[int], dtype: Any = "u1") -> View:
         """Make an array to be filled; the commit replaces an object of the same name by it.
 
-        It is writable until the commit, and read-only from then on. Slices of it that were taken before are not made
-        read-only: do not write through them, `verify` will tell.
+        It is writable until the commit, and read-only from then on. Slices of it that were taken earlier stay writable:
+        do not write to them after the commit. `verify` finds such writes.
 
         Args: shape: numbers of elements. dtype: numpy's, or its `str` as "<f4"; numbers, booleans, times, strings.
         Raises: OutOfMemoryError with what is needed and free; ParameterError; NotOwnerError.
@@ -249,8 +184,8 @@ class Handle(Turns):
                 if array.nbytes >= LARGE and array.flags.c_contiguous:
                     self._write(change.item, memoryview(array.reshape(-1).view("u1")))
                 elif array.nbytes:
-                    place: Any = shaped(self._bytes_of(change.item), code, array.shape)
-                    place[...] = array
+                    target: Any = shaped(self._bytes_of(change.item), code, array.shape)
+                    target[...] = array
             return
         raw = plain_bytes(name, value)
         with self._lock:
@@ -259,12 +194,12 @@ class Handle(Turns):
                 self._write(change.item, raw.cast("B") if raw.c_contiguous else memoryview(raw.tobytes()))
 
     def edit(self, name: str) -> View:
-        """Copy an object so as to change it: a writable array, as `empty` gives, with what it holds.
+        """Copy an object into a writable array, as `empty` gives; with the commit the copy replaces the object.
 
         Raises: NotFoundError, OutOfMemoryError, NotOwnerError.
         """
         with self._lock:
-            self._changing("edit")
+            self._ownership.require_change("edit")
             item = self._find(name)
             source = self._exporter(item.phys, item.nbytes)
             change = self._new("edit", name, item.nbytes, item.dtype, item.shape)
@@ -273,12 +208,12 @@ class Handle(Turns):
             return self._writable(change)
 
     def __delitem__(self, name: str) -> None:
-        """Delete an object, once that is committed; arrays of it that are held stay as they are.
+        """Delete an object with the next commit; arrays of it that are held keep their contents.
 
         Raises: NotFoundError, NotOwnerError.
         """
         with self._lock:
-            self._changing("del")
+            self._ownership.require_change("del")
             self._find(name)
             self._note(name)
             gone = self._changes.pop(name, None)
@@ -286,84 +221,43 @@ class Handle(Turns):
                 self._changes[name] = None
             if gone is not None:
                 self._free_uncommitted(gone.item)
-                self._sweep()
+                self._space.sweep()
 
     def _note(self, name: str) -> None:
-        """Have the journal say that an object is being changed."""
+        """Note in the journal that an object is being changed."""
         if not self._changes:
             self._journal.begin(self.generation)
         if name not in self._changes:
             self._journal.add(name)
 
     def _new(self, what: str, name: str, nbytes: int, dtype: str | None, shape: tuple[int, ...]) -> Change:
-        """Make room for an object, which is what its name stands for from now on."""
-        self._changing(what)
+        """Allocate an object, and make it what its name stands for."""
+        self._ownership.require_change(what)
         check_name(name)
         pages = -(-nbytes // PAGE)
         sup = self._image.sup
-        start = self._take(f"{what} {name!r}", pages) if pages else 0
+        objects = len(self._state.catalog.items) + len(self._changes) + 1
+        start = self._space.allocate(f"{what} {name!r}", pages, objects) if pages else 0
         self._note(name)
         gone = self._changes.pop(name, None)
         phys = sup.base + start * PAGE if pages else 0
         change = self._changes[name] = Change(Item(name, phys, nbytes, dtype, shape, 0, 0))
         if gone is not None:
             self._free_uncommitted(gone.item)
-            self._sweep()
+            self._space.sweep()
         return change
-
-    def _take(self, what: str, pages: int) -> int:
-        """Take free pages for an object."""
-        objects = len(self._state.catalog.items) + len(self._changes) + 1
-        limit = self._runs.pages - meta_zone(self._runs.pages, objects, self._map_pages)
-        align = min(ALIGN, 1 << (pages.bit_length() - 1))
-        start = self._runs.lowest(pages, align, limit)
-        if start is None:
-            self._sweep()
-            self._drop_spares()
-            start = self._runs.lowest(pages, align, limit)
-        if start is None:
-            start = self._runs.lowest(pages, 1, limit)
-        if start is None:
-            # What is free but kept for metadata is nothing that an object could have.
-            gaps = [min(at + n, limit) - at for at, n in self._runs.gaps() if at < limit]
-            raise no_memory(self._image.where, what, pages, sum(gaps), max(gaps, default=0), self._kept)
-        self._back(what, start, pages)
-        return start
-
-    def _back(self, what: str, start: int, pages: int) -> None:
-        """Take pages, with the machine's memory behind them now: later there would be a SIGBUS for want of it."""
-        self._runs.take(start, pages)
-        try:
-            try:
-                self._allocate(what, start, pages)
-            except (OSError, OutOfMemoryError):
-                if not self._drop_spares():
-                    raise
-                self._allocate(what, start, pages)
-        except OSError as error:
-            self._punch(*self._runs.give(start, pages))
-            kept = f"; {self._kept * PAGE:#x} bytes of replaced objects wait for readers" if self._kept else ""
-            doing = f"{what} needs {pages * PAGE:#x} bytes{kept}"
-            raise error_of(error, self._image.where, doing, pool=huge_pool(self._file)) from error
-        except OutOfMemoryError:
-            self._punch(*self._runs.give(start, pages))
-            raise
-
-    def _allocate(self, what: str, start: int, pages: int) -> None:
-        self._meter.check(self._file, pages * PAGE, f"{self._image.where}: {what}")
-        allocate(self._file, self._image.sup.offset + start * PAGE, pages * PAGE)
 
     def _bytes_of(self, item: Item) -> memoryview:
         return self._memory.view(item.phys - self._image.sup.base, item.nbytes)
 
     def _write(self, item: Item, raw: memoryview) -> None:
-        """Fill an object; large ones by writing the file, which takes no page faults, where files can be written."""
+        """Fill an object: a large one by write(2), where the file can be written, a small one through the mapping."""
         done = 0
         if item.nbytes >= LARGE:
             offset = self._image.sup.offset + item.phys - self._image.sup.base
             try:
                 while done < item.nbytes:
-                    done += os.pwrite(self._file, raw[done:], offset + done)
+                    done += os.pwrite(self._pin.fd, raw[done:], offset + done)
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise error_of(error, self._image.where, f"write {item.name!r}") from error
@@ -380,79 +274,39 @@ class Handle(Turns):
         return view
 
     def _free(self, item: Item, born: int, freed: int) -> None:
-        """Give an object's pages back with the next `_sweep` that finds that they are not read any more."""
+        """Free an object's pages with the first sweep that finds that they are no longer read."""
         start, n = run_of(item, self._image.sup.base)
         if not n:
             return
         phys = item.phys
-        held: list[Callable[[], object]] = [
-            weakref.ref(by) for by in (self._exporters.get(phys), self._writers.get(phys)) if by is not None
+        by: list[Callable[[], object]] = [
+            weakref.ref(view) for view in (self._exporters.get(phys), self._writers.get(phys)) if view is not None
         ]
-        if phys in self._its and self._predecessor is not None:
-            self._its.discard(phys)
-            held += [self._predecessor] if self._predecessor() is not None else []
-        self._pinned.append(Pinned(start, n, born, freed, held))
+        if phys in self._shared and self._predecessor is not None:
+            self._shared.discard(phys)
+            by += [self._predecessor] if self._predecessor() is not None else []
+        self._space.pin(start, n, born, freed, by)
 
     def _free_uncommitted(self, item: Item) -> None:
         self._free(item, self.generation + 1, self.generation + 1)
 
-    def _sweep(self) -> None:
-        """Give back what is not read any more: by arrays of this process, children, or readers of its generations."""
-        if not self._pinned:
-            return
-        first, end = min(pinned.born for pinned in self._pinned), max(pinned.freed for pinned in self._pinned)
-        readers, forks = self._others(pins.READERS, first, end), self._others(pins.FORKS, first - 1, end)
-        anyone = readers or forks or self._lost
-        kept: list[Pinned] = []
-        self._kept = 0
-        for pinned in self._pinned:
-            start, n, born, freed, held, zone = pinned
-            if held and any(by() is not None for by in held):
-                kept.append(pinned)
-            elif anyone and (
-                readers.any_of(born, freed)
-                or forks.any_of(max(born - 1, 0), freed)
-                or any(born - 1 <= lost < freed for lost in self._lost)
-            ):
-                kept.append(pinned)
-                self._kept += n
-            elif zone and n >= self._next_metadata() and self._has_room_for(n):
-                self._spares.append((start, n))
-            else:
-                self._punch(*self._runs.give(start, n))
-        self._pinned = kept
-
-    def _has_room_for(self, zone: int) -> bool:
-        """Say whether a zone is to be kept: as the next commit's, or as a spare."""
-        spare = sum(n for _, n in self._spares)
-        return spare + zone <= SPARE or (not self._reserve[1] and not self._spares)
-
-    def _drop_spares(self, *, punching: bool = True) -> bool:
-        """Give back the metadata's pages that the next commit does without; whether there were any."""
-        spares, self._spares = self._spares, []
-        for zone in spares:
-            given = self._runs.give(*zone)
-            if punching:
-                self._punch(*given)
-        return bool(spares)
-
     # Commits
 
     def commit(self) -> int:
-        """Make every change since the last commit part of the image, all or none; the generation it is then.
+        """Make all changes since the last commit part of the image, or none; returns the new generation.
 
-        A process that is killed at any moment leaves the generation before or this one, whole. Changed objects are
-        summed up (zlib.crc32), others are not touched. Without changes nothing happens.
+        A process that is killed at any moment leaves the previous generation or this one, whole. The checksums
+        (zlib.crc32) of changed objects are computed; other objects are not touched. Without changes nothing happens.
         Raises: OutOfMemoryError if there is no room for the metadata; BusyError while the image is offered;
             NotOwnerError. Nothing has changed then.
         """
         with self._lock:
-            self._mine("commit")
-            if self._offered:
+            self._ownership.require_owner("commit")
+            if self._ownership.offered:
                 raise BusyError(
                     f"{self._image.where}: commit: a successor is reading generation {self.generation}; withdraw"
                 )
-            self._sweep()
+            self._space.sweep()
             if not self._changes:
                 return self.generation
             before, generation = self._state, self.generation + 1
@@ -462,97 +316,38 @@ class Handle(Turns):
                     crc = zlib.crc32(self._bytes_of(change.item)) if change.item.nbytes else 0
                     items[name] = replace(change.item, crc32=crc, generation=generation)
             catalog = Catalog(self.name, self.version, generation, items, self._retired(generation))
-            zone, meta, fdt_phys = self._lay_out(catalog)
-            start = zone[0]
-            root = Root(generation, fdt_phys, self._image.sup.base + start * PAGE, len(meta), zlib.crc32(meta))
+            zone, meta, fdt_phys = self._space.lay_out(catalog)
+            meta_phys = self._image.sup.base + zone[0] * PAGE
+            root = Root(generation, fdt_phys, meta_phys, len(meta), zlib.crc32(meta))
             try:
                 self._store(items, root, meta)
             finally:
-                # Whatever interrupts this process, it goes on from what the image says.
+                # After an interrupt (KeyboardInterrupt, say) the word decides whether this was a commit.
                 if self._image.word() == fdt_phys:
                     self._committed(before, State(root, catalog, None), zone)
                 else:
-                    self._keep_reserve(zone)
+                    self._space.set_reserve(zone)
             return generation
 
     def _retired(self, generation: int) -> tuple[Retired, ...]:
-        """List what the next owner must not use while it is read, once this generation is committed."""
+        """List the pages that the next owner must not reuse while they are read, once `generation` is committed."""
         base, before = self._image.sup.base, self._state
-        start, n = self._zone
+        start, n = self._space.zone
         runs = [Retired(base + pinned.start * PAGE, pinned.n, pinned.born, pinned.freed) for pinned in self._pinned]
         runs.append(Retired(base + start * PAGE, n, before.root.generation, generation))
         gone = [old for name in self._changes if (old := before.catalog.items.get(name)) is not None and old.nbytes]
         runs += [Retired(old.phys, old.pages, old.generation, generation) for old in gone]
         return tuple(runs)
 
-    def _lay_out(self, catalog: Catalog) -> tuple[tuple[int, int], bytes, int]:
-        """Build the metadata of a generation and take pages for them: these, the bytes, the FDT's address."""
-        sup = self._image.sup
-        self._use_spare()
-        start, pages = self._reserve
-        if not pages:
-            start, pages = -1, self._map_pages + len(catalog.items) * 256 // PAGE
-        while True:
-            if start < 0:
-                found = self._runs.highest(pages, 1)
-                if found is None and self._drop_spares():
-                    found = self._runs.highest(pages, 1)
-                if found is None or pages * PAGE > MOST_METADATA:
-                    free = self._runs.pages - self._runs.used
-                    raise no_memory(self._image.where, "commit", pages, free, self._runs.largest, self._kept)
-                start = found
-            try:
-                meta, fdt_phys, used = build(sup.base, sup.size, start, pages, catalog)
-            except OutOfMemoryError:
-                start, pages = -1, pages + -(-pages // 2)
-                continue
-            break
-        if start == self._reserve[0] and self._reserve[1]:
-            self._reserve = 0, 0
-        else:
-            self._back("commit", start, pages)
-        self._map_pages = max(LEAST_METADATA, used - len(catalog.items) * 128 // PAGE)
-        self._metadata_pages = used
-        return (start, pages), meta, fdt_phys
-
-    def _next_metadata(self) -> int:
-        """Say how many pages the next commit's metadata will do with, if it adds little."""
-        return self._metadata_pages + max(2, self._metadata_pages // 8)
-
-    def _replenish(self) -> None:
-        """Keep memory for the metadata of the next commit, where there is any."""
-        self._use_spare()
-        if self._reserve[1] >= self._next_metadata():
-            return
-        pages = self._next_metadata() + 1
-        found = self._runs.highest(pages, 1)
-        if found is None:
-            return
-        with suppress(OutOfMemoryError):
-            self._back("commit", found, pages)
-            self._keep_reserve((found, pages))
-
-    def _use_spare(self) -> None:
-        """Have the next commit's metadata where some were before, if there is room for them."""
-        while self._spares and not self._reserve[1]:
-            zone = self._spares.pop()
-            if zone[1] >= self._next_metadata():
-                self._reserve = zone
-            else:
-                self._punch(*self._runs.give(*zone))
-
-    def _keep_reserve(self, zone: tuple[int, int], *, punching: bool = True) -> None:
-        (start, n), self._reserve = self._reserve, zone
-        if n:
-            given = self._runs.give(start, n)
-            if punching:
-                self._punch(*given)
+    @property
+    def _pinned(self) -> list[Pinned]:
+        return self._space.pinned
 
     def _store(self, items: dict[str, Item], root: Root, meta: bytes) -> None:
         """Write data and metadata, then the slot, then the word.
 
-        Each is on its medium before the next is written, where there is one; against the death of the process alone the
-        order of the stores suffices, since what it stored is in the machine's memory whatever becomes of it.
+        On a medium, each is flushed before the next is written. Against the death of the process alone the order of the
+        stores suffices: what it has stored is in the page cache, whatever happens to the process.
         """
         sup = self._image.sup
         at = root.meta_phys - sup.base
@@ -571,8 +366,8 @@ class Handle(Turns):
         if self._image.path is not None:
             self._head.flush(0, header.JOURNAL_AT)
 
-    def _committed(self, before: State, now: State, zone: tuple[int, int]) -> None:
-        """Follow the image: retire the slot before, give back what only that generation referred to and none reads."""
+    def _committed(self, before: State, now: State, zone: Run) -> None:
+        """Follow a commit: retire the previous slot, free what only the previous generation referred to."""
         header.retire(self._bytes, now.root.generation)
         changes, self._changes = self._changes, {}
         self._state = now
@@ -581,122 +376,400 @@ class Handle(Turns):
                 make_readonly(change.view())
             if (old := before.catalog.items.get(name)) is not None:
                 self._free(old, old.generation, now.root.generation)
-        self._pinned.append(Pinned(*self._zone, before.root.generation, now.root.generation, [], zone=True))
-        self._zone = zone
-        self._sweep()
-        self._replenish()
+        self._space.replace_zone(zone, before.root.generation, now.root.generation)
+        self._space.sweep()
+        self._space.replenish()
 
     def rollback(self) -> None:
         """Drop the changes since the last commit. Raises: NotOwnerError."""
         with self._lock:
-            self._mine("rollback")
+            self._ownership.require_owner("rollback")
             changes, self._changes = self._changes, {}
             self._journal.clear()
             for change in changes.values():
                 if change is not None:
                     self._free_uncommitted(change.item)
-            self._sweep()
-            self._replenish()
+            self._space.sweep()
+            self._space.replenish()
 
-    # Ends
+    # Ownership
+
+    def offer(self) -> int:
+        """Let a successor read: until `withdraw` or `hand_over` nothing is committed, so what it reads stays.
+
+        Returns: the descriptor, to pass to it.  Raises: NotOwnerError.
+        """
+        with self._lock:
+            self._ownership.offer()
+            return self._image.fd
+
+    def withdraw(self) -> None:
+        """End an offer, when the successor is not fit: commits are accepted again. Raises: NotOwnerError."""
+        with self._lock:
+            self._ownership.withdraw()
+
+    def hand_over(self) -> None:
+        """Let a candidate adopt the image; this handle can still read, but changes nothing any more.
+
+        What it reads stays whole until it is closed and the last array of it is gone. Raises: FinalizedError with
+        uncommitted changes: commit or roll back first; NotOwnerError.
+        """
+        with self._lock:
+            self._release_to_successor(listed=False)
+
+    def _release_to_successor(self, *, listed: bool) -> None:
+        """Unlock the image. Args: listed: the successor is told which replaced pages are still read."""
+        with self._lock:
+            self._ownership.require_owner("hand_over")
+            if self._changes:
+                raise FinalizedError(f"{self._image.where}: hand_over: {len(self._changes)} changes are not committed")
+            self._lock_shown(listed=listed)
+            # A file is in one session at a time: the next session is the successor's.
+            self._preserve_again = self._end_session()
+            self._ownership.release()
+
+    def _lock_shown(self, *, listed: bool) -> None:
+        """Lock the generations that arrays of this process show, as a reader does, before another process owns them.
+
+        The locks are on the description that is mapped: they end with the last array.
+        """
+        if not self._pin.take(pins.READERS + self.generation):
+            return
+        for pinned in [pinned for pinned in self._pinned if pinned.is_referenced()]:
+            self._pin.take(pins.FORKS + pinned.freed - 1)
+        if not listed:
+            self._lock_unlisted(self._pin)
+
+    def _lock_unlisted(self, pin: Pin) -> None:
+        """Note in the head, and lock, the pages that arrays of this process show and no commit refers to."""
+        now, base = self.generation, self._image.sup.base
+        items = [change.item for change in self._changes.values() if change is not None and change.item.nbytes]
+        runs = [run_of(item, base) for item in items if item.phys in self._writers or item.phys in self._exporters]
+        runs += [(pinned.start, pinned.n) for pinned in self._pinned if pinned.freed > now and pinned.is_referenced()]
+        if runs:
+            header.Left(self._bytes).add(now, runs)
+            pin.take(pins.FORKS + now)
+            pin.take(pins.WRITERS + now)
+
+    def take_back(self) -> None:
+        """Become the owner again, when a successor has not adopted the image, or died before it committed.
+
+        Raises: BusyError if it has it; StaleError if it has committed: open the image again then.
+        """
+        with self._lock:
+            ownership = self._ownership
+            ownership.require_process("take_back")
+            if ownership.owns:
+                ownership.withdraw()
+                return
+            self._image.lock()
+            try:
+                there = self._image.still_there() and self._image.committed().root == self._state.root
+            except KhoError:
+                there = False
+            if not there:
+                self._image.unlock()
+                raise StaleError(
+                    f"{self._image.where}: take_back: there is another generation than {self.generation} by now"
+                )
+            header.retire(self._bytes, self.generation)
+            self._journal.clear()
+            self._pin.drop_all()
+            self._space.pin_unlisted(self.generation, self._bytes)
+            ownership.reacquire()
+            if self._preserve_again:
+                try:
+                    self.preserve()
+                except LuoError as error:
+                    warnings.warn(f"taken back, but not preserved any more: {error}", RuntimeWarning, stacklevel=2)
+
+    def preserve(self, device: Device | None = None, *, deadline: Deadline | None = None) -> Session:
+        """Hand the image to the next kernel, as it is at the kexec: `open` finds it there (`kho.live.kexec`).
+
+        The session is this handle's, and must be open when the kernel jumps: the image is no longer preserved once it
+        was handed over, released or closed, or its process has ended. While it is preserved, all of the image's memory
+        is allocated.
+        Args: device: one that is open; by default the machine's is opened for the call. deadline: until when to
+            wait for others that have it open.
+        Raises: ParameterError for an image that is not on a memfd of normal pages; LuoError; NotOwnerError.
+        """
+        with self._lock:
+            self._ownership.require_owner("preserve")
+            image = self._image
+            if image.session is None or image.session.closed:
+                image.session = kexec.preserve(image.fd, self.name, image.where, device, deadline)
+            return image.session
+
+    def _end_session(self) -> bool:
+        """Stop preserving the image for the next kernel; returns whether it was preserved."""
+        was = self._image.end_session()
+        self._space.holes |= was
+        return was
+
+    # Transfers: calls of the server that answers to the image's name (`ownership.TransferSource`)
+
+    def _begin_transfer(self) -> int:
+        """Let a successor read: until `_end_transfer`, calls that begin to change the image wait.
+
+        Returns: the descriptor, to pass to it.  Raises: BusyError with uncommitted changes, or an offer; NotOwnerError.
+        """
+        with self._lock:
+            self._ownership.begin_transfer(len(self._changes))
+            return self._image.fd
+
+    def _transfer(self, most: int) -> tuple[list[Run], list[int]]:
+        """Unlock the image for the successor that reads it.
+
+        Returns: at most `most` runs of pages that arrays of this process, or of earlier owners, still read; and the
+            connections that stay open as long as earlier owners read.  Raises: BusyError, FinalizedError.
+        """
+        with self._lock:
+            self._space.sweep()
+            if len(self._pinned) > most:
+                raise BusyError(f"{self._image.where}: arrays of {len(self._pinned)} replaced objects are still held")
+            conns = self._predecessor.conns if self._predecessor is not None and self._predecessor() else []
+            self._release_to_successor(listed=True)
+            return [(pinned.start, pinned.n) for pinned in self._pinned], [conn.fileno() for conn in conns]
+
+    def _end_transfer(self, *, adopted: bool = False) -> None:
+        """End a transfer: the successor has adopted the image, or this process takes it back.
+
+        Raises: BusyError if the successor has it; StaleError, NotOwnerError as `take_back`.
+        """
+        ownership = self._ownership
+        with self._lock:
+            try:
+                if not adopted and ownership.transferring and self._image.fd >= 0:
+                    self.take_back()
+            finally:
+                if adopted or ownership.owns or self._image.fd < 0:
+                    ownership.end_transfer()
+        if adopted:
+            self.handed_over.set()
+
+    def _committed_facts(self) -> tuple[State, dict[str, int]]:
+        """Return what is committed, and the bytes of the image in all and in use; takes no lock."""
+        return self._state, {"size": self._image.sup.size, "used": self._space.runs.used * PAGE}
+
+    def _across_exec(self) -> tuple[str, int, int, int | None] | None:
+        """Return what goes across exec: name, descriptor, lock, socket; None for what is not an owner's memfd.
+
+        Raises: FinalizedError with uncommitted changes; BusyError.
+        """
+        with self._lock:
+            image, ownership = self._image, self._ownership
+            if os.getpid() != ownership.pid or not ownership.owns or image.fd < 0 or image.path is not None:
+                return None
+            if self._changes:
+                raise FinalizedError(f"{image.where}: exec: {len(self._changes)} changes are not committed")
+            if ownership.phase != "owner" or self.draining():
+                raise BusyError(f"{image.where}: exec: the owner before is still draining, or a successor is looking")
+            return self.name, image.fd, image.lock_fd, None if self._server is None else self._server.fileno()
+
+    def lock_fileno(self) -> int:
+        """Return the lock's descriptor: a program that keeps it across exec stays the owner (`attach(lock_fd=...)`)."""
+        return self._image.lock_fd
+
+    def draining(self) -> bool:
+        """Return whether the previous owner, or a child of it, may still read what this process has replaced."""
+        with self._lock:
+            return self._predecessor is not None and self._predecessor() is not None
+
+    def serve(self, *, replace: bool = False, deadline: Deadline | None = None) -> None:
+        """Answer to this image's name, in a thread: to successors, `kho ps`, `kho inspect live:NAME`.
+
+        The thread is stopped while this process forks, and not started in the child.
+        Args: replace: take the name from a process that answers to it; for an owner that got its image otherwise.
+            deadline: until when to wait for others that begin to serve.
+        Raises: BusyError if another process answers; SourceError; NotOwnerError.
+        """
+        # Imported here: its hook must be registered after this module's, as a fork runs them in reverse order. So the
+        # server's thread has paused before the fork takes the handle's lock.
+        from .handover.server import Owner, Server
+
+        with self._lock:
+            if self._server is None:
+                self._ownership.require_owner("serve")
+                self._server = Server(Owner(self), replace=replace, deadline=deadline)
+
+    @property
+    def served(self) -> bool:
+        """Whether a process that asks for the image by its name finds it with this one."""
+        return self._server is not None and not self.handed_over.is_set()
+
+    def _stop_serving(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            server.stop()
+
+    # Forks
+
+    def _before_fork(self) -> None:
+        """Pin what a child will see: its mappings are its parent's, so its parent's locks do not cover it."""
+        held = self._lock.acquire(timeout=FORK)
+        pin, now = None, self.generation
+        if os.getpid() == self._ownership.pid and self._image.fd >= 0 and self._pin.supported:
+            try:
+                pin = Pin(self._pin.fd, self._image.where)
+                if pin.take(pins.FORKS + now) and self._ownership.owns:
+                    self._lock_unlisted(pin)
+            except KhoError:
+                pin = None
+                self._space.unlocked_forks.append(now)
+            if not held:
+                # Another thread's call is still running: it may commit once before the child exists.
+                self._space.unlocked_forks += [now, now + 1]
+        self._fork = held, pin
+
+    def _after_fork_in_parent(self) -> None:
+        """Close the child's pin here: its locks belong to the open file, which the child has too."""
+        (held, pin), self._fork = self._fork, (False, None)
+        if pin is not None:
+            pin.close()
+        if held:
+            self._lock.release()
+
+    def _forked(self) -> None:
+        super()._forked()
+        self._ownership.after_fork(self._lock)
+        (_, pin), self._fork = self._fork, (False, None)
+        if pin is not None:
+            mappings = [mapping for name in ("_data", "_memory") if (mapping := vars(self).get(name)) is not None]
+            try:
+                # A mapping keeps the locks of a child that closes all descriptors, as daemons do.
+                kept: object = Mapping(pin.fd, 0, PAGE, writable=False)
+                pin.close()
+            except KhoError:
+                kept = pin
+            for mapping in mappings:
+                mapping.keeps.append(kept)
+
+    # The end
 
     def release(self) -> int:
-        """Give the image up, with all its memory: how many bytes the machine has back at once.
+        """Give the image up, with all its memory; returns how many bytes the machine has back at once.
 
-        Arrays of it, and what others read, stay what they are; their memory goes with them.
+        Arrays of it, and what others read, keep their contents; their memory is freed with them.
         Raises: NotOwnerError.
         """
         with self._lock:
-            self._mine("release")
-        # Without the lock, which its thread may be waiting for.
+            self._ownership.require_owner("release")
+        # Without the lock, for which the server's thread may be waiting.
         self._stop_serving()
         with self._lock:
-            self._mine("release")
+            self._ownership.require_owner("release")
             image = self._image
             self._end_session()
             if self.stored:
-                from .transports.inherited import store
+                from .transports.systemd import store
 
                 store(self.name, None)
             if image.path is not None and image.still_there():
                 image.path.unlink()
-            # Without its magic it is blank, and can be made anew where the descriptor is all there is.
+            # Without its magic the file is blank: `open(backing=fd)` can make an image in it again.
             taken = os.fstat(image.fd).st_blocks
             self._bytes[:8].cast("Q")[0] = 0
             self._bytes[: header.JOURNAL_END] = bytes(header.JOURNAL_END)
-            for start, n in self._unseen():
-                self._punch(start, n)
-            # The head stays, 64 KiB: who looks at it must not find a hole.
+            for start, n in self._unread():
+                self._space.punch(start, n)
+            # The head (64 KiB) stays allocated: a process that maps it must not meet a hole.
             freed = (taken - os.fstat(image.fd).st_blocks) * 512
             self.close()
             return max(freed, 0)
 
-    def _unseen(self) -> list[tuple[int, int]]:
-        """List the runs of pages that no array of this process shows, and no reader or child may look at."""
+    def _unread(self) -> list[Run]:
+        """List the runs of pages that no array of this process shows, and no reader or child may read."""
         base, everything = self._image.sup.base, pins.PRESENT - pins.READERS
-        seen = Runs(self._runs.pages)
+        space = self._space
+        shown = Allocator(space.runs.pages)
         items = [*self._state.catalog.items.values()]
         items += [change.item for change in self._changes.values() if change is not None]
-        if self._lost or self._others(pins.READERS, 0, everything):
-            return list(self._runs.gaps())
+        if space.unlocked_forks or space.held(pins.READERS, 0, everything):
+            return list(space.runs.gaps())
         for item in items:
             if item.nbytes and (item.phys in self._exporters or item.phys in self._writers):
-                seen.take(*run_of(item, base))
+                shown.take(*run_of(item, base))
         for pinned in self._pinned:
-            if any(by() is not None for by in pinned.by):
-                seen.take(pinned.start, pinned.n)
-        return list(seen.gaps())
+            if pinned.is_referenced():
+                shown.take(pinned.start, pinned.n)
+        return list(shown.gaps())
 
     def close(self) -> None:
-        """Let go of the image: another may own it. Uncommitted changes are lost.
+        """Give up the ownership: another process may acquire the image. Uncommitted changes are lost.
 
-        Views that were handed out stay, and stay what they are: the next owner keeps what they show.
+        Views that were handed out stay, and keep their contents: the next owner keeps the memory they show.
         """
         self._stop_serving()
         with self._lock:
-            if self._owner and os.getpid() == self._pid and self._image.lock_fd >= 0:
-                self._keep_shown(told=False)
-            self._owner = False
+            ownership = self._ownership
+            if ownership.owns and os.getpid() == ownership.pid and self._image.lock_fd >= 0:
+                self._lock_shown(listed=False)
+            ownership.close()
             super().close()
             if self._predecessor is not None:
                 self._predecessor.close()
-            self._turn.notify_all()
             for mapped in ("_memory", "_head", "_bytes", "_journal"):
                 vars(self).pop(mapped, None)
 
     def __del__(self) -> None:
         """Close."""
-        if hasattr(self, "_looked_at"):
+        if hasattr(self, "_space"):
             self.close()
         else:
             super().__del__()
 
     def stats(self) -> dict[str, int]:
-        """Tell what the image takes, in bytes unless it says otherwise.
+        """Return what the image takes, in bytes unless it says otherwise.
 
         `size`: memory there can be; `free`, `largest_free` of it; `objects` (how many), `object_bytes`;
         `metadata_bytes`: of this generation, and kept for later commits'; `uncommitted` (how many),
-        `uncommitted_bytes`; `pinned_bytes`: of objects and metadata that are gone, but looked at, and `reader_bytes` of
+        `uncommitted_bytes`; `pinned_bytes`: of replaced objects and metadata that are still read, and `reader_bytes` of
         these by readers in other processes, or children; `allocated_bytes`: what the file takes of the machine;
         `generation`; `holes`: 1 if freed memory goes back to the machine at once, 0 where the file system cannot do
         that, or while the image is preserved.
         """
         with self._lock:
-            self._mine("stats")
-            self._sweep()
+            self._ownership.require_owner("stats")
+            space = self._space
+            space.sweep()
             changes = [change.item for change in self._changes.values() if change is not None]
             return {
-                "size": self._runs.pages * PAGE,
-                "free": (self._runs.pages - self._runs.used) * PAGE,
-                "largest_free": self._runs.largest * PAGE,
+                "size": space.runs.pages * PAGE,
+                "free": (space.runs.pages - space.runs.used) * PAGE,
+                "largest_free": space.runs.largest * PAGE,
                 "objects": len(self._names()),
                 "object_bytes": sum(item.nbytes for item in self._names().values()),
-                "metadata_bytes": (self._zone[1] + self._reserve[1] + sum(n for _, n in self._spares)) * PAGE,
+                "metadata_bytes": (space.zone[1] + space.reserve[1] + sum(n for _, n in space.spares)) * PAGE,
                 "uncommitted": len(self._changes),
                 "uncommitted_bytes": sum(item.nbytes for item in changes),
-                "pinned_bytes": sum(pinned.n for pinned in self._pinned) * PAGE,
-                "reader_bytes": self._kept * PAGE,
+                "pinned_bytes": sum(pinned.n for pinned in space.pinned) * PAGE,
+                "reader_bytes": space.reader_pages * PAGE,
                 "allocated_bytes": os.fstat(self._image.fd).st_blocks * 512,
                 "generation": self.generation,
-                "holes": int(self._holes),
+                "holes": int(space.holes),
             }
+
+
+_handles: weakref.WeakSet[Handle] = weakref.WeakSet()
+"""The handles of this process, completely made."""
+_forking: list[Handle] = []
+
+
+def open_handles() -> list[Handle]:
+    """Return the handles of this process."""
+    return list(_handles)
+
+
+def _before_fork() -> None:
+    _forking[:] = list(_handles)
+    for handle in _forking:
+        handle._before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for handle in _forking:
+        handle._after_fork_in_parent()
+    _forking.clear()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_forking.clear)

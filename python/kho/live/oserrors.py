@@ -1,4 +1,4 @@
-"""What the operating system refuses, as kho's errors: one class per thing to do about it, and what that is."""
+"""Errors of the operating system as kho's exceptions: one class per remedy, with the remedy in the message."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def _remedy(number: int | None) -> str:
 
 
 def error_of(error: OSError, where: object, doing: str = "", hint: str = "", pool: str = "") -> KhoError:
-    """Make the error for what the operating system refused; `errno` is kept where the class has one.
+    """Convert an OSError to the exception to raise; `errno` is kept where the class has one.
 
-    Args: where: the place. doing: what was tried. hint: the remedy that another place is, for what is the place's
-        fault. pool: the remedy for a want of memory that is not the machine's.
-    Returns: the error to raise; one of kho's own as it is.
+    Args: where: the file or object. doing: the operation that failed. hint: the remedy if another file or directory
+        helps. pool: the remedy if a pool of huge pages, not the machine's memory, is used up.
+    Returns: the exception; one of kho's own is returned as it is.
     """
     if isinstance(error, KhoError):
         return error
@@ -76,7 +76,7 @@ def error_of(error: OSError, where: object, doing: str = "", hint: str = "", poo
 
 
 def rust_error(error: SourceError, where: object, doing: str) -> KhoError:
-    """Make the error for what the operating system refused to the Rust core, which tells it in its text."""
+    """Convert an error of the operating system that the Rust core raised: its message has the number."""
     found = re.search(r"\(os error ([0-9]{1,3})\)", str(error))
     if found is None:
         return error
@@ -85,7 +85,7 @@ def rust_error(error: SourceError, where: object, doing: str) -> KhoError:
 
 
 def no_descriptor(where: object, doing: str) -> KhoError | None:
-    """Give the error if this process cannot open another descriptor: a passed one is dropped silently then."""
+    """Return the error if this process cannot open another descriptor: the kernel then drops passed ones silently."""
     try:
         os.close(os.open("/", os.O_PATH | os.O_CLOEXEC))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Objects as they were committed, read in place: what a candidate and an owner have in common."""
+"""`Reader`: committed objects, read in place. The common base of `Candidate` and `Handle`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Reader(Uncopied):
     """An image's committed objects: a mapping of names to read-only views. Threads may share it."""
 
     def __init__(self, image: Image, state: State, pin: Pin) -> None:
-        """Read what a pin keeps; its description is what is mapped, so that views keep it too."""
+        """Read a committed state that a pin has locked; views map the pin's description, so they keep the lock."""
         self._image = image
         self._state = state
         self._pin = pin
@@ -39,31 +39,31 @@ class Reader(Uncopied):
 
     @property
     def name(self) -> str:
-        """The image's."""
+        """The name of the image."""
         return self._state.catalog.image
 
     @property
     def version(self) -> str:
-        """Of what the service keeps in it."""
+        """The version of the service's data."""
         return self._state.catalog.version
 
     @property
     def generation(self) -> int:
-        """How many commits there have been."""
+        """The number of commits so far."""
         return self._state.root.generation
 
     @property
     def dropped(self) -> tuple[str, ...]:
-        """Names of objects whose changes the owner before did not commit, as far as they were noted."""
+        """Names of objects whose changes the previous owner did not commit, as far as the journal has them."""
         return self._dropped
 
     @property
     def torn(self) -> int | None:
-        """The generation whose commit the owner before did not live to finish; the one before it is whole."""
+        """The generation whose commit the previous owner's death cut short; None if there is none."""
         return self._torn
 
     def info(self, name: str) -> Item:
-        """Tell an object's place, dtype, shape, checksum, and the commit it came with. Raises: NotFoundError."""
+        """Return an object's address, dtype, shape, checksum and the generation it came with. Raises: NotFoundError."""
         with self._lock:
             return self._find(name)
 
@@ -76,24 +76,24 @@ class Reader(Uncopied):
             raise NotFoundError(f"{self._image.where}: no object {name!r}") from None
 
     def names(self) -> list[str]:
-        """List the objects, in the order in which they were put."""
+        """Return the objects' names, in the order in which they were put."""
         with self._lock:
             return list(self._state.catalog.items)
 
     def __len__(self) -> int:
-        """Count the objects."""
+        """Return the number of objects."""
         return len(self.names())
 
     def __iter__(self) -> Iterator[str]:
-        """Go through the names."""
+        """Iterate over the names."""
         return iter(self.names())
 
     def __contains__(self, name: object) -> bool:
-        """Say whether there is an object of that name."""
+        """Return whether there is an object of that name."""
         return name in self.names()
 
     def __getitem__(self, name: str) -> View:
-        """Give an object where it lies: read-only, without a copy. Raises: NotFoundError."""
+        """Return an object in place: read-only, without a copy. Raises: NotFoundError."""
         with self._lock:
             return self._shown(self._find(name))
 
@@ -101,7 +101,7 @@ class Reader(Uncopied):
         return shaped(memoryview(self._exporter(item.phys, item.nbytes)).cast("B").toreadonly(), item.dtype, item.shape)
 
     def _exporter(self, phys: int, nbytes: int) -> Exporter:
-        """Give what exports an object's bytes: one as long as anybody looks at it."""
+        """Return the exporter of an object's bytes: the same one as long as a view of it exists."""
         if not nbytes:
             return self._data.exporter(0, 0)
         found = self._exporters.get(phys)
@@ -127,22 +127,22 @@ class Reader(Uncopied):
                 )
         return sum(item.nbytes for item in items)
 
-    def check(self, name: str | None, version: str | None) -> None:
+    def _check_schema(self, name: str | None, version: str | None) -> None:
         """Refuse an image of another name or version. Raises: SchemaError."""
         if name is not None and name != self.name:
             raise SchemaError(f"{self._image.where}: the image of {self.name!r}, not of {name!r}")
         if version is not None and version != self.version:
             raise SchemaError(
                 f"{self._image.where}: {self.name!r} of version {self.version!r}, not {version!r}; it is left as it "
-                "is. Convert it with kho.live.attach, or release it and begin anew"
+                "is. Convert it with kho.live.attach, or release it and start again"
             )
 
     def fileno(self) -> int:
-        """Give the image's descriptor, to pass on. Its lock does not go with it."""
+        """Return the image's descriptor, to pass to another process. The lock is not passed with it."""
         return self._image.fd
 
     def close(self) -> None:
-        """Let go. Views that were handed out stay, and what they show stays what it is."""
+        """Close the image. Views that were handed out stay valid, and keep their contents."""
         self._image.close()
         self._unmap()
 
@@ -151,12 +151,12 @@ class Reader(Uncopied):
         self._pin.close()
 
     def _forked(self) -> None:
-        """In a child: give up what must be one process's."""
+        """In a forked child: drop the lock, which is the parent's."""
         self._lock = threading.RLock()
         self._image.forget_lock()
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Return this reader."""
         return self
 
     def __exit__(
@@ -177,7 +177,7 @@ _readers: weakref.WeakSet[Reader] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    """Close the lock in a child: a lock that a forgotten child holds would outlive its owner."""
+    """Close locks in a forked child: they would otherwise be held until the child ends, after their owner's end."""
     for reader in list(_readers):
         reader._forked()
 
@@ -186,5 +186,5 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def run_of(item: Item, base: int) -> tuple[int, int]:
-    """Give an object's pages, counted from the memory's first."""
+    """Return an object's pages: the first one, counted from the start of the memory, and their number."""
     return ((item.phys - base) // PAGE, item.pages) if item.nbytes else (0, 0)

@@ -1,21 +1,20 @@
-"""Weights that are read once: the first start reads a safetensors file, every later one attaches.
+"""Weights of a safetensors file, which the first start reads into an image, and every later start attaches.
 
     >>> weights = kho.live.safetensors.load("model.safetensors")
     >>> weights["embed.weight"]  # a read-only numpy array, where the first process put it
     >>> torch.from_numpy(weights["embed.weight"]).view(torch.bfloat16)  # zero-copy; see weights.dtypes
 
-Tensors are read straight into image memory, one after the other: no second copy of them is ever there. An image has no
-owner once it is filled, so any number of processes attach at the same time; of those that start while it is being
-filled, all but one wait. A file that was changed is another file (`Identity`): its image takes the place of the old
-one, which stays whole for processes that read it. One whose times alone have changed is compared with its image, and
-keeps it. All names of a file, by links or other paths, lead to one image.
+Tensors are read directly into image memory, one after the other, so there is never a second copy. An image has no owner
+once it is filled, so any number of processes attach at the same time; of those that start while it is being filled, one
+fills it and the others wait. A changed file (`Identity`) gets a new image, which replaces the old one; processes that
+read the old image keep it. If only its times have changed, the file is compared with its image, and keeps it. All names
+of a file, by links or other paths, lead to one image.
 
-`load` keeps the image as a file on tmpfs. `load_into` fills an image that a service owns already, however that gets
-from one process to the next.
+`load` keeps the image as a file on tmpfs. `load_into` fills an image that a service owns already, with any transport.
 
-The header is read by the `safetensors` library (`pip install kho[live]`), which refuses one that is cut short, too
-large, no JSON, or whose tensors overlap, leave holes or do not fit the file. numpy has no dtype for some of the
-format's: `RAW` says what they are handed out as, `Tensors.dtypes` what they are.
+The header is read by the `safetensors` library (`pip install kho[live]`), which refuses a header that is truncated, too
+large, not JSON, or whose tensors overlap, leave holes or do not fit the file. For dtypes that numpy does not have,
+`RAW` has the dtypes of the arrays, and `Tensors.dtypes` those of the file.
 """
 
 from __future__ import annotations
@@ -33,12 +32,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from ..errors import BusyError, FormatError, KhoError, ParameterError, SourceError, StaleError, UntrustedError
 from ..formats.live import MOST_DIMENSIONS, MOST_NAME, PAGE
-from . import attach
-from . import open as open_image
 from .deadline import Deadline
 from .file import memory
+from .file.space import ALIGN
 from .file.trust import Trust, path_of, private_directory, same_file
-from .handle import ALIGN, Handle
+from .handle import Handle
+from .opening import attach
+from .opening import open as open_image
 from .oserrors import error_of
 from .reader import Reader
 
@@ -62,7 +62,7 @@ DTYPES = {
     "F64": "<f8",
     "C64": "<c8",
 }
-"""The format's dtypes that are numpy's."""
+"""Dtypes of the format that numpy has."""
 RAW = {
     "BF16": "<u2",
     "F8_E4M3": "|u1",
@@ -71,37 +71,39 @@ RAW = {
     "F8_E4M3FNUZ": "|u1",
     "F8_E5M2FNUZ": "|u1",
 }
-"""Those that numpy has not, and what stands for them: `.view(ml_dtypes.bfloat16)`, or torch's, makes them that."""
+"""Dtypes that numpy does not have, and those of their arrays: `.view(ml_dtypes.bfloat16)` converts these."""
 BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
-"""Elements of less than a byte: handed out as `|u1` of one dimension, the bytes of the file."""
+"""Dtypes with elements of less than a byte, and their bits: the arrays are one-dimensional `|u1`, the file's bytes."""
 
 PLACE = "/dev/shm/kho-live-{uid}"
 INDEX = "__metadata__"
-"""The object that says what the others came from; the format reserves the name, so no tensor has it."""
+"""The object that describes the file and its tensors; the format reserves the name, so no tensor has it."""
 VERSION = "safetensors-1"
 MOST_HEADER = 64 << 20
 MOST_TENSORS = 1 << 18
 CHUNK = 64 << 20
-"""Bytes that are read at a time."""
+"""Bytes of one read."""
 WAIT = 3600.0
 """Seconds to wait for a process that is filling the image."""
 ROOM = 64 << 20
+"""Bytes of an image beyond its tensors."""
 POLL = 0.01
+"""Seconds between two attempts when another process removes the image or its directory."""
 WHOLE = 1 << 20
-"""Bytes of a file up to which all of it is looked at each time (`Identity.spots`)."""
+"""Bytes. Files up to this size are read completely each time (`Identity.spots`)."""
 SPOTS = 32
-"""Pages of a larger file that are."""
+"""Pages of a larger file that are read each time."""
 HEADER_LOOKED_AT = 256 << 10
 CODES = {code: dtype for dtype, code in DTYPES.items()}
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes a file the same file: size, device, inode, times and samples of its contents; or size and contents.
+    """The identity of a file: size, device, inode, times and samples of its contents; or size and a digest.
 
-    None of these alone suffices: who copies files puts the time of the last change back (`rsync -t`, `cp -p`), volumes
-    that are made the same way have the same inodes, and their times of change too where they are reproducible, or the
-    file system has none (squashfs, FUSE).
+    No one of these suffices: copying restores the modification time (`rsync -t`, `cp -p`); volumes that are built the
+    same way have the same inodes, and also the same change times if the build is reproducible or the file system has
+    none (squashfs, FUSE).
     """
 
     size: int
@@ -110,9 +112,9 @@ class Identity:
     mtime_ns: int | None
     ctime_ns: int | None
     spots: str | None
-    """SHA-256 of the header and of pages spread over the data; of all of a small file."""
+    """SHA-256 of the header and of pages spread over the data, or of all of a small file."""
     sha256: str | None
-    """Of all of it, with `digest=True`, and nothing else then but the size."""
+    """With `digest=True`: the SHA-256 of the file; all other fields but the size are None then."""
 
 
 class Source(NamedTuple):
@@ -121,7 +123,7 @@ class Source(NamedTuple):
     fd: int
     path: Path
     status: os.stat_result
-    """As it was before anything was read."""
+    """Its status before anything was read."""
     identity: Identity
 
 
@@ -130,37 +132,37 @@ class Spec(NamedTuple):
 
     name: str
     dtype: str
-    """The format's."""
+    """The format's name of the dtype."""
     shape: tuple[int, ...]
     at: int
-    """Where its bytes begin."""
+    """Offset of its bytes in the file."""
     nbytes: int
 
 
 class Tensors(dict[str, "np.ndarray[Any, Any]"]):
-    """Tensors by name, in the order of the file: read-only numpy arrays, which keep the memory they lie in.
+    """Tensors by name, in the order of the file: read-only numpy arrays, which keep the image's memory.
 
-    Copies, unions (`|`) and pickles keep what the file says of them. Arrays that are put in get the dtype that the
-    format has for theirs.
+    Copies, unions (`|`) and pickles keep `dtypes`, `shapes` and `metadata`. An array that is put in gets the format's
+    dtype for its own.
     """
 
     dtypes: dict[str, str]
-    """The format's name of each one's dtype; for those of `RAW` and `BITS` the arrays' own say only their size."""
+    """The format's name of each tensor's dtype; the arrays of `RAW` and `BITS` dtypes have only the same size."""
     shapes: dict[str, tuple[int, ...]]
     """The format's shapes, in elements."""
     metadata: dict[str, str]
-    """The file's."""
+    """The metadata of the file."""
     inherited: bool
-    """Whether they were there already; a file is read then, if at all, to see that it has not changed."""
+    """Whether the image existed already; the file is then read, if at all, only to detect a change."""
 
     def __new__(cls, *_: object, **__: object) -> Self:
-        """Make an empty one."""
+        """Make an empty mapping."""
         made = super().__new__(cls)
         made.dtypes, made.shapes, made.metadata, made.inherited = {}, {}, {}, False
         return made
 
     def __init__(self, tensors: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **named: Any) -> None:
-        """Take tensors, as dict does."""
+        """Take the arguments of `dict`."""
         super().__init__()
         self.update(tensors, **named)
 
@@ -176,7 +178,7 @@ class Tensors(dict[str, "np.ndarray[Any, Any]"]):
             self.shapes[name] = shape
 
     def __setitem__(self, name: str, array: Any) -> None:
-        """Put an array in, of the format's dtype for its own."""
+        """Put an array in, with the format's dtype for its own."""
         code = getattr(getattr(array, "dtype", None), "str", None)
         self._add(name, array, CODES.get(code) if isinstance(code, str) else None, getattr(array, "shape", None))
 
@@ -187,7 +189,7 @@ class Tensors(dict[str, "np.ndarray[Any, Any]"]):
         self.shapes.pop(name, None)
 
     def update(self, tensors: Any = (), /, **named: Any) -> None:
-        """Put tensors in, with what is known of them."""
+        """Put tensors in, with the dtypes, shapes and metadata of a `Tensors`."""
         if isinstance(tensors, Tensors):
             for name, array in tensors.items():
                 self._add(name, array, tensors.dtypes.get(name), tensors.shapes.get(name))
@@ -199,7 +201,7 @@ class Tensors(dict[str, "np.ndarray[Any, Any]"]):
             self[name] = array
 
     def pop(self, name: str, *default: Any) -> Any:
-        """Take a tensor out, and give it. Raises: KeyError without a default."""
+        """Take a tensor out, and return it. Raises: KeyError without a default."""
         found = super().pop(name, *default)
         self.dtypes.pop(name, None)
         self.shapes.pop(name, None)
@@ -219,7 +221,7 @@ class Tensors(dict[str, "np.ndarray[Any, Any]"]):
         self.shapes.clear()
 
     def setdefault(self, name: str, array: Any = None) -> Any:
-        """Give a tensor, or put it in if there is none of that name."""
+        """Return a tensor; put it in first if there is none of that name."""
         if name not in self:
             self[name] = array
         return self[name]
@@ -232,7 +234,7 @@ class Tensors(dict[str, "np.ndarray[Any, Any]"]):
     __copy__ = copy
 
     def __or__(self, other: Any) -> Self:  # type: ignore[override]
-        """Make the union of both; of a name that both have, the other's."""
+        """Return the union; for a name that both have, with the tensor of the other."""
         if not isinstance(other, dict):
             return NotImplemented
         made = self.copy()
@@ -240,7 +242,7 @@ class Tensors(dict[str, "np.ndarray[Any, Any]"]):
         return made
 
     def __ror__(self, other: Any) -> Self:  # type: ignore[override]
-        """Make the union of a dict and these; of a name that both have, these."""
+        """Return the union of a dict and these; for a name that both have, with the tensor of these."""
         if not isinstance(other, dict):
             return NotImplemented
         made = self.copy()
@@ -250,12 +252,12 @@ class Tensors(dict[str, "np.ndarray[Any, Any]"]):
         return made
 
     def __ior__(self, other: Any) -> Self:  # type: ignore[override]
-        """Put tensors in, with what is known of them."""
+        """Put tensors in, as `update` does."""
         self.update(other)
         return self
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle, and copy deeply, with all that is known."""
+        """Pickle, and copy deeply, with dtypes, shapes and metadata."""
         return _restored, (type(self), dict(self), dict(vars(self)))
 
 
@@ -279,21 +281,21 @@ def load(
     timeout: float | None = WAIT,
     trust: Trust = "private",
 ) -> Tensors:
-    """Give a file's tensors: attached, if an earlier call left them; read, if not, or if the file has changed.
+    """Return a file's tensors: attached, if an earlier call left an image; else, or if the file has changed, read.
 
     Args:
-        name: the image's; by default one that is made of the file's device and inode, or with `digest` of its contents.
+        name: of the image; by default made of the file's device and inode, or with `digest` of its contents.
         backing: the image's path on tmpfs or pmem; by default a file in this user's directory in /dev/shm
             (`place_of`), where it stays until `release`.
-        digest: know the file by its contents (SHA-256), which are read each time, rather than by its size, device,
+        digest: identify the file by its contents (SHA-256), which are read each time, rather than by its size, device,
             inode, times and samples of its contents.
-        verify: compare every tensor with its checksum: that the image is as it was, not that the file is.
-        timeout: seconds to wait while another process fills the image; None waits as long as it takes.
-        trust: whose files are used as an image, as for `kho.live.open`.
+        verify: compare every tensor of the image with its checksum; the file is not read for that.
+        timeout: seconds to wait while another process fills the image; None has no limit.
+        trust: the files that are used as an image, as for `kho.live.open`.
 
-    Raises: SourceError; UntrustedError for an image that others may change; FormatError for a file that is no
-        safetensors, or an image that was tampered with; OutOfMemoryError; BusyError; StaleError if the file changes
-        while it is read; ImportError without `safetensors`.
+    Raises: SourceError; UntrustedError for an image that other users may change; FormatError for a malformed
+        safetensors file, or an image that was tampered with; OutOfMemoryError; BusyError; StaleError if the file
+        changes while it is read; ImportError without `safetensors`.
 
     """
     deadline = Deadline(timeout)
@@ -333,11 +335,11 @@ def load(
 
 
 def load_into(h: Handle, path: str | os.PathLike[str], *, prefix: str = "", digest: bool = False) -> Tensors:
-    """Give a file's tensors from an image that is this process's: read into it and committed, unless they are there.
+    """Return a file's tensors from an image that this process owns; reads and commits them first if they are missing.
 
-    Tensors of a file that has changed replace the ones before; there must be room for both.
+    If the file has changed, its tensors replace the old ones; there must be room for both.
 
-    Args: prefix: of the objects' names, so that one image holds several files.
+    Args: prefix: of the objects' names, so that one image can hold several files.
     Raises: as `load`; NotOwnerError. Nothing has changed then.
     """
     with _opened(path_of(path), digest) as source:
@@ -359,9 +361,9 @@ def load_into(h: Handle, path: str | os.PathLike[str], *, prefix: str = "", dige
 def release(
     path: str | os.PathLike[str], *, name: str | None = None, backing: str | os.PathLike[str] | None = None
 ) -> bool:
-    """Remove the image of a file, by any of its names, which need not be there any more; whether there was one.
+    """Remove the image of a file, by any of its names, even of a file that is gone; returns whether there was one.
 
-    Its memory is given back when the last process that has attached it ends.
+    Its memory is freed when the last process that has attached it ends.
     """
     if backing is not None:
         return _removed(path_of(backing))
@@ -393,15 +395,15 @@ def _place() -> Path:
 
 
 def place_of(name: str) -> Path:
-    """Say where images are by default: /dev/shm/kho-live-UID, which is this user's alone; it is made.
+    """Return the default path of an image: in /dev/shm/kho-live-UID, a directory of mode 0700, made if it is missing.
 
-    Raises: ParameterError for a name that cannot be a file's; UntrustedError if the directory is another user's.
+    Raises: ParameterError for a name that is not a file name; UntrustedError if the directory is another user's.
     """
     if "/" in name or name in (".", "..") or not 1 <= len(name.encode()) <= MOST_NAME - 5:
         raise ParameterError(f"name {name!r}: a file's name of at most {MOST_NAME - 5} bytes is needed, or backing=")
     place = _place()
     try:
-        # Every user may write /dev/shm, and one that may write the directory may replace what is in it.
+        # Every user may write /dev/shm, and a user who may write the directory may replace files in it.
         os.close(private_directory(place, make=True, hint="give backing=, a path on tmpfs"))
     except UntrustedError as error:
         raise UntrustedError(f"{error} (not a directory that is this user's alone)") from error
@@ -411,7 +413,7 @@ def place_of(name: str) -> Path:
 
 
 def _own_names(index: Mapping[str, Any]) -> list[str]:
-    """Give the file names that `load` gives an image by default."""
+    """Return the file names that `load` gives an image by default."""
     return [
         f"{index.get('device')}-{index.get('inode')}.live",
         f"sha256-{str(index.get('sha256'))[:32]}.live",
@@ -419,7 +421,7 @@ def _own_names(index: Mapping[str, Any]) -> list[str]:
 
 
 def _name_of(path: Path, source: Source | None = None) -> str:
-    """Name an image: by device and inode, which all names of a file lead to, or by the contents. Raises: OSError."""
+    """Name an image: by the file's device and inode, which all its names share, or by its digest. Raises: OSError."""
     if source is not None and source.identity.sha256 is not None:
         return f"sha256-{source.identity.sha256[:32]}"
     status = path.stat() if source is None else source.status
@@ -431,7 +433,7 @@ def _full(path: Path) -> str:
 
 
 def _images() -> Iterator[tuple[Path, dict[str, Any]]]:
-    """List the images in the default place, and what each says of its file."""
+    """Iterate over the images in the default directory, with the description of each one's file."""
     for file in sorted(_place().glob("*.live")):
         with contextlib.suppress(KhoError), attach(file) as candidate:
             if candidate.version == VERSION and (index := _index(candidate, "")) is not None:
@@ -439,11 +441,11 @@ def _images() -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def _remove_replaced(where: Path, source: Source) -> None:
-    """Remove what `load` has kept of the files that had this one's path before."""
+    """Remove the images of files that had this file's path before."""
     full, identity = _full(source.path), source.identity
     try:
         if not same_file(os.stat(full), source.status):  # noqa: PTH116
-            return  # by now this one is replaced as well
+            return  # this file has been replaced as well
     except OSError:
         return
     for file, index in _images():
@@ -487,7 +489,7 @@ def _identity(fd: int, status: os.stat_result, digest: bool) -> Identity:
 
 
 def _spots(fd: int, size: int) -> str:
-    """Sum up samples of a file: the header and pages spread over the data, the last one too."""
+    """Return the SHA-256 of samples of a file: the header, and pages spread over the data including the last one."""
     if size <= WHOLE:
         return hashlib.sha256(os.pread(fd, size, 0)).hexdigest()
     header = min(8 + int.from_bytes(os.pread(fd, 8, 0), "little"), HEADER_LOOKED_AT)
@@ -498,9 +500,9 @@ def _spots(fd: int, size: int) -> str:
 
 
 def _header(fd: int, source: Path) -> tuple[list[Spec], dict[str, str]]:
-    """Have the library read and check the header, and say where each tensor is.
+    """Read and check the header with the library; returns the tensors and the metadata.
 
-    It gives no places, but it has seen to it that tensors lie one after the other, without holes, to the file's end.
+    The library returns no offsets, but has checked that tensors follow each other without holes up to the file's end.
     """
     try:
         from safetensors import SafetensorError, safe_open
@@ -547,9 +549,9 @@ def _spec(source: Path, name: str, dtype: str, shape: tuple[int, ...], at: int) 
 
 
 def _fill_file(where: Path, name: str, source: Source, deadline: Deadline, trust: Trust) -> Tensors | None:
-    """Make the image of a file, or let who is at it finish; None if there is one now to be looked at."""
+    """Make the image of a file, or wait for a process that makes it; None if the caller must attach again."""
     specs, metadata = _header(source.fd, source.path)
-    # Holes take no memory, so there is room for what alignment wastes.
+    # Unused pages take no memory, so the size includes what alignment may waste.
     room = ROOM + sum(-(-spec.nbytes // PAGE) * PAGE + min(spec.nbytes, ALIGN * PAGE) + PAGE for spec in specs)
     timeout = None if deadline.timeout is None else deadline.left()
     with open_image(name, room, version=VERSION, backing=where, timeout=timeout, trust=trust) as h:
@@ -557,7 +559,7 @@ def _fill_file(where: Path, name: str, source: Source, deadline: Deadline, trust
             return found
         if not (same := _unchanged(h, "", source, specs, metadata)):
             if h.generation or h.stats()["size"] < room:
-                # The file has changed: processes that have attached the old image keep it. Only an owner removes one.
+                # The file has changed: remove the image, which only its owner does; attached processes keep it.
                 _removed(where)
                 return None
             _fill(h, "", source, specs)
@@ -570,7 +572,7 @@ def _described(specs: list[Spec]) -> dict[str, list[Any]]:
 
 
 def _unchanged(h: Handle, prefix: str, source: Source, specs: list[Spec], metadata: dict[str, str]) -> bool:
-    """Compare a file whose times have changed, or whose place, with the tensors that the image has of one."""
+    """Return whether a file whose times or path have changed still has the tensors that the image has."""
     index = _index(h, prefix)
     if index is None or type(index.get("size")) is not int or index["size"] != source.identity.size:
         return False
@@ -606,7 +608,7 @@ def _fill(h: Handle, prefix: str, source: Source, specs: list[Spec]) -> None:
 
 
 def _commit(h: Handle, prefix: str, source: Source, specs: list[Spec], metadata: dict[str, str]) -> None:
-    """Say what the tensors came from. Raises: StaleError if the file has changed since it was opened."""
+    """Commit the tensors with the description of their file. Raises: StaleError if it changed since it was opened."""
     then, now = source.status, os.fstat(source.fd)
     if any(getattr(then, key) != getattr(now, key) for key in ("st_size", "st_mtime_ns", "st_ctime_ns")):
         raise StaleError(f"{source.path}: it was changed while it was being read; load it again")
@@ -633,7 +635,7 @@ def _read(fd: int, source: Path, place: memoryview, spec: Spec) -> None:
 
 
 def _index(reader: Reader, prefix: str) -> dict[str, Any] | None:
-    """Read what an image says of its tensors; None if it is not this module's."""
+    """Read an image's description of its file; None if there is none that this module wrote."""
     if prefix + INDEX not in reader:
         return None
     try:
@@ -644,7 +646,7 @@ def _index(reader: Reader, prefix: str) -> dict[str, Any] | None:
 
 
 def _tensors(reader: Reader, identity: Identity, prefix: str = "") -> Tensors | None:
-    """Give the tensors of an image, if it has those of this file."""
+    """Return the tensors of an image, or None if they are not those of this file."""
     index = _index(reader, prefix)
     if index is None or any(index.get(key, "") != value for key, value in asdict(identity).items()):
         return None

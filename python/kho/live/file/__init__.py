@@ -1,1 +1,1 @@
-"""An image's file: header, metadata, allocation of pages, arrays in them, readers' locks, and whose files are used."""
+"""An image's file: header, metadata, page allocation, arrays in it, locks of readers, and checks of its owner."""

@@ -1,22 +1,25 @@
-"""Which runs of pages are in use: an object is one run, so that it is contiguous wherever it is mapped."""
+"""Page allocator: free and used runs of pages. An object is one run, so it is contiguous wherever it is mapped."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
 
+__all__ = ["Allocator"]
 
-class Runs:
-    """Disjoint runs of the pages 0..`pages`, adjacent ones merged."""
+
+class Allocator:
+    """The used runs among the pages 0..`pages`: disjoint, ascending, adjacent ones merged."""
 
     def __init__(self, pages: int) -> None:
         self.pages = pages
         self.used = 0
+        """Number of used pages."""
         self._starts: list[int] = []
         self._ends: list[int] = []
 
     def take(self, start: int, n: int) -> None:
-        """Mark `n` free pages."""
+        """Mark `n` free pages as used."""
         if not n:
             return
         at = bisect_right(self._starts, start)
@@ -35,8 +38,8 @@ class Runs:
             self._ends.insert(at, end)
         self.used += n
 
-    def give(self, start: int, n: int) -> tuple[int, int]:
-        """Unmark `n` used pages; the whole free run they are in then: (start, n)."""
+    def free(self, start: int, n: int) -> tuple[int, int]:
+        """Mark `n` used pages as free; returns the whole free run that they are in then: (start, n)."""
         at = bisect_right(self._starts, start) - 1
         first, last, end = self._starts[at], self._ends[at], start + n
         if first == start and last == end:
@@ -55,7 +58,7 @@ class Runs:
         return begin, (self._starts[after] if after < len(self._starts) else self.pages) - begin
 
     def gaps(self) -> Iterator[tuple[int, int]]:
-        """List the free runs, ascending: (start, n)."""
+        """Iterate over the free runs, ascending: (start, n)."""
         at = 0
         for start, end in zip(self._starts, self._ends, strict=True):
             if start > at:
@@ -65,7 +68,7 @@ class Runs:
             yield at, self.pages - at
 
     def lowest(self, n: int, align: int, limit: int) -> int | None:
-        """Find the lowest free `n` pages that begin at a multiple of `align` and end before `limit`."""
+        """Find the lowest `n` free pages that start at a multiple of `align` and end at or below `limit`."""
         for start, free in self.gaps():
             at = -(-start // align) * align
             if at + n <= min(start + free, limit):
@@ -73,7 +76,7 @@ class Runs:
         return None
 
     def highest(self, n: int, align: int) -> int | None:
-        """Find the highest free `n` pages that begin at a multiple of `align`."""
+        """Find the highest `n` free pages that start at a multiple of `align`."""
         for start, free in reversed(list(self.gaps())):
             at = (start + free - n) // align * align
             if at >= start:

@@ -1,4 +1,4 @@
-"""Bytes as arrays: numpy's where there is numpy, memoryviews where there is none."""
+"""Arrays over an image's memory: numpy's if numpy is installed, else memoryviews; and which values can be stored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...formats.live import itemsize
 __all__ = ["View", "dtype_of", "make_readonly", "plain_array", "plain_bytes", "shaped"]
 
 View = Any
-"""What an object is handed out as: a numpy array, or a memoryview for bytes and where there is no numpy."""
+"""An object as it is handed out: a numpy array, or a memoryview for bytes and without numpy."""
 FORMATS = {
     "|b1": "?",
     "|i1": "b",
@@ -26,20 +26,18 @@ FORMATS = {
     "<f4": "f",
     "<f8": "d",
 }
-"""What memoryviews call a dtype, on little-endian machines; what else there is is shown as bytes without numpy."""
-
-
+"""Memoryview formats of dtypes, on little-endian machines; without numpy, objects of other dtypes are bytes."""
 PLAIN = re.compile(r"[@=<>!]?(?:[cbB?hHiIlLqQnNefdFD]|Z[fd])")
-"""Buffer formats of single numbers, or bytes, whose bytes are all that there is to them."""
+"""Buffer formats of single numbers or bytes: their bytes are their whole value."""
 HARMLESS = ("ndarray", "memmap")
-"""numpy's classes that mean what their elements mean."""
+"""numpy's classes whose elements are their whole value."""
 WIDTHS = (1, 2, 4, 8)
 
 
 def plain_array(name: str, value: object) -> Any:
-    """Give a numpy array, or a scalar as one, if that is all it is; None for what is not numpy's.
+    """Return a plain numpy array of an array or scalar; None for what is not numpy's.
 
-    Raises: NotStorableError for a subclass, which means more than its elements.
+    Raises: NotStorableError for a subclass, or a dtype with metadata: their elements are not their whole value.
     """
     numpy: Any = sys.modules.get("numpy")
     if numpy is None or not isinstance(value, numpy.ndarray | numpy.generic):
@@ -64,7 +62,7 @@ def plain_array(name: str, value: object) -> Any:
 
 
 def plain_bytes(name: str, value: Any) -> memoryview:
-    """Give what an object exports as a buffer, if its bytes are all that it means. Raises: NotStorableError."""
+    """Return an object's buffer, if its bytes are its whole value. Raises: NotStorableError."""
     kind = type(value)
     what = f"put {name!r}: {kind.__module__}.{kind.__qualname__}"
     try:
@@ -82,7 +80,7 @@ def plain_bytes(name: str, value: Any) -> memoryview:
 
 
 def shaped(raw: memoryview, dtype: str | None, shape: tuple[int, ...]) -> View:
-    """Make an array of bytes, or a memoryview where there is no numpy."""
+    """Return bytes as an array of a dtype and shape, or as a memoryview without numpy."""
     if dtype is None:
         return raw
     try:
@@ -98,7 +96,7 @@ def shaped(raw: memoryview, dtype: str | None, shape: tuple[int, ...]) -> View:
 
 
 def dtype_of(dtype: Any) -> str:
-    """Give a dtype as images have it. Raises: ParameterError."""
+    """Return a dtype's `str`, as images store it. Raises: ParameterError, NotStorableError."""
     try:
         import numpy as np
     except ImportError:
@@ -121,12 +119,12 @@ def dtype_of(dtype: Any) -> str:
 
 
 def _refusal(dtype: Any) -> str:
-    """Say what to store instead of elements of a dtype that images have not; "" for those that they may have."""
+    """Return what to store instead of elements of a dtype that images do not hold; "" for one that they hold."""
     if dtype.names is not None:
         first = next(iter(dtype.names), "field")
         return f"store each field by a name, `a[{first!r}]`, or bytes, `a.tobytes()`"
     if dtype.isbuiltin == 2:
-        # Of another package, as ml_dtypes.
+        # A dtype of another package, as ml_dtypes.
         width = dtype.itemsize if dtype.itemsize in WIDTHS else 0
         back = f"{dtype.type.__module__}.{dtype.name}"
         return f'store `a.view("u{width}")`, and read `.view({back})`' if width else "store bytes, `a.tobytes()`"
@@ -144,7 +142,7 @@ def _refusal(dtype: Any) -> str:
 
 
 def make_readonly(view: Any) -> None:
-    """Have an array that was handed out to be filled refuse further writes."""
+    """Make an array that was handed out to be filled read-only."""
     if view is None:
         return
     if isinstance(view, memoryview):

@@ -1,18 +1,18 @@
-"""The head of an image: what never changes, two slots for roots, and a journal of what is not committed.
+"""The head of an image: superblock, two slots for roots, and a journal of uncommitted changes.
 
     0         the arena's ELF header and note; in it, 8-byte aligned, the word `fdt_phys`: the committed root FDT
-    4096      SUPER: where the word is, where the memory lies, checksums. Written once
+    4096      SUPER: address of the word, range of the memory, checksums. Written once
     4608      slot 0: the root of an even generation
     5120      slot 1: the root of an odd one
     6144      the owner's pid, for messages only
-    6160      LEFT: where objects were that were not committed, and that arrays may still show
+    6160      LEFT: pages of uncommitted objects that arrays of earlier owners may still show
     8192      JOURNAL: the names of objects with uncommitted changes
     2 MiB     the memory
 
-The word decides. It names a root FDT, and of the two slots the one with that address says which generation it is, where
-its metadata lies, and the metadata's checksum. Everything a commit writes it writes elsewhere than where the word
-leads, so that storing the word, 8 aligned bytes, is the commit. The slot of the generation before is retired at once:
-no later damage to the word leads back to it.
+The word selects the generation. It is the address of a root FDT; the slot with that address has the generation, the
+range of its metadata, and the metadata's checksum. A commit writes only to memory that the word does not lead to, so
+storing the word, 8 aligned bytes, is the commit. The slot of the previous generation is emptied at once: no later
+damage to the word can lead back to it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ JOURNAL_END = 64 << 10
 MAGIC = b"kho-live"
 SLOT_MAGIC = b"kho-root"
 FORMAT = 2
-"""2: readers lock the generation that they read (`pins`), and owners keep it."""
+"""2: readers lock the generation that they read (`pins`), and owners keep its memory."""
 _SUPER = struct.Struct("<8sIIQQQQI")
 _SLOT = struct.Struct("<8sQQQQII")
 _CRC = struct.Struct("<I")
@@ -44,24 +44,24 @@ EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 PHDR = struct.Struct("<IIQQQQQQ")
 PT_LOAD, PT_NOTE = 1, 4
 FDT_PHYS_IN_NOTE = 16 + 24
-"""Behind the note's header and name, `struct Note.fdt_phys` (arena/header.rs)."""
+"""Offset of `struct Note.fdt_phys` (arena/header.rs) in the note: 16 bytes of header and name, then 24 of fields."""
 
 
 class Super(NamedTuple):
-    """What never changes."""
+    """The superblock, which never changes."""
 
     word_at: int
-    """Where the word is in the file."""
+    """Offset of the word in the file."""
     base: int
     """Physical address of the first byte of memory."""
     size: int
     """Bytes of memory."""
     offset: int
-    """Where they begin in the file."""
+    """Offset of the memory in the file."""
     elf_bytes: int
     """Bytes of the ELF header and note."""
     elf_crc: int
-    """Of these, but for the word."""
+    """CRC-32 of these bytes, with zeros in place of the word."""
 
 
 class Root(NamedTuple):
@@ -70,7 +70,7 @@ class Root(NamedTuple):
     generation: int
     fdt_phys: int
     meta_phys: int
-    """Where the metadata begin: root FDT, subtree, map."""
+    """Address of the metadata: root FDT, subtree, map."""
     meta_bytes: int
     meta_crc: int
 
@@ -80,7 +80,7 @@ def _sealed(body: bytes) -> bytes:
 
 
 def _unsealed(head: memoryview, at: int, layout: struct.Struct) -> tuple[int, ...] | None:
-    """Unpack a checksummed structure; None if it is none."""
+    """Unpack a structure that ends with its checksum; None if that is wrong."""
     body = bytes(head[at : at + layout.size])
     if _sealed(body) != bytes(head[at : at + layout.size + _CRC.size]):
         return None
@@ -88,14 +88,14 @@ def _unsealed(head: memoryview, at: int, layout: struct.Struct) -> tuple[int, ..
 
 
 def elf_crc(head: memoryview, elf_bytes: int, word_at: int) -> int:
-    """Sum the ELF header and note up, but for the word."""
+    """Compute the CRC-32 of the ELF header and note, with zeros in place of the word."""
     elf = bytearray(head[:elf_bytes])
     elf[word_at : word_at + 8] = bytes(8)
     return zlib.crc32(elf)
 
 
 def describe_elf(elf: bytes) -> tuple[int, int, int]:
-    """Find in the head of a new arena's file: where the word is, where the memory begins, bytes of header and note."""
+    """Return offsets in the head of a new arena's file: of the word, of the memory, and of the note's end."""
     _, _, _, _, _, phoff, _, _, _, phentsize, phnum, *_ = EHDR.unpack_from(elf)
     headers = [PHDR.unpack_from(elf, phoff + i * phentsize) for i in range(phnum)]
     (note,) = [header for header in headers if header[0] == PT_NOTE]
@@ -104,18 +104,18 @@ def describe_elf(elf: bytes) -> tuple[int, int, int]:
 
 
 def write_super(head: memoryview, sup: Super) -> None:
-    """Write what never changes."""
+    """Write the superblock."""
     packed = _SUPER.pack(MAGIC, FORMAT, sup.elf_bytes, sup.word_at, sup.base, sup.size, sup.offset, sup.elf_crc)
     head[SUPER_AT : SUPER_AT + len(packed) + _CRC.size] = _sealed(packed)
 
 
 def read_super(head: memoryview, file_size: int) -> Super:
-    """Read and check what never changes. Raises: FormatError; UnsupportedAbiError for another format."""
+    """Read and check the superblock. Raises: FormatError; UnsupportedAbiError for another format."""
     if bytes(head[SUPER_AT : SUPER_AT + len(MAGIC)]) != MAGIC:
-        raise FormatError(f"no kho.live image: no {MAGIC.decode()!r} at {SUPER_AT:#x} of the file")
+        raise FormatError(f"no kho.live image: {MAGIC.decode()!r} is not at {SUPER_AT:#x} of the file")
     fields = _unsealed(head, SUPER_AT, _SUPER)
     if fields is None:
-        raise FormatError(f"superblock at {SUPER_AT:#x}: its checksum does not hold")
+        raise FormatError(f"superblock at {SUPER_AT:#x}: wrong checksum")
     _, version, elf_bytes, word_at, base, size, offset, crc = fields
     if version > FORMAT:
         raise UnsupportedAbiError(f"image of format {version}, not {FORMAT}: a newer kho wrote it")
@@ -131,25 +131,25 @@ def read_super(head: memoryview, file_size: int) -> Super:
     if elf_bytes > SUPER_AT or word_at % 8 or word_at + 8 > elf_bytes:
         raise FormatError(f"superblock: a word at {word_at:#x} is not in a header of {elf_bytes:#x} bytes")
     if elf_crc(head, elf_bytes, word_at) != crc:
-        raise FormatError("ELF header and note: their checksum does not hold")
+        raise FormatError("ELF header and note: wrong checksum")
     return sup
 
 
 def write_root(head: memoryview, sup: Super, root: Root) -> None:
-    """Fill the slot of a generation; nothing refers to it yet."""
+    """Fill the slot of a generation, before the word refers to it."""
     at = SLOT_AT[root.generation % 2]
     packed = _SLOT.pack(SLOT_MAGIC, *root, sup.elf_crc)
     head[at : at + len(packed) + _CRC.size] = _sealed(packed)
 
 
 def retire(head: memoryview, generation: int) -> None:
-    """Empty the slot of the generation before."""
+    """Empty the slot of the previous generation."""
     at = SLOT_AT[(generation - 1) % 2]
     head[at : at + SLOT_BYTES] = bytes(SLOT_BYTES)
 
 
 def read_root(head: memoryview, slot: int, sup: Super) -> Root | None:
-    """Read a slot; None if there is nothing in it, or only a part of something."""
+    """Read a slot; None if it is empty, cut short, or out of range."""
     fields = _unsealed(head, SLOT_AT[slot], _SLOT)
     if fields is None or head[SLOT_AT[slot] : SLOT_AT[slot] + len(SLOT_MAGIC)] != SLOT_MAGIC:
         return None
@@ -163,21 +163,21 @@ def read_root(head: memoryview, slot: int, sup: Super) -> Root | None:
 
 
 class Left:
-    """Runs of pages that no commit refers to, and that arrays of an earlier owner or of its children may still show.
+    """Runs of pages that no commit refers to, but that arrays of an earlier owner or of its children may still show.
 
-    Two words tell the generation, plus one, that was committed, and how many runs there are; then the runs, start and
-    number of pages. The next owner looks here if one of `pins.WRITERS` is locked, which is done after this is written.
+    Two words: the committed generation plus one, and the number of runs. Then the runs: first page, number of pages.
+    The next owner reads this if one of `pins.WRITERS` is locked; the lock is taken after this is written.
     """
 
     MOST = (JOURNAL_AT - LEFT_AT - 16) // 16
     MANY = (1 << 64) - 1
-    """More than there is room for."""
+    """The number of runs when there are more than `MOST`."""
 
     def __init__(self, head: memoryview) -> None:
         self._words = head[LEFT_AT:JOURNAL_AT].cast("Q")
 
     def add(self, generation: int, runs: list[tuple[int, int]]) -> None:
-        """Note runs, next to those that were noted of this generation."""
+        """Add runs to those of this generation."""
         words = self._words
         if words[0] != generation + 1:
             words[0] = 0
@@ -193,7 +193,7 @@ class Left:
         words[0] = generation + 1
 
     def runs(self, generation: int) -> list[tuple[int, int]] | None:
-        """List them; None if they are not known."""
+        """Return the runs of a generation; None if they are not recorded, or were too many."""
         words = self._words
         if words[0] != generation + 1 or words[1] > self.MOST:
             return None
@@ -203,8 +203,8 @@ class Left:
 class Journal:
     """Names of objects that were changed since the commit of a generation, as far as they fit.
 
-    Two words tell the generation, plus one, and how many bytes of names there are. Each is stored at once (`struct`
-    would store zeros first), so that whoever dies meanwhile leaves the names as they were, or with one more.
+    Two words: the generation plus one, and the number of bytes of names. Each is stored by one aligned store (`struct`
+    would store zeros first), so a process that is killed leaves the old list, or the list with one more name.
     """
 
     def __init__(self, head: memoryview) -> None:
@@ -212,17 +212,17 @@ class Journal:
         self._words = head[JOURNAL_AT:NAMES_AT].cast("Q")
 
     def clear(self) -> None:
-        """Forget all."""
+        """Empty the journal."""
         self._words[0] = 0
 
     def begin(self, generation: int) -> None:
-        """Begin, empty, behind a generation."""
+        """Start an empty list of changes after a generation."""
         self.clear()
         self._words[1] = 0
         self._words[0] = generation + 1
 
     def add(self, name: str) -> None:
-        """Note a name before its memory changes."""
+        """Add a name, before its memory changes."""
         used = self._words[1]
         raw = name.encode()
         at = NAMES_AT + used
@@ -232,7 +232,7 @@ class Journal:
         self._words[1] = used + 1 + len(raw)
 
     def names(self, generation: int) -> tuple[str, ...]:
-        """List the names noted since a generation, each once; what is none is left out."""
+        """Return the names added since a generation, each once."""
         tag, used = self._words
         if tag != generation + 1 or used > JOURNAL_END - NAMES_AT:
             return ()

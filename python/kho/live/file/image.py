@@ -1,4 +1,4 @@
-"""An image as a file: made, read with suspicion, locked; and the metadata of a generation, built beside it."""
+"""An image's file: creating it, reading and checking what is committed, its lock; building a generation's metadata."""
 
 from __future__ import annotations
 
@@ -42,23 +42,23 @@ if TYPE_CHECKING:
 __all__ = ["Image", "State", "blank", "build", "meta_zone", "open_file", "reopen"]
 
 BASE = 1 << 32
-"""Where an image's memory is said to be; no address of it is ever 0."""
+"""Physical address of an image's memory: an arbitrary one, so that no address in it is 0."""
 ABI = "kho-v4"
 LARGEST_ORDER = 20
 LEAST = 1 << 20
 LEAST_METADATA = 16
-"""Pages that are enough for the metadata of a few objects."""
+"""Pages that suffice for the metadata of a few objects."""
 MOST_METADATA = 256 << 20
-"""Metadata beyond this are neither written nor read."""
+"""Bytes. Larger metadata are neither written nor read."""
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 POLL = 0.005
-"""Seconds between two tries to get a lock."""
+"""Seconds between two attempts to take a lock."""
 UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 RETRIES = 1000
 
 
 class State(NamedTuple):
-    """What is committed."""
+    """A committed generation."""
 
     root: Root
     catalog: Catalog
@@ -69,8 +69,8 @@ class State(NamedTuple):
 class Image(Uncopied):
     """An open file that holds an image, and a lock on it.
 
-    The lock is a `flock` of an open file description that nothing else refers to: mappings keep the one alive that they
-    were made with, and so would children, and whoever was passed the descriptor.
+    The lock is a `flock` of an open file description that nothing else refers to. A lock on the description that is
+    mapped, or passed to other processes, would last until the last mapping and descriptor is gone, also in children.
     """
 
     def __init__(
@@ -83,10 +83,10 @@ class Image(Uncopied):
         lock_fd: int | None = None,
         policy: Policy = PRIVATE,
     ) -> None:
-        """Read what never changes.
+        """Read the superblock.
 
-        Args: fd: is the image's from now on. own: this process has just made it. lock_fd: a lock that is held already.
-            policy: whose files are used.
+        Args: fd: belongs to the image from now on. own: this process has just made the file. lock_fd: a descriptor that
+            holds the lock already. policy: which files are trusted.
         Raises: FormatError, SourceError, UntrustedError; the descriptors are closed then.
         """
         self.fd = fd
@@ -94,7 +94,7 @@ class Image(Uncopied):
         self.where = where
         self.path = path
         self.session: Session | None = None
-        """Which preserves the file for the next kernel."""
+        """The live update session that preserves the file for the next kernel."""
         self._seen: tuple[tuple[int, bytes], State] | None = None
         try:
             size = _checked_size(fd, where, own, path is not None, policy)
@@ -109,27 +109,27 @@ class Image(Uncopied):
             try:
                 self.sup: Super = header.read_super(self.head, size)
             except FormatError as error:
-                raise type(error)(f"{where}: {error}; nothing was changed, remove the file to begin anew") from error
+                raise type(error)(f"{where}: {error}; nothing was changed, remove the file to start again") from error
         except BaseException:
             self.close()
             raise
 
     @classmethod
     def create(cls, fd: int, size: int, name: str, version: str, where: str) -> Image:
-        """Make an empty image, of generation 0, in a blank file, locked; its ELF magic is written last.
+        """Make an empty image, of generation 0, in a blank file, and lock it; its ELF magic is written last.
 
         Args: size: bytes of memory for objects and metadata.
-        Raises: BusyError if another does the same; ParameterError, OutOfMemoryError, SourceError. The descriptor is
-            closed then.
+        Raises: BusyError if another process does the same; ParameterError, OutOfMemoryError, SourceError. The
+            descriptor is closed then.
         """
         lock_fd = -1
         try:
-            # Whatever the umask, or who made the memfd, said.
+            # The umask, or the creator of a memfd, may have set another mode.
             os.fchmod(fd, 0o600)
             lock_fd = reopen(fd, where)
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not blank(fd):
-                raise BusyError(f"{where}: another process made it meanwhile")
+                raise BusyError(f"{where}: another process has made an image in it")
             if pins.held(lock_fd, pins.READERS, 0, 3 * pins.GENERATIONS):
                 raise BusyError(
                     f"{where}: arrays of the image that was released here are still held; drop them, or end the "
@@ -148,14 +148,14 @@ class Image(Uncopied):
         return cls(fd, where, own=True, lock_fd=lock_fd)
 
     def word(self) -> int:
-        """Read where the committed root FDT is."""
+        """Read the word: the physical address of the committed root FDT."""
         at = self.sup.word_at
         return self.head[at : at + 8].cast("Q")[0]
 
     def committed(self) -> State:
-        """Read and check what is committed, also while its owner commits.
+        """Read and check the committed generation, also while its owner commits.
 
-        Raises: FormatError with the place of what no commit would have written; UnsupportedAbiError.
+        Raises: FormatError with the address of what no commit would have written; UnsupportedAbiError.
         """
         for _ in range(RETRIES):
             before = self._roots()
@@ -165,15 +165,15 @@ class Image(Uncopied):
                 self._seen = before, self._state(self._root(before[0]))
                 return self._seen[1]
             except (UnsupportedAbiError, FormatError) as error:
-                # What changed while it was read was not damaged, but replaced.
+                # If the roots have changed, a commit has replaced what was read: it is not damaged.
                 if self._roots() == before:
                     raise self._refused(error) from error
         raise BusyError(f"{self.where}: {RETRIES} times another generation was committed while one was being read")
 
     def pinned(self) -> tuple[State, Pin]:
-        """Read and check what is committed, which stays as it is until the pin and its mappings are gone.
+        """Lock, read and check the committed generation: it is kept until the pin and its mappings are gone.
 
-        Where the file system has no locks of open file descriptions, a RuntimeWarning says that nothing is kept.
+        Warns (RuntimeWarning) that nothing is kept, where the file system has no locks of open file descriptions.
         Raises: as `committed`; SourceError.
         """
         pin = Pin(self.fd, self.where)
@@ -189,7 +189,7 @@ class Image(Uncopied):
                         stacklevel=4,
                     )
                     return self.committed(), pin
-                # Retired before its owner looked for locks, or kept: see `pins`.
+                # If the slot is still there, the owner will see the lock: see `pins`.
                 if self._roots()[0] == before[0] and self._root(before[0]) == root:
                     state = self._state(root)
                     self.fill_holes(state)
@@ -208,9 +208,9 @@ class Image(Uncopied):
         return kind(f"{self.where}: {error}; refused and left as it is; remove it to begin again")
 
     def fill_holes(self, state: State) -> None:
-        """Allocate the memory of what is committed, where a copy of the file left out zeros.
+        """Allocate holes in what is committed: a sparse copy of the file (`cp --sparse`) has them, kho's files do not.
 
-        On a full tmpfs reading a hole through a mapping is a SIGBUS. What kho writes has none.
+        On a full tmpfs, reading a hole through a mapping is a SIGBUS.
         Raises: OutOfMemoryError.
         """
         base, offset = self.sup.base, self.sup.offset
@@ -224,7 +224,7 @@ class Image(Uncopied):
                 allocate(self.fd, at, n)
             except OSError as error:
                 if error.errno in (errno.EBADF, errno.EROFS):
-                    return  # opened for reading; what compresses files has fewer blocks than bytes as well
+                    return  # opened for reading; files on a compressing file system have fewer blocks than bytes, too
                 raise OutOfMemoryError(
                     f"{self.where}: {n:#x} bytes at {at:#x} of the file are a hole, for which the file system has no "
                     f"memory ({error.strerror}); free memory, or enlarge it"
@@ -236,12 +236,14 @@ class Image(Uncopied):
     def _root(self, word: int) -> Root:
         if word == 0:
             if not self.still_there():
-                raise StaleError(f"{self.where}: it was released meanwhile")
-            raise FormatError(f"the word at {self.sup.word_at:#x} leads nowhere: it was released")
+                raise StaleError(f"{self.where}: another process has released it")
+            raise FormatError(f"the word at {self.sup.word_at:#x} is 0: it was released")
         roots = [header.read_root(self.head, slot, self.sup) for slot in (0, 1)]
         named = [root for root in roots if root is not None and root.fdt_phys == word]
         if len(named) != 1:
-            raise FormatError(f"the root at {word:#x}, to which the word at {self.sup.word_at:#x} leads, is in no slot")
+            raise FormatError(
+                f"the root at {word:#x}, to which the word at {self.sup.word_at:#x} points, is in no slot"
+            )
         return named[0]
 
     def _state(self, root: Root) -> State:
@@ -264,25 +266,28 @@ class Image(Uncopied):
             raise FormatError(f"{root.meta_bytes:#x} bytes of metadata")
         meta = os.pread(self.fd, root.meta_bytes, self.sup.offset + root.meta_phys - self.sup.base)
         if len(meta) != root.meta_bytes or zlib.crc32(meta) != root.meta_crc:
-            raise FormatError(f"metadata at {root.meta_phys:#x}: their checksum does not hold")
-        # A copy is read: whatever happens to the file meanwhile, what was checked is what is used.
+            raise FormatError(f"metadata at {root.meta_phys:#x}: wrong checksum")
+        # `meta` is a copy: what was checked is what is used, also if the file is changed in between.
         memory = _kho.Memory.from_segments([(root.meta_phys, meta)])
         inc = _kho.open_memory(memory, fdt_phys=root.fdt_phys, page_size=PAGE, scratch=[])
         catalog = decode_catalog(inc.retrieve_subtree(SUBTREE).read())
         if catalog.generation != root.generation:
-            raise FormatError(f"its catalogue is of generation {catalog.generation}")
+            raise FormatError(f"its catalog is of generation {catalog.generation}")
         own = (root.meta_phys, root.meta_bytes)
         everywhere = [(self.sup.base, self.sup.size)]
         runs = merged((item.phys, item.pages * PAGE) for item in catalog.items.values())
         if clipped(runs, everywhere) != runs or clipped(runs, [own]):
             wrong = [item for item in catalog.items.values() if not self._fits(item.phys, item.pages * PAGE, own)]
-            raise FormatError(f"object {wrong[0].name!r}: {wrong[0].nbytes:#x} bytes at {wrong[0].phys:#x} cannot be")
+            name, phys, nbytes = wrong[0].name, wrong[0].phys, wrong[0].nbytes
+            raise FormatError(f"object {name!r}: {nbytes:#x} bytes at {phys:#x} cannot be: out of range or overlapping")
         preserved = [(pfn * PAGE, n * PAGE) for pfn, n in inc.tracker().extents()]
         if merged([*runs, *clipped(preserved, [own])]) != merged(preserved):
-            raise FormatError("the map of preserved memory and the catalogue do not agree")
+            raise FormatError("the map of preserved memory and the catalog do not agree")
         for run in catalog.retired:
             if not self._fits(run.phys, run.pages * PAGE, own):
-                raise FormatError(f"retired memory: {run.pages:#x} pages at {run.phys:#x} cannot be")
+                raise FormatError(
+                    f"retired memory: {run.pages:#x} pages at {run.phys:#x} cannot be: out of range or overlapping"
+                )
         return catalog
 
     def _fits(self, phys: int, nbytes: int, own: tuple[int, int]) -> bool:
@@ -290,20 +295,20 @@ class Image(Uncopied):
         return nbytes == 0 or (inside and not clipped([(phys, nbytes)], [own]))
 
     def journal(self, generation: int) -> tuple[str, ...]:
-        """List the names of objects that were being changed since a generation."""
+        """Return the names of objects that were changed since a generation, as far as the journal has them."""
         return Journal(self.head).names(generation)
 
     # One owner at a time
 
     def make_writable(self) -> None:
-        """Open the file for writing, if its descriptor is for reading only. Raises: SourceError."""
+        """Open the file for writing, unless its descriptor is for writing already. Raises: SourceError."""
         if fcntl.fcntl(self.fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
             fd = reopen(self.fd, self.where)
             os.dup2(fd, self.fd, inheritable=False)
             os.close(fd)
 
     def lock(self, timeout: float = 0.0) -> None:
-        """Become the owner. Raises: BusyError if somebody else is, for longer than `timeout` seconds."""
+        """Acquire the lock, and so become the owner. Raises: BusyError if it is still held after `timeout` seconds."""
         until = time.monotonic() + timeout
         while True:
             try:
@@ -321,12 +326,12 @@ class Image(Uncopied):
                 return
 
     def unlock(self) -> None:
-        """Let another become the owner."""
+        """Release the lock: another process may become the owner."""
         if self.lock_fd >= 0:
             fcntl.flock(self.lock_fd, fcntl.LOCK_UN)
 
     def still_there(self) -> bool:
-        """Say whether the path still leads to this file."""
+        """Return whether the path still leads to this file."""
         if self.path is None:
             return True
         try:
@@ -336,21 +341,21 @@ class Image(Uncopied):
         return (now.st_dev, now.st_ino) == (own.st_dev, own.st_ino)
 
     def close(self) -> None:
-        """Close the descriptors, which gives up the lock; views stay."""
+        """Close the descriptors, which releases the lock; views stay valid."""
         self.forget_lock()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
     def forget_lock(self) -> None:
-        """Close the descriptors of lock and session: in a child they are the parent's."""
+        """Close the descriptors of lock and session; a forked child does, as they are its parent's."""
         self.end_session()
         if self.lock_fd >= 0:
             os.close(self.lock_fd)
             self.lock_fd = -1
 
     def end_session(self) -> bool:
-        """Have the file preserved no more; whether it was."""
+        """Stop preserving the file; returns whether it was preserved."""
         session, self.session = self.session, None
         if session is not None:
             session.close()
@@ -374,7 +379,7 @@ def _checked_size(fd: int, where: str, own: bool, named: bool, policy: Policy) -
 
 
 def _sealed(fd: int) -> bool:
-    """Say whether a file cannot be shrunk; only memfds have seals."""
+    """Return whether a file is sealed against shrinking; only memfds have seals."""
     try:
         return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK)
     except OSError:
@@ -405,7 +410,7 @@ def _fill(fd: int, size: int, name: str, version: str, where: str) -> None:
     mapping = Mapping(fd, 0, HEAD, writable=True)
     head = mapping.view(0, HEAD)
     sup = Super(word_at, BASE, size, offset, elf_bytes, zlib.crc32(elf[:elf_bytes]))
-    # From its magic on an unfinished image is known as one (`blank`).
+    # The magic of the superblock is written first: `blank` then recognizes an unfinished image.
     header.write_super(head, sup)
     head[: header.SUPER_AT] = bytes(header.SUPER_AT)
     head[header.SLOT_AT[0] : header.JOURNAL_END] = bytes(header.JOURNAL_END - header.SLOT_AT[0])
@@ -422,7 +427,7 @@ def _fill(fd: int, size: int, name: str, version: str, where: str) -> None:
 
 
 def blank(fd: int) -> bool:
-    """Say whether a file is empty, or a beginning that nobody finished. Raises: OSError."""
+    """Return whether a file is empty, or has an image that was not completed. Raises: OSError."""
     if os.fstat(fd).st_size == 0:
         return True
     head = os.pread(fd, header.JOURNAL_END, 0)
@@ -431,21 +436,21 @@ def blank(fd: int) -> bool:
 
 
 def _seal(fd: int, where: str) -> None:
-    """Seal a memfd against changes of its size; a file with a name cannot be."""
+    """Seal a memfd against changes of its size; files with a name cannot be sealed."""
     if os.fstat(fd).st_nlink or _sealed(fd):
         return
     try:
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
     except OSError as error:
-        # A file that O_TMPFILE made gets its name later.
+        # A file that O_TMPFILE made has no name yet, and no seals.
         if str(Path(f"/proc/self/fd/{fd}").readlink()).startswith("/memfd:"):
             raise ParameterError(f"{where}: make the memfd with MFD_ALLOW_SEALING ({error.strerror})") from error
 
 
 def reopen(fd: int, where: str, *, reading: bool = False) -> int:
-    """Open a file once more, for a lock of one's own, for writing.
+    """Open a file again, for writing: a description of its own for a lock.
 
-    Args: reading: open it for reading where it cannot be written: NFS alone asks more of who locks it.
+    Args: reading: fall back to reading where it cannot be written: of the file systems, only NFS needs more to lock it.
     Raises: SourceError.
     """
     try:
@@ -460,10 +465,10 @@ def reopen(fd: int, where: str, *, reading: bool = False) -> int:
 
 
 def open_file(path: Path, policy: Policy = PRIVATE, *, reading: bool = False) -> int:
-    """Open an image's file for reading and writing, if no other user may change it.
+    """Open an image's file for reading and writing, if the policy trusts it.
 
-    Args: reading: open it for reading where this process, or every process, may not write it.
-    Raises: UntrustedError if others may; SourceError; FileNotFoundError; StaleError if it was removed just now.
+    Args: reading: fall back to reading where this process may not write it.
+    Raises: UntrustedError; SourceError; FileNotFoundError; StaleError if it is removed at the same time.
     """
     try:
         return open_trusted(path, policy)
@@ -475,40 +480,39 @@ def open_file(path: Path, policy: Policy = PRIVATE, *, reading: bool = False) ->
 
 
 def meta_zone(pages: int, objects: int, map_pages: int) -> int:
-    """Say how many pages at the end no object takes: room for two generations, so that a full image can be emptied."""
+    """Return how many pages at the end are kept for metadata: of two generations, so a full image can be emptied."""
     return max(min(pages // 8, 1024), 2 * (objects * 256 // PAGE + map_pages + 8))
 
 
 def build(base: int, size: int, start: int, n: int, catalog: Catalog) -> tuple[bytes, int, int]:
-    """Lay out a generation's root FDT, subtree and map in `n` pages from page `start`.
+    """Build a generation's root FDT, subtree and map for `n` pages from page `start`.
 
-    They are made by a handover in private memory in which just these pages are free, so that the image sees nothing
-    but the result.
-    Returns: the bytes, which end with the last page that is needed; the FDT's address; how many pages are needed.
+    A handover builds them in a private arena in which only these pages are free; the image is not touched.
+    Returns: the bytes, which end with the last page that is needed; the FDT's address; the number of pages needed.
     Raises: OutOfMemoryError if the pages do not suffice.
     """
     blob = encode_catalog(catalog)
     blob_pages = -(-len(blob) // PAGE)
     if blob_pages >= n:
         raise OutOfMemoryError(f"{blob_pages} pages of names do not fit {n}")
-    beside = _kho.Arena([(base, size)], max_page_order=LARGEST_ORDER)
+    private = _kho.Arena([(base, size)], max_page_order=LARGEST_ORDER)
     first = base // PAGE
     for begin, end in ((0, start + blob_pages), (start + n, size // PAGE)):
         for pfn, order in aligned_blocks(first + begin, first + end):
-            beside.alloc_at(pfn * PAGE, order)
+            private.alloc_at(pfn * PAGE, order)
     at = base + start * PAGE
-    beside.write(at, blob)
-    out = _kho.Outgoing(beside, ABI)
+    private.write(at, blob)
+    out = _kho.Outgoing(private, ABI)
     for item in catalog.items.values():
         if item.pages:
             out.preserve_pages(item.phys, item.pages)
     out.preserve_pages(at, blob_pages)
     out.link_subtree(SUBTREE, at, len(blob))
     out.serialize()
-    used = n - beside.free_pages
-    while beside.page(at + (n - 1) * PAGE).state == "free":
+    used = n - private.free_pages
+    while private.page(at + (n - 1) * PAGE).state == "free":
         n -= 1
-    return beside.read(at, n * PAGE), out.fdt_phys, used
+    return private.read(at, n * PAGE), out.fdt_phys, used
 
 
 def free_text(used: Iterable[tuple[str, int]]) -> str:
@@ -517,7 +521,7 @@ def free_text(used: Iterable[tuple[str, int]]) -> str:
 
 
 def no_memory(where: str, what: str, pages: int, free: int, largest: int, kept: int) -> OutOfMemoryError:
-    """Make the error for an image that is full; `kept`: pages of replaced objects that other processes still read."""
+    """Return the error for a full image. Args: kept: pages of replaced objects that other processes still read."""
     sizes = free_text([("free", free), ("in the largest run", largest)])
     readers = ""
     if kept:

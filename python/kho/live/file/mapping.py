@@ -1,7 +1,7 @@
-"""Files mapped into this process, and views of them that say when nobody looks any more.
+"""Mappings of files with weakly referenced views, and allocation and punching of the file's memory.
 
-`mmap.mmap` would duplicate the descriptor for each mapping, and its memoryviews cannot be watched: whether a part of
-memory can be reused depends on whether an array of it is still held somewhere.
+`mmap.mmap` duplicates the descriptor for each mapping, and its memoryviews cannot be referenced weakly. Here each view
+has an exporter that can be: memory is reused only after the last array that shows it is gone.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ FALLOC_FL_PUNCH_HOLE = 2
 UNSUPPORTED = {95, 38, 1}
 """EOPNOTSUPP, ENOSYS; EPERM of a memfd that a live update session preserves, as its pages are frozen."""
 LATER = {errno.ENOSPC, errno.EDQUOT, errno.EINTR, errno.ENOMEM}
-"""What keeps a hole from being punched now: a file system that is full may need a block to note the hole."""
+"""Errors for which punching is put off: a full file system may need a block to record the hole."""
 ZEROS = 1 << 20
-"""Bytes that are written at a time where a file system cannot allocate."""
+"""Bytes that one write stores where a file system cannot allocate."""
 
 
 class Mapping(Uncopied):
-    """A part of a file, shared with everyone who maps it; unmapped when the last view is gone."""
+    """A shared mapping of a part of a file; unmapped when the last view is gone."""
 
     def __init__(self, fd: int, offset: int, size: int, *, writable: bool) -> None:
         """Map `size` bytes from `offset`. Raises: OutOfMemoryError (ENOMEM); SourceError."""
         self.size = 0
         self.keeps: list[object] = []
-        """What must live as long as a view of this does."""
+        """Objects that must live as long as a view of this."""
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         address = _libc.mmap(None, size, protection, mmap.MAP_SHARED, fd, offset)
         if address is None or address == MAP_FAILED:
@@ -63,7 +63,7 @@ class Mapping(Uncopied):
         self._munmap = _libc.munmap
 
     def exporter(self, at: int, nbytes: int) -> ctypes.Array[ctypes.c_ubyte]:
-        """Give what exports `nbytes` at `at` as a buffer: it lives as long as any view of it, and can be watched.
+        """Return an object that exports `nbytes` at offset `at` as a buffer, and lives as long as any view of it.
 
         Raises: OutsideMemoryError.
         """
@@ -74,11 +74,11 @@ class Mapping(Uncopied):
         return made  # type: ignore[no-any-return]
 
     def view(self, at: int, nbytes: int) -> memoryview:
-        """Give bytes as they are mapped. Raises: OutsideMemoryError."""
+        """Return a view of mapped bytes. Raises: OutsideMemoryError."""
         return memoryview(self.exporter(at, nbytes)).cast("B")
 
     def flush(self, at: int, nbytes: int) -> None:
-        """Have bytes on their medium, where it is one (msync). Raises: SourceError."""
+        """Flush bytes to the medium of the file, if it has one (msync). Raises: SourceError."""
         first = at // mmap.PAGESIZE * mmap.PAGESIZE
         if _libc.msync(self.address + first, at + nbytes - first, MS_SYNC):
             error = ctypes.get_errno()
@@ -91,9 +91,9 @@ class Mapping(Uncopied):
 
 
 def punch(fd: int, offset: int, nbytes: int) -> bool:
-    """Give a part of a file back (FALLOC_FL_PUNCH_HOLE); it reads as zeros then. False where it cannot.
+    """Free a part of a file (FALLOC_FL_PUNCH_HOLE), which reads as zeros then; False if the file does not support it.
 
-    On a full file system the hole may have to wait: the memory stays taken then.
+    On a full file system the part may stay allocated, which is not an error.
     Raises: SourceError.
     """
     if nbytes <= 0 or not _libc.fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, nbytes):
@@ -107,10 +107,10 @@ def punch(fd: int, offset: int, nbytes: int) -> bool:
 
 
 def allocate(fd: int, offset: int, nbytes: int) -> None:
-    """Allocate the blocks of a part of a file, without which what is mapped there may be a SIGBUS.
+    """Allocate the blocks of a part of a file: without them, an access through a mapping may be a SIGBUS.
 
-    What is in the file stays. A file system that cannot allocate is written zeros to, where the file has holes.
-    Raises: OSError, ENOSPC above all; some of it may have been allocated then.
+    The contents stay. On a file system that cannot allocate, zeros are written to the holes.
+    Raises: OSError, usually ENOSPC; a part may have been allocated then.
     """
     while nbytes > 0:
         try:
@@ -119,7 +119,7 @@ def allocate(fd: int, offset: int, nbytes: int) -> None:
             continue
         except OSError as error:
             if error.errno == errno.EPERM:
-                return  # a live update session preserves the file, which is why all of its pages are there
+                return  # a live update session preserves the file, and has allocated all of its pages
             if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
                 raise
             _write_zeros(fd, offset, nbytes)
@@ -129,7 +129,7 @@ def allocate(fd: int, offset: int, nbytes: int) -> None:
 def _write_zeros(fd: int, offset: int, nbytes: int) -> None:
     end = offset + nbytes
     while offset < end:
-        # A file system that knows no holes says that all is data.
+        # On a file system without holes everything counts as data.
         try:
             data = os.lseek(fd, offset, os.SEEK_DATA)
         except OSError as error:

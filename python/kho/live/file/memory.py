@@ -1,9 +1,9 @@
-"""How much memory there is for an image before the kernel kills for want of it: memory cgroups, huge page pools.
+"""Limits on the memory that an image can allocate: memory cgroups and pools of huge pages.
 
-tmpfs and memfd pages are charged to the memory cgroup of the process that allocates them, and stay charged. Where they
-exceed the limit of it, or of one above it, the kernel kills a process of the group: no call fails. So the limits are
-read first. What the kernel reclaims before it kills counts as free: the page cache and reclaimable slab of the group,
-and swap, to which these pages can go. `memory.high` slows a group down and kills nothing, so it refuses nothing here.
+tmpfs and memfd pages are charged to the memory cgroup of the process that allocates them, and stay charged. If they
+exceed the limit of that cgroup or of an ancestor, the OOM killer kills a process of the group: no call fails. So the
+limits are read first. What the kernel reclaims before it kills counts as free: the page cache and reclaimable slab of
+the group, and swap, to which these pages can go. `memory.high` only throttles a group, so it is not a limit here.
 
     cgroup v2   memory.max             memory.current         memory.stat: inactive_file, active_file, slab_reclaimable
     cgroup v1   memory.limit_in_bytes  memory.usage_in_bytes  the same, total_inactive_file ...; memory.memsw.*
@@ -25,18 +25,18 @@ from ...sizes import format_size as _size
 __all__ = ["Limit", "Meter", "Places", "check", "huge_pool", "limits", "unallocated"]
 
 UNLIMITED = 1 << 62
-"""cgroup v1 has a number of pages near 2**63 where there is no limit."""
+"""Bytes. A cgroup v1 without a limit has one near 2**63."""
 RECLAIMED = ("inactive_file", "active_file", "slab_reclaimable")
 RECLAIMED_V1 = ("total_inactive_file", "total_active_file")
 DEEPEST = 64
-"""Levels of groups that are looked at."""
+"""Most levels of nested cgroups that are read."""
 STEP = 1 << 20
-"""Bytes that may be allocated between two looks at the limits."""
+"""Bytes that may be allocated between two checks of the limits."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where the kernel tells of its memory."""
+    """The kernel's files on memory; tests use others."""
 
     cgroups: Path = Path("/sys/fs/cgroup")
     own: Path = Path("/proc/self/cgroup")
@@ -57,16 +57,16 @@ class Limit:
     reclaimable: int
     """Page cache and slab that the kernel reclaims before it kills."""
     swap: int
-    """What may go to swap."""
+    """Bytes that may go to swap."""
 
     @property
     def left(self) -> int:
-        """What may be allocated before the kernel kills."""
+        """Bytes that may be allocated before the kernel kills."""
         return max(self.limit - self.current + min(self.reclaimable, self.current), 0) + self.swap
 
 
 def _number(file: Path) -> int | None:
-    """Read a number; None for "max", or where there is none."""
+    """Read a number; None for "max", or if the file is missing or malformed."""
     with contextlib.suppress(OSError, ValueError):
         number = int(file.read_bytes()[:32])
         return number if 0 <= number < UNLIMITED else None
@@ -85,7 +85,7 @@ def _table(file: Path) -> dict[str, int]:
 
 
 def limits(places: Places | None = None) -> Iterator[Limit]:
-    """List the memory cgroups of this process that have a limit, its own first, then those above it."""
+    """Iterate over the memory cgroups of this process that have a limit: its own first, then its ancestors."""
     places = places or PLACES
     try:
         lines = places.own.read_bytes()[: 64 << 10].decode(errors="surrogateescape").splitlines()
@@ -105,9 +105,9 @@ def limits(places: Places | None = None) -> Iterator[Limit]:
 
 
 def _upwards(base: Path, group: str) -> Iterator[Path]:
-    """Give a group's directory, and those above it, as far as this mount shows them.
+    """Iterate over a group's directory and its ancestors, as far as this mount shows them.
 
-    In a container the group may be named as the host sees it, with the mount showing only the container's own.
+    In a container the group may have the name that the host sees, while the mount shows only the container's own.
     """
     parts = [part for part in os.path.normpath("/" + group).split("/") if part][:DEEPEST]
     for n in range(len(parts), -1, -1):
@@ -137,9 +137,9 @@ def _v1(folder: Path, swap: int) -> Iterator[Limit]:
 
 
 def check(nbytes: int, what: str, places: Places | None = None) -> None:
-    """Refuse an allocation that a memory cgroup's limit does not allow, where that can be known.
+    """Check that memory cgroups allow an allocation, as far as their limits can be read.
 
-    Args: nbytes: that will be allocated. what: the place and the act, for the message.
+    Args: nbytes: bytes to allocate. what: the place and the act, for the message.
     Raises: OutOfMemoryError with the cgroup, its limit, what it has in use, and what is needed.
     """
     for limit in limits(places):
@@ -153,9 +153,9 @@ def check(nbytes: int, what: str, places: Places | None = None) -> None:
 
 
 def unallocated(fd: int, nbytes: int) -> int:
-    """Give how many of `nbytes` that are to be used of a file would be charged to a memory cgroup, at most.
+    """Return how many of `nbytes` of a file would be charged to a memory cgroup, at most.
 
-    None of a file on a disk, whose pages are page cache, or of huge pages, which come of a pool.
+    0 for a file on a disk, whose pages are page cache, and for huge pages, which are taken from a pool.
     """
     try:
         fcntl.fcntl(fd, fcntl.F_GET_SEALS)
@@ -168,13 +168,13 @@ def unallocated(fd: int, nbytes: int) -> int:
 
 
 class Meter:
-    """What an image allocates, checked now and then: small objects are not worth a look at the limits each."""
+    """Checks the limits for an image's allocations, once per `STEP` bytes: reading them for each is slow."""
 
     def __init__(self) -> None:
         self._since = STEP
 
     def check(self, fd: int, nbytes: int, what: str) -> None:
-        """Refuse what a memory cgroup does not allow. Raises: OutOfMemoryError."""
+        """Count an allocation, and check it if it is time. Raises: OutOfMemoryError."""
         if self._since + nbytes < STEP:
             self._since += nbytes
             return
@@ -183,7 +183,7 @@ class Meter:
 
 
 def huge_pool(fd: int, places: Places | None = None) -> str:
-    """Tell what the pool of a file's huge pages has, and how to enlarge it; "" for normal pages."""
+    """Return the state of the pool of a file's huge pages, and how to enlarge it; "" for normal pages."""
     try:
         size = os.fstatvfs(fd).f_bsize
     except OSError:

@@ -1,25 +1,25 @@
-"""Which generations of an image are still being read: locks on bytes far beyond the end of its file.
+"""Locks that keep the memory of generations which are still read, on bytes far beyond the end of the image's file.
 
 A reader takes a shared lock of an *open file description* (`F_OFD_SETLK`) on the byte that stands for its generation.
-The description lives until every descriptor and every mapping of it is gone, in this process and in its forked
-children, and the lock with it: an array that is still held keeps its generation, a process that is killed
-gives it up, and nothing has to be tidied up.
+The description, and the lock with it, lasts until every descriptor and every mapping of it is gone, in this process and
+in its forked children. So an array that is held keeps its generation, the locks of a killed process are released
+immediately, and no cleanup is needed.
 
     READERS + g     generation g is being read
     FORKS + g       a child was forked while g was committed; it may also see objects that were not committed then
-    WRITERS + g     the same, and of objects that were not committed there are writable arrays
+    WRITERS + g     the same, and there are writable arrays of objects that were not committed
     PRESENT         the owner, always: see below
 
-Reader: read the slot; lock its generation's byte; read the slot once more. If it is still there, the generation is
-kept; if not, unlock and begin again. Owner: store the word, retire the slot of the generation before, then ask who
-holds a lock on it. Either the owner's question comes after the lock, and it keeps the memory; or before it, and the
-reader finds the slot retired. This needs each side's store to be visible before its load: both go through the
-spinlock of the inode's list of locks. The kernel skips that spinlock for F_OFD_GETLK on a file without any lock, which
-is why the owner holds one of its own (PRESENT).
+Reader: read the slot; lock its generation's byte; read the slot again. If it is still filled, the generation is kept;
+if not, unlock and start again. Owner: store the word, empty the slot of the previous generation, then query the locks
+on it. If the query comes after the reader's lock, the owner keeps the memory; if it comes before, the reader finds the
+slot empty. This needs each side's store to be visible before its load: both go through the spinlock of the inode's list
+of locks. The kernel skips that spinlock for F_OFD_GETLK on a file without any lock, so the owner always holds one
+(PRESENT).
 
-A generation is kept for as long as it is read, and no other: memory that was committed from generation `born` to
-before generation `freed` can be used again once no lock is in that interval. A reader that never ends costs what its
-own generation holds, however many commits come after it.
+Only generations that are read are kept: memory that belonged to the generations from `born` up to but not including
+`freed` can be reused once no lock is in that interval. A reader that never ends costs the memory of its own generation,
+however many commits follow.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from ..oserrors import error_of
 __all__ = ["FORKS", "GENERATIONS", "READERS", "WRITERS", "Held", "Pin", "held", "present"]
 
 GENERATIONS = 1 << 59
-"""A generation is below this, so that its bytes are offsets that a file can have."""
+"""Generations are less than this, so that the bytes that stand for them are valid file offsets."""
 READERS = 1 << 62
 FORKS = READERS + GENERATIONS
 WRITERS = FORKS + GENERATIONS
 PRESENT = WRITERS + GENERATIONS
 UNSUPPORTED = {errno.EINVAL, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
-"""What a file system without such locks says."""
+"""Errors of a file system without such locks."""
 MOST_PROBES = 512
-"""Questions to the kernel about who holds what; whatever is left then counts as held."""
+"""Queries of `held`; generations that were not queried by then count as held."""
 _FLOCK = struct.Struct("@hhqqi4x")
 """`struct flock` where off_t has 64 bits: l_type, l_whence, l_start, l_len, l_pid."""
 
@@ -55,13 +55,13 @@ def _flock(kind: int, at: int, n: int) -> bytes:
 
 
 class Pin:
-    """An open file description of an image's file, and the locks on it: they end with it and its mappings."""
+    """An open file description of an image's file, with locks on it that last as long as it or a mapping of it."""
 
     def __init__(self, fd: int, where: str, *, writable: bool = False) -> None:
-        """Open the file once more. Raises: SourceError."""
+        """Open the file again. Raises: SourceError."""
         self.where = where
         self.supported = True
-        """Whether the file system has such locks, as far as is known."""
+        """Whether the file system has such locks; True until a lock fails."""
         try:
             flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
             self.fd = os.open(f"/proc/self/fd/{fd}", flags)
@@ -70,9 +70,9 @@ class Pin:
             raise error_of(error, where, "open it again") from error
 
     def take(self, at: int) -> bool:
-        """Lock a byte; False where the file system has no such locks.
+        """Lock a byte; returns False where the file system has no such locks.
 
-        Raises: BusyError if a process has locked it against readers; SourceError.
+        Raises: BusyError if a process holds a write lock on it; SourceError.
         """
         try:
             fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_RDLCK, at, 1))
@@ -98,7 +98,7 @@ class Pin:
         self.drop(READERS, PRESENT - READERS)
 
     def close(self) -> None:
-        """Close the descriptor; the locks stay as long as a mapping of it does."""
+        """Close the descriptor; the locks last as long as a mapping of it."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -110,7 +110,7 @@ class Pin:
 
 
 def present(fd: int) -> bool:
-    """Mark a description as an owner's, for as long as it is open; False where the file system has no such locks."""
+    """Lock the owner's byte (PRESENT); returns False where the file system has no such locks."""
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_RDLCK, PRESENT, 1))
     except OSError:
@@ -119,26 +119,26 @@ def present(fd: int) -> bool:
 
 
 class Held:
-    """Generations that are held, as ascending disjoint runs."""
+    """Generations that are locked, as ascending disjoint runs."""
 
     def __init__(self, runs: list[tuple[int, int]]) -> None:
         self._starts = [start for start, _ in runs]
         self._ends = [end for _, end in runs]
 
     def __bool__(self) -> bool:
-        """Say whether there is any."""
+        """Return whether there is any."""
         return bool(self._starts)
 
     def any_of(self, first: int, end: int) -> bool:
-        """Say whether one of `first..end` is held."""
+        """Return whether one of the generations from `first` up to but not including `end` is locked."""
         before = bisect_right(self._starts, end - 1)
         return first < end and before > 0 and self._ends[before - 1] > first
 
 
 def held(fd: int, region: int, first: int, end: int) -> Held:
-    """Ask which generations of `first..end` other descriptions than `fd`'s hold locks on.
+    """Query the generations, from `first` up to but not including `end`, that other descriptions than `fd`'s lock.
 
-    A hostile process may hold any number of them: after `MOST_PROBES` questions the rest counts as held.
+    A hostile process may lock any number of them: after `MOST_PROBES` queries the rest counts as locked.
     """
     first, end = max(first, 0), min(end, PRESENT - region)
     runs: list[tuple[int, int]] = []

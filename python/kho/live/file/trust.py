@@ -1,10 +1,10 @@
-"""Whose file this is: checks on an opened descriptor, before what it leads to is read, mapped or written.
+"""Checks of owner, mode and directory of a file, on its opened descriptor, before it is read, mapped or written.
 
-A user who may write an image may also cut it short, which kills every process that maps it; one who may read it sees
-what the service keeps in it. So a file is used if it is a regular one, of this user or root, with a single name, which
-no other user may write. The checks look at the descriptor, which no rename changes. The name is looked up in a
-directory that is checked the same way, and is no symbolic link. Directories above that one are not checked: a user who
-renames there leads to another file, which has to pass the same checks.
+A user who may write an image may also truncate it, which kills every process that maps it; a user who may read it sees
+the service's data. So a file is used only if it is a regular file of this user or root, with a single name, which no
+other user may write. The descriptor is checked, which no rename affects. The name is looked up in a directory that
+passes the same checks, and must not be a symbolic link. Directories above are not checked: a rename there leads to
+another file, which has to pass the same checks.
 
 A descriptor without a name (a memfd) is reached only by processes it was passed to, so its mode does not matter.
 """
@@ -38,19 +38,18 @@ __all__ = [
 ]
 
 Trust = Literal["private", "directory", "any"] | int
-"""What `trust=` takes. "private": files of this user or root, which no other user may write, in a directory in
-which no other may rename them. A number: files and directories of that user as well. "directory": users who may write
-the directory may, at worst, remove the image or put another one of this user's in its place. "any": any regular
-file."""
+"""Values of `trust=`. "private": files of this user or root, which no other user may write, in a directory in which no
+other user may rename them. A number: also files and directories of that user. "directory": in any directory; users who
+may write it can remove the image, or replace it by another file of this user. "any": any regular file."""
 PROC_FD = re.compile(r"/proc/(?:self|thread-self|[0-9]+)(?:/task/[0-9]+)?/fd/[0-9]+|/dev/fd/[0-9]+")
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 class Policy(NamedTuple):
-    """What `trust=` means."""
+    """The checks that a value of `trust=` stands for."""
 
     uid: int | None
-    """Another user whose files are used."""
+    """Another user whose files are trusted."""
     directory: bool
     """Whether the directory is checked."""
     file: bool
@@ -71,26 +70,26 @@ def policy_of(trust: Trust) -> Policy:
 
 
 def path_of(path: str | os.PathLike[str]) -> Path:
-    """Give a path. Raises: ParameterError for one that no file can have."""
+    """Convert a path. Raises: ParameterError if it contains NUL."""
     if "\0" in os.fspath(path):
         raise ParameterError(f"path {os.fspath(path)!r}: a path has no NUL")
     return Path(path)
 
 
 def trusted(uid: int, policy: Policy = PRIVATE) -> bool:
-    """Say whether a user may take part: this one, root, and the one that the policy names."""
+    """Return whether a user is trusted: this one, root, and the one that the policy names."""
     return uid in (0, os.geteuid()) or uid == policy.uid
 
 
 def user(uid: int) -> str:
-    """Name a user: number and, if there is one, name."""
+    """Return a user's number and, if there is one, name."""
     with contextlib.suppress(KeyError):
         return f"{uid} ({pwd.getpwuid(uid).pw_name})"
     return str(uid)
 
 
 def check_descriptor(fd: int, where: str, policy: Policy = PRIVATE) -> os.stat_result:
-    """Refuse a descriptor of a file that others may change. Raises: SourceError, UntrustedError; the fd stays open."""
+    """Check the file of a descriptor; returns its status. Raises: SourceError, UntrustedError; the fd stays open."""
     try:
         status = os.fstat(fd)
     except OSError as error:
@@ -136,7 +135,7 @@ def _check_directory(status: os.stat_result, where: Path, policy: Policy) -> Non
 
 
 def _private_group(gid: int) -> bool:
-    """Say whether a group is this user's own (USERGROUPS_ENAB of login.defs): of the user's name, without others."""
+    """Return whether a group is this user's private group (USERGROUPS_ENAB of login.defs): same name, no members."""
     try:
         group, own = grp.getgrgid(gid), pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
@@ -145,9 +144,9 @@ def _private_group(gid: int) -> bool:
 
 
 def open_directory(path: Path, policy: Policy = PRIVATE) -> int:
-    """Open the directory that an image's file is in, for looking names up (O_PATH).
+    """Open the directory of an image's file, to look names up (O_PATH).
 
-    Raises: UntrustedError if others may rename what is in it; SourceError; FileNotFoundError.
+    Raises: UntrustedError if other users may rename files in it; SourceError; FileNotFoundError.
     """
     folder = path.parent
     try:
@@ -166,10 +165,10 @@ def open_directory(path: Path, policy: Policy = PRIVATE) -> int:
 
 
 def open_trusted(path: Path, policy: Policy = PRIVATE, flags: int = os.O_RDWR) -> int:
-    """Open a file that no other user may change.
+    """Open a file that the policy trusts.
 
-    It is looked at before it is opened for reading and writing, which a device or a pipe would notice.
-    Raises: UntrustedError, SourceError; FileNotFoundError; StaleError if it has no name any more.
+    It is checked before it is opened for reading and writing: opening a device or a pipe can have side effects.
+    Raises: UntrustedError, SourceError; FileNotFoundError; StaleError if it was removed at the same time.
     """
     named = PROC_FD.fullmatch(os.fspath(path)) is None
     if path.name in ("", ".."):
@@ -202,10 +201,10 @@ def open_trusted(path: Path, policy: Policy = PRIVATE, flags: int = os.O_RDWR) -
 
 
 def private_directory(path: Path, *, make: bool, hint: str = "") -> int:
-    """Open a directory that is this user's alone (O_PATH), made if need be, whatever the umask.
+    """Open a directory of mode 0700 that belongs to this user (O_PATH).
 
-    Args: hint: what to do where there cannot be one.
-    Raises: UntrustedError if it is another user's, or others may enter it; SourceError; FileNotFoundError.
+    Args: make: make it if it is missing, whatever the umask. hint: the remedy where it cannot be made.
+    Raises: UntrustedError if it belongs to another user, or others may enter it; SourceError; FileNotFoundError.
     """
     if make:
         try:
@@ -242,5 +241,5 @@ def private_directory(path: Path, *, make: bool, hint: str = "") -> int:
 
 
 def same_file(one: os.stat_result, other: os.stat_result) -> bool:
-    """Say whether two descriptors lead to one file."""
+    """Return whether two descriptors lead to the same file."""
     return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)

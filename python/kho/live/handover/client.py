@@ -1,4 +1,4 @@
-"""Taking an image over from the process that has it: look, adopt, and say so; or leave it as it was."""
+"""The successor's side of a handover: read the offered image, adopt it, confirm; or leave it to its owner."""
 
 from __future__ import annotations
 
@@ -12,78 +12,50 @@ from typing import Self
 
 from ...errors import BusyError, FormatError, SourceError
 from ...owned import Uncopied
+from ..candidate import Candidate
 from ..deadline import Deadline
 from ..file.image import Image
 from ..file.trust import PRIVATE, Policy, same_file
-from ..handle import Candidate, Handle
+from ..handle import Handle
 from . import sockets, wire
+from .predecessor import Predecessor
 
 __all__ = ["Offer", "Predecessor", "Ready", "ask"]
 
 Ready = Callable[[Candidate], object]
-"""A health check: what it raises keeps the owner before in office."""
+"""A health check: an exception aborts the handover, and the current owner keeps running."""
 LOCK = 5.0
-"""Seconds until the lock that was let go of must be had."""
+"""Seconds to wait for the lock that the owner has released."""
 MOST_PASSED = 9
-"""The image, and as many processes as may still be draining when it is handed on."""
+"""Descriptors: the image's, and the connections of at most 8 earlier owners that may still read."""
 GONE = 0.5
-"""Seconds the lock of who has died may take to be free."""
+"""Seconds to wait for the lock of an owner that has died."""
 POLL = 0.02
-
-
-class Predecessor(Uncopied):
-    """The owners before, which may still read what is being replaced: None when called, once they cannot any more.
-
-    Each has a connection open, and so have its forked children; what they have not closed ends with them.
-    """
-
-    def __init__(self, conns: list[socket.socket], pinned: list[tuple[int, int]]) -> None:
-        self.conns = conns
-        self.pinned = pinned
-        """Runs of pages, of objects that had been replaced before, which arrays of theirs look at."""
-
-    def __call__(self) -> Predecessor | None:
-        """Say whether any of them may be reading."""
-        for conn in list(self.conns):
-            try:
-                if conn.recv(64, socket.MSG_DONTWAIT):
-                    continue
-            except BlockingIOError:
-                continue
-            except OSError:
-                pass
-            conn.close()
-            self.conns.remove(conn)
-        return self if self.conns else None
-
-    def close(self) -> None:
-        """Stop watching."""
-        while self.conns:
-            self.conns.pop().close()
+"""Seconds between two attempts to ask a busy owner."""
 
 
 class Offer(Uncopied):
-    """An image that its owner, or a holder, lets this process look at."""
+    """An image that its owner, or a holder, lets this process read."""
 
     def __init__(self, conn: socket.socket, pid: int, fd: int, *, store: bool) -> None:
         self.conn = conn
         self.pid = pid
         self.fd = fd
         self.store = store
-        """Nobody owns it: whoever gets its lock does."""
+        """Whether a holder passes it: the process that locks it becomes its owner."""
         self._taken = False
 
     def keep(self) -> int:
-        """Give the descriptor, which is the caller's from now on."""
+        """Return the descriptor, which belongs to the caller from now on."""
         fd, self.fd = self.fd, -1
         return fd
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Return this offer."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Decline, if it was not taken: the owner goes on."""
+        """Decline the offer, if it was not taken: the owner goes on."""
         if self.fd >= 0:
             os.close(self.keep())
         if not self._taken:
@@ -99,14 +71,14 @@ class Offer(Uncopied):
         serve: bool = True,
         policy: Policy = PRIVATE,
     ) -> Handle:
-        """Look at it, and adopt it if it is fit.
+        """Check the image, and adopt it.
 
-        Raises: what `ready` does; SchemaError; FormatError; BusyError if its owner does not let go. The owner before
-            goes on then.
+        Raises: what `ready` raises; SchemaError; FormatError; BusyError if its owner does not release it. The current
+            owner keeps running then.
         """
         image = Image(self.keep(), f"{name!r} of process {self.pid}", policy=policy)
-        with Candidate.of(image) as candidate:
-            candidate.check(name, version)
+        with Candidate._of(image) as candidate:
+            candidate._check_schema(name, version)
             if ready is not None:
                 with deadline.suspended():
                     ready(candidate)
@@ -114,7 +86,7 @@ class Offer(Uncopied):
                 with deadline.wait() as seconds:
                     answer, fds = wire.ask(self.conn, {"do": "adopt"}, fds=MOST_PASSED, within=seconds)
             except wire.WireError:
-                # It has died, and its lock with it; or it had no more patience, and is the owner still.
+                # The owner has died, and its lock is free; or it has dropped the connection, and still has the lock.
                 with deadline.wait(GONE) as seconds:
                     handle = candidate.adopt(seconds, version=version)
                 return self._own(handle, deadline, serve=serve)
@@ -129,13 +101,13 @@ class Offer(Uncopied):
                     conn.close()
                 raise
         self._own(handle, deadline, serve=serve)
-        # Who has the lock is the owner, whether the one before hears of it or not.
+        # The lock decides: this process is the owner, even if the previous one does not receive this.
         with contextlib.suppress(wire.WireError, BusyError), deadline.wait() as seconds:
             wire.ask(self.conn, {"do": "adopted"}, within=seconds)
         return handle
 
     def _own(self, handle: Handle, deadline: Deadline, *, serve: bool) -> Handle:
-        """Answer to the name; if that cannot be, leave the image, which nothing was committed to, to its owner."""
+        """Answer to the name; on an error close the image, to which nothing was committed: its owner takes it back."""
         try:
             handle.transport = "socket"
             if serve:
@@ -147,7 +119,7 @@ class Offer(Uncopied):
 
 
 def _received(fds: list[int], image: Image) -> list[socket.socket]:
-    """Sort what an owner passes when it lets go: the image for writing, and its connections to owners before it."""
+    """Sort the descriptors that an owner passes: the image's for writing, and its connections to earlier owners."""
     conns = []
     own = os.fstat(image.fd)
     for fd in fds:
@@ -163,21 +135,21 @@ def _received(fds: list[int], image: Image) -> list[socket.socket]:
 
 
 def _pinned(given: object, pid: int) -> list[tuple[int, int]]:
-    """Check which runs of pages an owner still looks at."""
+    """Check the list of runs of pages that an owner still reads. Raises: FormatError."""
     good: list[tuple[int, int]] = []
     for run in given if isinstance(given, list) else [None]:
         numbers = run if isinstance(run, list) and len(run) == 2 else [None]
         whole = [number for number in numbers if type(number) is int and 0 <= number < 1 << 40]
         if len(whole) != 2 or not whole[1]:
-            raise FormatError(f"process {pid}: {str(run)[:60]} is no run of pages")
+            raise FormatError(f"process {pid}: {str(run)[:60]} is not a run of pages")
         good.append((whole[0], whole[1]))
     return good
 
 
 def ask(name: str, version: str, deadline: Deadline) -> Offer | None:
-    """Ask who has an image for it, and wait for one's turn until the deadline; None if no process has.
+    """Ask the process that answers to an image's name for it, and wait while it is busy; None if there is none.
 
-    Raises: BusyError; SchemaError, with both versions; SourceError.
+    Raises: BusyError after the deadline; SchemaError, with both versions; SourceError.
     """
     request = {"do": "prepare", "name": name, "version": version}
     while True:

@@ -1,4 +1,4 @@
-"""Who has which image: what this user's services say of themselves."""
+"""The images of this user's running services: list them, open one for reading, release one."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import KhoError, NotFoundError
+from ..candidate import Candidate
 from ..file.image import Image, open_file
 from ..file.trust import check_descriptor, path_of
-from ..handle import Candidate, Handle
+from ..handle import Handle
 from . import sockets, wire
 
 __all__ = ["Holding", "holdings", "readable", "release"]
 
 WHO = 2.0
-"""Seconds until who does not answer is shown as silent."""
+"""Seconds after which a process that does not answer is shown as silent."""
 RELEASE = 60.0
+"""Seconds that a process may take to release an image."""
 
 
 class Holding(NamedTuple):
@@ -29,7 +31,7 @@ class Holding(NamedTuple):
     pid: int
     uid: int
     state: str
-    """serving, handing over, draining (the owner before still reads), idle (a holder without its command), silent."""
+    """serving, handing over, draining (the previous owner still reads), idle (a holder without its command), silent."""
     transport: str
     """How the image came to the process (`Handle.transport`)."""
     version: str
@@ -38,13 +40,13 @@ class Holding(NamedTuple):
     used: int
     """Bytes in use."""
     size: int
-    """Bytes there may be."""
+    """Bytes of memory, used or not."""
     since: float
-    """When it began to answer, in seconds since the epoch."""
+    """When the process began to answer, in seconds since the epoch."""
     child: int | None
-    """The command's process, of a holder."""
+    """For a holder: the process of its command."""
     command: str
-    """Of the process."""
+    """The command line of the process, or of a holder's command."""
 
 
 def _command(pid: int) -> str:
@@ -55,9 +57,9 @@ def _command(pid: int) -> str:
 
 
 def holdings() -> list[Holding]:
-    """List the images of this user's services, by name; what processes left behind that were killed is removed.
+    """List the images of this user's services, by name; sockets of killed processes are removed.
 
-    Raises: SourceError if the runtime directory is not this user's alone.
+    Raises: SourceError if other users may enter the runtime directory.
     """
     found = []
     for file, conn in sockets.entries():
@@ -108,7 +110,7 @@ def _holding(file: str, conn: socket.socket) -> Holding:
 def _connected(name: str) -> socket.socket:
     conn = sockets.connect(name)
     if conn is None:
-        raise NotFoundError(f"nobody has {name!r}: no process answers in {sockets.folder()}; `kho ps` lists who does")
+        raise NotFoundError(f"no process has {name!r}: none answers in {sockets.folder()}; `kho ps` lists the images")
     try:
         wire.peer(conn)
     except BaseException:
@@ -118,7 +120,7 @@ def _connected(name: str) -> socket.socket:
 
 
 def readable(name: str) -> int:
-    """Get a descriptor for reading a running service's image; it is the caller's.
+    """Get a descriptor for reading a running service's image; it belongs to the caller.
 
     Raises: NotFoundError if there is none; BusyError if it does not answer; SourceError.
     """
@@ -126,7 +128,7 @@ def readable(name: str) -> int:
         _, fds = wire.ask(conn, {"do": "read"}, fds=1)
     try:
         if len(fds) != 1:
-            raise wire.WireError(f"{name!r}: no descriptor came")
+            raise wire.WireError(f"{name!r}: no descriptor was passed")
         check_descriptor(fds[0], repr(name))
     except BaseException:
         for fd in fds:
@@ -136,11 +138,11 @@ def readable(name: str) -> int:
 
 
 def release(name: str | os.PathLike[str], *, force: bool = False) -> int:
-    """Give an image's memory back: how many bytes.
+    """Free an image's memory; returns how many bytes.
 
     Args: name: a service's, or, with a slash in it, the path of an image's file. force: even if a process uses it: a
-        holder ends its command; a service that owns its image itself keeps the arrays it shows, and their memory.
-    Raises: BusyError while it is in use; NotFoundError; for a path UntrustedError if others may change the file,
+        holder ends its command; a service that owns its image keeps the arrays that it still holds, with their memory.
+    Raises: BusyError while it is in use; NotFoundError; for a path UntrustedError if other users may change the file,
         SourceError, FormatError.
     """
     text = os.fspath(name)
@@ -157,7 +159,7 @@ def _release_path(path: Path) -> int:
         image = Image(open_file(path), str(path), path)
     except FileNotFoundError as error:
         raise NotFoundError(f"{path}: no such file") from error
-    with Candidate.of(image) as candidate:
+    with Candidate._of(image) as candidate:
         handle: Handle = candidate.adopt()
     freed = os.fstat(handle.fileno()).st_blocks * 512
     handle.release()

@@ -1,8 +1,8 @@
-"""Who answers to an image's name: a thread of its owner, or of a holder.
+"""The thread that answers to an image's name: of its owner, or of a holder.
 
-One thread serves all connections and waits for none: a packet is there or it is not, an answer is taken at once or the
-connection is closed. Who has not asked for anything for a while is dropped, and the longest idle one when there are too
-many. A successor that looks holds changes up for `LOOK` seconds at most; when it goes away, whatever the reason, the
+One thread serves all connections and never waits for one: a request is one packet, and a connection whose queue is full
+is closed. Idle connections are closed after `IDLE` seconds, the longest idle one also when there are too many. A
+successor that reads the image delays changes for `LOOK` seconds at most; when its connection ends, for any reason, the
 owner goes on.
 """
 
@@ -25,49 +25,49 @@ from ..oserrors import error_of
 from . import sockets, wire
 
 if TYPE_CHECKING:
-    from ..handle import Handle
+    from ..ownership import TransferSource
 
 __all__ = ["Owner", "Server", "Service"]
 
 LOOK = 120.0
-"""Seconds a successor may look at an image before it adopts it."""
+"""Seconds that a successor may read an image before it adopts it."""
 ADOPT = 10.0
-"""Seconds it may take to adopt it."""
+"""Seconds that it may take to adopt it."""
 IDLE = 10.0
-"""Seconds a connection may be quiet."""
+"""Seconds after which a connection without a request is closed."""
 AGAIN = 0.05
-"""Seconds between two tries to have the image back."""
+"""Seconds between two attempts to take the image back."""
 MOST_CLIENTS = 32
 MOST_PINNED = 2000
-"""Runs of replaced pages that an owner's arrays still look at when it hands over."""
+"""Runs of replaced pages that an owner's arrays may still show when it hands over."""
 
 
 class Service(Protocol):
-    """What answers to a name. What is raised is the answer."""
+    """What a server asks for its answers; an exception is sent as the answer."""
 
     name: str
 
     def who(self) -> wire.Message:
-        """Tell what `kho ps` shows."""
+        """Return what `kho ps` shows."""
 
     def readable(self) -> int:
-        """Open the image for reading; the descriptor is the caller's."""
+        """Open the image for reading; the descriptor belongs to the caller."""
 
     def prepare(self, version: object) -> tuple[wire.Message, int]:
-        """Let a successor look: the answer, and a descriptor, the caller's. `store` in it: there is no owner."""
+        """Let a successor read; returns the answer, with `store` if there is no owner, and the caller's descriptor."""
 
-    def give(self) -> tuple[wire.Message, list[int]]:
-        """Let go of the image: the answer, and descriptors to pass, which stay this process's."""
+    def transfer(self) -> tuple[wire.Message, list[int]]:
+        """Unlock the image for the successor; returns the answer, and descriptors to pass, which stay open here."""
 
-    def look_away(self, *, adopted: bool = False) -> bool:
-        """End a look; whether this process has the image. Raises: BusyError while another process has its lock."""
+    def end_transfer(self, *, adopted: bool = False) -> bool:
+        """End a transfer; returns whether this process owns the image. Raises: BusyError while another has the lock."""
 
     def release(self, *, force: bool) -> wire.Message:
-        """Give the memory back."""
+        """Free the image's memory; returns the answer."""
 
 
 def reading(fd: int) -> int:
-    """Open a file once more, for reading only. Raises: SourceError."""
+    """Open a file again, for reading only. Raises: SourceError."""
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -75,23 +75,23 @@ def reading(fd: int) -> int:
 
 
 class Owner:
-    """A handle, which it does not keep alive, as a service."""
+    """The service of a handle, which it references weakly."""
 
-    def __init__(self, handle: Handle) -> None:
+    def __init__(self, handle: TransferSource) -> None:
         self.name = handle.name
         self._handle = weakref.ref(handle)
         self._since = time.time()
 
-    def _owner(self) -> Handle:
+    def _owner(self) -> TransferSource:
         handle = self._handle()
         if handle is None or handle.fileno() < 0:
-            raise StaleError(f"{self.name!r}: it was closed meanwhile")
+            raise StaleError(f"{self.name!r}: its handle was closed")
         return handle
 
     def who(self) -> wire.Message:
-        """Tell what `kho ps` shows; without the handle's lock, which a thread that fills an image may have for long."""
+        """Return what `kho ps` shows, without the handle's lock, which a call that fills an image holds for long."""
         handle = self._owner()
-        state, facts = handle.committed_facts()
+        state, facts = handle._committed_facts()
         return {
             "name": self.name,
             "version": state.catalog.version,
@@ -108,42 +108,42 @@ class Owner:
         return reading(self._owner().fileno())
 
     def prepare(self, version: object) -> tuple[wire.Message, int]:
-        """Hold changes up. Raises: SchemaError for another version; BusyError; NotOwnerError."""
+        """Begin a transfer: changes wait. Raises: SchemaError for another version; BusyError; NotOwnerError."""
         handle = self._owner()
         if version is not None and version != handle.version:
             raise SchemaError(
                 f"process {os.getpid()} has {self.name!r} of version {handle.version!r}, not {version!r}; it keeps it. "
-                "Convert it with kho.live.attach, or release it and begin anew"
+                "Convert it with kho.live.attach, or release it and start again"
             )
         fd = reading(handle.fileno())
         try:
-            handle.look()
+            handle._begin_transfer()
         except BaseException:
             os.close(fd)
             raise
         return {"generation": handle.generation}, fd
 
-    def give(self) -> tuple[wire.Message, list[int]]:
-        """Let go. Raises: BusyError."""
+    def transfer(self) -> tuple[wire.Message, list[int]]:
+        """Unlock the image. Raises: BusyError."""
         handle = self._owner()
-        pinned, conns = handle.give(MOST_PINNED)
+        pinned, conns = handle._transfer(MOST_PINNED)
         return {"pinned": pinned}, [handle.fileno(), *conns]
 
-    def look_away(self, *, adopted: bool = False) -> bool:
-        """Go on, or drain."""
+    def end_transfer(self, *, adopted: bool = False) -> bool:
+        """Take the image back, or drain."""
         handle = self._handle()
         if handle is None:
             return False
         try:
-            handle.look_away(adopted=adopted)
+            handle._end_transfer(adopted=adopted)
         except (StaleError, NotOwnerError):
-            # There was another owner by now, though it has let go.
-            handle.look_away(adopted=True)
+            # Another process has owned the image, and released it.
+            handle._end_transfer(adopted=True)
             return False
         return not adopted
 
     def release(self, *, force: bool) -> wire.Message:
-        """Give the image up while the service runs, if that is wanted."""
+        """Release the image of a running service, if forced. Raises: BusyError if not."""
         if not force:
             raise BusyError(
                 f"process {os.getpid()} uses it; stop that, or say --force: it keeps no more than its arrays then"
@@ -152,23 +152,24 @@ class Owner:
 
 
 class Client:
-    """A connection, and how far it has come."""
+    """A connection, and its stage in a handover."""
 
     def __init__(self, conn: socket.socket, pid: int) -> None:
         self.conn = conn
         self.pid = pid
         self.until = time.monotonic() + IDLE
         self.stage = ""
-        """"", looks, or adopts."""
+        """"" (no handover), reads, or adopts."""
 
 
 class Server(Uncopied):
     """A thread that answers to a name until `stop`, or until another process has the image."""
 
     def __init__(self, service: Service, *, replace: bool = False, deadline: Deadline | None = None) -> None:
-        """Listen.
+        """Listen, and start the thread.
 
-        Args: deadline: until when to wait for the directory's lock.
+        Args: replace: take the name from a process that answers to it. deadline: until when to wait for the directory's
+            lock.
         Raises: BusyError if another process listens; SourceError; DescriptorLimitError.
         """
         self._service = service
@@ -182,8 +183,10 @@ class Server(Uncopied):
         self._selector.register(self._published.listener, selectors.EVENT_READ)
         self._selector.register(self._wake, selectors.EVENT_READ)
         self._clients: dict[int, Client] = {}
-        self._limbo: float | None = None
+        self._retry_until: float | None = None
+        """When to stop trying to take the image back from a successor whose connection has ended."""
         self._successor: socket.socket | None = None
+        """The connection of the successor that owns the image."""
         self._pid = os.getpid()
         self._paused = self._stopped = self._ended = False
         self._thread: threading.Thread | None = None
@@ -197,7 +200,7 @@ class Server(Uncopied):
         self._thread.start()
 
     def stop(self) -> None:
-        """Answer no more; successors that look see the connection close."""
+        """Stop answering; successors that read see the connection close."""
         if os.getpid() == self._pid:
             self._stopped = True
             self._halt(None)
@@ -208,7 +211,7 @@ class Server(Uncopied):
             self._successor = None
 
     def fileno(self) -> int:
-        """Give the socket that listens."""
+        """Return the descriptor of the listening socket."""
         return self._published.listener.fileno()
 
     def _halt(self, timeout: float | None) -> None:
@@ -225,18 +228,18 @@ class Server(Uncopied):
         self._halt(1.0)
 
     def resume(self) -> None:
-        """Go on after a fork."""
+        """Start the thread again after a fork."""
         thread = self._thread
         if not self._ended and not self._stopped and thread is not None:
             if thread.is_alive():
-                # It was too busy to notice.
+                # It did not stop within the time that `pause` waits.
                 self._paused = False
                 thread.join(0.01)
             if not thread.is_alive():
                 self._start()
 
     def abandon(self) -> None:
-        """In a child: the parent is who answers. The connection that tells a successor of readers stays."""
+        """In a forked child: close what is the parent's, but for the connection that tells a successor of readers."""
         if not self._ended:
             self._ended = True
             self._shut()
@@ -254,18 +257,18 @@ class Server(Uncopied):
             if self._ended:
                 return
             self._ended = True
-            looked = any(client.stage for client in self._clients.values()) or self._limbo is not None
+            transferring = any(client.stage for client in self._clients.values()) or self._retry_until is not None
             sockets.retract(self._published)
             self._shut()
-        if looked:
+        if transferring:
             with contextlib.suppress(KhoError):
-                self._service.look_away(adopted=self._successor is not None)
+                self._service.end_transfer(adopted=self._successor is not None)
 
     def _run(self) -> None:
         while not (self._stopped or self._paused or self._successor):
             now = time.monotonic()
             untils = [client.until for client in self._clients.values()]
-            if self._limbo is not None:
+            if self._retry_until is not None:
                 untils.append(now + AGAIN)
             for key, _ in self._selector.select(max(min(untils) - now, 0.0) if untils else None):
                 if self._successor is not None or self._stopped:
@@ -285,7 +288,7 @@ class Server(Uncopied):
         try:
             conn, _ = self._published.listener.accept()
         except OSError:
-            # Gone again, or no descriptor to be had: nothing to be done, and no reason to stop.
+            # The client is gone, or no descriptor is free: go on serving the others.
             time.sleep(0.01)
             return
         conn.setblocking(False)
@@ -312,7 +315,7 @@ class Server(Uncopied):
         opened: list[int] = []
         try:
             answer, fds, opened = self._answer(client, message)
-        except Exception as error:  # noqa: BLE001 - whatever is asked, this thread goes on
+        except Exception as error:  # noqa: BLE001 - no request may end this thread
             answer = wire.refuse(error)
         try:
             wire.send(client.conn, answer, *fds)
@@ -324,14 +327,15 @@ class Server(Uncopied):
                 os.close(fd)
 
     def _answer(self, client: Client, message: wire.Message) -> tuple[wire.Message, list[int], list[int]]:
-        """Do what is asked: the answer, what descriptors go with it, and which of them are to be closed then."""
+        """Do what a request asks; returns the answer, descriptors to pass, and those of them to close after it."""
         done = {"ok": True, "pid": self._pid}
         do = message.get("do")
         if not client.stage:
             client.until = time.monotonic() + IDLE
         if do == "who":
-            looks = [other.pid for other in self._clients.values() if other.stage]
-            return done | {"uid": os.geteuid(), "successor": looks[0] if looks else None} | self._service.who(), [], []
+            taking = [other.pid for other in self._clients.values() if other.stage]
+            state = {"uid": os.geteuid(), "successor": taking[0] if taking else None}
+            return done | state | self._service.who(), [], []
         if do == "read":
             fd = self._service.readable()
             return done | {"name": self._service.name}, [fd], [fd]
@@ -343,87 +347,87 @@ class Server(Uncopied):
             for other in self._clients.values():
                 if other.stage:
                     raise BusyError(f"process {other.pid} is taking {self._service.name!r} over from {self._pid}")
-            if self._limbo is not None:
+            if self._retry_until is not None:
                 raise BusyError(f"process {self._pid} waits for {self._service.name!r} to come back")
             answer, fd = self._service.prepare(message.get("version"))
             if "store" not in answer:
-                client.stage = "looks"
+                client.stage = "reads"
                 client.until = time.monotonic() + LOOK
             return done | answer, [fd], [fd]
-        if do == "adopt" and client.stage == "looks":
-            answer, fds = self._service.give()
+        if do == "adopt" and client.stage == "reads":
+            answer, fds = self._service.transfer()
             client.stage = "adopts"
             client.until = time.monotonic() + ADOPT
             return done | answer, fds, []
         if do == "adopted" and client.stage == "adopts":
-            self._believe(client)
+            self._confirm(client)
             return done, [], []
         raise wire.WireError(f"not a request: {str(do)[:40]!r}")
 
-    def _believe(self, client: Client) -> None:
-        """Hear that a successor has the image: the lock tells whether that is so. Raises: WireError if not."""
+    def _confirm(self, client: Client) -> None:
+        """Check that a successor has the image, by its lock. Raises: WireError if the lock is free."""
         try:
-            goes_on = self._service.look_away()
+            goes_on = self._service.end_transfer()
         except BusyError:
-            self._handed(client)
+            self._drain(client)
             return
         client.stage = ""
         client.until = time.monotonic() + IDLE
         self._go_on(goes_on)
         raise wire.WireError(f"the lock of {self._service.name!r} was free: no process has adopted it")
 
-    def _handed(self, client: Client) -> None:
-        """Keep the connection: its end tells the successor that nobody here reads any more."""
+    def _drain(self, client: Client) -> None:
+        """End the service, and keep the connection: its end tells the successor that this process reads no longer."""
         self._selector.unregister(client.conn)
         del self._clients[client.conn.fileno()]
         self._successor = client.conn
-        self._service.look_away(adopted=True)
+        self._service.end_transfer(adopted=True)
 
     def _drop(self, client: Client) -> None:
         self._selector.unregister(client.conn)
         del self._clients[client.conn.fileno()]
         client.conn.close()
         if client.stage:
-            self._limbo = time.monotonic() + ADOPT
+            self._retry_until = time.monotonic() + ADOPT
 
     def _tick(self) -> None:
-        """Do what is due."""
+        """Close idle connections, and take the image back from successors that do not answer."""
         now = time.monotonic()
         for client in [client for client in self._clients.values() if client.until <= now]:
             if client.stage != "adopts":
                 self._drop(client)
                 continue
             try:
-                goes_on = self._service.look_away()
+                goes_on = self._service.end_transfer()
             except BusyError:
-                # It has the image, and does not say so: it is the owner all the same.
-                self._handed(client)
+                # The successor has the lock, so it is the owner, although it has not confirmed it.
+                self._drain(client)
                 return
             else:
                 client.stage = ""
                 self._drop(client)
                 self._go_on(goes_on)
-        if (limbo := self._limbo) is not None:
+        if (retry_until := self._retry_until) is not None:
             try:
-                goes_on = self._service.look_away()
-                self._limbo = None
+                goes_on = self._service.end_transfer()
+                self._retry_until = None
                 self._go_on(goes_on)
             except BusyError:
-                # Somebody who has died lets go in a moment; who does not is the owner.
-                if now > limbo:
-                    self._limbo = None
-                    self._service.look_away(adopted=True)
+                # A dead process's lock is released immediately; a process that still has it is the owner.
+                if now > retry_until:
+                    self._retry_until = None
+                    self._service.end_transfer(adopted=True)
                     self._stopped = True
 
     def _go_on(self, goes_on: bool) -> None:
-        """Answer on, if this process has the image; the name is another's otherwise."""
+        """Keep the name, if this process owns the image; stop otherwise."""
         if goes_on:
             self._keep_name()
         else:
             self._stopped = True
 
     def _keep_name(self) -> None:
-        """Have the name back from a successor that took it and died."""
+        """Take the name back from a successor that had it and died."""
         if sockets.holds(self._published):
             return
         with contextlib.suppress(KhoError):
@@ -435,7 +439,7 @@ class Server(Uncopied):
 
 
 def _waiting(name: str) -> tuple[selectors.BaseSelector, int]:
-    """Make what a thread waits with. Raises: DescriptorLimitError, SourceError."""
+    """Make the selector and eventfd of a thread. Raises: DescriptorLimitError, SourceError."""
     selector = None
     try:
         selector = selectors.DefaultSelector()

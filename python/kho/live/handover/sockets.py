@@ -1,8 +1,8 @@
-"""Where the sockets of this user's services are: `$XDG_RUNTIME_DIR/kho/NAME.sock`, in a directory nobody else enters.
+"""Sockets of this user's services: `$XDG_RUNTIME_DIR/kho/NAME.sock`, in a directory of mode 0700.
 
-A socket that nobody answers at is what a process that was killed left behind; whoever comes by next removes it. The
-directory's `flock` is held, for moments, while a socket is put there or taken away: of those who begin a service at the
-same time one finds the other's.
+A socket that no process listens at was left by a killed process; `entries` and `publish` remove or replace it. The
+directory's `flock` is held while a socket is added or removed: of several processes that start a service at the same
+time, one publishes its socket and the others find it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ __all__ = ["Published", "connect", "entries", "folder", "publish", "retract", "t
 
 SUFFIX = ".sock"
 LOCKED = 5.0
-"""Seconds to wait for the directory's lock, for who has no deadline of its own."""
+"""Seconds to wait for the directory's lock, for callers without a deadline."""
 HINT = "set XDG_RUNTIME_DIR to a directory of your own, or open with serve=False"
 
 
 def folder() -> Path:
-    """Say where the sockets are: where XDG_RUNTIME_DIR says, if it names a directory, or one of the usual places."""
+    """Return the sockets' directory: in XDG_RUNTIME_DIR if that is a directory, else in /run/user/UID, /run or /tmp."""
     if (named := os.environ.get("XDG_RUNTIME_DIR")) and named.startswith("/") and os.path.isdir(named):  # noqa: PTH112
         return Path(named) / "kho"
     uid = os.geteuid()
@@ -44,7 +44,7 @@ def folder() -> Path:
 
 
 def file_of(name: str) -> str:
-    """Give a service's file name: the name as far as it can be one, with a digest where it cannot."""
+    """Return a service's file name: the quoted name, or, if that is long, its start and a digest."""
     plain = quote(name, safe=" @+,=", errors="surrogateescape").replace(".", "%2E")
     if len(plain) > 64:
         plain = f"{plain[:40]}-{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()[:16]}"
@@ -55,8 +55,8 @@ def file_of(name: str) -> str:
 def opened(*, make: bool, lock: Deadline | None = None) -> Iterator[int]:
     """Open the directory.
 
-    Args: lock: have its lock before that deadline.
-    Raises: FileNotFoundError; UntrustedError if it is not this user's alone; SourceError; BusyError.
+    Args: make: make it if it is missing. lock: take its lock, before that deadline.
+    Raises: FileNotFoundError; UntrustedError if other users may enter it; SourceError; BusyError.
     """
     here = folder()
     found = private_directory(here, make=make, hint=HINT)
@@ -81,8 +81,8 @@ def _lock(fd: int, here: Path, deadline: Deadline) -> None:
         except BlockingIOError as error:
             if not deadline.sleep(0.002):
                 raise BusyError(
-                    f"{here}: {_holder_of(fd)} has it locked, which is for moments only; end that process, or let "
-                    "it go on (SIGCONT)"
+                    f"{here}: {_holder_of(fd)} has it locked, which should last milliseconds; end that process, or "
+                    "continue it (SIGCONT)"
                 ) from error
         except OSError as error:
             raise error_of(error, here, "lock") from error
@@ -91,7 +91,7 @@ def _lock(fd: int, here: Path, deadline: Deadline) -> None:
 
 
 def _holder_of(fd: int) -> str:
-    """Name the process that has a file locked, as the kernel's table of locks tells."""
+    """Name the process that holds a file's lock, from /proc/locks."""
     status = os.fstat(fd)
     inode = f":{status.st_ino}"
     with contextlib.suppress(OSError, ValueError, IndexError):
@@ -104,7 +104,7 @@ def _holder_of(fd: int) -> str:
 
 
 def _connected(at: int, file: str) -> socket.socket | None:
-    """Connect to a socket; None if there is none, or nobody at it."""
+    """Connect to a socket; None if there is none, or no process listens at it."""
     conn = _socket(folder() / file)
     try:
         conn.connect(f"/proc/self/fd/{at}/{file}")
@@ -113,7 +113,7 @@ def _connected(at: int, file: str) -> socket.socket | None:
         if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTSOCK, errno.EPROTOTYPE):
             return None
         if error.errno == errno.EAGAIN:
-            raise BusyError(f"{folder() / file}: too many wait for an answer there; try again") from error
+            raise BusyError(f"{folder() / file}: too many connections wait there; try again") from error
         raise error_of(error, folder() / file, "connect") from error
     return conn
 
@@ -126,7 +126,7 @@ def _socket(where: Path) -> socket.socket:
 
 
 def connect(name: str) -> socket.socket | None:
-    """Connect to who has a service; None if nobody has. Raises: SourceError, BusyError."""
+    """Connect to the process that answers to a name; None if there is none. Raises: SourceError, BusyError."""
     try:
         with opened(make=False) as at:
             return _connected(at, file_of(name))
@@ -135,7 +135,7 @@ def connect(name: str) -> socket.socket | None:
 
 
 def entries() -> Iterator[tuple[Path, socket.socket]]:
-    """List the sockets that somebody answers at, and remove the others. Raises: SourceError, BusyError."""
+    """Iterate over the sockets that processes listen at, connected; removes others. Raises: SourceError, BusyError."""
     try:
         with opened(make=False, lock=Deadline(LOCKED)) as at:
             files = sorted(file for file in os.listdir(at) if file.endswith(SUFFIX))  # noqa: PTH208 - a descriptor
@@ -153,20 +153,20 @@ def entries() -> Iterator[tuple[Path, socket.socket]]:
 
 
 class Published:
-    """A socket with a service's name."""
+    """A listening socket with a service's name."""
 
     def __init__(self, name: str, listener: socket.socket, ident: tuple[int, int]) -> None:
         self.name = name
         self.listener = listener
         self.ident = ident
-        """Device and inode of the name, which tell whether it is still this one's."""
+        """Device and inode of the socket's file: another process may have replaced it."""
 
 
 def publish(name: str, *, replace: bool, deadline: Deadline | None = None) -> Published:
     """Listen at a service's name.
 
-    Args: replace: in place of who listens there: for the owner of the image, whom it belongs to now. deadline: until
-        when to wait for the directory's lock; by default `LOCKED` seconds.
+    Args: replace: replace the socket of a process that listens there; for the owner of the image. deadline: until when
+        to wait for the directory's lock; by default `LOCKED` seconds.
     Raises: BusyError if another process listens there; SourceError.
     """
     file = file_of(name)
@@ -176,10 +176,10 @@ def publish(name: str, *, replace: bool, deadline: Deadline | None = None) -> Pu
         conn = None if replace else _connected(at, file)
         if conn is not None:
             conn.close()
-            raise BusyError(f"{folder() / file}: another process has {name!r} meanwhile")
+            raise BusyError(f"{folder() / file}: another process has {name!r} now")
         listener = _socket(folder() / file)
         try:
-            # Nobody is let in before it listens, so the mode is right from the first moment.
+            # No connection is accepted before `listen`, so the mode is set before any.
             listener.bind(f"/proc/self/fd/{at}/{temporary}")
             os.chmod(temporary, 0o600, dir_fd=at)
             listener.listen(64)
@@ -192,7 +192,7 @@ def publish(name: str, *, replace: bool, deadline: Deadline | None = None) -> Pu
 
 
 def _tidy(at: int) -> None:
-    """Remove what those left who were killed while they had the lock."""
+    """Remove temporary sockets of processes that were killed while they held the lock."""
     for file in os.listdir(at):
         if re.fullmatch(rf"\.\d+{re.escape(SUFFIX)}\.new", file):
             with contextlib.suppress(OSError):
@@ -200,7 +200,7 @@ def _tidy(at: int) -> None:
 
 
 def holds(published: Published) -> bool:
-    """Say whether a name is still this one's."""
+    """Return whether a name still leads to this socket."""
     with contextlib.suppress(OSError, KhoError), opened(make=False) as at:
         status = os.stat(file_of(published.name), dir_fd=at)
         return (status.st_dev, status.st_ino) == published.ident
@@ -208,7 +208,7 @@ def holds(published: Published) -> bool:
 
 
 def retract(published: Published) -> None:
-    """Listen no more, and take the name away if it is still this one's."""
+    """Close the socket, and remove its name unless another process has replaced it."""
     published.listener.close()
     file = file_of(published.name)
     with contextlib.suppress(OSError, KhoError), opened(make=False, lock=Deadline(LOCKED)) as at:

@@ -1,18 +1,19 @@
-"""Messages between an owner and who asks it: one JSON object per packet, and at most one descriptor with it.
+"""The protocol between an image's owner and its clients: one JSON object per packet, with descriptors for some.
 
-    ask                                              answer
+    request                                          answer
     {"do": "who"}                                    what `kho ps` shows
     {"do": "read"}                                   a descriptor for reading
-    {"do": "release", "force": false}                whether it was
+    {"do": "release", "force": false}                `freed`: bytes
     {"do": "prepare", "name": N, "version": V}       a descriptor for reading; changes wait. `store`: there is no owner,
                                                      and the descriptor is for writing too
-    {"do": "adopt"}                                  the owner has let go, and passes a descriptor for writing and the
-                                                     connections of owners that drain; `pinned`: pages still looked at
+    {"do": "adopt"}                                  the owner has unlocked the image; a descriptor for writing, and the
+                                                     connections of earlier owners that drain; `pinned`: pages that are
+                                                     still read
     {"do": "adopted"}                                the owner drains, and closes the connection when it has; refused
                                                      while the image's lock is free
 
-Answers have `ok`, or `error` (busy, schema, stale, bad) and `text`. The kernel keeps packets apart, and passes no
-descriptor to who has no room for one, so that there is nothing to collect, and nothing to be sent piece by piece.
+Answers have `ok`, or `error` (busy, schema, stale, bad) and `text`. SOCK_SEQPACKET preserves packet boundaries, so
+there are no partial reads or writes, and the kernel drops descriptors for which the receiver has no room.
 """
 
 from __future__ import annotations
@@ -34,18 +35,18 @@ __all__ = ["ANSWER", "Message", "WireError", "ask", "peer", "receive", "refuse",
 
 Message = dict[str, Any]
 MOST = 64 << 10
-"""Bytes of a message."""
+"""Bytes of a message, at most."""
 ANSWER = 10.0
-"""Seconds an answer may take."""
+"""Seconds that an answer may take."""
 _INT = array.array("i").itemsize
 
 
 class WireError(SourceError):
-    """What the other side sent is no message of ours, or it went away."""
+    """The peer sent a malformed message, or closed the connection."""
 
 
 def send(conn: socket.socket, message: Message, *fds: int) -> None:
-    """Send, at once or not at all. Raises: WireError."""
+    """Send without waiting. Raises: WireError, also if the peer's queue is full."""
     raw = json.dumps(message).encode()
     if len(raw) > MOST:
         raise WireError(f"a message of {len(raw)} bytes, at most {MOST}")
@@ -57,7 +58,7 @@ def send(conn: socket.socket, message: Message, *fds: int) -> None:
 
 
 def receive(conn: socket.socket, fds: int = 0) -> tuple[Message, list[int]]:
-    """Receive what is there, with up to `fds` descriptors, closed on exec. Raises: WireError; BlockingIOError."""
+    """Receive a message, with up to `fds` descriptors, without waiting. Raises: WireError; BlockingIOError."""
     room = socket.CMSG_LEN(fds * _INT) if fds else 0
     try:
         raw, rights, flags, _ = conn.recvmsg(MOST, room, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
@@ -79,9 +80,9 @@ def receive(conn: socket.socket, fds: int = 0) -> tuple[Message, list[int]]:
         try:
             message = json.loads(raw)
         except (ValueError, RecursionError) as error:
-            raise WireError("a message that is no JSON") from error
+            raise WireError("a message that is not JSON") from error
         if not isinstance(message, dict):
-            raise WireError("a message that is no object")
+            raise WireError("a message that is not a JSON object")
     except KhoError:
         for fd in got:
             os.close(fd)
@@ -90,7 +91,7 @@ def receive(conn: socket.socket, fds: int = 0) -> tuple[Message, list[int]]:
 
 
 def peer(conn: socket.socket) -> tuple[int, int]:
-    """Say who is at the other end: pid and uid. Raises: SourceError if that may not take part."""
+    """Return the peer's pid and uid (SO_PEERCRED). Raises: SourceError if the user is not trusted."""
     pid, uid, _ = struct.unpack("3i", conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
     if not trusted(uid):
         raise SourceError(f"process {pid} is of user {uid}, this is {os.geteuid()}: nothing is passed between users")
@@ -98,9 +99,10 @@ def peer(conn: socket.socket) -> tuple[int, int]:
 
 
 def ask(conn: socket.socket, message: Message, *, fds: int = 0, within: float = ANSWER) -> tuple[Message, list[int]]:
-    """Send, and wait for the answer: it, and descriptors, which are the caller's.
+    """Send a request and wait for the answer; returns it and its descriptors, which belong to the caller.
 
-    Raises: WireError; BusyError if there is none in time, or the answer says so; SchemaError, StaleError, as it says.
+    Raises: WireError; BusyError if there is no answer in time; the error of the answer: BusyError, SchemaError,
+        StaleError.
     """
     send(conn, message)
     until = time.monotonic() + within
@@ -127,13 +129,13 @@ ERRORS = {"busy": BusyError, "schema": SchemaError, "stale": StaleError, "bad": 
 
 
 def refuse(error: Exception) -> Message:
-    """Say no, with a reason."""
+    """Return the answer for an error."""
     kinds = [kind for kind, made in ERRORS.items() if isinstance(error, made)]
     return {"ok": False, "error": kinds[0] if kinds else "bad", "text": str(error)[:4000]}
 
 
 def refused(answer: Message) -> None:
-    """Raise what an answer says. Raises: BusyError, SchemaError, StaleError, WireError."""
+    """Raise the error of an answer, if it has one. Raises: BusyError, SchemaError, StaleError, WireError."""
     if answer.get("ok") is not True:
         kind = ERRORS.get(str(answer.get("error")), WireError)
         raise kind(str(answer.get("text", "refused without a reason")))

@@ -1,8 +1,8 @@
-"""How a process comes by an image: a path, a descriptor, or whatever else finds one by name.
+"""How an image comes to a process by its name; `FINDERS` adds transports of your own.
 
-A transport is a function that is given an image's name and gives the descriptor of an image somebody left for this
-process, or None. `open` asks them in order when the backing is no file. A transport keeps its descriptor: `open` opens
-the file once more, for a lock of its own.
+A finder is a function that takes an image's name and returns the descriptor of the image, or None. `kho.live.open`
+calls them in order when `backing` names no file. A finder keeps its descriptor: `open` opens the file again, for a lock
+of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ FINDERS: list[Finder] = []
 
 
 def find(name: str) -> int | None:
-    """Ask every transport for an image."""
+    """Return the descriptor of the first finder that knows the image; None if none does."""
     for finder in FINDERS:
         if (fd := finder(name)) is not None:
             return fd

@@ -1,9 +1,9 @@
-"""A holder: it keeps a service's memory while the service's command comes and goes.
+"""A holder (`kho hold`): a process that keeps a service's memory while the service's command is restarted.
 
-The command is a child that finds the image by its name, in `inherited.VARIABLE` or, where descriptors were closed on
-the way, by the name's socket. Its lock dies with it, so that the next one adopts what was last committed. Whatever
-processes the command leaves behind come to the holder, which ends them before it starts the next one: they could still
-be reading.
+The command is a child that finds the image by its name: in `KHO_LIVE_FDS` or, if its descriptors were closed, by the
+name's socket. Its lock is released when it ends, so the next command adopts what was last committed. The holder is a
+child subreaper: it ends the descendants that a command leaves before it starts the next one, as they could still be
+reading.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..file.image import Image, blank, reopen
 from ..handover import wire
 from ..handover.server import Server, reading
 from ..oserrors import error_of
-from . import inherited
+from .environ import VARIABLE, described
 
 __all__ = ["Holder", "Restart"]
 
@@ -37,10 +37,10 @@ ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
 ASKED = signal.SIGRTMIN
 HEARD = FORWARDED | ENDING | {signal.SIGHUP, signal.SIGCHLD, ASKED}
 SI_KERNEL = 0x80
-"""Of a signal that a terminal sent, which the command has got as well."""
+"""si_code of a signal that a terminal sent to the whole process group, so that the command has received it too."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0
-"""Seconds before the first restart after a failure, which double up to the last."""
+"""Seconds before the first restart after a failure; doubled with each failure up to the second number."""
 
 
 def _prctl(option: int, value: int) -> None:
@@ -48,7 +48,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 class Store:
-    """A holder's memory, as a service that has no owner of its own."""
+    """The service of a holder's memory, whose owner is the command."""
 
     def __init__(self, name: str, fd: int, holder: Holder) -> None:
         self.name = name
@@ -57,7 +57,7 @@ class Store:
         self._since = time.time()
 
     def who(self) -> wire.Message:
-        """Tell what `kho ps` shows."""
+        """Return what `kho ps` shows."""
         status = os.fstat(self._fd)
         row: wire.Message = {"version": None, "generation": None, "objects": 0}
         with contextlib.suppress(KhoError):
@@ -83,15 +83,15 @@ class Store:
         return reading(self._fd)
 
     def prepare(self, version: object) -> tuple[wire.Message, int]:
-        """Pass it on, for writing too: the process that locks it is the owner. Raises: SourceError."""
+        """Open the image for writing, to pass it: the process that locks it is the owner. Raises: SourceError."""
         return {"store": True}, reopen(self._fd, f"{self.name!r}")
 
-    def give(self) -> tuple[wire.Message, list[int]]:
-        """Refuse: there is nothing to let go of."""
+    def transfer(self) -> tuple[wire.Message, list[int]]:
+        """Refuse: a holder does not own the image."""
         raise BusyError(f"{self.name!r}: its holder does not own it")
 
-    def look_away(self, *, adopted: bool = False) -> bool:
-        """Do nothing: it is the command that owns it."""
+    def end_transfer(self, *, adopted: bool = False) -> bool:
+        """Do nothing: the command owns the image."""
         return True
 
     def release(self, *, force: bool) -> wire.Message:
@@ -104,7 +104,7 @@ class Store:
 
 
 class Holder(Uncopied):
-    """Keeps an image and a command running; all signals and children of the process are the holder's."""
+    """Keeps an image, and runs a command; it handles all signals and children of the process."""
 
     def __init__(
         self,
@@ -118,13 +118,13 @@ class Holder(Uncopied):
         failures: int = 10,
         log: Callable[[str], object] = lambda text: print(text, file=sys.stderr, flush=True),
     ) -> None:
-        """Take the name.
+        """Make the memory, and answer to the name.
 
-        Args: size: bytes of memory there may be; what the command asks for by default. restart: when to start the
-            command again: unless it exits with 0, whatever it does, never. grace: seconds it has to end before it is
-            killed. settled: seconds after which a run is no failure to start. failures: so many in a row, and the
-            holder gives up.
-        Raises: BusyError if somebody has it; ParameterError; SourceError.
+        Args: size: bytes of memory; by default what the command asks for. restart: "on-failure": start the command
+            again unless it exits with 0; "always"; "never". grace: seconds it has to end before it is killed. settled:
+            seconds after which a run does not count as a failure to start. failures: the number of failures to start in
+            a row after which the holder ends.
+        Raises: BusyError if another process has the name; ParameterError; SourceError.
         """
         check_name(name)
         if not argv:
@@ -145,7 +145,7 @@ class Holder(Uncopied):
             os.fchmod(self._fd, 0o600)
         except OSError as error:
             raise error_of(error, repr(name), "make its memory") from error
-        # Before there is a thread: it must not be who is interrupted.
+        # Blocked before the server's thread starts, so that no signal interrupts it.
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
         try:
             self._server = Server(Store(name, self._fd, self))
@@ -158,17 +158,17 @@ class Holder(Uncopied):
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
     def give_up(self) -> None:
-        """From the thread that serves: end it all, and return when the command has ended and the memory is free."""
+        """End the holder, from the server's thread; returns when the command has ended. Raises: BusyError."""
         self._giving_up = True
         os.kill(os.getpid(), ASKED)
         if not self._ended.wait(3 * self._grace + 5):
             raise BusyError(f"{self.name!r}: its command does not end")
 
     def run(self) -> int:
-        """Run the command until it is done, or the holder is asked to end: its exit code, 128 + N for signal N.
+        """Run the command until it is done or the holder is asked to end; returns its exit code, 128 + N for signal N.
 
-        SIGTERM, SIGINT and SIGQUIT end it, SIGHUP restarts it, other signals it gets. Raises: SourceError if it cannot
-        be run.
+        SIGTERM, SIGINT and SIGQUIT end it, SIGHUP restarts it, other signals are forwarded to it. Raises: SourceError
+        if it cannot be run.
         """
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
         try:
@@ -177,7 +177,7 @@ class Holder(Uncopied):
             if self.child is not None:
                 self._end_child(signal.SIGTERM)
             self._end_orphans()
-            # Its memory goes with the last descriptor and mapping: a reader that is left sees what it saw.
+            # The memory is freed with the last descriptor and mapping, so remaining readers are not affected.
             self._ended.set()
             self._server.stop()
             self._close()
@@ -227,7 +227,7 @@ class Holder(Uncopied):
             raise SourceError(f"{self._argv[0]}: {failed.decode(errors='replace')}")
 
     def _become(self, parent: int, tell: int) -> NoReturn:
-        """In the child: be the command. It ends when the holder is killed."""
+        """In the child: execute the command, with a signal that ends it when the holder is killed."""
         try:
             _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
             if os.getppid() != parent:
@@ -235,10 +235,10 @@ class Holder(Uncopied):
             for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
                 signal.signal(ignored, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-            others = os.environ.get(inherited.VARIABLE)
-            mine = inherited.described(self.name, self._fd, None, None)
+            others = os.environ.get(VARIABLE)
+            mine = described(self.name, self._fd, None, None)
             os.set_inheritable(self._fd, True)
-            environment = {**os.environ, inherited.VARIABLE: f"{others},{mine}" if others else mine}
+            environment = {**os.environ, VARIABLE: f"{others},{mine}" if others else mine}
             os.execvpe(self._argv[0], self._argv, environment)
         except OSError as error:
             os.write(tell, str(error.strerror).encode())
@@ -246,7 +246,7 @@ class Holder(Uncopied):
             os._exit(127)
 
     def _watch(self) -> tuple[int, str]:
-        """Wait for the command: what it exited with, or a signal as -N; and whether it was to `end`, or `restart`."""
+        """Wait for the command; returns its exit code, or -N for signal N, and "end", "restart" or "" (by itself)."""
         while True:
             heard = self._heard(None)
             if (status := self._reap()) is not None:
@@ -263,7 +263,7 @@ class Holder(Uncopied):
                 os.kill(self.child, number)
 
     def _heard(self, timeout: float | None) -> tuple[int, bool] | None:
-        """Wait for a signal: which, and whether a terminal sent it to all."""
+        """Wait for a signal; returns its number, and whether a terminal sent it to the whole process group."""
         info: Any = signal.sigwaitinfo(HEARD) if timeout is None else signal.sigtimedwait(HEARD, timeout)
         if info is None:
             return None
@@ -271,7 +271,7 @@ class Holder(Uncopied):
         return info.si_signo, info.si_code == SI_KERNEL
 
     def _reap(self) -> int | None:
-        """Reap whoever has ended: what the command exited with, if it did."""
+        """Reap children that have ended; returns the command's exit code if it is one of them."""
         found = None
         with contextlib.suppress(ChildProcessError):
             while True:
@@ -284,7 +284,7 @@ class Holder(Uncopied):
         return found
 
     def _end_child(self, number: int | None) -> int:
-        """Have the command end, killed if it takes too long: what it exited with."""
+        """End the command, by SIGKILL if it takes longer than `grace`; returns its exit code."""
         assert self.child is not None
         if number is not None:
             os.kill(self.child, number)
@@ -299,7 +299,7 @@ class Holder(Uncopied):
         return status
 
     def _end_orphans(self) -> None:
-        """End what the command left behind."""
+        """End the descendants of the command that remain after its end."""
         until = time.monotonic() + self._grace
         asked: set[int] = set()
         while orphans := _children():
@@ -313,7 +313,7 @@ class Holder(Uncopied):
             self._reap()
 
     def _pause(self, seconds: float) -> bool:
-        """Wait before the next start: whether to end instead."""
+        """Wait before the next start; returns whether to end instead. SIGHUP ends the wait."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0 and not (self._giving_up or self._ending):
             heard = self._heard(left)
@@ -323,7 +323,7 @@ class Holder(Uncopied):
 
 
 def _children() -> list[int]:
-    """List this process's children, zombies too."""
+    """List this process's children, including zombies."""
     own, found = str(os.getpid()), []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

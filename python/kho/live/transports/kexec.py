@@ -1,18 +1,18 @@
 """Images across a kexec: the memfd goes into a session of /dev/liveupdate, and the next kernel's `open` finds it there.
 
-One session per image, `kho-live/NAME`, with one file. Before the kexec the owner has it (`Handle.preserve`), as the
-kernel discards a session with its last descriptor. After it:
+One session per image, `kho-live/NAME`, with one file. Before the kexec the owner keeps it open (`Handle.preserve`),
+because the kernel discards a session with its last descriptor. After the kexec:
 
-    retrieve the session   once, whoever is first: others get BusyError as long as it is there
-    retrieve the memfd     if the kernel cannot, it never will: a warning, and the service begins anew
-    adopt                  as any other inherited image, which nobody trusts
-    make the next session  before the old one is closed, so that no second process can come in between
+    retrieve the session   succeeds once: other processes get BusyError until it is closed
+    retrieve the memfd     if the kernel cannot, it never will: a warning, and the service starts with a new image
+    adopt                  checked like any other inherited image
+    make the next session  before the old one is closed, so that no other process can make one of that name
     finish, preserve       a file is in one session at a time
     close the old session
 
-What goes wrong on the way leaves session and memfd in this process (`_arrivals`), as they would be gone with their
-last descriptor: whoever calls `open` again, with another version perhaps, finds them there. A process that dies before
-it has preserved the image again takes it along.
+After an error, session and memfd stay open in this process (`_arrivals`), because they would be lost with their last
+descriptor: another call of `open`, with another version perhaps, finds them there. If a process dies before it has
+preserved the image again, the image is lost.
 """
 
 from __future__ import annotations
@@ -49,15 +49,16 @@ __all__ = ["Machine", "check", "find", "finish", "forget", "keep", "machine", "p
 
 PREFIX = "kho-live/"
 TOKEN = 1
-"""By which the session knows the memfd."""
+"""The memfd's token in the session."""
 F_SEAL_EXEC = 0x20
 PATIENCE = 2.0
-"""Seconds to wait for a device that others have open, which they have for a moment."""
+"""Seconds to wait for a device that another process has open."""
 POLL = 0.01
+"""Seconds between two attempts to open the device."""
 
 
 class Machine(NamedTuple):
-    """Where this machine's live update device is, and how requests get there."""
+    """The live update device of the machine: its path, and how requests get there."""
 
     path: str | os.PathLike[str] = luo.PATH
     transport: luo.Transport = luo.KERNEL
@@ -68,15 +69,15 @@ machine = Machine()
 
 @dataclass
 class Arrival:
-    """What the last kernel handed over, and nobody has preserved again."""
+    """An image that the last kernel handed over, and that is not preserved again."""
 
     session: luo.Session | None
-    """None for an image that came otherwise."""
+    """None for an image that came by another transport."""
     fd: int = -1
     finished: bool = False
 
     def close(self) -> None:
-        """Let go: what nobody has adopted is gone."""
+        """Close session and memfd: if no process has adopted the image, it is lost."""
         if self.session is not None:
             self.session.close()
         if self.fd >= 0:
@@ -89,7 +90,7 @@ _lock = threading.Lock()
 
 
 def session_name(name: str) -> str:
-    """Give the session of an image: at most 63 bytes, those of long names hashed."""
+    """Return the name of an image's session: at most 63 bytes, with a hash for a long name."""
     made = PREFIX + name
     if len(made.encode()) < luo.NAME_BYTES:
         return made
@@ -97,7 +98,7 @@ def session_name(name: str) -> str:
 
 
 def check() -> None:
-    """Refuse a machine without live updates. Raises: LuoUnavailableError, LuoPermissionError, with the remedy."""
+    """Check that this machine has live updates. Raises: LuoUnavailableError, LuoPermissionError, with the remedy."""
     if reason := luo.available(machine.path):
         missing = not os.path.lexists(machine.path)
         raise (LuoUnavailableError if missing else LuoPermissionError)(
@@ -106,7 +107,7 @@ def check() -> None:
 
 
 def _device(deadline: Deadline | None) -> luo.Device:
-    """Open the device, when the others are done with it."""
+    """Open the device, and wait while another process has it open. Raises: LuoError."""
     until = time.monotonic() + PATIENCE
     deadline = deadline or Deadline(PATIENCE)
     while True:
@@ -118,10 +119,10 @@ def _device(deadline: Deadline | None) -> luo.Device:
 
 
 def find(name: str, *, insist: bool = True, deadline: Deadline | None = None) -> int | None:
-    """Give the memfd that the last kernel handed over for an image; it stays this module's, until `forget`.
+    """Return the memfd that the last kernel handed over for an image, or None; this module keeps it until `forget`.
 
-    Args: insist: whether a device that cannot be asked is an error. deadline: until when to wait for others that ask.
-    Raises: BusyError if another process is taking the image over; LuoError for what may be better next time.
+    Args: insist: whether a device that cannot be used is an error. deadline: until when to wait for other callers.
+    Raises: BusyError if another process is taking the image over; LuoError for errors that may be temporary.
     """
     with _alone(name, deadline):
         arrival = _arrivals.get(name) or _retrieve(name, insist, deadline)
@@ -133,8 +134,8 @@ def find(name: str, *, insist: bool = True, deadline: Deadline | None = None) ->
                 arrival.fd = arrival.session.retrieve_fd(TOKEN)
             except (LuoRetrieveError, LuoNotFoundError) as error:
                 _arrivals.pop(name).close()
-                text = f"{name!r} was handed over by the last kernel, and is lost; the service begins anew: {error}"
-                warnings.warn(text, RuntimeWarning, stacklevel=3)
+                text = f"{name!r} was handed over by the last kernel, and is lost; the service starts with a new image"
+                warnings.warn(f"{text}: {error}", RuntimeWarning, stacklevel=3)
                 return None
         _make_safe(arrival.fd)
         return arrival.fd
@@ -142,8 +143,8 @@ def find(name: str, *, insist: bool = True, deadline: Deadline | None = None) ->
 
 @contextmanager
 def _alone(name: str, deadline: Deadline | None) -> Iterator[None]:
-    """Keep other threads away. Raises: BusyError when the deadline has passed."""
-    lock = _lock  # a fork replaces it
+    """Hold the module's lock. Raises: BusyError when the deadline has passed."""
+    lock = _lock  # `_after_fork` replaces the global
     with (deadline or Deadline(None)).wait() as seconds:
         mine = lock.acquire(timeout=seconds)
     if not mine:
@@ -170,16 +171,16 @@ def _retrieve(name: str, insist: bool, deadline: Deadline | None) -> Arrival | N
 
 
 def _make_safe(fd: int) -> None:
-    """Make a memfd what it was: kernels before 7.2 forget the seals, and all of them the mode."""
+    """Restore a memfd's seals, which kernels before 7.2 lose, and its mode, which all kernels lose."""
     with suppress(OSError):
-        # What cannot be sealed is refused by whoever reads it.
+        # `Image` refuses a memfd without seals.
         if not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
         os.fchmod(fd, 0o600)
 
 
 def finish(name: str) -> None:
-    """Say that an image was adopted: its memory is its owner's alone. Raises: LuoError; it can be tried again."""
+    """Finish an image's session, when the image is adopted. Raises: LuoError; it can be tried again."""
     with _lock:
         arrival = _arrivals.get(name)
         if arrival is not None and arrival.session is not None and not arrival.finished:
@@ -188,14 +189,14 @@ def finish(name: str) -> None:
 
 
 def keep(name: str, fd: int) -> None:
-    """Have an image outlive a handle that failed, wherever it came from: the next `find` gives it."""
+    """Keep an image whose handle failed, from whatever transport: the next `find` returns it."""
     with _lock:
         if name not in _arrivals:
             _arrivals[name] = Arrival(None, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0), finished=True)
 
 
 def forget(name: str) -> None:
-    """Let go of what an image came with, once its owner has all that it needs."""
+    """Close the session and memfd that an image came with, once its owner has its own descriptors."""
     with _lock:
         arrival = _arrivals.pop(name, None)
     if arrival is not None:
@@ -207,10 +208,10 @@ def preserve(
 ) -> luo.Session:
     """Hand an image's memfd to the next kernel.
 
-    Args: device: an open one; by default the machine's is opened for a moment. deadline: until when to wait for that.
+    Args: device: an open one; by default the machine's is opened for the call. deadline: until when to wait for it.
     Returns: the session, which must be open when the kernel jumps.
-    Raises: ParameterError for what is no memfd of normal pages, or sealed against execution; LuoExistsError if another
-        process preserves an image of that name; LuoError. Nothing is preserved then.
+    Raises: ParameterError if it is not a memfd of normal pages, or is sealed against execution; LuoExistsError if
+        another process preserves an image of that name; LuoError. Nothing is preserved then.
     """
     try:
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
@@ -239,8 +240,8 @@ def preserve(
 
 
 def _after_fork() -> None:
-    """Close a child's copies: they would keep alive what its parent gives up."""
-    global _lock  # noqa: PLW0603 - a lock that a thread of the parent's held would be held for ever
+    """In a forked child: close the copies, which would keep open what the parent closes."""
+    global _lock  # noqa: PLW0603 - another thread of the parent may have held it, which the child does not have
     _lock = threading.Lock()
     for arrival in _arrivals.values():
         arrival.close()

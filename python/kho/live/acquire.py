@@ -1,0 +1,185 @@
+"""Becoming the owner of an image: adopting one from a path or descriptor, or making a new one."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import BusyError, StaleError
+from .candidate import Candidate
+from .deadline import Deadline
+from .file.header import HEAD
+from .file.image import Image, blank, open_file
+from .file.trust import Policy, check_descriptor, open_directory
+from .handle import Handle
+from .handover.client import Ready
+from .oserrors import error_of
+from .transports.descriptors import Inherited
+
+__all__ = ["Request", "duplicate", "new_memfd", "own_descriptor", "own_inherited", "own_path"]
+
+MFD_HUGETLB = 0x4
+MFD_EXEC = 0x10
+"""From Linux 6.3: no F_SEAL_EXEC, whatever vm.memfd_noexec says; a kexec would turn that into F_SEAL_WRITE."""
+HUGE = 2 << 20
+RETRY = 0.002
+"""Seconds between two attempts when another process has just made or removed the file."""
+
+
+class Request(NamedTuple):
+    """The arguments of `kho.live.open`, checked."""
+
+    name: str
+    size: int
+    version: str
+    ready: Ready | None
+    serve: bool | None
+    kexec: bool
+    huge: bool
+    deadline: Deadline
+    policy: Policy
+
+
+def duplicate(fd: int, where: str) -> int:
+    """Duplicate a caller's descriptor; the copy is closed on exec. Raises: SourceError, DescriptorLimitError."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+    except (OSError, ValueError, OverflowError) as error:
+        failed = error if isinstance(error, OSError) else OSError(errno.EBADF, str(error))
+        raise error_of(failed, where) from error
+
+
+def own_inherited(came: Inherited, request: Request) -> Handle:
+    """Own a memfd that this process was passed; the image's descriptor and its lock are the handle's from now on."""
+    where = f"{request.name!r} ({came.transport})"
+    try:
+        new = came.lock_fd is None and _is_blank(came.fd, where, request.policy)
+    except BaseException:
+        os.close(came.fd)
+        raise
+    if new:
+        # A holder may have set its size (`kho hold --size`).
+        size = max(os.fstat(came.fd).st_size - HEAD, 0) or request.size
+        handle = _make(came.fd, request._replace(size=size), where, None)
+    else:
+        handle = _adopt(Candidate._of(Image(came.fd, where, lock_fd=came.lock_fd, policy=request.policy)), request)
+    handle.transport = came.transport
+    return handle
+
+
+def own_descriptor(fd: int, request: Request) -> Handle:
+    """Own the image in a descriptor's file, or make one there; the descriptor stays the caller's."""
+    where = f"descriptor {fd}"
+    own = duplicate(fd, where)
+    try:
+        new = _is_blank(own, where, request.policy)
+    except BaseException:
+        os.close(own)
+        raise
+    if new:
+        return _make(own, request, where, None)
+    return _adopt(Candidate._of(Image(own, where, policy=request.policy)), request)
+
+
+def own_path(path: Path, request: Request) -> Handle:
+    """Own the image at a path, or make one there.
+
+    Raises: BusyError if other processes make and remove the file until the deadline, or own it.
+    """
+    while True:
+        try:
+            image = Image(open_file(path, request.policy), str(path), path, policy=request.policy)
+        except FileNotFoundError:
+            image = None
+        except StaleError:
+            if not request.deadline.sleep(RETRY):
+                raise
+            continue
+        try:
+            if image is not None:
+                return _adopt(Candidate._of(image), request)
+            return _make(_unlinked_file(path, request.policy), request, str(path), path)
+        except (FileExistsError, StaleError) as error:
+            # Another process has made or released the image in between.
+            if not request.deadline.sleep(RETRY):
+                raise BusyError(f"{path}: other processes make and release it all the time") from error
+
+
+def new_memfd(request: Request) -> Handle:
+    """Make an image in a new memfd. Raises: OutOfMemoryError, AccessError, DescriptorLimitError."""
+    huge, executable = MFD_HUGETLB if request.huge else 0, MFD_EXEC if request.kexec else 0
+    where = f"memfd {request.name!r}"
+    try:
+        # The kernel accepts 249 bytes of a name.
+        label = f"kho-live:{request.name.encode()[:200].decode(errors='ignore')}"
+        fd = os.memfd_create(label, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | huge | executable)
+    except OSError as error:
+        hint = "vm.memfd_noexec is 2, and 1 is what kexec=True needs" if error.errno == errno.EACCES else ""
+        raise error_of(error, where, "memfd_create", hint) from error
+    size = -(-request.size // HUGE) * HUGE if request.huge else request.size
+    return _make(fd, request._replace(size=size), where, None)
+
+
+def _is_blank(fd: int, where: str, policy: Policy) -> bool:
+    """Return whether a descriptor's file has no image yet. Raises: SourceError, UntrustedError."""
+    check_descriptor(fd, where, policy)
+    try:
+        return blank(fd)
+    except OSError as error:
+        raise error_of(error, where, "read") from error
+
+
+def _adopt(candidate: Candidate, request: Request) -> Handle:
+    """Check a candidate's schema and health, and adopt it; it is closed either way."""
+    try:
+        candidate._check_schema(request.name, request.version)
+        if request.ready is not None:
+            with request.deadline.suspended():
+                request.ready(candidate)
+        return candidate.adopt(request.deadline.left(), version=request.version)
+    finally:
+        candidate.close()
+
+
+def _make(fd: int, request: Request, where: str, path: Path | None) -> Handle:
+    """Make an image in a blank file, and lock it before another process can find it."""
+    image = Image.create(fd, request.size, request.name, request.version, where)
+    try:
+        if path is not None:
+            _link(fd, path, request.policy)
+            image.path = path
+        return Handle(image, image.committed(), inherited=False)
+    except BaseException:
+        image.close()
+        raise
+
+
+def _unlinked_file(path: Path, policy: Policy) -> int:
+    """Make a file without a name (O_TMPFILE) in the directory of `path`. Raises: SourceError, UntrustedError."""
+    try:
+        at = open_directory(path, policy)
+        try:
+            return os.open(f"/proc/self/fd/{at}", os.O_RDWR | os.O_CLOEXEC | os.O_TMPFILE, 0o600)
+        finally:
+            os.close(at)
+    except OSError as error:
+        hint = "tmpfs, ext4 and xfs can do that" if error.errno in (errno.EOPNOTSUPP, errno.EISDIR) else ""
+        raise error_of(error, path, f"make a file in {path.parent}", hint) from error
+
+
+def _link(fd: int, path: Path, policy: Policy) -> None:
+    """Give a complete file its name, unless another has it. Raises: FileExistsError; SourceError."""
+    try:
+        at = open_directory(path, policy)
+        try:
+            # With a directory's descriptor this is linkat, which follows the link in /proc.
+            os.link(f"/proc/self/fd/{fd}", path.name, src_dir_fd=at, dst_dir_fd=at, follow_symlinks=True)
+        finally:
+            os.close(at)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise error_of(error, path, "give it its name") from error

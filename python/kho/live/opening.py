@@ -1,0 +1,343 @@
+"""`open` and `attach`: how a process gets an image, and the order in which `open` looks for one by its name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Protocol
+
+from ..errors import BusyError, LuoBusyError, LuoExistsError, ParameterError, SourceError
+from ..formats.live import PAGE, check_name
+from ..sizes import parse_size
+from . import transports
+from .acquire import Request, duplicate, new_memfd, own_descriptor, own_inherited, own_path
+from .candidate import Candidate
+from .deadline import Deadline
+from .file.image import LEAST, Image, open_file
+from .file.trust import Trust, path_of, policy_of
+from .handle import Handle
+from .handover import client
+from .handover.client import Offer, Ready
+from .transports import kexec as across
+from .transports import systemd
+from .transports.descriptors import Inherited
+from .transports.environ import from_environment
+
+__all__ = ["attach", "open", "size_of"]
+
+RETRY = 0.002
+"""Seconds before the search for an image starts again, when another process has just made it."""
+PRESERVED = 0.02
+"""The same, when another process has preserved its image and will soon answer to the name."""
+
+
+def open(  # noqa: A001 - kho.live.open reads like open()
+    name: str,
+    size: int | str = "1G",
+    *,
+    version: str = "1",
+    backing: str | os.PathLike[str] | int = "memfd",
+    timeout: float | None = 0.0,
+    ready: Ready | None = None,
+    serve: bool | None = None,
+    kexec: bool = False,
+    trust: Trust = "private",
+) -> Handle:
+    """Become the owner of a service's image: of an existing one, or, the first time, of a new one.
+
+    A memfd that another process owns is handed over by it: its `handed_over` is set then, and it can read until it
+    ends. It refuses (BusyError) while it has uncommitted changes, or another successor.
+
+    Args:
+        name: the service's name, 1 to 255 bytes.
+        size: bytes for objects and metadata of a new image, as 4096 or "8G"; an existing image keeps its size.
+        version: the version of the service's data; an image of another version is refused and left as it is.
+        backing: "memfd" or "hugetlb", which a transport passes on; the path of a file on tmpfs or pmem; or the
+            descriptor of a memfd, empty or with an image.
+        timeout: seconds to wait for other processes: for an owner that is busy, and for locks. The call ends at most
+            half a second later, apart from the time that `ready` and reading the image take. 0: wait only for the
+            answers of a process that hands over, at most 0.3 seconds in all. None: no limit.
+        ready: a health check, called with the image as a `Candidate` before anything changes; an exception aborts the
+            handover, and the current owner keeps running.
+        serve: answer to the image's name, in a thread. Default: for memfds, unless a holder answers to it.
+        kexec: preserve the image for the next kernel (`Handle.preserve`), or refuse. An image that the previous kernel
+            preserved is found either way; with True a device that cannot be used is an error, with False it is ignored.
+        trust: the files that are used: "private", files of this user and root that no other user may write, with one
+            name, in a directory in which no other user may rename them; a number, also files of that user; "directory",
+            the same in any directory; "any", any regular file: users who may write it can truncate it, which kills this
+            process.
+
+    Raises: BusyError if another process owns the image or does not answer; SchemaError for another name or version,
+        with both; FormatError for an image that is torn or was tampered with; UntrustedError for a file that other
+        users may change; OutOfMemoryError; DescriptorLimitError; ParameterError; SourceError; LuoError with kexec=True.
+
+    """
+    check_name(name)
+    if "\0" in version or len(version.encode()) > 255:
+        raise ParameterError(f"version {version!r}: at most 255 bytes without NUL")
+    nbytes = size_of(size)
+    deadline, policy = Deadline(timeout), policy_of(trust)
+    if kexec:
+        if not isinstance(backing, int) and backing != "memfd":
+            raise ParameterError(f"backing {os.fspath(backing)!r}: memfds go across a kexec, use backing='memfd'")
+        # First: no owner hands over to a process that then refuses.
+        across.check()
+    if backing in ("memfd", "hugetlb"):
+        return _open_named(Request(name, nbytes, version, ready, serve, kexec, backing == "hugetlb", deadline, policy))
+    request = Request(name, nbytes, version, ready, serve, kexec, False, deadline, policy)
+    if isinstance(backing, int):
+        handle = _settle_with_kernel(own_descriptor(backing, request), request)
+    else:
+        handle = own_path(path_of(backing), request)
+    return _serve(handle, request) if serve else handle
+
+
+def attach(source: str | os.PathLike[str] | int, *, lock_fd: int | None = None, trust: Trust = "private") -> Candidate:
+    """Read an image that another process may own. Permission to read the file suffices; `adopt` needs to write it.
+
+    Args: source: its path, or a descriptor, which is duplicated. lock_fd: the owner's lock, kept across exec
+        (`Handle.lock_fileno`); it belongs to the candidate from now on. trust: the files that are used, as for `open`.
+    Raises: SourceError; UntrustedError for a file that other users may change; FormatError for an image that is torn or
+        was tampered with.
+    """
+    policy = policy_of(trust)
+    if isinstance(source, int):
+        where = f"descriptor {source}"
+        image = Image(duplicate(source, where), where, lock_fd=lock_fd, policy=policy)
+    else:
+        path = path_of(source)
+        try:
+            fd = open_file(path, policy, reading=True)
+            image = Image(fd, str(path), path, lock_fd=lock_fd, policy=policy)
+        except FileNotFoundError as error:
+            raise SourceError(f"{path}: no such file") from error
+    return Candidate._of(image)
+
+
+def size_of(size: int | str) -> int:
+    size = parse_size(size, "size")
+    if size < LEAST or size > 1 << 46:
+        raise ParameterError(f"size {size:#x}: at least {LEAST:#x} bytes are needed, at most {1 << 46:#x}")
+    return -(-size // PAGE) * PAGE
+
+
+# Transports
+
+
+class Arrival(Protocol):
+    """An image that a transport has found."""
+
+    def own(self, request: Request) -> Handle:
+        """Become its owner. Raises: as `open`."""
+
+    def close(self) -> None:
+        """Close what came with it, when its owner answers to its name, or could not."""
+
+
+class Transport(Protocol):
+    """A way in which an image comes to a process by its name."""
+
+    def find(self, request: Request) -> Arrival | None:
+        """Look for the image; None if it does not come this way."""
+
+
+class Passed:
+    """An image whose descriptors this process was passed."""
+
+    def __init__(self, came: Inherited) -> None:
+        self._came = came
+
+    def own(self, request: Request) -> Handle:
+        """Own it: it may be owned already, across exec."""
+        return own_inherited(self._came, request)
+
+    def close(self) -> None:
+        """Close the socket of its name."""
+        if self._came.listener is not None:
+            os.close(self._came.listener)
+
+
+class Offered:
+    """An image that another process offers: its owner, or a holder."""
+
+    def __init__(self, offer: Offer) -> None:
+        self._offer = offer
+
+    def own(self, request: Request) -> Handle:
+        """Take it over from its owner; lock it if a holder has it."""
+        with self._offer as offer:
+            if offer.store:
+                return own_inherited(Inherited(offer.keep(), None, None, "hold"), request)
+            serve = request.serve is not False
+            return offer.take(
+                request.name, request.version, request.ready, request.deadline, serve=serve, policy=request.policy
+            )
+
+    def close(self) -> None:
+        """Do nothing: `own` has closed it."""
+
+
+class Kept:
+    """An image whose descriptor stays a transport's."""
+
+    def __init__(self, fd: int, transport: str) -> None:
+        self._fd = fd
+        self._transport = transport
+
+    def own(self, request: Request) -> Handle:
+        """Open it again, and own that."""
+        handle = own_descriptor(self._fd, request)
+        handle.transport = self._transport
+        return handle
+
+    def close(self) -> None:
+        """Do nothing: the transport keeps it."""
+
+
+class Environment:
+    """Descriptors that this process was started with: across exec, or by a holder."""
+
+    error: SourceError | None = None
+    """Why those that the environment names cannot be used."""
+
+    def find(self, request: Request) -> Arrival | None:
+        """Take the image out of the environment."""
+        try:
+            came = from_environment(request.name)
+        except SourceError as error:
+            # A holder also answers to the name: look there before this is an error.
+            self.error = error
+            return None
+        return None if came is None else Passed(came)
+
+
+class RunningProcess:
+    """The process that answers to the image's name: its owner, or a holder."""
+
+    def find(self, request: Request) -> Arrival | None:
+        """Ask it for the image, and wait until it can hand over."""
+        offer = client.ask(request.name, request.version, request.deadline)
+        return None if offer is None else Offered(offer)
+
+
+class Unusable:
+    """The end of the search if the environment names descriptors that are not open: a new image would hide the loss."""
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+
+    def find(self, request: Request) -> Arrival | None:
+        """Raise the error of the environment."""
+        if self._environment.error is not None:
+            raise self._environment.error
+        return None
+
+
+class Systemd:
+    """systemd's file descriptor store."""
+
+    def find(self, request: Request) -> Arrival | None:
+        """Take what systemd has kept for this process."""
+        stored = systemd.from_systemd(request.name)
+        return None if stored is None else Passed(stored)
+
+
+class Finders:
+    """Transports that a program has added (`transports.FINDERS`)."""
+
+    def find(self, request: Request) -> Arrival | None:
+        """Ask each."""
+        fd = transports.find(request.name)
+        return None if fd is None else Kept(fd, "found")
+
+
+class Kexec:
+    """The kernel before this one."""
+
+    def find(self, request: Request) -> Arrival | None:
+        """Retrieve what it has preserved."""
+        fd = across.find(request.name, insist=request.kexec, deadline=request.deadline)
+        return None if fd is None else Kept(fd, "kexec")
+
+
+class New:
+    """A new memfd: no process has the image."""
+
+    def find(self, request: Request) -> Arrival:
+        """Always there."""
+        return self
+
+    def own(self, request: Request) -> Handle:
+        """Make it."""
+        handle = new_memfd(request)
+        handle.transport = "new"
+        return handle
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def _transports() -> Sequence[Transport]:
+    """List the transports in the order in which `open` asks them; the last one always finds something."""
+    environment = Environment()
+    return environment, RunningProcess(), Unusable(environment), Systemd(), Finders(), Kexec(), New()
+
+
+def _open_named(request: Request) -> Handle:
+    """Own a memfd by its image's name, from the first transport that finds it."""
+    name, deadline = request.name, request.deadline
+    ordered = _transports()
+    while True:
+        arrival = next(arrival for transport in ordered if (arrival := transport.find(request)) is not None)
+        try:
+            handle = arrival.own(request)
+            try:
+                _settle_with_kernel(handle, request)
+                if request.serve or (request.serve is None and handle.transport != "hold"):
+                    # An image that was passed on brings its name. For a new one another process may have the name now.
+                    _serve(handle, request, replace=handle.transport == "exec")
+            except BusyError:
+                if handle.transport != "new" or not deadline.sleep(RETRY):
+                    raise
+                continue
+            except LuoExistsError:
+                if handle.transport != "new" or not deadline.left() or not deadline.sleep(PRESERVED):
+                    raise
+                continue
+        finally:
+            arrival.close()
+        if handle.transport != "hold":
+            with deadline.wait() as seconds:
+                handle.stored = systemd.store(name, handle.fileno(), seconds)
+        return handle
+
+
+def _serve(handle: Handle, request: Request, *, replace: bool = False) -> Handle:
+    """Let a new owner answer to its image's name; the handle is closed on an error. Raises: BusyError, SourceError."""
+    try:
+        handle.serve(replace=replace, deadline=request.deadline)
+    except BaseException:
+        handle.close()
+        raise
+    return handle
+
+
+def _settle_with_kernel(handle: Handle, request: Request) -> Handle:
+    """Tell the kernel that an image has arrived, and preserve it for the next one if that was asked for.
+
+    Raises: LuoError; the image stays in this process then, for another call of `open`.
+    """
+    try:
+        if request.kexec:
+            handle.preserve(deadline=request.deadline)
+        else:
+            across.finish(handle.name)
+    except BaseException as error:
+        if isinstance(error, LuoBusyError) and not request.kexec:
+            return handle  # the image is adopted; `preserve` asks a kernel that cannot finish yet again
+        if handle.inherited:
+            across.keep(handle.name, handle.fileno())
+        handle.close()
+        raise
+    across.forget(handle.name)
+    return handle
