@@ -97,7 +97,7 @@ class OutsideMemoryError(KhoError, LookupError):
 
 
 class ScratchOverlapError(KhoError, ValueError):
-    """Preserved memory or metadata overlaps scratch, from which the next kernel allocates at boot (EINVAL)."""
+    """Preserved memory or metadata overlaps scratch, where the next kernel boots (EINVAL)."""
 
 
 class FinalizedError(KhoError):

@@ -1,4 +1,4 @@
-"""Flattened devicetrees (FDT), the format of a handover's root and of many subtrees: read, write, print.
+"""Flattened devicetrees (FDT), as a handover's root and many subtrees are: read, write, print.
 
 The reader is safe on arbitrary bytes; the writer's output is identical to that of libfdt's sequential writer. KHO
 stores values in native byte order; the format's own words, and the values of all other devicetrees, are big-endian.

@@ -284,7 +284,7 @@ class Device(_Descriptor):
         return self._session("CREATE_SESSION", name, _CREATE, incoming=False)
 
     def retrieve_session(self, name: str) -> Session:
-        """Retrieve a session that the last kernel handed over (LIVEUPDATE_IOCTL_RETRIEVE_SESSION); it succeeds once.
+        """Retrieve a session of the last kernel, once (LIVEUPDATE_IOCTL_RETRIEVE_SESSION).
 
         Raises: ParameterError; LuoNotFoundError; LuoStateError the second time, or once closed; LuoError.
         """

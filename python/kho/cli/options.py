@@ -98,5 +98,5 @@ def read(
             scratch=scratch,
             progress=told,
         )
-    output.say_placement(inc)
+    output.note_placement(inc)
     return inc

@@ -6,6 +6,7 @@ import re
 import zlib
 from collections.abc import Iterator
 
+from ..sizes import format_size
 from . import layout
 from .facts import Facts
 from .kernellog import KernelLog
@@ -164,7 +165,7 @@ def unpacked(tree: Tree, piece: Piece, kind: str) -> Piece | None:
         tree.note_unread(piece.file, f"not {kind}: {error}")
         return None
     if len(data) >= FILE_LIMIT:
-        tree.note_unread(piece.file, f"what follows {FILE_LIMIT >> 20} MiB")
+        tree.note_unread(piece.file, f"what follows {format_size(FILE_LIMIT)}")
     return Piece(piece.file, data)
 
 

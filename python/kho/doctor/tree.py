@@ -10,6 +10,8 @@ import os
 import stat
 from typing import NamedTuple
 
+from ..sizes import format_size
+
 FILE_LIMIT = 4 << 20
 """Maximum number of bytes read from a file. The rest, or the middle if the tail is read too, is skipped."""
 TREE_LIMIT = 64 << 20
@@ -174,7 +176,7 @@ class Tree:
                     f"{size - len(head) - len(end)} of {size} bytes" if size > limit else f"what follows {limit} bytes",
                 )
             elif self._budget <= 0:
-                self.note_unread(file, f"the limit of {TREE_LIMIT >> 20} MiB for a tree is used up")
+                self.note_unread(file, f"the limit of {format_size(TREE_LIMIT)} for a tree is used up")
         except OSError as error:
             self.note_unread(file, _reason(error))
             return None

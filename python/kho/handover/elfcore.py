@@ -260,7 +260,7 @@ def _copy(
 
 
 class Image:
-    """An ELF core of a handover: the preserved folios, the pages of the map, and the page of the scratch array.
+    """An ELF core of a handover: preserved folios, pages of the map, page of the scratch array.
 
     >>> kho.Image(kho.open("ram.bin@0x40000000")).save("handover.elf")
     """
@@ -307,7 +307,7 @@ class Image:
         everything: bool = False,
         progress: Callable[[int], object] | None = None,
     ) -> list[Segment]:
-        """Write the ELF core; zeros become holes, and trailing pages of zeros are left out of a segment's file size.
+        """Write the ELF core; zeros become holes, and zeros at a segment's end are not stored.
 
         The file is renamed to its path when complete, so it can replace its own source.
         Args: everything: save all memory. progress: called with the number of bytes processed so far.

@@ -24,7 +24,7 @@ __all__ = ["VM_ALLOC", "VM_HUGE", "Outgoing"]
 
 
 class Outgoing(_kho.Outgoing):
-    """A handover being written (kho_out): the memory of an arena that the next owner gets. One at a time per arena.
+    """A handover that is being written (kho_out), one at a time per arena.
 
     Takes folios, page ranges and subtrees, and the payloads of Linux 7.3: vmalloc areas, LUO sessions with memfds,
     `reserve_mem=` regions, kexec metadata, kho_test. Writers preserve the pages that they allocate, and free them when
@@ -132,7 +132,10 @@ class Outgoing(_kho.Outgoing):
         self._luo = luo
 
     def add_session(self, name: str) -> None:
-        """Add a LUO session without files. Raises: ExistsError; ParameterError for a name of more than 63 bytes."""
+        """Add a LUO session without files.
+
+        Raises: ExistsError; ParameterError for a name of more than 63 bytes.
+        """
         self._luo_open("add_session").add_session(name)
 
     def add_file(self, session: str, token: int, compatible: str, data: int) -> None:

@@ -1,4 +1,4 @@
-"""Memory that outlives its process: a service restarts and finds its arrays in place, checked, without a copy.
+"""Memory that outlives its process: a restarted service finds its arrays in place, without a copy.
 
     >>> with kho.live.open("search-index", size="8G", version="2", backing="/dev/shm/search-index") as h:
     ...     if not h.inherited:

@@ -194,7 +194,7 @@ class Handle(Reader):
                 self._write(change.item, raw.cast("B") if raw.c_contiguous else memoryview(raw.tobytes()))
 
     def edit(self, name: str) -> View:
-        """Copy an object into a writable array, as `empty` gives; with the commit the copy replaces the object.
+        """Copy an object into a writable array; with the commit the copy replaces the object.
 
         Raises: NotFoundError, OutOfMemoryError, NotOwnerError.
         """
@@ -567,7 +567,7 @@ class Handle(Reader):
             return self.name, image.fd, image.lock_fd, None if self._server is None else self._server.fileno()
 
     def lock_fileno(self) -> int:
-        """Return the lock's descriptor: a program that keeps it across exec stays the owner (`attach(lock_fd=...)`)."""
+        """Return the lock's descriptor; with it a program stays the owner across exec (`attach(lock_fd=)`)."""
         return self._image.lock_fd
 
     def draining(self) -> bool:

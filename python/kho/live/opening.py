@@ -93,7 +93,7 @@ def open(  # noqa: A001 - kho.live.open reads like open()
 
 
 def attach(source: str | os.PathLike[str] | int, *, lock_fd: int | None = None, trust: Trust = "private") -> Candidate:
-    """Read an image that another process may own. Permission to read the file suffices; `adopt` needs to write it.
+    """Read an image that another process may own: permission to read the file suffices.
 
     Args: source: its path, or a descriptor, which is duplicated. lock_fd: the owner's lock, kept across exec
         (`Handle.lock_fileno`); it belongs to the candidate from now on. trust: the files that are used, as for `open`.

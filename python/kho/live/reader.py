@@ -63,7 +63,7 @@ class Reader(Uncopied):
         return self._torn
 
     def info(self, name: str) -> Item:
-        """Return an object's address, dtype, shape, checksum and the generation it came with. Raises: NotFoundError."""
+        """Return address, dtype, shape, checksum and generation of an object. Raises: NotFoundError."""
         with self._lock:
             return self._find(name)
 

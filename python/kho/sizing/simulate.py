@@ -57,7 +57,7 @@ class Simulation:
 
     @property
     def as_planned(self) -> bool:
-        """Whether the result matches the plan: exactly, or within six standard deviations for scattered folios."""
+        """Whether the result matches the plan; scattered folios within six standard deviations."""
         page = self.cost.page_size
         off = abs(self.nbytes - self.cost.pages * page)
         allowed = 0.0 if self.cost.exact else 6 * self.cost.deviation + page

@@ -1,4 +1,4 @@
-"""Images whose descriptors `KHO_LIVE_FDS` names: left open across exec, or by a holder for its command.
+"""Images whose descriptors `KHO_LIVE_FDS` names: left open across exec, or by a holder.
 
 `KHO_LIVE_FDS=NAME:FD:LOCK:LISTENER,...`; NAME is quoted as in a URL. With a number as LOCK this process owns the image
 already (`kho.live.exec`); with `-` the process that locks it becomes its owner (a holder's command). LISTENER, or `-`,
@@ -28,7 +28,7 @@ def described(name: str, *fds: int | None) -> str:
 
 
 def from_environment(name: str) -> Inherited | None:
-    """Take the image of that name out of `VARIABLE`, so that no child of this process uses it; None if absent.
+    """Take the image of that name out of `VARIABLE`; None if absent. No child finds it there then.
 
     Raises: SourceError if the entry names a descriptor that is not open: the image would be lost silently.
     """

@@ -16,7 +16,7 @@ __all__ = ["execute"]
 
 
 def execute(argv: Sequence[str], env: Mapping[str, str] | None = None) -> NoReturn:
-    """Become another program, which finds every memfd image that this process owns with the same `kho.live.open`.
+    """Become another program, whose `kho.live.open` finds each memfd image that this process owns.
 
     Other threads end, as always with exec. Forked children that read go on; they must have ended before the new program
     commits. An image with a path needs none of this.

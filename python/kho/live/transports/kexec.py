@@ -1,4 +1,4 @@
-"""Images across a kexec: the memfd goes into a session of /dev/liveupdate, and the next kernel's `open` finds it there.
+"""Images across a kexec: a session of /dev/liveupdate carries the memfd to the next kernel.
 
 One session per image, `kho-live/NAME`, with one file. Before the kexec the owner keeps it open (`Handle.preserve`),
 because the kernel discards a session with its last descriptor. After the kexec:
@@ -98,7 +98,7 @@ def session_name(name: str) -> str:
 
 
 def check() -> None:
-    """Check that this machine has live updates. Raises: LuoUnavailableError, LuoPermissionError, with the remedy."""
+    """Check that this machine has live updates. Raises: LuoUnavailableError, LuoPermissionError."""
     if reason := luo.available(machine.path):
         missing = not os.path.lexists(machine.path)
         raise (LuoUnavailableError if missing else LuoPermissionError)(
@@ -119,7 +119,7 @@ def _device(deadline: Deadline | None) -> luo.Device:
 
 
 def find(name: str, *, insist: bool = True, deadline: Deadline | None = None) -> int | None:
-    """Return the memfd that the last kernel handed over for an image, or None; this module keeps it until `forget`.
+    """Return the memfd that the last kernel handed over for an image, or None; kept until `forget`.
 
     Args: insist: whether a device that cannot be used is an error. deadline: until when to wait for other callers.
     Raises: BusyError if another process is taking the image over; LuoError for errors that may be temporary.
