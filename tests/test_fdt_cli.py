@@ -140,7 +140,7 @@ def test_a_subtree_that_is_not_an_fdt_is_refused() -> None:
     done = run("fdt", "--subtree", "LUO", captures.elf(V4))
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("kho: subtree LUO: not an FDT (kho extract --subtree writes it raw)")
-    assert run("fdt", "--subtree", "nobody", captures.elf(V4)).code == 2
+    assert run("fdt", "--subtree", "absent", captures.elf(V4)).code == 2
     assert run("fdt", "--subtree", "memblock", "--all", captures.elf(V4)).code == 2
     assert "bare FDT" in run("fdt", "--subtree", "memblock", BLOBS[0]).err
 

@@ -528,7 +528,7 @@ def test_repr_and_attributes_show_what_was_read() -> None:
     inc = kho.open(handover.arena)
     assert repr(inc) == f"<kho.Incoming kho-v1 at {handover.fdt:#x}: 13 folios>"
     assert repr(inc.subtrees["producer"]) == f'<kho.Subtree "producer" at {handover.blob:#x}, {len(BLOB)} bytes>'
-    with pytest.raises(kho.NotFoundError, match='"nobody"'):
-        inc.retrieve_subtree("nobody")
+    with pytest.raises(kho.NotFoundError, match='"absent"'):
+        inc.retrieve_subtree("absent")
     assert inc.fdt["/producer"].u64("fdt") == handover.blob
     assert inc.read(handover.blob, len(BLOB)) == BLOB

@@ -272,7 +272,7 @@ def test_a_thousand_generations_take_no_more_memory_than_ten(image: Path) -> Non
             if i == 100:
                 before = rss(), descriptors(), image.stat().st_size, h.stats()["free"] // (64 << 10)
         assert max(seen) - min(seen) <= 64 << 10
-        assert max(seen) < 500 << 10, "of which up to 140 KiB are kept for the next commit"
+        assert max(seen) < 500 << 10, "up to 140 KiB are kept for the next commit"
         after = rss(), descriptors(), image.stat().st_size, h.stats()["free"] // (64 << 10)
         assert after[1:3] == before[1:3]
         assert abs(after[3] - before[3]) <= 1

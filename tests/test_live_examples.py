@@ -54,7 +54,7 @@ class Supervised:
             self.lines.append(line.strip())
 
     def said(self, pattern: str, times: int = 1) -> re.Match[str]:
-        """Wait until it has said something so many times; the last of them."""
+        """Wait until it has printed a line that many times; return the last line."""
         wait_for(lambda: sum(bool(re.search(pattern, line)) for line in self.lines) >= times)
         return [found for line in self.lines if (found := re.search(pattern, line))][times - 1]
 

@@ -103,7 +103,7 @@ def test_an_error_of_any_call_names_the_limit(
 
 
 def limited(free: int, work: Callable[[], object]) -> None:
-    """Do something with so many descriptors left."""
+    """Call something with that many descriptors left."""
     used = max(int(fd) for fd in os.listdir("/proc/self/fd"))  # noqa: PTH208
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1 + 200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     fill = []
@@ -189,7 +189,7 @@ def test_an_empty_pool_of_huge_pages_is_named(tmp_path: Path) -> None:
     if not free.exists() or int(free.read_text()):
         pytest.skip("needs a kernel whose pool of huge pages is empty")
     with pytest.raises(
-        kho.OutOfMemoryError, match=r"vm.nr_hugepages is \d+, of which 0 are free.*sysctl vm.nr_hugepages=N"
+        kho.OutOfMemoryError, match=r"vm.nr_hugepages is \d+, 0 are free.*sysctl vm.nr_hugepages=N"
     ):
         kho.live.open("x", "4M", backing="hugetlb")
 
@@ -207,7 +207,7 @@ def test_the_pool_of_huge_pages_is_read_where_the_kernel_has_it(
     for name, value in (("nr", 8), ("free", 3), ("resv", 2), ("nr_overcommit", 1)):
         (pool / f"{name}_hugepages").write_text(f"{value}\n")
     text = memory.huge_pool(fd, Places(hugepages=tmp_path))
-    assert "vm.nr_hugepages is 8, of which 3 are free (2 of these reserved), with 1 more" in text
+    assert "vm.nr_hugepages is 8, 3 are free (2 of these reserved), with 1 more" in text
     os.close(fd)
 
 

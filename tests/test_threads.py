@@ -1,4 +1,4 @@
-"""Threads are a help, never a need: limits of a container or a user may leave none to be had."""
+"""Threads are optional: limits of a container or a user may leave none."""
 
 from __future__ import annotations
 

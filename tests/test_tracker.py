@@ -176,7 +176,7 @@ TestTrackerIsASet.settings = settings(max_examples=40, stateful_step_count=25, d
 
 @pytest.fixture
 def tracker() -> Tracker:
-    """Three folios, two of which overlap."""
+    """Three folios; two overlap."""
     t = Tracker()
     for folio in [(5, 0), (512, 9), (512, 0)]:
         t.preserve(*folio)

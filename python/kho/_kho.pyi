@@ -230,7 +230,7 @@ class Arena:
         backing: None for memory of this process, "memfd", or the path of a new file.
         scratch: a value of `kho_scratch=` (abi.md section 5), placed as the kernel does, or (addr, nbytes) of each
             area.
-        reserved: bytes that the kernel reserved during boot, of which a percentage in `scratch` is taken.
+        reserved: bytes that the kernel reserved during boot; a percentage in `scratch` refers to them.
 
     Raises: ParameterError for regions or areas that cannot be; SourceError if the backing cannot be made.
 
@@ -1024,7 +1024,7 @@ class Outgoing:
 
 @final
 class Incoming:
-    """A handover that was read or taken over (kho_in), of which each folio is restored once.
+    """A handover that was read or taken over (kho_in); each of its folios is restored once.
 
     `Incoming(arena)` takes the arena over, as a kexec does: what was allocated is gone, what was preserved stays
     reserved until it is restored, and all other memory outside scratch is free. `kho.open` reads an arena without that.
@@ -1173,7 +1173,7 @@ class Incoming:
         """Bytes in a bitmap of kho-v1; None for later versions, whose bitmaps are a page."""
     @property
     def bitmap_bytes_why(self) -> str | None:
-        """The reason for `bitmap_bytes`, as text; None if that is None."""
+        """The reason for `bitmap_bytes`, as text; None without bitmaps."""
     @property
     def certainty(self) -> str:
         """How certain the layout is: "given", "certain", "likely" or "guess"."""

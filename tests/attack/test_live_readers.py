@@ -98,7 +98,7 @@ class Kept:
             self._checks.pop()()
 
     def drop(self) -> None:
-        """Check all, and let go."""
+        """Check everything, and close."""
         self.check(0)
 
 

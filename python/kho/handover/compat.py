@@ -340,7 +340,7 @@ def _judge_small(offer: Offer, target: Target, kernel: Kernel) -> Iterator[Judge
         else:
             yield Judged("kho_test", "taken", "if the kernel has CONFIG_TEST_KHO", "kho_test_restore, lib/test_kho.c")
     if offer.metadata and not kernel.kexec_metadata:
-        why = f"Linux {kernel.name} does not read it: the chain of kernels begins anew"
+        why = f"Linux {kernel.name} does not read it: its count of kexecs starts again"
         yield Judged("kexec-metadata", "lost", why, CORE)
     elif offer.metadata:
         yield Judged("kexec-metadata", "taken", "version 1", f"kho_in_kexec_metadata, {CORE}")

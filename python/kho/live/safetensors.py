@@ -101,9 +101,9 @@ CODES = {code: dtype for dtype, code in DTYPES.items()}
 class Identity:
     """The identity of a file: size, device, inode, times and samples of its contents; or size and a digest.
 
-    No one of these suffices: copying restores the modification time (`rsync -t`, `cp -p`); volumes that are built the
-    same way have the same inodes, and also the same change times if the build is reproducible or the file system has
-    none (squashfs, FUSE).
+    None of these alone suffices: copying restores the modification time (`rsync -t`, `cp -p`); volumes that are built
+    the same way have the same inodes, and also the same change times if the build is reproducible or the file system
+    has none (squashfs, FUSE).
     """
 
     size: int

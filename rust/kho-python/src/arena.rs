@@ -34,7 +34,7 @@ use std::sync::Arc;
 ///     backing: None for memory of this process, "memfd", or the path of a new file.
 ///     scratch: a value of `kho_scratch=` (abi.md section 5), placed as the kernel does, or (addr, nbytes) of each
 ///         area.
-///     reserved: bytes that the kernel reserved during boot, of which a percentage in `scratch` is taken.
+///     reserved: bytes that the kernel reserved during boot; a percentage in `scratch` refers to them.
 ///
 /// Raises: ParameterError for regions or areas that cannot be; SourceError if the backing cannot be made.
 #[pyclass(frozen, module = "kho", name = "Arena", weakref)]

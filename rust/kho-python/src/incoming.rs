@@ -20,7 +20,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use std::sync::Arc;
 
-/// A handover that was read or taken over (kho_in), of which each folio is restored once.
+/// A handover that was read or taken over (kho_in); each of its folios is restored once.
 ///
 /// `Incoming(arena)` takes the arena over, as a kexec does: what was allocated is gone, what was preserved stays
 /// reserved until it is restored, and all other memory outside scratch is free. `kho.open` reads an arena without that.
@@ -329,7 +329,7 @@ impl PyIncoming {
         self.inner.layout().bitmap.as_ref().map(|(bytes, _)| *bytes)
     }
 
-    /// The reason for `bitmap_bytes`, as text; None if that is None.
+    /// The reason for `bitmap_bytes`, as text; None without bitmaps.
     #[getter]
     fn bitmap_bytes_why(&self) -> Option<&str> {
         self.inner.layout().bitmap.as_ref().map(|(_, why)| why.as_str())

@@ -146,7 +146,7 @@ def check(nbytes: int, what: str, places: Places | None = None) -> None:
         if nbytes > limit.left:
             raise OutOfMemoryError(
                 f"{what} needs {_size(nbytes)}, and the memory cgroup {limit.path} has {_size(limit.left)} left: limit "
-                f"{_size(limit.limit)}, in use {_size(limit.current)}, of which {_size(limit.reclaimable)} can be "
+                f"{_size(limit.limit)}, in use {_size(limit.current)}; {_size(limit.reclaimable)} of this can be "
                 f"reclaimed, swap {_size(limit.swap)}; the kernel would kill a process of it. Raise the limit "
                 "(MemoryMax=, `docker run --memory`, resources.limits.memory), or free memory"
             )
@@ -197,7 +197,7 @@ def huge_pool(fd: int, places: Places | None = None) -> str:
     if total is None:
         return f"this kernel has no pool of huge pages of {_size(size)}"
     return (
-        f"vm.nr_hugepages is {total}, of which {free} are free ({reserved} of these reserved), with {more} more on "
+        f"vm.nr_hugepages is {total}, {free} are free ({reserved} of these reserved), with {more} more on "
         f"demand (vm.nr_overcommit_hugepages), {_size(size)} each; enlarge the pool, `sysctl vm.nr_hugepages=N`, "
         "or use backing='memfd'"
     )
