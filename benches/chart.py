@@ -41,9 +41,9 @@ STEPS = {
     "count": ("count", mapdraw.COLOURS["payload"], "D"),
 }
 PER_FOLIO = 8e-9
-"""Seconds that a folio beside others takes, to know what would take too long."""
+"""Seconds per folio next to others: an estimate, to leave out what would take too long."""
 OFTEN = 1 << 28
-"""Up to so many folios, a handover is done three times."""
+"""Up to this number of folios, a handover is done three times."""
 
 
 def style() -> None:

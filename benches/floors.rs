@@ -42,7 +42,7 @@ pub(crate) fn all(rows: &mut Rows, c: &mut Criterion) {
             let memory = Touched::untouched(TOUCHED, huge);
             let touch = || {
                 for at in (0..TOUCHED).step_by(step) {
-                    // SAFETY: inside the mapping, which is nobody else's.
+                    // SAFETY: inside the mapping, which only this function uses.
                     unsafe { memory.ptr().add(at).write_volatile(1) };
                 }
             };

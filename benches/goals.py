@@ -9,7 +9,7 @@ V1, BEST, V4 = "twin v1", "best C", "twin v4"
 
 
 class Goal(NamedTuple):
-    """So many times as fast as the peer, whose time may stand in another row; divided by what one other peer of the row
+    """How many times as fast as the peer, whose time may be in another row; divided by what one other peer of the row
     is to another, if that tells what the machine does to such a ratio.
     """
 

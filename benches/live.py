@@ -67,7 +67,7 @@ Prepare = Callable[[Path, "np.ndarray[Any, np.dtype[np.uint64]]"], Any]
 
 
 def contents(nbytes: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    """Numbers no two of which are equal."""
+    """Make numbers that are all different."""
     array = np.arange(nbytes // 8, dtype=np.uint64)
     array *= np.uint64(0x9E3779B97F4A7C15)
     return array
@@ -75,7 +75,7 @@ def contents(nbytes: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
 
 @contextmanager
 def memfd(_: Path, array: np.ndarray[Any, Any]) -> Iterator[str]:
-    """An image on a memfd, which whoever starts the successor passes on."""
+    """An image on a memfd, which the process that starts the successor passes on."""
     with kho.live.open("bench", array.nbytes + (64 << 20)) as h:
         h.put("array", array)
         h.commit()
@@ -159,7 +159,7 @@ SIZES = (8, 250_000)
 
 
 def read_image(path: Path, nbytes: int) -> None:
-    """Attach, read everything and let go."""
+    """Attach, read everything, and close."""
     with kho.live.attach(path) as candidate:
         candidate.verify()
 
@@ -196,7 +196,7 @@ def plain_writer(path: Path, nbytes: int) -> Callable[[int], None]:
 
 
 def readers() -> None:
-    """What being read costs an owner that commits, and what it costs whoever writes a plain file.
+    """What being read costs an owner that commits, and the writer of a plain file.
 
     Processor time of the owner's, in pairs of rounds one right after the other; the medians of the pairs. Readers of
     another image take the same caches and processors from the owner, so what is left is the cost of being read. Part of

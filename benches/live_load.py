@@ -3,7 +3,7 @@
     python benches/live_load.py [--json]     INDEX_BYTES=1G for the index; 256M by default
                                              LOAD_SECONDS=4 before and after the restart
 
-The service is examples/fastapi_index: uvicorn behind a socket that stays open, with an index that either stays in
+The service is examples/fastapi_index: uvicorn on a socket that stays open, with an index that either stays in
 memory (kho.live) or is read from a file by each process (np.load, of a file in the page cache). The client is another
 process, with CONNECTIONS that are kept alive, over loopback; it checks each answer, and tries nothing twice. After
 some seconds the service is replaced (SIGHUP) or killed (SIGKILL). "restart" is from then until the next service
@@ -137,7 +137,7 @@ def memory(*pids: int) -> int:
 
 
 def measure(way: str, program: Path, how: str) -> dict[str, Any]:
-    """Load a service, replace or kill it meanwhile."""
+    """Load a service, and replace or kill it during the load."""
     service = Service(program)
     args = [sys.executable, __file__, "--client", str(service.port)]
     with subprocess.Popen(args, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as asking:

@@ -51,7 +51,7 @@ print(time.perf_counter() - began, peak())
 
 
 def image(size: int) -> Image:
-    """A handover in the middle of so many bytes of RAM."""
+    """A handover in the middle of `nbytes` bytes of RAM."""
     half = size // 2
     return Image(
         folios=[(half + i * 0x4000, 0) for i in range(512)],

@@ -130,7 +130,7 @@ class Workload(NamedTuple):
 
     @classmethod
     def w3(cls, folios: int) -> Workload:
-        """A guest of 2 TiB in order-9 folios, shuffled; then order-0 and order-18 folios behind it."""
+        """A guest of 2 TiB in order-9 folios, shuffled; then order-0 and order-18 folios after them."""
         guest = power((1 << 20) * folios // FULL)
         small, huge = max(1_000_000 * folios // FULL, 1), max(512 * folios // FULL, 1)
         small_span = max(span(folios), power(small))
@@ -242,7 +242,7 @@ def single(folios: int) -> Iterator[Row]:
 
 
 def write_kho(nodes: int) -> bytes:
-    """A root with so many nodes of two properties."""
+    """A root with that many nodes of two properties."""
     w = fdt.Writer(256 * nodes + 4096)
     with w.node():
         w.property_str("compatible", "kho-v4")

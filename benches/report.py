@@ -2,7 +2,7 @@
 
     python benches/report.py [--rust FILE] [--instructions FILE] [--folios N] [--rounds N] [--json FILE]
 
-Measures the Python API beside set, pyroaring, bitarray and numpy, FDTs beside fdt and pylibfdt; takes the samples of
+Measures the Python API next to set, pyroaring, bitarray and numpy, FDTs next to fdt and pylibfdt; takes the samples of
 the Rust half from FILE (`cargo bench --manifest-path benches/Cargo.toml`), and instructions from what
 `benches/guard --json` wrote, if anything. Peers that are not installed are left out. A goal is a ratio of medians of
 one run; see benches/README.md.
@@ -74,7 +74,7 @@ def judged(rows: dict[Row, tuple[str, dict[str, Cell]]]) -> list[dict[str, Any]]
                 ratio = peer.median / ours.median / (one.median / other.median)
                 found.append(
                     {"workload": row[0], "operation": row[1], "peer": goal.peer, "goal": goal.times, "ratio": ratio}
-                    | {"beside": " to ".join(goal.machine or ()), "met": ratio >= goal.times}
+                    | {"second": " to ".join(goal.machine or ()), "met": ratio >= goal.times}
                 )
     return found
 
@@ -110,8 +110,8 @@ def text(result: dict[str, Any]) -> str:
         for (name, what, peer), goal in goals.items():
             if (name, what) == (workload, operation):
                 sign = "met" if goal["met"] else "MISSED"
-                beside = f", divided by {goal['beside']}" if goal["beside"] else ""
-                lines.append(f"  goal: {goal['goal']:g}x {peer}{beside}; reached {number(goal['ratio'])}x, {sign}")
+                second = f", divided by {goal['second']}" if goal["second"] else ""
+                lines.append(f"  goal: {goal['goal']:g}x {peer}{second}; reached {number(goal['ratio'])}x, {sign}")
         if not floor:
             lines.append("")
     if result["instructions"]:

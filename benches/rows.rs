@@ -99,7 +99,7 @@ impl Rows {
         }
     }
 
-    /// Three samples: for other sets of numbers, which make their memory anew each time.
+    /// Three samples: for other sets of numbers, which allocate their memory each time.
     pub(crate) fn few(&mut self, row: Row, peer: &str, mut sample: impl FnMut() -> Duration) {
         (0..3).for_each(|_| self.record(row, peer, sample().as_secs_f64()));
     }

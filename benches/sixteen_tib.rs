@@ -1,8 +1,8 @@
 //! 16 TiB preserved whole, page by page, handed over and taken over: 2^32 folios, 131072 bitmaps, 512 MiB of them.
 //!
 //! `cargo bench --manifest-path benches/Cargo.toml --bench sixteen_tib`. Prints what each step took, the peak of resident memory, and how both
-//! compare with the goal; the exit status is 1 if it is missed. The memory is address space of a sparse memfd, of which only
-//! the bitmaps are ever touched: their first touch is the floor, and is measured beside.
+//! compare with the goal; the exit status is 1 if it is missed. The memory is a sparse memfd, and only its
+//! bitmaps are ever touched: their first touch is the floor, and is measured as well.
 
 use kho::arena::{Arena, ArenaConfig, Backing, Region};
 use kho::incoming::{Incoming, Options};
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 /// Bytes preserved, and where they begin: a folio of their size may.
 const TOTAL: u64 = 16 << 40;
-/// Memory beside it, for the map.
+/// More memory, for the map.
 const ROOM: u64 = 4 << 30;
 const PAGES: u64 = TOTAL >> 12;
 
@@ -74,7 +74,7 @@ fn hand_over(abi: &str) -> kho::Result<Duration> {
     let took = clock.began.elapsed();
     let stats = inc.stats();
     println!(
-        "  {} bitmaps, {} MiB in place, {} KiB beside",
+        "  {} bitmaps, {} MiB in place, {} KiB elsewhere",
         stats.blocks,
         stats.in_place_bytes >> 20,
         stats.held_bytes >> 10
@@ -86,7 +86,7 @@ fn hand_over(abi: &str) -> kho::Result<Duration> {
     }
     let mut clock = Clock::start();
     arena.alloc(Order::ZERO, None, false)?;
-    clock.lap("(first allocation behind it)");
+    clock.lap("(first allocation after it)");
     Ok(took)
 }
 

@@ -1,6 +1,6 @@
 //! The Rust half of `make bench`: W1, W2, W3 by this library, the C twin, and other sets.
 //!
-//! `cargo bench --manifest-path benches/Cargo.toml`, and a filter behind `--` as criterion takes it. Every sample goes to
+//! `cargo bench --manifest-path benches/Cargo.toml`, and a filter after `--` as criterion takes it. Every sample goes to
 //! `KHO_BENCH_JSON` (else target/bench.json), from which benches/report.py makes the table.
 
 mod floors;

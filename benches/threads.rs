@@ -14,7 +14,7 @@ const ROUNDS: usize = 11;
 /// How long a thread took, and how many folios it marked.
 type Filled = (Duration, u64);
 
-/// Per folio and thread, beside one that is alone. Two processors share caches and memory, so that two flat bitmaps say what
+/// Per folio and thread, compared with one thread alone. Two processors share caches and memory, so that two flat bitmaps say what
 /// of it is the machine's.
 pub(crate) fn all(rows: &mut Rows, workload: &Workload) {
     let trackers = row(workload, "preserve, per thread");

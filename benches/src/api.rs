@@ -41,7 +41,7 @@ pub fn preserve_many(t: &mut Tracker, workload: &Workload) {
     let _ = t.preserve_many(&*workload.pfns, orders);
 }
 
-/// Where an arena's RAM begins, in pages: the page at 0 belongs to no one.
+/// Where an arena's RAM begins, in pages: the page at 0 is not RAM.
 const BASE: u64 = 1 << 18;
 
 /// A workload's folios of order 0 as they lie in an arena.
@@ -52,7 +52,7 @@ pub fn in_arena(workload: &Workload) -> Tracker {
     t
 }
 
-/// RAM of so many pages, all of it allocated in large folios, and room behind it for the map.
+/// RAM of `pages` pages, all allocated in large folios, and room after it for the map.
 ///
 /// # Errors
 /// Without that much address space.

@@ -22,7 +22,7 @@ impl Touched {
     pub fn new(len: usize) -> Self {
         let touched = Self::untouched(len, true);
         for at in (0..touched.len).step_by(4096) {
-            // SAFETY: the mapping is `len` bytes long and nobody else's.
+            // SAFETY: the mapping is `len` bytes long, and only this value uses it.
             unsafe { touched.at.add(at).write_volatile(0) };
         }
         touched

@@ -250,14 +250,14 @@ impl Twin {
     /// If one was.
     pub fn put_back(&mut self, bytes: &[u8]) {
         assert_eq!(bytes.len(), self.pool.page.addr() - self.pages.ptr().addr());
-        // SAFETY: so many bytes of the mapping are in use, and the twin, which alone writes them, is not running.
+        // SAFETY: `bytes.len()` bytes of the mapping are in use, and the twin, which alone writes them, is not running.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.pages.ptr(), bytes.len()) }
     }
 
     /// The pages in use: where they begin, which is their physical address too, and their bytes.
     pub fn memory(&self) -> (u64, Vec<u8>) {
         let len = self.pool.page.addr() - self.pages.ptr().addr();
-        // SAFETY: `len` bytes of the mapping were handed out, all of them written.
+        // SAFETY: `bytes.len()` bytes of the mapping were handed out, all of them written.
         let bytes = unsafe { std::slice::from_raw_parts(self.pages.ptr(), len) };
         (self.pages.ptr().addr() as u64, bytes.to_vec())
     }

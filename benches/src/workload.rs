@@ -52,16 +52,16 @@ impl Workload {
     }
 
     /// A guest of 2 TiB: 1,048,576 order-9 folios, shuffled; then 1,000,000 random order-0 and 512 order-18 folios
-    /// behind it.
+    /// after it.
     pub fn w3(n: u64) -> Self {
         let guest = scaled(1 << 20, n).next_power_of_two();
         let small = scaled(1_000_000, n);
         let small_span = scaled(1 << 28, n).next_power_of_two().max(small.next_power_of_two());
         let huge = scaled(512, n);
-        let behind = guest << 9;
+        let after = guest << 9;
         let mut pfns: Vec<u64> = (0..guest).map(|n| shuffled(n, guest.ilog2()) << 9).collect();
-        pfns.extend((0..small).map(|n| behind + shuffled(n, small_span.ilog2())));
-        let aligned = (behind + small_span).next_multiple_of(1 << 18);
+        pfns.extend((0..small).map(|n| after + shuffled(n, small_span.ilog2())));
+        let aligned = (after + small_span).next_multiple_of(1 << 18);
         pfns.extend((0..huge).map(|n| aligned + (n << 18)));
         let mut orders = vec![9; guest as usize];
         orders.resize(orders.len() + small as usize, 0);

@@ -65,7 +65,7 @@ struct xa {
 
 void *TWIN(xa_load)(struct xa *, unsigned long index);
 bool TWIN(xa_insert)(struct pool *, struct xa *, unsigned long index, void *entry);
-/* The first entry at or behind *index, whose index is put there; NULL if there is none. */
+/* The first entry at or after *index, whose index is put there; NULL if absent. */
 void *TWIN(xa_find)(struct xa *, unsigned long *index);
 void *TWIN(xa_find_after)(struct xa *, unsigned long *index);
 
@@ -106,7 +106,7 @@ static inline void __clear_bit(unsigned long bit, unsigned long *map)
 #endif
 }
 
-/* The first bit set at or behind `from`, or `size`. */
+/* The first bit set at or after `from`, or `size`. */
 unsigned long TWIN(next_bit)(const unsigned long *map, unsigned long size, unsigned long from);
 
 /* The greedy split of a page range. */
@@ -149,7 +149,7 @@ size_t TWIN(v4_iterate)(struct v4 *, uint64_t *out);
 
 /*
  * pages.c: what the next kernel does. A page's structure here is the two words of it that are used; the kernel's has 64
- * bytes, of which these two lie in one cache line.
+ * bytes; these two are in one cache line.
  */
 struct page {
 	uint32_t private;

@@ -1,4 +1,4 @@
-/* kho-v1 with bitmaps of a page: orders -> bitmaps by index -> bits; written out as a list of chunks (ABI section 3). */
+/* kho-v1 with bitmaps of a page: orders -> bitmaps by index -> bits; written out as a list of chunks (abi.md section 3). */
 #include "twin.h"
 
 struct bitmap {

@@ -1,5 +1,5 @@
 /*
- * kho-v4: one tree of pages of fixed depth, in force all the time (ABI section 4). Every call takes the tree's lock,
+ * kho-v4: one tree of pages of fixed depth, valid all the time (abi.md section 4). Every call takes the tree's lock,
  * walks from the root, and changes a bit of a leaf; tables hold physical addresses.
  */
 #include "twin.h"

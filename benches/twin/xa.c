@@ -1,6 +1,6 @@
 /*
  * A slot holds NULL, an entry, or something of the array's own, told by its two lowest bits being 10: a node, a marker
- * that a reader must begin anew, or (below 256) a reference to a slot of the same node, for entries that take several.
+ * that a reader must start again, or (below 256) a reference to a slot of the same node, for entries that take several.
  * Every call begins at the head with a cursor on the stack, and asks of every slot what it holds.
  */
 #include "twin.h"

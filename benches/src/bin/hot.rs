@@ -101,7 +101,7 @@ fn filled(workload: &Workload) -> Tracker {
     t
 }
 
-/// How many elements were counted; `None` for a name that is none, or if they came out wrong.
+/// How many elements were counted; `None` for an unknown name, or if the result is wrong.
 fn run(name: &str) -> Option<u64> {
     let pfns: Vec<u64> = (0..N).map(|n| shuffled(n, SPAN.ilog2())).collect();
     let workload = Workload { name: "hot", pfns, orders: None, span: SPAN };
