@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use crate::listed::Listed;
-use kho::spare::Spare;
+use kho::BufferPool;
 use pyo3::exceptions::{PyBufferError, PyIndexError, PyOverflowError};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -32,7 +32,7 @@ pub(crate) unsafe trait Item: Copy + Send + Sync + 'static {
     fn shown(self) -> String;
 
     /// Where the memory of a list that nobody has any more waits for [`Listed::new`]; `None` if no list is made so.
-    fn spare() -> Option<&'static Spare<Self>> {
+    fn spare() -> Option<&'static BufferPool<Self>> {
         None
     }
 }

@@ -6,8 +6,8 @@
 
 use crate::array::{Array, ArrayIter, Item, Picked, array_class};
 use crate::listed::Listed;
+use kho::BufferPool;
 use kho::Result;
-use kho::spare::Spare;
 use kho::tracker::{Folio, Tracker};
 use kho::units::{Order, Pfn};
 use pyo3::ffi;
@@ -82,8 +82,8 @@ unsafe impl Item for Folio {
         format!("({:#x}, {})", self.phys, self.order)
     }
 
-    fn spare() -> Option<&'static Spare<Folio>> {
-        static SPARE: Spare<Folio> = Spare::new();
+    fn spare() -> Option<&'static BufferPool<Folio>> {
+        static SPARE: BufferPool<Folio> = BufferPool::new();
         Some(&SPARE)
     }
 }
@@ -106,8 +106,8 @@ unsafe impl Item for u64 {
         format!("{self:#x}")
     }
 
-    fn spare() -> Option<&'static Spare<u64>> {
-        static SPARE: Spare<u64> = Spare::new();
+    fn spare() -> Option<&'static BufferPool<u64>> {
+        static SPARE: BufferPool<u64> = BufferPool::new();
         Some(&SPARE)
     }
 }

@@ -13,7 +13,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::abi::evidence::{Certainty, Place, pages_outside};
+use crate::abi::detect::{Certainty, Place, pages_outside};
 use crate::abi::layout::chunk_entries;
 use crate::abi::radix::{self, Shape};
 use crate::abi::{Abi, MapFormat};

@@ -3,13 +3,13 @@
 #![forbid(unsafe_code)]
 
 use crate::abi::Abi;
-use crate::abi::evidence::{self, Certainty, Hints, Known, Place, Reading};
+use crate::abi::detect::{self, Certainty, Hints, Known, Place, Reading};
 use crate::abi::layout::BitmapSize;
 use crate::arena::{Arena, ArenaNote, Lease, NOTE_NAME, NOTE_TYPE, Recorded, ScratchArea};
-use crate::claims::{Claims, Marker};
 use crate::error::{Error, Result, RootProblem};
 use crate::find::{self, Found};
 use crate::memory::{FileMemory, Machine, PhysMemory, PhysRange};
+use crate::restore::{Claims, Marker};
 use crate::root::{self, Root, Subtree};
 use crate::tracker::Tracker;
 use crate::units::{Order, PageSize, Pfn, Phys};
@@ -315,7 +315,7 @@ impl Incoming {
 
     /// Pages preserved that this memory does not have.
     pub fn pages_outside(&self) -> u128 {
-        evidence::pages_outside(&*self.memory, self.preserved())
+        detect::pages_outside(&*self.memory, self.preserved())
     }
 
     /// A lease of pages that were restored in the arena; `None` in an image.
@@ -434,9 +434,9 @@ pub(crate) fn read(place: Place<'_>, fdt: Phys, found: &Found, options: &Options
         subtrees: root.subtrees.iter().map(|s| s.phys).collect(),
         scratch: told.as_ref().map(|scratch| scratch.areas.clone()).unwrap_or_default(),
     };
-    let page = options.page_size.map(|page| (page, options.page_why.unwrap_or(evidence::GIVEN)));
+    let page = options.page_size.map(|page| (page, options.page_why.unwrap_or(detect::GIVEN)));
     let hints = Hints { page, bitmap_bytes: options.bitmap_bytes, bitmap_why: options.bitmap_why };
-    let reading = evidence::decide(place, root.abi, root.map, &known, hints)?;
+    let reading = detect::decide(place, root.abi, root.map, &known, hints)?;
     let scratch = told.or_else(|| scratch_guessed(found, &reading));
     Ok((root, reading, scratch))
 }

@@ -8,19 +8,19 @@ pub mod units;
 
 pub mod error;
 
-mod ways;
+mod tuning;
 
-mod threads;
+mod parallel;
 
+mod buffer_pool;
 pub mod cmdline;
 pub mod mapping;
 pub mod memory;
-pub mod spare;
 
 pub mod fdt;
 pub mod tracker;
 
-pub mod claims;
+pub(crate) mod restore;
 
 pub mod arena;
 
@@ -42,4 +42,5 @@ pub mod verify;
 pub mod outgoing;
 pub mod snapshot;
 
+pub use buffer_pool::BufferPool;
 pub use error::{Error, Result};

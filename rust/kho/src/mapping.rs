@@ -239,7 +239,7 @@ pub(crate) fn prefer_huge_pages<T>(memory: &mut [T]) {
 
 /// Lets the kernel have the memory of what is not needed any more, when it wants it; whoever writes there before finds it as
 /// fast as if nothing had been said. False if the kernel would not hear of it.
-pub(crate) fn unneeded<T>(memory: &mut [MaybeUninit<T>]) -> bool {
+pub(crate) fn mark_reclaimable<T>(memory: &mut [MaybeUninit<T>]) -> bool {
     // SAFETY: the kernel may turn bytes to zeros, which is as good as anything where nothing is initialized.
     unsafe { advise(memory, Advice::LinuxFree) }
 }
@@ -319,12 +319,12 @@ mod tests {
     #[test]
     fn memory_that_was_not_needed_can_be_written_again() {
         let mut list: Vec<u64> = Vec::with_capacity(1 << 20);
-        assert!(!unneeded(&mut list.spare_capacity_mut()[..100]));
+        assert!(!mark_reclaimable(&mut list.spare_capacity_mut()[..100]));
         for round in 0..2 {
             list.extend((0..1 << 20).map(|n| n ^ round));
             assert!((0..).zip(&list).all(|(n, item)| *item == n ^ round));
             list.clear();
-            assert!(unneeded(list.spare_capacity_mut()));
+            assert!(mark_reclaimable(list.spare_capacity_mut()));
         }
     }
 

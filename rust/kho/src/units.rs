@@ -259,8 +259,8 @@ pub fn cut_at(start: Pfn, end: Pfn, cuts: &[Pfn]) -> impl Iterator<Item = (Pfn, 
     inside.chain([end]).map(move |to| (std::mem::replace(&mut from, to), to))
 }
 
-/// Ranges as few as they are together: ascending, disjoint, none beside another.
-pub fn joined(mut ranges: Vec<(Pfn, Pfn)>) -> Vec<(Pfn, Pfn)> {
+/// Sorts and coalesces overlapping or adjacent ranges.
+pub fn merge_ranges(mut ranges: Vec<(Pfn, Pfn)>) -> Vec<(Pfn, Pfn)> {
     ranges.sort_unstable();
     ranges.dedup_by(|next, run| {
         let joins = next.0 <= run.1;
@@ -280,8 +280,8 @@ mod tests {
         let ranges =
             |pairs: &[(u64, u64)]| pairs.iter().map(|(start, end)| (Pfn(*start), Pfn(*end))).collect::<Vec<_>>();
         let all = ranges(&[(9, 10), (1, 2), (5, 6), (2, 3), (4, 8), (4, 5), (12, 14)]);
-        assert_eq!(joined(all), ranges(&[(1, 3), (4, 8), (9, 10), (12, 14)]));
-        assert!(joined(Vec::new()).is_empty());
+        assert_eq!(merge_ranges(all), ranges(&[(1, 3), (4, 8), (9, 10), (12, 14)]));
+        assert!(merge_ranges(Vec::new()).is_empty());
     }
 
     #[test]

@@ -6,8 +6,8 @@
 use crate::arena::ranges_of;
 use crate::incoming::Incoming;
 use crate::memory::PhysRange;
+use crate::parallel::{join, processors};
 use crate::payload::Memfd;
-use crate::threads::{both, processors};
 use crate::tracker::Tracker;
 use crate::units::{Order, PageSize, Pfn, Phys};
 use std::cmp::Reverse;
@@ -77,7 +77,7 @@ pub struct Checks {
 }
 
 /// Folios that take longer to look at than a thread takes to start.
-const WORTH_A_THREAD: u64 = 1 << 16;
+const BYTES_PER_THREAD: u64 = 1 << 16;
 
 /// Checks a handover's map against itself, its memory, its scratch areas and, if there are any, NUMA nodes. `most` bounds
 /// the places listed for each check.
@@ -92,8 +92,8 @@ pub fn check(incoming: &Incoming, numa: &[NodeRange], most: usize) -> Checks {
         let outside = outside(tracker, incoming.memory().ranges(), page, most);
         (in_scratch, outside, check_nodes(incoming, &scratch, page, most))
     };
-    let worth_a_thread = tracker.len() >= WORTH_A_THREAD && processors() > 1;
-    let (overlapping, rest) = if worth_a_thread { both(overlapping, rest) } else { (overlapping(), rest()) };
+    let worth_a_thread = tracker.len() >= BYTES_PER_THREAD && processors() > 1;
+    let (overlapping, rest) = if worth_a_thread { join(overlapping, rest) } else { (overlapping(), rest()) };
     let (in_scratch, outside, (nodes_in_scratch, nodes_preserved)) = rest;
     let stats = tracker.stats().into_iter().filter(|s| s.empty_blocks > 0);
     Checks {

@@ -9,10 +9,10 @@
 
 use super::layout::{BitmapPtr, BitmapSize, ChunkHeader, SMALL_BITMAP, chunk_entries};
 use crate::arena::{Arena, Inherited};
-use crate::claims::Preserved;
 use crate::error::{BITMAP_OUTSIDE, Error, MapProblem, NO_BITMAP, NO_START, Result};
 use crate::mapping::Items;
 use crate::memory::PhysMemory;
+use crate::restore::Preserved;
 use crate::tracker::{Bitmap, BitmapPlace, Geometry, Tracker};
 use crate::units::{Order, PageSize, Phys};
 use std::collections::HashSet;

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod chunk;
-pub mod evidence;
+pub mod detect;
 pub mod layout;
 pub mod live;
 pub mod radix;

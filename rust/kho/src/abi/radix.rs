@@ -14,9 +14,9 @@
 use super::chunk::Left;
 use super::{Abi, MapFormat};
 use crate::arena::{Arena, Inherited};
-use crate::claims::Preserved;
 use crate::error::{Error, MapProblem, Result};
 use crate::memory::{PhysMemory, PhysRange};
+use crate::restore::Preserved;
 use crate::tracker::{Bitmap, Geometry, Tracker};
 use crate::units::{Order, PageSize, Pfn, Phys};
 use std::collections::{BTreeMap, HashSet};

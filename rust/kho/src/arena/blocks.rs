@@ -4,11 +4,11 @@
 
 use super::spans::Spans;
 use super::{Arena, Owner};
-use crate::claims::{Bitmaps, Preserved};
 use crate::error::{Error, Result};
 use crate::memory::PhysMemory;
+use crate::restore::{Bitmaps, Preserved};
 use crate::tracker::{Bitmap, BlockSource, Geometry, HeapBlocks, Tracker};
-use crate::units::{Order, PageSize, Pfn, Phys, joined};
+use crate::units::{Order, PageSize, Pfn, Phys, merge_ranges};
 use std::mem;
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -198,7 +198,7 @@ impl<'a> Inherited<'a> {
             return Err(Error::Invalid { what: "preserved-memory map", why });
         }
         let last = move |bitmap: &Bitmap| page.pfn(Phys(bitmap.phys.0 + (geometry.block_bytes() - 1)));
-        let pages = joined(bitmaps.iter().map(|b| (page.pfn(b.phys), Pfn(last(b).0 + 1))).collect());
+        let pages = merge_ranges(bitmaps.iter().map(|b| (page.pfn(b.phys), Pfn(last(b).0 + 1))).collect());
         let kept = Bitmaps { count: bitmaps.len() as u64, pages };
         let outside = copied.extents().map(|(start, end)| (page.phys(start), (end.0 - start.0) << page.shift()));
         let outside = { outside }.find(|&(phys, len)| !arena.contains(phys, len));
@@ -208,7 +208,7 @@ impl<'a> Inherited<'a> {
             // for want of memory, and then all of them count as being in place.
             let in_place = tracker.adopt(&bitmaps).unwrap_or(bitmaps);
             let pages = in_place.iter().map(|b| (page.pfn(b.phys), Pfn(last(b).0 + 1))).collect();
-            (tracker, joined(pages))
+            (tracker, merge_ranges(pages))
         };
         Ok(Preserved::in_place(geometry, kept, outside, Box::new(count)))
     }

@@ -14,10 +14,10 @@ pub use pages::{Lease, Owner, PageKind};
 pub(crate) use scratch::ranges_of;
 pub use scratch::{ScratchArea, check_no_overlap, nodes, place};
 
-use crate::claims::Claims;
 use crate::error::{Error, Result};
 use crate::mapping::Items;
 use crate::memory::{PhysMemory, PhysRange};
+use crate::restore::Claims;
 use crate::tracker::Tracker;
 use crate::units::{Order, PageSize, Pfn, Phys};
 use pages::Pages;

@@ -6,10 +6,10 @@
 #![forbid(unsafe_code)]
 
 use super::Region;
-use crate::claims::Claims;
 use crate::error::{Error, Result};
+use crate::restore::Claims;
 use crate::tracker::{Geometry, Tracker};
-use crate::units::{Order, PageSize, Pfn, aligned_blocks, joined};
+use crate::units::{Order, PageSize, Pfn, aligned_blocks, merge_ranges};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, Weak};
 
@@ -709,8 +709,8 @@ impl Pages {
             let preserved = claims.preserved();
             self.maps.iter_mut().for_each(Map::detach);
             self.maps.retain(Map::is_used);
-            let viewed = joined(self.views.keys().map(|view| (Pfn(view.1), Pfn(view.2))).collect());
-            let maps = joined(self.maps.iter().flat_map(|map| &map.pages).copied().collect());
+            let viewed = merge_ranges(self.views.keys().map(|view| (Pfn(view.1), Pfn(view.2))).collect());
+            let maps = merge_ranges(self.maps.iter().flat_map(|map| &map.pages).copied().collect());
             let mut busy = [&maps[..], reserved, &viewed].concat();
             busy.sort_unstable();
             let larger = preserved.extents_from(Order::saturating(1));
@@ -725,7 +725,7 @@ impl Pages {
                 let here = viewed.iter().map(|view| (view.0.max(Pfn(*start)), view.1.min(Pfn(*end))));
                 let here: Vec<_> = here.filter(|(from, to)| from < to).collect();
                 let waiting = pages_of(&here).filter(others).filter(|pfn| !within(&maps, *pfn));
-                let waiting = joined(waiting.map(|pfn| (pfn, Pfn(pfn.0 + 1))).collect());
+                let waiting = merge_ranges(waiting.map(|pfn| (pfn, Pfn(pfn.0 + 1))).collect());
                 self.lingering.extend(waiting.into_iter().flat_map(|(from, to)| aligned_blocks(from, to)));
             }
             self.unsettled = None;

@@ -5,7 +5,7 @@
 mod form;
 
 use crate::abi::layout::BitmapSize;
-use crate::abi::{Abi, MapFormat, chunk, evidence};
+use crate::abi::{Abi, MapFormat, chunk, detect};
 use crate::arena::{Arena, ArenaBlocks, Owner, Recorded, check_no_overlap};
 use crate::error::{Error, Result};
 use crate::memory::PhysMemory;
@@ -74,7 +74,7 @@ impl Outgoing {
             known: Abi::decoded(),
         })?;
         if abi.map != MapFormat::Chunks && bitmap_bytes.is_some() {
-            return Err(Error::Invalid { what: "bitmap_bytes", why: evidence::no_bitmap_size(abi) });
+            return Err(Error::Invalid { what: "bitmap_bytes", why: detect::no_bitmap_size(abi) });
         }
         let bitmap = BitmapSize::new(bitmap_bytes.unwrap_or(page.bytes()), page)?;
         let source = Arc::new(ArenaBlocks::new(arena));

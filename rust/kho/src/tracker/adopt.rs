@@ -8,8 +8,8 @@
 use super::block::{Block, Shape};
 use super::{Tracker, simd};
 use crate::error::{Error, Result};
-use crate::threads::{both, threads_for};
-use crate::units::{Order, Pfn, Phys, joined};
+use crate::parallel::{join, threads_for};
+use crate::units::{Order, Pfn, Phys, merge_ranges};
 
 /// A bitmap in memory: block `index` of an order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -62,7 +62,7 @@ impl Tracker {
             (page.pfn(bitmap.phys), Pfn(page.pfn(last).0 + 1))
         };
         // In most maps there is none, which is soon said of bitmaps side by side.
-        let runs = joined(bitmaps.iter().map(pages).collect());
+        let runs = merge_ranges(bitmaps.iter().map(pages).collect());
         if runs.iter().all(|(start, end)| self.overlapping(*start, *end).is_none()) {
             return Ok(bitmaps.to_vec());
         }
@@ -90,7 +90,7 @@ fn counts(blocks: &[Block], shape: Shape, threads: usize) -> Vec<u64> {
     }
     let (few, more) = (threads / 2, threads - threads / 2);
     let (first, second) = blocks.split_at(blocks.len() / threads * few);
-    let (mut counts, others) = both(|| counts(first, shape, few), || counts(second, shape, more));
+    let (mut counts, others) = join(|| counts(first, shape, few), || counts(second, shape, more));
     counts.extend(others);
     counts
 }

@@ -1,19 +1,19 @@
 //! Many folios at once, given by their pfns in any order.
 //!
-//! A long list is looked at (`look`), then its blocks are made, then it is carried out (`scatter`).
+//! A long list is surveyed (`survey`), then its blocks are allocated, then it is applied (`partition`).
 
 #![forbid(unsafe_code)]
 
 use super::block::Shape;
 use super::directory::Directory;
-use super::look::{Look, joined};
-use super::scatter::{Visit, Visitor};
+use super::partition::{Visit, Visitor};
+use super::survey::{ListStats, merge_stats};
 use super::word::Word;
 use super::{Tracker, simd};
 use crate::error::{Error, Result};
-use crate::threads::{both, threads_for};
+use crate::parallel::{join, threads_for};
+use crate::tuning::tuning;
 use crate::units::{Order, Pfn};
-use crate::ways::ways;
 use core::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
@@ -66,7 +66,7 @@ const PIECE: usize = 256;
 const SHORT: usize = 2048;
 
 fn short() -> usize {
-    ways().short.unwrap_or(SHORT)
+    tuning().short_list.unwrap_or(SHORT)
 }
 
 impl Tracker {
@@ -79,9 +79,9 @@ impl Tracker {
         if pfns.len() <= short() {
             return self.preserve_short(pfns, orders);
         }
-        let looks = self.look(pfns, orders, self.shape.log2_bits)?;
-        self.make(pfns, orders, &looks)?;
-        Ok(self.change::<true>(pfns, orders, &looks))
+        let stats = self.survey(pfns, orders, self.shape.log2_bits)?;
+        self.make(pfns, orders, &stats)?;
+        Ok(self.change::<true>(pfns, orders, &stats))
     }
 
     fn preserve_short(&mut self, pfns: &(impl Words + ?Sized), orders: Orders<'_>) -> Result<u64> {
@@ -101,8 +101,8 @@ impl Tracker {
     /// As [`Tracker::preserve_many`], but it needs no memory; then nothing is unmarked.
     pub fn unpreserve_many(&mut self, pfns: &(impl Words + ?Sized), orders: Orders<'_>) -> Result<u64> {
         if pfns.len() > short() {
-            let looks = self.look(pfns, orders, self.shape.log2_bits)?;
-            return Ok(self.change::<false>(pfns, orders, &looks));
+            let stats = self.survey(pfns, orders, self.shape.log2_bits)?;
+            return Ok(self.change::<false>(pfns, orders, &stats));
         }
         let page = self.geometry.page();
         each(pfns, orders, |pfn, order| page.check_folio(pfn, order))?;
@@ -129,7 +129,7 @@ impl Tracker {
         let half = pfns.len() / 2;
         let (low, high) = found.split_at_mut(half);
         let high = Mutex::new(high);
-        let (low, high) = both(
+        let (low, high) = join(
             || self.find(pfns, orders, 0, low),
             || self.find(pfns, orders, half, &mut high.lock().unwrap_or_else(PoisonError::into_inner)),
         );
@@ -168,45 +168,45 @@ impl Tracker {
         }
     }
 
-    /// Reads a list once, and checks every pfn. One look for each order in it, which tells blocks of a size apart.
-    fn look(&self, pfns: &(impl Words + ?Sized), orders: Orders<'_>, log2_bits: u32) -> Result<Vec<Look>> {
+    /// Reads a list once, checks every pfn, and returns the statistics of each order in it.
+    fn survey(&self, pfns: &(impl Words + ?Sized), orders: Orders<'_>, log2_bits: u32) -> Result<Vec<ListStats>> {
         orders.check(pfns.len())?;
-        let looks = if threads_for(pfns.len() * size_of::<u64>()) < 2 {
-            self.look_at(pfns, orders, log2_bits, 0..pfns.len())
+        let stats = if threads_for(pfns.len() * size_of::<u64>()) < 2 {
+            self.survey_part(pfns, orders, log2_bits, 0..pfns.len())
         } else {
             let half = pfns.len() / 2;
-            let (low, high) = both(
-                || self.look_at(pfns, orders, log2_bits, 0..half),
-                || self.look_at(pfns, orders, log2_bits, half..pfns.len()),
+            let (low, high) = join(
+                || self.survey_part(pfns, orders, log2_bits, 0..half),
+                || self.survey_part(pfns, orders, log2_bits, half..pfns.len()),
             );
-            low.and_then(|low| Ok(joined(low, high?)))
+            low.and_then(|low| Ok(merge_stats(low, high?)))
         };
-        if looks.is_err() {
+        if stats.is_err() {
             // Whatever comes first in the list is what is wrong with it; what was, if that is not there any more.
             let page = self.geometry.page();
             each(pfns, orders, |pfn, order| page.check_folio(pfn, order))?;
         }
-        looks
+        stats
     }
 
     /// A part of that, where not the first is named that is wrong but some.
-    fn look_at(
+    fn survey_part(
         &self,
         pfns: &(impl Words + ?Sized),
         orders: Orders<'_>,
         log2_bits: u32,
         part: Range<usize>,
-    ) -> Result<Vec<Look>> {
-        let mut looks: Vec<Look> = Vec::new();
+    ) -> Result<Vec<ListStats>> {
+        let mut stats: Vec<ListStats> = Vec::new();
         let mut bad = None;
         pieces(pfns, orders, part, |order, piece| {
-            let at = looks.iter().position(|look| look.order == order).unwrap_or_else(|| {
-                looks.push(Look::new(order, log2_bits));
-                looks.len() - 1
+            let at = stats.iter().position(|stats| stats.order == order).unwrap_or_else(|| {
+                stats.push(ListStats::new(order, log2_bits));
+                stats.len() - 1
             });
-            looks[at].add(piece);
+            stats[at].add(piece);
             let limit = self.geometry.folio_limit(order);
-            if looks[at].high >= limit && bad.is_none() {
+            if stats[at].high >= limit && bad.is_none() {
                 bad = piece
                     .iter()
                     .find(|folio| **folio >= limit)
@@ -214,25 +214,25 @@ impl Tracker {
             }
         })?;
         bad.map_or(Ok(()), |(pfn, order)| self.geometry.page().check_folio(pfn, order))?;
-        Ok(looks)
+        Ok(stats)
     }
 
     /// Makes the blocks that a list of folios needs. Blocks that were told apart are no larger than these.
-    fn make(&mut self, pfns: &(impl Words + ?Sized), orders: Orders<'_>, looks: &[Look]) -> Result<()> {
+    fn make(&mut self, pfns: &(impl Words + ?Sized), orders: Orders<'_>, stats: &[ListStats]) -> Result<()> {
         let log2_bits = self.shape.log2_bits;
-        let (near, far): (Vec<&Look>, Vec<&Look>) = looks.iter().partition(|look| look.is_near());
-        for look in near {
+        let (near, far): (Vec<&ListStats>, Vec<&ListStats>) = stats.iter().partition(|stats| stats.is_near());
+        for stats in near {
             let mut last = None;
-            for index in look.touched().map(|index| index >> (log2_bits - look.log2_bits)) {
+            for index in stats.touched().map(|index| index >> (log2_bits - stats.log2_bits)) {
                 if last.replace(index) != Some(index) {
-                    self.ensure(look.order, index)?;
+                    self.ensure(stats.order, index)?;
                 }
             }
         }
         let mut made = Ok(());
         if !far.is_empty() {
             pieces(pfns, orders, 0..pfns.len(), |order, piece| {
-                let high = far.iter().find(|look| look.order == order).map(|look| look.high);
+                let high = far.iter().find(|stats| stats.order == order).map(|stats| stats.high);
                 for folio in piece.iter().filter(|folio| Some(**folio) <= high) {
                     if made.is_ok() {
                         made = self.ensure(order, folio >> log2_bits).map(drop);
@@ -244,10 +244,15 @@ impl Tracker {
     }
 
     /// Sets or clears the bits of a list, in the blocks there are. Returns how many changed.
-    fn change<const MARK: bool>(&mut self, pfns: &(impl Words + ?Sized), orders: Orders<'_>, looks: &[Look]) -> u64 {
+    fn change<const MARK: bool>(
+        &mut self,
+        pfns: &(impl Words + ?Sized),
+        orders: Orders<'_>,
+        stats: &[ListStats],
+    ) -> u64 {
         let mut visits: Vec<_> =
-            looks.iter().map(|look| Visit::new(look, Change::<MARK>::of(self, look.order))).collect();
-        // As many orders as pfns, or there would be no looks.
+            stats.iter().map(|stats| Visit::new(stats, Change::<MARK>::of(self, stats.order))).collect();
+        // As many orders as pfns, or there would be no statistics.
         let _ = pieces(pfns, orders, 0..pfns.len(), |order, piece| {
             if let Some(visit) = visits.iter_mut().find(|visit| visit.order == order) {
                 visit.take(piece);
@@ -275,28 +280,28 @@ impl Tracker {
     ) -> Result<bool> {
         let all = Orders::One(order);
         let smallest = also.as_ref().map_or(u32::MAX, |also| also.shape.log2_bits).min(self.shape.log2_bits);
-        let looks = self.look(pfns, all, smallest)?;
-        let Some(look) = looks.first() else { return Ok(true) };
+        let surveyed = self.survey(pfns, all, smallest)?;
+        let Some(stats) = surveyed.first() else { return Ok(true) };
         let was_empty = self.is_empty();
-        self.make(pfns, all, &looks)?;
+        self.make(pfns, all, &surveyed)?;
         // A tracker's first folios are all of it. Where they are many to a block, they come by words; each block there is
         // takes as long then as a few folios.
         let words = self.dirs[order.index()].blocks() * self.shape.words() as u64;
         let blocks: u64 = also.iter().flat_map(|also| &also.dirs).map(Directory::blocks).sum();
-        let by_words = was_empty && look.count as u64 >= words.max(8 * blocks);
+        let by_words = was_empty && stats.count as u64 >= words.max(8 * blocks);
         let (mut beside, later) = if by_words { (None, also) } else { (also, None) };
         if let Some(beside) = &mut beside {
-            beside.make(pfns, all, &looks)?;
+            beside.make(pfns, all, &surveyed)?;
         }
         let take = Take {
             from: (&from.dirs[order.index()], from.shape),
             mine: Change::of(self, order),
             also: beside.as_ref().map(|beside| Change::of(beside, order)),
         };
-        let (all_taken, take) = show(look, pfns, take);
+        let (all_taken, take) = show(stats, pfns, take);
         if !all_taken {
             // A list is shown in the same order every time.
-            show(look, pfns, GiveBack { left: take.mine.changed, take });
+            show(stats, pfns, GiveBack { left: take.mine.changed, take });
             return Ok(false);
         }
         let (taken, also_taken) = (take.mine.changed, take.also.map_or(0, |also| also.changed));
@@ -312,10 +317,10 @@ impl Tracker {
 }
 
 /// Shows a visitor all folios of a list, until it wants no more; then false.
-fn show<V: Visitor>(look: &Look, pfns: &(impl Words + ?Sized), visitor: V) -> (bool, V) {
-    let mut visit = Visit::new(look, visitor);
+fn show<V: Visitor>(stats: &ListStats, pfns: &(impl Words + ?Sized), visitor: V) -> (bool, V) {
+    let mut visit = Visit::new(stats, visitor);
     // One order for all is as many as pfns.
-    let _ = pieces(pfns, Orders::One(look.order), 0..pfns.len(), |_, piece| visit.take(piece));
+    let _ = pieces(pfns, Orders::One(stats.order), 0..pfns.len(), |_, piece| visit.take(piece));
     visit.finish()
 }
 

@@ -13,7 +13,7 @@
 #![allow(unsafe_code)]
 
 use super::block::{Block, BlockSource, Shape};
-use super::places::{BitmapPlace, Rule};
+use super::placement::{BitmapPlace, Rule};
 use super::window::Window;
 use super::word::Word;
 use crate::error::Result;

@@ -98,7 +98,7 @@ impl Drop for Slab {
     }
 }
 
-/// Is not waited for, as [`crate::spare`] is not.
+/// Is not waited for, as [`crate::buffer_pool`] is not.
 fn spare() -> Option<MutexGuard<'static, Vec<Slab>>> {
     SPARE.try_lock().ok()
 }

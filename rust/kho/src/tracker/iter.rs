@@ -5,7 +5,7 @@
 use super::block::{Block, Shape};
 use super::{Geometry, Tracker, simd};
 use crate::mapping;
-use crate::threads::{both, threads_for};
+use crate::parallel::{join, threads_for};
 use crate::units::{Order, Pfn, Phys};
 use core::mem::MaybeUninit;
 use std::sync::{Mutex, PoisonError};
@@ -68,7 +68,7 @@ impl<'a, T: Send> Left<'a, T> {
                 }
             }
         };
-        let whole = both(|| side(true), || side(false));
+        let whole = join(|| side(true), || side(false));
         whole == (true, true) && left().room.is_empty()
     }
 }

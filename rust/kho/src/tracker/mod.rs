@@ -20,16 +20,16 @@ mod directory;
 mod geometry;
 mod heap;
 mod iter;
-mod look;
 mod ops;
-mod places;
+mod partition;
+mod placement;
 mod range;
 mod rank;
 mod roaring;
 mod runs;
-mod scatter;
 mod simd;
 mod state;
+mod survey;
 mod window;
 mod word;
 
@@ -42,7 +42,7 @@ pub use block::BlockSource;
 pub use geometry::Geometry;
 pub use heap::HeapBlocks;
 pub use iter::{BlockRef, Folio};
-pub use places::BitmapPlace;
+pub use placement::BitmapPlace;
 pub use roaring::RoaringBits;
 
 use crate::error::Result;

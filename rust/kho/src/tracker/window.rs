@@ -16,7 +16,7 @@
 #![allow(unsafe_code)]
 
 use super::block::{Block, Shape};
-use super::places::{BitmapPlace, Rule};
+use super::placement::{BitmapPlace, Rule};
 use super::simd;
 use super::word::{TAKEN, Word};
 use crate::mapping::Items;

@@ -9,7 +9,7 @@ mod compress;
 
 use super::block::{Access, Block, LINE, Private, Shape, Shared};
 use super::iter::Folio;
-use super::places::{BitmapPlace, Rule};
+use super::placement::{BitmapPlace, Rule};
 use crate::mapping::Items;
 use core::mem::MaybeUninit;
 
@@ -42,7 +42,7 @@ macro_rules! dispatch {
 #[inline]
 fn has_extensions() -> bool {
     use std::arch::is_x86_feature_detected as has;
-    !crate::ways::ways().portable && has!("avx2") && has!("bmi1") && has!("bmi2") && has!("lzcnt") && has!("popcnt")
+    !crate::tuning::tuning().portable && has!("avx2") && has!("bmi1") && has!("bmi2") && has!("lzcnt") && has!("popcnt")
 }
 
 /// Calls a loop over the words of a block with the way in which they may be read, so that a loop over words that are the

@@ -12,13 +12,13 @@
 #![forbid(unsafe_code)]
 
 use super::block::LINE;
-use super::look::{Look, SPAN};
 use super::simd;
+use super::survey::{ListStats, SPAN};
+use crate::buffer_pool::BufferPool;
 use crate::mapping;
-use crate::spare::Spare;
-use crate::threads::{both, threads_for};
+use crate::parallel::{join, threads_for};
+use crate::tuning::tuning;
 use crate::units::Order;
-use crate::ways::ways;
 use core::mem;
 use core::ops::Range;
 
@@ -60,11 +60,11 @@ struct Buckets {
 }
 
 /// Memory of buckets that are empty.
-static SPARE: Spare<u32> = Spare::new();
+static POOL: BufferPool<u32> = BufferPool::new();
 
 impl Drop for Buckets {
     fn drop(&mut self) {
-        SPARE.keep(mem::take(&mut self.held));
+        POOL.keep(mem::take(&mut self.held));
     }
 }
 
@@ -82,15 +82,15 @@ struct Layout {
 }
 
 impl<V: Visitor> Visit<V> {
-    pub(super) fn new(look: &Look, visitor: V) -> Self {
-        let ascends = look.descents < look.count / 8;
-        let far = look.blocks(visitor.log2_bits()) >= SPAN as u64;
-        let span = look.high - look.low;
-        let sparse = look.count as u64 / CROWD < span / LINE_BITS as u64;
+    pub(super) fn new(stats: &ListStats, visitor: V) -> Self {
+        let ascends = stats.descents < stats.count / 8;
+        let far = stats.blocks(visitor.log2_bits()) >= SPAN as u64;
+        let span = stats.high - stats.low;
+        let sparse = stats.count as u64 / CROWD < span / LINE_BITS as u64;
         let scattered = !ascends && span >> bucket_bits() > 1;
         let pays = scattered && !far && !sparse;
-        let buckets = if pays { Buckets::new(look, visitor.log2_bits()) } else { None };
-        Visit { order: look.order, high: look.high, buckets, scattered, visitor, more: true }
+        let buckets = if pays { Buckets::new(stats, visitor.log2_bits()) } else { None };
+        Visit { order: stats.order, high: stats.high, buckets, scattered, visitor, more: true }
     }
 
     pub(super) fn take(&mut self, piece: &mut [u64]) {
@@ -121,7 +121,7 @@ impl<V: Visitor> Visit<V> {
 }
 
 fn bucket_bits() -> u32 {
-    ways().bucket_bits.unwrap_or(BUCKET_BITS)
+    tuning().bucket_bits.unwrap_or(BUCKET_BITS)
 }
 
 /// Folios side by side, ascending, if that is what they are.
@@ -133,21 +133,21 @@ fn run_of(folios: &[u64]) -> Option<Range<u64>> {
 
 impl Buckets {
     /// None if there is no memory for them.
-    fn new(look: &Look, log2_bits: u32) -> Option<Self> {
-        let spread = u64::BITS - (look.high - look.low).leading_zeros();
+    fn new(stats: &ListStats, log2_bits: u32) -> Option<Self> {
+        let spread = u64::BITS - (stats.high - stats.low).leading_zeros();
         let shift = spread.saturating_sub(BUCKETS).max(bucket_bits()).max(log2_bits);
-        let base = look.low >> shift;
-        let buckets = ((look.high >> shift) - base + 1) as usize;
+        let base = stats.low >> shift;
+        let buckets = ((stats.high >> shift) - base + 1) as usize;
         // Some more than there are on an average, so that most are emptied once.
-        let len = (look.count / buckets + look.count / buckets / 16 + GAP).next_multiple_of(GAP).min(BUCKET_LEN);
+        let len = (stats.count / buckets + stats.count / buckets / 16 + GAP).next_multiple_of(GAP).min(BUCKET_LEN);
         let places = buckets * (len + GAP);
-        let mut held = SPARE.take(places);
+        let mut held = POOL.take(places);
         if held.capacity() == 0 {
             held.try_reserve_exact(places).ok()?;
             mapping::prefer_huge_pages(held.spare_capacity_mut());
         }
         held.resize(places, 0);
-        let layout = Layout { shift, base, high: look.high, len };
+        let layout = Layout { shift, base, high: stats.high, len };
         Some(Buckets { layout, held, ends: (0..buckets).map(|bucket| layout.ends(bucket)).collect() })
     }
 
@@ -178,7 +178,7 @@ impl Buckets {
             return self.empty_some(0..buckets, visitor);
         }
         let half = |part: Range<usize>| visitor.beside().map(|mut beside| (self.empty_some(part, &mut beside), beside));
-        match both(|| half(0..buckets / 2), || half(buckets / 2..buckets)) {
+        match join(|| half(0..buckets / 2), || half(buckets / 2..buckets)) {
             (Some((low_more, low)), Some((high_more, high))) => {
                 visitor.join(low);
                 visitor.join(high);

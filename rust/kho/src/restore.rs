@@ -11,7 +11,7 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 /// How the next kernel marks the head page of a preserved folio, in `page->private`, until it is restored
 /// (ABI section 5).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Marker {
+pub(crate) enum Marker {
     /// Linux 6.16 and 6.17: the bare order.
     Order,
     /// From 6.18: `{ u32 order; u32 magic = "KHOP" }`.
@@ -19,11 +19,11 @@ pub enum Marker {
 }
 
 /// KHO_PAGE_MAGIC, "KHOP".
-pub const PAGE_MAGIC: u32 = 0x4b48_4f50;
+pub(crate) const PAGE_MAGIC: u32 = 0x4b48_4f50;
 
 impl Marker {
     /// The value of `private` for a folio of `order`.
-    pub fn value(self, order: Order) -> u64 {
+    pub(crate) fn value(self, order: Order) -> u64 {
         match self {
             Marker::Order => order.get().into(),
             Marker::Magic => u64::from(PAGE_MAGIC) << 32 | u64::from(order.get()),
@@ -111,7 +111,7 @@ impl fmt::Debug for Preserved {
 /// The preserved folios of a handover. A folio that is in `preserved` and not in `restored` has its marker;
 /// putting it into `restored` *is* taking the marker, so two claims of one folio cannot both succeed.
 #[derive(Debug)]
-pub struct Claims {
+pub(crate) struct Claims {
     preserved: Preserved,
     restored: Mutex<Tracker>,
     /// The orders of preserved folios, the largest first.
@@ -120,24 +120,24 @@ pub struct Claims {
 }
 
 impl Claims {
-    pub fn new(preserved: impl Into<Preserved>, marker: Marker) -> Self {
+    pub(crate) fn new(preserved: impl Into<Preserved>, marker: Marker) -> Self {
         let preserved = preserved.into();
         let restored = Mutex::new(Tracker::new(preserved.geometry()));
         Claims { preserved, restored, orders: OnceLock::new(), marker }
     }
 
     /// Everything that was handed over, restored or not.
-    pub fn preserved(&self) -> &Tracker {
+    pub(crate) fn preserved(&self) -> &Tracker {
         self.preserved.tracker()
     }
 
     /// The map's bitmaps that are used where they are.
-    pub fn bitmaps(&self) -> &Bitmaps {
+    pub(crate) fn bitmaps(&self) -> &Bitmaps {
         self.preserved.bitmaps()
     }
 
     /// The pages whose bitmaps are, or may be, read where they are.
-    pub fn in_place(&self) -> &[(Pfn, Pfn)] {
+    pub(crate) fn in_place(&self) -> &[(Pfn, Pfn)] {
         self.preserved.pages_in_place()
     }
 
@@ -161,7 +161,7 @@ impl Claims {
     ///
     /// # Errors
     /// [`Error::NotRestorable`]: no head page of a preserved folio, restored before, or of an order beyond `max`.
-    pub fn restore_folio(&self, phys: Phys, max: Option<u32>) -> Result<(Pfn, Order)> {
+    pub(crate) fn restore_folio(&self, phys: Phys, max: Option<u32>) -> Result<(Pfn, Order)> {
         let (pfn, order) = self.find(phys)?;
         if let Some(max) = max.filter(|max| order.get() > *max) {
             return Err(not_restorable(phys, NotRestorable::OrderTooLarge { order: order.get(), max }));
@@ -175,13 +175,13 @@ impl Claims {
     /// Takes back a claim of a folio that could not be used.
     #[cold]
     #[inline(never)]
-    pub fn give_back(&self, pfn: Pfn, order: Order) {
+    pub(crate) fn give_back(&self, pfn: Pfn, order: Order) {
         // A folio that was just claimed is one: unmarking it cannot fail.
         let _ = self.restored().unpreserve(pfn, order);
     }
 
     /// The same for a range of pages.
-    pub fn give_back_pages(&self, pfn: Pfn, nr_pages: u64, cuts: &[Pfn]) {
+    pub(crate) fn give_back_pages(&self, pfn: Pfn, nr_pages: u64, cuts: &[Pfn]) {
         let mut restored = self.restored();
         for (start, end) in cut_at(pfn, Pfn(pfn.0 + nr_pages), cuts) {
             // As above.
@@ -196,7 +196,7 @@ impl Claims {
     /// # Errors
     /// As [`Claims::restore_folio`], for the first address in the list that cannot be claimed, be it because it stands in
     /// the list before; [`Error::NoMemory`] for the bitmaps of what was restored.
-    pub fn restore_many(
+    pub(crate) fn restore_many(
         &self,
         phys: &[u64],
         max: Option<u32>,
@@ -251,7 +251,7 @@ impl Claims {
     ///
     /// # Errors
     /// [`Error::NotRestorable`] naming the first block that is not there; [`Error::OutOfRange`].
-    pub fn restore_pages(&self, phys: Phys, nr_pages: u64, cuts: &[Pfn]) -> Result<Pfn> {
+    pub(crate) fn restore_pages(&self, phys: Phys, nr_pages: u64, cuts: &[Pfn]) -> Result<Pfn> {
         let pfn = self.head_page(phys)?;
         let end = self.page().end_of(pfn, nr_pages)?;
         let mut restored = self.restored();
@@ -292,7 +292,7 @@ impl Claims {
     }
 
     /// `page->private` of a page: the marker, if it is the head of a folio nobody restored yet, else 0.
-    pub fn private(&self, pfn: Pfn) -> u64 {
+    pub(crate) fn private(&self, pfn: Pfn) -> u64 {
         match self.head_order(pfn) {
             Some(order) if !self.restored().contains(pfn, order) => self.marker.value(order),
             _ => 0,
@@ -300,19 +300,19 @@ impl Claims {
     }
 
     /// What nobody restored yet.
-    pub fn unrestored(&self) -> Result<Tracker> {
+    pub(crate) fn unrestored(&self) -> Result<Tracker> {
         let mut left = self.preserved().clone();
         left.subtract(&self.restored())?;
         Ok(left)
     }
 
     /// Bytes that it takes to know what was restored.
-    pub fn restored_bytes(&self) -> u64 {
+    pub(crate) fn restored_bytes(&self) -> u64 {
         self.restored().nbytes()
     }
 
     /// How many folios were restored.
-    pub fn nr_restored(&self) -> u64 {
+    pub(crate) fn nr_restored(&self) -> u64 {
         self.restored().len()
     }
 }
