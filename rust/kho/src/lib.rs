@@ -4,43 +4,27 @@
 
 #![deny(unsafe_code)]
 
+pub mod error;
 pub mod units;
 
-pub mod error;
-
+mod buffer_pool;
+pub mod mapping;
+mod parallel;
 mod tuning;
 
-mod parallel;
-
-mod buffer_pool;
 pub mod cmdline;
-pub mod mapping;
-pub mod memory;
-
 pub mod fdt;
+pub mod memory;
+mod scratch;
 pub mod tracker;
 
-pub(crate) mod restore;
-
-pub mod arena;
-
 pub mod abi;
-
-pub mod root;
-
-pub mod find;
-
 pub mod payload;
 
-pub mod incoming;
-
-pub mod address;
-
-pub mod owners;
-pub mod verify;
-
-pub mod outgoing;
-pub mod snapshot;
+mod read;
+mod write;
 
 pub use buffer_pool::BufferPool;
 pub use error::{Error, Result};
+pub use read::{address, find, incoming, owners, root, snapshot, verify};
+pub use write::{arena, outgoing};

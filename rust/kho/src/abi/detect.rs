@@ -7,12 +7,12 @@
 
 use super::chunk::{self, Chunk};
 use super::layout::BitmapSize;
+use super::preserved::{InPlace, Preserved};
 use super::radix::{self, Shape};
 use super::{Abi, MapFormat};
-use crate::arena::{Arena, ScratchArea, ranges_of};
 use crate::error::{Error, MapProblem, Result};
 use crate::memory::{PhysMemory, PhysRange};
-use crate::restore::Preserved;
+use crate::scratch::{ScratchArea, ranges_of};
 use crate::tracker::{Geometry, Tracker};
 use crate::units::{Order, PageSize, Pfn, Phys};
 use std::fmt;
@@ -144,18 +144,21 @@ impl Doubts {
     }
 }
 
-/// Where a map is read: somewhere, or in an arena that is taken over with it, whose bitmaps stay where they are.
+/// The memory a map is read from.
 #[derive(Clone, Copy)]
 pub enum Place<'a> {
+    /// Bitmaps are copied.
     Memory(&'a dyn PhysMemory),
-    Arena(&'a Arena),
+    /// Bitmaps are used in place: an arena that is being taken over.
+    InPlace(&'a dyn InPlace),
 }
 
 impl<'a> Place<'a> {
+    /// The memory, for reads.
     pub fn memory(self) -> &'a dyn PhysMemory {
         match self {
             Place::Memory(memory) => memory,
-            Place::Arena(arena) => arena,
+            Place::InPlace(arena) => arena,
         }
     }
 }
@@ -280,7 +283,7 @@ fn preserved(place: Place<'_>, candidate: &Candidate) -> Result<Preserved> {
     let geometry = chunk::geometry(candidate.page, bitmap)?;
     match place {
         Place::Memory(memory) => chunk::read(memory, geometry, chunks).map(Preserved::from),
-        Place::Arena(arena) => chunk::inherit(arena, geometry, chunks),
+        Place::InPlace(arena) => chunk::inherit(arena, geometry, chunks),
     }
 }
 
@@ -303,7 +306,7 @@ fn candidates(place: Place<'_>, abi: &Abi, map: Phys, known: &Known, hints: Hint
         if let Some(shape) = Shape::of(abi, page) {
             let read = match place {
                 Place::Memory(memory) => radix::read(memory, shape, map).map(|tree| (tree.tracker.into(), tree.nodes)),
-                Place::Arena(arena) => radix::inherit(arena, shape, map),
+                Place::InPlace(arena) => radix::inherit(arena, shape, map),
             };
             match read {
                 Ok((preserved, nodes)) => {

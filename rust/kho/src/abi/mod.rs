@@ -2,14 +2,12 @@
 
 #![forbid(unsafe_code)]
 
+mod budget;
 pub mod chunk;
 pub mod detect;
 pub mod layout;
-pub mod live;
+pub mod preserved;
 pub mod radix;
-
-#[cfg(test)]
-mod radix_tests;
 
 /// How the preserved-memory map is written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -4,7 +4,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::elf::{Machine, Note, NoteBytes};
+use super::format::elf::{Machine, Note, NoteBytes};
 use super::source::Source;
 use super::unpack::{self, Work};
 use super::{PhysMemory, PhysRange, Room};

@@ -2,22 +2,17 @@
 
 #![forbid(unsafe_code)]
 
-mod codec;
-mod elf;
 mod file;
-mod flat;
-mod foreign;
-mod kdump;
-mod lime;
+mod format;
 mod live;
 mod room;
 mod slices;
 mod source;
 mod unpack;
 
-pub use elf::{Machine, Note};
 pub(crate) use file::data_in;
 pub use file::{Cut, FileMemory};
+pub use format::elf::{Machine, Note};
 pub use room::Room;
 pub use slices::SliceMemory;
 pub(crate) use source::runs;

@@ -3,9 +3,9 @@
 #![forbid(unsafe_code)]
 
 use super::file::{Backing, FileMemory, Part, Segment};
-use super::foreign::{self, Packing};
+use super::format::foreign::{self, Packing};
+use super::format::{elf, flat, kdump, lime};
 use super::unpack::{self, Work};
-use super::{elf, flat, kdump, lime};
 use crate::error::{Error, Result, SourceProblem};
 use crate::units::Phys;
 use std::ffi::OsStr;

@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 use super::file::{Backing, Store, data_in};
-use super::foreign::{self, HEAD, Packing};
+use super::format::foreign::{self, HEAD, Packing};
 use super::source::parse_number;
 use crate::error::{Error, Result, SourceProblem};
 use rustix::event::{PollFd, PollFlags, poll};

@@ -14,42 +14,36 @@
 #![deny(unsafe_code)]
 
 pub(crate) mod adopt;
-mod batch;
+mod alloc;
 mod block;
-mod directory;
+mod bulk;
 mod geometry;
-mod heap;
-mod iter;
+mod index;
+mod interchange;
+mod list;
 mod ops;
-mod partition;
 mod placement;
 mod range;
-mod rank;
-mod roaring;
-mod runs;
 mod simd;
-mod state;
-mod survey;
-mod window;
 mod word;
 
 #[cfg(test)]
 mod tests;
 
 pub use adopt::Bitmap;
-pub use batch::{Orders, Words};
+pub use alloc::heap::HeapBlocks;
 pub use block::BlockSource;
+pub use bulk::batch::{Orders, Words};
 pub use geometry::Geometry;
-pub use heap::HeapBlocks;
-pub use iter::{BlockRef, Folio};
+pub use interchange::roaring::RoaringBits;
+pub use list::iter::{BlockRef, Folio};
 pub use placement::BitmapPlace;
-pub use roaring::RoaringBits;
 
 use crate::error::Result;
 use crate::units::{Order, Pfn};
 use block::{Block, Shape};
 use core::{array, mem};
-use directory::Directory;
+use index::directory::Directory;
 use std::sync::Arc;
 use word::Word;
 

@@ -8,7 +8,7 @@
 #![allow(unsafe_code)]
 
 use super::super::block::{Block, LINE, Shape};
-use super::super::iter::Folio;
+use super::super::list::iter::Folio;
 use super::{Line, Lines, Room, WORD, WordRoom, each_word, list};
 use crate::tuning::{Tuning, tuning};
 use core::arch::x86_64::*;

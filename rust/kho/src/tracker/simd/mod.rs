@@ -8,7 +8,7 @@
 mod compress;
 
 use super::block::{Access, Block, LINE, Private, Shape, Shared};
-use super::iter::Folio;
+use super::list::iter::Folio;
 use super::placement::{BitmapPlace, Rule};
 use crate::mapping::Items;
 use core::mem::MaybeUninit;

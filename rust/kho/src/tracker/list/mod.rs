@@ -1,0 +1,7 @@
+//! Lists made of a tracker: folios, pfns, blocks, runs of pages, and the n-th folio.
+
+#![deny(unsafe_code)]
+
+pub(super) mod iter;
+pub(super) mod rank;
+pub(super) mod runs;
