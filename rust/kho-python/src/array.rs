@@ -2,8 +2,7 @@
 
 #![allow(unsafe_code)]
 
-use crate::listed::Listed;
-use kho::BufferPool;
+use crate::listed::{Listed, Pooled};
 use pyo3::exceptions::{PyBufferError, PyIndexError, PyOverflowError};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -17,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 ///
 /// # Safety
 /// Its memory is what [`Item::FORMAT`] says, and nothing of it is uninitialized.
-pub(crate) unsafe trait Item: Copy + Send + Sync + 'static {
+pub(crate) unsafe trait Item: Pooled + Copy + Send + Sync {
     /// The class that arrays of it have.
     const CLASS: &'static str;
     /// One item as PEP 3118 has it.
@@ -30,11 +29,6 @@ pub(crate) unsafe trait Item: Copy + Send + Sync + 'static {
     fn to_object(self, py: Python<'_>) -> PyResult<Bound<'_, PyAny>>;
 
     fn shown(self) -> String;
-
-    /// Where the memory of a list that nobody has any more waits for [`Listed::new`]; `None` if no list is made so.
-    fn spare() -> Option<&'static BufferPool<Self>> {
-        None
-    }
 }
 
 /// Records one after another. Parts share the memory.

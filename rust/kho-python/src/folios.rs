@@ -5,7 +5,7 @@
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use crate::array::{Array, ArrayIter, Item, Picked, array_class};
-use crate::listed::Listed;
+use crate::listed::{Listed, Pooled};
 use kho::BufferPool;
 use kho::Result;
 use kho::tracker::{Folio, Tracker};
@@ -61,6 +61,13 @@ impl RunArray {
     }
 }
 
+impl Pooled for Folio {
+    fn spare() -> Option<&'static BufferPool<Folio>> {
+        static SPARE: BufferPool<Folio> = BufferPool::new();
+        Some(&SPARE)
+    }
+}
+
 // SAFETY: `repr(C)`: a u64, a u8 and 7 bytes of padding that are a field, which is what `FORMAT` says; 16 bytes, all of them
 // initialized.
 unsafe impl Item for Folio {
@@ -81,9 +88,11 @@ unsafe impl Item for Folio {
     fn shown(self) -> String {
         format!("({:#x}, {})", self.phys, self.order)
     }
+}
 
-    fn spare() -> Option<&'static BufferPool<Folio>> {
-        static SPARE: BufferPool<Folio> = BufferPool::new();
+impl Pooled for u64 {
+    fn spare() -> Option<&'static BufferPool<u64>> {
+        static SPARE: BufferPool<u64> = BufferPool::new();
         Some(&SPARE)
     }
 }
@@ -105,11 +114,6 @@ unsafe impl Item for u64 {
     fn shown(self) -> String {
         format!("{self:#x}")
     }
-
-    fn spare() -> Option<&'static BufferPool<u64>> {
-        static SPARE: BufferPool<u64> = BufferPool::new();
-        Some(&SPARE)
-    }
 }
 
 /// Consecutive pages or folios.
@@ -119,6 +123,8 @@ pub(crate) struct Run {
     pfn: u64,
     n: u64,
 }
+
+impl Pooled for Run {}
 
 // SAFETY: `repr(C)`: two integers of 8 bytes each, without padding, which is what `FORMAT` says.
 unsafe impl Item for Run {

@@ -4,7 +4,6 @@
 
 #![forbid(unsafe_code)]
 
-use crate::units::Phys;
 use std::fmt;
 use std::path::PathBuf;
 use thiserror::Error;
@@ -458,7 +457,7 @@ pub enum SourceProblem {
     },
     /// Pages of a dump that are not there, or not what they were packed from.
     Page {
-        phys: Phys,
+        phys: u64,
         len: u64,
         why: String,
     },
@@ -479,6 +478,8 @@ pub enum SourceProblem {
     },
     Machine {
         name: String,
+        /// The names that are known.
+        known: String,
     },
     /// The part of a raw file that was asked for is not there, or has no address.
     Raw {
@@ -489,8 +490,8 @@ pub enum SourceProblem {
         why: String,
     },
     Overlap {
-        first: Phys,
-        second: Phys,
+        first: u64,
+        second: u64,
     },
     Io(std::io::Error),
 }
@@ -504,7 +505,7 @@ impl fmt::Display for SourceProblem {
             Self::Elf { why } => write!(f, "not a usable ELF core: {why}"),
             Self::Segment { kind, index, why } => write!(f, "{kind} {index}: {why}"),
             Self::Dump { why } => write!(f, "not a usable kdump file: {why}"),
-            Self::Page { phys, len, why } => write!(f, "memory at {phys} (+{len:#x}): {why}"),
+            Self::Page { phys, len, why } => write!(f, "memory at {phys:#x} (+{len:#x}): {why}"),
             Self::Packed { packing, why } => write!(f, "{packing}: {why}"),
             Self::Foreign { what, remedy } => write!(f, "this is {what}, not memory that kho reads: {remedy}"),
             Self::NoWriter => f.write_str(
@@ -514,8 +515,8 @@ impl fmt::Display for SourceProblem {
             Self::Address { text } => {
                 write!(f, "{text:?} is not an address (write FILE@0x40000000)")
             }
-            Self::Machine { name } => {
-                write!(f, "{name:?} is no machine (write FILE,machine=NAME: {})", crate::memory::Board::names())
+            Self::Machine { name, known } => {
+                write!(f, "{name:?} is no machine (write FILE,machine=NAME: {known})")
             }
             Self::Raw { why } | Self::Elsewhere { why } => f.write_str(why),
             Self::Overlap { first, second } => write!(f, "memory at {second} overlaps memory that starts at {first}"),

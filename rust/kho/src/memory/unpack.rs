@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::file::{Backing, Store, data_in};
+use super::backing::{Backing, Store, data_in};
 use super::format::foreign::{self, HEAD, Packing};
 use super::source::parse_number;
 use crate::error::{Error, Result, SourceProblem};

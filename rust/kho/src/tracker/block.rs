@@ -7,7 +7,6 @@
 
 #![allow(unsafe_code)]
 
-use super::simd;
 use super::word::{TAKEN, Word};
 use crate::error::Result;
 use crate::units::Phys;
@@ -297,18 +296,6 @@ impl Block {
     fn nth(self, n: u64) -> Word {
         // SAFETY: `word` masks the number, and `prefetch` counts up to the block's words, so that it is a word of the block.
         unsafe { Word::at(self.as_raw().cast::<u8>().wrapping_add(TAKEN), n) }
-    }
-
-    /// Sets or clears the bits `low ..= high`. Returns how many changed.
-    pub(super) fn fill(self, shape: Shape, low: u64, high: u64, mark: bool) -> u64 {
-        let (first, last) = ((low >> 6) as usize, (high >> 6) as usize);
-        let (head, tail) = (!0 << (low & 63), !0 >> (63 - (high & 63)));
-        if first == last {
-            return self.mask(shape, first, head & tail, mark);
-        }
-        let inner = simd::fill(self, shape, first + 1, last, if mark { !0 } else { 0 });
-        let inner = if mark { 64 * (last - first - 1) as u64 - inner } else { inner };
-        self.mask(shape, first, head, mark) + inner + self.mask(shape, last, tail, mark)
     }
 
     /// Sets or clears bits of one word. Returns how many changed.

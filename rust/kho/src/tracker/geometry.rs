@@ -4,7 +4,7 @@
 
 use super::block::Shape;
 use crate::error::{Error, Result};
-use crate::units::{Order, PageSize, Phys};
+use crate::units::{Order, PageSize, Pfn, Phys};
 
 /// Page size and block size: 512 bytes (Linux 6.16) or one page (6.18 and later).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -87,5 +87,14 @@ impl Geometry {
     /// How many folios of an order the address space has.
     pub(super) const fn folio_limit(self, order: Order) -> u64 {
         self.page.pfn_limit() >> order.get()
+    }
+
+    /// The pfn of bit `bit` of a block, when it lies inside the address space.
+    pub const fn pfn_of(self, order: Order, index: u64, bit: u64) -> Option<Pfn> {
+        if index >= self.index_limit(order) || bit >= self.bits() {
+            return None;
+        }
+        let folio = index * self.bits() + bit;
+        if folio < self.folio_limit(order) { Some(Pfn(folio << order.get())) } else { None }
     }
 }

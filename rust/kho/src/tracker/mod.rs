@@ -17,6 +17,7 @@ pub(crate) mod adopt;
 mod alloc;
 mod block;
 mod bulk;
+mod folio;
 mod geometry;
 mod index;
 mod interchange;
@@ -34,9 +35,11 @@ pub use adopt::Bitmap;
 pub use alloc::heap::HeapBlocks;
 pub use block::BlockSource;
 pub use bulk::batch::{Orders, Words};
+pub use folio::Folio;
 pub use geometry::Geometry;
 pub use interchange::roaring::RoaringBits;
-pub use list::iter::{BlockRef, Folio};
+pub use list::iter::BlockRef;
+pub use list::stats::OrderStats;
 pub use placement::BitmapPlace;
 
 use crate::error::Result;
@@ -54,17 +57,6 @@ pub struct Tracker {
     shape: Shape,
     geometry: Geometry,
     source: Arc<dyn BlockSource>,
-}
-
-/// What one order holds, and what that costs.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct OrderStats {
-    pub order: Order,
-    pub folios: u64,
-    pub blocks: u64,
-    pub empty_blocks: u64,
-    /// Bytes of blocks and of the directory.
-    pub bytes: u64,
 }
 
 impl Tracker {
@@ -223,22 +215,6 @@ impl Tracker {
     pub fn nbytes(&self) -> u64 {
         let dirs: u64 = self.dirs.iter().map(Directory::nbytes).sum();
         size_of::<Self>() as u64 + dirs + self.source.nbytes()
-    }
-
-    /// One row per order of [`Tracker::orders`].
-    pub fn stats(&self) -> Vec<OrderStats> {
-        self.orders()
-            .map(|order| {
-                let dir = &self.dirs[order.index()];
-                OrderStats {
-                    order,
-                    folios: dir.len,
-                    blocks: dir.blocks(),
-                    empty_blocks: self.blocks(order).filter(BlockRef::is_empty).count() as u64,
-                    bytes: dir.blocks() * self.geometry.block_bytes() + dir.nbytes(),
-                }
-            })
-            .collect()
     }
 
     /// How many blocks of an order lie in the address space whole.

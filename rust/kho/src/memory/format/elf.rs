@@ -4,67 +4,23 @@
 #![forbid(unsafe_code)]
 
 use crate::error::{Result, SourceProblem};
-use crate::memory::file::{Backing, Segment};
+use crate::memory::backing::{Backing, Segment};
+use crate::memory::note::{MAX_NOTES, Machine, NoteBytes};
 use crate::memory::{Coverage, Room};
 use object::LittleEndian as LE;
 use object::elf::{self, ELFCLASS64, ELFDATA2LSB, ELFMAG, FileHeader64, ProgramHeader64, SectionHeader64};
 use object::pod::{Pod, from_bytes, slice_from_all_bytes};
-use object::read::elf::NoteIterator;
-use std::fmt;
 
 /// The most program headers that are read: far more than any core has, and no reason to run out of memory.
 const MAX_HEADERS: u64 = 1 << 20;
 /// How messages name a program header.
 pub(crate) const SEGMENT: &str = "ELF segment";
-/// The most bytes of notes that are kept of a file.
-pub(crate) const MAX_NOTES: u64 = 16 << 20;
 /// Program headers read at a time.
 const HEADERS_AT_ONCE: u64 = 1024;
 
 const HEADER_SIZE: u64 = size_of::<FileHeader64<LE>>() as u64;
 const PROGRAM_HEADER_SIZE: u64 = size_of::<ProgramHeader64<LE>>() as u64;
 const _: () = assert!(HEADER_SIZE == 64 && PROGRAM_HEADER_SIZE == 56);
-
-/// The machine a core is of (`e_machine`).
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Machine {
-    X86_64,
-    Aarch64,
-    Other(u16),
-}
-
-impl fmt::Display for Machine {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Machine::X86_64 => f.write_str("x86_64"),
-            Machine::Aarch64 => f.write_str("aarch64"),
-            Machine::Other(number) => write!(f, "machine {number}"),
-        }
-    }
-}
-
-/// A note: `name` without its terminating NULs, `kind` (n_type) and `desc` as they stand in the file.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Note<'a> {
-    pub name: &'a [u8],
-    pub kind: u32,
-    pub desc: &'a [u8],
-}
-
-/// A PT_NOTE segment.
-pub(crate) struct NoteBytes {
-    pub(crate) align: u64,
-    pub(crate) bytes: Vec<u8>,
-}
-
-impl NoteBytes {
-    pub(crate) fn iter(&self) -> impl Iterator<Item = Note<'_>> {
-        NoteIterator::<FileHeader64<LE>>::new(LE, self.align, &self.bytes).into_iter().flatten().map_while(|note| {
-            let note = note.ok()?;
-            Some(Note { name: note.name(), kind: note.n_type(LE).0, desc: note.desc() })
-        })
-    }
-}
 
 /// What the headers of a core say.
 pub(crate) struct Core {

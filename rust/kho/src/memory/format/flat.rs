@@ -11,7 +11,7 @@
 #![forbid(unsafe_code)]
 
 use crate::error::{Result, SourceProblem};
-use crate::memory::file::{Backing, Store};
+use crate::memory::backing::{Backing, Store};
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;

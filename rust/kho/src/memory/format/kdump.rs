@@ -15,9 +15,10 @@
 
 use crate::error::{Result, SourceProblem};
 use crate::memory::PhysRange;
-use crate::memory::file::{Backing, Cut, Part, Segment, Store};
+use crate::memory::backing::{Backing, Segment, Store};
 use crate::memory::format::codec::Codec;
-use crate::memory::format::elf::{MAX_NOTES, Machine, NoteBytes};
+use crate::memory::note::{MAX_NOTES, Machine, NoteBytes};
+use crate::memory::part::{Cut, Part};
 use crate::memory::source::Source;
 use crate::units::{PageSize, Pfn};
 use std::collections::VecDeque;

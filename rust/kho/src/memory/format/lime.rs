@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 use crate::error::{Result, SourceProblem};
-use crate::memory::file::{Backing, Segment};
+use crate::memory::backing::{Backing, Segment};
 use crate::memory::{Coverage, Room};
 
 const MAGIC: [u8; 4] = *b"EMiL";

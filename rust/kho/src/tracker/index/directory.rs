@@ -17,6 +17,7 @@ use crate::mapping::Items;
 use crate::tracker::block::{Block, BlockSource, Shape};
 use crate::tracker::index::window::Window;
 use crate::tracker::placement::{BitmapPlace, Rule};
+use crate::tracker::simd;
 use crate::tracker::word::Word;
 use core::iter::once;
 use core::mem::offset_of;
@@ -224,7 +225,7 @@ impl Directory {
         for (index, block) in self.blocks_in(first >> shape.log2_bits..(last >> shape.log2_bits) + 1) {
             let low = first.max(index << shape.log2_bits) & (bits - 1);
             let high = last.min(index << shape.log2_bits | (bits - 1)) & (bits - 1);
-            changed += block.fill(shape, low, high, mark);
+            changed += fill(block, shape, low, high, mark);
         }
         changed
     }
@@ -254,4 +255,16 @@ impl Rest {
             self.far.insert(index, block);
         }
     }
+}
+
+/// Sets or clears the bits `low ..= high`. Returns how many changed.
+fn fill(block: Block, shape: Shape, low: u64, high: u64, mark: bool) -> u64 {
+    let (first, last) = ((low >> 6) as usize, (high >> 6) as usize);
+    let (head, tail) = (!0 << (low & 63), !0 >> (63 - (high & 63)));
+    if first == last {
+        return block.mask(shape, first, head & tail, mark);
+    }
+    let inner = simd::fill(block, shape, first + 1, last, if mark { !0 } else { 0 });
+    let inner = if mark { 64 * (last - first - 1) as u64 - inner } else { inner };
+    block.mask(shape, first, head, mark) + inner + block.mask(shape, last, tail, mark)
 }

@@ -5,30 +5,11 @@
 use crate::mapping;
 use crate::parallel::{join, threads_for};
 use crate::tracker::block::{Block, Shape};
-use crate::tracker::{Geometry, Tracker, simd};
+use crate::tracker::folio::Folio;
+use crate::tracker::{Tracker, simd};
 use crate::units::{Order, Pfn, Phys};
 use core::mem::MaybeUninit;
 use std::sync::{Mutex, PoisonError};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
-
-/// A folio by address, in the form that buffers hold.
-#[derive(
-    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
-#[repr(C)]
-pub struct Folio {
-    pub phys: u64,
-    pub order: u8,
-    pub(in crate::tracker) pad: [u8; 7],
-}
-
-const _: () = assert!(size_of::<Folio>() == 16);
-
-impl Folio {
-    pub const fn new(phys: Phys, order: Order) -> Self {
-        Folio { phys: phys.0, order: order.index() as u8, pad: [0; 7] }
-    }
-}
 
 /// Bytes of bitmaps that a thread takes at once: what its first cache holds.
 const SHARE: usize = 16 << 10;
@@ -330,16 +311,5 @@ impl Tracker {
     pub fn block(&self, order: Order, index: u64) -> Option<BlockRef<'_>> {
         let block = self.dirs[order.index()].get(index)?;
         Some(BlockRef { tracker: self, order, index, block })
-    }
-}
-
-impl Geometry {
-    /// The pfn of bit `bit` of a block, when it lies inside the address space.
-    pub const fn pfn_of(self, order: Order, index: u64, bit: u64) -> Option<Pfn> {
-        if index >= self.index_limit(order) || bit >= self.bits() {
-            return None;
-        }
-        let folio = index * self.bits() + bit;
-        if folio < self.folio_limit(order) { Some(Pfn(folio << order.get())) } else { None }
     }
 }

@@ -3,5 +3,7 @@
 #![deny(unsafe_code)]
 
 pub(super) mod iter;
-pub(super) mod rank;
-pub(super) mod runs;
+mod placements;
+mod rank;
+mod runs;
+pub(super) mod stats;

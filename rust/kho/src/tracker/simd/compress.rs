@@ -8,8 +8,8 @@
 #![allow(unsafe_code)]
 
 use super::super::block::{Block, LINE, Shape};
-use super::super::list::iter::Folio;
-use super::{Line, Lines, Room, WORD, WordRoom, each_word, list};
+use super::super::folio::Folio;
+use super::lines::{Line, Lines, Room, WORD, WordRoom, each_word, list};
 use crate::tuning::{Tuning, tuning};
 use core::arch::x86_64::*;
 use core::mem::{MaybeUninit, transmute};

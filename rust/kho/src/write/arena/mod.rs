@@ -5,6 +5,7 @@
 mod blocks;
 mod header;
 mod pages;
+mod regions;
 mod scratch;
 mod spans;
 
@@ -22,6 +23,7 @@ use crate::read::restore::Claims;
 use crate::tracker::Tracker;
 use crate::units::{Order, PageSize, Pfn, Phys};
 use pages::Pages;
+use regions::{check_areas, check_regions};
 use spans::Spans;
 use std::fs::File;
 use std::os::fd::BorrowedFd;
@@ -711,44 +713,4 @@ fn pages_of(config: &ArenaConfig) -> Result<Pages> {
 fn scratch_array_phys(config: &ArenaConfig) -> u64 {
     let page = config.page.bytes();
     config.scratch.first().map_or(0, |low| (low.addr + (low.size - 1)) / page * page)
-}
-
-/// Regions that can be an arena's: some, page-aligned, not empty, sorted, disjoint, inside the address space.
-fn check_regions(regions: &[Region], page: PageSize) -> Result<()> {
-    let invalid = |why: String| Err(Error::Invalid { what: "regions", why });
-    if regions.is_empty() {
-        return invalid("an arena needs memory".into());
-    }
-    let mut free_from = Some(0);
-    for r in regions {
-        page.pfn_exact("region start", r.start)?;
-        page.pfn_exact("region size", Phys(r.len))?;
-        if r.len == 0 {
-            return invalid(format!("the region at {} is empty", r.start));
-        }
-        let Some(last) = r.start.0.checked_add(r.len - 1) else {
-            return Err(Error::OutOfRange { what: "region end", value: r.start.0, limit: u64::MAX });
-        };
-        if free_from.is_none_or(|from| r.start.0 < from) {
-            return invalid(format!("the region at {} overlaps the one before it", r.start));
-        }
-        free_from = last.checked_add(1);
-    }
-    spans::check_size(regions)
-}
-
-/// Scratch areas that can be an arena's: in its memory, disjoint.
-fn check_areas(regions: &[Region], areas: &[ScratchArea]) -> Result<()> {
-    let invalid = |why: String| Err(Error::Invalid { what: "scratch", why });
-    for (i, area) in areas.iter().enumerate() {
-        let inside =
-            regions.iter().any(|r| PhysRange { start: r.start, len: r.len }.contains(Phys(area.addr), area.size));
-        if !inside || area.size == 0 {
-            return invalid(format!("{:#x} (+{:#x}) is not in one region of RAM", area.addr, area.size));
-        }
-        if areas[..i].iter().any(|other| other.overlaps(area.addr, area.size)) {
-            return invalid(format!("the area at {:#x} overlaps another", area.addr));
-        }
-    }
-    Ok(())
 }

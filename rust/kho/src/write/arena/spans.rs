@@ -3,10 +3,11 @@
 #![forbid(unsafe_code)]
 
 use super::header::{self, SPAN_ALIGN};
+use super::regions::{Layout, check_areas, check_regions, layout};
 use crate::error::{Error, Result};
 use crate::mapping::{Items, Mapping};
 use crate::memory::{PhysMemory, PhysRange, data_in};
-use crate::read::arena_note::{ArenaNote, Recorded, Region};
+use crate::read::arena_note::{ArenaNote, Recorded};
 use crate::units::Phys;
 use rustix::fs::{MemfdFlags, SealFlags};
 use std::fs::File;
@@ -59,48 +60,6 @@ struct Backed {
     sealed: bool,
 }
 
-/// `(phys, len, file offset)` of each span.
-type Layout = Vec<(u64, u64, u64)>;
-
-/// The spans of regions that [`super::check_regions`] accepted, the first of them at an offset in the file.
-///
-/// # Errors
-/// [`Error::OutOfRange`] if they do not fit a file, whose offsets have 63 bits.
-fn layout(regions: &[Region], first: u64) -> Result<Layout> {
-    let mut spans = Layout::new();
-    let mut total = first;
-    for r in regions {
-        total = total.checked_add(r.len).filter(|total| *total <= MOST).ok_or_else(|| too_large(total, r.len))?;
-        match spans.last_mut() {
-            Some(last) if last.0.checked_add(last.1) == Some(r.start.0) => last.1 += r.len,
-            _ => spans.push((r.start.0, r.len, 0)),
-        }
-    }
-    let mut offset = first;
-    for span in &mut spans {
-        span.2 = offset;
-        let end = offset.checked_add(span.1).and_then(|end| end.checked_next_multiple_of(SPAN_ALIGN));
-        offset = end.filter(|end| *end <= MOST).ok_or_else(|| too_large(offset, span.1))?;
-    }
-    Ok(spans)
-}
-
-/// The most bytes of RAM that an arena can have, its file's head included: what a file offset (and a pointer difference) can
-/// say.
-const MOST: u64 = i64::MAX as u64;
-
-fn too_large(total: u64, more: u64) -> Error {
-    Error::OutOfRange { what: "size of all regions", value: total.saturating_add(more), limit: MOST }
-}
-
-/// Refuses regions that are too large together.
-///
-/// # Errors
-/// [`Error::OutOfRange`].
-pub(super) fn check_size(regions: &[Region]) -> Result<()> {
-    layout(regions, SPAN_ALIGN).map(drop)
-}
-
 /// The head with offsets as they will be: its size decides where the spans begin.
 fn head_of(note: &ArenaNote) -> Result<(Vec<u8>, Layout)> {
     let head = note.to_elf(&layout(&note.regions, 0)?)?;
@@ -149,8 +108,8 @@ impl Spans {
         let mut head = vec![0; usize::try_from(len.min(SPAN_ALIGN)).unwrap_or(0)];
         file.read_exact_at(&mut head, 0).map_err(|e| Error::io("read the arena's header", e))?;
         let note = ArenaNote::from_elf(&head)?;
-        super::check_regions(&note.regions, note.page)?;
-        super::check_areas(&note.regions, &note.scratch)?;
+        check_regions(&note.regions, note.page)?;
+        check_areas(&note.regions, &note.scratch)?;
         let (head, spans) = head_of(&note)?;
         let need = end_of(&spans);
         if need > len {

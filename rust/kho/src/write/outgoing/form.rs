@@ -8,7 +8,6 @@
 
 #![forbid(unsafe_code)]
 
-use super::OutSubtree;
 use crate::abi::radix::Shape;
 use crate::abi::{Abi, COMPATIBLE_PROPERTY, MAP_PROPERTY, chunk};
 use crate::error::{Error, Result};
@@ -17,7 +16,22 @@ use crate::tracker::Tracker;
 use crate::units::{Order, Pfn, Phys};
 use crate::write::arena::{Arena, Owner};
 use crate::write::outgoing::live_tree::LiveTree;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Locks a tracker; a panic in another thread leaves it usable.
+pub(super) fn lock(tracker: &Mutex<Tracker>) -> MutexGuard<'_, Tracker> {
+    tracker.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A subtree of a handover in the making.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OutSubtree {
+    pub name: String,
+    pub phys: Phys,
+    pub size: u64,
+    /// The folio made for the blob; `None` for a blob that was in the arena already.
+    pub(super) folio: Option<(Pfn, Order)>,
+}
 
 /// The map of a handover in the making.
 #[derive(Debug)]
@@ -100,7 +114,7 @@ impl Map {
         let Map::Chunks { first, pages } = self else { return Ok(Vec::new()) };
         // The lock is not held any longer than this, because freeing pages takes it too.
         let (new, written) = {
-            let tracker = super::lock(tracker);
+            let tracker = lock(tracker);
             let nr = chunk::nr_chunks(&tracker);
             let first = first.filter(|_| nr > 0);
             let mut new: Vec<Pfn> = first.into_iter().collect();

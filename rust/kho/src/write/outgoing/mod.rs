@@ -5,6 +5,8 @@
 mod form;
 mod live_tree;
 
+pub use form::OutSubtree;
+
 use crate::abi::layout::BitmapSize;
 use crate::abi::{Abi, MapFormat, chunk, detect};
 use crate::error::{Error, Result};
@@ -12,19 +14,9 @@ use crate::memory::PhysMemory;
 use crate::tracker::{Orders, Tracker};
 use crate::units::{Order, PageSize, Pfn, Phys, aligned_blocks, cut_at};
 use crate::write::arena::{Arena, ArenaBlocks, Owner, Recorded, check_no_overlap};
-use form::Map;
+use form::{Map, lock};
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// A subtree of a handover in the making.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct OutSubtree {
-    pub name: String,
-    pub phys: Phys,
-    pub size: u64,
-    /// The folio made for the blob; `None` for a blob that was in the arena already.
-    folio: Option<(Pfn, Order)>,
-}
+use std::sync::{Arc, Mutex};
 
 /// Where the caller wants things, to write an image again address for address; `None` leaves it to the allocator.
 #[derive(Clone, Copy, Debug, Default)]
@@ -47,10 +39,6 @@ pub struct Outgoing {
     /// The root FDT of an ABI in which it is always in force.
     root: Option<Vec<u8>>,
     finalized: bool,
-}
-
-fn lock(tracker: &Mutex<Tracker>) -> MutexGuard<'_, Tracker> {
-    tracker.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Frees a page that was just allocated.
