@@ -9,7 +9,7 @@ use crate::error::{Error, Result, RootProblem};
 use crate::memory::{FileMemory, Machine, PhysMemory, PhysRange};
 use crate::read::arena_note::{ArenaNote, NOTE_NAME, NOTE_TYPE, Recorded};
 use crate::read::find::{self, Found};
-use crate::read::restore::{Claims, Marker, RestoreTarget};
+use crate::read::restore::{Claims, FromImage, Marker, Restore};
 use crate::read::root::{self, Root, Subtree};
 use crate::scratch::ScratchArea;
 use crate::tracker::Tracker;
@@ -21,9 +21,11 @@ use std::sync::Arc;
 pub struct Options {
     /// Where the FDT is; searched for otherwise.
     pub fdt_phys: Option<u64>,
+    /// The page size; detected otherwise.
     pub page_size: Option<PageSize>,
     /// Why `page_size` is known, for the explanation.
     pub page_why: Option<&'static str>,
+    /// kho-v1: bytes of a bitmap; detected otherwise.
     pub bitmap_bytes: Option<u64>,
     /// Why `bitmap_bytes` is known, for the explanation.
     pub bitmap_why: Option<&'static str>,
@@ -78,7 +80,9 @@ impl Options {
 /// How the parts of a handover's format were decided.
 #[derive(Clone, Debug)]
 pub struct Layout {
+    /// The page size.
     pub page: PageSize,
+    /// Why it is that page size.
     pub page_why: String,
     /// The bitmap size in bytes and why it is that; `None` from kho-v2 on.
     pub bitmap: Option<(u64, String)>,
@@ -121,6 +125,7 @@ pub struct Placement {
     pub named: String,
     /// The source that reads it as it was named, whatever is found there.
     pub as_is: String,
+    /// How sure it is that the image lies there.
     pub certainty: Certainty,
     /// How it was decided.
     pub why: String,
@@ -129,7 +134,7 @@ pub struct Placement {
 /// A handover that was read, and what of it was restored.
 pub struct Incoming {
     memory: Arc<dyn PhysMemory>,
-    target: Option<Arc<dyn RestoreTarget>>,
+    restore: Box<dyn Restore>,
     root: Root,
     layout: Layout,
     map_nodes: Vec<PhysRange>,
@@ -137,7 +142,6 @@ pub struct Incoming {
     scratch: Option<Scratch>,
     machine: Option<Machine>,
     others: Vec<Phys>,
-    max_page_order: Option<u32>,
     address: Address,
 }
 
@@ -175,29 +179,30 @@ impl Incoming {
             _ => Marker::Magic,
         };
         let bitmap = reading.bitmap.map(|(bitmap, why)| (bitmap.bytes(reading.page), why));
+        let claims = Arc::new(Claims::new(reading.preserved, marker));
+        let restore = Box::new(FromImage { claims: Arc::clone(&claims), max_page_order: options.max_page_order });
         Ok(Incoming {
             memory,
-            target: None,
+            restore,
             root,
             map_nodes: reading.nodes,
             layout: Layout { page: reading.page, page_why: reading.page_why, bitmap, certainty: reading.certainty },
-            claims: Arc::new(Claims::new(reading.preserved, marker)),
+            claims,
             scratch,
             machine: options.machine,
             others,
-            max_page_order: options.max_page_order,
             address: Address::Own,
         })
     }
 
-    /// This handover, its restored folios to be allocated in `target`.
-    pub(crate) fn restored_to(self, target: Arc<dyn RestoreTarget>) -> Self {
-        Incoming { target: Some(target), ..self }
+    /// This handover, its folios to be restored by `restore`.
+    pub(crate) fn restored_by(self, restore: Box<dyn Restore>) -> Self {
+        Incoming { restore, ..self }
     }
 
-    /// The memory that restored folios are allocated in, if any.
-    pub(crate) fn target(&self) -> Option<&dyn RestoreTarget> {
-        self.target.as_deref()
+    /// What restores its folios.
+    pub(crate) fn restorer(&self) -> &dyn Restore {
+        &*self.restore
     }
 
     /// Which folios were handed over and restored.
@@ -215,18 +220,22 @@ impl Incoming {
         &self.address
     }
 
+    /// The ABI version of the root FDT.
     pub fn abi(&self) -> &'static Abi {
         self.root.abi
     }
 
+    /// The root FDT as it was read.
     pub fn root(&self) -> &Root {
         &self.root
     }
 
+    /// How page size and bitmap size were decided.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
 
+    /// The memory the handover is read from.
     pub fn memory(&self) -> &Arc<dyn PhysMemory> {
         &self.memory
     }
@@ -244,6 +253,7 @@ impl Incoming {
         self.claims.unrestored()
     }
 
+    /// The number of folios restored.
     pub fn nr_restored(&self) -> u64 {
         self.claims.nr_restored()
     }
@@ -290,15 +300,9 @@ impl Incoming {
     ///
     /// # Errors
     /// [`Error::NotRestorable`]; [`Error::Stale`] if the arena has another owner by now.
+    #[inline]
     pub fn restore_folio(&self, phys: Phys) -> Result<(Pfn, Order)> {
-        let (pfn, order) = self.claims.restore_folio(phys, self.max_page_order)?;
-        if let Some(target) = &self.target
-            && let Err(e) = target.adopt(pfn, order)
-        {
-            self.claims.give_back(pfn, order);
-            return Err(e);
-        }
-        Ok((pfn, order))
+        self.restore.restore_folio(phys)
     }
 
     /// Restores the folios at many addresses, all or none. Returns their orders.
@@ -307,13 +311,7 @@ impl Incoming {
     /// As [`Incoming::restore_folio`], for the first in the list that cannot be restored; one that stands there twice
     /// cannot.
     pub fn restore_many(&self, phys: &[u64]) -> Result<Vec<u8>> {
-        let (claims, max) = (&self.claims, self.max_page_order);
-        match &self.target {
-            Some(target) => {
-                target.adopt_many(&mut |allocated, in_place| claims.restore_many(phys, max, Some(allocated), in_place))
-            }
-            None => claims.restore_many(phys, max, None, &[]),
-        }
+        self.restore.restore_many(phys)
     }
 
     /// What the map costs.
@@ -335,18 +333,7 @@ impl Incoming {
     /// # Errors
     /// As [`Incoming::restore_folio`].
     pub fn restore_pages(&self, phys: Phys, nr_pages: u64) -> Result<Pfn> {
-        let cuts = match &self.target {
-            Some(target) if self.abi().cuts_at_nodes => target.node_cuts(),
-            _ => Vec::new(),
-        };
-        let pfn = self.claims.restore_pages(phys, nr_pages, &cuts)?;
-        if let Some(target) = &self.target
-            && let Err(e) = target.adopt_pages(pfn, nr_pages)
-        {
-            self.claims.give_back_pages(pfn, nr_pages, &cuts);
-            return Err(e);
-        }
-        Ok(pfn)
+        self.restore.restore_pages(phys, nr_pages, self.abi().cuts_at_nodes)
     }
 
     /// A producer's blob (`kho_retrieve_subtree`).

@@ -7,7 +7,7 @@ use crate::error::{Error, NotRestorable, Result};
 use crate::tracker::{Tracker, Words};
 use crate::units::{Order, PageSize, Pfn, Phys, aligned_blocks, cut_at};
 use std::any::Any;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// How the next kernel marks the head page of a preserved folio, in `page->private`, until it is restored
 /// (ABI section 5).
@@ -241,33 +241,48 @@ impl Claims {
     }
 }
 
-/// Memory in which restored folios become allocations: an arena that was taken over.
-pub(crate) trait RestoreTarget: Any + Send + Sync {
-    /// Allocates a restored folio.
+/// Restores the folios of one handover.
+///
+/// One call does all of the work, so that the caller's dynamic dispatch costs no more than a jump.
+pub(crate) trait Restore: Any + Send + Sync {
+    /// Restores the folio whose head is at `phys`.
     ///
     /// # Errors
-    /// [`Error::Stale`] if the memory has another owner by now; [`Error::Owned`] if a bitmap that is read in place lies in it.
-    fn adopt(&self, pfn: Pfn, order: Order) -> Result<()>;
+    /// As [`Claims::restore_folio`], and the memory's refusal.
+    fn restore_folio(&self, phys: Phys) -> Result<(Pfn, Order)>;
 
-    /// Runs `restore` with the tracker of allocated folios, which it marks, and the page ranges that restored folios must not
-    /// overlap, because bitmaps there are read in place. Returns what `restore` returns: orders.
+    /// Restores the folios at many addresses, all or none. Returns their orders.
     ///
     /// # Errors
-    /// [`Error::Stale`], and what `restore` returns.
-    fn adopt_many(&self, restore: &mut RestoreMany<'_>) -> Result<Vec<u8>>;
+    /// As [`Claims::restore_many`], and the memory's refusal.
+    fn restore_many(&self, phys: &[u64]) -> Result<Vec<u8>>;
 
-    /// Allocates restored pages, each on its own.
+    /// Restores `nr_pages` pages that were preserved as a range, all or none; `cuts_at_nodes` as in [`crate::abi::Abi`].
     ///
     /// # Errors
-    /// As [`RestoreTarget::adopt`].
-    fn adopt_pages(&self, pfn: Pfn, nr_pages: u64) -> Result<()>;
-
-    /// Where the NUMA node changes, ascending.
-    fn node_cuts(&self) -> Vec<Pfn>;
+    /// As [`Claims::restore_pages`], and the memory's refusal.
+    fn restore_pages(&self, phys: Phys, nr_pages: u64, cuts_at_nodes: bool) -> Result<Pfn>;
 }
 
-/// Restores many folios, given the allocated folios and the pages that are in use.
-pub(crate) type RestoreMany<'a> = dyn FnMut(&mut Tracker, &[(Pfn, Pfn)]) -> Result<Vec<u8>> + 'a;
+/// Restoring from an image: a folio is marked as restored, and nothing else changes.
+pub(crate) struct FromImage {
+    pub(crate) claims: Arc<Claims>,
+    pub(crate) max_page_order: Option<u32>,
+}
+
+impl Restore for FromImage {
+    fn restore_folio(&self, phys: Phys) -> Result<(Pfn, Order)> {
+        self.claims.restore_folio(phys, self.max_page_order)
+    }
+
+    fn restore_many(&self, phys: &[u64]) -> Result<Vec<u8>> {
+        self.claims.restore_many(phys, self.max_page_order, None, &[])
+    }
+
+    fn restore_pages(&self, phys: Phys, nr_pages: u64, _cuts_at_nodes: bool) -> Result<Pfn> {
+        self.claims.restore_pages(phys, nr_pages, &[])
+    }
+}
 
 /// Claims being made, under one lock.
 struct Taking<'a> {

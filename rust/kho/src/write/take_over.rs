@@ -8,34 +8,46 @@ use crate::memory::PhysMemory;
 use crate::read::arena_note::Recorded;
 use crate::read::find::Found;
 use crate::read::incoming::{Incoming, Options, read};
-use crate::read::restore::{RestoreMany, RestoreTarget};
+use crate::read::restore::{Claims, Restore};
 use crate::tracker::Tracker;
 use crate::units::{Order, Pfn, Phys};
 use crate::write::arena::{Arena, Lease};
 use std::any::Any;
 use std::sync::Arc;
 
-/// An arena that was taken over, and the generation of that take-over.
+/// Restoring in an arena that was taken over: restored folios become allocations.
 struct Taken {
     arena: Arc<Arena>,
+    /// The generation of the take-over.
     generation: u64,
+    claims: Arc<Claims>,
+    max_page_order: Option<u32>,
 }
 
-impl RestoreTarget for Taken {
-    fn adopt(&self, pfn: Pfn, order: Order) -> Result<()> {
-        self.arena.adopt(self.generation, pfn, order)
+impl Restore for Taken {
+    fn restore_folio(&self, phys: Phys) -> Result<(Pfn, Order)> {
+        let (pfn, order) = self.claims.restore_folio(phys, self.max_page_order)?;
+        if let Err(e) = self.arena.adopt(self.generation, pfn, order) {
+            self.claims.give_back(pfn, order);
+            return Err(e);
+        }
+        Ok((pfn, order))
     }
 
-    fn adopt_many(&self, restore: &mut RestoreMany<'_>) -> Result<Vec<u8>> {
-        self.arena.adopt_many(self.generation, restore)
+    fn restore_many(&self, phys: &[u64]) -> Result<Vec<u8>> {
+        self.arena.adopt_many(self.generation, |allocated, in_place| {
+            self.claims.restore_many(phys, self.max_page_order, Some(allocated), in_place)
+        })
     }
 
-    fn adopt_pages(&self, pfn: Pfn, nr_pages: u64) -> Result<()> {
-        self.arena.adopt_pages(self.generation, pfn, nr_pages)
-    }
-
-    fn node_cuts(&self) -> Vec<Pfn> {
-        self.arena.node_cuts()
+    fn restore_pages(&self, phys: Phys, nr_pages: u64, cuts_at_nodes: bool) -> Result<Pfn> {
+        let cuts = if cuts_at_nodes { self.arena.node_cuts() } else { Vec::new() };
+        let pfn = self.claims.restore_pages(phys, nr_pages, &cuts)?;
+        if let Err(e) = self.arena.adopt_pages(self.generation, pfn, nr_pages) {
+            self.claims.give_back_pages(pfn, nr_pages, &cuts);
+            return Err(e);
+        }
+        Ok(pfn)
     }
 }
 
@@ -76,7 +88,10 @@ impl Incoming {
             let incoming = Self::new(memory, reads, Vec::new(), &options)?;
             if let Some(generation) = arena.take_over(incoming.claims()) {
                 arena.record(Recorded::default())?;
-                return Ok(incoming.restored_to(Arc::new(Taken { arena: Arc::clone(arena), generation })));
+                let claims = Arc::clone(incoming.claims());
+                let max_page_order = options.max_page_order;
+                let taken = Taken { arena: Arc::clone(arena), generation, claims, max_page_order };
+                return Ok(incoming.restored_by(Box::new(taken)));
             }
         }
         let why = "other threads take it over at the same time".into();
@@ -97,8 +112,8 @@ impl Incoming {
     }
 
     fn taken(&self) -> Option<&Taken> {
-        let target: &dyn Any = self.target()?;
-        target.downcast_ref()
+        let restorer: &dyn Any = self.restorer();
+        restorer.downcast_ref()
     }
 }
 
