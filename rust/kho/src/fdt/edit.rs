@@ -320,8 +320,8 @@ mod tests {
     use proptest::prelude::*;
 
     const PAGE: usize = 4096;
-    const IN_FDT: &[u8] = include_bytes!("../../../../tests/data/fdt/linux-7.3.4-in-fdt.dtb");
-    const OUT_FDT: &[u8] = include_bytes!("../../../../tests/data/fdt/linux-7.3.4-out-fdt.dtb");
+    const IN_FDT: &[u8] = include_bytes!("../../testdata/fdt/linux-7.3.4-in-fdt.dtb");
+    const OUT_FDT: &[u8] = include_bytes!("../../testdata/fdt/linux-7.3.4-out-fdt.dtb");
 
     /// What the kernel writes at boot.
     fn boot(map: u64) -> Vec<u8> {

@@ -42,6 +42,7 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The name in messages and JSON.
     pub const fn name(self) -> &'static str {
         match self {
             Kind::Live => "live",
@@ -55,11 +56,14 @@ impl Kind {
 /// A root FDT, as much of it as can be read.
 #[derive(Debug)]
 pub struct RootFdt {
+    /// The blob.
     pub bytes: Vec<u8>,
     /// Bytes according to its header; 0 if it has none. Linux 7.x shows `out/fdt` with the size it had at boot, so that
     /// `bytes` are fewer once a subtree has been added: the names of the properties are cut off.
     pub totalsize: u32,
+    /// The `compatible` string, if it can be read.
     pub compatible: Option<String>,
+    /// The physical address of the map, if it can be read.
     pub preserved_memory_map: Option<Phys>,
     /// What is wrong with the blob.
     pub problem: Option<Error>,
@@ -103,6 +107,7 @@ fn facts(fdt: &Fdt) -> (Option<String>, Option<u64>) {
 /// One direction of a handover.
 #[derive(Debug, Default)]
 pub struct Side {
+    /// The root FDT, if the kernel shows one.
     pub fdt: Option<RootFdt>,
     /// The blobs of the producers, by name.
     pub sub_fdts: Vec<(String, Vec<u8>)>,
@@ -111,7 +116,9 @@ pub struct Side {
 /// What a kernel shows of its handover.
 #[derive(Debug)]
 pub struct Snapshot {
+    /// Where it was read.
     pub path: PathBuf,
+    /// What was read there.
     pub kind: Kind,
     /// What the kernel was handed, if it was.
     pub incoming: Option<Side>,
@@ -123,6 +130,7 @@ pub struct Snapshot {
     pub finalized: Option<bool>,
     /// "System RAM" of /proc/iomem; none where the addresses are hidden from who is not root.
     pub ram: Option<Vec<PhysRange>>,
+    /// /proc/cmdline.
     pub cmdline: Option<String>,
     /// /proc/version: the kernel that ran.
     pub version: Option<String>,
@@ -367,7 +375,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn data(name: &str) -> PathBuf {
-        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/data").join(name)
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name)
     }
 
     #[test]

@@ -77,7 +77,7 @@ fn real() -> Vec<u8> {
 }
 
 fn real_path() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/linux-6.18.15-x86_64/handover.elf")
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata/linux-6.18.15-x86_64/handover.elf")
 }
 
 fn range(start: u64, len: u64) -> PhysRange {

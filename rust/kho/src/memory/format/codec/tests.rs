@@ -56,7 +56,7 @@ fn far() -> Vec<u8> {
 }
 
 fn file(name: &str) -> Vec<u8> {
-    let dir = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/dumps");
+    let dir = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata/dumps");
     std::fs::read(dir.join(name)).unwrap()
 }
 
