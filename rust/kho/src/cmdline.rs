@@ -52,7 +52,14 @@ pub enum ScratchSpec {
     /// Per cent of the memory the kernel reserved while booting. 0 is accepted, and asks for nothing.
     Percent(u32),
     /// Bytes, before rounding: in low memory, anywhere, and on each NUMA node.
-    Sizes { low: u64, global: u64, pernode: u64 },
+    Sizes {
+        /// In low memory, below 4 GiB.
+        low: u64,
+        /// Anywhere.
+        global: u64,
+        /// On each NUMA node.
+        pernode: u64,
+    },
 }
 
 impl Default for ScratchSpec {

@@ -65,10 +65,12 @@ impl Mapping {
         }
     }
 
+    /// Bytes of the mapping.
     pub fn len(&self) -> u64 {
         self.len as u64
     }
 
+    /// Whether the mapping has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -191,10 +193,12 @@ pub struct Items<'a, T> {
 }
 
 impl<T: IntoBytes> Items<'_, T> {
+    /// The number of items.
     pub const fn len(&self) -> usize {
         self.len
     }
 
+    /// Whether the mapping has no bytes.
     pub const fn is_empty(&self) -> bool {
         self.len == 0
     }

@@ -9,7 +9,9 @@ use crate::units::Phys;
 /// One scratch area: an entry of the array the next kernel is given (`struct { u64 addr, size; }`, ABI section 2).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ScratchArea {
+    /// The first address.
     pub addr: u64,
+    /// The number of bytes.
     pub size: u64,
 }
 

@@ -98,10 +98,12 @@ impl Order {
         Level::ALL.iter().map(|level| Order(*level))
     }
 
+    /// The order as a number.
     pub const fn get(self) -> u32 {
         self.0 as u32
     }
 
+    /// The order as an index into an array of [`Order::COUNT`] items.
     pub const fn index(self) -> usize {
         self.0 as usize
     }
@@ -133,12 +135,16 @@ impl fmt::Display for Order {
 /// The size of a page: 4, 16 or 64 KiB (arm64 has all three, x86_64 the first).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum PageSize {
+    /// 4 KiB.
     Size4K,
+    /// 16 KiB (arm64).
     Size16K,
+    /// 64 KiB (arm64).
     Size64K,
 }
 
 impl PageSize {
+    /// 4 KiB.
     pub const ALL: [PageSize; 3] = [PageSize::Size4K, PageSize::Size16K, PageSize::Size64K];
 
     /// # Errors

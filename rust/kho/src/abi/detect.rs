@@ -45,15 +45,20 @@ impl fmt::Display for Certainty {
 /// What is known of a handover apart from its map.
 #[derive(Clone, Debug, Default)]
 pub struct Known {
+    /// The physical address of the root FDT.
     pub fdt: Phys,
+    /// The physical addresses of the subtrees' blobs.
     pub subtrees: Vec<Phys>,
+    /// The scratch areas; empty if unknown.
     pub scratch: Vec<ScratchArea>,
 }
 
 /// What need not be decided, with the reason.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Hints {
+    /// The page size, and why it is known.
     pub page: Option<(PageSize, &'static str)>,
+    /// The bitmap size in bytes.
     pub bitmap_bytes: Option<u64>,
     /// Why `bitmap_bytes` is known, if not because the caller said so.
     pub bitmap_why: Option<&'static str>,
@@ -65,7 +70,9 @@ pub const GIVEN: &str = "given by the caller";
 /// A decided reading of a map.
 #[derive(Debug)]
 pub struct Reading {
+    /// The page size.
     pub page: PageSize,
+    /// Why it is that page size.
     pub page_why: String,
     /// The bitmap size and why it is that; `None` for a tree, which has but one.
     pub bitmap: Option<(BitmapSize, String)>,
@@ -73,6 +80,7 @@ pub struct Reading {
     pub certainty: Certainty,
     /// Where the map itself lies, ascending: its chunks and bitmaps, or the tree's nodes.
     pub nodes: Vec<PhysRange>,
+    /// What the map preserves.
     pub preserved: Preserved,
 }
 

@@ -26,6 +26,7 @@ type Count = Box<dyn FnOnce() -> (Tracker, Vec<(Pfn, Pfn)>) + Send>;
 /// The bitmaps of a map that stay where they are.
 #[derive(Clone, Debug, Default)]
 pub struct Bitmaps {
+    /// The number of bitmaps.
     pub count: u64,
     /// The pages they take: ascending, disjoint.
     pub pages: Vec<(Pfn, Pfn)>,
@@ -60,6 +61,7 @@ impl Preserved {
         &self.tracker
     }
 
+    /// Page size and bitmap size of the map.
     pub fn geometry(&self) -> Geometry {
         self.geometry
     }

@@ -212,6 +212,7 @@ pub struct Property<'a> {
     pub name: Option<&'a str>,
     /// Where in the strings block the name is said to be, in bytes.
     pub name_offset: u32,
+    /// The bytes of the value, without padding.
     pub value: &'a [u8],
     /// Where in the blob its token stands, in bytes.
     pub offset: u32,
@@ -255,6 +256,7 @@ impl<'a> Node<'a> {
         path
     }
 
+    /// The node that contains this one; `None` for the root.
     pub fn parent(self) -> Option<Node<'a>> {
         let index = self.entry().parent?;
         Some(Node { index, ..self })

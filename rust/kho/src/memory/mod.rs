@@ -33,7 +33,9 @@ use crate::units::Phys;
 /// A run of physical memory: `len` bytes from `start`. The end may be 2^64, so it has no field.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PhysRange {
+    /// The first address.
     pub start: Phys,
+    /// The number of bytes.
     pub len: u64,
 }
 

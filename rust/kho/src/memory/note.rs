@@ -12,8 +12,11 @@ pub(crate) const MAX_NOTES: u64 = 16 << 20;
 /// The machine a core is of (`e_machine`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Machine {
+    /// EM_X86_64.
     X86_64,
+    /// EM_AARCH64.
     Aarch64,
+    /// Any other number.
     Other(u16),
 }
 
@@ -30,8 +33,11 @@ impl fmt::Display for Machine {
 /// A note: `name` without its terminating NULs, `kind` (n_type) and `desc` as they stand in the file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Note<'a> {
+    /// The owner, without terminating NULs.
     pub name: &'a [u8],
+    /// The type (`n_type`).
     pub kind: u32,
+    /// The descriptor.
     pub desc: &'a [u8],
 }
 

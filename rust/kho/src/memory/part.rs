@@ -12,9 +12,11 @@ use std::path::PathBuf;
 /// Memory that a file claims and, cut short, does not have.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Cut {
+    /// The file.
     pub path: PathBuf,
     /// What claims it: "ELF segment 3".
     pub claim: String,
+    /// The memory that is missing.
     pub missing: PhysRange,
 }
 

@@ -35,6 +35,7 @@ pub enum Board {
 }
 
 impl Board {
+    /// All boards.
     pub const ALL: [Board; 8] = [
         Board::Q35,
         Board::Pc,
@@ -104,7 +105,9 @@ pub(crate) fn runs(base: u64, hole: Option<(u64, u64)>, size: u64) -> Vec<(u64, 
 /// these packed, a format that holds no memory and is refused by name, and anything else a raw image of the memory at 0.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Source {
+    /// The file.
     pub path: PathBuf,
+    /// The address of the first byte of a raw image, if it was given.
     pub base: Option<Phys>,
     /// Where in a raw image to begin, in bytes.
     pub offset: u64,

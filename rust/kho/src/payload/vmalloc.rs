@@ -34,8 +34,11 @@ pub const fn chunk_entries(page: PageSize) -> u64 {
 /// An area that was read.
 #[derive(Clone, Debug)]
 pub struct Vmalloc {
+    /// The descriptor it was read from.
     pub descriptor: Descriptor,
+    /// The page size.
     pub page: PageSize,
+    /// The order of its blocks.
     pub order: Order,
     /// The pages that hold the list.
     pub chunks: Vec<Phys>,

@@ -54,8 +54,11 @@ const _: () = assert!(size_of::<NoteScratch>() == 16);
 /// RAM: `len` bytes from `start` on a NUMA node. Page-aligned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Region {
+    /// The first address.
     pub start: Phys,
+    /// The number of bytes.
     pub len: u64,
+    /// The NUMA node.
     pub node: u32,
 }
 
@@ -78,11 +81,17 @@ pub struct Recorded {
 /// What an arena's file says of itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ArenaNote {
+    /// The page size.
     pub page: PageSize,
+    /// The largest order that is allocated by default (MAX_PAGE_ORDER).
     pub max_order: Order,
+    /// RAM, by address.
     pub regions: Vec<Region>,
+    /// The scratch areas.
     pub scratch: Vec<ScratchArea>,
+    /// The finalized handover, if there is one.
     pub handover: Recorded,
+    /// The physical address of the scratch array; 0 without one.
     pub scratch_phys: u64,
 }
 

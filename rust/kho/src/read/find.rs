@@ -17,8 +17,11 @@ use std::collections::BTreeSet;
 /// A place where a kernel was told of a handover.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Pointer {
+    /// The physical address of the root FDT.
     pub fdt: Phys,
+    /// The physical address of the scratch array.
     pub scratch: Phys,
+    /// Bytes of the scratch array.
     pub scratch_len: u64,
 }
 
@@ -27,6 +30,7 @@ pub struct Pointer {
 pub struct Found {
     /// Root FDTs, ascending.
     pub fdts: Vec<Phys>,
+    /// Where a kernel was told of a handover.
     pub pointers: Vec<Pointer>,
     /// Pages that can be scratch arrays, with what they would say.
     pub scratch_arrays: Vec<(Phys, Vec<ScratchArea>)>,

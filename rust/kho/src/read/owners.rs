@@ -71,7 +71,9 @@ impl Claims {
 /// Consecutive pages of one owner.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Row {
+    /// The first address.
     pub phys: Phys,
+    /// The number of pages.
     pub pages: u64,
     /// The orders of the folios that hold them, as bits.
     pub orders: u64,
@@ -92,8 +94,11 @@ impl Row {
 /// Bytes that two owners claim.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Shared {
+    /// The first address.
     pub phys: Phys,
+    /// The number of bytes.
     pub len: u64,
+    /// The two owners, by their number.
     pub owners: (u32, u32),
 }
 
@@ -104,6 +109,7 @@ pub struct Owners {
     pub rows: Vec<Row>,
     /// Claimed pages that are not preserved.
     pub unpreserved: Vec<Row>,
+    /// Bytes that two owners claim.
     pub shared: Vec<Shared>,
     /// What there is more of, of each, than `most` allowed to list.
     pub more: More,
@@ -112,7 +118,9 @@ pub struct Owners {
 /// What is not listed, since there is too much of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct More {
+    /// Rows of claimed pages that are not preserved.
     pub unpreserved: u64,
+    /// Pairs of claims that share bytes.
     pub shared: u64,
 }
 

@@ -16,7 +16,9 @@ const HEADER: u64 = 40;
 /// A producer's blob: a node of the root, as it stands there.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Subtree {
+    /// The name of the node.
     pub name: String,
+    /// The physical address of the blob.
     pub phys: Phys,
     /// Bytes, when known: `blob-size` (v3 and later), or what the blob's own FDT header says.
     pub size: Option<u64>,
@@ -25,9 +27,13 @@ pub struct Subtree {
 /// A validated root.
 #[derive(Debug)]
 pub struct Root {
+    /// The ABI version.
     pub abi: &'static Abi,
+    /// The whole FDT.
     pub fdt: Fdt,
+    /// The physical address of the FDT.
     pub phys: Phys,
+    /// The physical address of the preserved-memory map.
     pub map: Phys,
     /// In the order they stand in the FDT.
     pub subtrees: Vec<Subtree>,

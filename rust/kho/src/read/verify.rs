@@ -16,8 +16,11 @@ use std::collections::BinaryHeap;
 /// A place where something is wrong: `pages` from `phys`, in a folio of `order`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Spot {
+    /// The first address.
     pub phys: Phys,
+    /// The number of pages.
     pub pages: u64,
+    /// The order of the folio.
     pub order: Order,
     /// What it clashes with: an address or an order, by the check.
     pub other: u64,
@@ -26,7 +29,9 @@ pub struct Spot {
 /// The first places where one check found something, and how many there are in all.
 #[derive(Clone, Debug)]
 pub struct Hits {
+    /// The first places.
     pub spots: Vec<Spot>,
+    /// The number of all places.
     pub count: u64,
     most: usize,
 }
@@ -52,8 +57,11 @@ impl Hits {
 /// Memory of a NUMA node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NodeRange {
+    /// The first address.
     pub start: Phys,
+    /// The number of bytes.
     pub len: u64,
+    /// The NUMA node.
     pub node: u32,
 }
 

@@ -14,8 +14,11 @@ use crate::units::{Order, Pfn, Phys, merge_ranges};
 /// A bitmap in memory: block `index` of an order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Bitmap {
+    /// The order of its folios.
     pub order: Order,
+    /// The index of its block in that order.
     pub index: u64,
+    /// The physical address of the bitmap.
     pub phys: Phys,
 }
 

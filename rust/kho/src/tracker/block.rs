@@ -25,7 +25,7 @@ pub unsafe trait BlockSource: Send + Sync {
     /// A zeroed block of `bytes` bytes (512, 4096, 16384 or 65536; the same at every call of one tracker).
     ///
     /// # Errors
-    /// [`Error::NoMemory`], or whatever else keeps the source from giving one.
+    /// [`Error::NoMemory`](crate::Error::NoMemory), or another reason why the source has no block.
     fn alloc_block(&self, bytes: usize) -> Result<NonNull<u64>>;
 
     /// As [`BlockSource::alloc_block`], for a caller that writes every word before it reads any: the block need not be

@@ -11,7 +11,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 )]
 #[repr(C)]
 pub struct Folio {
+    /// The physical address of the first page.
     pub phys: u64,
+    /// log2 of the pages.
     pub order: u8,
     pub(in crate::tracker) pad: [u8; 7],
 }
@@ -19,6 +21,7 @@ pub struct Folio {
 const _: () = assert!(size_of::<Folio>() == 16);
 
 impl Folio {
+    /// A record of the folio at `phys`.
     pub const fn new(phys: Phys, order: Order) -> Self {
         Folio { phys: phys.0, order: order.index() as u8, pad: [0; 7] }
     }

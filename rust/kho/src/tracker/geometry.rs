@@ -31,10 +31,12 @@ impl Geometry {
         Geometry { page, block_bytes: page.bytes() }
     }
 
+    /// The page size.
     pub const fn page(self) -> PageSize {
         self.page
     }
 
+    /// Bytes of a block: 512 or one page.
     pub const fn block_bytes(self) -> u64 {
         self.block_bytes
     }

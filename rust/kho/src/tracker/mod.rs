@@ -70,6 +70,7 @@ impl Tracker {
         Tracker { dirs: no_blocks(), shape: geometry.shape().of(&*source), geometry, source }
     }
 
+    /// Page size and block size.
     pub fn geometry(&self) -> Geometry {
         self.geometry
     }
@@ -158,6 +159,7 @@ impl Tracker {
         self.dirs.iter().map(|dir| dir.len).sum()
     }
 
+    /// Whether no folio is marked.
     pub fn is_empty(&self) -> bool {
         self.dirs.iter().all(|dir| dir.len == 0)
     }

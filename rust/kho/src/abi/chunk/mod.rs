@@ -21,8 +21,11 @@ use crate::units::{Order, PageSize};
 /// A chunk as it lies in memory. Its bitmaps are not followed yet.
 #[derive(Clone, Debug)]
 pub struct Chunk {
+    /// The physical address of the chunk.
     pub phys: u64,
+    /// The order of all its bitmaps.
     pub order: Order,
+    /// Its bitmaps: where each starts, and where it lies.
     pub entries: Vec<BitmapPtr>,
 }
 

@@ -18,7 +18,7 @@ pub fn nr_chunks(tracker: &Tracker) -> u64 {
 /// gives the pages, each with its address. Bitmaps stay where they are.
 ///
 /// # Errors
-/// Whatever `alloc` returns; [`Error::Invalid`] for a tracker whose blocks have no physical address.
+/// What `alloc` returns; [`Error::Invalid`](crate::Error::Invalid) for a tracker whose blocks have no physical address.
 pub fn serialize<'a>(
     tracker: &Tracker,
     mut alloc: impl FnMut() -> Result<(Phys, Items<'a, BitmapPlace>)>,

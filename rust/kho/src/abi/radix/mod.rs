@@ -37,6 +37,7 @@ impl Shape {
         }
     }
 
+    /// The page size.
     pub const fn page(self) -> PageSize {
         self.page
     }

@@ -20,6 +20,7 @@ fn bad(phys: u64, problem: MapProblem) -> Error {
 /// A tree that was read.
 #[derive(Debug)]
 pub struct Tree {
+    /// The folios it preserves.
     pub tracker: Tracker,
     /// The address of every node's page, inner nodes before what they lead to.
     pub nodes: Vec<u64>,

@@ -19,8 +19,10 @@ use std::sync::{Mutex, PoisonError};
 
 /// Pfns that may lie in memory of somebody else: they are copied, a few at a time, before they are looked at.
 pub trait Words: Sync {
+    /// The number of words.
     fn len(&self) -> usize;
 
+    /// Whether there are no words.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -84,6 +84,7 @@ pub struct BlockRef<'a> {
 }
 
 impl<'a> BlockRef<'a> {
+    /// The order of its folios.
     pub fn order(&self) -> Order {
         self.order
     }
@@ -108,6 +109,7 @@ impl<'a> BlockRef<'a> {
         simd::count(self.block, self.tracker.shape)
     }
 
+    /// Whether no folio of the block is marked; counted now.
     pub fn is_empty(&self) -> bool {
         self.block.is_empty(self.tracker.shape)
     }

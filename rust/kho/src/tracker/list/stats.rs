@@ -8,9 +8,13 @@ use crate::units::Order;
 /// What one order holds, and what that costs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct OrderStats {
+    /// The order.
     pub order: Order,
+    /// Folios marked.
     pub folios: u64,
+    /// Blocks, the empty ones included.
     pub blocks: u64,
+    /// Blocks without a folio.
     pub empty_blocks: u64,
     /// Bytes of blocks and of the directory.
     pub bytes: u64,

@@ -34,6 +34,7 @@ struct Pages {
 }
 
 impl ArenaBlocks {
+    /// A source of blocks in pages of `arena`.
     pub fn new(arena: &Arc<Arena>) -> Self {
         Self::on(Arc::downgrade(arena), Arc::clone(&arena.spans), arena.page(), arena.generation())
     }

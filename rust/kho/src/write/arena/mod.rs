@@ -36,22 +36,28 @@ use zerocopy::IntoBytes;
 /// What an arena is made of.
 #[derive(Clone, Debug)]
 pub struct ArenaConfig {
+    /// The page size.
     pub page: PageSize,
     /// MAX_PAGE_ORDER: the largest order `alloc` gives without being asked for gigantic folios.
     pub max_order: Order,
     /// Sorted by address, disjoint.
     pub regions: Vec<Region>,
+    /// The scratch areas: in RAM, disjoint.
     pub scratch: Vec<ScratchArea>,
+    /// Where the bytes live.
     pub backing: Backing,
 }
 
 /// What the kernel would say of a page (`struct page`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PageState {
+    /// What the page is.
     pub kind: PageKind,
+    /// The reference count.
     pub refcount: u32,
     /// `page->private`: the KHO marker of an inherited folio's head, else 0.
     pub private: u64,
+    /// The NUMA node.
     pub node: u32,
 }
 
@@ -166,14 +172,17 @@ impl Arena {
         }))
     }
 
+    /// What it was made of.
     pub fn config(&self) -> &ArenaConfig {
         &self.config
     }
 
+    /// The page size.
     pub fn page(&self) -> PageSize {
         self.config.page
     }
 
+    /// The scratch areas.
     pub fn scratch(&self) -> &[ScratchArea] {
         &self.config.scratch
     }

@@ -17,16 +17,28 @@ use std::sync::{Arc, Mutex, Weak};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PageKind {
     /// In the buddy allocator, in a free block of this order.
-    Free { order: Order },
+    Free {
+        /// The order of the block.
+        order: Order,
+    },
     /// The first page of an allocated folio.
-    Head { order: Order },
+    Head {
+        /// The order of the folio.
+        order: Order,
+    },
     /// Another page of an allocated folio.
-    Tail { head: Pfn, order: Order },
+    Tail {
+        /// The first page of the folio.
+        head: Pfn,
+        /// The order of the folio.
+        order: Order,
+    },
     /// Nobody's to allocate: scratch, page 0, inherited and not restored.
     Reserved,
 }
 
 impl PageKind {
+    /// The name in messages.
     pub const fn name(self) -> &'static str {
         match self {
             PageKind::Free { .. } => "free",
@@ -40,9 +52,13 @@ impl PageKind {
 /// What the library itself keeps in pages of an arena. No caller gets, frees or writes these.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Owner {
+    /// A bitmap of the arena's `Outgoing`.
     Bitmap,
+    /// A chunk or tree node of the map of the arena's `Outgoing`.
     Node,
+    /// The root FDT of the arena's `Outgoing`.
     Fdt,
+    /// The blob of a subtree of the arena's `Outgoing`.
     Subtree,
     /// A bitmap of a map that was taken over, read where it lies.
     Inherited,
@@ -92,7 +108,9 @@ impl Owner {
 /// Pages `start .. end` of one allocation: good until they are freed, even if others get the same pages later.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Lease {
+    /// The first page.
     pub start: Pfn,
+    /// One past the last page.
     pub end: Pfn,
     /// The take-overs before it ([`super::Arena::generation`]).
     pub(super) generation: u64,

@@ -26,8 +26,11 @@ pub(super) fn lock(tracker: &Mutex<Tracker>) -> MutexGuard<'_, Tracker> {
 /// A subtree of a handover in the making.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct OutSubtree {
+    /// The name of its node.
     pub name: String,
+    /// The physical address of its blob.
     pub phys: Phys,
+    /// Bytes of its blob.
     pub size: u64,
     /// The folio made for the blob; `None` for a blob that was in the arena already.
     pub(super) folio: Option<(Pfn, Order)>,

@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex};
 /// Where the caller wants things, to write an image again address for address; `None` leaves it to the allocator.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Placement {
+    /// The root FDT.
     pub fdt: Option<Phys>,
     /// The first node of the map.
     pub map: Option<Phys>,
@@ -102,22 +103,27 @@ impl Outgoing {
         Ok(out)
     }
 
+    /// The arena that is handed over.
     pub fn arena(&self) -> &Arc<Arena> {
         &self.arena
     }
 
+    /// The ABI version that is written.
     pub fn abi(&self) -> &'static Abi {
         self.abi
     }
 
+    /// The physical address of the root FDT.
     pub fn fdt_phys(&self) -> Phys {
         self.page().phys(self.fdt)
     }
 
+    /// The subtrees, in the order in which they were added.
     pub fn subtrees(&self) -> &[OutSubtree] {
         &self.subtrees
     }
 
+    /// Whether changes are refused until [`Outgoing::abort`].
     pub fn is_finalized(&self) -> bool {
         self.finalized
     }
