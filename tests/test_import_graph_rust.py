@@ -2,8 +2,8 @@
 
 A node is a source file. An arrow leads from a file to the file that defines what it names, by `use` or by a path such
 as `crate::fdt::totalsize` in an expression. A name that a module re-exports counts for the file that defines it, so a
-parent's `mod` and `pub use` of its children are no arrows. Test modules are left out. The sources follow rustfmt, so few
-forms need be read; the tests at the end check that they are.
+parent's `mod` and `pub use` of its children are no arrows. Test modules are left out. The sources follow rustfmt, so
+few forms need be read; the tests at the end check that they are.
 """
 
 import re
