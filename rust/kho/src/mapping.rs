@@ -43,7 +43,7 @@ impl Mapping {
     }
 
     /// `len` bytes of a file from `offset`, shared with everyone who maps it. The file must stay at least that
-    /// long: touching a page behind its end is fatal (SIGBUS), so memfds are sealed against shrinking.
+    /// long: touching a page past its end is fatal (SIGBUS), so memfds are sealed against shrinking.
     ///
     /// # Errors
     /// [`Error::Io`] if the file cannot be mapped.
@@ -203,7 +203,7 @@ impl<T: IntoBytes> Items<'_, T> {
         self.len == 0
     }
 
-    /// The items from item `n` on; none from behind the last.
+    /// The items from item `n` on; empty past the last one.
     #[must_use]
     pub fn from(self, n: usize) -> Self {
         let skip = n.min(self.len);

@@ -38,7 +38,7 @@ impl fmt::Display for Pfn {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Order(Level);
 
-/// Makes a type of numbers that has no others, so that compilers know which they are.
+/// Defines an enum of consecutive numbers, so that the compiler knows the range of its values.
 macro_rules! numbers {
     ($(#[$doc:meta])* $name:ident: $($number:literal $variant:ident,)+) => {
         $(#[$doc])*
@@ -60,7 +60,7 @@ macro_rules! numbers {
 }
 
 numbers! {
-    /// What an order can be. An array with an item for each has one for any, and nobody need check.
+    /// The values of an order. Indexing an array of [`Order::COUNT`] items by one needs no bounds check.
     Level:
     0 L0, 1 L1, 2 L2, 3 L3, 4 L4, 5 L5, 6 L6, 7 L7, 8 L8, 9 L9, 10 L10, 11 L11, 12 L12,
     13 L13, 14 L14, 15 L15, 16 L16, 17 L17, 18 L18, 19 L19, 20 L20, 21 L21, 22 L22, 23 L23, 24 L24, 25 L25,

@@ -1,5 +1,6 @@
-//! How is this map to be read? The page size stands nowhere in it, nor in kho-v1 the bitmap size (ABI section 1), so they
-//! are decided from evidence: readings that contradict themselves fall away, and of those left the one wins in which the
+//! Detects how a map is to be read. It records neither the page size nor, in kho-v1, the bitmap size (ABI section 1), so
+//! they are decided from evidence: readings that contradict themselves fall away, and of those left the one wins in which
+//! the
 //! FDT and the subtrees are preserved, and no page is preserved twice, outside memory, in scratch, or under the map
 //! itself.
 
@@ -257,10 +258,10 @@ fn why_same(other: &Scored, best: &Scored) -> String {
     }
 }
 
-/// The reason that needs none.
+/// Both readings preserve the same folios.
 const SAME: &str = "it is the same";
 
-/// The reason that is none.
+/// There is no reason to prefer one reading.
 const UNDECIDED: &str = "nothing tells it apart";
 
 const NO_DOUBTS: Doubts = Doubts {

@@ -9,8 +9,8 @@ use crate::units::{Order, Pfn, Phys};
 use std::fmt;
 use std::sync::{Arc, LazyLock, OnceLock};
 
-/// What a map says is preserved. Where its bitmaps are in memory of one's own they are counted when somebody first asks,
-/// and never copied.
+/// The folios that a map preserves. Bitmaps used in place are counted when the tracker is first asked for, and never
+/// copied.
 pub struct Preserved {
     geometry: Geometry,
     tracker: LazyLock<Tracker, Box<dyn FnOnce() -> Tracker + Send>>,

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! header | reservation map | structure -> | strings -> | free              (fdt_open_into)
-//!                               \ subnodes go behind the node's properties, before its other subnodes
+//!                               \ subnodes go after the node's properties, before its other subnodes
 //!                                 properties go before its other properties
 //! ```
 //! Strings are appended at the end of their block and never removed.

@@ -212,7 +212,7 @@ impl FileMemory {
         Some((index, self.segments.get(index)?))
     }
 
-    /// The index of the first segment that ends at or behind `phys`.
+    /// The index of the first segment that ends at or after `phys`.
     fn at_or_behind(&self, phys: Phys) -> usize {
         self.segments.partition_point(|s| s.last() < phys.0)
     }
@@ -293,7 +293,7 @@ impl PhysMemory for FileMemory {
     }
 }
 
-/// Adds a segment behind the ranges, which end where it begins or before. All 2^64 bytes have no length in 64 bits, so
+/// Adds a segment after the ranges, which end where it begins or before. All 2^64 bytes have no length in 64 bits, so
 /// that what would be as long stays two.
 fn append(ranges: &mut Vec<PhysRange>, segment: &Segment) {
     if let Some(last) = ranges.last_mut()

@@ -55,21 +55,21 @@ pub trait PhysMemory: Send + Sync {
     ///
     /// # Errors
     /// [`Error::OutsideMemory`] if any byte is not here (then `buf` is unspecified), [`Error::Io`] or
-    /// [`Error::Source`] if the file says no.
+    /// [`Error::Source`] on a read error.
     fn read(&self, phys: Phys, buf: &mut [u8]) -> Result<()>;
 
-    /// The first run at or behind `phys` that may hold something other than zeros; `None` when the rest is
+    /// The first run at or after `phys` that may hold something other than zeros; `None` when the rest is
     /// zero-filled or absent. Holes of sparse files and zero-filled tails are skipped this way.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file says no.
+    /// [`Error::Io`] on a read error.
     fn next_data(&self, phys: Phys) -> Result<Option<PhysRange>>;
 
-    /// As [`PhysMemory::next_data`], for whoever will read all of it: holes are looked for even where that takes a moment
+    /// As [`PhysMemory::next_data`], for a caller that reads all of it: holes are looked for even where that takes a moment
     /// of its own, and reading them would fill them.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file says no.
+    /// [`Error::Io`] on a read error.
     fn next_to_search(&self, phys: Phys) -> Result<Option<PhysRange>> {
         self.next_data(phys)
     }
@@ -78,7 +78,7 @@ pub trait PhysMemory: Send + Sync {
     /// missing counts, so that reading it says so. It looks no further than `last`, which is at or after `phys`.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file says no.
+    /// [`Error::Io`] on a read error.
     fn next_to_read(&self, phys: Phys, last: Phys) -> Result<Option<PhysRange>> {
         let found = self.next_data(phys)?.filter(|run| run.start <= last);
         Ok(found.map(|run| PhysRange { len: run.len.min((last.0 - run.start.0).saturating_add(1)), ..run }))

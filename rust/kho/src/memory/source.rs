@@ -111,7 +111,7 @@ pub struct Source {
     pub base: Option<Phys>,
     /// Where in a raw image to begin, in bytes.
     pub offset: u64,
-    /// How many bytes of a raw image; all behind `offset` if not given.
+    /// How many bytes of a raw image; all after `offset` if not given.
     pub size: Option<u64>,
     /// Whose memory backend this is; then there is no `base`, `offset` or `size`.
     pub board: Option<Board>,

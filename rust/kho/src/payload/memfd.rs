@@ -257,7 +257,7 @@ impl Memfd {
     /// Copies a part of the file's contents; holes are zeros.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] behind the file's end; [`Error::OutsideMemory`] for a folio that is not here.
+    /// [`Error::OutOfRange`] past the file's end; [`Error::OutsideMemory`] for a folio that is not here.
     pub fn copy(&self, memory: &dyn PhysMemory, extents: &[FileExtent], offset: u64, into: &mut [u8]) -> Result<()> {
         let end = offset.saturating_add(into.len() as u64);
         if end > self.size {

@@ -96,7 +96,7 @@ pub struct ArenaNote {
 }
 
 impl ArenaNote {
-    /// Reads the descriptor of a `kho` note. The values are checked by whoever uses them.
+    /// Reads the descriptor of a `kho` note. The caller checks the values.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a descriptor of another version or cut short.

@@ -99,7 +99,7 @@ pub struct MapStats {
     pub map_bytes: u64,
     /// Bytes of those of its bitmaps that are used where they lie.
     pub in_place_bytes: u64,
-    /// Bytes held beside the map: copies of bitmaps, directories, what was restored.
+    /// Bytes held in addition to the map: copies of bitmaps, directories, what was restored.
     pub held_bytes: u64,
 }
 
@@ -245,7 +245,7 @@ impl Incoming {
         self.claims.preserved()
     }
 
-    /// Preserved folios that nobody restored.
+    /// Preserved folios that were not restored.
     ///
     /// # Errors
     /// None in practice: both trackers have one geometry.
@@ -286,7 +286,7 @@ impl Incoming {
         self.scratch.as_ref().map(|scratch| &*scratch.areas)
     }
 
-    /// Root FDTs that were found beside the one read.
+    /// Other root FDTs that were found.
     pub fn others(&self) -> &[Phys] {
         &self.others
     }

@@ -1,5 +1,5 @@
 //! Whose is each preserved page? Claims, byte ranges with an owner each, joined with what the map preserves: pages that are
-//! claimed and preserved, pages nobody claims, pages that are claimed and not preserved.
+//! claimed and preserved, pages without a claim, pages that are claimed and not preserved.
 
 #![forbid(unsafe_code)]
 
@@ -77,10 +77,10 @@ pub struct Row {
     pub pages: u64,
     /// The orders of the folios that hold them, as bits.
     pub orders: u64,
-    /// `None` for pages nobody claims.
+    /// `None` for pages without a claim.
     pub owner: Option<u32>,
     offset: Offset,
-    /// Unclaimed pages behind claimed ones in the same folio.
+    /// Unclaimed pages after claimed ones in the same folio.
     pub rest: bool,
 }
 
@@ -181,7 +181,7 @@ impl Owners {
         }
     }
 
-    /// Preserved pages that nobody claims, and those of them that complete the folio of the pages before.
+    /// Preserved pages without a claim, and those of them that complete the folio of the pages before.
     fn free(&mut self, page: PageSize, preserved: &Tracker, start: Pfn, end: Pfn) {
         if start >= end {
             return;
@@ -305,7 +305,7 @@ fn mark_order(page: PageSize, rows: &mut [Row], runs: impl Iterator<Item = Run>)
     }
 }
 
-/// Pages per owner, and of nobody.
+/// Pages per owner, and pages without one.
 pub fn totals(rows: &[Row], nr_owners: usize) -> (Vec<u128>, u128) {
     let mut owned = vec![0; nr_owners];
     let mut nobodys = 0;

@@ -71,7 +71,7 @@ pub struct RootFdt {
 
 impl RootFdt {
     /// Reads what can be read. Where the names are cut off, `compatible` is known by its value, and the map as the
-    /// first 8 bytes behind it.
+    /// first 8 bytes after it.
     pub fn read(bytes: Vec<u8>) -> Self {
         let (totalsize, found, problem) = match Fdt::parse_partial(&bytes) {
             Ok((fdt, problem)) => (fdt.totalsize(), facts(&fdt), problem),
@@ -96,7 +96,7 @@ fn facts(fdt: &Fdt) -> (Option<String>, Option<u64>) {
     let mut properties = root.properties();
     let compatible = properties.find_map(|p| version(p.value).filter(|_| known(p.name, COMPATIBLE_PROPERTY)));
     let word = |value: &[u8]| value.try_into().ok().map(u64::from_le_bytes);
-    // In any order if it is named; behind `compatible`, where kernels write it, if not.
+    // In any order if it is named; after `compatible`, where kernels write it, if not.
     let map = match root.prop(MAP_PROPERTY) {
         Some(value) => word(value),
         None => properties.filter(|p| p.name.is_none()).find_map(|p| word(p.value)),

@@ -251,7 +251,7 @@ fn spanning(tracker: &Tracker, numa: &[NodeRange], page: PageSize, most: usize) 
 pub struct MemfdChecks {
     /// Folios at a place of the file that another one has.
     pub duplicated: (Vec<(u64, Phys)>, u64),
-    /// Folios that begin behind the end of the file.
+    /// Folios that begin past the end of the file.
     pub beyond: (Vec<(u64, Phys)>, u64),
     /// Folios whose address is inside a preserved folio: only its head can be restored.
     pub interior: (Vec<(u64, Phys)>, u64),

@@ -26,7 +26,8 @@ impl Tracker {
     /// Makes bitmaps that lie in the tracker's source its blocks, without copying them. From here on the tracker is for
     /// reading: its blocks may be anybody's to write, and it must not.
     ///
-    /// A bitmap that lies in a page which the tracker marks is copied after all: its page is somebody's to write, by right.
+    /// A bitmap that lies in a page which the tracker marks is copied after all: the page belongs to a folio whose owner
+    /// may write it.
     ///
     /// Every bit is counted here, by as many threads as there are processors if there is enough for them.
     ///
@@ -86,7 +87,7 @@ impl Tracker {
     }
 }
 
-/// How many bits each block has set; by so many threads.
+/// How many bits each block has set, counted by up to `threads` threads.
 fn counts(blocks: &[Block], shape: Shape, threads: usize) -> Vec<u64> {
     if threads < 2 {
         return blocks.iter().map(|block| simd::count(*block, shape)).collect();

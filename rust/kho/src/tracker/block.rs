@@ -246,7 +246,7 @@ impl Block {
         }
     }
 
-    /// Asks for the words to be brought near.
+    /// Prefetches the words of the block.
     #[inline]
     pub(super) fn prefetch(self, shape: Shape) {
         for word in (0..shape.words()).step_by(LINE) {

@@ -78,7 +78,8 @@ impl Tracker {
     /// Where a folio's bit is, if its block is in the window: the directory, the word, and the folio's number.
     ///
     /// A pfn that is not aligned has, rotated, bits above all numbers of folios, so that the window has no block for it;
-    /// neither has it one beyond the address space. So one lookup is every check.
+    /// nor for a folio beyond the address space. The bounds check of the lookup
+    /// therefore also rejects misaligned and out-of-range pfns.
     #[inline(always)]
     fn near(&mut self, pfn: Pfn, order: Order) -> Option<(&mut Directory, Word, u64)> {
         let dir = &mut self.dirs[order.index()];
@@ -224,13 +225,13 @@ impl Tracker {
         self.geometry.folio_limit(order) >> self.shape.log2_bits
     }
 
-    /// A block, made if need be.
+    /// A block, allocated if it does not exist.
     fn ensure(&mut self, order: Order, index: u64) -> Result<Block> {
         let whole = self.whole(order);
         self.dirs[order.index()].ensure(index, &*self.source, self.shape, whole)
     }
 
-    /// Makes a block, where none is, with every bit set.
+    /// Allocates a block that does not exist, with every bit set.
     fn make_full(&mut self, order: Order, index: u64) -> Result<()> {
         let (block, whole) = (Block::allocate_full(&*self.source, self.shape)?, self.whole(order));
         let dir = &mut self.dirs[order.index()];

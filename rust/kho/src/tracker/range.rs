@@ -51,7 +51,7 @@ impl Tracker {
             return Ok(0);
         }
         let (last, bits) = (first + (count - 1), self.geometry.bits());
-        // Blocks that are new and whole are born full; nobody need look at them again. Runs of these, in folios:
+        // New blocks that the range covers entirely are allocated with all bits set. Runs of these, in folios:
         let mut full: Vec<Range<u64>> = Vec::new();
         for index in first >> self.shape.log2_bits..=last >> self.shape.log2_bits {
             let block = index * bits..(index + 1) * bits;

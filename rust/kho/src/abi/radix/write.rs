@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 /// Lays out a tracker's tree from the leaves up, each level by ascending key; the root comes last. `alloc` gives the
 /// pages; their bytes come back with their addresses, to be written there. An empty block becomes an empty leaf, as the
-/// kernel leaves one behind.
+/// kernel keeps one.
 ///
 /// # Errors
 /// Whatever `alloc` returns; [`Error::Invalid`] for an order that this shape cannot hold ([`Shape::check_writable`]) and

@@ -130,7 +130,7 @@ impl Window {
 }
 
 impl Flat {
-    /// The first piece that ends behind `offset`.
+    /// The first piece that ends after `offset`.
     fn from(&self, offset: u64) -> impl Iterator<Item = (u64, Piece)> {
         let before = self.pieces.range(..=offset).next_back().filter(|(_, p)| p.end > offset);
         let first = before.map_or(offset, |(&start, _)| start);

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The n-th set bit's page is described by the n-th descriptor. Pages of zeros share one, and what it describes is the
-//! first page behind the descriptors. All dumped pages one behind the other are a file of their own here, so that a
+//! first page after the descriptors. All dumped pages one after the other are a file of their own here, so that a
 //! run of memory is a segment like any other's.
 
 #![forbid(unsafe_code)]
@@ -242,12 +242,12 @@ struct Runs {
     /// Pages in the runs, and pages in the bitmap.
     count: u64,
     claimed: u64,
-    /// From the first to behind the last page that has no descriptor.
+    /// From the first page without a descriptor to one past the last.
     missing: Option<Range<u64>>,
 }
 
 impl Runs {
-    /// Adds `pages` set bits from `first`, which is behind all before.
+    /// Adds `pages` set bits from `first`, which is after all earlier ones.
     fn add(&mut self, first: u64, pages: u64) {
         self.claimed = self.claimed.saturating_add(pages);
         let here = pages.min(self.capacity - self.count);
@@ -292,7 +292,7 @@ struct Descriptor {
     flags: u32,
 }
 
-/// The dumped pages, one behind the other.
+/// The dumped pages, one after the other.
 struct Pages {
     file: Backing,
     page: PageSize,
@@ -435,7 +435,7 @@ impl Pages {
         let mut n = 8;
         while index <= last {
             let Ok(descriptors) = self.describe(index, n.min(last - index + 1)) else {
-                // Whoever reads there will be told.
+                // A read there reports it.
                 return Some(found.map_or((index << shift).max(within.start), |start| start)..within.end);
             };
             n = AT_ONCE;

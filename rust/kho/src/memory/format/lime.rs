@@ -1,4 +1,4 @@
-//! LiME, the format of the Linux Memory Extractor: ranges of memory, each behind a header with its addresses.
+//! LiME, the format of the Linux Memory Extractor: ranges of memory, each after a header with its addresses.
 //!
 //! ```text
 //! "EMiL" version 1 | first | last, inclusive | 8 reserved bytes | last - first + 1 bytes | the next header ...
@@ -23,7 +23,7 @@ pub(crate) fn is_lime(file: &Backing) -> bool {
 /// The ranges, disjoint: of memory that is there twice, the first is taken. The last one may be cut short.
 ///
 /// # Errors
-/// [`SourceProblem::Segment`] for a header that is none.
+/// [`SourceProblem::Segment`] for an invalid header.
 pub(crate) fn parse(file: &Backing) -> Result<Vec<Segment>> {
     let mut segments = Vec::new();
     let mut taken = Coverage::default();

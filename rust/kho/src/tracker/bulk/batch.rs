@@ -17,7 +17,7 @@ use crate::units::{Order, Pfn};
 use core::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-/// Pfns that may lie in memory of somebody else: they are copied, a few at a time, before they are looked at.
+/// Pfns in memory that others may write concurrently: they are copied, a few at a time, before they are checked.
 pub trait Words: Sync {
     /// The number of words.
     fn len(&self) -> usize;
@@ -334,7 +334,7 @@ struct Change<'a, const MARK: bool> {
 }
 
 impl<'a, const MARK: bool> Change<'a, MARK> {
-    /// Whoever asks owns the tracker, or what it marks: its count of them is brought up to date afterwards.
+    /// The caller owns the tracker or its directory, and updates the count of folios afterwards.
     fn of(tracker: &'a Tracker, order: Order) -> Self {
         Change { dir: &tracker.dirs[order.index()], shape: tracker.shape, changed: 0 }
     }

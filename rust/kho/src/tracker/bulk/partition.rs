@@ -1,10 +1,11 @@
-//! Folios of a list, shown to whoever does something with them: neighbours after neighbours where that pays.
+//! Radix partitioning of a folio list: a visitor gets the folios bucket by bucket, where that pays.
 //!
-//! The floor of a random bit is a cache miss, so a long list is first scattered to buckets, each a stretch of bitmaps that
-//! fits the second-level cache, and a bucket is shown when it is full:
+//! The floor of a random bit is a cache miss, so a long list is first partitioned into buckets, each a stretch of bitmaps
+//! that
+//! fits the second-level cache, and a bucket is visited when it is full:
 //!
 //! ```text
-//! pfns --look--> blocks made --scatter--> | bucket | bucket | ... | --full--> bits of 64 KiB of bitmaps
+//! pfns --survey--> blocks allocated --partition--> | bucket | bucket | ... | --full--> bits of 64 KiB of bitmaps
 //! ```
 //! A list that ascends needs none of that. Of one with few folios for each line of the cache most lines are brought near for
 //! one folio each, whatever the order: that is asked for as it comes, some hundreds at once.
@@ -198,7 +199,7 @@ impl Buckets {
 }
 
 impl Layout {
-    /// Where a bucket begins, and where it ends. There is a gap behind each, and never as many places as 2^32.
+    /// Where a bucket begins, and where it ends. A gap follows each. There are fewer than 2^32 places.
     fn ends(self, bucket: usize) -> (u32, u32) {
         let start = bucket * (self.len + GAP);
         (start as u32, (start + self.len) as u32)
@@ -227,7 +228,7 @@ pub(in crate::tracker) trait Visitor: Send + Sync + Sized {
         None
     }
 
-    /// Takes in what one beside it has done.
+    /// Merges the result of a visitor that ran concurrently.
     fn join(&mut self, _beside: Self) {}
 
     /// log2 of the bits in the largest block it looks at.

@@ -45,7 +45,7 @@ pub(in crate::tracker) struct Directory {
     rest: Option<Box<Rest>>,
 }
 
-/// What is known of blocks beside where they are.
+/// Facts about blocks that a lookup in the window does not need.
 #[derive(Default)]
 struct Rest {
     /// Blocks that exist.
@@ -174,7 +174,7 @@ impl Directory {
     pub(in crate::tracker) fn blocks_in(&self, range: Range<u64>) -> impl Iterator<Item = (u64, Block)> + '_ {
         let (used, far) = self.rest.as_ref().map_or((0..0, None), |rest| (rest.used.clone(), Some(&rest.far)));
         let near = range.start.clamp(used.start, used.end)..range.end.clamp(used.start, used.end);
-        // An empty range stands for one that begins behind its end, which a map's range() would not take.
+        // An empty range stands for one that begins after its end, which a map's range() would not take.
         let beyond = range.start.max(self.window.len());
         let beyond = beyond..range.end.max(beyond);
         let near = near.filter_map(|index| Some((index, self.window.get(index)?)));
@@ -237,7 +237,7 @@ impl Directory {
         }
     }
 
-    /// Bytes held beside the blocks.
+    /// Bytes held in addition to the blocks.
     pub(in crate::tracker) fn nbytes(&self) -> u64 {
         let rest = self.rest.as_ref().map_or(0, |rest| size_of::<Rest>() + rest.far.len() * FAR);
         self.window.nbytes() + rest as u64

@@ -20,7 +20,7 @@ use crate::units::Order;
 
 const COOKIE: u32 = 12346;
 const COOKIE_RUNS: u32 = 12347;
-/// Containers from which on there are offsets beside run containers.
+/// Number of containers from which on offsets are written even if there are run containers.
 const OFFSETS_FROM: usize = 4;
 /// The most numbers a container has as an array.
 const ARRAY_MAX: u32 = 4096;

@@ -1,4 +1,4 @@
-//! What is marked: by order and pfn, by address, by block, and the neighbours of a pfn.
+//! Iterators and lists of folios: by order and pfn, by address, by block; the folio at or after a pfn.
 
 #![allow(unsafe_code)]
 
@@ -29,7 +29,7 @@ impl<'a, T: Send> Left<'a, T> {
         if low { self.blocks.split_off(..n) } else { self.blocks.split_off(self.blocks.len() - n..) }
     }
 
-    /// Takes the room of so many items from one end.
+    /// Takes the room for `n` items from one end.
     fn room(&mut self, n: usize, low: bool) -> Option<&'a mut [MaybeUninit<T>]> {
         if low { self.room.split_off_mut(..n) } else { self.room.split_off_mut(self.room.len().checked_sub(n)?..) }
     }
@@ -146,7 +146,7 @@ fn folios_in(shape: Shape, from: u64, blocks: impl Iterator<Item = (u64, Block)>
     })
 }
 
-/// Sorts a list of so many sorted runs: merges them, if there is memory for that.
+/// Sorts a list that consists of `runs` sorted runs: merges them if there is memory for that.
 fn merge(folios: &mut [Folio], runs: usize) {
     if runs < 2 {
         return;
@@ -164,7 +164,7 @@ impl Tracker {
         self.iter_from(Order::ZERO, Pfn(0))
     }
 
-    /// The folios of `order` at or behind `from`, then those of the larger orders, as [`Tracker::iter`].
+    /// The folios of `order` at or after `from`, then those of the larger orders, as [`Tracker::iter`].
     pub fn iter_from(&self, order: Order, from: Pfn) -> impl Iterator<Item = (Pfn, Order)> + '_ {
         let dirs = Order::all().zip(&self.dirs).skip(order.index());
         dirs.flat_map(move |(o, dir)| {
@@ -179,12 +179,12 @@ impl Tracker {
         self.next(order, Pfn(0))
     }
 
-    /// The first folio of an order at or behind a pfn.
+    /// The first folio of an order at or after a pfn.
     pub fn next(&self, order: Order, from: Pfn) -> Option<Pfn> {
         self.next_before(order, from, Pfn(u64::MAX))
     }
 
-    /// The first folio of an order in `[from, end)`, without looking at what lies behind.
+    /// The first folio of an order in `[from, end)`, without reading blocks after `end`.
     pub fn next_before(&self, order: Order, from: Pfn, end: Pfn) -> Option<Pfn> {
         let dir = Some(&self.dirs[order.index()]).filter(|dir| dir.len > 0)?;
         let (first, last) = (from.0.div_ceil(order.nr_pages()), end.0.div_ceil(order.nr_pages()));
@@ -233,7 +233,7 @@ impl Tracker {
     pub fn folios_into(&self, folios: &mut Vec<Folio>) {
         folios.clear();
         folios.reserve_exact(self.len() as usize);
-        // Orders that lie one behind the other are listed as they lie. Where some do not, what each of them has is merged.
+        // Orders whose folios do not interleave are listed one after the other; where they do, their lists are merged.
         let mut orders: Vec<_> = self.used().map(|order| (self.first(order), order)).collect();
         orders.sort();
         let (mut group, mut runs, mut highest) = (0, 0, None);
@@ -288,7 +288,8 @@ impl Tracker {
         let blocks: Vec<_> = dir.blocks_from(0).collect();
         let by_two = threads_for(size_of_val(room)) > 1;
         let left = Left { blocks: &blocks, room, share: (SHARE / self.shape.bytes()).max(1) };
-        // Where other processes change the bitmaps meanwhile there may be more or fewer than there were: no gap is left.
+        // If another process changes the bitmaps concurrently, there may be more or fewer folios than counted: no gap is
+        // left.
         let listed = if by_two && left.by_two(self.shape, write) { len } else { write(&blocks, room) };
         // SAFETY: `listed` is what `write` returned, which counts the items that it wrote at the beginning of the room it was
         // given; or `len`, and then both threads filled every place of a room of `len` items (`by_two`). The room is the

@@ -1,4 +1,4 @@
-//! Rank and select: how many folios lie below a pfn, and which one has so many below it.
+//! Rank and select: how many folios lie below a pfn, and which folio has n folios below it.
 //!
 //! What lies below is counted, by blocks and then by words: O(bytes of blocks below), which is 32 MiB, or some
 //! milliseconds, per TiB of order-0 folios.

@@ -11,7 +11,7 @@ pub(super) type Line = [u64; LINE];
 pub(super) const WORD: usize = 64;
 /// Items that the words of a line can come to.
 pub(super) const ROOM: usize = LINE * WORD;
-/// Items written without asking how many there are.
+/// Items written without checking how many there are.
 const BOLD: usize = 4;
 
 /// The room for what a line can come to, and for what a word can.
@@ -20,7 +20,7 @@ pub(super) type WordRoom<T> = [MaybeUninit<T>; WORD];
 
 /// How the items of a line are written. Not a closure: it must become a part of what calls it, with that one's extensions.
 pub(super) trait Lines<T> {
-    /// Writes the items of a line, which is not empty, at the beginning of its room, and whatever it likes behind them.
+    /// Writes the items of a line, which is not empty, at the beginning of its room, and anything after them.
     /// `base` is the number of the line's bit 0 in the block. Returns how many there are.
     fn line(&self, words: Line, base: u64, room: &mut Room<T>) -> usize;
 }

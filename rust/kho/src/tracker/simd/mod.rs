@@ -1,6 +1,7 @@
-//! What pays to be compiled for newer processors too: each function here is one piece of portable code, built twice,
-//! once for any processor and once for those with population count, bit manipulation and 256-bit vectors. Listing has a
-//! third way, for those that compress vectors (`compress`). Which one runs is decided when it is called.
+//! Runtime CPU dispatch: one portable body, compiled for the baseline and for AVX2, BMI1/2, LZCNT and POPCNT.
+//!
+//! Listing has a third build that compresses vectors with AVX-512 (`compress`). Each call selects the build by the
+//! processor's features.
 
 #![allow(unsafe_code)]
 
@@ -15,7 +16,7 @@ use crate::mapping::Items;
 use core::mem::MaybeUninit;
 use lines::{ByBits, list};
 
-/// Compiles a function for this processor's extensions as well, and chooses at run time.
+/// Defines a function with two builds, portable and for the extensions, and selects one at run time.
 macro_rules! dispatch {
     ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),*) -> $ret:ty = $portable:ident / $native:ident $body:block) => {
         #[inline(always)]

@@ -1,4 +1,4 @@
-//! Trackers of every kind beside a model, which is a set.
+//! Trackers of every kind compared with a model, a set.
 
 #![allow(unsafe_code)]
 
@@ -144,7 +144,7 @@ fn apply(t: &mut Tracker, model: &mut Model, op: &Op) {
                 true => t.preserve_many(&*pfns, orders),
                 false => t.unpreserve_many(&*pfns, orders),
             };
-            // Now and then apart from the other orders, as a thread beside others has it.
+            // Sometimes split off from the other orders, as concurrent threads do.
             let changed = match one.filter(|_| pfns.len() % 2 == 1) {
                 Some((_, o)) => {
                     let mut part = t.split_off(*o);
@@ -234,7 +234,7 @@ fn pairs() -> impl Strategy<Value = ((Tracker, Model), (Tracker, Model))> {
     })
 }
 
-/// Heap blocks, but only so many; they have addresses.
+/// A limited number of heap blocks; they have addresses.
 struct Limited(HeapBlocks, AtomicUsize);
 
 // SAFETY: the blocks are those of HeapBlocks.

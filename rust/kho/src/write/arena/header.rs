@@ -4,7 +4,7 @@
 //! 0        ELF header, program headers (one PT_LOAD a span, p_paddr = physical address), one PT_NOTE
 //! ...      note "kho", type 1: struct Note, then the regions, then the scratch areas
 //! 4 KiB    where `kho.live` made the file: its superblock, slots and journal (python/kho/live/slots.py), else holes
-//! 2 MiB    the spans, one behind the other, each on a 2 MiB boundary
+//! 2 MiB    the spans, one after the other, each on a 2 MiB boundary
 //! ```
 
 #![forbid(unsafe_code)]

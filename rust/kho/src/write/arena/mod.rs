@@ -65,7 +65,7 @@ pub struct PageState {
 #[derive(Debug)]
 pub struct Arena {
     config: ArenaConfig,
-    /// The page ranges nobody may allocate.
+    /// The page ranges that cannot be allocated.
     reserved: Vec<(Pfn, Pfn)>,
     spans: Arc<Spans>,
     scratch_phys: u64,
@@ -565,8 +565,9 @@ impl Arena {
         Ok(())
     }
 
-    /// A new owner takes over: what was preserved and is not restored stays reserved, the rest is free, once somebody
-    /// asks for it. Returns the new generation; `None`, and nothing has changed, while a view can write one of the bitmaps
+    /// A new owner takes over: what was preserved and is not restored stays reserved, the rest becomes free at the first
+    /// request that needs to know. Returns the new generation; `None`, and nothing has changed, while a view can write one
+    /// of the bitmaps
     /// that the claims would read where they are.
     pub(crate) fn take_over(&self, claims: &Arc<Claims>) -> Option<u64> {
         let mut handover = lock(&self.handover);
@@ -626,7 +627,7 @@ impl Arena {
     pub(crate) fn put_own(&self, own: impl IntoIterator<Item = Pfn>) {
         if let Ok(mut pages) = self.settled() {
             for pfn in own {
-                // Allocated by the caller and known to nobody else, so that nothing can refuse it.
+                // Allocated by the caller and not shared, so that freeing it cannot fail.
                 if let Ok(order) = pages.allocated_at(pfn) {
                     pages.disown(pfn, order);
                 }
@@ -701,7 +702,8 @@ impl PhysMemory for Arena {
     }
 }
 
-/// The page ranges nobody may allocate, ascending: page 0 (an address of 0 means "none" in every KHO structure), and scratch.
+/// The page ranges that cannot be allocated, ascending: page 0 (an address of 0 means "none" in every KHO structure), and
+/// scratch.
 fn reserved(config: &ArenaConfig) -> Vec<(Pfn, Pfn)> {
     let page = config.page;
     let mut ranges = vec![(Pfn(0), Pfn(1))];

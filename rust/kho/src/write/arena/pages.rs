@@ -33,7 +33,7 @@ pub enum PageKind {
         /// The order of the folio.
         order: Order,
     },
-    /// Nobody's to allocate: scratch, page 0, inherited and not restored.
+    /// Not available to the allocator: scratch, page 0, inherited and not restored.
     Reserved,
 }
 
@@ -130,7 +130,7 @@ pub(super) struct Pages {
     /// Reference counts other than 1, by head pfn.
     refs: HashMap<u64, u32>,
     inherited: Weak<Claims>,
-    /// The claims of a take-over after which nobody asked yet what is free.
+    /// The claims of a take-over whose free pages were not computed yet.
     unsettled: Option<Arc<Claims>>,
     maps: Vec<Map>,
     /// The FDT of a handover in the arena's file that was not taken over: which pages it needs is not known before that, so
@@ -667,7 +667,7 @@ impl Pages {
         self.lingering.iter().copied().find(|(head, order)| *head <= pfn && pfn.0 < head.0 + order.nr_pages())
     }
 
-    /// `page->private`: the marker of an inherited folio that nobody restored.
+    /// `page->private`: the marker of an inherited folio that was not restored.
     pub(super) fn private(&self, pfn: Pfn) -> u64 {
         self.inherited.upgrade().map_or(0, |claims| claims.private(pfn))
     }

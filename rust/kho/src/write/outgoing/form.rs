@@ -111,7 +111,8 @@ impl Map {
         }
     }
 
-    /// Writes chunks beside those of an earlier call (but for the one whose place the caller chose), and returns the pages of
+    /// Writes chunks next to those of an earlier call (but for the one whose place the caller chose), and returns the pages
+    /// of
     /// these; a tree has nothing to write.
     pub(super) fn write(&mut self, arena: &Arena, tracker: &Mutex<Tracker>) -> Result<Vec<Pfn>> {
         let Map::Chunks { first, pages } = self else { return Ok(Vec::new()) };

@@ -73,7 +73,7 @@ impl LiveTree {
         self.set(entry, block.ok_or_else(homeless)?)
     }
 
-    /// Brings the leaf of the lowest keys up to date with the tracker; the others are never behind.
+    /// Brings the leaf of the lowest keys up to date with the tracker; the others always are.
     ///
     /// # Errors
     /// None for a tree in its arena.

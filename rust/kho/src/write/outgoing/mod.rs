@@ -161,7 +161,7 @@ impl Outgoing {
     }
 
     /// Refuses memory that cannot be preserved: in scratch, or not allocated (nothing would keep the allocator from
-    /// giving it to somebody else, the map itself included).
+    /// giving it to another owner, the map itself included).
     fn check_range(&self, what: &'static str, start: Pfn, end: Pfn) -> Result<()> {
         let phys = self.page().phys(start);
         let len = (end.0 - start.0) << self.page().shift();
@@ -194,7 +194,7 @@ impl Outgoing {
     pub fn unpreserve_folio(&mut self, pfn: Pfn, order: Order) -> Result<bool> {
         self.check_open("unpreserve_folio")?;
         self.page().check_folio(pfn, order)?;
-        // One of another order is somebody else's, wherever it lies.
+        // A folio of another order has another owner, wherever it lies.
         if self.own().any(|own| own == (pfn, order)) {
             return Err(self.is_own("unpreserve_folio", pfn));
         }
@@ -532,7 +532,7 @@ impl Outgoing {
 }
 
 impl Drop for Outgoing {
-    /// A handover that was finalized stays in the arena for the next owner; any other leaves nothing behind.
+    /// A handover that was finalized stays in the arena for the next owner; any other is removed completely.
     fn drop(&mut self) {
         if self.arena.generation() != self.generation {
             return;

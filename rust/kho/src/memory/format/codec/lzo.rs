@@ -5,13 +5,13 @@
 //! 0000LLLL  (state 0)  nothing: 3 + L literals, or longer        state 4
 //! 0000DDSS  (state 1-3) 2 bytes, 1 + (H << 2) + D back           S
 //! 0000DDSS  (state 4)  3 bytes, 2049 + (H << 2) + D back         S
-//! 0001HLLL  2 + L, 16384 + (H << 14) + D back; 16384: the end    S    D, S: 16 bits behind
-//! 001LLLLL  2 + L, 1 + D back                                    S    D, S: 16 bits behind
-//! LLLDDDSS  1 + L, 1 + (H << 3) + D back                         S    H: 8 bits behind
+//! 0001HLLL  2 + L, 16384 + (H << 14) + D back; 16384: the end    S    D, S: 16 bits after it
+//! 001LLLLL  2 + L, 1 + D back                                    S    D, S: 16 bits after it
+//! LLLDDDSS  1 + L, 1 + (H << 3) + D back                         S    H: 8 bits after it
 //! ```
 //!
 //! The state is how many literals the last instruction took along, 4 for a run of them. A length of 0 goes on: 255 for
-//! each zero byte, and the byte behind those.
+//! each zero byte, and the byte after those.
 
 #![forbid(unsafe_code)]
 
@@ -31,7 +31,7 @@ struct Stream<'a> {
 pub(super) fn unpack(input: &[u8], out: &mut [u8]) -> Outcome<usize> {
     let mut stream = Stream { input, out, done: 0 };
     let mut state = 0;
-    // Only the first byte can say "so many literals" this way.
+    // Only the first byte can give a number of literals this way.
     if let Some(&first) = input.first().filter(|&&first| first > 17) {
         stream.byte()?;
         let n = usize::from(first) - 17;
@@ -88,7 +88,7 @@ impl Stream<'_> {
         Ok(usize::from(self.byte()?) | usize::from(self.byte()?) << 8)
     }
 
-    /// A length that stands in the instruction, or goes on behind it from `most`.
+    /// A length that stands in the instruction, or continues after it from `most`.
     fn length(&mut self, given: usize, most: usize) -> Outcome<usize> {
         if given != 0 {
             return Ok(given);
