@@ -241,8 +241,8 @@ pub(crate) fn prefer_huge_pages<T>(memory: &mut [T]) {
     let _ = unsafe { advise(memory, Advice::LinuxHugepage) };
 }
 
-/// Lets the kernel have the memory of what is not needed any more, when it wants it; whoever writes there before finds it as
-/// fast as if nothing had been said. False if the kernel would not hear of it.
+/// `madvise(MADV_FREE)`: the kernel may reclaim these pages. A page written before that is kept, without a page fault.
+/// Returns false if the kernel refuses.
 pub(crate) fn mark_reclaimable<T>(memory: &mut [MaybeUninit<T>]) -> bool {
     // SAFETY: the kernel may turn bytes to zeros, which is as good as anything where nothing is initialized.
     unsafe { advise(memory, Advice::LinuxFree) }

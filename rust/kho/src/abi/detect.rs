@@ -1,7 +1,6 @@
 //! Detects how a map is to be read. It records neither the page size nor, in kho-v1, the bitmap size (ABI section 1), so
 //! they are decided from evidence: readings that contradict themselves fall away, and of those left the one wins in which
-//! the
-//! FDT and the subtrees are preserved, and no page is preserved twice, outside memory, in scratch, or under the map
+//! the FDT and the subtrees are preserved, and no page is preserved twice, outside memory, in scratch, or under the map
 //! itself.
 
 #![forbid(unsafe_code)]

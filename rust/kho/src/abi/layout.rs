@@ -1,4 +1,4 @@
-//! Structures byte for byte. Little-endian, as on every machine that has KHO.
+//! Structures of kho-v1 as they lie in memory, little-endian.
 
 #![forbid(unsafe_code)]
 

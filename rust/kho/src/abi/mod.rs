@@ -1,4 +1,4 @@
-//! The ABI versions: one row of facts each. Whatever differs between versions is a column here, not an `if` elsewhere.
+//! The ABI versions: one row of facts each. What differs between versions is a column here, not an `if` elsewhere.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! What a dump says of its machine: the ELF notes of a core or kdump file, and `e_machine`.
+//! The ELF notes of a core or kdump file, and its machine (`e_machine`).
 
 #![forbid(unsafe_code)]
 

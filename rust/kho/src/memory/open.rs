@@ -1,4 +1,4 @@
-//! Opening sources: what a file's content is, and which format's reader it is given to.
+//! Opens sources: recognizes the format of each file and calls its reader.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! Memory that is at hand already: byte strings at physical addresses.
+//! Memory given as byte strings at physical addresses.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! What a user may name as a source of memory: an ELF core, a dump, a raw image with an address, several of them together.
+//! Names of memory sources: a file whose content tells its format, or a raw image with an address or a machine.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! Where does a raw image lie? Nothing in one says it, and a wrong address makes every pointer lead elsewhere.
+//! Finds the address of a raw image: the one at which its handover is whole. The image does not record it.
 //!
 //! A handover tells: the map that a root FDT points to preserves the root's own page and its subtrees' pages, and at no
 //! address but the right one does it. So an image is read at the address it was named with, and where it is not whole

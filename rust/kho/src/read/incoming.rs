@@ -1,4 +1,4 @@
-//! Taking over (`kho_in`): a memory image's handover, validated and walked, each folio to be restored once.
+//! Reading a handover (`kho_in`): validated and walked; each folio is restored once.
 
 #![forbid(unsafe_code)]
 
@@ -16,7 +16,7 @@ use crate::tracker::Tracker;
 use crate::units::{Order, PageSize, Pfn, Phys};
 use std::sync::Arc;
 
-/// What the caller knows, or insists on.
+/// What the caller knows or requires; the rest is detected.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Where the FDT is; searched for otherwise.
@@ -90,7 +90,7 @@ pub struct Layout {
     pub certainty: Certainty,
 }
 
-/// What a map costs its reader.
+/// The memory that a map and its reader take.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MapStats {
     /// Bitmaps, the empty ones too.
@@ -131,7 +131,7 @@ pub struct Placement {
     pub why: String,
 }
 
-/// A handover that was read, and what of it was restored.
+/// A handover that was read, and which of its folios were restored.
 pub struct Incoming {
     memory: Arc<dyn PhysMemory>,
     restore: Box<dyn Restore>,
@@ -314,7 +314,7 @@ impl Incoming {
         self.restore.restore_many(phys)
     }
 
-    /// What the map costs.
+    /// The memory that the map and this reader take.
     pub fn stats(&self) -> MapStats {
         let tracker = self.preserved();
         let bitmap = tracker.geometry().block_bytes();
@@ -380,7 +380,7 @@ pub(crate) fn read(place: Place<'_>, fdt: Phys, found: &Found, options: &Options
     Ok((root, reading, scratch))
 }
 
-/// Of several handovers the one that is most of one: readable, its FDT and subtrees preserved by its own map.
+/// The most complete of several handovers: readable, its FDT and subtrees preserved by its own map.
 fn best(memory: &dyn PhysMemory, found: &Found, options: &Options) -> Result<(Reads, Vec<Phys>)> {
     /// Handovers that are read to find the best; a machine's memory holds a few.
     const MOST: usize = 64;

@@ -1,4 +1,4 @@
-//! Whose is each preserved page? Claims, byte ranges with an owner each, joined with what the map preserves: pages that are
+//! Attributes each preserved page to its owner: joins byte ranges that owners claim with the map: pages that are
 //! claimed and preserved, pages without a claim, pages that are claimed and not preserved.
 
 #![forbid(unsafe_code)]

@@ -1,4 +1,4 @@
-//! What a kernel shows of its handover in debugfs, live or copied: no memory, but the FDTs and where the scratch areas
+//! Reads a kernel's view of its handover in debugfs, live or copied: no memory, but the FDTs and where the scratch areas
 //! are (ABI section 2).
 //!
 //! ```text

@@ -1,4 +1,4 @@
-//! What a map says that cannot be right, found by runs and ranges: time goes with the map, not with the folios in it.
+//! Checks a map by runs and ranges: time is proportional to the map's size, not to the number of folios.
 //! What each finding means, and what hangs off the map, is judged in Python (`python/kho/verify.py`).
 
 #![forbid(unsafe_code)]

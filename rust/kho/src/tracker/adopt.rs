@@ -1,4 +1,4 @@
-//! Blocks that exist before their tracker does: those of a map that is taken over, which stay where they are.
+//! Adopts the bitmaps of a map that is taken over as blocks, in place.
 //!
 //! What lies in memory that others may write is trusted for nothing but its bits: a count is that of the moment when it
 //! was made, and a bit that changes later is read as it is then.

@@ -1,4 +1,4 @@
-//! Where a tracker's blocks live; their words are read and written through raw pointers.
+//! Blocks and their sources; words of a block are read and written through raw pointers.
 //!
 //! No reference into a block is ever made. Blocks of a source that is shared ([`BlockSource::is_shared`]) lie in memory that
 //! another process may write at any time: each of their words is read and written by relaxed atomic operations, so that such a

@@ -1,4 +1,4 @@
-//! A block's size and the page size: from these follow where blocks begin.
+//! Page size and block size, and the addresses at which blocks begin.
 
 #![forbid(unsafe_code)]
 

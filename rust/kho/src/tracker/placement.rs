@@ -1,4 +1,4 @@
-//! Where an order's blocks lie, for a list of them: what kho-v1's chunks hold.
+//! The address pair of a block, as kho-v1's chunks hold it, and the rule that computes it.
 
 #![forbid(unsafe_code)]
 

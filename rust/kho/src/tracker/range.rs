@@ -1,4 +1,4 @@
-//! Ranges and runs, by words; bitmaps that come from elsewhere.
+//! Marks and unmarks ranges and runs word by word; inserts copies of bitmaps.
 //!
 //! Whatever can fail comes first (alignment, range, blocks to make), so that a change happens whole or not at all.
 

@@ -82,7 +82,7 @@ impl Word {
         clear_counted = clear as -=, "btr" then "0"
     }
 
-    /// Asks for the word to be brought near.
+    /// Prefetches the word into L1.
     #[inline(always)]
     pub(super) fn prefetch(self) {
         #[cfg(target_arch = "x86_64")]

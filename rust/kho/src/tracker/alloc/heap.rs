@@ -1,4 +1,4 @@
-//! Blocks on the heap.
+//! Blocks on the heap, allocated in slabs.
 
 #![allow(unsafe_code)]
 

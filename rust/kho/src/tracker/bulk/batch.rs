@@ -1,4 +1,4 @@
-//! Many folios at once, given by their pfns in any order.
+//! Operations on many folios at once, given by their pfns in any order.
 //!
 //! A long list is surveyed (`survey`), then its blocks are allocated, then it is applied (`partition`).
 

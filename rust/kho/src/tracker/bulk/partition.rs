@@ -1,14 +1,13 @@
 //! Radix partitioning of a folio list: a visitor gets the folios bucket by bucket, where that pays.
 //!
 //! The floor of a random bit is a cache miss, so a long list is first partitioned into buckets, each a stretch of bitmaps
-//! that
-//! fits the second-level cache, and a bucket is visited when it is full:
+//! that fits the second-level cache, and a bucket is visited when it is full:
 //!
 //! ```text
 //! pfns --survey--> blocks allocated --partition--> | bucket | bucket | ... | --full--> bits of 64 KiB of bitmaps
 //! ```
-//! A list that ascends needs none of that. Of one with few folios for each line of the cache most lines are brought near for
-//! one folio each, whatever the order: that is asked for as it comes, some hundreds at once.
+//! An ascending list is not partitioned. Nor is a list with few folios per cache line: most lines are fetched for one folio
+//! each in any order, so its words are prefetched in the list's own order, some hundreds at once.
 
 #![forbid(unsafe_code)]
 
@@ -23,7 +22,7 @@ use crate::units::Order;
 use core::mem;
 use core::ops::Range;
 
-/// log2 of the buckets a list is scattered to, at the most.
+/// log2 of the largest number of buckets.
 const BUCKETS: u32 = 9;
 /// log2 of the bits of a bucket, at the least: 64 KiB of bitmaps, of which a second-level cache holds several.
 const BUCKET_BITS: u32 = 19;
@@ -34,8 +33,8 @@ const BUCKET_LEN: usize = 1 << 15;
 const GAP: usize = 16;
 /// Folios that share a cache line.
 const LINE_BITS: usize = 64 * LINE;
-/// Folios in each line that a list reaches, on an average, from which on buckets pay: with fewer, most of the bitmaps are
-/// brought near for one folio each, in whatever order.
+/// Folios in each line that a list reaches, on an average, from which on buckets pay: with fewer, most cache lines are
+/// fetched for one folio each, in any order.
 const CROWD: u64 = 3;
 
 /// Folios of one order being shown to a visitor, neighbours after neighbours if that pays.

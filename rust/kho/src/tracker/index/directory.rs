@@ -230,7 +230,7 @@ impl Directory {
         changed
     }
 
-    /// Asks for the blocks of a range of folios to be brought near, all at once.
+    /// Prefetches the blocks of a range of folios.
     pub(in crate::tracker) fn prefetch(&self, shape: Shape, folios: Range<u64>) {
         for (_, block) in self.blocks_in(folios.start >> shape.log2_bits..folios.end >> shape.log2_bits) {
             block.prefetch(shape);

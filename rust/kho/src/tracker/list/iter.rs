@@ -288,8 +288,8 @@ impl Tracker {
         let blocks: Vec<_> = dir.blocks_from(0).collect();
         let by_two = threads_for(size_of_val(room)) > 1;
         let left = Left { blocks: &blocks, room, share: (SHARE / self.shape.bytes()).max(1) };
-        // If another process changes the bitmaps concurrently, there may be more or fewer folios than counted: no gap is
-        // left.
+        // If another process changes the bitmaps concurrently, there may be more or fewer folios than counted: no gap
+        // is left.
         let listed = if by_two && left.by_two(self.shape, write) { len } else { write(&blocks, room) };
         // SAFETY: `listed` is what `write` returned, which counts the items that it wrote at the beginning of the room it was
         // given; or `len`, and then both threads filled every place of a room of `len` items (`by_two`). The room is the

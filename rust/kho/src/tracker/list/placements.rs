@@ -14,7 +14,7 @@ impl Tracker {
         self.dirs[order.index()].blocks_from(index).next().is_some()
     }
 
-    /// Of an order's blocks from `index` on, ascending, those that became empty too, as many as fit `into`: the address of the
+    /// Writes the placements of an order's blocks from `index` on, ascending, as many as fit `into`: the address of the
     /// folio that bit 0 stands for, and that of the bitmap. [`Tracker::blocks`] for whom it is enough to know where they are.
     /// Returns how many there were, and the index to go on from.
     ///

@@ -5,7 +5,7 @@
 use crate::tracker::{BlockRef, Tracker};
 use crate::units::Order;
 
-/// What one order holds, and what that costs.
+/// Counts and bytes of one order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct OrderStats {
     /// The order.

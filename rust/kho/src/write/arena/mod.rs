@@ -1,4 +1,4 @@
-//! Physical memory one can write: regions of RAM at chosen addresses, a page allocator, scratch.
+//! Writable physical memory: regions of RAM at chosen addresses, a page allocator, scratch areas.
 
 #![deny(unsafe_code)]
 
@@ -567,8 +567,7 @@ impl Arena {
 
     /// A new owner takes over: what was preserved and is not restored stays reserved, the rest becomes free at the first
     /// request that needs to know. Returns the new generation; `None`, and nothing has changed, while a view can write one
-    /// of the bitmaps
-    /// that the claims would read where they are.
+    /// of the bitmaps that the claims would read in place.
     pub(crate) fn take_over(&self, claims: &Arc<Claims>) -> Option<u64> {
         let mut handover = lock(&self.handover);
         let mut pages = lock(&self.pages);

@@ -1,4 +1,4 @@
-//! The bytes of an arena: mappings that stand for spans of physical memory.
+//! The bytes of an arena: mappings of spans of physical memory.
 
 #![forbid(unsafe_code)]
 

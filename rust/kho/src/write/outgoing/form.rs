@@ -1,4 +1,4 @@
-//! The two forms in which a handover in the making keeps its map and its root FDT.
+//! The two forms in which an unfinished handover keeps its map and its root FDT.
 //!
 //! ```text
 //!            map                              root FDT
@@ -111,9 +111,8 @@ impl Map {
         }
     }
 
-    /// Writes chunks next to those of an earlier call (but for the one whose place the caller chose), and returns the pages
-    /// of
-    /// these; a tree has nothing to write.
+    /// Writes chunks next to those of an earlier call (but for the one whose place the caller chose), and returns their
+    /// pages; a tree has nothing to write.
     pub(super) fn write(&mut self, arena: &Arena, tracker: &Mutex<Tracker>) -> Result<Vec<Pfn>> {
         let Map::Chunks { first, pages } = self else { return Ok(Vec::new()) };
         // The lock is not held any longer than this, because freeing pages takes it too.

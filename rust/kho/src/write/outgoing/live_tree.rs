@@ -1,4 +1,4 @@
-//! The tree while it is being made: kept in an arena's pages, and always in force (`kho_radix_add_page`,
+//! The radix tree of an unfinished handover: kept in an arena's pages, and always in force (`kho_radix_add_page`,
 //! `kho_radix_del_page`).
 //!
 //! ```text

@@ -1,4 +1,4 @@
-//! Handing over (`kho_out`): what of an arena the next owner gets, written the way a kernel writes it.
+//! Handing over (`kho_out`): preserved folios and subtrees of an arena, written as a kernel writes them.
 
 #![forbid(unsafe_code)]
 

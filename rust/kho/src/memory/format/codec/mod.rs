@@ -1,4 +1,4 @@
-//! How a page of a dump is packed. Whatever the bytes say, no more than a page comes out.
+//! Decompresses a page of a dump. The output never exceeds one page.
 
 #![forbid(unsafe_code)]
 
