@@ -66,6 +66,7 @@ impl Claims {
     }
 
     /// The order of a preserved folio that starts at `pfn`, the largest if there are several.
+    #[inline(always)]
     fn head_order(&self, pfn: Pfn) -> Option<Order> {
         let preserved = self.preserved();
         let used = || preserved.orders().filter(|order| preserved.len_of(*order) > 0);
@@ -197,12 +198,14 @@ impl Claims {
         Ok(pfn)
     }
 
+    #[inline(always)]
     fn head_page(&self, phys: Phys) -> Result<Pfn> {
         let unaligned = NotRestorable::Unaligned { page: self.page().bytes() };
         self.page().pfn_exact("phys", phys).map_err(|_| not_restorable(phys, unaligned))
     }
 
     /// The folio whose head page is at `phys`.
+    #[inline(always)]
     fn find(&self, phys: Phys) -> Result<(Pfn, Order)> {
         let pfn = self.head_page(phys)?;
         if let Some(order) = self.head_order(pfn) {
