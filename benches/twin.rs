@@ -5,7 +5,7 @@
 use kho::Result;
 use kho::abi::layout::BitmapSize;
 use kho::abi::{Abi, chunk, radix};
-use kho::mapping::Mapping;
+use kho::Mapping;
 use kho::memory::SliceMemory;
 use kho::tracker::{BlockSource, Geometry, Tracker};
 use kho::units::{Order, PageSize, Pfn, Phys};

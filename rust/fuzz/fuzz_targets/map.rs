@@ -7,7 +7,7 @@
 
 use kho::abi::layout::BitmapSize;
 use kho::abi::radix::{self, Shape};
-use kho::abi::{ABIS, chunk, evidence};
+use kho::abi::{ABIS, chunk, detect};
 use kho::memory::{PhysMemory, SliceMemory};
 use kho::units::{PageSize, Phys};
 use libfuzzer_sys::fuzz_target;
@@ -34,8 +34,8 @@ fuzz_target!(|input: &[u8]| {
     }
 
     for abi in &ABIS {
-        let known = evidence::Known { fdt: map, ..evidence::Known::default() };
-        if let Ok(reading) = evidence::decide(evidence::Place::Memory(&memory), abi, map, &known, evidence::Hints::default()) {
+        let known = detect::Known { fdt: map, ..detect::Known::default() };
+        if let Ok(reading) = detect::decide(detect::Place::Memory(&memory), abi, map, &known, detect::Hints::default()) {
             assert!(!reading.nodes.is_empty());
         }
         let Some(shape) = Shape::of(abi, page) else {

@@ -2,8 +2,7 @@
 
 #![allow(unsafe_code)]
 
-use crate::listed::Listed;
-use kho::spare::Spare;
+use crate::listed::{Listed, Pooled};
 use pyo3::exceptions::{PyBufferError, PyIndexError, PyOverflowError};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -17,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 ///
 /// # Safety
 /// [`Item::FORMAT`] describes the layout in memory, and every byte of it is initialized: padding is a field.
-pub(crate) unsafe trait Item: Copy + Send + Sync + 'static {
+pub(crate) unsafe trait Item: Pooled + Copy + Send + Sync {
     /// The name of the class whose items these are.
     const CLASS: &'static str;
     /// The format of one item, in the syntax of PEP 3118.
@@ -30,11 +29,6 @@ pub(crate) unsafe trait Item: Copy + Send + Sync + 'static {
     fn to_object(self, py: Python<'_>) -> PyResult<Bound<'_, PyAny>>;
 
     fn shown(self) -> String;
-
-    /// Where the memory of a list that nobody has any more waits for [`Listed::new`]; `None` if no list is made so.
-    fn spare() -> Option<&'static Spare<Self>> {
-        None
-    }
 }
 
 /// A part of a list of records; parts of one list share its memory.

@@ -6,9 +6,9 @@
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use crate::array::{Array, ArrayIter, Item, Picked, array_class};
-use crate::listed::Listed;
+use crate::listed::{Listed, Pooled};
+use kho::BufferPool;
 use kho::Result;
-use kho::spare::Spare;
 use kho::tracker::{Folio, Tracker};
 use kho::units::{Order, Pfn};
 use pyo3::ffi;
@@ -74,8 +74,15 @@ impl RunArray {
     }
 }
 
-// SAFETY: `repr(C)`: a u64, a u8 and 7 bytes of padding that are a field, which is what `FORMAT` says; 16 bytes, all of
-// them initialized.
+impl Pooled for Folio {
+    fn spare() -> Option<&'static BufferPool<Folio>> {
+        static SPARE: BufferPool<Folio> = BufferPool::new();
+        Some(&SPARE)
+    }
+}
+
+// SAFETY: `repr(C)`: a u64, a u8 and 7 bytes of padding that are a field, which is what `FORMAT` says; 16 bytes, all of them
+// initialized.
 unsafe impl Item for Folio {
     const CLASS: &'static str = "FolioArray";
     const FORMAT: &'static CStr = c"T{Q:phys:B:order:7x}";
@@ -94,9 +101,11 @@ unsafe impl Item for Folio {
     fn shown(self) -> String {
         format!("({:#x}, {})", self.phys, self.order)
     }
+}
 
-    fn spare() -> Option<&'static Spare<Folio>> {
-        static SPARE: Spare<Folio> = Spare::new();
+impl Pooled for u64 {
+    fn spare() -> Option<&'static BufferPool<u64>> {
+        static SPARE: BufferPool<u64> = BufferPool::new();
         Some(&SPARE)
     }
 }
@@ -118,11 +127,6 @@ unsafe impl Item for u64 {
     fn shown(self) -> String {
         format!("{self:#x}")
     }
-
-    fn spare() -> Option<&'static Spare<u64>> {
-        static SPARE: Spare<u64> = Spare::new();
-        Some(&SPARE)
-    }
 }
 
 /// Consecutive pages or folios.
@@ -132,6 +136,8 @@ pub(crate) struct Run {
     pfn: u64,
     n: u64,
 }
+
+impl Pooled for Run {}
 
 // SAFETY: `repr(C)`: two integers of 8 bytes each, without padding, which is what `FORMAT` says.
 unsafe impl Item for Run {

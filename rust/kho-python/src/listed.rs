@@ -2,17 +2,24 @@
 
 #![forbid(unsafe_code)]
 
-use crate::array::Item;
-use kho::{Error, Result};
+use kho::{BufferPool, Error, Result};
 use std::ops::Deref;
 
 /// Initial capacity of a list whose length is not known, in items.
 const FEW: usize = 64;
 
-/// An immutable list. When it is dropped, its memory is kept for the next list of the same type.
-pub(crate) struct Listed<T: Item>(Vec<T>);
+/// An item of a list whose allocation may come from a pool.
+pub(crate) trait Pooled: Sized + 'static {
+    /// The pool; `None` if lists of these items are allocated each time.
+    fn spare() -> Option<&'static BufferPool<Self>> {
+        None
+    }
+}
 
-impl<T: Item> Listed<T> {
+/// An immutable list. When it is dropped, its memory is kept for the next list of the same type.
+pub(crate) struct Listed<T: Pooled>(Vec<T>);
+
+impl<T: Pooled> Listed<T> {
     /// A list that `fill` fills; it gets an empty one with capacity for `len` items.
     ///
     /// # Errors
@@ -50,13 +57,13 @@ pub(crate) fn reserve<T>(items: &mut Vec<T>, more: usize) -> Result<()> {
     items.try_reserve_exact(more).map_err(|_| Error::TooLong { items: items.len().saturating_add(more), bytes })
 }
 
-impl<T: Item> From<Vec<T>> for Listed<T> {
+impl<T: Pooled> From<Vec<T>> for Listed<T> {
     fn from(items: Vec<T>) -> Self {
         Listed(items)
     }
 }
 
-impl<T: Item> Deref for Listed<T> {
+impl<T: Pooled> Deref for Listed<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
@@ -64,7 +71,7 @@ impl<T: Item> Deref for Listed<T> {
     }
 }
 
-impl<T: Item> Drop for Listed<T> {
+impl<T: Pooled> Drop for Listed<T> {
     fn drop(&mut self) {
         if let Some(spare) = T::spare() {
             spare.keep(std::mem::take(&mut self.0));

@@ -30,13 +30,13 @@ pub fn kho_scratch_of(cmdline: &str) -> Option<&str> {
 fn scratch_values(cmdline: &str) -> impl Iterator<Item = &str> {
     args(cmdline).filter(|arg| arg.is("kho_scratch")).filter_map(|arg| {
         let value = arg.value?;
-        // It starts behind '=' or '"', but a byte 0xa0 may have ended it inside a character: show all of that one.
+        // It starts after '=' or '"', but a byte 0xa0 may have ended it inside a character: show all of that one.
         let end = (value.end..=cmdline.len()).find(|&end| cmdline.is_char_boundary(end))?;
         cmdline.get(value.start..end)
     })
 }
 
-/// Whether something may stand behind the third size of `kho_scratch=`.
+/// Whether something may follow the third size of `kho_scratch=`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Trailing {
     /// As current kernels: the value ends there.
@@ -52,7 +52,14 @@ pub enum ScratchSpec {
     /// Per cent of the memory the kernel reserved while booting. 0 is accepted, and asks for nothing.
     Percent(u32),
     /// Bytes, before rounding: in low memory, anywhere, and on each NUMA node.
-    Sizes { low: u64, global: u64, pernode: u64 },
+    Sizes {
+        /// In low memory, below 4 GiB.
+        low: u64,
+        /// Anywhere.
+        global: u64,
+        /// On each NUMA node.
+        pernode: u64,
+    },
 }
 
 impl Default for ScratchSpec {
@@ -118,7 +125,7 @@ impl ScratchSpec {
 }
 
 /// CMA_MIN_ALIGNMENT_BYTES, one pageblock, which scratch areas start at and are multiples of: 2 MiB at 4 KiB pages,
-/// 32 MiB at 16 KiB, 512 MiB at 64 KiB (the size a PMD maps, include/linux/pageblock-flags.h). Trees behind 7.1 use
+/// 32 MiB at 16 KiB, 512 MiB at 64 KiB (the size a PMD maps, include/linux/pageblock-flags.h). Trees after 7.1 use
 /// [`max_order_alignment`] instead.
 pub const fn cma_alignment(page: PageSize) -> u64 {
     // A PMD maps one page full of 8-byte entries.
@@ -190,7 +197,7 @@ pub fn parse_kho_scratch(value: &str, trailing: Trailing) -> Result<ScratchSpec>
     Ok(ScratchSpec::Sizes { low, global, pernode })
 }
 
-/// `kstrtouint(number, 10)` on at most ten characters: a plus sign before and a newline behind are fine.
+/// `kstrtouint(number, 10)` on at most ten characters: a plus sign before and a newline after it are accepted.
 fn percent(number: &str) -> Result<u32, String> {
     const MAX_CHARS: usize = 10;
     if number.len() > MAX_CHARS {
@@ -204,7 +211,7 @@ fn percent(number: &str) -> Result<u32, String> {
     digits.parse().map_err(|_| format!("{digits} % exceeds {} %", u32::MAX))
 }
 
-/// `memparse`: a number and what stands behind it. Wraps at 64 bits.
+/// `memparse`: a number and what follows it. Wraps at 64 bits.
 fn memparse(text: &[u8]) -> (u64, &[u8]) {
     let hex = matches!(text, [b'0', b'x' | b'X', digit, ..] if digit.is_ascii_hexdigit());
     let (base, digits) = match text {

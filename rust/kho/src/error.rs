@@ -5,11 +5,11 @@
 #![forbid(unsafe_code)]
 
 use crate::sizes::SizeRule;
-use crate::units::Phys;
 use std::fmt;
 use std::path::PathBuf;
 use thiserror::Error;
 
+/// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What can go wrong, one variant per remedy.
@@ -18,42 +18,95 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// An address or pfn that is no multiple of what it must be aligned to (EINVAL).
     #[error("{what} {value:#x} is not a multiple of {align:#x}")]
-    Misaligned { what: &'static str, value: u64, align: u64 },
+    Misaligned {
+        /// What was checked, as it appears in the message.
+        what: &'static str,
+        /// The value found.
+        value: u64,
+        /// What it must be a multiple of.
+        align: u64,
+    },
 
     /// A folio order beyond what the format or the allocator knows.
     #[error("order {order} exceeds {max}")]
-    OrderTooLarge { order: u64, max: u8 },
+    OrderTooLarge {
+        /// The order.
+        order: u64,
+        /// The largest that is allowed.
+        max: u8,
+    },
 
     /// A page size other than 4, 16 or 64 KiB.
     #[error("page size {bytes} is none of 4096, 16384, 65536")]
-    PageSize { bytes: u64 },
+    PageSize {
+        /// The size in bytes.
+        bytes: u64,
+    },
 
     /// A bitmap size other than 512 bytes or one page.
     #[error("bitmap of {bytes} bytes: only 512 (Linux 6.16) or a page of {page} bytes (6.18 and later) exist")]
-    BitmapBytes { bytes: u64, page: u64 },
+    BitmapBytes {
+        /// The size in bytes.
+        bytes: u64,
+        /// The page size in bytes.
+        page: u64,
+    },
 
     /// A number beyond its domain.
     #[error("{what} {value:#x} is beyond {limit:#x}")]
-    OutOfRange { what: &'static str, value: u64, limit: u64 },
+    OutOfRange {
+        /// What was checked, as it appears in the message.
+        what: &'static str,
+        /// The value found.
+        value: u64,
+        /// The first value out of range.
+        limit: u64,
+    },
 
     /// An argument that makes no sense in itself.
     #[error("{what}: {why}")]
-    Invalid { what: &'static str, why: String },
+    Invalid {
+        /// What was checked, as it appears in the message.
+        what: &'static str,
+        /// The reason, as it appears in the message.
+        why: String,
+    },
 
     /// Physical memory that the image or arena does not have.
     #[error("{what} at {phys:#x}: {len:#x} bytes there are not in this memory")]
-    OutsideMemory { what: &'static str, phys: u64, len: u64 },
+    OutsideMemory {
+        /// What was checked, as it appears in the message.
+        what: &'static str,
+        /// The physical address.
+        phys: u64,
+        /// The number of bytes.
+        len: u64,
+    },
 
     /// Something that must not overlap scratch does.
     #[error(
         "{what} at {phys:#x} (+{len:#x}) overlaps the scratch area {scratch_addr:#x} (+{scratch_size:#x}): the next \
          kernel boots there"
     )]
-    ScratchOverlap { what: &'static str, phys: u64, len: u64, scratch_addr: u64, scratch_size: u64 },
+    ScratchOverlap {
+        /// What was checked, as it appears in the message.
+        what: &'static str,
+        /// The physical address.
+        phys: u64,
+        /// The number of bytes.
+        len: u64,
+        /// The address of the scratch area.
+        scratch_addr: u64,
+        /// The bytes of the scratch area.
+        scratch_size: u64,
+    },
 
     /// A change after `finalize` (EBUSY).
     #[error("{what}: the handover is finalized; abort() it to change it again")]
-    Finalized { what: &'static str },
+    Finalized {
+        /// What was checked, as it appears in the message.
+        what: &'static str,
+    },
 
     /// `abort` before `finalize`.
     #[error("abort: the handover is not finalized")]
@@ -61,85 +114,169 @@ pub enum Error {
 
     /// A name given twice (EEXIST).
     #[error("subtree {name:?} exists already")]
-    Exists { name: String },
+    Exists {
+        /// The name.
+        name: String,
+    },
 
-    /// A name nobody gave (ENOENT).
+    /// A name that does not exist (ENOENT).
     #[error("no subtree is named {name:?}")]
-    NoSubtree { name: String },
+    NoSubtree {
+        /// The name.
+        name: String,
+    },
 
     /// `restore` of something that is not, or no longer, there to restore.
     #[error("folio at {phys:#x}: {why}")]
-    NotRestorable { phys: u64, why: NotRestorable },
+    NotRestorable {
+        /// The physical address.
+        phys: u64,
+        /// The reason, as it appears in the message.
+        why: NotRestorable,
+    },
 
     /// The page allocator's refusal of a request about an existing page.
     #[error("page at {phys:#x} is {state}, not {wanted}")]
-    PageState { phys: u64, state: &'static str, wanted: &'static str },
+    PageState {
+        /// The physical address.
+        phys: u64,
+        /// The state of the page, in words.
+        state: &'static str,
+        /// The state the request needs, in words.
+        wanted: &'static str,
+    },
 
     /// A page that the library keeps something in: a bitmap, the map, the FDT, a subtree's blob.
     #[error("{what} at {phys:#x}: the page is {state}: it holds {owner}; {remedy}")]
-    Owned { what: &'static str, phys: u64, state: &'static str, owner: &'static str, remedy: &'static str },
+    Owned {
+        /// What was checked, as it appears in the message.
+        what: &'static str,
+        /// The physical address.
+        phys: u64,
+        /// The state of the page, in words.
+        state: &'static str,
+        /// What the page holds, in words.
+        owner: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
 
     /// A folio that was freed since this object was made of it.
     #[error(
         "folio at {phys:#x}: it was freed after this object was made (the page there is {state} now); use the object that \
          alloc() or folio() gives for the folio there now"
     )]
-    Freed { phys: u64, state: &'static str },
+    Freed {
+        /// The physical address.
+        phys: u64,
+        /// The state of the page, in words.
+        state: &'static str,
+    },
 
     /// An allocation in an arena's file that holds a handover which was not taken over.
     #[error(
         "handover at {phys:#x}: it was not taken over, so the pages that it needs are not known; call Incoming(arena) \
          before allocating"
     )]
-    Untaken { phys: u64 },
+    Untaken {
+        /// The physical address.
+        phys: u64,
+    },
 
     /// A memory file that every process with a descriptor of it can cut.
     #[error(
         "memory file with seals {seals:#x} lacks F_SEAL_SHRINK: a process that truncates it would kill this one (SIGBUS); \
          make it with MFD_ALLOW_SEALING and seal it (fcntl F_ADD_SEALS), as kho.Arena(backing=\"memfd\") does"
     )]
-    Unsealed { seals: u32 },
+    Unsealed {
+        /// The seals the file has (`F_SEAL_*`).
+        seals: u32,
+    },
 
     /// An arena's file that was cut while it was in use.
     #[error(
         "arena's file has {have:#x} bytes, and needs {need:#x}: it was cut while it was open; open an intact copy of it"
     )]
-    Cut { have: u64, need: u64 },
+    Cut {
+        /// The bytes there are.
+        have: u64,
+        /// The bytes that are needed.
+        need: u64,
+    },
 
     /// The allocator has no free block of that order (ENOMEM).
     #[error("no free block of order {order}{}", .node.map_or(String::new(), |n| format!(" on node {n}")))]
-    NoMemory { order: u32, node: Option<u32> },
+    NoMemory {
+        /// The order.
+        order: u32,
+        /// The NUMA node, if one was asked for.
+        node: Option<u32>,
+    },
 
     /// More than this process can have at once, for a list or a copy.
     #[error(
         "{items} items of {bytes} bytes each are more than this process can have memory for; less at a time may do, of a tracker its runs or extents"
     )]
-    TooLong { items: usize, bytes: usize },
+    TooLong {
+        /// The number of items.
+        items: usize,
+        /// The size in bytes.
+        bytes: usize,
+    },
 
     /// The arena was taken over since this object was made of it.
     #[error("{what}: the arena has been taken over since; what it held belongs to the new owner")]
-    Stale { what: &'static str },
+    Stale {
+        /// What was checked, as it appears in the message.
+        what: &'static str,
+    },
 
     /// A flattened devicetree that is not one.
     #[error("FDT at offset {offset:#x}: {problem}")]
-    Fdt { offset: u64, problem: FdtProblem },
+    Fdt {
+        /// The offset in the blob.
+        offset: u64,
+        /// What is wrong.
+        problem: FdtProblem,
+    },
 
     /// A root FDT that is well-formed but not a handover's.
     #[error("FDT at {phys:#x}: {problem}")]
-    Root { phys: u64, problem: RootProblem },
+    Root {
+        /// The physical address.
+        phys: u64,
+        /// What is wrong.
+        problem: RootProblem,
+    },
 
     /// A `compatible` this version cannot decode.
     #[error("FDT at {phys:#x}: compatible {compatible:?} is not one this version of kho decodes ({known})")]
-    UnsupportedAbi { phys: u64, compatible: String, known: String },
+    UnsupportedAbi {
+        /// The physical address.
+        phys: u64,
+        /// The `compatible` string found.
+        compatible: String,
+        /// What is known, for the message.
+        known: String,
+    },
 
     /// A preserved-memory map that cannot be what a kernel wrote.
     #[error("{node} at {phys:#x}: {problem}")]
-    Map { node: &'static str, phys: u64, problem: MapProblem },
+    Map {
+        /// The NUMA node, if one was asked for.
+        node: &'static str,
+        /// The physical address.
+        phys: u64,
+        /// What is wrong.
+        problem: MapProblem,
+    },
 
     /// Neither layout of kho-v1 fits the evidence.
     #[error("map at {phys:#x}: no page size and bitmap size fit: {why}")]
     NoLayout {
+        /// The physical address.
         phys: u64,
+        /// The reason, as it appears in the message.
         why: String,
         /// Whether a reading fails because a pointer leads out of the memory.
         outside: bool,
@@ -147,39 +284,63 @@ pub enum Error {
 
     /// No handover in the memory searched.
     #[error("no handover: {why}")]
-    NoHandover { why: String },
+    NoHandover {
+        /// The reason, as it appears in the message.
+        why: String,
+    },
 
-    /// Whoever was told of the progress wants no more.
+    /// The progress callback asked to stop.
     #[error("interrupted")]
     Interrupted,
 
     /// A file that cannot be used as a source.
     #[error("{}: {problem}", .path.display())]
-    Source { path: PathBuf, problem: SourceProblem },
+    Source {
+        /// The path.
+        path: PathBuf,
+        /// What is wrong.
+        problem: SourceProblem,
+    },
 
     /// The operating system's refusal.
     #[error("{what}: {source}")]
-    Io { what: String, source: std::io::Error },
+    Io {
+        /// What was checked, as it appears in the message.
+        what: String,
+        /// The error of the operating system.
+        source: std::io::Error,
+    },
 }
 
 /// Why a folio cannot be restored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotRestorable {
+    /// The address is not a multiple of the page size.
     Unaligned {
+        /// The page size in bytes.
         page: u64,
     },
+    /// No preserved folio holds the address.
     NeverPreserved,
+    /// The address is inside a folio, not its first page.
     Interior {
+        /// The address of the folio's first page.
         head: u64,
+        /// The order.
         order: u32,
     },
+    /// The folio was restored before.
     AlreadyRestored,
     /// A bitmap of the map itself lies in it.
     Map {
+        /// The address of the bitmap.
         bitmap: u64,
     },
+    /// The folio is larger than the next kernel restores.
     OrderTooLarge {
+        /// The order.
         order: u32,
+        /// The largest that is allowed.
         max: u32,
     },
 }
@@ -209,66 +370,99 @@ impl fmt::Display for NotRestorable {
 /// What is wrong with a devicetree blob.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FdtProblem {
+    /// The blob does not begin with 0xd00dfeed.
     BadMagic {
+        /// The value found.
         found: u32,
     },
+    /// The blob has a version that cannot be read.
     BadVersion {
+        /// The version of the blob.
         version: u32,
+        /// The oldest version it is compatible with.
         last_compatible: u32,
     },
     /// Fewer bytes than the header claims (or than a header has).
     Truncated {
+        /// The bytes that are needed.
         need: u64,
+        /// The bytes there are.
         have: u64,
     },
     /// A block that reaches outside the blob, or overlaps another.
     BadBlock {
+        /// The name of the block.
         block: &'static str,
+        /// The offset of the block.
         start: u64,
+        /// The number of bytes.
         len: u64,
+        /// The bytes there are.
         have: u64,
     },
     /// A block that starts where its words could not be read.
     MisalignedBlock {
+        /// The name of the block.
         block: &'static str,
+        /// The offset of the block.
         start: u64,
+        /// What it must be a multiple of.
         align: u64,
     },
+    /// The structure block has an unknown token.
     BadToken {
+        /// The token found.
         token: u32,
     },
+    /// A name is unterminated, empty, not printable or too long.
     BadName,
+    /// Tokens are in the wrong order.
     BadNesting {
+        /// The reason, as it appears in the message.
         why: &'static str,
     },
+    /// Nodes nest too deeply.
     TooDeep {
+        /// The largest that is allowed.
         max: u32,
     },
+    /// A property's name is outside the strings block.
     BadStringOffset {
+        /// The offset in the blob.
         offset: u32,
     },
     /// A property read as something its length does not allow.
     BadLength {
+        /// The name of the property.
         property: String,
+        /// The bytes that are needed.
         need: u64,
+        /// The bytes there are.
         have: u64,
     },
     /// A property read as text that is not NUL-terminated UTF-8 (or is several strings).
     BadString {
+        /// The name of the property.
         property: String,
     },
+    /// A property does not exist.
     NoProperty {
+        /// The name of the property.
         property: String,
     },
+    /// A node does not exist.
     NoNode {
+        /// The path.
         path: String,
     },
     /// The writer's buffer is full (FDT_ERR_NOSPACE).
     NoSpace {
+        /// The bytes of the buffer.
         capacity: u64,
     },
     /// The writer was called out of order (FDT_ERR_BADSTATE).
     BadState {
+        /// The reason, as it appears in the message.
         why: &'static str,
     },
 }
@@ -313,13 +507,20 @@ impl fmt::Display for FdtProblem {
 pub enum RootProblem {
     /// A devicetree of something else.
     NotKho,
+    /// The root node is malformed.
     Malformed {
+        /// The reason, as it appears in the message.
         why: String,
     },
+    /// The address of the map is 0: nothing was serialized.
     MapIsZero,
+    /// There is no property with the address of the map.
     MapMissing,
+    /// The node of a subtree is malformed.
     Subtree {
+        /// The name.
         name: String,
+        /// The reason, as it appears in the message.
         why: String,
     },
 }
@@ -343,18 +544,26 @@ impl fmt::Display for RootProblem {
 pub enum MapProblem {
     /// The node's own address is no page's.
     Unaligned {
+        /// The page size in bytes.
         page: u64,
     },
     /// The node lies outside the memory at hand.
     Outside {
+        /// The number of bytes.
         len: u64,
     },
+    /// A chunk has an order out of range.
     Order {
+        /// The order.
         order: u64,
+        /// The largest that is allowed.
         max: u8,
     },
+    /// A chunk has more entries than fit a page.
     TooManyElements {
+        /// The number found.
         num: u64,
+        /// The largest that is allowed.
         max: u64,
     },
     /// The walk came back to this node.
@@ -363,25 +572,33 @@ pub enum MapProblem {
     Shared,
     /// More nodes than the memory could hold.
     TooLong {
+        /// The largest that is allowed.
         max: u64,
     },
     /// More nodes, or entries of a list, than the bytes at hand can plausibly describe.
     TooMany {
+        /// The largest that is allowed.
         max: u64,
     },
     /// More runs of folios than the bytes at hand can plausibly be a memory of.
     TooManyRuns {
+        /// The number of runs.
         runs: u64,
+        /// The largest that is allowed.
         max: u64,
     },
     /// More bytes of bitmaps than are kept.
     TooLarge {
+        /// The largest that is allowed.
         max: u64,
     },
     /// Entry `index` of the node.
     Entry {
+        /// The number of the entry.
         index: u64,
+        /// The value found.
         value: u64,
+        /// The reason, as it appears in the message.
         why: &'static str,
     },
 }
@@ -441,60 +658,88 @@ impl fmt::Display for MapProblem {
 /// Why a file is no source.
 #[derive(Debug)]
 pub enum SourceProblem {
+    /// The file has no bytes.
     Empty,
+    /// The path names a directory.
     Directory,
+    /// The path names neither a file, a block device nor a pipe.
     NotAFile,
+    /// An ELF file that is no usable core.
     Elf {
+        /// The reason, as it appears in the message.
         why: String,
     },
     /// A numbered part of a file: "ELF segment", "LiME range".
     Segment {
+        /// What is numbered.
         kind: &'static str,
+        /// The number of the entry.
         index: u64,
+        /// The reason, as it appears in the message.
         why: String,
     },
     /// A kdump file, flattened or not, that cannot be one.
     Dump {
+        /// The reason, as it appears in the message.
         why: String,
     },
     /// Pages of a dump that are not there, or not what they were packed from.
     Page {
-        phys: Phys,
+        /// The physical address.
+        phys: u64,
+        /// The number of bytes.
         len: u64,
+        /// The reason, as it appears in the message.
         why: String,
     },
     /// A packed file, or a stream, that cannot be unpacked, or not here.
     Packed {
+        /// The compression format.
         packing: String,
+        /// The reason, as it appears in the message.
         why: String,
     },
     /// A file of a known format that holds no memory kho reads.
     Foreign {
+        /// What was checked, as it appears in the message.
         what: String,
+        /// What to do.
         remedy: &'static str,
     },
     /// A FIFO that no process has open for writing.
     NoWriter,
+    /// A text after `@` that is not an address.
     Address {
+        /// The text that was given.
         text: String,
         /// The field that is not a size or an address, and the rule it breaks.
         why: Option<(String, SizeRule)>,
     },
+    /// An unknown name after `machine=`.
     Machine {
+        /// The name.
         name: String,
+        /// The names that are known.
+        known: String,
     },
     /// The part of a raw file that was asked for is not there, or has no address.
     Raw {
+        /// The reason, as it appears in the message.
         why: String,
     },
     /// A raw image whose handover is not whole at the address it has, with what to do.
     Elsewhere {
+        /// The reason, as it appears in the message.
         why: String,
     },
+    /// Two sources hold the same memory.
     Overlap {
-        first: Phys,
-        second: Phys,
+        /// An address of the first range.
+        first: u64,
+        /// An address of the second range.
+        second: u64,
     },
+    /// The operating system reports an error.
     Io(std::io::Error),
 }
 
@@ -507,7 +752,7 @@ impl fmt::Display for SourceProblem {
             Self::Elf { why } => write!(f, "not a usable ELF core: {why}"),
             Self::Segment { kind, index, why } => write!(f, "{kind} {index}: {why}"),
             Self::Dump { why } => write!(f, "not a usable kdump file: {why}"),
-            Self::Page { phys, len, why } => write!(f, "memory at {phys} (+{len:#x}): {why}"),
+            Self::Page { phys, len, why } => write!(f, "memory at {phys:#x} (+{len:#x}): {why}"),
             Self::Packed { packing, why } => write!(f, "{packing}: {why}"),
             Self::Foreign { what, remedy } => write!(f, "this is {what}, not memory that kho reads: {remedy}"),
             Self::NoWriter => f.write_str(
@@ -523,8 +768,8 @@ impl fmt::Display for SourceProblem {
                 }
                 f.write_str(" (write FILE@0x40000000 or FILE@1G,size=512M)")
             }
-            Self::Machine { name } => {
-                write!(f, "{name:?} is no machine (write FILE,machine=NAME: {})", crate::memory::Board::names())
+            Self::Machine { name, known } => {
+                write!(f, "{name:?} is no machine (write FILE,machine=NAME: {known})")
             }
             Self::Raw { why } | Self::Elsewhere { why } => f.write_str(why),
             Self::Overlap { first, second } => write!(f, "memory at {second} overlaps memory that starts at {first}"),

@@ -43,7 +43,7 @@ impl Mapping {
     }
 
     /// `len` bytes of a file from `offset`, shared with everyone who maps it. The file must stay at least that
-    /// long: touching a page behind its end is fatal (SIGBUS), so memfds are sealed against shrinking.
+    /// long: touching a page past its end is fatal (SIGBUS), so memfds are sealed against shrinking.
     ///
     /// # Errors
     /// [`Error::Io`] if the file cannot be mapped.
@@ -65,10 +65,12 @@ impl Mapping {
         }
     }
 
+    /// Bytes of the mapping.
     pub fn len(&self) -> u64 {
         self.len as u64
     }
 
+    /// Whether the mapping has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -191,15 +193,17 @@ pub struct Items<'a, T> {
 }
 
 impl<T: IntoBytes> Items<'_, T> {
+    /// The number of items.
     pub const fn len(&self) -> usize {
         self.len
     }
 
+    /// Whether the mapping has no bytes.
     pub const fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The items from item `n` on; none from behind the last.
+    /// The items from item `n` on; empty past the last one.
     #[must_use]
     pub fn from(self, n: usize) -> Self {
         let skip = n.min(self.len);
@@ -237,9 +241,9 @@ pub(crate) fn prefer_huge_pages<T>(memory: &mut [T]) {
     let _ = unsafe { advise(memory, Advice::LinuxHugepage) };
 }
 
-/// Lets the kernel have the memory of what is not needed any more, when it wants it; whoever writes there before finds it as
-/// fast as if nothing had been said. False if the kernel would not hear of it.
-pub(crate) fn unneeded<T>(memory: &mut [MaybeUninit<T>]) -> bool {
+/// `madvise(MADV_FREE)`: the kernel may reclaim these pages. A page written before that is kept, without a page fault.
+/// Returns false if the kernel refuses.
+pub(crate) fn mark_reclaimable<T>(memory: &mut [MaybeUninit<T>]) -> bool {
     // SAFETY: the kernel may turn bytes to zeros, which is as good as anything where nothing is initialized.
     unsafe { advise(memory, Advice::LinuxFree) }
 }
@@ -319,12 +323,12 @@ mod tests {
     #[test]
     fn memory_that_was_not_needed_can_be_written_again() {
         let mut list: Vec<u64> = Vec::with_capacity(1 << 20);
-        assert!(!unneeded(&mut list.spare_capacity_mut()[..100]));
+        assert!(!mark_reclaimable(&mut list.spare_capacity_mut()[..100]));
         for round in 0..2 {
             list.extend((0..1 << 20).map(|n| n ^ round));
             assert!((0..).zip(&list).all(|(n, item)| *item == n ^ round));
             list.clear();
-            assert!(unneeded(list.spare_capacity_mut()));
+            assert!(mark_reclaimable(list.spare_capacity_mut()));
         }
     }
 

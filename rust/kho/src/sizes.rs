@@ -39,6 +39,7 @@ pub enum SizeRule {
 pub struct SizeError {
     /// The text, cut after 40 characters.
     pub text: String,
+    /// The rule that it breaks.
     pub rule: SizeRule,
 }
 

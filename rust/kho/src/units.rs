@@ -38,7 +38,7 @@ impl fmt::Display for Pfn {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Order(Level);
 
-/// Makes a type of numbers that has no others, so that compilers know which they are.
+/// Defines an enum of consecutive numbers, so that the compiler knows the range of its values.
 macro_rules! numbers {
     ($(#[$doc:meta])* $name:ident: $($number:literal $variant:ident,)+) => {
         $(#[$doc])*
@@ -60,7 +60,7 @@ macro_rules! numbers {
 }
 
 numbers! {
-    /// What an order can be. An array with an item for each has one for any, and nobody need check.
+    /// The values of an order. Indexing an array of [`Order::COUNT`] items by one needs no bounds check.
     Level:
     0 L0, 1 L1, 2 L2, 3 L3, 4 L4, 5 L5, 6 L6, 7 L7, 8 L8, 9 L9, 10 L10, 11 L11, 12 L12,
     13 L13, 14 L14, 15 L15, 16 L16, 17 L17, 18 L18, 19 L19, 20 L20, 21 L21, 22 L22, 23 L23, 24 L24, 25 L25,
@@ -98,10 +98,12 @@ impl Order {
         Level::ALL.iter().map(|level| Order(*level))
     }
 
+    /// The order as a number.
     pub const fn get(self) -> u32 {
         self.0 as u32
     }
 
+    /// The order as an index into an array of [`Order::COUNT`] items.
     pub const fn index(self) -> usize {
         self.0 as usize
     }
@@ -133,12 +135,16 @@ impl fmt::Display for Order {
 /// The size of a page: 4, 16 or 64 KiB (arm64 has all three, x86_64 the first).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum PageSize {
+    /// 4 KiB.
     Size4K,
+    /// 16 KiB (arm64).
     Size16K,
+    /// 64 KiB (arm64).
     Size64K,
 }
 
 impl PageSize {
+    /// 4 KiB.
     pub const ALL: [PageSize; 3] = [PageSize::Size4K, PageSize::Size16K, PageSize::Size64K];
 
     /// # Errors
@@ -259,8 +265,8 @@ pub fn cut_at(start: Pfn, end: Pfn, cuts: &[Pfn]) -> impl Iterator<Item = (Pfn, 
     inside.chain([end]).map(move |to| (std::mem::replace(&mut from, to), to))
 }
 
-/// Ranges as few as they are together: ascending, disjoint, none beside another.
-pub fn joined(mut ranges: Vec<(Pfn, Pfn)>) -> Vec<(Pfn, Pfn)> {
+/// Sorts and coalesces overlapping or adjacent ranges.
+pub fn merge_ranges(mut ranges: Vec<(Pfn, Pfn)>) -> Vec<(Pfn, Pfn)> {
     ranges.sort_unstable();
     ranges.dedup_by(|next, run| {
         let joins = next.0 <= run.1;
@@ -280,8 +286,8 @@ mod tests {
         let ranges =
             |pairs: &[(u64, u64)]| pairs.iter().map(|(start, end)| (Pfn(*start), Pfn(*end))).collect::<Vec<_>>();
         let all = ranges(&[(9, 10), (1, 2), (5, 6), (2, 3), (4, 8), (4, 5), (12, 14)]);
-        assert_eq!(joined(all), ranges(&[(1, 3), (4, 8), (9, 10), (12, 14)]));
-        assert!(joined(Vec::new()).is_empty());
+        assert_eq!(merge_ranges(all), ranges(&[(1, 3), (4, 8), (9, 10), (12, 14)]));
+        assert!(merge_ranges(Vec::new()).is_empty());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Structures byte for byte. Little-endian, as on every machine that has KHO.
+//! Structures of kho-v1 as they lie in memory, little-endian.
 
 #![forbid(unsafe_code)]
 
@@ -14,7 +14,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub struct ChunkHeader {
     /// Physical address of the next chunk; 0 ends the list.
     pub next: U64,
+    /// The order of all bitmaps of the chunk.
     pub order: U32,
+    /// The number of entries in use.
     pub num_elms: U32,
 }
 const _: () = assert!(size_of::<ChunkHeader>() == 16);
@@ -49,6 +51,7 @@ pub enum BitmapSize {
 }
 
 impl BitmapSize {
+    /// Both sizes, the newer one first.
     pub const ALL: [BitmapSize; 2] = [BitmapSize::Page, BitmapSize::Small];
 
     /// # Errors
@@ -61,6 +64,7 @@ impl BitmapSize {
         }
     }
 
+    /// The size in bytes, with pages of `page`.
     pub const fn bytes(self, page: PageSize) -> u64 {
         match self {
             BitmapSize::Small => SMALL_BITMAP,

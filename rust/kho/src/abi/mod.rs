@@ -1,30 +1,32 @@
-//! The ABI versions: one row of facts each. Whatever differs between versions is a column here, not an `if` elsewhere.
+//! The ABI versions: one row of facts each. What differs between versions is a column here, not an `if` elsewhere.
 
 #![forbid(unsafe_code)]
 
+mod budget;
 pub mod chunk;
-pub mod evidence;
+pub mod detect;
 pub mod layout;
-pub mod live;
+pub mod preserved;
 pub mod radix;
-
-#[cfg(test)]
-mod radix_tests;
 
 /// How the preserved-memory map is written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MapFormat {
     /// A list of chunks of bitmaps (ABI section 3).
     Chunks,
-    /// A radix tree of pages (ABI section 4). `order_bit`: whether its depth allows for the bit of a key that tells
-    /// order 0, which counts at 16 KiB.
-    Radix { order_bit: bool },
+    /// A radix tree of pages (ABI section 4).
+    Radix {
+        /// Whether the depth of the tree leaves room for the key's bit that marks order 0. It differs at 16 KiB pages only.
+        order_bit: bool,
+    },
 }
 
 /// What a `compatible` string stands for (ABI section 1).
 #[derive(Debug)]
 pub struct Abi {
+    /// The `compatible` string of the root node.
     pub compatible: &'static str,
+    /// The format of the preserved-memory map.
     pub map: MapFormat,
     /// Whether map and root FDT are in force from the start and edited as things come and go; otherwise they are written
     /// when the handover is finalized (ABI section 2).
@@ -37,6 +39,7 @@ pub struct Abi {
     pub decoded: bool,
     /// Whether a page range is cut where the NUMA node changes before it is split (Linux 7.3).
     pub cuts_at_nodes: bool,
+    /// The kernels that use it, for messages.
     pub kernels: &'static str,
 }
 

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! header | reservation map | structure -> | strings -> | free              (fdt_open_into)
-//!                               \ subnodes go behind the node's properties, before its other subnodes
+//!                               \ subnodes go after the node's properties, before its other subnodes
 //!                                 properties go before its other properties
 //! ```
 //! Strings are appended at the end of their block and never removed.
@@ -320,8 +320,8 @@ mod tests {
     use proptest::prelude::*;
 
     const PAGE: usize = 4096;
-    const IN_FDT: &[u8] = include_bytes!("../../../../tests/data/fdt/linux-7.3.4-in-fdt.dtb");
-    const OUT_FDT: &[u8] = include_bytes!("../../../../tests/data/fdt/linux-7.3.4-out-fdt.dtb");
+    const IN_FDT: &[u8] = include_bytes!("../../testdata/fdt/linux-7.3.4-in-fdt.dtb");
+    const OUT_FDT: &[u8] = include_bytes!("../../testdata/fdt/linux-7.3.4-out-fdt.dtb");
 
     /// What the kernel writes at boot.
     fn boot(map: u64) -> Vec<u8> {

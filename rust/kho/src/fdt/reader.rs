@@ -81,11 +81,11 @@ fn narrow(offset: usize) -> u32 {
 }
 
 impl Fdt {
-    /// Reads a blob. What lies behind its `totalsize` is ignored: the kernel hands over a page.
+    /// Reads a blob. Bytes after its `totalsize` are ignored: the kernel hands over a page.
     ///
     /// # Errors
     /// [`Error::Fdt`] with the offset of the first thing that is wrong: magic, version, blocks outside the blob or
-    /// overlapping, an unknown token, a name or name offset that is none, nodes that do not nest, no END.
+    /// overlapping, an unknown token, an invalid name or name offset, nodes that do not nest, no END.
     pub fn parse(bytes: &[u8]) -> Result<Fdt> {
         match Self::parse_partial(bytes)? {
             (fdt, None) => Ok(fdt),
@@ -212,6 +212,7 @@ pub struct Property<'a> {
     pub name: Option<&'a str>,
     /// Where in the strings block the name is said to be, in bytes.
     pub name_offset: u32,
+    /// The bytes of the value, without padding.
     pub value: &'a [u8],
     /// Where in the blob its token stands, in bytes.
     pub offset: u32,
@@ -255,6 +256,7 @@ impl<'a> Node<'a> {
         path
     }
 
+    /// The node that contains this one; `None` for the root.
     pub fn parent(self) -> Option<Node<'a>> {
         let index = self.entry().parent?;
         Some(Node { index, ..self })
@@ -338,7 +340,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// A property that is any number of NUL-terminated strings, one behind the other.
+    /// A property that is any number of NUL-terminated strings, one after the other.
     ///
     /// # Errors
     /// `NoProperty`; `BadString` if the last has no NUL or one is not UTF-8.
@@ -610,7 +612,7 @@ impl Parser {
         name
     }
 
-    /// The token behind something that ends at `end`.
+    /// The token after the item that ends at `end`.
     fn next(&self, end: usize) -> Result<usize> {
         align4(end).ok_or_else(|| problem(end, FdtProblem::BadName))
     }

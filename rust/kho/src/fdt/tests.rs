@@ -8,7 +8,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 fn data(name: &str) -> Vec<u8> {
-    let path = format!("{}/../../tests/data/fdt/{name}.dtb", env!("CARGO_MANIFEST_DIR"));
+    let path = format!("{}/testdata/fdt/{name}.dtb", env!("CARGO_MANIFEST_DIR"));
     std::fs::read(&path).unwrap_or_else(|e| panic!("{path}: {e}"))
 }
 

@@ -22,7 +22,7 @@ const MAX_CAPACITY: usize = i32::MAX as usize;
 /// Writes a devicetree from front to back, in a buffer of fixed capacity.
 ///
 /// Calls that fail change nothing. The reservation map ends where the root node begins. Properties go before subnodes,
-/// for no reader looks behind those; a name given twice is written twice, and readers take the first.
+/// since readers stop there; a name given twice is written twice, and readers take the first.
 #[derive(Debug, Clone)]
 pub struct FdtWriter {
     capacity: usize,
@@ -114,7 +114,7 @@ impl FdtWriter {
     /// Adds a property to the open node (fdt_property).
     ///
     /// # Errors
-    /// `BadName`; `BadState` outside of a node or behind a subnode; `NoSpace`.
+    /// `BadName`; `BadState` outside of a node or after a subnode; `NoSpace`.
     pub fn property(&mut self, name: &str, value: &[u8]) -> Result<()> {
         let at = self.begin_property(name, value.len())?;
         self.structure[at..at + value.len()].copy_from_slice(value);
@@ -202,7 +202,7 @@ impl FdtWriter {
         self.to_blob()
     }
 
-    /// The blob as [`FdtWriter::finish`] would give it now; placeholders may be filled anew afterwards.
+    /// The blob as [`FdtWriter::finish`] would give it now; placeholders may be filled again afterwards.
     ///
     /// # Errors
     /// `BadState` without a root node or while a node is open; `NoSpace` if just the END token does not fit.

@@ -1,212 +1,16 @@
-//! Memory in files: segments that say which bytes of which file are at which address.
-//!
-//! Files are read with positioned reads, not mapped: one that is cut short while it is read gives an error, no SIGBUS.
+//! Memory in files: segments say which bytes of which file hold which addresses.
 
 #![forbid(unsafe_code)]
 
-use super::elf::{Machine, Note, NoteBytes};
+use super::backing::{Backing, Segment};
+use super::note::{Machine, Note, NoteBytes};
+use super::part::{Cut, Part};
 use super::source::Source;
-use super::unpack::{self, Work};
 use super::{PhysMemory, PhysRange, Room};
 use crate::error::{Error, Result, SourceProblem};
 use crate::units::Phys;
 use std::fmt;
-use std::fs::File;
 use std::io;
-use std::ops::Range;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-
-/// Bytes that can be read by offset: a file, or its content.
-pub(crate) trait Store: Send + Sync {
-    /// Fills `buf`; `UnexpectedEof` if the bytes end before.
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
-
-    /// The first run in `within`, which is not empty, that may be other than zeros.
-    fn data_in(&self, within: Range<u64>) -> Option<Range<u64>> {
-        Some(within)
-    }
-
-    /// As [`Store::data_in`], but bytes that cannot be read count as data.
-    fn to_read_in(&self, within: Range<u64>) -> Option<Range<u64>> {
-        self.data_in(within)
-    }
-
-    /// Bytes that are searched for a handover at most, of a file of `held` bytes.
-    fn most_to_search(&self, _held: u64) -> u64 {
-        u64::MAX
-    }
-}
-
-impl Store for Vec<u8> {
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        let bytes = usize::try_from(offset)
-            .ok()
-            .and_then(|at| self.get(at..)?.get(..buf.len()))
-            .ok_or(io::ErrorKind::UnexpectedEof)?;
-        buf.copy_from_slice(bytes);
-        Ok(())
-    }
-}
-
-impl Store for File {
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        FileExt::read_exact_at(self, buf, offset)
-    }
-
-    fn data_in(&self, within: Range<u64>) -> Option<Range<u64>> {
-        data_in(self, within)
-    }
-}
-
-/// The first run of a file in `within` that may be other than zeros, by SEEK_DATA and SEEK_HOLE; where there is no such
-/// thing, all may be.
-pub(crate) fn data_in(file: &File, within: Range<u64>) -> Option<Range<u64>> {
-    use rustix::fs::{SeekFrom, seek};
-    match seek(file, SeekFrom::Data(within.start)) {
-        Ok(data) if data >= within.end => None,
-        Ok(data) => {
-            let data = data.max(within.start);
-            let hole = seek(file, SeekFrom::Hole(data)).unwrap_or(within.end);
-            // A hole before the data is a file that changes under us.
-            Some(data..if hole > data { hole.min(within.end) } else { within.end })
-        }
-        Err(rustix::io::Errno::NXIO) => None,
-        Err(_) => Some(within),
-    }
-}
-
-/// An open file.
-pub(crate) struct Backing {
-    pub(crate) path: PathBuf,
-    pub(crate) store: Box<dyn Store>,
-    /// Bytes in it when it was opened.
-    pub(crate) size: u64,
-    /// Bytes of the file on disk that it is made of: what is kept of it is a fixed multiple of this at most.
-    pub(crate) held: u64,
-}
-
-impl Backing {
-    /// Opens a file; the content of a pipe is put into a temporary one first, or unpacked into one. Waits for nothing but
-    /// a pipe's writer.
-    ///
-    /// # Errors
-    /// [`Error::Source`] for what is neither a file, a block device nor a pipe, is empty, or may not be read.
-    pub(crate) fn open(path: &Path, work: &Work<'_>) -> Result<Self> {
-        match open(path)? {
-            Opened::File(file, size) => {
-                Ok(Backing { path: path.to_path_buf(), store: super::live::store(file), size, held: size })
-            }
-            Opened::Stream(stream) => unpack::spool(path, stream, work),
-        }
-    }
-
-    /// The first `n` bytes, or as many as there are.
-    ///
-    /// # Errors
-    /// [`SourceProblem::Io`] on a read error.
-    pub(crate) fn head(&self, n: usize) -> Result<Vec<u8>> {
-        let mut head = vec![0; usize::try_from(self.size).map_or(n, |size| size.min(n))];
-        match self.store.read_exact_at(0, &mut head) {
-            Ok(()) => Ok(head),
-            // A file that was cut after it was opened, or the first page of a dump that is not there.
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(Vec::new()),
-            Err(e) => Err(self.error(SourceProblem::Io(e))),
-        }
-    }
-
-    pub(crate) fn error(&self, problem: SourceProblem) -> Error {
-        Error::Source { path: self.path.clone(), problem }
-    }
-}
-
-/// A run of memory whose first `filled` bytes are in a file and whose rest reads as zeros.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Segment {
-    pub(crate) first: u64,
-    /// Not 0, and `first + len` is at most 2^64.
-    pub(crate) len: u64,
-    pub(crate) offset: u64,
-    pub(crate) filled: u64,
-    /// Its number, in a format that numbers them: the program header's in an ELF core.
-    pub(crate) index: Option<u32>,
-    /// Which of the files.
-    pub(crate) backing: u32,
-}
-
-impl Segment {
-    /// The last address, inclusive.
-    pub(crate) const fn last(&self) -> u64 {
-        self.first + (self.len - 1)
-    }
-
-    /// The part `first..=last`, which lies inside.
-    pub(crate) fn part(&self, first: u64, last: u64) -> Segment {
-        let skipped = first - self.first;
-        let len = last - first + 1;
-        Segment {
-            first,
-            len,
-            offset: self.offset.saturating_add(skipped),
-            filled: self.filled.saturating_sub(skipped).min(len),
-            ..*self
-        }
-    }
-
-    /// The memory of a run of the file that lies inside.
-    fn run(&self, within: Range<u64>) -> PhysRange {
-        PhysRange { start: Phys(self.first + (within.start - self.offset)), len: within.end - within.start }
-    }
-
-    /// How many of the `filled` bytes a file of `size` bytes has.
-    fn present(&self, size: u64) -> u64 {
-        self.filled.min(size.saturating_sub(self.offset))
-    }
-}
-
-/// Memory that a file claims and, cut short, does not have.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Cut {
-    pub path: PathBuf,
-    /// What claims it: "ELF segment 3".
-    pub claim: String,
-    pub missing: PhysRange,
-}
-
-impl fmt::Display for Cut {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}: {}: memory at {} (+{:#x}) is missing, the file is cut short",
-            self.path.display(),
-            self.claim,
-            self.missing.start,
-            self.missing.len
-        )
-    }
-}
-
-/// One file as it goes into a [`FileMemory`]: its segments are disjoint.
-pub(crate) struct Part {
-    pub(crate) source: Source,
-    pub(crate) backing: Backing,
-    pub(crate) segments: Vec<Segment>,
-    /// How messages name a segment with an index.
-    pub(crate) kind: &'static str,
-    pub(crate) machine: Option<Machine>,
-    pub(crate) notes: Vec<NoteBytes>,
-    /// What its segments leave out because the file is cut short.
-    pub(crate) cuts: Vec<Cut>,
-    /// Whether it is a raw image: nothing in the file says where in memory it is.
-    pub(crate) raw: bool,
-}
-
-impl Part {
-    pub(crate) fn new(source: Source, backing: Backing, segments: Vec<Segment>) -> Self {
-        let (kind, machine) = ("segment", None);
-        Part { source, backing, segments, kind, machine, notes: Vec::new(), cuts: Vec::new(), raw: false }
-    }
-}
 
 /// Memory in one or several open files: ELF cores, dumps and raw images.
 pub struct FileMemory {
@@ -272,9 +76,7 @@ impl FileMemory {
         for segment in &memory.segments {
             if let Some(before) = before.filter(|before| before.last() >= segment.first) {
                 let later = &memory.backings[before.backing.max(segment.backing) as usize];
-                return Err(
-                    later.error(SourceProblem::Overlap { first: Phys(before.first), second: Phys(segment.first) })
-                );
+                return Err(later.error(SourceProblem::Overlap { first: before.first, second: segment.first }));
             }
             before = Some(segment);
             append(&mut ranges, segment);
@@ -397,7 +199,7 @@ impl FileMemory {
         backing.store.read_exact_at(segment.offset + skip, file).map_err(|e| match e.kind() {
             io::ErrorKind::UnexpectedEof => missing(),
             io::ErrorKind::InvalidData => {
-                let phys = Phys(segment.first + skip);
+                let phys = segment.first + skip;
                 backing.error(SourceProblem::Page { phys, len: n as u64, why: e.to_string() })
             }
             _ => backing.error(SourceProblem::Io(e)),
@@ -410,7 +212,7 @@ impl FileMemory {
         Some((index, self.segments.get(index)?))
     }
 
-    /// The index of the first segment that ends at or behind `phys`.
+    /// The index of the first segment that ends at or after `phys`.
     fn at_or_behind(&self, phys: Phys) -> usize {
         self.segments.partition_point(|s| s.last() < phys.0)
     }
@@ -491,7 +293,7 @@ impl PhysMemory for FileMemory {
     }
 }
 
-/// Adds a segment behind the ranges, which end where it begins or before. All 2^64 bytes have no length in 64 bits, so
+/// Adds a segment after the ranges, which end where it begins or before. All 2^64 bytes have no length in 64 bits, so
 /// that what would be as long stays two.
 fn append(ranges: &mut Vec<PhysRange>, segment: &Segment) {
     if let Some(last) = ranges.last_mut()
@@ -502,45 +304,4 @@ fn append(ranges: &mut Vec<PhysRange>, segment: &Segment) {
     } else {
         ranges.push(PhysRange { start: Phys(segment.first), len: segment.len });
     }
-}
-
-/// What a path led to.
-enum Opened {
-    /// A file or block device, and its size.
-    File(File, u64),
-    /// A pipe or FIFO; reading may give `WouldBlock`.
-    Stream(File),
-}
-
-fn open(path: &Path) -> Result<Opened> {
-    use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-    let fail = |problem| Error::Source { path: path.to_path_buf(), problem };
-    let io = |e: io::Error| fail(SourceProblem::Io(e));
-    let check = |kind: std::fs::FileType| match () {
-        () if kind.is_file() || kind.is_block_device() => Ok(()),
-        () if kind.is_fifo() => Ok(()),
-        () if kind.is_dir() => Err(fail(SourceProblem::Directory)),
-        () => Err(fail(SourceProblem::NotAFile)),
-    };
-    // Asked before, since opening some devices does something; and again, since it may be another one by now.
-    check(std::fs::metadata(path).map_err(io)?.file_type())?;
-    let file = File::options()
-        .read(true)
-        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
-        .open(path)
-        .map_err(io)?;
-    let metadata = file.metadata().map_err(io)?;
-    check(metadata.file_type())?;
-    if metadata.file_type().is_fifo() {
-        return Ok(Opened::Stream(file));
-    }
-    let size = if metadata.is_file() {
-        metadata.len()
-    } else {
-        rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).map_err(|e| io(e.into()))?
-    };
-    if size == 0 {
-        return Err(fail(SourceProblem::Empty));
-    }
-    Ok(Opened::File(file, size))
 }

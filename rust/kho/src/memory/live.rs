@@ -7,7 +7,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::file::{Store, data_in};
+use super::backing::{Store, data_in};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use std::fs::File;

@@ -1,4 +1,4 @@
-//! How much a reader allocates, and works, for a memory.
+//! Limits on what a reader allocates and walks, by the size of the files.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! Memory that is at hand already: byte strings at physical addresses.
+//! Memory given as byte strings at physical addresses.
 
 #![forbid(unsafe_code)]
 
@@ -40,7 +40,7 @@ impl<B: AsRef<[u8]>> SliceMemory<B> {
         Ok(SliceMemory { ranges: taken.ranges(), segments })
     }
 
-    /// The index of the first segment that ends behind `phys`.
+    /// The index of the first segment that ends after `phys`.
     fn at_or_behind(&self, phys: Phys) -> usize {
         self.segments.partition_point(|(start, bytes)| start.0 + (bytes.as_ref().len() as u64 - 1) < phys.0)
     }

@@ -1,11 +1,7 @@
-//! What a user may name as a source of memory: an ELF core, a dump, a raw image with an address, several of them together.
+//! Names of memory sources: a file whose content tells its format, or a raw image with an address or a machine.
 
 #![forbid(unsafe_code)]
 
-use super::file::{Backing, FileMemory, Part, Segment};
-use super::foreign::{self, Packing};
-use super::unpack::{self, Work};
-use super::{elf, flat, kdump, lime};
 use crate::error::{Error, Result, SourceProblem};
 use crate::sizes::parse_size;
 use crate::units::Phys;
@@ -16,8 +12,6 @@ use std::path::{Path, PathBuf};
 
 /// Where standard input is.
 const STDIN: &str = "/dev/stdin";
-/// Bytes of a file that say how it is packed, with a short skippable frame before.
-const PACKING: usize = 4096;
 
 /// A virtual machine, by where its memory file has which memory: the memory backend of QEMU
 /// (`-object memory-backend-file,share=on`), the memory file of a snapshot.
@@ -42,6 +36,7 @@ pub enum Board {
 }
 
 impl Board {
+    /// All boards.
     pub const ALL: [Board; 8] = [
         Board::Q35,
         Board::Pc,
@@ -111,11 +106,13 @@ pub(crate) fn runs(base: u64, hole: Option<(u64, u64)>, size: u64) -> Vec<(u64, 
 /// these packed, a format that holds no memory and is refused by name, and anything else a raw image of the memory at 0.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Source {
+    /// The file.
     pub path: PathBuf,
+    /// The address of the first byte of a raw image, if it was given.
     pub base: Option<Phys>,
     /// Where in a raw image to begin, in bytes.
     pub offset: u64,
-    /// How many bytes of a raw image; all behind `offset` if not given.
+    /// How many bytes of a raw image; all after `offset` if not given.
     pub size: Option<u64>,
     /// Whose memory backend this is; then there is no `base`, `offset` or `size`.
     pub board: Option<Board>,
@@ -155,7 +152,8 @@ impl Source {
             let (name, check) = name.strip_suffix(b",check=no").map_or((name, true), |name| (name, false));
             let board = Board::ALL.into_iter().find(|board| board.name().as_bytes() == name && end > 0);
             let Some(board) = board else {
-                let problem = SourceProblem::Machine { name: String::from_utf8_lossy(name).into_owned() };
+                let problem =
+                    SourceProblem::Machine { name: String::from_utf8_lossy(name).into_owned(), known: Board::names() };
                 return Err(Error::Source { path: PathBuf::from(text), problem });
             };
             return Ok(Source { board: Some(board), check, ..named(path) });
@@ -199,78 +197,6 @@ impl Source {
         }
         Ok(source)
     }
-
-    fn open(self, work: &Work<'_>) -> Result<Part> {
-        let backing = Backing::open(&self.path, work)?;
-        self.part(backing, work)
-    }
-
-    fn part(self, mut backing: Backing, work: &Work<'_>) -> Result<Part> {
-        let raw = self.board.is_some() || self.base.is_some();
-        // A file that is said to be raw memory is packed only if its name says so, too: memory may hold anything.
-        if let Some(packing) = Packing::of(&backing.head(PACKING)?)
-            && (!raw || packing.names(self.path.as_os_str().as_bytes()))
-        {
-            backing = unpack::unpack(backing, packing, work)?;
-        }
-        if raw {
-            return self.raw_part(backing);
-        }
-        if flat::is_flat(&backing) {
-            backing = flat::unflatten(backing)?;
-            if !kdump::is_kdump(&backing) && !elf::is_elf(&backing) {
-                let why = "the flattened file is neither kdump nor ELF".into();
-                return Err(backing.error(SourceProblem::Dump { why }));
-            }
-        }
-        if elf::is_elf(&backing) {
-            self.elf_part(backing)
-        } else if kdump::is_kdump(&backing) {
-            kdump::open(self, backing)
-        } else if lime::is_lime(&backing) {
-            let segments = lime::parse(&backing)?;
-            Ok(Part { kind: lime::RANGE, ..Part::new(self, backing, segments) })
-        } else if let Some(found) = foreign::recognize(&backing.head(foreign::HEAD)?) {
-            let problem = SourceProblem::Foreign { what: found.what.into_owned(), remedy: found.remedy };
-            Err(backing.error(problem))
-        } else {
-            self.raw_part(backing)
-        }
-    }
-
-    fn elf_part(self, backing: Backing) -> Result<Part> {
-        let core = elf::parse(&backing)?;
-        let part = Part::new(self, backing, core.segments);
-        Ok(Part { kind: elf::SEGMENT, machine: Some(core.machine), notes: core.notes, ..part })
-    }
-
-    fn raw_part(self, backing: Backing) -> Result<Part> {
-        let raw = |why| backing.error(SourceProblem::Raw { why });
-        let have = backing.size;
-        let left = have
-            .checked_sub(self.offset)
-            .filter(|&left| left > 0)
-            .ok_or_else(|| raw(format!("offset {:#x} is not inside its {have:#x} bytes", self.offset)))?;
-        let len = self.size.unwrap_or(left);
-        if len == 0 || len > left {
-            return Err(raw(format!(
-                "size {len:#x} is not between 1 and the {left:#x} bytes at offset {:#x}",
-                self.offset
-            )));
-        }
-        let (base, hole) = match self.board {
-            Some(board) => board.ram(len),
-            None => (self.base.unwrap_or_default().0, self.hole.map(|(start, end)| (start.0, end.0))),
-        };
-        let mut segments = Vec::new();
-        for (first, skip, len) in runs(base, hole, len) {
-            if first.checked_add(len - 1).is_none() {
-                return Err(raw(format!("{len:#x} bytes at address {first:#x} run past the address space")));
-            }
-            segments.push(Segment { first, len, offset: self.offset + skip, filled: len, index: None, backing: 0 });
-        }
-        Ok(Part { raw: true, ..Part::new(self, backing, segments) })
-    }
 }
 
 impl fmt::Display for Source {
@@ -296,69 +222,5 @@ impl fmt::Display for Source {
             f.write_str(",check=no")?;
         }
         Ok(())
-    }
-}
-
-/// Opens sources together, as one memory.
-///
-/// # Errors
-/// [`Error::Source`] for one that cannot be used, or has memory another one has; [`Error::Invalid`] for none at all.
-pub fn open_sources(sources: &[Source]) -> Result<FileMemory> {
-    open_sources_with(sources, None, &mut |_| Ok(()))
-}
-
-/// As [`open_sources`], for packed files and streams that may come to `limit` bytes (if not given, as many as the
-/// environment's [`LIMIT_VARIABLE`](unpack::LIMIT_VARIABLE), or else 2 GiB or 128 times the packed size, of bzip2 and xz
-/// 512 MiB or 64 times); `told` is called with the number of bytes that are unpacked.
-///
-/// # Errors
-/// As [`open_sources`]; what `told` gives.
-pub fn open_sources_with(
-    sources: &[Source],
-    limit: Option<u64>,
-    told: &mut (dyn FnMut(u64) -> Result<()> + Send),
-) -> Result<FileMemory> {
-    if sources.is_empty() {
-        return Err(Error::Invalid { what: "sources", why: "none given".into() });
-    }
-    let work = Work::new(limit, told)?;
-    let parts: Result<Vec<_>> = sources.iter().cloned().map(|source| source.open(&work)).collect();
-    FileMemory::new(parts?)
-}
-
-/// Opens an ELF core: little-endian, 64-bit, ET_CORE; by physical address. A core that is cut short opens if its
-/// headers are there, see [`FileMemory::truncated`].
-///
-/// # Errors
-/// [`Error::Source`] with what is wrong with it.
-pub fn open_elf(path: impl AsRef<Path>) -> Result<FileMemory> {
-    let path = path.as_ref();
-    let told = &mut |_| Ok(());
-    let backing = Backing::open(path, &Work::new(None, told)?)?;
-    FileMemory::new(vec![Source::file(path).elf_part(backing)?])
-}
-
-/// Opens `size` bytes (all, if not given) from `offset` of a raw image as the memory at `base`.
-///
-/// # Errors
-/// [`Error::Source`] with what is wrong with it.
-pub fn open_raw(path: impl AsRef<Path>, base: Phys, offset: u64, size: Option<u64>) -> Result<FileMemory> {
-    open_sources(&[Source { base: Some(base), offset, size, ..Source::file(path.as_ref()) }])
-}
-
-impl FileMemory {
-    /// A file's content that is at hand already, as [`Source::file`] would open it; `name` is for messages.
-    ///
-    /// # Errors
-    /// [`Error::Source`] with what is wrong with it.
-    pub fn from_bytes(name: impl Into<PathBuf>, bytes: Vec<u8>) -> Result<Self> {
-        let source = Source::file(name);
-        let size = bytes.len() as u64;
-        let backing = Backing { path: source.path.clone(), size, held: size, store: Box::new(bytes) };
-        if backing.size == 0 {
-            return Err(backing.error(SourceProblem::Empty));
-        }
-        let told = &mut |_| Ok(());
-        FileMemory::new(vec![source.part(backing, &Work::new(None, told)?)?])
     }
 }

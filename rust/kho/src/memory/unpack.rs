@@ -1,12 +1,12 @@
-//! Packed files and streams, made a file that can be read by offset: in an unlinked temporary one, within a limit.
+//! Decompresses files and streams into an unlinked temporary file, within a limit.
 //!
 //! A stream that unpacks to zeros costs no room, since zeros are left out of the file; so a limit is needed on how many
 //! bytes come out, and one on how many are written. Decoders hold 64 MiB at most ([`WINDOW`]).
 
 #![forbid(unsafe_code)]
 
-use super::file::{Backing, Store, data_in};
-use super::foreign::{self, HEAD, Packing};
+use super::backing::{Backing, Store, data_in};
+use super::format::foreign::{self, HEAD, Packing};
 use crate::error::{Error, Result, SourceProblem};
 use crate::sizes::{Bytes, parse_size};
 use rustix::event::{PollFd, PollFlags, poll};

@@ -80,13 +80,19 @@ impl MemfdFolio {
 /// A memfd that was read; its contents are read when asked for.
 #[derive(Clone, Debug)]
 pub struct Memfd {
+    /// The version of the format.
     pub version: MemfdVersion,
+    /// The file position.
     pub pos: u64,
+    /// The file size in bytes.
     pub size: u64,
+    /// The seals (`F_SEAL_*`); 0 in versions without.
     pub seals: u32,
+    /// Flags of the header; 0 in versions without.
     pub flags: u32,
     /// How many folios the header says there are.
     pub nr_folios: u64,
+    /// The area that holds the list of folios.
     pub list: Vmalloc,
     /// The folios the list holds, in its order; fewer than `nr_folios` when the list is too short.
     pub folios: Vec<MemfdFolio>,
@@ -95,8 +101,11 @@ pub struct Memfd {
 /// A part of a file that is not a hole: `len` bytes at `offset`, from `phys`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FileExtent {
+    /// Where in the file, in bytes.
     pub offset: u64,
+    /// The physical address.
     pub phys: Phys,
+    /// The number of bytes.
     pub len: u64,
 }
 
@@ -248,7 +257,7 @@ impl Memfd {
     /// Copies a part of the file's contents; holes are zeros.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] behind the file's end; [`Error::OutsideMemory`] for a folio that is not here.
+    /// [`Error::OutOfRange`] past the file's end; [`Error::OutsideMemory`] for a folio that is not here.
     pub fn copy(&self, memory: &dyn PhysMemory, extents: &[FileExtent], offset: u64, into: &mut [u8]) -> Result<()> {
         let end = offset.saturating_add(into.len() as u64);
         if end > self.size {

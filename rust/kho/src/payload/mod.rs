@@ -1,4 +1,4 @@
-//! What hangs off a handover and may be large: page lists and files. The small structures around them are read in
+//! Data of a handover that may be large: page lists and files. The small structures around them are read in
 //! Python, where third parties add their own decoders.
 
 #![forbid(unsafe_code)]

@@ -26,7 +26,7 @@ pub struct Descriptor {
 }
 const _: () = assert!(size_of::<Descriptor>() == 16);
 
-/// Addresses in a chunk, behind its `next`.
+/// Addresses in a chunk, after its `next`.
 pub const fn chunk_entries(page: PageSize) -> u64 {
     (page.bytes() - 8) / 8
 }
@@ -34,8 +34,11 @@ pub const fn chunk_entries(page: PageSize) -> u64 {
 /// An area that was read.
 #[derive(Clone, Debug)]
 pub struct Vmalloc {
+    /// The descriptor it was read from.
     pub descriptor: Descriptor,
+    /// The page size.
     pub page: PageSize,
+    /// The order of its blocks.
     pub order: Order,
     /// The pages that hold the list.
     pub chunks: Vec<Phys>,
@@ -196,7 +199,7 @@ impl Vmalloc {
     /// Copies bytes out of the area from `offset`.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] behind its end; [`Error::OutsideMemory`] for a page that is not here.
+    /// [`Error::OutOfRange`] past its end; [`Error::OutsideMemory`] for a page that is not here.
     pub fn copy(&self, memory: &dyn PhysMemory, mut offset: u64, mut into: &mut [u8]) -> Result<()> {
         let block = self.page.folio_bytes(self.order);
         let end = offset.saturating_add(into.len() as u64);
@@ -217,7 +220,7 @@ impl Vmalloc {
     }
 
     /// The records of `size` bytes that the area holds, at most `most` of them, up to the first that is all zeros: no
-    /// record of a kernel is, and what lies behind the end of the data may be as large as a header claims.
+    /// record of a kernel is, and what follows the end of the data may be as large as a header claims.
     ///
     /// # Errors
     /// As [`Vmalloc::copy`].

@@ -1,4 +1,4 @@
-//! Blocks that exist before their tracker does: those of a map that is taken over, which stay where they are.
+//! Adopts the bitmaps of a map that is taken over as blocks, in place.
 //!
 //! What lies in memory that others may write is trusted for nothing but its bits: a count is that of the moment when it
 //! was made, and a bit that changes later is read as it is then.
@@ -8,14 +8,17 @@
 use super::block::{Block, Shape};
 use super::{Tracker, simd};
 use crate::error::{Error, Result};
-use crate::threads::{both, threads_for};
-use crate::units::{Order, Pfn, Phys, joined};
+use crate::parallel::{join, threads_for};
+use crate::units::{Order, Pfn, Phys, merge_ranges};
 
 /// A bitmap in memory: block `index` of an order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Bitmap {
+    /// The order of its folios.
     pub order: Order,
+    /// The index of its block in that order.
     pub index: u64,
+    /// The physical address of the bitmap.
     pub phys: Phys,
 }
 
@@ -23,7 +26,8 @@ impl Tracker {
     /// Makes bitmaps that lie in the tracker's source its blocks, without copying them. From here on the tracker is for
     /// reading: its blocks may be anybody's to write, and it must not.
     ///
-    /// A bitmap that lies in a page which the tracker marks is copied after all: its page is somebody's to write, by right.
+    /// A bitmap that lies in a page which the tracker marks is copied after all: the page belongs to a folio whose owner
+    /// may write it.
     ///
     /// Every bit is counted here, by as many threads as there are processors if there is enough for them.
     ///
@@ -62,7 +66,7 @@ impl Tracker {
             (page.pfn(bitmap.phys), Pfn(page.pfn(last).0 + 1))
         };
         // In most maps there is none, which is soon said of bitmaps side by side.
-        let runs = joined(bitmaps.iter().map(pages).collect());
+        let runs = merge_ranges(bitmaps.iter().map(pages).collect());
         if runs.iter().all(|(start, end)| self.overlapping(*start, *end).is_none()) {
             return Ok(bitmaps.to_vec());
         }
@@ -83,14 +87,14 @@ impl Tracker {
     }
 }
 
-/// How many bits each block has set; by so many threads.
+/// How many bits each block has set, counted by up to `threads` threads.
 fn counts(blocks: &[Block], shape: Shape, threads: usize) -> Vec<u64> {
     if threads < 2 {
         return blocks.iter().map(|block| simd::count(*block, shape)).collect();
     }
     let (few, more) = (threads / 2, threads - threads / 2);
     let (first, second) = blocks.split_at(blocks.len() / threads * few);
-    let (mut counts, others) = both(|| counts(first, shape, few), || counts(second, shape, more));
+    let (mut counts, others) = join(|| counts(first, shape, few), || counts(second, shape, more));
     counts.extend(others);
     counts
 }

@@ -1,4 +1,4 @@
-//! Where a tracker's blocks live; their words are read and written through raw pointers.
+//! Blocks and their sources; words of a block are read and written through raw pointers.
 //!
 //! No reference into a block is ever made. Blocks of a source that is shared ([`BlockSource::is_shared`]) lie in memory that
 //! another process may write at any time: each of their words is read and written by relaxed atomic operations, so that such a
@@ -7,7 +7,6 @@
 
 #![allow(unsafe_code)]
 
-use super::simd;
 use super::word::{TAKEN, Word};
 use crate::error::Result;
 use crate::units::Phys;
@@ -26,7 +25,7 @@ pub unsafe trait BlockSource: Send + Sync {
     /// A zeroed block of `bytes` bytes (512, 4096, 16384 or 65536; the same at every call of one tracker).
     ///
     /// # Errors
-    /// [`Error::NoMemory`], or whatever else keeps the source from giving one.
+    /// [`Error::NoMemory`](crate::Error::NoMemory), or another reason why the source has no block.
     fn alloc_block(&self, bytes: usize) -> Result<NonNull<u64>>;
 
     /// As [`BlockSource::alloc_block`], for a caller that writes every word before it reads any: the block need not be
@@ -247,7 +246,7 @@ impl Block {
         }
     }
 
-    /// Asks for the words to be brought near.
+    /// Prefetches the words of the block.
     #[inline]
     pub(super) fn prefetch(self, shape: Shape) {
         for word in (0..shape.words()).step_by(LINE) {
@@ -297,18 +296,6 @@ impl Block {
     fn nth(self, n: u64) -> Word {
         // SAFETY: `word` masks the number, and `prefetch` counts up to the block's words, so that it is a word of the block.
         unsafe { Word::at(self.as_raw().cast::<u8>().wrapping_add(TAKEN), n) }
-    }
-
-    /// Sets or clears the bits `low ..= high`. Returns how many changed.
-    pub(super) fn fill(self, shape: Shape, low: u64, high: u64, mark: bool) -> u64 {
-        let (first, last) = ((low >> 6) as usize, (high >> 6) as usize);
-        let (head, tail) = (!0 << (low & 63), !0 >> (63 - (high & 63)));
-        if first == last {
-            return self.mask(shape, first, head & tail, mark);
-        }
-        let inner = simd::fill(self, shape, first + 1, last, if mark { !0 } else { 0 });
-        let inner = if mark { 64 * (last - first - 1) as u64 - inner } else { inner };
-        self.mask(shape, first, head, mark) + inner + self.mask(shape, last, tail, mark)
     }
 
     /// Sets or clears bits of one word. Returns how many changed.

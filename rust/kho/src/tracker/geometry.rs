@@ -1,10 +1,10 @@
-//! A block's size and the page size: from these follow where blocks begin.
+//! Page size and block size, and the addresses at which blocks begin.
 
 #![forbid(unsafe_code)]
 
 use super::block::Shape;
 use crate::error::{Error, Result};
-use crate::units::{Order, PageSize, Phys};
+use crate::units::{Order, PageSize, Pfn, Phys};
 
 /// Page size and block size: 512 bytes (Linux 6.16) or one page (6.18 and later).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,10 +31,12 @@ impl Geometry {
         Geometry { page, block_bytes: page.bytes() }
     }
 
+    /// The page size.
     pub const fn page(self) -> PageSize {
         self.page
     }
 
+    /// Bytes of a block: 512 or one page.
     pub const fn block_bytes(self) -> u64 {
         self.block_bytes
     }
@@ -87,5 +89,14 @@ impl Geometry {
     /// How many folios of an order the address space has.
     pub(super) const fn folio_limit(self, order: Order) -> u64 {
         self.page.pfn_limit() >> order.get()
+    }
+
+    /// The pfn of bit `bit` of a block, when it lies inside the address space.
+    pub const fn pfn_of(self, order: Order, index: u64, bit: u64) -> Option<Pfn> {
+        if index >= self.index_limit(order) || bit >= self.bits() {
+            return None;
+        }
+        let folio = index * self.bits() + bit;
+        if folio < self.folio_limit(order) { Some(Pfn(folio << order.get())) } else { None }
     }
 }

@@ -14,42 +14,39 @@
 #![deny(unsafe_code)]
 
 pub(crate) mod adopt;
-mod batch;
+mod alloc;
 mod block;
-mod directory;
+mod bulk;
+mod folio;
 mod geometry;
-mod heap;
-mod iter;
-mod look;
+mod index;
+mod interchange;
+mod list;
 mod ops;
-mod places;
+mod placement;
 mod range;
-mod rank;
-mod roaring;
-mod runs;
-mod scatter;
 mod simd;
-mod state;
-mod window;
 mod word;
 
 #[cfg(test)]
 mod tests;
 
 pub use adopt::Bitmap;
-pub use batch::{Orders, Words};
+pub use alloc::heap::HeapBlocks;
 pub use block::BlockSource;
+pub use bulk::batch::{Orders, Words};
+pub use folio::Folio;
 pub use geometry::Geometry;
-pub use heap::HeapBlocks;
-pub use iter::{BlockRef, Folio};
-pub use places::BitmapPlace;
-pub use roaring::RoaringBits;
+pub use interchange::roaring::RoaringBits;
+pub use list::iter::BlockRef;
+pub use list::stats::OrderStats;
+pub use placement::BitmapPlace;
 
 use crate::error::Result;
 use crate::units::{Order, Pfn};
 use block::{Block, Shape};
 use core::{array, mem};
-use directory::Directory;
+use index::directory::Directory;
 use std::sync::Arc;
 use word::Word;
 
@@ -60,17 +57,6 @@ pub struct Tracker {
     shape: Shape,
     geometry: Geometry,
     source: Arc<dyn BlockSource>,
-}
-
-/// What one order holds, and what that costs.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct OrderStats {
-    pub order: Order,
-    pub folios: u64,
-    pub blocks: u64,
-    pub empty_blocks: u64,
-    /// Bytes of blocks and of the directory.
-    pub bytes: u64,
 }
 
 impl Tracker {
@@ -84,6 +70,7 @@ impl Tracker {
         Tracker { dirs: no_blocks(), shape: geometry.shape().of(&*source), geometry, source }
     }
 
+    /// Page size and block size.
     pub fn geometry(&self) -> Geometry {
         self.geometry
     }
@@ -91,7 +78,8 @@ impl Tracker {
     /// Where a folio's bit is, if its block is in the window: the directory, the word, and the folio's number.
     ///
     /// A pfn that is not aligned has, rotated, bits above all numbers of folios, so that the window has no block for it;
-    /// neither has it one beyond the address space. So one lookup is every check.
+    /// nor for a folio beyond the address space. The bounds check of the lookup
+    /// therefore also rejects misaligned and out-of-range pfns.
     #[inline(always)]
     fn near(&mut self, pfn: Pfn, order: Order) -> Option<(&mut Directory, Word, u64)> {
         let dir = &mut self.dirs[order.index()];
@@ -172,6 +160,7 @@ impl Tracker {
         self.dirs.iter().map(|dir| dir.len).sum()
     }
 
+    /// Whether no folio is marked.
     pub fn is_empty(&self) -> bool {
         self.dirs.iter().all(|dir| dir.len == 0)
     }
@@ -231,34 +220,18 @@ impl Tracker {
         size_of::<Self>() as u64 + dirs + self.source.nbytes()
     }
 
-    /// One row per order of [`Tracker::orders`].
-    pub fn stats(&self) -> Vec<OrderStats> {
-        self.orders()
-            .map(|order| {
-                let dir = &self.dirs[order.index()];
-                OrderStats {
-                    order,
-                    folios: dir.len,
-                    blocks: dir.blocks(),
-                    empty_blocks: self.blocks(order).filter(BlockRef::is_empty).count() as u64,
-                    bytes: dir.blocks() * self.geometry.block_bytes() + dir.nbytes(),
-                }
-            })
-            .collect()
-    }
-
     /// How many blocks of an order lie in the address space whole.
     fn whole(&self, order: Order) -> u64 {
         self.geometry.folio_limit(order) >> self.shape.log2_bits
     }
 
-    /// A block, made if need be.
+    /// A block, allocated if it does not exist.
     fn ensure(&mut self, order: Order, index: u64) -> Result<Block> {
         let whole = self.whole(order);
         self.dirs[order.index()].ensure(index, &*self.source, self.shape, whole)
     }
 
-    /// Makes a block, where none is, with every bit set.
+    /// Allocates a block that does not exist, with every bit set.
     fn make_full(&mut self, order: Order, index: u64) -> Result<()> {
         let (block, whole) = (Block::allocate_full(&*self.source, self.shape)?, self.whole(order));
         let dir = &mut self.dirs[order.index()];

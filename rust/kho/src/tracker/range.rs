@@ -1,4 +1,4 @@
-//! Ranges and runs, by words; bitmaps that come from elsewhere.
+//! Marks and unmarks ranges and runs word by word; inserts copies of bitmaps.
 //!
 //! Whatever can fail comes first (alignment, range, blocks to make), so that a change happens whole or not at all.
 
@@ -51,7 +51,7 @@ impl Tracker {
             return Ok(0);
         }
         let (last, bits) = (first + (count - 1), self.geometry.bits());
-        // Blocks that are new and whole are born full; nobody need look at them again. Runs of these, in folios:
+        // New blocks that the range covers entirely are allocated with all bits set. Runs of these, in folios:
         let mut full: Vec<Range<u64>> = Vec::new();
         for index in first >> self.shape.log2_bits..=last >> self.shape.log2_bits {
             let block = index * bits..(index + 1) * bits;

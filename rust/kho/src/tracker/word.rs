@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 /// One word of a block.
 #[derive(Clone, Copy)]
 pub(super) struct Word {
-    /// [`TAKEN`] behind word 0, wherever that would be.
+    /// [`TAKEN`] bytes after word 0, wherever that would be.
     start: *mut u8,
     n: u64,
 }
@@ -82,7 +82,7 @@ impl Word {
         clear_counted = clear as -=, "btr" then "0"
     }
 
-    /// Asks for the word to be brought near.
+    /// Prefetches the word into L1.
     #[inline(always)]
     pub(super) fn prefetch(self) {
         #[cfg(target_arch = "x86_64")]
@@ -97,7 +97,7 @@ impl Word {
     #[inline(always)]
     pub(super) fn set(self, folio: u64) -> bool {
         let old = self.load();
-        // Stored always: a branch that is taken wrongly would wait for the cache miss that others wait for beside it.
+        // Stored unconditionally: a mispredicted branch would wait for the cache miss and stall the loads after it.
         self.store(old | bit_of(folio));
         old & bit_of(folio) == 0
     }

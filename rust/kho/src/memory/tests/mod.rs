@@ -28,7 +28,7 @@ const fn load(offset: u64, paddr: u64, filesz: u64, memsz: u64) -> Header {
     Header { kind: LOAD, offset, paddr, filesz, memsz }
 }
 
-/// A core: ELF header, program headers behind it, then `content`.
+/// A core: ELF header, program headers after it, then `content`.
 fn core(headers: &[Header], content: &[u8]) -> Vec<u8> {
     let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
     elf.resize(16, 0);
@@ -53,7 +53,7 @@ fn core(headers: &[Header], content: &[u8]) -> Vec<u8> {
     elf
 }
 
-/// Where the content of a core with so many headers begins.
+/// Where the content of a core with `headers` headers begins.
 const fn behind(headers: u64) -> u64 {
     64 + 56 * headers
 }
@@ -77,7 +77,7 @@ fn real() -> Vec<u8> {
 }
 
 fn real_path() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/linux-6.18.15-x86_64/handover.elf")
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata/linux-6.18.15-x86_64/handover.elf")
 }
 
 fn range(start: u64, len: u64) -> PhysRange {

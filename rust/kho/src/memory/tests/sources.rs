@@ -23,7 +23,7 @@ fn several_files_make_one_memory() {
     let twice = open_sources(&[sources[0].clone(), Source::parse(format!("{}@0x1000", low.display())).unwrap()]);
     assert!(matches!(
         twice,
-        Err(Error::Source { path, problem: SourceProblem::Overlap { first: Phys(0x1000), second: Phys(0x1003) } }) if path == low
+        Err(Error::Source { path, problem: SourceProblem::Overlap { first: 0x1000, second: 0x1003 } }) if path == low
     ));
     assert!(matches!(open_sources(&[]), Err(Error::Invalid { .. })));
 }

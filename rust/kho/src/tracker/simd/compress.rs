@@ -8,9 +8,9 @@
 #![allow(unsafe_code)]
 
 use super::super::block::{Block, LINE, Shape};
-use super::super::iter::Folio;
-use super::{Line, Lines, Room, WORD, WordRoom, each_word, list};
-use crate::ways::{Ways, ways};
+use super::super::folio::Folio;
+use super::lines::{Line, Lines, Room, WORD, WordRoom, each_word, list};
+use crate::tuning::{Tuning, tuning};
 use core::arch::x86_64::*;
 use core::mem::{MaybeUninit, transmute};
 
@@ -22,8 +22,8 @@ const _: () = assert!(LANES == LINE);
 #[inline]
 pub(super) fn is_there() -> bool {
     use std::arch::is_x86_feature_detected as has;
-    let Ways { portable, by_bits, .. } = ways();
-    !(portable || by_bits)
+    let Tuning { portable, without_compress, .. } = tuning();
+    !(portable || without_compress)
         && has!("avx512f")
         && has!("avx512bw")
         && has!("avx512cd")

@@ -128,7 +128,7 @@ fn of_a_long_list_with_several_mistakes_the_first_is_named() {
         one_by_one.preserve(Pfn(*pfn), order((*o).into())).unwrap();
     }
     assert!(t == one_by_one && marked == t.len() && marked > 8000);
-    // An order that is none, behind a pfn that is not aligned, behind one that is out of range.
+    // An invalid order, after a misaligned pfn, after a pfn out of range.
     orders[8000] = 37;
     let error = |t: &mut Tracker, pfns: &[u64], orders: &[u8]| {
         let refused = t.preserve_many(pfns, Orders::Each(orders)).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! Trackers of every kind beside a model, which is a set.
+//! Trackers of every kind compared with a model, a set.
 
 #![allow(unsafe_code)]
 
@@ -8,8 +8,8 @@ mod sets;
 
 use super::*;
 use crate::error::Error;
+use crate::tuning::{Tuning, override_tuning};
 use crate::units::{PageSize, Phys, aligned_blocks};
-use crate::ways::{Ways, go};
 use core::ptr::NonNull;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -59,7 +59,7 @@ enum Op {
     Many(Vec<(Pfn, Order)>, bool),
 }
 
-/// A list of folios: short or long, of one order or several, ascending or not, close together or all over.
+/// A list of folios: short_list or long, of one order or several, ascending or not, close together or all over.
 fn lists(g: Geometry) -> impl Strategy<Value = Vec<(Pfn, Order)>> {
     let scattered = (folios(g), any::<u64>(), 1..9u32, 0..700u64, any::<bool>());
     let scattered = scattered.prop_map(move |((p, o), seed, spread, n, sorted)| {
@@ -144,7 +144,7 @@ fn apply(t: &mut Tracker, model: &mut Model, op: &Op) {
                 true => t.preserve_many(&*pfns, orders),
                 false => t.unpreserve_many(&*pfns, orders),
             };
-            // Now and then apart from the other orders, as a thread beside others has it.
+            // Sometimes split off from the other orders, as concurrent threads do.
             let changed = match one.filter(|_| pfns.len() % 2 == 1) {
                 Some((_, o)) => {
                     let mut part = t.split_off(*o);
@@ -190,15 +190,15 @@ pub(super) fn contents(t: &Tracker) -> Model {
 }
 
 /// Every way there is: with and without the processor's extensions, lists as they come and in buckets, one thread and two.
-fn every_way() -> impl Strategy<Value = Ways> {
+fn every_path() -> impl Strategy<Value = Tuning> {
     let simd = select(vec![(false, false), (false, true), (true, false)]);
     let bucket_bits = select(vec![None, Some(12), Some(1)]);
-    let ways = (simd, select(vec![None, Some(0), Some(3)]), select(vec![None, None, Some(16)]), bucket_bits);
-    ways.prop_map(|((portable, by_bits), short, worth_a_thread, bucket_bits)| Ways {
+    let tuning = (simd, select(vec![None, Some(0), Some(3)]), select(vec![None, None, Some(16)]), bucket_bits);
+    tuning.prop_map(|((portable, without_compress), short_list, bytes_per_thread, bucket_bits)| Tuning {
         portable,
-        by_bits,
-        short,
-        worth_a_thread,
+        without_compress,
+        short_list,
+        bytes_per_thread,
         bucket_bits,
     })
 }
@@ -206,8 +206,8 @@ fn every_way() -> impl Strategy<Value = Ways> {
 /// A tracker with its model, made in some way that is gone from here on.
 pub(super) fn trackers() -> impl Strategy<Value = (Tracker, Model)> {
     geometries().prop_flat_map(|g| {
-        (every_way(), proptest::collection::vec(ops(g), 0..40)).prop_map(move |(ways, ops)| {
-            go(ways);
+        (every_path(), proptest::collection::vec(ops(g), 0..40)).prop_map(move |(tuning, ops)| {
+            override_tuning(tuning);
             build(g, &ops)
         })
     })
@@ -222,8 +222,8 @@ fn pairs() -> impl Strategy<Value = ((Tracker, Model), (Tracker, Model))> {
             false => Geometry::paged(page),
         };
         let ops = || proptest::collection::vec(ops(g(a)), 0..20);
-        (every_way(), ops(), ops(), ops()).prop_map(move |(ways, both, mine, theirs)| {
-            go(ways);
+        (every_path(), ops(), ops(), ops()).prop_map(move |(tuning, both, mine, theirs)| {
+            override_tuning(tuning);
             let fits = |ops: &[Op]| {
                 // A block to adopt is of one size: leave those out where sizes differ.
                 let keep = |op: &&Op| a == b || !matches!(op, Op::Adopt(..));
@@ -234,7 +234,7 @@ fn pairs() -> impl Strategy<Value = ((Tracker, Model), (Tracker, Model))> {
     })
 }
 
-/// Heap blocks, but only so many; they have addresses.
+/// A limited number of heap blocks; they have addresses.
 struct Limited(HeapBlocks, AtomicUsize);
 
 // SAFETY: the blocks are those of HeapBlocks.

@@ -1,0 +1,476 @@
+//! Reading a handover (`kho_in`): validated and walked; each folio is restored once.
+
+#![forbid(unsafe_code)]
+
+use crate::abi::Abi;
+use crate::abi::detect::{self, Certainty, Hints, Known, Place, Reading};
+use crate::abi::layout::BitmapSize;
+use crate::error::{Error, Result, RootProblem};
+use crate::memory::{FileMemory, Machine, PhysMemory, PhysRange};
+use crate::read::arena_note::{ArenaNote, NOTE_NAME, NOTE_TYPE, Recorded};
+use crate::read::find::{self, Found};
+use crate::read::restore::{Claims, FromImage, Marker, Restore};
+use crate::read::root::{self, Root, Subtree};
+use crate::scratch::ScratchArea;
+use crate::tracker::Tracker;
+use crate::units::{Order, PageSize, Pfn, Phys};
+use std::sync::Arc;
+
+/// What the caller knows or requires; the rest is detected.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Where the FDT is; searched for otherwise. Where it is given, nothing of the memory is searched.
+    pub fdt_phys: Option<u64>,
+    /// The page size; detected otherwise.
+    pub page_size: Option<PageSize>,
+    /// Why `page_size` is known, for the explanation.
+    pub page_why: Option<&'static str>,
+    /// kho-v1: bytes of a bitmap; detected otherwise.
+    pub bitmap_bytes: Option<u64>,
+    /// Why `bitmap_bytes` is known, for the explanation.
+    pub bitmap_why: Option<&'static str>,
+    /// The scratch areas; read from `scratch_phys`, or else found by the search for the FDT.
+    pub scratch: Option<Vec<ScratchArea>>,
+    /// Where the array of these areas lies; it is read if `scratch` is not given.
+    pub scratch_phys: Option<u64>,
+    /// What an ELF core says it is of.
+    pub machine: Option<Machine>,
+    /// MAX_PAGE_ORDER of the next kernel, where Linux before 7.x refuses to restore larger folios; none otherwise.
+    pub max_page_order: Option<u32>,
+}
+
+impl Options {
+    pub(crate) fn know_scratch(&mut self, areas: Vec<ScratchArea>, phys: u64) {
+        if self.scratch.is_none() && self.scratch_phys.is_none() {
+            self.scratch = Some(areas);
+            self.scratch_phys = Some(phys).filter(|phys| *phys != 0);
+        }
+    }
+
+    pub(crate) fn know_recorded(&mut self, handover: Recorded) {
+        if handover.fdt_phys != 0 && self.fdt_phys.is_none_or(|phys| phys == handover.fdt_phys) {
+            self.fdt_phys = Some(handover.fdt_phys);
+            let said = Some(handover.bitmap_bytes.into()).filter(|bytes| *bytes != 0);
+            if let (None, Some(_)) = (self.bitmap_bytes, said) {
+                self.bitmap_bytes = said;
+                self.bitmap_why = Some("the arena's");
+            }
+        }
+    }
+
+    /// What files say of themselves, where the caller said nothing: the note of an arena's file, the machine of an ELF
+    /// core. A note that cannot be read says nothing.
+    pub fn know_files(&mut self, files: &FileMemory) {
+        self.machine = files.machine();
+        let mut notes = files.notes().filter(|note| note.name == NOTE_NAME && note.kind == NOTE_TYPE);
+        if let Some(Ok(note)) = notes.next().map(|note| ArenaNote::decode(note.desc)) {
+            if self.page_size.is_none() {
+                self.page_size = Some(note.page);
+                self.page_why = Some("the arena's");
+            }
+            self.know_recorded(note.handover);
+            self.know_scratch(note.scratch, note.scratch_phys);
+        } else if files.machine() == Some(Machine::X86_64) && self.page_size.is_none() {
+            self.page_size = Some(PageSize::Size4K);
+            self.page_why = Some("x86_64 has no other");
+        }
+    }
+}
+
+/// How the parts of a handover's format were decided.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// The page size.
+    pub page: PageSize,
+    /// Why it is that page size.
+    pub page_why: String,
+    /// The bitmap size in bytes and why it is that; `None` from kho-v2 on.
+    pub bitmap: Option<(u64, String)>,
+    /// Of the bitmap size where there is one, else of the page size.
+    pub certainty: Certainty,
+}
+
+/// The memory that a map and its reader take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MapStats {
+    /// Bitmaps, the empty ones too.
+    pub blocks: u64,
+    /// Bytes of the map itself: its chunks and bitmaps, or the nodes of its tree.
+    pub map_bytes: u64,
+    /// Bytes of those of its bitmaps that are used where they lie.
+    pub in_place_bytes: u64,
+    /// Bytes held in addition to the map: copies of bitmaps, directories, what was restored.
+    pub held_bytes: u64,
+}
+
+/// Where the addresses of a memory are from.
+#[derive(Clone, Debug)]
+pub enum Address {
+    /// The source says them itself, or it is no file.
+    Own,
+    /// A raw image, and they were named.
+    Named,
+    /// A raw image that was named without an address, read at 0.
+    Assumed,
+    /// A raw image that is read elsewhere.
+    Solved(Placement),
+}
+
+/// Where a raw image was read, when that is not where it was named ([`crate::read::address`]).
+#[derive(Clone, Debug)]
+pub struct Placement {
+    /// The source that names this address.
+    pub argument: String,
+    /// The source as it was named.
+    pub named: String,
+    /// The source that reads it as it was named, whatever is found there.
+    pub as_is: String,
+    /// How sure it is that the image lies there.
+    pub certainty: Certainty,
+    /// How it was decided.
+    pub why: String,
+}
+
+/// A handover that was read, and which of its folios were restored.
+pub struct Incoming {
+    memory: Arc<dyn PhysMemory>,
+    restore: Box<dyn Restore>,
+    root: Root,
+    layout: Layout,
+    map_nodes: Vec<PhysRange>,
+    claims: Arc<Claims>,
+    scratch: Option<Scratch>,
+    machine: Option<Machine>,
+    others: Vec<Phys>,
+    address: Address,
+}
+
+impl Incoming {
+    /// Reads the handover in `memory`, at `options.fdt_phys` or else where [`find::find`] finds it, which `progress` is
+    /// for. Nothing is changed. The scratch areas of an FDT that was not searched for are those that `options` tells.
+    ///
+    /// # Errors
+    /// [`Error::NoHandover`] if none is found; what is wrong with the one given or found: [`Error::Root`],
+    /// [`Error::UnsupportedAbi`], [`Error::Map`], [`Error::NoLayout`], [`Error::OutsideMemory`]; [`Error::Invalid`] if no
+    /// scratch array lies at `options.scratch_phys`.
+    pub fn open(
+        memory: Arc<dyn PhysMemory>,
+        options: &Options,
+        progress: impl FnMut(u64) -> Result<()>,
+    ) -> Result<Self> {
+        let (reads, others) = match options.fdt_phys {
+            Some(phys) => (read(Place::Memory(&*memory), Phys(phys), &Found::default(), options)?, Vec::new()),
+            None => best(&*memory, &find::find(&*memory, progress)?, options)?,
+        };
+        Self::new(memory, reads, others, options)
+    }
+
+    pub(crate) fn new(
+        memory: Arc<dyn PhysMemory>,
+        (root, reading, scratch): Reads,
+        others: Vec<Phys>,
+        options: &Options,
+    ) -> Result<Self> {
+        let marker = match reading.bitmap {
+            Some((BitmapSize::Small, _)) => Marker::Order,
+            _ => Marker::Magic,
+        };
+        let bitmap = reading.bitmap.map(|(bitmap, why)| (bitmap.bytes(reading.page), why));
+        let claims = Arc::new(Claims::new(reading.preserved, marker));
+        let restore = Box::new(FromImage { claims: Arc::clone(&claims), max_page_order: options.max_page_order });
+        Ok(Incoming {
+            memory,
+            restore,
+            root,
+            map_nodes: reading.nodes,
+            layout: Layout { page: reading.page, page_why: reading.page_why, bitmap, certainty: reading.certainty },
+            claims,
+            scratch,
+            machine: options.machine,
+            others,
+            address: Address::Own,
+        })
+    }
+
+    /// This handover, its folios to be restored by `restore`.
+    pub(crate) fn restored_by(self, restore: Box<dyn Restore>) -> Self {
+        Incoming { restore, ..self }
+    }
+
+    /// What restores its folios.
+    pub(crate) fn restorer(&self) -> &dyn Restore {
+        &*self.restore
+    }
+
+    /// Which folios were handed over and restored.
+    pub(crate) fn claims(&self) -> &Arc<Claims> {
+        &self.claims
+    }
+
+    /// This handover, with where its memory's addresses are from.
+    pub(crate) fn addressed(self, address: Address) -> Self {
+        Incoming { address, ..self }
+    }
+
+    /// Where its memory's addresses are from.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// The ABI version of the root FDT.
+    pub fn abi(&self) -> &'static Abi {
+        self.root.abi
+    }
+
+    /// The root FDT as it was read.
+    pub fn root(&self) -> &Root {
+        &self.root
+    }
+
+    /// How page size and bitmap size were decided.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The memory the handover is read from.
+    pub fn memory(&self) -> &Arc<dyn PhysMemory> {
+        &self.memory
+    }
+
+    /// Every preserved folio, restored or not.
+    pub fn preserved(&self) -> &Tracker {
+        self.claims.preserved()
+    }
+
+    /// Preserved folios that were not restored.
+    ///
+    /// # Errors
+    /// None in practice: both trackers have one geometry.
+    pub fn unrestored(&self) -> Result<Tracker> {
+        self.claims.unrestored()
+    }
+
+    /// The number of folios restored.
+    pub fn nr_restored(&self) -> u64 {
+        self.claims.nr_restored()
+    }
+
+    /// The pages the map itself takes, by address: chunks and bitmaps, or the nodes of the tree.
+    pub fn map_pages(&self) -> Vec<u64> {
+        let page = self.layout.page.bytes();
+        let mut pages: Vec<u64> = self.map_nodes.iter().map(|node| node.start.0 / page * page).collect();
+        pages.dedup();
+        pages
+    }
+
+    /// Where the scratch array lies, when it was found.
+    pub fn scratch_phys(&self) -> Option<Phys> {
+        self.scratch.as_ref().and_then(|scratch| scratch.phys)
+    }
+
+    /// The machine, when the source names one.
+    pub fn machine(&self) -> Option<Machine> {
+        self.machine
+    }
+
+    /// Where the map itself lies, ascending: chunks and bitmaps, or the nodes of the tree.
+    pub fn map_nodes(&self) -> &[PhysRange] {
+        &self.map_nodes
+    }
+
+    /// The scratch areas, when known.
+    pub fn scratch(&self) -> Option<&[ScratchArea]> {
+        self.scratch.as_ref().map(|scratch| &*scratch.areas)
+    }
+
+    /// Other root FDTs that were found.
+    pub fn others(&self) -> &[Phys] {
+        &self.others
+    }
+
+    /// Pages preserved that this memory does not have.
+    pub fn pages_outside(&self) -> u128 {
+        detect::pages_outside(&*self.memory, self.preserved())
+    }
+
+    /// Restores the folio whose head is at `phys`, once (`kho_restore_folio`). In an arena it is allocated then.
+    ///
+    /// # Errors
+    /// [`Error::NotRestorable`]; [`Error::Stale`] if the arena has another owner by now.
+    #[inline]
+    pub fn restore_folio(&self, phys: Phys) -> Result<(Pfn, Order)> {
+        self.restore.restore_folio(phys)
+    }
+
+    /// Restores the folios at many addresses, all or none. Returns their orders.
+    ///
+    /// # Errors
+    /// As [`Incoming::restore_folio`], for the first in the list that cannot be restored; one that stands there twice
+    /// cannot.
+    pub fn restore_many(&self, phys: &[u64]) -> Result<Vec<u8>> {
+        self.restore.restore_many(phys)
+    }
+
+    /// The memory that the map and this reader take.
+    pub fn stats(&self) -> MapStats {
+        let tracker = self.preserved();
+        let bitmap = tracker.geometry().block_bytes();
+        let in_place = self.claims.bitmaps().count;
+        MapStats {
+            blocks: tracker.orders().map(|order| tracker.blocks(order).count() as u64).sum(),
+            map_bytes: self.map_nodes.iter().map(|node| node.len).sum(),
+            in_place_bytes: in_place * bitmap,
+            held_bytes: tracker.nbytes() + self.claims.restored_bytes(),
+        }
+    }
+
+    /// Restores `nr_pages` pages that were preserved as a range, all or none; in an arena each becomes an allocated
+    /// page of its own (`kho_restore_pages`).
+    ///
+    /// # Errors
+    /// As [`Incoming::restore_folio`].
+    pub fn restore_pages(&self, phys: Phys, nr_pages: u64) -> Result<Pfn> {
+        self.restore.restore_pages(phys, nr_pages, self.abi().cuts_at_nodes)
+    }
+
+    /// A producer's blob (`kho_retrieve_subtree`).
+    ///
+    /// # Errors
+    /// [`Error::NoSubtree`] (ENOENT); [`Error::Root`] for a malformed node (EINVAL).
+    pub fn retrieve_subtree(&self, name: &str) -> Result<&Subtree> {
+        if let Some(subtree) = self.root.subtrees.iter().find(|s| s.name == name) {
+            return Ok(subtree);
+        }
+        match self.root.malformed.iter().find(|(n, _)| n == name) {
+            Some((name, why)) => {
+                let problem = RootProblem::Subtree { name: name.clone(), why: why.clone() };
+                Err(Error::Root { phys: self.root.phys.0, problem })
+            }
+            None => Err(Error::NoSubtree { name: name.into() }),
+        }
+    }
+}
+
+pub(crate) type Reads = (Root, Reading, Option<Scratch>);
+
+/// The scratch areas, and where their array lies.
+#[derive(Clone)]
+pub(crate) struct Scratch {
+    areas: Vec<ScratchArea>,
+    phys: Option<Phys>,
+}
+
+/// Reads one handover.
+pub(crate) fn read(place: Place<'_>, fdt: Phys, found: &Found, options: &Options) -> Result<Reads> {
+    let memory = place.memory();
+    let root = root::read_root(memory, fdt)?;
+    let told = scratch_told(memory, fdt, found, options)?;
+    let known = Known {
+        fdt,
+        subtrees: root.subtrees.iter().map(|s| s.phys).collect(),
+        scratch: told.as_ref().map(|scratch| scratch.areas.clone()).unwrap_or_default(),
+    };
+    let page = options.page_size.map(|page| (page, options.page_why.unwrap_or(detect::GIVEN)));
+    let hints = Hints { page, bitmap_bytes: options.bitmap_bytes, bitmap_why: options.bitmap_why };
+    let reading = detect::decide(place, root.abi, root.map, &known, hints)?;
+    let scratch = told.or_else(|| scratch_guessed(found, &reading));
+    Ok((root, reading, scratch))
+}
+
+/// The most complete of several handovers: readable, its FDT and subtrees preserved by its own map.
+fn best(memory: &dyn PhysMemory, found: &Found, options: &Options) -> Result<(Reads, Vec<Phys>)> {
+    /// Handovers that are read to find the best; a machine's memory holds a few.
+    const MOST: usize = 64;
+    // Many that lead to one large map would have it read as many times.
+    let mut left = (8 << 20) + memory.room().held() / 2;
+    let mut best: Option<(Reads, (bool, bool, usize))> = None;
+    let mut first_error = None;
+    for &fdt in found.fdts.iter().take(MOST) {
+        match read(Place::Memory(memory), fdt, found, options) {
+            Ok(reads) => {
+                let (root, reading, _) = &reads;
+                left = left.saturating_sub(reading.nodes.iter().map(|node| node.len).sum());
+                let preserved = |phys: &Phys| reading.preserved.tracker().covering(reading.page.pfn(*phys)).is_some();
+                let told = found.pointers.iter().any(|p| p.fdt == fdt);
+                let subtrees = root.subtrees.iter().filter(|s| preserved(&s.phys)).count();
+                let rank = (told, preserved(&fdt), subtrees);
+                if best.as_ref().is_none_or(|(_, other)| rank > *other) {
+                    best = Some((reads, rank));
+                }
+            }
+            Err(e) => {
+                // What was read of it is not known.
+                left = left.saturating_sub(1 << 20);
+                first_error.get_or_insert(e);
+            }
+        }
+        if left == 0 {
+            break;
+        }
+    }
+    match best {
+        Some((reads, _)) => {
+            let others = found.fdts.iter().copied().filter(|phys| *phys != reads.0.phys).collect();
+            Ok((reads, others))
+        }
+        None => Err(first_error.unwrap_or_else(|| Error::NoHandover {
+            why: match found.searched {
+                Some(searched) => format!(
+                    "none in the first {searched:#x} bytes, and the dump is packed more tightly than memory ever is: if \
+                     it is sound, say where its FDT is"
+                ),
+                None => format!(
+                "no page of the {:#x} bytes here begins with an FDT whose compatible is kho-v...; if the image is \
+                 only a part of memory, say where its FDT is",
+                memory.nbytes()
+                ),
+            },
+        })),
+    }
+}
+
+/// The scratch areas the caller gave, those of the array the caller named, or of the one that a kernel was told of
+/// together with this FDT.
+///
+/// # Errors
+/// [`Error::Invalid`], [`Error::OutsideMemory`] if the caller named an array that is not there.
+fn scratch_told(memory: &dyn PhysMemory, fdt: Phys, found: &Found, options: &Options) -> Result<Option<Scratch>> {
+    let phys = options.scratch_phys.map(Phys);
+    if let Some(areas) = options.scratch.clone() {
+        return Ok(Some(Scratch { areas, phys }));
+    }
+    if let Some(phys) = phys {
+        return Ok(Some(Scratch { areas: find::scratch_array_at(memory, phys)?, phys: Some(phys) }));
+    }
+    let pointed = found.pointers.iter().find(|p| p.fdt == fdt);
+    Ok(pointed.and_then(|pointer| {
+        let areas = find::read_scratch(memory, pointer.scratch, pointer.scratch_len).ok()?;
+        Some(Scratch { areas, phys: Some(pointer.scratch) })
+    }))
+}
+
+/// The page that must be the scratch array: page-aligned, not preserved, its areas overlapping nothing that was handed
+/// over. Where several qualify, one inside its own areas counts more: kexec puts the array into scratch.
+fn scratch_guessed(found: &Found, reading: &Reading) -> Option<Scratch> {
+    let page = reading.page;
+    let handed_over = |area: &ScratchArea| {
+        let (start, end) = (page.pfn(Phys(area.addr)), page.pfn(Phys(area.addr + (area.size - 1))));
+        reading.preserved.tracker().overlapping(start, Pfn(end.0 + 1)).is_some() || {
+            // The nodes ascend and share no byte: the first that ends after the area's start decides.
+            let at = reading.nodes.partition_point(|n| n.len == 0 || n.start.0 + (n.len - 1) < area.addr);
+            reading.nodes.get(at).is_some_and(|node| area.overlaps(node.start.0, node.len))
+        }
+    };
+    let possible =
+        |(phys, areas): &&(Phys, Vec<ScratchArea>)| phys.0 % page.bytes() == 0 && !areas.iter().any(handed_over);
+    /// A machine's memory holds a few that look like one; of more none can be told to be the right one.
+    const MOST: usize = 256;
+    let fitting: Vec<_> = found.scratch_arrays.iter().take(MOST).filter(possible).collect();
+    let only = |fitting: Vec<&(Phys, Vec<ScratchArea>)>| {
+        let (phys, areas) = fitting.first()?;
+        let scratch = || Scratch { areas: areas.clone(), phys: Some(*phys) };
+        fitting.iter().all(|(_, others)| others == areas).then(scratch)
+    };
+    let own = |(phys, areas): &&&(Phys, Vec<ScratchArea>)| areas.iter().any(|a| a.overlaps(phys.0, 1));
+    only(fitting.iter().filter(own).copied().collect()).or_else(|| only(fitting))
+}
