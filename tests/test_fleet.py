@@ -529,7 +529,10 @@ def test_tasks_contain_each_source_once_and_large_ones_alone(count: int, threads
         (["--workers", "2", "core.elf"], "--workers requires --fleet"),
         (["--fleet", "*", "--sarif"], "--sarif takes one source"),
         (["--fleet", "*", "--workers", "0"], "0 is not in the range"),
-        (["--fleet", "*", "--workers", "2", "--scheduler", "tcp://x:1"], "--workers applies to a cluster on this machine"),
+        (
+            ["--fleet", "*", "--workers", "2", "--scheduler", "tcp://x:1"],
+            "--workers applies to a cluster on this machine",
+        ),
         (["--fleet", "*", "--parquet", "no/where.parquet"], "no is not a directory"),
         (["--fleet", "nothing-*"], "nothing-*: nothing matches"),
     ],
