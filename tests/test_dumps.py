@@ -207,7 +207,7 @@ def test_inspect_shows_a_snapshot_as_text_and_as_data() -> None:
     source = str(DATA / "linux-7.3.4-x86_64/host/stage1")
     shown = CliRunner().invoke(cli, ["inspect", source])
     assert shown.exit_code == 0
-    assert "the FDT is cut short: 233 bytes of 405" in shown.output
+    assert "the FDT is truncated: 233 bytes of 405" in shown.output
     assert "kho-v4" in shown.output
     report = json.loads(CliRunner().invoke(cli, ["inspect", "--json", source]).output)
     assert report["out"]["truncated"] == {"totalsize": 405, "size": 233}

@@ -224,7 +224,7 @@ def test_folios_and_scratch_that_exceed_memory_are_reported() -> None:
         ("1G", ["1024x1M"], "do not fit 1073741824 bytes"),
         ("1G", ["1x1G"], "do not fit"),
         ("1G", ["0x4K"], "must be at least 1"),
-        ("1G", ["5x3K"], "a power of two is"),
+        ("1G", ["5x3K"], "is not a power of two"),
         ("1G", ["5x2K"], "smaller than the page size 4096"),
         ("1G", ["5"], "COUNTxSIZE"),
         ("1G", ["5x4K@somewhere"], "COUNTxSIZE"),

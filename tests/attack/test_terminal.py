@@ -285,8 +285,8 @@ STREAMS = {"stdout", "stderr", "__stdout__", "__stderr__"}
 ALLOWED = {
     ("cli/output.py", None),
     ("fleet.py", "getLogger"),
-    ("live/hold.py", "print"),  # the default log function of `Holder`; the command passes output.line
-    ("live/hold.py", "stderr"),
+    ("live/transports/holder.py", "print"),  # the default log function of `Holder`; the command passes output.line
+    ("live/transports/holder.py", "stderr"),
 }
 
 
