@@ -11,6 +11,7 @@ macro_rules! assert_object_alignment {
 }
 pub(crate) use assert_object_alignment;
 
+mod abis;
 mod arena;
 mod args;
 mod array;
@@ -36,6 +37,8 @@ use pyo3::prelude::*;
 mod _kho {
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use crate::abis::{PyAbi, abis};
     #[pymodule_export]
     use crate::arena::PyArena;
     #[pymodule_export]

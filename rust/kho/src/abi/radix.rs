@@ -12,7 +12,7 @@
 #![forbid(unsafe_code)]
 
 use super::chunk::Left;
-use super::{Abi, MapFormat};
+use super::{ABIS, Abi, MapFormat};
 use crate::arena::{Arena, Inherited};
 use crate::claims::Preserved;
 use crate::error::{Error, MapProblem, Result};
@@ -62,7 +62,7 @@ impl Shape {
         self.page.shift() + 3
     }
 
-    /// Levels, the leaves included (KHO_TREE_MAX_DEPTH): 6 at 4 KiB, 4 at 64 KiB; at 16 KiB 4 in kho-v2 and v3, 5 in v4.
+    /// Levels, the leaves included (KHO_TREE_MAX_DEPTH): 6 at 4 KiB, 4 at 64 KiB; at 16 KiB 4 in kho-v2, 5 from v3 on.
     pub const fn depth(self) -> u32 {
         let width = self.order_0_bit() + self.order_bit as u32;
         (width - self.leaf_bits()).div_ceil(self.table_bits()) + 1
@@ -114,8 +114,8 @@ impl Shape {
         }
     }
 
-    /// Whether the keys of single pages lose the bit that tells their order, as in kho-v2 and v3 at 16 KiB: the kernel
-    /// takes indices modulo the size of a table (which is why v4 has a level more).
+    /// Whether the keys of single pages lose the bit that tells their order, as in kho-v2 at 16 KiB: the kernel takes
+    /// indices modulo the size of a table (which is why v3 has a level more).
     const fn loses_order_0(self) -> bool {
         self.order_0_bit() >= self.key_bits()
     }
@@ -134,11 +134,13 @@ impl Shape {
         if !self.loses_order_0() || fits {
             return Ok(());
         }
+        let deeper = ABIS.iter().find(|abi| abi.levels(self.page) > Some(self.depth()));
         let why = format!(
-            "with {} pages a tree of {} levels cannot tell this folio of order {order} from a single page; kho-v4 has a \
+            "with {} pages a tree of {} levels cannot tell this folio of order {order} from a single page; {} has a \
              level more",
             self.page,
-            self.depth()
+            self.depth(),
+            deeper.map_or("a later version", |abi| abi.compatible)
         );
         Err(Error::Invalid { what: "preserved-memory map", why })
     }
@@ -200,7 +202,7 @@ struct Open {
 /// Reads the tree at `root`. Every node is a whole page of `memory` and is read once; of a page that the memory only
 /// claims (a zero-filled tail, a hole) nothing is read or kept, so that time and space go with what is there.
 ///
-/// A single page's key that lost its topmost bit (kho-v2 and v3 at 16 KiB) is read as what it was meant to be; the next
+/// A single page's key that lost its topmost bit (kho-v2 at 16 KiB) is read as what it was meant to be; the next
 /// kernel itself finds a folio of another order.
 ///
 /// # Errors

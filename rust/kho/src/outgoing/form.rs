@@ -11,7 +11,7 @@
 use super::OutSubtree;
 use crate::abi::live::LiveTree;
 use crate::abi::radix::Shape;
-use crate::abi::{Abi, COMPATIBLE_PROPERTY, MAP_PROPERTY, chunk};
+use crate::abi::{Abi, COMPATIBLE_PROPERTY, chunk};
 use crate::arena::{Arena, Owner};
 use crate::error::{Error, Result};
 use crate::fdt::{FdtEditor, FdtWriter};
@@ -161,7 +161,7 @@ pub(super) fn write_root<'a>(
     let mut w = FdtWriter::new(capacity);
     w.begin_node("")?;
     w.property_str(COMPATIBLE_PROPERTY, abi.compatible)?;
-    w.property_u64(MAP_PROPERTY, map.0)?;
+    w.property_u64(abi.map_property, map.0)?;
     for subtree in subtrees {
         w.begin_node(&subtree.name)?;
         w.property_u64(abi.subtree_property, subtree.phys.0)?;
