@@ -321,13 +321,13 @@ class MemfdFile(Payload):
 
 @decoder("memfd-v2")
 class MemfdV2(MemfdFile):
-    """Linux 7.2 and later (mm/memfd_luo.c)."""
+    """Linux 7.1 and later (mm/memfd_luo.c)."""
 
     VERSION = 2
 
 
 @decoder("memfd-v1")
 class MemfdV1(MemfdFile):
-    """Linux 6.19 to 7.1."""
+    """Linux 6.19 and 7.0."""
 
     VERSION = 1
