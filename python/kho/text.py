@@ -1,10 +1,11 @@
-"""Words for people: sizes, and names that came out of memory."""
+"""Words for people: sizes, lists, and names that came out of memory."""
 
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 
-__all__ = ["printable", "size"]
+__all__ = ["listed", "printable", "size"]
 
 MARKS = 2
 """Combining marks a character may carry: more of them draw over the lines next to it."""
@@ -49,6 +50,12 @@ def _escaped(text: str) -> list[str]:
             marks = MARKS
         parts.append(char if plain else char.encode("unicode_escape").decode())
     return parts
+
+
+def listed(words: Iterable[str], last: str = "and") -> str:
+    """Join words as a sentence does: `a`, `a and b`, `a, b and c`."""
+    *most, end = words
+    return f"{', '.join(most)} {last} {end}" if most else end
 
 
 def size(nbytes: int) -> str:

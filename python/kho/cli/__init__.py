@@ -9,6 +9,7 @@ from importlib import import_module
 import click
 
 from .. import __version__
+from .._kho import abis
 from ..errors import KhoError
 
 HELP = """Linux Kexec HandOver (KHO) in userspace.
@@ -29,7 +30,7 @@ TASKS = {
     "fdt": ("the devicetrees, as source", "kho fdt --all core.elf"),
     "extract": ("take a file out", "kho extract core.elf --session vm-1 --token 0x10 -o disk.img"),
     "diff": ("what differs between two?", "kho diff before.elf after.elf"),
-    "convert": ("write it as another kernel would", "kho convert core.elf --abi kho-v4 -o v4.elf"),
+    "convert": ("write it as another kernel would", f"kho convert core.elf --abi {[*abis()][-1]} -o new.elf"),
     "plan": ("what will handing over cost?", "kho plan --memory 2T --preserve 80%:2M"),
     "simulate": ("do it, and measure", "kho simulate --memory 2T --preserve 80%:2M"),
     "hold": ("keep memory while a service restarts", "kho hold search-index --size 8G -- python serve.py"),

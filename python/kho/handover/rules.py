@@ -9,10 +9,13 @@ A third party adds to `RULES` under ids of its own (`RULES["ACME001"] = Rule(...
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .._kho import Abi, abis
 from .._types import SEVERITIES, Severity
+from ..text import listed
 
 __all__ = ["RULES", "SEVERITIES", "Finding", "Rule", "Severity", "markdown"]
 
@@ -44,20 +47,40 @@ LUO = "include/linux/kho/abi/luo.h, kernel/liveupdate/"
 MEMFD = "include/linux/kho/abi/memfd.h, mm/memfd_luo.c"
 GUESS = "read it again with --page-size, --bitmap-bytes or --fdt-phys if a guess of this program may be wrong"
 
+ROWS = abis().values()
+
+
+def _which(has: Callable[[Abi], object]) -> str:
+    """Name the ABIs that have something."""
+    return listed(abi.compatible for abi in ROWS if has(abi))
+
+
+def _each(column: Callable[[Abi], object]) -> str:
+    """Say what a column of the table is, and in which ABIs: "4 in kho-v2 and 5 in kho-v3 and kho-v4"."""
+    values = dict.fromkeys(value for abi in ROWS if (value := column(abi)) is not None)
+    return listed(f"{value} in {listed(abi.compatible for abi in ROWS if column(abi) == value)}" for value in values)
+
+
+def _bitmaps() -> str:
+    """Say which bitmap sizes there are: "512 bytes in Linux 6.16 and 6.17, a page in Linux 6.18 to 7.0"."""
+    sizes = (bitmap for abi in ROWS for bitmap in abi.bitmaps)
+    return ", ".join(f"{'a page' if nbytes is None else f'{nbytes} bytes'} in {kernels}" for nbytes, kernels in sizes)
+
+
 RULES: dict[str, Rule] = {
     "KHO001": Rule(
         "error",
         "root FDT unreadable",
         "The root FDT is no valid devicetree, or has no preserved-memory-map, or a map of 0.",
         "The next kernel validates this before anything else; it warns and boots cold: everything is lost.",
-        "Check that the address is the FDT's and the image complete. On kho-v1 a map of 0 says that the handover was "
-        "not finalized.",
+        "Check that the address is the FDT's and the image complete. "
+        f"On {_which(lambda abi: not abi.live)} a map of 0 says that the handover was not finalized.",
         f"{CORE}, kho_populate",
     ),
     "KHO002": Rule(
         "error",
         "unknown ABI",
-        "The root's compatible is none of kho-v1 to kho-v4.",
+        f"The root's compatible is none of {_which(lambda abi: abi.decoded)}.",
         "A kernel takes over only what carries its own compatible string; any other boots cold. Nothing behind it was "
         "checked.",
         "Boot a kernel that writes the same compatible, or look for a newer version of this program.",
@@ -95,7 +118,7 @@ RULES: dict[str, Rule] = {
         "error",
         "tree of the wrong depth",
         "Read with the number of levels its compatible has, the tree does not preserve the FDT's page; with another "
-        "number it does. At 16 KiB pages kho-v2 and v3 have 4 levels and kho-v4 has 5.",
+        f"number it does. Levels at 16 KiB pages: {_each(lambda abi: abi.levels.get(16384))}.",
         "The next kernel takes tables for bitmaps or bitmaps for tables, and preserves the wrong pages.",
         "Write the tree with the depth its compatible asks for (`kho convert --abi`), or boot a kernel that agrees.",
         f"{ABI_H}, KHO_TREE_MAX_DEPTH",
@@ -111,8 +134,8 @@ RULES: dict[str, Rule] = {
     "KHO008": Rule(
         "warning",
         "page size or bitmap size ambiguous",
-        "The map makes as much sense under another page size or, in kho-v1, another bitmap size (512 bytes in Linux "
-        "6.16, a page from 6.18 on), which its compatible does not tell.",
+        f"The map makes as much sense under another page size or, in {_which(lambda abi: abi.bitmaps)}, another bitmap "
+        f"size ({_bitmaps()}), which its compatible does not tell.",
         "Under the wrong one folios appear all over the address space, or those beyond bit 4095 are dropped.",
         "Say which kernel wrote it: --bitmap-bytes 512 or --bitmap-bytes 4096, --page-size.",
         "ABI section 1; kernel/kexec_handover.c, PRESERVE_BITS",
@@ -180,8 +203,8 @@ RULES: dict[str, Rule] = {
         "warning",
         "folio spans NUMA nodes",
         "One folio has memory of two NUMA nodes.",
-        "A page names its node; a restored folio that spans two is accounted to the first. Linux from 7.3 splits "
-        "ranges at the boundary, earlier ones did not.",
+        "A page names its node; a restored folio that spans two is accounted to the first. The kernels that write "
+        f"{_which(lambda abi: abi.cuts_at_nodes)} split ranges at the boundary, earlier ones did not.",
         "Preserve the two sides as ranges of their own.",
         f"{CORE}, kho_preserve_pages (7.3)",
     ),
@@ -211,14 +234,14 @@ RULES: dict[str, Rule] = {
         "A node of the root does not have the property with its blob's address, 8 bytes long, or has the name of "
         "another.",
         "The next kernel answers EINVAL (or finds the first of two) when its producer asks for it: that part is lost.",
-        "Write subtrees with kho_add_subtree; the property is `fdt` in kho-v1 and `preserved-data` from v2 on.",
+        f"Write subtrees with kho_add_subtree; the property is {_each(lambda abi: f'`{abi.subtree_property}`')}.",
         f"{CORE}, kho_retrieve_subtree",
     ),
     "KHO020": Rule(
         "error",
         "blob-size missing or too small",
-        "From kho-v3 on each subtree says its blob's size in bytes. It is missing, or smaller than the structure that "
-        "is there.",
+        f"In {_which(lambda abi: abi.size_property)} each subtree says its blob's size in bytes. It is missing, or "
+        "smaller than the structure that is there.",
         "Without it the next kernel answers EINVAL; with too small a one its producer reads less than it wrote, or "
         "refuses.",
         "Pass the blob's real size to kho_add_subtree.",

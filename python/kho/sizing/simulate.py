@@ -20,9 +20,12 @@ from typing import Any
 from .. import _kho
 from ..errors import OutOfMemoryError, ParameterError, SourceError
 from ..handover.outgoing import Outgoing
-from .plan import LOW, Calibration, Cost, Group, Plan, Zone, plan
+from .plan import LOW, Calibration, Cost, Group, Plan, Zone, measured, plan, released
 
 __all__ = ["Simulation", "calibrate", "placed", "simulate"]
+
+DEFAULT_LAYOUT = released()[-1]
+"""What is simulated unless one is named: the newest."""
 
 BATCH = 1 << 16
 GIB = 1 << 30
@@ -84,7 +87,7 @@ def simulate(
     preserve: Sequence[str] = (),
     random: bool = False,
     page_size: int = 4096,
-    layout: str = "kho-v4",
+    layout: str = DEFAULT_LAYOUT,
     calibration: Calibration | None = None,
     scale: float = 1.0,
     restore: bool = False,
@@ -340,7 +343,7 @@ def calibrate(seed: int = 1) -> Calibration:
     """Measure this machine with runs of the engine, a second in all: an empty map, full bitmaps, scattered pages."""
     serialize: dict[str, tuple[float, float]] = {}
     take_over: dict[str, tuple[float, float, float]] = {}
-    for name in ("kho-v1-512", "kho-v1", "kho-v4"):
+    for name in measured():
         # What is small would be lost in the noise of one run; what is large must not find its memory in the cache.
         tries = [_measured(name, Group(1, 4096), seed) for _ in range(3)]
         empty = min(tries, key=lambda run: run.seconds["take over"])
