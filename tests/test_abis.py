@@ -195,6 +195,7 @@ def test_the_command_knows_a_new_version(tmp_path: Path) -> None:
     path, folios = str(tmp_path / "new.elf"), ("--memory", "64G", "--folios", "100x2M")
     assert "kho-v4 or kho-v5." in " ".join(kho_with_row("convert", "--help").split())
     assert f"kho-v1 to {NEW}:" in kho_with_row("convert", elf("linux-6.18.15-x86_64"), "--abi", NEW, "-o", path)
+    assert "folio-tree = /bits/ 64 <" in kho_with_row("fdt", path)
     assert f"{NEW} handover (Linux 9.8 and 9.9)" in kho_with_row("inspect", path)
     assert "KHO002" not in kho_with_row("verify", path)
     assert re.search(rf"^{NEW} .* 9.8 and 9.9 *$", kho_with_row("plan", *folios, "--no-calibrate"), re.MULTILINE)
@@ -242,6 +243,8 @@ def test_a_memfd_version_without_a_writer_is_refused_and_never_another_one_writt
 # No other table
 
 VERSION = re.compile(r"(kho|luo|memfd)-v[0-9]")
+PROPERTIES = {name for abi in _kho.abis().values() for name in (abi.subtree_property, abi.size_property)} - {"fdt"}
+"""Names that only the table has; `fdt` also has other meanings."""
 CHOICES = {
     ("doctor/reading.py", "LUO_STRUCT"),
     ("handover/outgoing.py", "DEFAULT_ABI"),
@@ -252,7 +255,10 @@ CHOICES = {
 
 
 def named_versions(path: str, tree: ast.Module) -> list[tuple[int, str]]:
-    """List the strings of a module that name a version; not docstrings, what registers a decoder or writer, choices."""
+    """List the strings of a module that name a version or a property.
+
+    Left out are docstrings, what registers a decoder or a writer, and choices.
+    """
     allowed: set[ast.AST] = set()
 
     def registers(node: ast.expr) -> bool:
@@ -274,7 +280,7 @@ def named_versions(path: str, tree: ast.Module) -> list[tuple[int, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes) and node not in allowed:
             text = node.value if isinstance(node.value, str) else node.value.decode("latin-1")
-            if VERSION.search(text):
+            if VERSION.search(text) or text in PROPERTIES:
                 found.append((node.lineno, text))
     return found
 

@@ -433,7 +433,7 @@ def _payload(payload: Payload, place: str, most: int) -> Iterator[Finding]:
         yield Finding(
             "KHO020",
             place,
-            f"{abis()[blob.inc.compatible].size_property} {blob.size}, {name} has {layout.size} bytes",
+            f"{abis()[blob.inc.compatible].size_property or 'size'} {blob.size}, {name} has {layout.size} bytes",
             phys,
         )
     if isinstance(payload, Broken):
