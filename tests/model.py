@@ -231,7 +231,7 @@ def radix_shape(page_size: int, version: int) -> tuple[int, int, int]:
     """(levels, key bits per inner level, key bits per leaf) of kho-v2..v4 (linux/kho/abi/kexec_handover.h)."""
     shift = page_size.bit_length() - 1
     inner, leaf = shift - 3, shift + 3
-    width = 64 - shift + (1 if version >= 4 else 0)
+    width = 64 - shift + (1 if version >= 3 else 0)
     return -(-(width - leaf) // inner) + 1, inner, leaf
 
 

@@ -188,9 +188,7 @@ def test_an_empty_pool_of_huge_pages_is_named(tmp_path: Path) -> None:
     free = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
     if not free.exists() or int(free.read_text()):
         pytest.skip("needs a kernel whose pool of huge pages is empty")
-    with pytest.raises(
-        kho.OutOfMemoryError, match=r"vm.nr_hugepages is \d+, 0 are free.*sysctl vm.nr_hugepages=N"
-    ):
+    with pytest.raises(kho.OutOfMemoryError, match=r"vm.nr_hugepages is \d+, 0 are free.*sysctl vm.nr_hugepages=N"):
         kho.live.open("x", "4M", backing="hugetlb")
 
 

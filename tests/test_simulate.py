@@ -91,8 +91,8 @@ def test_a_run_that_does_not_fit_names_a_scale_that_fits() -> None:
 
 
 def test_a_layout_that_cannot_hold_the_folios_is_refused() -> None:
-    with pytest.raises(ParameterError, match="kho-v4 has one more level"):
-        simulate("64G", ["4x2G"], layout="kho-v3", page_size=16384)
+    with pytest.raises(ParameterError, match="kho-v3 has one more level"):
+        simulate("64G", ["4x2G"], layout="kho-v2", page_size=16384)
 
 
 def test_progress_counts_every_folio() -> None:

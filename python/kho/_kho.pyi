@@ -18,6 +18,7 @@ from .errors import FdtError
 from .formats import Luo, Metadata, Payload, Region
 
 __all__ = [
+    "Abi",
     "Arena",
     "Fdt",
     "FdtNode",
@@ -41,6 +42,7 @@ __all__ = [
     "Tracker",
     "Vmalloc",
     "__version__",
+    "abis",
     "check_map",
     "check_memfd_folios",
     "find_memory",
@@ -52,6 +54,76 @@ __all__ = [
 ]
 
 __version__: Final[str]
+
+def abis() -> dict[str, Abi]:
+    """Give the versions of KHO's ABI that this library knows, oldest first, by `compatible` (abi.md section 1).
+
+    This is the one table of what differs between versions; Python keeps none of its own.
+    """
+
+@final
+class Abi:
+    """One version of KHO's ABI: what its kernels write and read, a row of `abis()`."""
+
+    @property
+    def compatible(self) -> str:
+        """The root FDT's `compatible`."""
+    @property
+    def kernels(self) -> str:
+        """The kernels that write and read it, as "Linux 7.2 and 7.3"."""
+    @property
+    def released(self) -> bool:
+        """Whether a release of Linux writes it; otherwise only development trees did."""
+    @property
+    def decoded(self) -> bool:
+        """Whether this library reads and writes it."""
+    @property
+    def map(self) -> Literal["chunk list", "radix tree"]:
+        """How the preserved-memory map is written: "chunk list" or "radix tree" (abi.md sections 3 and 4)."""
+    @property
+    def levels(self) -> dict[int, int]:
+        """Levels of the tree by page size in bytes, leaves included (KHO_TREE_MAX_DEPTH); empty for a chunk list."""
+    @property
+    def order_bit(self) -> bool:
+        """Whether the tree's depth allows for the bit of a key that tells order 0, which counts at 16 KiB."""
+    @property
+    def bitmaps(self) -> list[tuple[int | None, str]]:
+        """`(bytes, kernels)` of the bitmaps that a chunk list comes with; None bytes are a page. Empty for a tree."""
+    @property
+    def live(self) -> bool:
+        """Whether map and root FDT are in force from the start; otherwise they are written by finalizing."""
+    @property
+    def subtree_order(self) -> Literal["append", "prepend"]:
+        """Where kho puts a new subtree among the root's nodes: "append" or "prepend"."""
+    @property
+    def map_property(self) -> str:
+        """The root's property with the map's address."""
+    @property
+    def subtree_property(self) -> str:
+        """A subtree's property with its blob's address."""
+    @property
+    def size_property(self) -> str | None:
+        """A subtree's property with its blob's bytes; None if the version has none."""
+    @property
+    def cuts_at_nodes(self) -> bool:
+        """Whether a preserved range of pages is cut where the NUMA node changes."""
+    @property
+    def luo(self) -> str | None:
+        """The compatible of the LUO subtree that its kernels read; None if they have no LUO."""
+    @property
+    def memfd(self) -> str | None:
+        """The compatible of a memfd in a LUO session that its kernels read."""
+    @staticmethod
+    def _add(compatible: str, *, like: str, **columns: str) -> Abi:
+        """Add a version that is `like` another but for the columns given. For tests only.
+
+        A row that was added stays in memory until the process ends, so that nothing that refers to it can break.
+
+        Raises: ValueError for a `compatible` that there is, a `like` or a column that there is not.
+        """
+    @staticmethod
+    def _remove(compatible: str) -> bool:
+        """Remove a version that `_add` added; whether it was there. For tests only."""
 
 def kho_is_enabled(cmdline: str, default: bool = False) -> bool:
     """Say whether the kernel enables KHO with this command line.

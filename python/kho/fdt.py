@@ -16,7 +16,7 @@ from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from kho._kho import Fdt
+from kho._kho import Fdt, abis
 from kho._kho import FdtNode as Node
 from kho._kho import FdtPlaceholder as Placeholder
 from kho._kho import FdtWriter as Writer
@@ -53,8 +53,13 @@ def parse(blob: Buffer) -> Fdt:
     return Fdt(blob)
 
 
+ROWS = abis().values()
+SIZES = [abi.size_property for abi in ROWS if abi.size_property is not None]
+
 NOTES = {
-    "blob-size": "bytes",
+    **dict.fromkeys(SIZES, "bytes"),
+    **dict.fromkeys((abi.subtree_property for abi in ROWS), "physical address of the producer's blob"),
+    **dict.fromkeys((abi.map_property for abi in ROWS), "physical address of the map's first node"),
     "csum": "csum_partial of the folios",
     "fdt": "physical address of the producer's FDT",
     "folios_info": "struct kho_vmalloc",
@@ -63,14 +68,14 @@ NOTES = {
     "luo-session-header": "physical address",
     "magic": "",
     "nr_folios": "",
-    "preserved-data": "physical address of the producer's blob",
-    "preserved-memory-map": "physical address of the map's first node",
     "size": "bytes",
     "start": "physical address",
 }
 """Meaning of the properties in KHO's own trees; they are numbers even if the bytes look like text."""
 
-ROOT_NAMES = ("compatible", "preserved-memory-map", "fdt", "preserved-data", "blob-size")
+ROOT_NAMES = list(
+    dict.fromkeys(["compatible", *(abi.map_property for abi in ROWS), *(abi.subtree_property for abi in ROWS), *SIZES])
+)
 """Properties of a root FDT (abi.md section 2)."""
 
 Numbers = Literal["native", "cells"]

@@ -1,12 +1,13 @@
-"""Text for output: sizes, and untrusted names with escapes."""
+"""Text for output: lists, sizes, and untrusted names with escapes."""
 
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 
 from .sizes import format_size as size
 
-__all__ = ["printable", "size"]
+__all__ = ["listed", "printable", "size"]
 
 MARKS = 2
 """Maximum combining marks per character: more of them would be drawn over adjacent lines."""
@@ -51,3 +52,9 @@ def _escaped(text: str) -> list[str]:
             marks = MARKS
         parts.append(char if plain else char.encode("unicode_escape").decode())
     return parts
+
+
+def listed(words: Iterable[str], last: str = "and") -> str:
+    """Join words as a sentence does: `a`, `a and b`, `a, b and c`."""
+    *most, end = words
+    return f"{', '.join(most)} {last} {end}" if most else end

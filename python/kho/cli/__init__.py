@@ -9,6 +9,7 @@ from importlib import import_module
 import click
 
 from .. import __version__
+from .._kho import abis
 from ..errors import KhoError
 
 HELP = """Linux Kexec HandOver (KHO) in userspace.
@@ -30,7 +31,7 @@ TASKS = {
     "fdt": ("print its devicetrees", "kho fdt --all core.elf"),
     "extract": ("extract a file", "kho extract core.elf --session vm-1 --token 0x10 -o disk.img"),
     "diff": ("compare two handovers", "kho diff before.elf after.elf"),
-    "convert": ("convert to another ABI", "kho convert core.elf --abi kho-v4 -o v4.elf"),
+    "convert": ("convert to another ABI", f"kho convert core.elf --abi {[*abis()][-1]} -o new.elf"),
     "plan": ("compute the cost of one", "kho plan --memory 2T --preserve 80%:2M"),
     "simulate": ("simulate and measure it", "kho simulate --memory 2T --preserve 80%:2M"),
     "hold": ("keep memory while a service restarts", "kho hold search-index --size 8G -- python serve.py"),

@@ -4,17 +4,41 @@ from __future__ import annotations
 
 import click
 
+from .._kho import abis
 from ..handover.convert import convert
 from ..sources import open as open_source
+from ..text import listed
 from . import output
 from .options import Number
+
+WRITTEN = [abi for abi in abis().values() if abi.decoded]
+
+
+def _chunked() -> str:
+    """Say which bitmap sizes can be written: "kho-v1: 512 (Linux 6.16 and 6.17) or the page size (...)"."""
+    sizes = {
+        abi.compatible: [f"{nbytes or 'the page size'} ({kernels})" for nbytes, kernels in abi.bitmaps]
+        for abi in WRITTEN
+        if abi.bitmaps
+    }
+    return "; ".join(f"{name}: {listed(values, 'or')}" for name, values in sizes.items())
 
 
 @click.command("convert")
 @click.argument("source", nargs=-1, required=True)
-@click.option("--abi", required=True, metavar="ABI", help="What to write: kho-v1, kho-v2, kho-v3 or kho-v4.")
+@click.option(
+    "--abi",
+    required=True,
+    metavar="ABI",
+    help=f"What to write: {listed((abi.compatible for abi in WRITTEN), 'or')}.",
+)
 @click.option("-o", "--output", "path", required=True, type=click.Path(dir_okay=False), help="The ELF core to write.")
-@click.option("--bitmap-bytes", type=Number(), metavar="N", help="To write kho-v1: 512 (Linux 6.16) or the page size.")
+@click.option(
+    "--bitmap-bytes",
+    type=Number(),
+    metavar="N",
+    help=f"To write {_chunked()}.",
+)
 @click.option("--fdt-phys", type=Number(), metavar="A", help="Physical address of the source's root FDT.")
 @click.option("--page-size", type=Number(), metavar="N", help="The source's: 4096, 16384 or 65536.")
 @click.option("--json", "as_json", is_flag=True, help="Print data instead of text; addresses are integers.")

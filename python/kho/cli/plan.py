@@ -64,7 +64,9 @@ def seconds(value: float | None) -> str:
 
 @click.command("plan")
 @folio_options
-@click.option("--abi", multiple=True, type=click.Choice(list(LAYOUTS)), help="A layout; else all (v2's map is v3's).")
+@click.option(
+    "--abi", multiple=True, type=click.Choice(list(LAYOUTS)), help="A layout; default: all released ones. Repeat."
+)
 @click.option("--page-size", multiple=True, type=Number(), metavar="N", help="4K (the default), 16K or 64K. Repeat.")
 @click.option("--scratch", default="200%", metavar="VALUE", show_default=True, help="As kho_scratch= of the kernel.")
 @click.option(
@@ -112,8 +114,7 @@ def command(
     parts = [parse_size(part, "--reserved") for part in reserved.split(",")] if reserved is not None else None
     sizes = page_size or (4096,)
     pages = {"page_sizes": sizes, "scratch": scratch, "reserved": parts, "nodes": nodes}
-    layouts = abi or ("kho-v1-512", "kho-v1", "kho-v3", "kho-v4")
-    groups: dict[str, Any] = {"preserve": preserve, "random": random, "layouts": layouts, **pages}
+    groups: dict[str, Any] = {"preserve": preserve, "random": random, "layouts": abi or None, **pages}
     made = plan(memory, folios, **groups)  # before the calibration, to report invalid arguments immediately
     if calibration is not None or measure:
         speed = kept(calibration) if calibration is not None else calibrate()

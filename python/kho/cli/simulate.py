@@ -7,7 +7,7 @@ import sys
 import click
 
 from ..sizing.plan import LAYOUTS
-from ..sizing.simulate import Simulation, calibrate, simulate
+from ..sizing.simulate import DEFAULT_LAYOUT, Simulation, calibrate, simulate
 from ..text import size
 from . import output
 from .options import Number
@@ -17,7 +17,7 @@ from .plan import folio_options, kept, seconds, show_folios
 @click.command("simulate")
 @folio_options
 @click.option(
-    "--abi", type=click.Choice(list(LAYOUTS)), default="kho-v4", show_default=True, help="The layout to write."
+    "--abi", type=click.Choice(list(LAYOUTS)), default=DEFAULT_LAYOUT, show_default=True, help="The layout to write."
 )
 @click.option("--page-size", type=Number(), default=4096, metavar="N", help="4K (the default), 16K or 64K.")
 @click.option("--scale", type=float, default=1.0, metavar="F", help="Do a part of it, as 0.1: of memory and folios.")

@@ -28,6 +28,8 @@ UNAMES = (
     "uname-a.txt",
 )
 DEBUGFS = "sys/kernel/debug/kho"
+LUO_STRUCT = b"luo-v5\0\0"
+"""What a LUO subtree begins with that is a structure (ABI section 6); its numbers are shown."""
 LIVEUPDATE_WORDS = ("[luo_session]", "luo_session", "/dev/liveupdate")
 LINES = 200_000
 LINE = 512
@@ -480,7 +482,7 @@ def debugfs(tree: Tree, facts: Facts) -> None:
                 shown.previous = (previous, count, Evidence(file, None, f"{previous}, count {count}"))
             if name == "LUO":
                 text = "LUO"
-                if blob.head[:8] == b"luo-v5\0\0" and len(blob.head) >= 32:
+                if blob.head.startswith(LUO_STRUCT) and len(blob.head) >= 32:
                     times, sessions = (int.from_bytes(blob.head[at : at + 8], "little") for at in (8, 16))
                     written = "none written yet" if side == "out" else "none taken over"
                     text = f"live update {times}, sessions: {f'at {sessions:#x}' if sessions else written}"

@@ -11,12 +11,13 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from .. import _kho
 from .._types import MemfdFolio
 from ..errors import KhoError, MisalignedError, ParameterError, StaleError
 from .kernel import KhoTest, Metadata
+from .registry import writer
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -42,14 +43,24 @@ DIRTY_UPTODATE = 3
 """Flags of a memfd folio: dirty and up to date."""
 VMALLOC = struct.Struct("<QIHH")
 """`struct kho_vmalloc { u64 first; u32 total_pages; u16 flags; u16 order; }`"""
-MEMFD = {1: struct.Struct("<QQQ16s"), 2: struct.Struct("<QQIIQ16s")}
-"""`struct memfd_luo_ser` by version: pos, size, (seals, flags,) nr_folios, folios."""
 FLAGS_SHIFT = 52
 """A memfd folio's first word: `u64 pfn:52, flags:12`."""
 NULL_VMALLOC = bytes(VMALLOC.size)
 
 Blocks = list[int]
 """Physical addresses of the blocks of a vmalloc area, in the order of the area."""
+
+
+class MemfdLayout(NamedTuple):
+    """A version of `struct memfd_luo_ser`: pos, size, (seals, flags,) nr_folios, folios."""
+
+    compatible: str
+    layout: struct.Struct
+    has_seals: bool
+
+
+MEMFD_V1 = writer(MemfdLayout("memfd-v1", struct.Struct("<QQQ16s"), has_seals=False))
+MEMFD_V2 = writer(MemfdLayout("memfd-v2", struct.Struct("<QQIIQ16s"), has_seals=True))
 
 
 class Holding:
@@ -216,7 +227,7 @@ def _append_chunk(hold: Holding, previous: _kho.Folio) -> _kho.Folio:
 
 def memfd(
     hold: Holding,
-    version: int,
+    version: MemfdLayout,
     data: Buffer | Iterable[_kho.Folio | MemfdFolio],
     *,
     pos: int,
@@ -226,11 +237,11 @@ def memfd(
 ) -> int:
     """Write a memfd: `struct memfd_luo_ser`, its folios, and their list in a vmalloc area (mm/memfd_luo.c).
 
-    Args: as in `Outgoing.add_memfd`. version: of the structure, 1 or 2.
+    Args: as in `Outgoing.add_memfd`. version: of the structure.
     Returns: the physical address of the structure.
     """
-    if version == 1 and seals:
-        raise ParameterError(f"memfd: seals {seals:#x}, but memfd-v1 cannot record seals")
+    if seals and not version.has_seals:
+        raise ParameterError(f"memfd: seals {seals:#x}, but {version.compatible} cannot record seals")
     header = hold.page()
     view = _view(data)
     records: list[MemfdFolio]
@@ -247,8 +258,8 @@ def memfd(
         word = record.phys // hold.page_size | record.flags << FLAGS_SHIFT
         struct.pack_into("<QQ", packed, 16 * at, word, record.index)
     blocks, _, _ = blocks_of(hold, packed)
-    fields = (pos, size, seals, 0, len(records)) if version == 2 else (pos, size, len(records))
-    layout = MEMFD[version]
+    fields = (pos, size, seals, 0, len(records)) if version.has_seals else (pos, size, len(records))
+    layout = version.layout
     try:
         memoryview(header)[: layout.size] = layout.pack(*fields, vmalloc(hold, blocks))
     except struct.error as error:

@@ -17,6 +17,7 @@ from .. import _kho
 from ..errors import ExistsError, NotFoundError, ParameterError
 from .kernel_write import Holding
 from .luo import BLOCK, FILE, FLB, SESSION, FileEntry, Flb, LuoV5
+from .registry import writer, writer_of
 
 __all__ = ["LuoOut", "LuoV1Out", "LuoV5Out"]
 
@@ -59,7 +60,7 @@ def word(what: str, value: int) -> int:
 class LuoOut(ABC):
     """Common part of both versions: sessions, files and FLBs by name."""
 
-    memfd_version: int
+    compatible: str
 
     def __init__(self, hold: Callable[[], Holding], liveupdate_num: int) -> None:
         self._hold = hold
@@ -202,10 +203,11 @@ class LuoOut(ABC):
         self._write(phys, BLOCK.pack(1, len(entries)), entries, self.page_size)
 
 
+@writer
 class LuoV5Out(LuoOut):
-    """Linux 7.2 and 7.3: a packed struct that points to chains of blocks of one page each."""
+    """A packed struct that points to chains of blocks of one page each."""
 
-    memfd_version = 2
+    compatible = "luo-v5"
     size = LuoV5.LAYOUT.size
 
     def _set_up(self) -> None:
@@ -258,7 +260,7 @@ class LuoV5Out(LuoOut):
         self._write_head(0, 0)
 
     def _write_head(self, sessions: int, flbs: int) -> None:
-        self._arena.write(self.phys, LuoV5.LAYOUT.pack(b"luo-v5", self.liveupdate_num, sessions, flbs))
+        self._arena.write(self.phys, LuoV5.LAYOUT.pack(self.compatible.encode(), self.liveupdate_num, sessions, flbs))
 
     def holdings(self) -> Iterator[Holding]:
         """Yield all memory that is held."""
@@ -266,10 +268,11 @@ class LuoV5Out(LuoOut):
         yield from super().holdings()
 
 
+@writer
 class LuoV1Out(LuoOut):
-    """Linux 6.19 to 7.1: an FDT that points to contiguous arrays of fixed size."""
+    """An FDT that points to contiguous arrays of fixed size."""
 
-    memfd_version = 1
+    compatible = "luo-v1"
     SESSION_ORDER = 4
     """LUO_SESSION_PGCNT is 16."""
     FILE_ORDER = 2
@@ -282,7 +285,7 @@ class LuoV1Out(LuoOut):
         self._flbs = self._own.page().phys
         w = _kho.FdtWriter(self.page_size)
         with w.node():
-            w.property_str("compatible", "luo-v1")
+            w.property_str("compatible", self.compatible)
             w.property_u64("liveupdate-number", self.liveupdate_num)
             with w.node("luo-session"):
                 w.property_str("compatible", "luo-session-v2")
@@ -298,12 +301,12 @@ class LuoV1Out(LuoOut):
     def _room_for_sessions(self, n: int) -> None:
         most = ((self.page_size << self.SESSION_ORDER) - self.COUNT.size) // SESSION.size
         if n > most:
-            raise ParameterError(f"{n} sessions: the array of luo-v1 holds {most}")
+            raise ParameterError(f"{n} sessions: the array of {self.compatible} holds {most}")
 
     def _room_for_files(self, session: OutSession, n: int) -> None:
         most = (self.page_size << self.FILE_ORDER) // FILE.size
         if n > most:
-            raise ParameterError(f"session {session.name!r}: {n} files, the array of luo-v1 holds {most}")
+            raise ParameterError(f"session {session.name!r}: {n} files, the array of {self.compatible} holds {most}")
         if n and not session.blocks:
             with self._hold() as hold:
                 session.at.append(hold.page(self.FILE_ORDER).phys)
@@ -330,5 +333,6 @@ class LuoV1Out(LuoOut):
 
 
 def luo_out(abi: str, hold: Callable[[], Holding], **given: Any) -> LuoOut:
-    """Return a writer of the LUO version that belongs to an ABI of KHO (abi.md section 1)."""
-    return (LuoV5Out if abi == "kho-v4" else LuoV1Out)(hold, **given)
+    """Return a writer of the LUO version that belongs to an ABI of KHO (abi.md section 1). Raises: UnsupportedAbiError."""
+    made: LuoOut = writer_of("LUO", _kho.abis()[abi].luo, abi, family="luo-")(hold, **given)
+    return made

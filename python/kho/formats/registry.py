@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from .. import errors
 from .._kho import Fdt, Incoming, Memfd, Vmalloc
@@ -234,6 +234,45 @@ def _load_entry_points() -> None:
         else:
             if isinstance(loaded, type) and issubclass(loaded, Payload):
                 _decoders.setdefault(entry.name, loaded)
+
+
+class _Writer(Protocol):
+    """What writes payloads of one compatible: a class or a layout, as its module uses it."""
+
+    @property
+    def compatible(self) -> str: ...
+
+
+_writers: dict[str, Any] = {}
+_W = TypeVar("_W", bound=_Writer)
+
+
+def writer(made: _W) -> _W:
+    """Register what writes payloads of its `compatible`."""
+    _writers[made.compatible] = made
+    return made
+
+
+def writer_of(kind: str, compatible: str | None, abi: str, *, family: str) -> Any:
+    """Find what writes the payloads that an ABI's kernels read.
+
+    Args:
+        kind: the payload, for the message: "LUO".
+        compatible: the version of it that goes with `abi`; None if there is none.
+        family: what the compatibles of its versions begin with.
+
+    Raises:
+        UnsupportedAbiError: kho has no writer for that version.
+
+    """
+    if compatible in _writers:
+        return _writers[compatible]
+    if compatible is None:
+        raise errors.UnsupportedAbiError(f"{kind}: the kernels of {abi} have none")
+    known = ", ".join(sorted(name for name in _writers if name.startswith(family)))
+    raise errors.UnsupportedAbiError(
+        f"{kind}: the kernels of {abi} read {compatible}, which kho cannot write; it writes {known}"
+    )
 
 
 def known() -> list[str]:

@@ -65,10 +65,11 @@ def convert(inc: _kho.Incoming, abi: str, *, bitmap_bytes: int | None = None) ->
     if inc.pages_outside:
         raise OutsideMemoryError(f"{inc.pages_outside} preserved pages are not in this memory")
     _check_runs(inc)
-    if abi == "kho-v1" and bitmap_bytes is None:
+    row = _kho.abis().get(abi)
+    if row is not None and row.bitmaps and bitmap_bytes is None:
         bitmap_bytes = inc.bitmap_bytes
     page = inc.page_size
-    nbytes, most = _map_bytes(inc.tracker(), abi, bitmap_bytes), (16 << 20) + 2 * inc.room("held")
+    nbytes, most = _map_bytes(inc.tracker(), row, bitmap_bytes), (16 << 20) + 2 * inc.room("held")
     if nbytes > most:
         raise FormatError(
             f"map at {inc.preserved_memory_map:#x}: as {abi} it would take {nbytes} bytes, but an image of this size "
@@ -103,15 +104,15 @@ def _check_runs(inc: _kho.Incoming) -> None:
         )
 
 
-def _map_bytes(tracker: _kho.Tracker, abi: str, bitmap_bytes: int | None) -> int:
+def _map_bytes(tracker: _kho.Tracker, abi: _kho.Abi | None, bitmap_bytes: int | None) -> int:
     """Return the bytes that the bitmaps or tree of the new map will take: distant folios share no nodes."""
     page = tracker.page_size
     shift = page.bit_length() - 1
-    if abi == "kho-v1":
+    if abi is not None and abi.bitmaps:
         # Bits of the folio's index within a bitmap.
         levels, size = [(8 * (bitmap_bytes or page)).bit_length() - 1], bitmap_bytes or page
     else:
-        levels, size = [shift + 3 + n * (shift - 3) for n in range(6)], page
+        levels, size = [shift + 3 + n * (shift - 3) for n in range(abi.levels[page] if abi else 1)], page
     nodes = 0
     for order, row in tracker.stats().items():
         if not row["folios"]:
@@ -156,8 +157,7 @@ def _write(inc: _kho.Incoming, regions: list[tuple[int, int]], abi: str, bitmap_
     out = Outgoing(arena, abi, bitmap_bytes=bitmap_bytes, fdt_phys=inc.fdt_phys if own_page else None)
     out.preserve_all(kept)
     subtrees = list(inc.subtrees.values())
-    # From kho-v2 on, a new node is inserted before the existing ones.
-    for sub in subtrees if abi == "kho-v1" else reversed(subtrees):
+    for sub in subtrees if _kho.abis()[abi].subtree_order == "append" else reversed(subtrees):
         out.link_subtree(sub.name, sub.phys, _size(inc, sub.name, kept))
     out.finalize()
     return out

@@ -14,13 +14,17 @@ from .. import _kho
 from .._types import MemfdFolio
 from ..errors import ExistsError, FinalizedError, NotFoundError, ParameterError
 from ..formats import kernel_write
-from ..formats.kernel_write import VM_ALLOC, VM_HUGE, VMALLOC, Holding, release_all
+from ..formats.kernel_write import VM_ALLOC, VM_HUGE, VMALLOC, Holding, MemfdLayout, release_all
 from ..formats.luo_write import LuoOut, luo_out
+from ..formats.registry import writer_of
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 __all__ = ["VM_ALLOC", "VM_HUGE", "Outgoing"]
+
+DEFAULT_ABI = "kho-v1"
+"""What an `Outgoing` writes unless it is told: the version of the earliest kernels with KHO."""
 
 
 class Outgoing(_kho.Outgoing):
@@ -40,7 +44,7 @@ class Outgoing(_kho.Outgoing):
     def __init__(
         self,
         arena: _kho.Arena,
-        abi: str = "kho-v1",
+        abi: str = DEFAULT_ABI,
         *,
         bitmap_bytes: int | None = None,
         fdt_phys: int | None = None,
@@ -112,7 +116,8 @@ class Outgoing(_kho.Outgoing):
         """Add the subtree `LUO` without sessions; the other LUO methods create it if it is missing.
 
         Args: liveupdate_num: number of live updates so far, including this one.
-        Raises: ExistsError, OutOfMemoryError, FinalizedError.
+        Raises: ExistsError, OutOfMemoryError, FinalizedError; UnsupportedAbiError if kho cannot write the LUO version
+            of the handover's ABI; so do the other methods that add to LUO.
         """
         if self._luo is not None or "LUO" in self.subtrees:
             raise ExistsError("subtree LUO exists")
@@ -165,21 +170,22 @@ class Outgoing(_kho.Outgoing):
             data: the contents, copied once into folios of `order`; or allocated folios of any orders, in the order of
                 the file; or `MemfdFolio` objects, to set index and flags of each folio.
             pos: the file position. size: bytes in the file; by default the end of the data.
-            seals: F_SEAL_* bits; memfd-v1 cannot record any.
+            seals: F_SEAL_* bits; memfd-v1, which goes with kho-v1 and kho-v2, cannot record any.
 
         Returns: the physical address of the `struct memfd_luo_ser`.
         Raises: ExistsError for a duplicate token; OutOfMemoryError, FinalizedError, PageStateError, MisalignedError,
-            ParameterError. An error leaves the handover unchanged.
+            ParameterError; UnsupportedAbiError if kho cannot write the memfd version of the handover's ABI. An error
+            leaves the handover unchanged.
 
         """
+        version: MemfdLayout = writer_of("memfd", _kho.abis()[self.abi].memfd, self.abi, family="memfd-")
         luo = self._luo_open("add_memfd")
 
         def write() -> tuple[int, Holding]:
             with self._hold() as hold:
-                version = luo.memfd_version
                 return kernel_write.memfd(hold, version, data, pos=pos, size=size, seals=seals, order=order), hold
 
-        return luo.add_file(session, token, f"memfd-v{luo.memfd_version}", write)
+        return luo.add_file(session, token, version.compatible, write)
 
     def remove_file(self, session: str, token: int) -> None:
         """Remove a file from its session. Raises: NotFoundError, FinalizedError."""

@@ -9,10 +9,13 @@ Other packages add rules under ids of their own (`RULES["ACME001"] = Rule(...)`)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .._kho import Abi, abis
 from .._types import SEVERITIES, Severity
+from ..text import listed
 
 __all__ = ["RULES", "SEVERITIES", "Finding", "Rule", "Severity", "markdown"]
 
@@ -44,6 +47,26 @@ LUO = "include/linux/kho/abi/luo.h, kernel/liveupdate/"
 MEMFD = "include/linux/kho/abi/memfd.h, mm/memfd_luo.c"
 GUESS = "if kho may have detected the layout wrongly, read it again with --page-size, --bitmap-bytes or --fdt-phys"
 
+ROWS = abis().values()
+
+
+def _which(has: Callable[[Abi], object]) -> str:
+    """Return the names of the ABIs that a condition holds for."""
+    return listed(abi.compatible for abi in ROWS if has(abi))
+
+
+def _each(column: Callable[[Abi], object]) -> str:
+    """Return the values of a column and the ABIs that have them: "4 in kho-v2 and 5 in kho-v3 and kho-v4"."""
+    values = dict.fromkeys(value for abi in ROWS if (value := column(abi)) is not None)
+    return listed(f"{value} in {listed(abi.compatible for abi in ROWS if column(abi) == value)}" for value in values)
+
+
+def _bitmaps() -> str:
+    """Return the bitmap sizes and the kernels that use them: "512 bytes in Linux 6.16 and 6.17, a page in Linux 6.18 to 7.0"."""
+    sizes = (bitmap for abi in ROWS for bitmap in abi.bitmaps)
+    return ", ".join(f"{'a page' if nbytes is None else f'{nbytes} bytes'} in {kernels}" for nbytes, kernels in sizes)
+
+
 RULES: dict[str, Rule] = {
     "KHO001": Rule(
         "error",
@@ -51,14 +74,14 @@ RULES: dict[str, Rule] = {
         "The root FDT is not a valid devicetree, has no preserved-memory-map property, or the property is 0.",
         "The next kernel validates the root FDT first. On an error it prints a warning and boots cold: all preserved "
         "memory is lost.",
-        "Check the FDT's address and that the image is complete. In kho-v1 a map of 0 means that the handover was not "
-        "finalized.",
+        "Check the FDT's address and that the image is complete. "
+        f"In {_which(lambda abi: not abi.live)} a map of 0 means that the handover was not finalized.",
         f"{CORE}, kho_populate",
     ),
     "KHO002": Rule(
         "error",
         "unknown ABI",
-        "The compatible string of the root FDT is not one of kho-v1 to kho-v4.",
+        f"The compatible string of the root FDT is not one of {_which(lambda abi: abi.decoded)}.",
         "A kernel accepts only its own compatible string; with any other it boots cold. The rest of the handover was "
         "not checked.",
         "Boot a kernel that writes the same compatible, or look for a newer version of this program.",
@@ -96,7 +119,7 @@ RULES: dict[str, Rule] = {
         "error",
         "tree of the wrong depth",
         "With the number of levels that belongs to its compatible, the tree does not contain the page of the root FDT; "
-        "with another number it does. At 16 KiB pages kho-v2 and kho-v3 have 4 levels and kho-v4 has 5.",
+        f"with another number it does. Levels at 16 KiB pages: {_each(lambda abi: abi.levels.get(16384))}.",
         "The next kernel reads tables as bitmaps, or bitmaps as tables, and preserves the wrong pages.",
         "Write the tree with the depth of its compatible (`kho convert --abi`), or boot a kernel that uses this depth.",
         f"{ABI_H}, KHO_TREE_MAX_DEPTH",
@@ -113,8 +136,8 @@ RULES: dict[str, Rule] = {
     "KHO008": Rule(
         "warning",
         "page size or bitmap size ambiguous",
-        "The map is equally consistent under another page size or, in kho-v1, another bitmap size (512 bytes in Linux "
-        "6.16 and 6.17, a page from 6.18 on). The compatible string does not determine the bitmap size.",
+        f"The map is equally consistent under another page size or, in {_which(lambda abi: abi.bitmaps)}, another bitmap "
+        f"size ({_bitmaps()}). The compatible string does not determine the bitmap size.",
         "With the wrong size, folios appear at wrong addresses, or those after bit 4095 are missing.",
         "Give the sizes of the kernel that wrote it: --bitmap-bytes 512 or --bitmap-bytes 4096, --page-size.",
         "abi.md section 1; kernel/kexec_handover.c, PRESERVE_BITS",
@@ -182,8 +205,8 @@ RULES: dict[str, Rule] = {
         "warning",
         "folio spans NUMA nodes",
         "A folio contains memory of two NUMA nodes.",
-        "A restored folio that spans two nodes is accounted to the first. Linux 7.3 and later split ranges at the "
-        "node boundary; earlier kernels do not.",
+        "A restored folio that spans two nodes is accounted to the first. The kernels that write "
+        f"{_which(lambda abi: abi.cuts_at_nodes)} split ranges at the node boundary; earlier kernels do not.",
         "Preserve the memory of each node as a separate range.",
         f"{CORE}, kho_preserve_pages (7.3)",
     ),
@@ -212,14 +235,14 @@ RULES: dict[str, Rule] = {
         "A subtree node has no property of 8 bytes with the address of its blob, or has the same name as another node.",
         "When the producer retrieves the subtree, the next kernel returns EINVAL, or the first of two equal names: the "
         "subtree is lost.",
-        "Write subtrees with kho_add_subtree; the property is `fdt` in kho-v1 and `preserved-data` from kho-v2 on.",
+        f"Write subtrees with kho_add_subtree; the property is {_each(lambda abi: f'`{abi.subtree_property}`')}.",
         f"{CORE}, kho_retrieve_subtree",
     ),
     "KHO020": Rule(
         "error",
         "blob-size missing or too small",
-        "From kho-v3 on each subtree node has the property blob-size, in bytes. It is missing, or smaller than the "
-        "structure at the blob's address.",
+        f"In {_which(lambda abi: abi.size_property)} each subtree node has the size of its blob in bytes. It is missing, "
+        "or smaller than the structure at the blob's address.",
         "If it is missing the next kernel returns EINVAL; if it is too small, the producer reads a truncated blob or "
         "refuses it.",
         "Pass the actual size of the blob to kho_add_subtree.",

@@ -17,6 +17,7 @@ from typing import TypeAlias
 
 from .. import errors
 from .._kho import (
+    Abi,
     Arena,
     Fdt,
     FdtNode,
@@ -25,6 +26,7 @@ from .._kho import (
     Memory,
     Snapshot,
     Vmalloc,
+    abis,
     check_map,
     check_memfd_folios,
     find_memory,
@@ -42,12 +44,6 @@ __all__ = ["verify", "verify_fdt"]
 Read: TypeAlias = Callable[[int, int], bytes]
 PAGEBLOCK = {page: page << order for page, order in PAGEBLOCK_ORDERS.items()}
 """Page size -> alignment of scratch areas in bytes (CMA_MIN_ALIGNMENT_BYTES of a default kernel)."""
-LEVELS = {
-    "kho-v2": {4096: 6, 16384: 4, 65536: 4},
-    "kho-v3": {4096: 6, 16384: 4, 65536: 4},
-    "kho-v4": {4096: 6, 16384: 5, 65536: 4},
-}
-"""Compatible -> page size -> levels of the radix tree (KHO_TREE_MAX_DEPTH); kho-v1 has no tree."""
 BY_KIND = {
     "cycle": "KHO005",
     "shared": "KHO005",
@@ -267,11 +263,11 @@ def _map_error(
                         tried.append((LATE.index(other.kind) if other.kind in LATE else len(LATE), page, other))
         if tried:
             _, page_size, best = min(tried, key=lambda t: t[:2])
-    root = fdt.root
-    compatible, pointer = root.str("compatible"), root.u64("preserved-memory-map")
+    abi = abis()[fdt.root.str("compatible")]
+    pointer = fdt.root.u64(abi.map_property)
     sizes = PAGE_SIZES if page_size is None or best.kind is None else (page_size,)
-    for page in sizes if compatible in LEVELS else ():
-        other_depth = _wrong_depth(memory.read, compatible, page, pointer, fdt_phys)
+    for page in sizes:
+        other_depth = _wrong_depth(memory.read, abi, page, pointer, fdt_phys)
         if other_depth is not None:
             yield Finding("KHO006", f"map at {pointer:#x}", other_depth, pointer)
             return
@@ -279,16 +275,18 @@ def _map_error(
     yield Finding(BY_KIND.get(best.kind or "", "KHO004"), f"map at {pointer:#x}", str(best), where)
 
 
-def _wrong_depth(read: Read, compatible: str, page: int, root: int, fdt_phys: int) -> str | None:
+def _wrong_depth(read: Read, abi: Abi, page: int, root: int, fdt_phys: int) -> str | None:
     """Describe a wrong tree depth, or None: the FDT's page is in the tree only under another number of levels."""
     shift = page.bit_length() - 1
     key = 1 << (64 - shift) | fdt_phys >> shift
-    expected = LEVELS[compatible][page]
-    if _in_tree(read, page, root, key, expected):
+    expected = abi.levels.get(page)
+    if expected is None or _in_tree(read, page, root, key, expected):
         return None
     for levels in sorted(range(2, 9), key=lambda n: abs(n - expected)):
         if levels != expected and _in_tree(read, page, root, key, levels):
-            return f"with {expected} levels, as {compatible} has, it does not preserve the FDT; with {levels} it does"
+            return (
+                f"with {expected} levels, as {abi.compatible} has, it does not preserve the FDT; with {levels} it does"
+            )
     return None
 
 
@@ -319,12 +317,13 @@ def _root(fdt: Fdt, place: str, read: Read | None, fdt_phys: int | None = None) 
     except errors.KhoError as error:
         yield Finding("KHO001", place, str(error), fdt_phys)
         return
-    if compatible not in ("kho-v1", *LEVELS):
+    abi = abis().get(compatible)
+    if abi is None or not abi.decoded:
         yield Finding("KHO002", place, f"compatible {compatible!r}", fdt_phys)
         return
     try:
-        if root.u64("preserved-memory-map") == 0:
-            yield Finding("KHO001", place, "preserved-memory-map is 0: nothing was serialized", fdt_phys)
+        if root.u64(abi.map_property) == 0:
+            yield Finding("KHO001", place, f"{abi.map_property} is 0: nothing was serialized", fdt_phys)
     except errors.KhoError as error:
         yield Finding("KHO001", place, str(error), fdt_phys)
     names = Counter(node.name for node in root.children)
@@ -333,22 +332,22 @@ def _root(fdt: Fdt, place: str, read: Read | None, fdt_phys: int | None = None) 
             yield Finding(
                 "KHO019", f"subtree {node.name}", f"the root has {names[node.name]} nodes of this name", fdt_phys
             )
-        yield from _subtree(node, compatible, read, fdt_phys)
+        yield from _subtree(node, abi, read, fdt_phys)
 
 
-def _subtree(node: FdtNode, compatible: str, read: Read | None, fdt_phys: int | None) -> Iterator[Finding]:
+def _subtree(node: FdtNode, abi: Abi, read: Read | None, fdt_phys: int | None) -> Iterator[Finding]:
     """Check a subtree node: its address, its size, and whether an FDT at that address fits into the size."""
     place = f"subtree {node.name}"
     try:
-        phys = node.u64("fdt" if compatible == "kho-v1" else "preserved-data")
+        phys = node.u64(abi.subtree_property)
     except errors.KhoError as error:
         yield Finding("KHO019", place, str(error), fdt_phys)
         return
-    if compatible in ("kho-v1", "kho-v2"):
+    if abi.size_property is None:
         return
     place = f"{place} at {phys:#x}"
     try:
-        size = node.u64("blob-size")
+        size = node.u64(abi.size_property)
     except errors.KhoError as error:
         yield Finding("KHO020", place, str(error), phys)
         return
@@ -357,9 +356,11 @@ def _subtree(node: FdtNode, compatible: str, read: Read | None, fdt_phys: int | 
     except errors.KhoError:
         return
     if head.startswith(FDT_MAGIC) and int.from_bytes(head[4:8], "big") > size:
-        yield Finding("KHO020", place, f"blob-size {size}, the FDT has {int.from_bytes(head[4:8], 'big')} bytes", phys)
+        yield Finding(
+            "KHO020", place, f"{abi.size_property} {size}, the FDT has {int.from_bytes(head[4:8], 'big')} bytes", phys
+        )
     elif size == 0:
-        yield Finding("KHO020", place, "blob-size 0", phys)
+        yield Finding("KHO020", place, f"{abi.size_property} 0", phys)
 
 
 # Handovers that were read
@@ -413,13 +414,12 @@ def _map(inc: Incoming, nodes: Sequence[tuple[int, int, int]], most: int) -> Ite
         yield Finding("KHO009", f"map at {pointer:#x}, order {order}", value, pointer)
     if inc.certainty == "guess":
         value = f"read with pages of {inc.page_size} bytes: {inc.page_size_why}"
-        if inc.compatible == "kho-v1":
+        if inc.bitmap_bytes is not None:
             value += f"; with bitmaps of {inc.bitmap_bytes} bytes: {inc.bitmap_bytes_why}"
         yield Finding("KHO008", f"map at {pointer:#x}", value, pointer)
-    if inc.compatible in LEVELS:
-        depth = _wrong_depth(inc.read, inc.compatible, inc.page_size, pointer, inc.fdt_phys)
-        if depth is not None:
-            yield Finding("KHO006", f"map at {pointer:#x}", depth, pointer)
+    depth = _wrong_depth(inc.read, abis()[inc.compatible], inc.page_size, pointer, inc.fdt_phys)
+    if depth is not None:
+        yield Finding("KHO006", f"map at {pointer:#x}", depth, pointer)
 
 
 # Payloads
@@ -431,7 +431,12 @@ def _payload(payload: Payload, place: str, most: int) -> Iterator[Finding]:
     phys = blob.phys
     layout = getattr(type(payload), "LAYOUT", None)
     if blob.size is not None and isinstance(layout, struct.Struct) and blob.size < layout.size:
-        yield Finding("KHO020", place, f"blob-size {blob.size}, but a {name} has {layout.size} bytes", phys)
+        yield Finding(
+            "KHO020",
+            place,
+            f"{abis()[blob.inc.compatible].size_property or 'size'} {blob.size}, but a {name} has {layout.size} bytes",
+            phys,
+        )
     if isinstance(payload, Broken):
         yield from _broken(payload, place)
     elif isinstance(payload, Raw):

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
-from .._kho import ScratchSpec, parse_kho_scratch
+from .._kho import Abi, ScratchSpec, abis, parse_kho_scratch
 from ..errors import ParameterError
-from ..sizes import PAGE_SIZES, SMALL_BITMAP, format_size, parse_size
+from ..sizes import PAGE_SIZES, format_size, parse_size
 
 __all__ = ["LAYOUTS", "LOW", "Calibration", "Cost", "Group", "Layout", "Plan", "Scratch", "Zone", "plan", "size_of"]
 
@@ -36,31 +36,71 @@ class Layout:
     name: str
     abi: str
     kernels: str
-    """Linux versions that write it."""
+    """Versions of Linux that write it: "7.2 and 7.3"."""
     bitmap_bytes: int | None = None
-    """512 in Linux 6.16 and 6.17; None for a page."""
+    """Bytes of a bitmap if they do not depend on the page size; None for a page."""
     tree: bool = True
-    order_bit: bool = False
-    """Whether the tree is deep enough for the key bit that marks order 0."""
+    released: bool = True
+    """Whether a release of Linux writes it."""
+
+    @classmethod
+    def of(cls, abi: Abi) -> list[Layout]:
+        """List the layouts of an ABI: one, or one for each bitmap size that its chunk list comes with."""
+        if not abi.bitmaps:
+            return [cls(abi.compatible, abi.compatible, _linux(abi.kernels), released=abi.released)]
+        return [
+            cls(
+                abi.compatible if nbytes is None else f"{abi.compatible}-{nbytes}",
+                abi.compatible,
+                _linux(kernels),
+                bitmap_bytes=nbytes,
+                tree=False,
+                released=abi.released,
+            )
+            for nbytes, kernels in abi.bitmaps
+        ]
 
     def depth(self, page_size: int) -> int:
-        """Return the number of levels of the tree, including leaves."""
-        shift = page_size.bit_length() - 1
-        width = 64 - shift + self.order_bit - (shift + 3)
-        return -(-width // (shift - 3)) + 1
+        """Return the number of levels of the tree, including leaves. Raises: KeyError for a chunk list."""
+        return abis()[self.abi].levels[page_size]
 
 
-LAYOUTS = {
-    layout.name: layout
-    for layout in (
-        Layout("kho-v1-512", "kho-v1", "6.16", bitmap_bytes=SMALL_BITMAP, tree=False),
-        Layout("kho-v1", "kho-v1", "6.18 to 7.0", tree=False),
-        Layout("kho-v2", "kho-v2", "before 7.1"),
-        Layout("kho-v3", "kho-v3", "7.1"),
-        Layout("kho-v4", "kho-v4", "7.2 and 7.3", order_bit=True),
-    )
-}
-"""Layouts by name. The map of kho-v2 equals that of kho-v3."""
+def _linux(kernels: str) -> str:
+    """Leave out "Linux", which is in the head of the table."""
+    return kernels.removeprefix("Linux ")
+
+
+class _Layouts(Mapping[str, Layout]):
+    """The layouts of all ABIs that kho writes, by name, oldest first: made from the table of ABIs each time."""
+
+    def _made(self) -> dict[str, Layout]:
+        return {layout.name: layout for abi in abis().values() if abi.decoded for layout in Layout.of(abi)}
+
+    def __getitem__(self, name: str) -> Layout:
+        return self._made()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made())
+
+    def __len__(self) -> int:
+        return len(self._made())
+
+
+LAYOUTS: Mapping[str, Layout] = _Layouts()
+"""The layouts that can be planned, by name."""
+MEASURED_TREE = "kho-v4"
+"""The layout that is measured for all trees: they are written and read by the same code, and kept calibrations have
+its name."""
+
+
+def released() -> list[str]:
+    """List the names of the layouts that releases of Linux write."""
+    return [name for name, layout in LAYOUTS.items() if layout.released]
+
+
+def measured() -> list[str]:
+    """List the names of the layouts that are measured: every chunk list, and one tree for all of them."""
+    return [*(name for name, layout in LAYOUTS.items() if not layout.tree), MEASURED_TREE]
 
 
 def size_of(text: str | int, what: str = "size") -> int:
@@ -164,7 +204,7 @@ def _occupied_nodes(runs: Iterable[Run], shift: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Speed of this machine in seconds by layout, from `kho.sizing.simulate.calibrate`; kho-v4 applies to v2 and v3."""
+    """Speed of this machine in seconds by layout (`measured`), from `kho.sizing.simulate.calibrate`."""
 
     serialize: dict[str, tuple[float, float]]
     """Seconds of fixed cost, and per bitmap."""
@@ -179,7 +219,7 @@ class Calibration:
         read: dict[str, dict[str, tuple[float, ...]]] = {}
         for name, length in (("serialize", 2), ("take_over", 3)):
             rows = data.get(name) if isinstance(data, dict) else None
-            for layout in ("kho-v1-512", "kho-v1", "kho-v4"):
+            for layout in measured():
                 row = rows.get(layout) if isinstance(rows, dict) else None
                 fine = isinstance(row, list | tuple) and len(row) == length
                 if not fine or not all(type(x) in (int, float) and 0 <= x < 1e6 for x in row or ()):
@@ -190,7 +230,7 @@ class Calibration:
     @staticmethod
     def key(layout: Layout) -> str:
         """Return the name of the measured layout that represents a layout."""
-        return "kho-v4" if layout.tree else layout.name
+        return MEASURED_TREE if layout.tree else layout.name
 
 
 @dataclass(frozen=True)
@@ -298,7 +338,7 @@ def plan(
     preserve: Iterable[str] = (),
     random: bool = False,
     page_sizes: Sequence[int] = (4096,),
-    layouts: Sequence[str] = ("kho-v1-512", "kho-v1", "kho-v3", "kho-v4"),
+    layouts: Sequence[str] | None = None,
     scratch: str = "200%",
     reserved: Sequence[int] | None = None,
     nodes: int = 1,
@@ -314,7 +354,7 @@ def plan(
         folios: a `Group` each, or `"1048576x2M"`, `"1000000x4K@random"`.
         preserve: shares of memory, `"80%:2M"`.
         random: scatter groups that do not specify a placement.
-        page_sizes: 4096, 16384, 65536. layouts: keys of `LAYOUTS`.
+        page_sizes: 4096, 16384, 65536. layouts: keys of `LAYOUTS`; default: those that releases of Linux write.
         scratch: a value of `kho_scratch=`; a percentage refers to `reserved`.
         reserved: bytes that the kernel reserves at boot: below 4 GiB, then on each node; default: estimated.
         nodes: NUMA nodes with memory.
@@ -332,9 +372,11 @@ def plan(
     for page in page_sizes:
         if page not in PAGE_SIZES:
             raise ParameterError(f"page size: {page} is none of {', '.join(map(str, PAGE_SIZES))}")
-    for name in layouts:
-        if name not in LAYOUTS:
-            raise ParameterError(f"layout: {name!r} is none of {', '.join(LAYOUTS)}")
+    known = dict(LAYOUTS)
+    names = released() if layouts is None else layouts
+    for name in names:
+        if name not in known:
+            raise ParameterError(f"layout: {name!r} is none of {', '.join(known)}")
     groups = [Group.parse(group) if isinstance(group, str) else group for group in folios]
     groups += [Group.share(text, total) for text in preserve]
     zones = _zones(total, [replace(g, random=random if g.random is None else g.random) for g in groups])
@@ -343,10 +385,10 @@ def plan(
         for zone in zones:
             if zone.size < page:
                 raise ParameterError(f"folios: the size {zone.size} is smaller than the page size {page}")
-        for name in layouts:
-            why = _refused(LAYOUTS[name], page, zones)
+        for name in names:
+            why = _refused(known[name], page, zones)
             if why is None:
-                costs.append(_cost(LAYOUTS[name], page, zones, calibration))
+                costs.append(_cost(known[name], page, zones, calibration))
             else:
                 left_out[f"{name}, pages of {page} bytes"] = why
     preserved = sum(zone.count * zone.size for zone in zones)
@@ -388,10 +430,17 @@ def _zones(memory: int, groups: Sequence[Group]) -> list[Zone]:
 def _refused(layout: Layout, page_size: int, zones: Iterable[Zone]) -> str | None:
     """Return why a layout cannot hold these folios: without the key bit of order 0, large folios look like pages."""
     shift = page_size.bit_length() - 1
-    loses = layout.tree and 64 - shift >= (layout.depth(page_size) - 1) * (shift - 3) + shift + 3
-    if loses and any(zone.size > 1 << 30 for zone in zones):
-        return "a tree of 4 levels cannot distinguish folios above 1 GiB from single pages; kho-v4 has one more level"
-    return None
+    if not layout.tree or all(zone.size <= 1 << 30 for zone in zones):
+        return None
+    depth = layout.depth(page_size)
+    if 64 - shift < (depth - 1) * (shift - 3) + shift + 3:
+        return None
+    deeper = next(
+        (abi.compatible for abi in abis().values() if abi.levels.get(page_size, 0) > depth), "a later version"
+    )
+    return (
+        f"a tree of {depth} levels cannot distinguish folios above 1 GiB from single pages; {deeper} has one more level"
+    )
 
 
 def _cost(layout: Layout, page_size: int, zones: Sequence[Zone], calibration: Calibration | None) -> Cost:

@@ -21,9 +21,12 @@ from .. import _kho
 from ..errors import OutOfMemoryError, ParameterError, SourceError
 from ..handover.outgoing import Outgoing
 from ..sizes import format_size
-from .plan import LOW, Calibration, Cost, Group, Plan, Zone, plan
+from .plan import LOW, Calibration, Cost, Group, Plan, Zone, measured, plan, released
 
 __all__ = ["Simulation", "calibrate", "placed", "simulate"]
+
+DEFAULT_LAYOUT = released()[-1]
+"""What is simulated unless one is named: the newest."""
 
 BATCH = 1 << 16
 GIB = 1 << 30
@@ -85,7 +88,7 @@ def simulate(
     preserve: Sequence[str] = (),
     random: bool = False,
     page_size: int = 4096,
-    layout: str = "kho-v4",
+    layout: str = DEFAULT_LAYOUT,
     calibration: Calibration | None = None,
     scale: float = 1.0,
     restore: bool = False,
@@ -341,7 +344,7 @@ def calibrate(seed: int = 1) -> Calibration:
     """Measure this machine in about 1 s, with an empty map, full bitmaps and scattered pages."""
     serialize: dict[str, tuple[float, float]] = {}
     take_over: dict[str, tuple[float, float, float]] = {}
-    for name in ("kho-v1-512", "kho-v1", "kho-v4"):
+    for name in measured():
         # Small times need several runs because of noise; large runs must not find their memory in the cache.
         tries = [_measured(name, Group(1, 4096), seed) for _ in range(3)]
         empty = min(tries, key=lambda run: run.seconds["take over"])

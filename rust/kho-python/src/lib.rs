@@ -2,6 +2,7 @@
 
 #![deny(unsafe_code)]
 
+mod abis;
 mod alignment;
 mod arena;
 mod args;
@@ -34,6 +35,8 @@ use pyo3::prelude::*;
 mod _kho {
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use crate::abis::{PyAbi, abis};
     #[pymodule_export]
     use crate::arena::PyArena;
     #[pymodule_export]

@@ -44,6 +44,7 @@ __all__ = ["Image", "State", "blank", "build", "meta_zone", "open_file", "reopen
 BASE = 1 << 32
 """Physical address of an image's memory: an arbitrary one, so that no address in it is 0."""
 ABI = "kho-v4"
+"""The version of an image's handover: chosen once, as every version of kho reads it."""
 LARGEST_ORDER = 20
 LEAST = 1 << 20
 LEAST_METADATA = 16

@@ -44,7 +44,7 @@ pub const SMALL_BITMAP: u64 = Geometry::SMALL;
 /// One of the two bitmap sizes kho-v1 has been written with.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum BitmapSize {
-    /// 512 bytes: Linux 6.16, and 6.17 until its stable updates of November 2025.
+    /// 512 bytes: Linux 6.16 and 6.17.
     Small,
     /// One page: Linux 6.18 and later.
     Page,
@@ -61,6 +61,14 @@ impl BitmapSize {
             SMALL_BITMAP => Ok(BitmapSize::Small),
             _ if bytes == page.bytes() => Ok(BitmapSize::Page),
             _ => Err(Error::BitmapBytes { bytes, page: page.bytes() }),
+        }
+    }
+
+    /// The bytes of a bitmap if they do not depend on the page size.
+    pub const fn fixed_bytes(self) -> Option<u64> {
+        match self {
+            BitmapSize::Small => Some(SMALL_BITMAP),
+            BitmapSize::Page => None,
         }
     }
 

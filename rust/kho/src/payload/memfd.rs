@@ -14,9 +14,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 /// The two layouts there are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MemfdVersion {
-    /// `memfd-v1` (Linux 6.19 to 7.1): no seals, no flags.
+    /// `memfd-v1` (Linux 6.19 and 7.0): no seals, no flags.
     V1,
-    /// `memfd-v2` (Linux 7.2 and later).
+    /// `memfd-v2` (Linux 7.1 and later).
     V2,
 }
 

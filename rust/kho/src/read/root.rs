@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::abi::{Abi, COMPATIBLE_PROPERTY, MAP_PROPERTY};
+use crate::abi::{Abi, COMPATIBLE_PROPERTY};
 use crate::error::{Error, FdtProblem, Result, RootProblem};
 use crate::fdt::{Fdt, Node};
 use crate::memory::PhysMemory;
@@ -76,10 +76,10 @@ pub fn read_root(memory: &dyn PhysMemory, phys: Phys) -> Result<Root> {
         compatible: compatible.into(),
         known: Abi::decoded(),
     })?;
-    if root.prop(MAP_PROPERTY).is_none() {
+    if root.prop(abi.map_property).is_none() {
         return Err(problem(RootProblem::MapMissing));
     }
-    let map = root.u64(MAP_PROPERTY).map_err(malformed)?;
+    let map = root.u64(abi.map_property).map_err(malformed)?;
     if map == 0 {
         return Err(problem(RootProblem::MapIsZero));
     }

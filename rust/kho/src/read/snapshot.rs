@@ -10,7 +10,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::abi::{COMPATIBLE_PROPERTY, MAP_PROPERTY};
+use crate::abi::{ABIS, Abi, COMPATIBLE_PROPERTY};
 use crate::error::{Error, Result, SourceProblem};
 use crate::fdt::{self, Fdt};
 use crate::memory::PhysRange;
@@ -98,7 +98,8 @@ fn facts(fdt: &Fdt) -> (Option<String>, Option<u64>) {
     let compatible = properties.find_map(|p| version(p.value).filter(|_| known(p.name, COMPATIBLE_PROPERTY)));
     let word = |value: &[u8]| value.try_into().ok().map(u64::from_le_bytes);
     // In any order if it is named; after `compatible`, where kernels write it, if not.
-    let map = match root.prop(MAP_PROPERTY) {
+    let abi = compatible.as_deref().and_then(Abi::named).unwrap_or(&ABIS[ABIS.len() - 1]);
+    let map = match root.prop(abi.map_property) {
         Some(value) => word(value),
         None => properties.filter(|p| p.name.is_none()).find_map(|p| word(p.value)),
     };

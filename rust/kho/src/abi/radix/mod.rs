@@ -17,7 +17,7 @@ mod write;
 pub use read::{Tree, inherit, leads_to, read};
 pub use write::serialize;
 
-use super::{Abi, MapFormat};
+use super::{ABIS, Abi, MapFormat};
 use crate::error::{Error, Result};
 use crate::units::{Order, PageSize, Pfn};
 
@@ -26,6 +26,13 @@ use crate::units::{Order, PageSize, Pfn};
 pub struct Shape {
     page: PageSize,
     order_bit: bool,
+}
+
+impl Abi {
+    /// The levels of the version's tree, including leaves; `None` if its map is a chunk list.
+    pub fn levels(&self, page: PageSize) -> Option<u32> {
+        Shape::of(self, page).map(Shape::depth)
+    }
 }
 
 impl Shape {
@@ -57,7 +64,7 @@ impl Shape {
         self.page.shift() + 3
     }
 
-    /// Levels, the leaves included (KHO_TREE_MAX_DEPTH): 6 at 4 KiB, 4 at 64 KiB; at 16 KiB 4 in kho-v2 and v3, 5 in v4.
+    /// Levels, the leaves included (KHO_TREE_MAX_DEPTH): 6 at 4 KiB, 4 at 64 KiB; at 16 KiB 4 in kho-v2, 5 from v3 on.
     pub const fn depth(self) -> u32 {
         let width = self.order_0_bit() + self.order_bit as u32;
         (width - self.leaf_bits()).div_ceil(self.table_bits()) + 1
@@ -109,7 +116,7 @@ impl Shape {
         }
     }
 
-    /// Whether the keys of single pages lose the bit that tells their order, as in kho-v2 and v3 at 16 KiB: the kernel
+    /// Whether the keys of single pages lose the bit that tells their order, as in kho-v2 at 16 KiB: the kernel
     /// takes indices modulo the size of a table (which is why v4 has a level more).
     const fn loses_order_0(self) -> bool {
         self.order_0_bit() >= self.key_bits()
@@ -129,11 +136,13 @@ impl Shape {
         if !self.loses_order_0() || fits {
             return Ok(());
         }
+        let deeper = ABIS.iter().find(|abi| abi.levels(self.page) > Some(self.depth()));
         let why = format!(
-            "with {} pages a tree of {} levels cannot tell this folio of order {order} from a single page; kho-v4 has a \
-             level more",
+            "with {} pages a tree of {} levels cannot tell this folio of order {order} from a single page; {} has one \
+             more level",
             self.page,
-            self.depth()
+            self.depth(),
+            deeper.map_or("a later version", |abi| abi.compatible)
         );
         Err(Error::Invalid { what: "preserved-memory map", why })
     }

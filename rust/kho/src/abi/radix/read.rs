@@ -38,7 +38,7 @@ struct Open {
 /// Reads the tree at `root`. Every node is a whole page of `memory` and is read once; of a page that the memory only
 /// claims (a zero-filled tail, a hole) nothing is read or kept, so that time and space go with what is there.
 ///
-/// A single page's key that lost its topmost bit (kho-v2 and v3 at 16 KiB) is read as what it was meant to be; the next
+/// A single page's key that lost its topmost bit (kho-v2 at 16 KiB) is read as what it was meant to be; the next
 /// kernel itself finds a folio of another order.
 ///
 /// # Errors

@@ -9,7 +9,7 @@
 #![forbid(unsafe_code)]
 
 use crate::abi::radix::Shape;
-use crate::abi::{Abi, COMPATIBLE_PROPERTY, MAP_PROPERTY, chunk};
+use crate::abi::{Abi, COMPATIBLE_PROPERTY, chunk};
 use crate::error::{Error, Result};
 use crate::fdt::{FdtEditor, FdtWriter};
 use crate::tracker::Tracker;
@@ -178,7 +178,7 @@ pub(super) fn write_root<'a>(
     let mut w = FdtWriter::new(capacity);
     w.begin_node("")?;
     w.property_str(COMPATIBLE_PROPERTY, abi.compatible)?;
-    w.property_u64(MAP_PROPERTY, map.0)?;
+    w.property_u64(abi.map_property, map.0)?;
     for subtree in subtrees {
         w.begin_node(&subtree.name)?;
         w.property_u64(abi.subtree_property, subtree.phys.0)?;

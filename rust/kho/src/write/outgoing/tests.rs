@@ -119,9 +119,9 @@ fn an_arena_tells_the_bitmap_size_that_its_map_does_not() {
 }
 
 #[test]
-fn from_7_3_on_no_piece_of_a_range_spans_nodes() {
+fn from_7_1_on_no_piece_of_a_range_spans_nodes() {
     // An edge that is a multiple of 8 pages and not of 16, in the middle of a block of order 4.
-    for (abi, pieces) in [("kho-v3", 1), ("kho-v4", 2)] {
+    for (abi, pieces) in [("kho-v2", 1), ("kho-v3", 2), ("kho-v4", 2)] {
         let edge = (16 << 20) + (8 << 12);
         let regions =
             vec![Region { start: Phys(0), len: edge, node: 0 }, Region { start: Phys(edge), len: 16 << 20, node: 1 }];
