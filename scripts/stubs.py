@@ -20,7 +20,7 @@ from kho import _kho
 
 STUB = Path(__file__).parent.parent / "python/kho/_kho.pyi"
 SECTION = re.compile(r"^(Args|Returns|Raises|Examples?|Notes?):$", re.MULTILINE)
-"""Sections after the last of which ruff wants an empty line (D413)."""
+"""Sections of a docstring; ruff requires an empty line after the last one (D413)."""
 
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef
 

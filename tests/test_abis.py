@@ -203,7 +203,7 @@ def test_the_command_knows_a_new_version(tmp_path: Path) -> None:
     assert "kho-v1, kho-v2, kho-v3, kho-v4 and kho-v5" in kho_with_row("verify", "--explain", "KHO002")
 
 
-# Payloads that nobody can write
+# Payloads without a writer
 
 
 def test_a_luo_version_without_a_writer_is_refused_and_never_another_one_written() -> None:

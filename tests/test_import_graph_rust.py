@@ -197,7 +197,7 @@ def reached(graph: Graph, start: str) -> set[str]:
 
 
 def circles(graph: Graph) -> list[list[str]]:
-    """Groups of files of which each reaches each (strongly connected components of two and more)."""
+    """Groups of files that all reach each other (strongly connected components of two or more)."""
     far = {name: reached(graph, name) for name in graph}
     groups = {frozenset(other for other in far[name] if name in far[other]) for name in graph if name in far[name]}
     return sorted(sorted(group) for group in groups)

@@ -114,16 +114,9 @@ class Abi:
     def memfd(self) -> str | None:
         """The compatible of a memfd in a LUO session that its kernels read."""
     @staticmethod
-    def _add(compatible: str, *, like: str, **columns: str) -> Abi:
-        """Add a version that is `like` another but for the columns given. For tests only.
-
-        A row that was added stays in memory until the process ends, so that nothing that refers to it can break.
-
-        Raises: ValueError for a `compatible` that there is, a `like` or a column that there is not.
-        """
+    def _add(compatible: str, *, like: str, **columns: str) -> Abi: ...
     @staticmethod
-    def _remove(compatible: str) -> bool:
-        """Remove a version that `_add` added; whether it was there. For tests only."""
+    def _remove(compatible: str) -> bool: ...
 
 def kho_is_enabled(cmdline: str, default: bool = False) -> bool:
     """Say whether the kernel enables KHO with this command line.

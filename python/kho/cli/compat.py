@@ -132,7 +132,7 @@ def show(offer: Offer, target: Target, rows: list[Judged]) -> None:
     for row in rows:
         table.add(row.object, (row.verdict, STYLES[row.verdict]), row.why)
     table.show()
-    for kernel, note in notes(offer, target):
+    for kernel, note in notes(offer, target) if verdict not in ("refused", "panics") else ():
         output.line(f"note: {kernel}: {note}")
 
 

@@ -29,7 +29,7 @@ UNAMES = (
 )
 DEBUGFS = "sys/kernel/debug/kho"
 LUO_STRUCT = b"luo-v5\0\0"
-"""What a LUO subtree begins with that is a structure (ABI section 6); its numbers are shown."""
+"""What a LUO subtree begins with that is a structure (abi.md section 6); its numbers are shown."""
 LIVEUPDATE_WORDS = ("[luo_session]", "luo_session", "/dev/liveupdate")
 LINES = 200_000
 LINE = 512

@@ -333,6 +333,6 @@ class LuoV1Out(LuoOut):
 
 
 def luo_out(abi: str, hold: Callable[[], Holding], **given: Any) -> LuoOut:
-    """Return a writer of the LUO version that belongs to an ABI of KHO (abi.md section 1). Raises: UnsupportedAbiError."""
+    """Return a writer of the LUO version that belongs to an ABI (abi.md section 1). Raises: UnsupportedAbiError."""
     made: LuoOut = writer_of("LUO", _kho.abis()[abi].luo, abi, family="luo-")(hold, **given)
     return made

@@ -349,6 +349,7 @@ def _judge_small(offer: Offer, target: Target, kernel: Kernel) -> Iterator[Judge
 
 
 OF_SOURCE = ("memfd-dirty", "session-race", "scratch-rounding")
+VENDOR = "unless your vendor has the fix: "
 OF_TARGET = ("retrieve-partial", "session-error-ignored", "crash-kernel")
 
 
@@ -358,9 +359,12 @@ def notes(offer: Offer, target: Target) -> list[tuple[str, str]]:
     for release, names in ((offer.release, OF_SOURCE), (target.release, OF_TARGET)):
         for fix in (FIXES[name] for name in names):
             affected = None if release is None else fix.affects(release)
-            if release is not None and affected is not False:
-                maybe = "" if affected else "unless your vendor has the fix: "
-                found.append((f"Linux {release}", f"{maybe}{fix.effect} ({fix.upstream}). Remedy: {fix.remedy}"))
+            if release is None or affected is False:
+                continue
+            condition = ""
+            if affected is None:
+                condition = f"before {release.name}.{fix.points[release.name]}: " if release.point is None else VENDOR
+            found.append((f"Linux {release}", f"{condition}{fix.effect} ({fix.upstream}). Remedy: {fix.remedy}"))
     return found
 
 

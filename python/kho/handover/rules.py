@@ -62,7 +62,7 @@ def _each(column: Callable[[Abi], object]) -> str:
 
 
 def _bitmaps() -> str:
-    """Return the bitmap sizes and the kernels that use them: "512 bytes in Linux 6.16 and 6.17, a page in Linux 6.18 to 7.0"."""
+    """Return the bitmap sizes and the kernels that use them: "512 bytes in Linux 6.16 and 6.17, a page in ..."."""
     sizes = (bitmap for abi in ROWS for bitmap in abi.bitmaps)
     return ", ".join(f"{'a page' if nbytes is None else f'{nbytes} bytes'} in {kernels}" for nbytes, kernels in sizes)
 
@@ -136,8 +136,8 @@ RULES: dict[str, Rule] = {
     "KHO008": Rule(
         "warning",
         "page size or bitmap size ambiguous",
-        f"The map is equally consistent under another page size or, in {_which(lambda abi: abi.bitmaps)}, another bitmap "
-        f"size ({_bitmaps()}). The compatible string does not determine the bitmap size.",
+        f"The map is equally consistent under another page size or, in {_which(lambda abi: abi.bitmaps)}, another "
+        f"bitmap size ({_bitmaps()}). The compatible string does not determine the bitmap size.",
         "With the wrong size, folios appear at wrong addresses, or those after bit 4095 are missing.",
         "Give the sizes of the kernel that wrote it: --bitmap-bytes 512 or --bitmap-bytes 4096, --page-size.",
         "abi.md section 1; kernel/kexec_handover.c, PRESERVE_BITS",
@@ -241,8 +241,8 @@ RULES: dict[str, Rule] = {
     "KHO020": Rule(
         "error",
         "blob-size missing or too small",
-        f"In {_which(lambda abi: abi.size_property)} each subtree node has the size of its blob in bytes. It is missing, "
-        "or smaller than the structure at the blob's address.",
+        f"In {_which(lambda abi: abi.size_property)} each subtree node has the size of its blob in bytes. It is "
+        "missing, or smaller than the structure at the blob's address.",
         "If it is missing the next kernel returns EINVAL; if it is too small, the producer reads a truncated blob or "
         "refuses it.",
         "Pass the actual size of the blob to kho_add_subtree.",
