@@ -6,8 +6,9 @@ use crate::abi::preserved::{Bitmaps, Preserved};
 use crate::error::{Error, NotRestorable, Result};
 use crate::tracker::{Tracker, Words};
 use crate::units::{Order, PageSize, Pfn, Phys, aligned_blocks, cut_at};
+use parking_lot::{Mutex, MutexGuard};
 use std::any::Any;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 /// How the next kernel marks the head page of a preserved folio, in `page->private`, until it is restored
 /// (ABI section 5).
@@ -75,7 +76,7 @@ impl Claims {
     }
 
     fn restored(&self) -> MutexGuard<'_, Tracker> {
-        self.restored.lock().unwrap_or_else(PoisonError::into_inner)
+        self.restored.lock()
     }
 
     fn page(&self) -> PageSize {

@@ -69,7 +69,7 @@ pub struct Arena {
     reserved: Vec<(Pfn, Pfn)>,
     spans: Arc<Spans>,
     scratch_phys: u64,
-    pages: Mutex<Pages>,
+    pages: parking_lot::Mutex<Pages>,
     /// Counts the take-overs: what was allocated under another generation is gone.
     generation: AtomicU64,
     handover: Mutex<Handover>,
@@ -125,7 +125,7 @@ impl Arena {
             config,
             spans: Arc::new(spans),
             scratch_phys,
-            pages: Mutex::new(pages),
+            pages: parking_lot::Mutex::new(pages),
             generation: AtomicU64::new(0),
             handover: Mutex::default(),
         }))
@@ -166,7 +166,7 @@ impl Arena {
             config,
             spans: Arc::new(spans),
             scratch_phys: note.scratch_phys,
-            pages: Mutex::new(pages),
+            pages: parking_lot::Mutex::new(pages),
             generation: AtomicU64::new(0),
             handover: Mutex::new(handover),
         }))
@@ -220,15 +220,15 @@ impl Arena {
     }
 
     /// The pages, with everything free that is.
-    fn settled(&self) -> Result<MutexGuard<'_, Pages>> {
-        let mut pages = lock(&self.pages);
+    fn settled(&self) -> Result<parking_lot::MutexGuard<'_, Pages>> {
+        let mut pages = self.pages.lock();
         pages.settle(&self.reserved)?;
         Ok(pages)
     }
 
     /// The same for who only looks: without memory for the books nothing counts as free.
-    fn looked_at(&self) -> MutexGuard<'_, Pages> {
-        let mut pages = lock(&self.pages);
+    fn looked_at(&self) -> parking_lot::MutexGuard<'_, Pages> {
+        let mut pages = self.pages.lock();
         let _ = pages.settle(&self.reserved);
         pages
     }
@@ -297,7 +297,7 @@ impl Arena {
     }
 
     /// The pages, in which a lease is still good.
-    fn leased(&self, lease: &Lease) -> Result<MutexGuard<'_, Pages>> {
+    fn leased(&self, lease: &Lease) -> Result<parking_lot::MutexGuard<'_, Pages>> {
         let pages = self.settled()?;
         self.check_generation("folio", lease.generation)?;
         pages.check_lease(lease)?;
@@ -323,7 +323,7 @@ impl Arena {
     pub fn end_view(&self, lease: &Lease) {
         // Blocks of a folio that was freed are inside of memory, where inserting them needs no more than a bitmap: without
         // memory for that they stay reserved.
-        let _ = lock(&self.pages).end_view(lease.start, lease.end);
+        let _ = self.pages.lock().end_view(lease.start, lease.end);
     }
 
     /// Allocates pages for the library itself, or none.
@@ -478,7 +478,7 @@ impl Arena {
 
     /// Bytes of bookkeeping.
     pub fn metadata_bytes(&self) -> u64 {
-        lock(&self.pages).nbytes()
+        self.pages.lock().nbytes()
     }
 
     /// How often the arena was taken over in this process.
@@ -502,7 +502,7 @@ impl Arena {
         }
         let Some(last) = (bytes.len() as u64).checked_sub(1) else { return Ok(()) };
         // Held while it writes: no page becomes the library's before that is done.
-        let mut pages = lock(&self.pages);
+        let mut pages = self.pages.lock();
         let (start, end) = (self.page().pfn(phys), Pfn(self.page().pfn(Phys(phys.0 + last)).0 + 1));
         if pages.check_not_owned("write", start, end).is_err() {
             // A map that was taken over and dropped is in use no more once its pages are settled.
@@ -570,7 +570,7 @@ impl Arena {
     /// of the bitmaps that the claims would read in place.
     pub(crate) fn take_over(&self, claims: &Arc<Claims>) -> Option<u64> {
         let mut handover = lock(&self.handover);
-        let mut pages = lock(&self.pages);
+        let mut pages = self.pages.lock();
         if !pages.take_over(claims, Weak::clone(&handover.preserved)) {
             return None;
         }
@@ -589,8 +589,8 @@ impl Arena {
     }
 
     /// The pages, of which the owner is still the one that it says.
-    fn owned_by(&self, what: &'static str, generation: u64) -> Result<MutexGuard<'_, Pages>> {
-        let pages = lock(&self.pages);
+    fn owned_by(&self, what: &'static str, generation: u64) -> Result<parking_lot::MutexGuard<'_, Pages>> {
+        let pages = self.pages.lock();
         self.check_generation(what, generation)?;
         Ok(pages)
     }
@@ -601,7 +601,7 @@ impl Arena {
     /// [`Error::Stale`]; [`Error::Owned`] if a bitmap lies in it that is read where it is.
     pub(crate) fn adopt(&self, generation: u64, pfn: Pfn, order: Order) -> Result<()> {
         // Not by `owned_by`, whose result takes more instructions than what is done here.
-        let mut pages = lock(&self.pages);
+        let mut pages = self.pages.lock();
         if self.generation() != generation {
             return Err(Error::Stale { what: "restore_folio" });
         }
