@@ -385,7 +385,7 @@ def test_abi_md_names_what_was_never_released() -> None:
             shape = (
                 f"a {abi.map}, `{abi.subtree_property}`{'' if abi.size_property else ' without a size'}, `{abi.luo}`"
             )
-            assert f"`{abi.compatible}` ({shape}) stood in development trees" in text
+            assert f"`{abi.compatible}` ({shape}) existed in development trees" in text
             assert f"At 16 KiB {abi.compatible} has {abi.levels[16384]} and" in text
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple
 
+from ._kho import abis
 from .errors import ParameterError
 
 __all__ = ["FIXES", "KERNELS", "Fix", "Kernel", "Release", "differences", "kernel_of"]
@@ -42,7 +43,6 @@ class Kernel:
     flbs: bool
     """Whether file-lifecycle-bound data is handed over at all."""
     memfd: str | None
-    memfd_seals: bool
     kexec_metadata: bool
     kho_test: Literal["array", "vmalloc"]
     """How lib/test_kho.c lists its folios."""
@@ -60,61 +60,65 @@ class Kernel:
     """Whether LUO has the ioctl LIVEUPDATE_SESSION_GET_NAME."""
 
 
+def _series(text: str) -> tuple[int, int]:
+    major, minor = text.split(".")
+    return int(major), int(minor)
+
+
+def _includes(kernels: str, series: tuple[int, int]) -> bool:
+    """Say whether a column of the ABI table names a series: "Linux 6.16 to 7.0", "Linux 7.2 and 7.3", "Linux 7.1"."""
+    named = [_series(text) for text in re.findall(r"[0-9]+\.[0-9]+", kernels)]
+    return min(named) <= series <= max(named) if " to " in kernels else series in named
+
+
+LUO_SINCE = (6, 19)
+
+
 def _kernel(name: str, **given: object) -> Kernel:
-    """Make a row of the values of a chunk-list kernel without LUO, and what is given."""
+    """Make the row of a series: formats from the table of ABIs (`kho._kho.abis`), and what is given.
+
+    LUO came with 6.19, between two kernels of one ABI.
+    """
+    series = _series(name)
+    abi = next(abi for abi in abis().values() if abi.released and _includes(abi.kernels, series))
+    sizes = [nbytes for nbytes, kernels in abi.bitmaps if _includes(kernels, series)]
+    luo = series >= LUO_SINCE
     row: dict[str, object] = {
-        "abi": "kho-v1",
-        "map": "chunk list",
-        "bitmap": "a page",
-        "levels_16k": None,
-        "subtree_property": "fdt",
-        "blob_size": False,
-        "luo": None,
+        "abi": abi.compatible,
+        "map": abi.map,
+        "bitmap": "-" if not sizes else "a page" if sizes[0] is None else f"{sizes[0]} bytes",
+        "levels_16k": abi.levels.get(16384),
+        "subtree_property": abi.subtree_property,
+        "blob_size": abi.size_property is not None,
+        "luo": abi.luo if luo else None,
         "flb_node": False,
         "flbs": False,
-        "memfd": None,
-        "memfd_seals": False,
+        "memfd": abi.memfd if luo else None,
         "kexec_metadata": False,
         "kho_test": "vmalloc",
-        "finalize": "by hand",
+        "finalize": "with LUO" if luo else "by hand",
         "max_page_order": True,
-        "cuts_at_nodes": False,
-        "scratch_nodes": "online",
+        "cuts_at_nodes": abi.cuts_at_nodes,
+        "scratch_nodes": "with memory" if luo else "online",
         "deferred_init": False,
         "get_name": False,
     }
     return Kernel(name, **{**row, **given})  # type: ignore[arg-type]
 
 
-_LUO1 = {"luo": "luo-v1", "scratch_nodes": "with memory"}
-_TREE = {
-    "map": "radix tree",
-    "bitmap": "-",
-    "levels_16k": 5,
-    "subtree_property": "preserved-data",
-    "blob_size": True,
-    "flbs": True,
-    "memfd": "memfd-v2",
-    "memfd_seals": True,
-    "kexec_metadata": True,
-    "finalize": "none",
-    "max_page_order": False,
-    "cuts_at_nodes": True,
-    "scratch_nodes": "with memory",
-}
-_LUO5 = {"abi": "kho-v4", "luo": "luo-v5", "deferred_init": True, "get_name": True}
+_TREE = {"flbs": True, "kexec_metadata": True, "finalize": "none", "max_page_order": False}
 
 KERNELS = {
     kernel.name: kernel
     for kernel in (
-        _kernel("6.16", bitmap="512 bytes", kho_test="array"),
-        _kernel("6.17", bitmap="512 bytes", kho_test="array"),
+        _kernel("6.16", kho_test="array"),
+        _kernel("6.17", kho_test="array"),
         _kernel("6.18"),
-        _kernel("6.19", **_LUO1, memfd="memfd-v1", finalize="with LUO"),
-        _kernel("7.0", **_LUO1, memfd="memfd-v1", finalize="with LUO", flb_node=True, flbs=True),
-        _kernel("7.1", **{**_LUO1, **_TREE}, abi="kho-v3", flb_node=True),
-        _kernel("7.2", **{**_TREE, **_LUO5}),
-        _kernel("7.3", **{**_TREE, **_LUO5}),
+        _kernel("6.19"),
+        _kernel("7.0", flb_node=True, flbs=True),
+        _kernel("7.1", **_TREE, flb_node=True),
+        _kernel("7.2", **_TREE, deferred_init=True, get_name=True),
+        _kernel("7.3", **_TREE, deferred_init=True, get_name=True),
     )
 }
 """Every series that has KHO, by name, oldest first."""

@@ -202,7 +202,6 @@ LABELS = {
     "flb_node": "luo-flb node needed",
     "flbs": "FLBs handed over",
     "memfd": "memfd",
-    "memfd_seals": "seals of a memfd kept",
     "kho_test": "folios of kho_test",
     "max_page_order": "MAX_PAGE_ORDER checked on restore",
     "cuts_at_nodes": "ranges cut at NUMA nodes",

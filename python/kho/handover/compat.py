@@ -128,7 +128,7 @@ class Offer:
         offer = cls(kernel.abi, Release.parse(kernel.name), 4096, 512 if small else 4096, map=1)
         offer.bitmap_bytes = None if kernel.map == "radix tree" else offer.bitmap_bytes
         offer.reserve_mem, offer.kho_test, offer.metadata = ["trace0"], kernel.kho_test, kernel.kexec_metadata
-        offer.luo, offer.flb_node = kernel.luo, kernel.flb_node or kernel.luo == "luo-v5"
+        offer.luo, offer.flb_node = kernel.luo, kernel.flbs
         offer.sessions = {} if kernel.memfd is None else {"session": [(0, kernel.memfd)]}
         return offer
 
