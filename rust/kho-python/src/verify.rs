@@ -127,7 +127,7 @@ pub(crate) enum Claimed<'py> {
 /// The names that rows refer to by number: (owner, what).
 type Names = Arc<Vec<(String, String)>>;
 
-const NOBODY: (&str, &str) = ("unknown", "preserved by nobody's account");
+const UNCLAIMED: (&str, &str) = ("unknown", "preserved, but no payload refers to it");
 const REST: &str = "rest of a folio of the pages before";
 
 /// Ranges of pages with their owners, by address: a sequence of `OwnedRange`, each made on access.
@@ -158,7 +158,7 @@ impl OwnerRows {
         let row = row.ok_or_else(|| PyIndexError::new_err(format!("row {at} of {}", self.__len__())))?;
         let orders = PyTuple::new(py, orders_of(row.orders).map(|order| order.get()).collect::<Vec<_>>())?;
         let name = row.owner.and_then(|owner| self.names.get(usize::try_from(owner).ok()?));
-        let (owner, what) = name.map_or(NOBODY, |(owner, what)| (owner.as_str(), what.as_str()));
+        let (owner, what) = name.map_or(UNCLAIMED, |(owner, what)| (owner.as_str(), what.as_str()));
         let what = if row.rest { REST } else { what };
         let nbytes = u128::from(row.pages) << self.page.shift();
         CLASS.import(py, "kho._types", "OwnedRange")?.call1((row.phys.0, nbytes, orders, owner, what, row.offset()))

@@ -1,7 +1,7 @@
 //! Memory mappings: reserved address space that commits a page when it is first touched.
 //!
 //! Mapped bytes may be shared with a Python memoryview or another process, which read and write them at any time. So no
-//! reference to them is ever made: they are copied in and out by volatile accesses, each of which reads or writes the bytes
+//! reference to them is ever made: they are copied in and out by volatile accesses; each reads or writes the bytes
 //! once, whatever another process does to them, and yields some value; or they are written in place as [`Items`].
 
 #![allow(unsafe_code)]
@@ -31,7 +31,7 @@ impl Mapping {
     /// `len` zeroed bytes that take no memory until touched (MAP_NORESERVE).
     ///
     /// # Errors
-    /// [`Error::Io`] if the address space is not to be had.
+    /// [`Error::Io`] if the address space is not available.
     pub fn anonymous(len: u64) -> Result<Self> {
         let len = size(len)?;
         // SAFETY: a fresh private mapping at an address the kernel chooses aliases nothing.

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::memory::{Coverage, PhysRange};
 use crate::units::Phys;
 
-/// One scratch area: an entry of the array that the next kernel receives (`struct { u64 addr, size; }`, ABI section 2).
+/// One scratch area: an entry of the array that the next kernel receives (`struct { u64 addr, size; }`, abi.md section 2).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ScratchArea {
     /// The first address.

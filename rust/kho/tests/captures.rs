@@ -23,7 +23,7 @@ fn capture(name: &str) -> Incoming {
     Incoming::open(Arc::new(files), &options, |_| Ok(())).unwrap()
 }
 
-/// An arena whose RAM is a capture's and room beside it, with everything preserved allocated at its place, apart from
+/// An arena whose RAM is a capture's and more room, with everything preserved allocated at its place, apart from
 /// `except`.
 fn arena_like(inc: &Incoming, except: &[Pfn]) -> Arc<Arena> {
     let page = inc.layout().page;

@@ -1,4 +1,4 @@
-//! Detects how a map is to be read. It records neither the page size nor, in kho-v1, the bitmap size (ABI section 1), so
+//! Detects how a map is to be read. It records neither the page size nor, in kho-v1, the bitmap size (abi.md section 1), so
 //! they are decided from evidence: readings that contradict themselves fall away, and of those left the one wins in which
 //! the FDT and the subtrees are preserved, and no page is preserved twice, outside memory, in scratch, or under the map
 //! itself.
@@ -232,7 +232,7 @@ pub fn decide(place: Place<'_>, abi: &Abi, map: Phys, known: &Known, hints: Hint
 }
 
 /// Refuses a map in which more runs of folios stand than its memory can plausibly hold folios: every check, list and
-/// drawing goes by runs.
+/// drawing works by runs.
 fn check_runs(memory: &dyn PhysMemory, tracker: &Tracker, map: Phys) -> Result<()> {
     let (runs, max) = (tracker.nr_runs_at_most(), memory.room().runs());
     match runs > max {

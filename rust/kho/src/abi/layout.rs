@@ -8,7 +8,7 @@ use crate::units::PageSize;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// The head of a chunk (`struct khoser_mem_chunk_hdr`, kernel/kexec_handover.c; ABI section 3).
+/// The head of a chunk (`struct khoser_mem_chunk_hdr`, kernel/kexec_handover.c; abi.md section 3).
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy, Debug)]
 pub struct ChunkHeader {

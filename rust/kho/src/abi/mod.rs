@@ -36,7 +36,7 @@ pub enum SubtreeOrder {
     Prepend,
 }
 
-/// What a `compatible` string stands for (ABI section 1).
+/// What a `compatible` string stands for (abi.md section 1).
 #[derive(Clone, Debug)]
 pub struct Abi {
     /// The `compatible` string of the root node.
@@ -53,7 +53,7 @@ pub struct Abi {
     /// are pages.
     pub bitmaps: &'static [(BitmapSize, &'static str)],
     /// Whether map and root FDT are in force from the start and edited as things come and go; otherwise they are written
-    /// when the handover is finalized (ABI section 2).
+    /// when the handover is finalized (abi.md section 2).
     pub live: bool,
     /// The order in which this library writes subtrees.
     pub subtree_order: SubtreeOrder,

@@ -576,7 +576,7 @@ impl Parser {
             return Err(nesting(offset, "a property outside of any node"));
         };
         if node.last_child.is_some() {
-            return Err(nesting(offset, "a property behind a subnode, where libfdt does not look"));
+            return Err(nesting(offset, "a property after a subnode, where libfdt does not look"));
         }
         let node = node.node as usize;
         let len = self.word(offset + 4, end)?;

@@ -246,7 +246,7 @@ fn a_bad_structure_is_named_with_its_offset() {
         (&[1, 0, 2, 1, 0, 2, 9], "0x44: a second root node"),
         (&[3, 0, 0, 9], "0x38: a property outside of any node"),
         (&[1, 0, 2, 3, 0, 0, 9], "0x44: a property outside of any node"),
-        (&[1, 0, 1, 0x6100_0000, 2, 3, 0, 0, 2, 9], "0x4c: a property behind a subnode, where libfdt does not look"),
+        (&[1, 0, 1, 0x6100_0000, 2, 3, 0, 0, 2, 9], "0x4c: a property after a subnode, where libfdt does not look"),
         (&[1, 0, 7], "0x40: unknown token 0x7"),
         (&[1, 0x6161_6161], "0x3c: name is unterminated, empty, not printable or over 255 bytes"),
         (&[1, 0x6100_0000, 2, 9], "0x3c: the root node has a name"),
@@ -351,7 +351,7 @@ fn calls_out_of_order_are_refused_and_change_nothing() {
     assert!(w.property_str("a", "b\0").is_err());
     w.begin_node(&"a".repeat(255)).unwrap();
     w.end_node().unwrap();
-    assert!(why(w.property("a", b"")).ends_with("a property behind a subnode"));
+    assert!(why(w.property("a", b"")).ends_with("a property after a subnode"));
     w.end_node().unwrap();
     assert!(why(w.begin_node("")).ends_with("a second root node"));
     assert!(why(w.property("a", b"")).ends_with("a property outside of any node"));

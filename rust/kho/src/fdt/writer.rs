@@ -307,7 +307,7 @@ impl FdtWriter {
     fn begin_property(&mut self, name: &str, len: usize) -> Result<usize> {
         match self.open.last() {
             None => return self.bad_state("a property outside of any node"),
-            Some(true) => return self.bad_state("a property behind a subnode"),
+            Some(true) => return self.bad_state("a property after a subnode"),
             Some(false) => {}
         }
         if printable(name.as_bytes()).is_none() {

@@ -1,4 +1,4 @@
-//! Memory in files: segments say which bytes of which file hold which addresses.
+//! Memory in files: segments map ranges of addresses to ranges of files.
 
 #![forbid(unsafe_code)]
 

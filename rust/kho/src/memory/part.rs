@@ -44,7 +44,7 @@ pub(crate) struct Part {
     pub(crate) notes: Vec<NoteBytes>,
     /// What its segments leave out because the file is cut short.
     pub(crate) cuts: Vec<Cut>,
-    /// Whether it is a raw image: nothing in the file says where in memory it is.
+    /// Whether it is a raw image: nothing in the file gives its address.
     pub(crate) raw: bool,
 }
 

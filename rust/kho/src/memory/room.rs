@@ -23,7 +23,7 @@ impl Room {
         Room { held, packed: false }
     }
 
-    /// The limits for `held` bytes of files, some of which are compressed.
+    /// The limits for `held` bytes of files, some of them compressed.
     pub const fn packed(held: u64) -> Self {
         Room { held, packed: true }
     }

@@ -1,5 +1,5 @@
 //! A preserved memfd: a file's size, seals and position, and the folios of its page cache
-//! (`struct memfd_luo_ser`, include/linux/kho/abi/memfd.h; ABI section 6).
+//! (`struct memfd_luo_ser`, include/linux/kho/abi/memfd.h; abi.md section 6).
 
 #![forbid(unsafe_code)]
 

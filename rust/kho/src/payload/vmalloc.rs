@@ -1,5 +1,5 @@
 //! A preserved vmalloc area: a list of pages that were contiguous in the old kernel's address space
-//! (`struct kho_vmalloc`, include/linux/kho/abi/kexec_handover.h; ABI section 6).
+//! (`struct kho_vmalloc`, include/linux/kho/abi/kexec_handover.h; abi.md section 6).
 
 #![forbid(unsafe_code)]
 

@@ -69,7 +69,7 @@ impl Region {
     }
 }
 
-/// What an arena's file says of the handover that lies in it: what a kernel is told by `setup_data` or `/chosen`.
+/// The handover in an arena's file, as its note records it: what a kernel is told by `setup_data` or `/chosen`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Recorded {
     /// Where the FDT is; 0 while nothing is finalized.
@@ -78,7 +78,7 @@ pub struct Recorded {
     pub bitmap_bytes: u32,
 }
 
-/// What an arena's file says of itself.
+/// The note of an arena's file.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ArenaNote {
     /// The page size.

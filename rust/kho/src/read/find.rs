@@ -1,7 +1,7 @@
 //! Searches a memory for handovers, in one pass over everything that is not a hole.
 //!
 //! Three traces are looked for: root FDTs (page-aligned, `compatible = "kho-v..."`), what tells a kernel of one (x86's
-//! `struct kho_data` in setup_data, arm64's `/chosen`), and pages that can be a scratch array (ABI section 2).
+//! `struct kho_data` in setup_data, arm64's `/chosen`), and pages that can be a scratch array (abi.md section 2).
 
 #![forbid(unsafe_code)]
 

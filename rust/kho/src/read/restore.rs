@@ -11,7 +11,7 @@ use std::any::Any;
 use std::sync::{Arc, OnceLock};
 
 /// How the next kernel marks the head page of a preserved folio, in `page->private`, until it is restored
-/// (ABI section 5).
+/// (abi.md section 5).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Marker {
     /// Linux 6.16 and 6.17: the bare order.
@@ -386,7 +386,7 @@ mod tests {
         assert_eq!((claims.nr_restored(), allocated.len()), (phys.len() as u64, phys.len() as u64));
         assert!(allocated == *claims.preserved());
         assert!(claims.restore_many(&phys[3..4], None, None, &[]).is_err());
-        // In two lists, of which the second comes folio by folio, in addition to what was allocated before.
+        // In two lists; the second comes folio by folio, in addition to what was allocated before.
         let claims = super::tests::claims(&pages.iter().map(|pfn| (*pfn, 0)).collect::<Vec<_>>());
         allocated.clear();
         allocated.preserve(Pfn(1 << 30), Order::new(4).unwrap()).unwrap();

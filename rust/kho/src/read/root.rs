@@ -1,4 +1,4 @@
-//! The root FDT of a handover: which ABI, where the map is, which subtrees hang off it (ABI section 2).
+//! The root FDT of a handover: which ABI, where the map is, which subtrees hang off it (abi.md section 2).
 
 #![forbid(unsafe_code)]
 

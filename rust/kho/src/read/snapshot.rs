@@ -1,5 +1,5 @@
 //! Reads a kernel's view of its handover in debugfs, live or copied: no memory, but the FDTs and where the scratch areas
-//! are (ABI section 2).
+//! are (abi.md section 2).
 //!
 //! ```text
 //! ROOT/proc/{iomem,cmdline,version}                      each may be missing

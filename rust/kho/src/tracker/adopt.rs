@@ -24,7 +24,7 @@ pub struct Bitmap {
 
 impl Tracker {
     /// Makes bitmaps that lie in the tracker's source its blocks, without copying them. From here on the tracker is for
-    /// reading: its blocks may be anybody's to write, and it must not.
+    /// reading: other code may write its blocks, and it must not.
     ///
     /// A bitmap that lies in a page which the tracker marks is copied after all: the page belongs to a folio whose owner
     /// may write it.

@@ -26,7 +26,7 @@ macro_rules! counted {
         #[inline(always)]
         pub(super) unsafe fn $name<T, const AT: usize>(self, folio: u64, counts: &mut T) {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: the word is valid for reads and writes, as in `load` and `store`, of which the two `mov` are the relaxed
+            // SAFETY: the word is valid for reads and writes, as in `load` and `store`; the two `mov` are the relaxed
             // atomic ones; the caller guarantees that the u64 at `AT` is the tracker's own. No other memory is touched.
             unsafe {
                 core::arch::asm!(
@@ -149,7 +149,7 @@ mod tests {
                 .map(|at| unsafe { Word::at(at.cast::<u8>().wrapping_add(TAKEN), 0) });
             for _ in 0..2 {
                 let expected = counts[1] + u64::from(portable.set(folio));
-                // SAFETY: `counts` is three u64, the second of which lies 8 bytes in.
+                // SAFETY: `counts` is three u64; the second is 8 bytes after the first.
                 unsafe { mine.set_counted::<_, 8>(folio, &mut counts) };
                 prop_assert_eq!((counts, mine.load()), ([7, expected, 9], portable.load()));
                 prop_assert!(mine.test(folio) && mine.load() == old | 1 << (folio % 64));

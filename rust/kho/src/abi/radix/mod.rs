@@ -1,4 +1,4 @@
-//! The map of kho-v2, v3 and v4: a radix tree, every node a page (ABI section 4, kernel/liveupdate/kexec_handover.c).
+//! The map of kho-v2, v3 and v4: a radix tree, every node a page (abi.md section 4, kernel/liveupdate/kexec_handover.c).
 //!
 //! ```text
 //! key   1 | folio number             the place of the 1 tells the order: bit 64 - PAGE_SHIFT - order

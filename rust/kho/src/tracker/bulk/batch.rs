@@ -318,7 +318,7 @@ impl Tracker {
     }
 }
 
-/// Shows a visitor all folios of a list, until it wants no more; then false.
+/// Shows a visitor all folios of a list; false if the visitor stops early.
 fn show<V: Visitor>(stats: &ListStats, pfns: &(impl Words + ?Sized), visitor: V) -> (bool, V) {
     let mut visit = Visit::new(stats, visitor);
     // One order for all is as many as pfns.

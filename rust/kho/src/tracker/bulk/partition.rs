@@ -24,7 +24,7 @@ use core::ops::Range;
 
 /// log2 of the largest number of buckets.
 const BUCKETS: u32 = 9;
-/// log2 of the bits of a bucket, at the least: 64 KiB of bitmaps, of which a second-level cache holds several.
+/// log2 of the bits of a bucket, at the least: 64 KiB of bitmaps; a second-level cache holds several.
 const BUCKET_BITS: u32 = 19;
 /// Folios a bucket holds, at the most: 64 MiB of memory for all, and never much more than half of what the list takes.
 const BUCKET_LEN: usize = 1 << 15;

@@ -124,7 +124,7 @@ impl Window {
         slots.filter(|(slot, _)| !slot.is_null()).filter_map(|(_, index)| Some((index, self.get(index)?)))
     }
 
-    /// Fills in the places of the blocks of a range, all of which must be here and the rule hold for them; else false.
+    /// Fills in the places of the blocks of a range; false unless all are here and the rule holds for them.
     pub(in crate::tracker) fn places(&self, range: Range<u64>, into: Items<'_, BitmapPlace>, rule: Rule) -> bool {
         let before = self.bytes_before(range.start).wrapping_sub(rule.within).wrapping_sub(TAKEN);
         let step = self.bytes_before(1);

@@ -65,7 +65,7 @@ pub(super) fn list_folios(
     list(block, shape, into, &Compressed { numbers: Numbers::new(first, shift), write })
 }
 
-/// Eight items at a time, of which `write` is given the numbers and the room.
+/// Eight items at a time: `write` is given their numbers and the room.
 struct Compressed<W> {
     numbers: Numbers,
     write: W,
@@ -100,7 +100,7 @@ impl Numbers {
     }
 
     /// Calls `write` with the numbers of a line's bits, eight at a time, and with the room for their items; with what is
-    /// nobody's number behind the last. Returns how many bits there are.
+    /// no number after the last. Returns how many bits there are.
     #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512vbmi2,popcnt,bmi1")]
     #[inline]
     fn of_line<T: Copy>(

@@ -139,7 +139,7 @@ unsafe impl BlockSource for MapBlocks {
 /// What a map in an arena preserves, collected bitmap by bitmap.
 ///
 /// Bitmaps whose every bit stands for memory of the arena are neither read nor copied: nothing that is in them, or that
-/// anybody writes there later, can be wrong. The others (at the ends of memory, and of orders so large that a bitmap speaks
+/// other code writes there later, can be wrong. The others (at the ends of memory, and of orders so large that a bitmap speaks
 /// of more than there is) are checked, and copied so that they stay as they were checked.
 struct Inherited<'a> {
     arena: &'a Arena,

@@ -491,7 +491,7 @@ impl Arena {
         if self.generation() == generation { Ok(()) } else { Err(Error::Stale { what }) }
     }
 
-    /// Writes physical memory of which the library keeps nothing.
+    /// Writes physical memory that the library does not use.
     ///
     /// # Errors
     /// [`Error::OutsideMemory`] unless all of it is in one run of RAM; [`Error::Owned`] for pages that hold a bitmap, a node
@@ -588,7 +588,7 @@ impl Arena {
         lock(&self.handover).kept = Some(tracker);
     }
 
-    /// The pages, of which the owner is still the one that it says.
+    /// The pages, if the arena still has the owner of that generation.
     fn owned_by(&self, what: &'static str, generation: u64) -> Result<parking_lot::MutexGuard<'_, Pages>> {
         let pages = self.pages.lock();
         self.check_generation(what, generation)?;

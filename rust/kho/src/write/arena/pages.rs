@@ -213,7 +213,7 @@ impl Pages {
         Ok(pages)
     }
 
-    /// Frees every page that no range of `busy` (ascending by start, possibly overlapping) covers, and that is none of the
+    /// Frees every page that no range of `busy` (ascending by start, possibly overlapping) covers, except the
     /// single pages marked in `singles`.
     fn free_all_but(&mut self, busy: impl Iterator<Item = (Pfn, Pfn)>, singles: Option<&Tracker>) -> Result<()> {
         self.free.clear();

@@ -57,7 +57,7 @@ pub(super) fn unpack(input: &[u8], out: &mut [u8]) -> Outcome<usize> {
                 let word = stream.word()?;
                 let far = ((byte & 8) << 11) + (word >> 2);
                 if far == 0 {
-                    return if stream.input.is_empty() { Ok(stream.done) } else { Err("bytes behind the lzo stream") };
+                    return if stream.input.is_empty() { Ok(stream.done) } else { Err("bytes after the lzo stream") };
                 }
                 (0x4000 + far, len, word & 3)
             }
