@@ -3,7 +3,7 @@
 use crate::peers::{Hashed, Peer};
 use crate::rows::{ALONE, Other, Row, Rows, one_processor, time};
 use criterion::Criterion;
-use kho::tracker::Tracker;
+use kho::tracker::{Orders, RoaringBits, Tracker};
 use kho::units::{Order, Pfn};
 use kho_benches::api;
 use kho_benches::twin::{BEST, Build, KERNEL, Twin, Version};
@@ -41,7 +41,11 @@ pub(crate) fn all(rows: &mut Rows, c: &mut Criterion, workload: &Workload) {
     batch(rows, c, workload);
     unpreserve(rows, c, workload, &full, &mut twins);
     iterate(rows, c, workload, &full, &mut twins);
-    drop((full, twins));
+    drop(twins);
+    if workload.orders.is_none() {
+        interchange(rows, workload, &full);
+    }
+    drop(full);
     peer::<roaring::RoaringBitmap>(rows, workload);
     peer::<croaring::Bitmap>(rows, workload);
     peer::<Hashed>(rows, workload);
@@ -133,6 +137,44 @@ fn iterate(rows: &mut Rows, c: &mut Criterion, workload: &Workload, full: &Track
     assert!(listed.len() == workload.len() && workload.folios().all(|folio| full.contains(folio.0, folio.1)));
     assert!(listed.iter().all(|(pfn, order)| full.contains(*pfn, *order)));
     rows.run(c, row, "kho, folios", || time(|| black_box(full.folios())).0);
+}
+
+/// The portable Roaring format, out of a tracker and into one: by the library's codec, which works on the words of its
+/// bitmaps, and by the `roaring` crate, for which each number is listed.
+fn interchange(rows: &mut Rows, workload: &Workload, full: &Tracker) {
+    let (to, from) = (row(workload, "to Roaring bytes"), row(workload, "from Roaring bytes"));
+    let write = || full.to_roaring(Order::ZERO, RoaringBits::B32, true);
+    let bytes = write().unwrap_or_default();
+    rows.few(to, "kho", || time(|| black_box(write())).0);
+    rows.few(to, "roaring", || {
+        let (took, made) = time(|| {
+            let numbers = full.pfns(Order::ZERO).into_iter().map(|pfn| pfn as u32);
+            let mut set = roaring::RoaringBitmap::from_sorted_iter(numbers).unwrap_or_default();
+            set.optimize();
+            let mut made = Vec::with_capacity(set.serialized_size());
+            let _ = set.serialize_into(&mut made);
+            made
+        });
+        assert!(made == bytes);
+        took
+    });
+    rows.few(from, "kho", || {
+        let mut t = api::empty();
+        let took = time(|| t.adopt_roaring(Order::ZERO, RoaringBits::B32, &bytes)).0;
+        assert_eq!(t.len(), workload.len() as u64);
+        took
+    });
+    rows.few(from, "roaring", || {
+        let mut t = api::empty();
+        let took = time(|| {
+            let set = roaring::RoaringBitmap::deserialize_from(&bytes[..]).unwrap_or_default();
+            let pfns: Vec<u64> = set.iter().map(u64::from).collect();
+            t.preserve_many(&pfns[..], Orders::One(Order::ZERO))
+        })
+        .0;
+        assert_eq!(t.len(), workload.len() as u64);
+        took
+    });
 }
 
 /// All of it by another set of numbers, which knows no orders: pfns alone.

@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use kho::Mapping;
 use kho::Result;
 use kho::abi::layout::BitmapSize;
 use kho::abi::{Abi, chunk, radix};
-use kho::Mapping;
 use kho::memory::SliceMemory;
 use kho::tracker::{BlockSource, Geometry, Tracker};
 use kho::units::{Order, PageSize, Pfn, Phys};

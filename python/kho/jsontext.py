@@ -31,11 +31,11 @@ def exact(data: Any) -> Any:
         made: dict[str, Any] = {}
         for name, value in data.items():
             made[name] = exact(value)
-            if name in MAPS and isinstance(value, Mapping):
+            if _is_map(name, value):
                 if any(_beyond(each) for each in value.values()):
                     made[name] = value
                     made[f"{name}_hex"] = {key: _hex(each) for key, each in value.items()}
-            elif _beyond(value) or (name in ALWAYS and isinstance(value, int)):
+            elif _beyond(value) or (name in ALWAYS and type(value) is int):
                 made[f"{name}_hex"] = _hex(value)
         return made
     if isinstance(data, list | tuple) and any(isinstance(each, Mapping | list | tuple) for each in data):
@@ -67,11 +67,11 @@ def _pieces(it: Any, depth: int, hexed: bool) -> Iterator[str]:
         separator = "{" + inner
         for key, value in it.items():
             # Whether a member gets a sibling depends on its own value only, so iterators stay lazy.
-            small = not isinstance(value, Iterator | Mapping) or key in MAPS
+            small = not isinstance(value, Iterator | Mapping) or _is_map(key, value)
             for name, each in exact({key: value}).items() if hexed and small else ((key, value),):
                 yield f"{separator}{_key(name)}: "
                 # The strings of a map from names to numbers are next to the map, not inside it.
-                strings = hexed and not (key in MAPS and isinstance(value, Mapping))
+                strings = hexed and not _is_map(key, value)
                 yield from _pieces(each, depth + 1, strings)
                 separator = "," + inner
         yield pad + "}"
@@ -97,6 +97,17 @@ def _key(name: Any) -> str:
     return dumps(name if isinstance(name, str) else json.dumps(name))
 
 
+def _is_map(name: Any, value: Any) -> bool:
+    """Whether a member is one of `MAPS`, with numbers, or lists of them, and no objects."""
+    return name in MAPS and isinstance(value, Mapping) and not any(_has_object(each) for each in value.values())
+
+
+def _has_object(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(_has_object(each) for each in value)
+    return isinstance(value, Mapping)
+
+
 def _beyond(value: Any) -> bool:
     """Whether a value is an integer that a double cannot hold, or a list with one."""
     if isinstance(value, int):
@@ -105,8 +116,11 @@ def _beyond(value: Any) -> bool:
 
 
 def _hex(value: Any) -> Any:
+    """Return a value with its integers as strings; null for an object, whose members have strings of their own."""
     if isinstance(value, bool) or value is None:
         return value
+    if isinstance(value, Mapping):
+        return None
     if isinstance(value, int):
         return f"{value:#x}"
     return [_hex(each) for each in value] if isinstance(value, list | tuple) else value
