@@ -290,6 +290,29 @@ def test_no_module_has_a_table_of_its_own(path: str) -> None:
     assert named_versions(path, ast.parse((PACKAGE / path).read_text())) == []
 
 
+RUST = ROOT / "rust"
+RUST_CHOICES = {
+    ("kho/src/read/address.rs", b"luo-v5"),  # The structure is found by its first bytes, before there is a root FDT.
+    ("kho-python/src/outgoing.rs", b"kho-v1"),  # The default of an argument.
+}
+
+
+def versions_in_rust(text: bytes) -> set[bytes]:
+    """List the versions that string literals of Rust code name, without comments, and without tests at its end."""
+    code = re.sub(rb"(?m)^\s*//.*$", b"", text.partition(b"#[cfg(test)]")[0])
+    return set(re.findall(rb'"[^"\n]*?((?:kho|luo|memfd)-v[0-9])', code))
+
+
+def test_no_rust_code_names_a_version_outside_the_table() -> None:
+    named = set()
+    for path in [*RUST.glob("kho/src/**/*.rs"), *RUST.glob("kho-python/src/**/*.rs")]:
+        name = str(path.relative_to(RUST))
+        if name != "kho/src/abi/mod.rs" and "tests" not in name:
+            named |= {(name, version) for version in versions_in_rust(path.read_bytes())}
+    assert named == RUST_CHOICES
+    assert versions_in_rust(b'// "kho-v1"\nlet a = "x kho-v3";\n#[cfg(test)]\nlet b = "luo-v1";') == {b"kho-v3"}
+
+
 def test_choices_are_there() -> None:
     for path, name in CHOICES:
         tree = ast.parse((PACKAGE / path).read_text())

@@ -280,7 +280,8 @@ type Candidates = Vec<(Candidate, Option<Preserved>)>;
 
 /// Why a bitmap size cannot be asked for.
 pub fn no_bitmap_size(abi: &Abi) -> String {
-    format!("{} keeps a tree of pages; only kho-v1 comes with bitmaps of two sizes", abi.compatible)
+    let sized: Vec<&str> = Abi::all().filter(|abi| !abi.bitmaps.is_empty()).map(|abi| abi.compatible).collect();
+    format!("{} keeps a tree of pages; only {} comes with bitmaps of two sizes", abi.compatible, sized.join(", "))
 }
 
 /// What a candidate preserves.
