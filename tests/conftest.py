@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -43,8 +44,9 @@ def sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     before = descriptors()
     yield tmp_path / "kho"
+    gc.collect()
     left = [file.name for file in (tmp_path / "kho").iterdir()] if (tmp_path / "kho").is_dir() else []
-    assert descriptors() == before
+    assert descriptors() <= before
     assert left == [] or all(live_sockets.connect("x") is None for _ in left), left
 
 

@@ -584,4 +584,4 @@ def test_opening_leaks_no_descriptor() -> None:
     for name in ("small.elf.zst", "small.elf.gz"):
         memory = Memory.open(PACKED / name)
         del memory
-    assert descriptors() == before
+    assert descriptors() <= before

@@ -36,7 +36,7 @@ def test_a_memfd_is_sealed_and_goes_by_its_descriptor() -> None:
     with kho.live.open("x", "1M", backing=passed) as h:
         assert (h.inherited, h.generation, h.names()) == (False, 0, []), "a released memfd can be used again"
     os.close(passed)
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def test_a_finder_transport_finds_an_image_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,6 +172,6 @@ def test_a_released_image_leaves_nothing(image: Path) -> None:
     del h, candidate, held
     gc.collect()
     assert sorted(image.parent.iterdir()) == files
-    assert descriptors() == before
+    assert descriptors() <= before
     with kho.live.open("x", "8M", backing=image) as h:
         assert not h.inherited

@@ -107,7 +107,7 @@ def test_a_service_finds_its_image_after_a_kexec_with_the_same_lines(machine: Fa
         assert h.names() == ["vectors", *(f"life-{life}" for life in range(4))]
     gc.collect()
     assert (machine.outgoing(), machine.incoming()) == ({}, {})
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def test_a_retrieved_image_is_sealed_private_and_writable(machine: FakeLuo) -> None:
@@ -290,7 +290,7 @@ def test_without_a_device_preserving_is_refused_with_the_remedy(
             h.preserve()
         assert h.names() == ["vectors"], "it serves on"
     gc.collect()
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def test_preserving_anything_but_a_memfd_is_refused(machine: FakeLuo) -> None:
@@ -492,7 +492,7 @@ def test_a_second_preserved_image_of_the_same_name_is_refused(machine: FakeLuo) 
             start()
         gc.collect()
         assert machine.outgoing() == {SESSION: {TOKEN}}
-        assert descriptors() == fds
+        assert descriptors() <= fds
         assert h.verify()
 
 

@@ -96,7 +96,7 @@ def test_an_error_of_any_call_names_the_limit(
                     assert "directory of your own" not in str(error)
                 if isinstance(error, OSError):
                     assert error.errno == number
-            assert descriptors() == before, step
+            assert descriptors() <= before, step
         if not fails.failed:
             break
     assert step < 49
@@ -331,7 +331,7 @@ def test_a_successor_opens_the_image_itself_where_its_owner_passes_none(passes: 
             h.put("b", b"two")
             assert h.commit() == 1
         del h
-        assert descriptors() == before
+        assert descriptors() <= before
     assert client.MOST_PASSED == 9
 
 

@@ -103,7 +103,7 @@ def test_the_first_start_reads_and_every_later_one_attaches(here: Path, monkeypa
         same(again, weights())
         assert (again.metadata, again.dtypes, again.shapes) == (first.metadata, first.dtypes, first.shapes)
     assert len(names) == 4
-    assert descriptors() == before, "the arrays need none"
+    assert descriptors() <= before, "the arrays need none"
 
 
 def test_another_process_attaches_what_this_one_read(here: Path) -> None:

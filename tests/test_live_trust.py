@@ -354,7 +354,7 @@ def test_a_descriptor_of_another_users_file_is_refused_wherever_it_comes_from(mo
         with kho.live.open("x", "1M", backing=fd, trust=OTHER) as h:
             assert h.inherited == content
         os.close(fd)
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 @root

@@ -283,4 +283,4 @@ def test_objects_that_own_a_descriptor_or_a_lock_are_not_copied_or_pickled(h: Ha
     assert h.commit() == 2
     with pytest.raises(kho.BusyError):
         kho.live.attach(h.fileno()).adopt()
-    assert descriptors() == before
+    assert descriptors() <= before

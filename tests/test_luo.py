@@ -338,7 +338,7 @@ def test_a_refused_open_names_the_remedy(number: int | None, kind: type[kho.LuoE
     assert caught.value.errno == (number or errno.EIO)
     assert str(caught.value).startswith("/dev/elsewhere: ")
     assert str(caught.value).endswith(f"({name})")
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 CALLS = ["create_session", "retrieve_session", "preserve_fd", "retrieve_fd", "finish", "name"]
@@ -374,7 +374,7 @@ def test_every_refusal_has_a_class_and_leaks_nothing(call: str, number: int | No
                 getattr(device, call)("x")
     assert isinstance(caught.value, OSError)
     assert caught.value.errno == (number or errno.EIO)
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 @pytest.mark.parametrize(
@@ -439,7 +439,7 @@ def test_nothing_stays_open(tmp_path: Path) -> None:
                 with create(machine, "a"), pytest.raises(kho.LuoExistsError):
                     create(machine, "a")
         machine.kexec()
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 # Rules of the fake device that `kho.luo` does not trigger

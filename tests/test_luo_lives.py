@@ -252,7 +252,7 @@ def test_an_object_that_is_dropped_open_warns_and_is_closed(machine: FakeLuo) ->
     with pytest.warns(ResourceWarning, match="session 'search-index': was never closed"):
         del session
     assert machine.outgoing() == {}
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def test_a_closed_object_is_refused_as_such(machine: FakeLuo) -> None:
@@ -497,7 +497,7 @@ class Lives(RuleBasedStateMachine):
         for fd in self.files:
             os.close(fd)
         self.machine.close()
-        assert descriptors() == self.before
+        assert descriptors() <= self.before
 
 
 TestLives = Lives.TestCase
