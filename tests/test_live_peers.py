@@ -111,6 +111,26 @@ def test_silent_and_unresponsive_clients_block_no_other() -> None:
             assert bytes(h["a"]) == b"one"
 
 
+def test_a_new_owner_hands_over_only_after_its_predecessor_knows_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before that the previous owner would find the image unlocked for the next successor, and take it back."""
+    refused = []
+    ask = wire.ask
+
+    def asks(conn: socket.socket, message: wire.Message, **given: Any) -> Any:
+        if message.get("do") == "adopted":
+            with pytest.raises(kho.BusyError, match="still taking it over") as error:
+                kho.live.open("x", timeout=0)
+            refused.append(error)
+        return ask(conn, message, **given)
+
+    with filled() as old:
+        monkeypatch.setattr(wire, "ask", asks)
+        with kho.live.open("x", timeout=5) as h:
+            assert len(refused) == 1
+            assert bytes(h["a"]) == b"one"
+            assert old.pid != os.getpid()
+
+
 def test_a_servers_false_answer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     fd = os.memfd_create("liar")
     for answer, fds in (

@@ -41,6 +41,9 @@ class Ownership:
         self._owns = True
         self._offered = False
         self._transferring = False
+        self.settling = False
+        """Whether the previous owner does not know yet that this one has adopted the image: it would take an image that
+        is unlocked for a successor back for itself."""
         self._waiting = 0
         """Calls that wait for the end of a transfer before they change the image."""
 
@@ -112,6 +115,8 @@ class Ownership:
         if self._waiting and not self._transferring:
             # These calls waited during the last transfer: they go first, or they might wait for ever.
             raise BusyError(f"{busy} is about to change it")
+        if self.settling:
+            raise BusyError(f"{busy} is still taking it over")
         if uncommitted or self._offered or self._transferring:
             why = f"{uncommitted} changes are not committed" if uncommitted else "it is offered to another"
             raise BusyError(f"{busy} cannot hand over yet: {why}")

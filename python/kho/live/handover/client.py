@@ -100,10 +100,12 @@ class Offer(Uncopied):
                 for conn in conns:
                     conn.close()
                 raise
+        handle._ownership.settling = True
         self._own(handle, deadline, serve=serve)
         # The lock decides: this process is the owner, even if the previous one does not receive this.
         with contextlib.suppress(wire.WireError, BusyError), deadline.wait() as seconds:
             wire.ask(self.conn, {"do": "adopted"}, within=seconds)
+        handle._ownership.settling = False
         return handle
 
     def _own(self, handle: Handle, deadline: Deadline, *, serve: bool) -> Handle:
