@@ -180,7 +180,7 @@ def test_trees_of_four_levels_refuse_large_folios_of_16_kib_pages() -> None:
     assert set(made.left_out) == {"kho-v2, pages of 16384 bytes"}
     arena = kho.Arena("16G", page_size=16384)
     out = kho.Outgoing(arena, "kho-v2")
-    with pytest.raises(ParameterError, match="kho-v3 has a level more"):
+    with pytest.raises(ParameterError, match="kho-v3 has one more level"):
         out.preserve_folio(arena.alloc(17, gigantic=True))
 
 

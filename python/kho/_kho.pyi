@@ -56,7 +56,7 @@ __all__ = [
 __version__: Final[str]
 
 def abis() -> dict[str, Abi]:
-    """Give the versions of KHO's ABI that this library knows, oldest first, by `compatible` (abi.md section 1).
+    """The versions of KHO's ABI that this library knows, oldest first, by `compatible`: abi.md section 1.
 
     This is the one table of what differs between versions; Python keeps none of its own.
     """
@@ -82,13 +82,19 @@ class Abi:
         """How the preserved-memory map is written: "chunk list" or "radix tree" (abi.md sections 3 and 4)."""
     @property
     def levels(self) -> dict[int, int]:
-        """Levels of the tree by page size in bytes, leaves included (KHO_TREE_MAX_DEPTH); empty for a chunk list."""
+        """Levels of the tree by page size in bytes, leaves included; empty for a chunk list.
+
+        As KHO_TREE_MAX_DEPTH (include/linux/kho/abi/kexec_handover.h).
+        """
     @property
     def order_bit(self) -> bool:
         """Whether the tree's depth allows for the bit of a key that tells order 0, which counts at 16 KiB."""
     @property
     def bitmaps(self) -> list[tuple[int | None, str]]:
-        """`(bytes, kernels)` of the bitmaps that a chunk list comes with; None bytes are a page. Empty for a tree."""
+        """Sizes of the bitmaps of a chunk list, as `(bytes, kernels)`; empty for a tree.
+
+        The bytes are None for a bitmap of one page.
+        """
     @property
     def live(self) -> bool:
         """Whether map and root FDT are in force from the start; otherwise they are written by finalizing."""

@@ -168,8 +168,8 @@ def _check_memory(made: Plan, *, restore: bool, available: int) -> None:
     if needed > available:
         fits = max(available - (64 << 20), 0) / needed * 0.9
         raise OutOfMemoryError(
-            f"simulate: {made.nr_folios} folios need about {format_size(needed)}, and {format_size(available)} "
-            f"are there; a scale of {fits:.2g} would fit"
+            f"simulate: {made.nr_folios} folios need about {format_size(needed)}, {format_size(available)} are "
+            f"available; a scale of {fits:.2g} would fit"
         )
 
 

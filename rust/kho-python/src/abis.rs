@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::collections::BTreeMap;
 
-/// Give the versions of KHO's ABI that this library knows, oldest first, by `compatible` (abi.md section 1).
+/// The versions of KHO's ABI that this library knows, oldest first, by `compatible`: abi.md section 1.
 ///
 /// This is the one table of what differs between versions; Python keeps none of its own.
 #[pyfunction]
@@ -61,7 +61,9 @@ impl PyAbi {
         }
     }
 
-    /// Levels of the tree by page size in bytes, leaves included (KHO_TREE_MAX_DEPTH); empty for a chunk list.
+    /// Levels of the tree by page size in bytes, leaves included; empty for a chunk list.
+    ///
+    /// As KHO_TREE_MAX_DEPTH (include/linux/kho/abi/kexec_handover.h).
     #[getter]
     fn levels(&self) -> BTreeMap<u64, u32> {
         PageSize::ALL.into_iter().filter_map(|page| Some((page.bytes(), self.0.levels(page)?))).collect()
@@ -73,7 +75,9 @@ impl PyAbi {
         matches!(self.0.map, MapFormat::Radix { order_bit: true })
     }
 
-    /// `(bytes, kernels)` of the bitmaps that a chunk list comes with; None bytes are a page. Empty for a tree.
+    /// Sizes of the bitmaps of a chunk list, as `(bytes, kernels)`; empty for a tree.
+    ///
+    /// The bytes are None for a bitmap of one page.
     #[getter]
     fn bitmaps(&self) -> Vec<(Option<u64>, &'static str)> {
         self.0.bitmaps.iter().map(|(size, kernels)| (size.fixed_bytes(), *kernels)).collect()

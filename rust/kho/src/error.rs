@@ -772,7 +772,7 @@ impl fmt::Display for SourceProblem {
                 write!(f, "{name:?} is no machine (write FILE,machine=NAME: {known})")
             }
             Self::Raw { why } | Self::Elsewhere { why } => f.write_str(why),
-            Self::Overlap { first, second } => write!(f, "memory at {second} overlaps memory that starts at {first}"),
+            Self::Overlap { first, second } => write!(f, "memory at {second:#x} overlaps memory that starts at {first:#x}"),
             Self::Io(e) => e.fmt(f),
         }
     }
