@@ -413,10 +413,10 @@ def test_blocks_are_chained_when_they_are_full(nr: int) -> None:
 
 def test_luo_v1_has_the_kernels_limits() -> None:
     out = kho.Outgoing(arena_of(), "kho-v3")
-    for token in range(256):
+    for token in range(128):
         out.add_file("s", token, "vendor,thing-v1", 0)
-    with pytest.raises(kho.ParameterError, match="array of luo-v1 holds 256"):
-        out.add_file("s", 256, "vendor,thing-v1", 0)
+    with pytest.raises(kho.ParameterError, match="array of luo-v1 holds 128"):
+        out.add_file("s", 128, "vendor,thing-v1", 0)
     for i in range(818):
         out.add_session(f"more {i}")
     with pytest.raises(kho.ParameterError, match="array of luo-v1 holds 819"):
@@ -424,7 +424,7 @@ def test_luo_v1_has_the_kernels_limits() -> None:
     out.finalize()
     luo = kho.open(out.arena).luo
     assert len(luo.sessions) == 819
-    assert len(luo.sessions["s"].files) == 256
+    assert len(luo.sessions["s"].files) == 128
 
 
 def test_flbs_are_limited_to_their_page() -> None:

@@ -275,8 +275,8 @@ class LuoV1Out(LuoOut):
     compatible = "luo-v1"
     SESSION_ORDER = 4
     """LUO_SESSION_PGCNT is 16."""
-    FILE_ORDER = 2
-    """LUO_FILE_PGCNT is 4."""
+    FILE_ORDER = 1
+    """LUO_FILE_PGCNT is 2."""
     COUNT = struct.Struct("<Q")
 
     def _set_up(self) -> None:

@@ -12,7 +12,7 @@ from ..errors import BusyError, StaleError
 from .candidate import Candidate
 from .deadline import Deadline
 from .file.header import HEAD
-from .file.image import Image, blank, open_file
+from .file.image import ImageFile, blank, open_file
 from .file.trust import Policy, check_descriptor, open_directory
 from .handle import Handle
 from .handover.client import Ready
@@ -65,7 +65,7 @@ def own_inherited(came: Inherited, request: Request) -> Handle:
         size = max(os.fstat(came.fd).st_size - HEAD, 0) or request.size
         handle = _make(came.fd, request._replace(size=size), where, None)
     else:
-        handle = _adopt(Candidate._of(Image(came.fd, where, lock_fd=came.lock_fd, policy=request.policy)), request)
+        handle = _adopt(Candidate._of(ImageFile(came.fd, where, lock_fd=came.lock_fd, policy=request.policy)), request)
     handle.transport = came.transport
     return handle
 
@@ -81,7 +81,7 @@ def own_descriptor(fd: int, request: Request) -> Handle:
         raise
     if new:
         return _make(own, request, where, None)
-    return _adopt(Candidate._of(Image(own, where, policy=request.policy)), request)
+    return _adopt(Candidate._of(ImageFile(own, where, policy=request.policy)), request)
 
 
 def own_path(path: Path, request: Request) -> Handle:
@@ -91,7 +91,7 @@ def own_path(path: Path, request: Request) -> Handle:
     """
     while True:
         try:
-            image = Image(open_file(path, request.policy), str(path), path, policy=request.policy)
+            image = ImageFile(open_file(path, request.policy), str(path), path, policy=request.policy)
         except FileNotFoundError:
             image = None
         except StaleError:
@@ -146,7 +146,7 @@ def _adopt(candidate: Candidate, request: Request) -> Handle:
 
 def _make(fd: int, request: Request, where: str, path: Path | None) -> Handle:
     """Make an image in a blank file, and lock it before another process can find it."""
-    image = Image.create(fd, request.size, request.name, request.version, where)
+    image = ImageFile.create(fd, request.size, request.name, request.version, where)
     try:
         if path is not None:
             _link(fd, path, request.policy)

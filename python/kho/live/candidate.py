@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import NotOwnerError, StaleError
-from .file.image import Image
+from .file.image import ImageFile
 from .handle import Handle
 from .reader import Reader
 
@@ -24,7 +24,7 @@ class Candidate(Reader):
     """
 
     @classmethod
-    def _of(cls, image: Image) -> Candidate:
+    def _of(cls, image: ImageFile) -> Candidate:
         """Read what an image has committed; on an error the image is closed. Raises: FormatError."""
         try:
             return cls(image, *image.pinned())
@@ -64,10 +64,10 @@ class Candidate(Reader):
             return handle
 
 
-class _Closed(Image):
+class _Closed(ImageFile):
     """What stands for a candidate's image once a handle has it: its name and head, without descriptors."""
 
-    def __init__(self, image: Image) -> None:
+    def __init__(self, image: ImageFile) -> None:
         self.fd = self.lock_fd = -1
         self.session = None
         self.where = image.where

@@ -17,7 +17,7 @@ from .file import header, pins
 from .file.allocator import Allocator
 from .file.arrays import View, dtype_of, make_readonly, plain_array, plain_bytes, shaped
 from .file.header import HEAD, Journal, Root
-from .file.image import Image, State
+from .file.image import ImageFile, State
 from .file.mapping import Mapping
 from .file.pins import Pin
 from .file.space import Pinned, Run, Space
@@ -61,7 +61,9 @@ class Handle(Reader):
     else raises NotOwnerError there. Without `commit`, changes are lost with the handle or the process.
     """
 
-    def __init__(self, image: Image, state: State, *, inherited: bool, predecessor: Predecessor | None = None) -> None:
+    def __init__(
+        self, image: ImageFile, state: State, *, inherited: bool, predecessor: Predecessor | None = None
+    ) -> None:
         """Own an image that the caller has locked.
 
         Args: predecessor: earlier owners that may still read what this one replaces.

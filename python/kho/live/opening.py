@@ -13,7 +13,7 @@ from . import transports
 from .acquire import Request, duplicate, new_memfd, own_descriptor, own_inherited, own_path
 from .candidate import Candidate
 from .deadline import Deadline
-from .file.image import LEAST, Image, open_file
+from .file.image import LEAST, ImageFile, open_file
 from .file.trust import Trust, path_of, policy_of
 from .handle import Handle
 from .handover import client
@@ -103,12 +103,12 @@ def attach(source: str | os.PathLike[str] | int, *, lock_fd: int | None = None, 
     policy = policy_of(trust)
     if isinstance(source, int):
         where = f"descriptor {source}"
-        image = Image(duplicate(source, where), where, lock_fd=lock_fd, policy=policy)
+        image = ImageFile(duplicate(source, where), where, lock_fd=lock_fd, policy=policy)
     else:
         path = path_of(source)
         try:
             fd = open_file(path, policy, reading=True)
-            image = Image(fd, str(path), path, lock_fd=lock_fd, policy=policy)
+            image = ImageFile(fd, str(path), path, lock_fd=lock_fd, policy=policy)
         except FileNotFoundError as error:
             raise SourceError(f"{path}: no such file") from error
     return Candidate._of(image)

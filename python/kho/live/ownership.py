@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from ..errors import BusyError, NotOwnerError
 
 if TYPE_CHECKING:
-    from .file.image import Image, State
+    from .file.image import ImageFile, State
 
 __all__ = ["Ownership", "Phase", "TransferSource"]
 
@@ -30,7 +30,7 @@ class Ownership:
     A handle has one of these, and calls it with the handle's lock held, which is also the lock of its condition.
     """
 
-    def __init__(self, image: Image, lock: threading.RLock) -> None:
+    def __init__(self, image: ImageFile, lock: threading.RLock) -> None:
         """Start as the owner: the caller has locked the image."""
         self.pid = os.getpid()
         """The process that owns the image; forked children of it do not."""

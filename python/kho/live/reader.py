@@ -15,7 +15,7 @@ from ..errors import FormatError, NotFoundError, NotOwnerError, SchemaError
 from ..formats.live import PAGE, Item
 from ..owned import Uncopied
 from .file.arrays import View, shaped
-from .file.image import Image, State
+from .file.image import ImageFile, State
 from .file.mapping import Mapping
 from .file.pins import Pin
 
@@ -25,7 +25,7 @@ Exporter = ctypes.Array[ctypes.c_ubyte]
 class Reader(Uncopied):
     """An image's committed objects: a mapping of names to read-only views. Threads may share it."""
 
-    def __init__(self, image: Image, state: State, pin: Pin) -> None:
+    def __init__(self, image: ImageFile, state: State, pin: Pin) -> None:
         """Read a committed state that a pin has locked; views map the pin's description, so they keep the lock."""
         self._image = image
         self._state = state

@@ -39,7 +39,7 @@ from .trust import PRIVATE, Policy, check_descriptor, open_trusted, same_file
 if TYPE_CHECKING:
     from ...luo import Session
 
-__all__ = ["Image", "State", "blank", "build", "meta_zone", "open_file", "reopen"]
+__all__ = ["Image", "ImageFile", "State", "blank", "build", "meta_zone", "open_file", "reopen"]
 
 BASE = 1 << 32
 """Physical address of an image's memory: an arbitrary one, so that no address in it is 0."""
@@ -67,7 +67,7 @@ class State(NamedTuple):
     """A generation whose commit was cut short."""
 
 
-class Image(Uncopied):
+class ImageFile(Uncopied):
     """An open file that holds an image, and a lock on it.
 
     The lock is a `flock` of an open file description that nothing else refers to. A lock on the description that is
@@ -116,7 +116,7 @@ class Image(Uncopied):
             raise
 
     @classmethod
-    def create(cls, fd: int, size: int, name: str, version: str, where: str) -> Image:
+    def create(cls, fd: int, size: int, name: str, version: str, where: str) -> ImageFile:
         """Make an empty image, of generation 0, in a blank file, and lock it; its ELF magic is written last.
 
         Args: size: bytes of memory for objects and metadata.
@@ -361,6 +361,10 @@ class Image(Uncopied):
         if session is not None:
             session.close()
         return session is not None
+
+
+Image = ImageFile
+"""The name of the class in earlier versions."""
 
 
 def _is_file_of(other: int, fd: int) -> bool:

@@ -12,7 +12,7 @@ from ..oserrors import error_of
 from . import header, pins
 from .allocator import Allocator
 from .header import Root
-from .image import LEAST_METADATA, MOST_METADATA, Image, State, build, meta_zone, no_memory
+from .image import LEAST_METADATA, MOST_METADATA, ImageFile, State, build, meta_zone, no_memory
 from .mapping import allocate, punch
 from .memory import Meter, huge_pool
 
@@ -56,7 +56,7 @@ class Space:
     The caller holds the handle's lock.
     """
 
-    def __init__(self, image: Image, fd: int, state: State) -> None:
+    def __init__(self, image: ImageFile, fd: int, state: State) -> None:
         """Mark what a committed state uses.
 
         Args: fd: a descriptor of the file for writing, which stays the caller's.

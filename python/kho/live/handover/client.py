@@ -14,7 +14,7 @@ from ...errors import BusyError, FormatError, SourceError
 from ...owned import Uncopied
 from ..candidate import Candidate
 from ..deadline import Deadline
-from ..file.image import Image
+from ..file.image import ImageFile
 from ..file.trust import PRIVATE, Policy, same_file
 from ..handle import Handle
 from . import sockets, wire
@@ -76,7 +76,7 @@ class Offer(Uncopied):
         Raises: what `ready` raises; SchemaError; FormatError; BusyError if its owner does not release it. The current
             owner keeps running then.
         """
-        image = Image(self.keep(), f"{name!r} of process {self.pid}", policy=policy)
+        image = ImageFile(self.keep(), f"{name!r} of process {self.pid}", policy=policy)
         with Candidate._of(image) as candidate:
             candidate._check_schema(name, version)
             if ready is not None:
@@ -120,7 +120,7 @@ class Offer(Uncopied):
         return handle
 
 
-def _received(fds: list[int], image: Image) -> list[socket.socket]:
+def _received(fds: list[int], image: ImageFile) -> list[socket.socket]:
     """Sort the descriptors that an owner passes: the image's for writing, and its connections to earlier owners."""
     conns = []
     own = os.fstat(image.fd)

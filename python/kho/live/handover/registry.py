@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ...errors import KhoError, NotFoundError
 from ..candidate import Candidate
-from ..file.image import Image, open_file
+from ..file.image import ImageFile, open_file
 from ..file.trust import check_descriptor, path_of
 from ..handle import Handle
 from . import sockets, wire
@@ -156,7 +156,7 @@ def release(name: str | os.PathLike[str], *, force: bool = False) -> int:
 
 def _release_path(path: Path) -> int:
     try:
-        image = Image(open_file(path), str(path), path)
+        image = ImageFile(open_file(path), str(path), path)
     except FileNotFoundError as error:
         raise NotFoundError(f"{path}: no such file") from error
     with Candidate._of(image) as candidate:

@@ -23,7 +23,7 @@ from ...errors import BusyError, KhoError, ParameterError, SourceError
 from ...formats.live import PAGE, check_name
 from ...owned import Uncopied
 from ..file.header import HEAD
-from ..file.image import Image, blank, reopen
+from ..file.image import ImageFile, blank, reopen
 from ..handover import wire
 from ..handover.server import Server, reading
 from ..oserrors import error_of
@@ -62,7 +62,7 @@ class Store:
         row: wire.Message = {"version": None, "generation": None, "objects": 0}
         with contextlib.suppress(KhoError):
             if not blank(self._fd):
-                image = Image(reopen(self._fd, f"{self.name!r}"), f"{self.name!r}")
+                image = ImageFile(reopen(self._fd, f"{self.name!r}"), f"{self.name!r}")
                 try:
                     catalog = image.committed().catalog
                 finally:
