@@ -13,7 +13,7 @@ import kho
 from kho.cli.compat import cell, cells
 from kho.handover.compat import Offer, Target, judge, worst
 from kho.kernelimage import read_kernel
-from kho.kernels import FIXES, KERNELS, Release, kernel_of
+from kho.kernels import FIXES, KERNELS, Release, kernel_of, kernels_that_write
 
 import captures
 from command import kho as run
@@ -317,3 +317,28 @@ def test_the_matrix_has_every_pair() -> None:
     assert all([*row] == [*KERNELS] for row in table.values())
     page = (Path(__file__).parent.parent / "docs/compat.md").read_text()
     assert run("compat", "--matrix", "--markdown").out in page
+
+
+# Which kernel wrote a handover
+
+
+@pytest.mark.parametrize(
+    ("name", "kernels"),
+    [
+        ("linux-6.16-layout-x86_64", "Linux 6.16 and 6.17"),
+        ("linux-6.18.15-x86_64", "Linux 6.18 to 7.0"),
+        ("linux-7.0-layout-x86_64", "Linux 7.0"),
+        ("linux-7.1.13-x86_64", "Linux 7.1"),
+        ("linux-7.3.4-x86_64", "Linux 7.2 and 7.3"),
+    ],
+)
+def test_formats_tell_which_kernels_can_have_written_a_handover(name: str, kernels: str) -> None:
+    report = run("inspect", "--json", captures.elf(name)).json
+    assert report["kernels"] == kernels
+    assert kernels in run("inspect", captures.elf(name)).out
+    assert report["certainty"] == ("likely" if "6.18" in name else "certain")
+
+
+def test_luo_without_the_flb_node_is_linux_6_19() -> None:
+    assert [kernel.name for kernel in kernels_that_write("kho-v1", 4096, "luo-v1", flb_node=False)] == ["6.19"]
+    assert kernels_that_write("kho-v4", None, "luo-v1", flb_node=True) == []

@@ -18,7 +18,17 @@ from typing import Literal, NamedTuple
 from ._kho import abis
 from .errors import ParameterError
 
-__all__ = ["FIXES", "KERNELS", "Fix", "Kernel", "Release", "differences", "kernel_of"]
+__all__ = [
+    "FIXES",
+    "KERNELS",
+    "Fix",
+    "Kernel",
+    "Release",
+    "differences",
+    "kernel_of",
+    "kernels_that_write",
+    "spanned",
+]
 
 
 @dataclass(frozen=True)
@@ -167,6 +177,32 @@ class Release(NamedTuple):
 def kernel_of(release: Release) -> Kernel | None:
     """Give the row of a release; None for one before KHO (6.16), or after the last one known."""
     return KERNELS.get(release.name)
+
+
+def kernels_that_write(
+    abi: str, bitmap_bytes: int | None, luo: str | None, *, flb_node: bool | None = None
+) -> list[Kernel]:
+    """List the kernels that write a handover with these formats.
+
+    Args: bitmap_bytes: of a chunk list, else None. luo: the compatible of the LUO subtree; None if there is none, which
+        every kernel can leave out. flb_node: whether LUO's FDT has the node `luo-flb`; None if it is not an FDT.
+    """
+    found = []
+    for kernel in KERNELS.values():
+        small = kernel.bitmap.startswith("512")
+        if kernel.abi != abi or (bitmap_bytes is not None and small != (bitmap_bytes == 512)):
+            continue
+        if luo is None or (kernel.luo == luo and (flb_node is None or kernel.flb_node == flb_node)):
+            found.append(kernel)
+    return found
+
+
+def spanned(kernels: list[Kernel]) -> str:
+    """Name adjacent kernels as the ABI table does: "Linux 6.18 to 7.0", "Linux 7.2 and 7.3", "Linux 7.0"."""
+    first, last = kernels[0].name, kernels[-1].name
+    if len(kernels) == 1:
+        return f"Linux {first}"
+    return f"Linux {first} {'and' if len(kernels) == 2 else 'to'} {last}"
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def as_calls(source: tuple[str, ...], **given: int | None) -> str:
 
 def show(inc: Incoming, report: dict[str, Any], source: str, *, full: bool) -> None:
     """Print the report as text."""
-    output.line((inc.compatible, "bold"), f" handover ({inc.kernels}) in {source}")
+    output.line((inc.compatible, "bold"), f" handover ({report['kernels']}) in {source}")
     output.line()
     facts = output.table("", "", "", limit=output.LINE)
     facts.add("root FDT", f"{inc.fdt_phys:#x}", f"{inc.fdt.totalsize} bytes")
@@ -79,7 +79,7 @@ def show(inc: Incoming, report: dict[str, Any], source: str, *, full: bool) -> N
         facts.add("page size", str(inc.page_size), f"{inc.certainty}: {inc.page_size_why}")
     else:
         facts.add("page size", str(inc.page_size), inc.page_size_why)
-        facts.add("bitmaps", f"{inc.bitmap_bytes} bytes", f"{inc.certainty}: {inc.bitmap_bytes_why}")
+        facts.add("bitmaps", f"{inc.bitmap_bytes} bytes", f"{report['certainty']}: {report['bitmap_bytes_why']}")
     facts.show(header=False)
 
     heading("Preserved", f": {inc.nr_folios} folios, {output.size(inc.preserved_bytes)}")

@@ -10,6 +10,8 @@ from typing import Any
 from .. import errors
 from .._kho import Incoming
 from ..formats import Broken, KhoTest, Live, Luo, MemfdFile, Metadata, Payload, Raw, ReserveMem, payloads
+from ..formats.luo import LuoV1
+from ..kernels import Kernel, kernels_that_write, spanned
 from .extract import Allowance, memory_content, sha256_of
 
 __all__ = ["describe"]
@@ -29,6 +31,12 @@ def lists_folios(inc: Incoming, *, full: bool) -> bool:
     return inc.nr_folios <= (max(MOST_FOLIOS, inc.room("items")) if full else MOST_FOLIOS)
 
 
+def _writers(inc: Incoming, luo: Luo | None) -> list[Kernel]:
+    """List the kernels that write these formats; empty if none is known, as for a handover that mixes them."""
+    node = luo.has_flb_node if isinstance(luo, LuoV1) else None
+    return kernels_that_write(inc.compatible, inc.bitmap_bytes, None if luo is None else luo.compatible, flb_node=node)
+
+
 def describe(inc: Incoming, *, full: bool = False) -> dict[str, Any]:
     """Describe a handover as a dict: layout, map, folios, scratch, and every payload.
 
@@ -37,9 +45,11 @@ def describe(inc: Incoming, *, full: bool = False) -> dict[str, Any]:
     `folio_runs`, `[phys, order, number of folios]` each. A payload that cannot be decoded is described by its error.
     """
     decoded = payloads(inc)
+    luo = next((payload for payload in decoded.values() if isinstance(payload, Luo)), None)
+    wrote = _writers(inc, luo)
     report: dict[str, Any] = {
         "compatible": inc.compatible,
-        "kernels": inc.kernels,
+        "kernels": spanned(wrote) if wrote else inc.kernels,
         "page_size": inc.page_size,
         "page_size_why": inc.page_size_why,
         "certainty": inc.certainty,
@@ -59,6 +69,11 @@ def describe(inc: Incoming, *, full: bool = False) -> dict[str, Any]:
     if inc.bitmap_bytes is not None:
         report["bitmap_bytes"] = inc.bitmap_bytes
         report["bitmap_bytes_why"] = inc.bitmap_bytes_why
+        if luo is not None and wrote and inc.certainty != "certain":
+            report["certainty"] = "certain"
+            report["bitmap_bytes_why"] = (
+                f"only {report['kernels']} writes LUO's subtree in this form: {wrote[0].bitmap}"
+            )
     if inc.scratch is not None:
         report["scratch"] = [list(area) for area in inc.scratch]
         report["scratch_phys"] = inc.scratch_phys
