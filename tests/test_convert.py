@@ -350,3 +350,50 @@ def test_the_command_refuses(args: list[str], message: str, tmp_path: Path) -> N
     assert (done.code, done.out) == (2, "")
     assert message in done.err
     assert not list(tmp_path.iterdir())
+
+
+# A named kernel
+
+
+def test_a_kernel_that_is_named_decides_abi_and_bitmap_size(tmp_path: Path) -> None:
+    source = captures.elf("linux-6.18.15-x86_64")
+    wanted = [("6.17", "kho-v1", 512), ("7.0.3", "kho-v1", 4096), ("7.1", "kho-v3", None)]
+    for kernel, compatible, bitmap_bytes in wanted:
+        done = run("convert", source, "--kernel", kernel, "-o", tmp_path / "new.elf", "--json")
+        assert done.code == 0
+        assert (done.json["compatible"], done.json["bitmap_bytes"]) == (compatible, bitmap_bytes)
+        # The test's own folios are listed in another form up to 6.17.
+        assert ("kho_test: lost" in done.err) == (kernel == "6.17")
+        assert run("compat", tmp_path / "new.elf", kernel).code == (kernel == "6.17")
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel", "why"),
+    [
+        ("linux-7.1.13-x86_64", "7.3", "'luo-v1'"),
+        ("linux-7.3.4-x86_64", "7.1", "'luo-v5'"),
+        ("linux-7.3.4-x86_64", "6.19", "'luo-v5'"),
+    ],
+)
+def test_a_conversion_that_would_panic_is_not_written(name: str, kernel: str, why: str, tmp_path: Path) -> None:
+    done = run("convert", captures.elf(name), "--kernel", kernel, "-o", tmp_path / "new.elf")
+    assert done.code == 2
+    assert why in done.err
+    assert not (tmp_path / "new.elf").exists()
+
+
+def test_a_conversion_by_abi_warns_of_what_no_kernel_takes(tmp_path: Path) -> None:
+    done = run("convert", captures.elf("linux-7.0-layout-x86_64"), "--abi", "kho-v3", "-o", tmp_path / "new.elf")
+    assert done.code == 0
+    assert done.err.count("no handler for 'memfd-v1'") == 4
+    done = run("convert", captures.elf("linux-7.1.13-x86_64"), "--abi", "kho-v4", "-o", tmp_path / "new.elf")
+    assert "LUO: panics" in done.err
+    done = run("convert", captures.elf("linux-6.18.15-x86_64"), "--abi", "kho-v4", "-o", tmp_path / "new.elf")
+    assert "kho_test" not in done.err
+
+
+def test_a_target_is_named_once(tmp_path: Path) -> None:
+    source = captures.elf("linux-6.18.15-x86_64")
+    for named in ((), ("--abi", "kho-v4", "--kernel", "7.3"), ("--kernel", "7.0", "--bitmap-bytes", "512")):
+        assert run("convert", source, *named, "-o", tmp_path / "new.elf").code == 2
+    assert run("convert", source, "--kernel", "6.12", "-o", tmp_path / "new.elf").code == 2

@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 
 from ._kho import abis
 from .errors import ParameterError
+from .sizes import SMALL_BITMAP
 
 __all__ = [
     "FIXES",
@@ -68,6 +69,12 @@ class Kernel:
     """Whether KHO and CONFIG_DEFERRED_STRUCT_PAGE_INIT can be set together."""
     get_name: bool
     """Whether LUO has the ioctl LIVEUPDATE_SESSION_GET_NAME."""
+
+    def bitmap_bytes(self, page_size: int) -> int | None:
+        """Return the bytes of a bitmap of its chunk list; None for a tree."""
+        if self.map == "radix tree":
+            return None
+        return SMALL_BITMAP if self.bitmap.startswith(str(SMALL_BITMAP)) else page_size
 
 
 def _series(text: str) -> tuple[int, int]:
@@ -189,8 +196,8 @@ def kernels_that_write(
     """
     found = []
     for kernel in KERNELS.values():
-        small = kernel.bitmap.startswith("512")
-        if kernel.abi != abi or (bitmap_bytes is not None and small != (bitmap_bytes == 512)):
+        small = kernel.bitmap.startswith(str(SMALL_BITMAP))
+        if kernel.abi != abi or (bitmap_bytes is not None and small != (bitmap_bytes == SMALL_BITMAP)):
             continue
         if luo is None or (kernel.luo == luo and (flb_node is None or kernel.flb_node == flb_node)):
             found.append(kernel)

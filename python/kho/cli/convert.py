@@ -5,10 +5,14 @@ from __future__ import annotations
 import click
 
 from .._kho import abis
+from ..errors import ParameterError
+from ..handover.compat import VERDICTS, Offer, Target, judge, worst
 from ..handover.convert import convert
+from ..kernels import Kernel, Release, kernels_that_write
 from ..sources import open as open_source
 from ..text import listed
 from . import output
+from .compat import release_row
 from .options import Number
 
 WRITTEN = [abi for abi in abis().values() if abi.decoded]
@@ -26,12 +30,8 @@ def _chunked() -> str:
 
 @click.command("convert")
 @click.argument("source", nargs=-1, required=True)
-@click.option(
-    "--abi",
-    required=True,
-    metavar="ABI",
-    help=f"What to write: {listed((abi.compatible for abi in WRITTEN), 'or')}.",
-)
+@click.option("--abi", metavar="ABI", help=f"What to write: {listed((abi.compatible for abi in WRITTEN), 'or')}.")
+@click.option("--kernel", metavar="RELEASE", help="Write it for this kernel (7.0), if that can take it over.")
 @click.option("-o", "--output", "path", required=True, type=click.Path(dir_okay=False), help="The ELF core to write.")
 @click.option(
     "--bitmap-bytes",
@@ -45,7 +45,8 @@ def _chunked() -> str:
 @click.option("--python", "as_python", is_flag=True, help="Print the equivalent Python calls and exit.")
 def command(
     source: tuple[str, ...],
-    abi: str,
+    abi: str | None,
+    kernel: str | None,
     path: str,
     bitmap_bytes: int | None,
     fdt_phys: int | None,
@@ -56,22 +57,33 @@ def command(
     """Write the handover in SOURCE as an ELF core in another ABI.
 
     Folios, orders, contents, subtrees and the address of the root FDT are unchanged; the new map goes to unused pages.
-    The contents of subtrees are not converted: a kernel reads only LUO data of its own version.
+    The contents of subtrees are not converted: a kernel reads only LUO data of its own version. With --kernel a
+    handover that would panic or be refused is not written; with --abi there is a warning (`kho compat` tells more).
 
     \b
+      kho convert old.elf --kernel 7.3 -o new.elf
       kho convert old.elf --abi kho-v4 -o new.elf                        for Linux 7.2 and later
       kho convert new.elf --abi kho-v1 --bitmap-bytes 512 -o old.elf     for Linux 6.16
 
     \b
     Exit codes: 0 written, 2 no handover, or it cannot be expressed in that ABI.
     """
+    if (abi is None) == (kernel is None):
+        raise click.UsageError("either --abi or --kernel is needed")
+    target = None if kernel is None else release_row(kernel)
+    if target is not None and bitmap_bytes is not None:
+        raise click.UsageError("--kernel decides the bitmap size: leave --bitmap-bytes out")
+    abi = target.abi if target is not None else str(abi)
     if as_python:
         output.lines(as_calls(source, abi, path, bitmap_bytes=bitmap_bytes, fdt_phys=fdt_phys, page_size=page_size))
         return
     with output.progress("searching") as told:
         inc = open_source(source, fdt_phys=fdt_phys, page_size=page_size, progress=told)
     output.note_placement(inc)
+    if target is not None and target.bitmap_bytes(inc.page_size) is not None:
+        bitmap_bytes = target.bitmap_bytes(inc.page_size)
     made = convert(inc, abi, bitmap_bytes=bitmap_bytes)
+    check_target(Offer.of(inc), made.out.abi, made.out.bitmap_bytes, target)
     with output.progress("writing") as told:
         segments = made.save(path, progress=told)
     nbytes = sum(segment.filesz for segment in segments)
@@ -93,6 +105,25 @@ def command(
     output.line(
         f"{path}: {len(segments)} segments, {output.size(nbytes)} of contents, root FDT at {made.out.fdt_phys:#x}"
     )
+
+
+def check_target(offer: Offer, abi: str, bitmap_bytes: int | None, target: Kernel | None) -> None:
+    """Judge a conversion for its kernel, or for all that read its map: a warning for each object that is not taken.
+
+    Raises: ParameterError if a kernel that was named would panic, or boot cold.
+    """
+    offer.abi, offer.bitmap_bytes, offer.levels = abi, bitmap_bytes, None
+    kernels = [target] if target is not None else kernels_that_write(abi, bitmap_bytes, None)
+    judged = [(kernel, judge(offer, Target(Release.parse(kernel.name)))) for kernel in kernels]
+    if not judged:
+        return
+    kernel, rows = min(judged, key=lambda each: VERDICTS.index(worst(each[1])))
+    bad = [row for row in rows if row.verdict in ("lost", "refused", "panics")]
+    if target is not None and worst(rows) in ("refused", "panics"):
+        row = max(bad, key=lambda each: VERDICTS.index(each.verdict))
+        raise ParameterError(f"--kernel: Linux {kernel.name} would not take it over: {row.object}: {row.why}")
+    for row in bad:
+        output.line(f"warning: Linux {kernel.name}: {row.object}: {row.verdict}: {row.why}", err=True)
 
 
 def as_calls(source: tuple[str, ...], abi: str, path: str, *, bitmap_bytes: int | None, **given: int | None) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from .._kho import Fdt, Incoming, Snapshot
 from ..errors import FdtError, KhoError, ParameterError
-from ..formats import Luo, Metadata, ReserveMem, payloads
+from ..formats import KhoTest, Luo, Metadata, ReserveMem, payloads
 from ..formats.luo import LuoV1
 from ..kernelimage import KernelImage
 from ..kernels import FIXES, KERNELS, Kernel, Release, kernel_of
@@ -86,8 +86,8 @@ class Offer:
                 offer.reserve_mem = list(payload.describe()["reserve_mem"])
             elif isinstance(payload, Metadata):
                 offer.metadata = True
-            elif name == "kho_test":
-                offer.kho_test = "array" if offer.bitmap_bytes == 512 else "vmalloc"
+            elif isinstance(payload, KhoTest):
+                offer.kho_test = "array" if payload.list is None else "vmalloc"
             else:
                 offer.others.append(name)
         return offer
