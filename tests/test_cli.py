@@ -92,11 +92,11 @@ def test_the_report_of_a_real_handover() -> None:
     assert any(line.startswith("preserved-memory-map 0x6d4000 11 pages of metadata") for line in lines)
     assert any(line.startswith("page size 4096 x86_64 has no other") for line in lines)
     assert any(line.startswith("bitmaps 4096 bytes likely: ") for line in lines)
-    assert "Preserved: 16 folios, 216 KiB" in lines
-    assert "0 4 KiB 8 32 KiB" in lines
-    assert "Scratch: 3 areas, 64 MiB, where the next kernel boots" in lines
-    assert "low memory 0xe400000 16 MiB" in lines
-    assert "node 0 0xb400000 16 MiB" in lines
+    assert "Preserved: 16 folios, 216.0 KiB" in lines
+    assert "0 4.0 KiB 8 32.0 KiB" in lines
+    assert "Scratch: 3 areas, 64.0 MiB, where the next kernel boots" in lines
+    assert "low memory 0xe400000 16.0 MiB" in lines
+    assert "node 0 0xb400000 16.0 MiB" in lines
     assert "kho_test 0x50a000 240 bytes" in lines
     assert "\x1b" not in done.out
 

@@ -322,7 +322,7 @@ def test_the_command_converts(tmp_path: Path) -> None:
     source = captures.elf("linux-6.18.15-x86_64")
     done = run("convert", source, "--abi", "kho-v4", "-o", path)
     assert (done.code, done.err) == (0, "")
-    assert done.out.splitlines()[0] == "kho-v1 to kho-v4: 16 folios, 216 KiB"
+    assert done.out.splitlines()[0] == "kho-v1 to kho-v4: 16 folios, 216.0 KiB"
     assert run("inspect", "--json", path).json["compatible"] == "kho-v4"
     back = run("convert", path, "--abi", "kho-v1", "--bitmap-bytes", 512, "-o", tmp_path / "old.elf", "--json")
     assert (back.json["compatible"], back.json["bitmap_bytes"], back.json["nr_folios"]) == ("kho-v1", 512, 16)

@@ -32,7 +32,7 @@ def test_debugfs_shows_the_areas_exactly() -> None:
         ("node", 0x71400000, 0x5C00000, 0),
     ]
     assert report.by_node == {0: DEFAULT}
-    assert report.headline.startswith("KHO holds 192 MiB (9.6 % of RAM)")
+    assert report.headline.startswith("KHO holds 192.0 MiB (9.6 % of RAM)")
     held = next(finding for finding in report.findings if finding.id == "DOC001")
     assert held.certainty == "certain"
     assert ("sys/kernel/debug/kho/out/scratch_len", 1, "0x6400000 at 0x77000000") in held.evidence
@@ -83,10 +83,10 @@ def test_a_failed_reservation_is_reported_with_sizes_and_leftover(without: tuple
     assert (report.exit_code, report.state, report.scratch, report.leftover) == (1, "failed", 0, 64 * MIB)
     assert ids(report) >= {"DOC003", "DOC004", "DOC021"}
     assert "64M,3G,64M" in report.headline
-    assert "64 MiB (3.2 % of RAM) was left in CMA" in report.headline
+    assert "64.0 MiB (3.2 % of RAM) was left in CMA" in report.headline
     failed = next(finding for finding in report.findings if finding.id == "DOC003")
     assert failed.certainty == ("likely" if without else "certain")
-    assert "64 MiB + 3 GiB + 64 MiB = 3355443200 bytes" in failed.value
+    assert "64.0 MiB + 3.0 GiB + 64.0 MiB = 3355443200 bytes" in failed.value
     if not without:
         assert ("var/log/dmesg", 91, "KHO: Failed to reserve global scratch buffer") in failed.evidence
         assert "the global scratch buffer could not be reserved" in failed.value
@@ -96,7 +96,7 @@ def test_huge_pages_are_not_counted_as_scratch() -> None:
     report = examine(HOSTS / "hugepages")
     assert (report.scratch, report.hugetlb) == (DEFAULT, 1200 * MIB)
     huge = next(finding for finding in report.findings if finding.id == "DOC011")
-    assert huge.value == "1.2 GiB are huge pages, 192 MiB are scratch"
+    assert huge.value == "1.2 GiB are huge pages, 192.0 MiB are scratch"
     assert "DOC010" not in ids(report), "huge pages of 2 MiB do not inflate scratch"
 
 
@@ -187,7 +187,7 @@ def test_cma_free_gives_a_lower_bound(tmp_path: Path) -> None:
     (tree / "proc/zoneinfo").unlink()
     report = examine(tree)
     assert (report.scratch, report.scratch_low, report.scratch_high) == (150 * MIB, 150 * MIB, None)
-    assert "at least 150 MiB" in report.headline
+    assert "at least 150.0 MiB" in report.headline
 
 
 def test_inherited_scratch_is_active_after_a_handover(tmp_path: Path) -> None:

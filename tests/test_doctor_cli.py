@@ -63,9 +63,9 @@ def test_several_trees_are_printed_as_a_table() -> None:
     assert done.code == 1
     lines = done.out.splitlines()
     assert lines[0].split() == ["tree", "kernel", "state", "held", "of", "RAM", "leftover", "findings"]
-    assert re.fullmatch(r"\S+/default-scratch +7\.3\.4 +active +192 MiB +9\.6 % +DOC001", lines[1])
+    assert re.fullmatch(r"\S+/default-scratch +7\.3\.4 +active +192.0 MiB +9\.6 % +DOC001", lines[1])
     assert re.fullmatch(r"\S+/kho-off +7\.3\.4 +off +0 B +-", lines[3])
-    assert lines[4].endswith("64 MiB    DOC003 DOC004")
+    assert lines[4].endswith("64.0 MiB    DOC003 DOC004")
 
 
 def test_csv_has_a_row_for_each_tree(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def ask(parameters: str, tree: Path = DEFAULT) -> WhatIf:
 def test_what_if_kho_is_off() -> None:
     found = ask("kho=off")
     assert (found.then, found.gain, found.exact, found.fits) == (0, 0x6400000 + 0x5C00000, True, True)
-    assert found.headline == "kho=off: scratch of 0 B, gains 192 MiB compared with now."
+    assert found.headline == "kho=off: scratch of 0 B, gains 192.0 MiB compared with now."
     assert ask("kho=off", HOSTS / "scratch-too-big").gain == 64 * MIB
     assert ask("kho=off", HOSTS / "kho-off").gain == 0
 
@@ -206,7 +206,7 @@ def test_what_if_sizes_are_given() -> None:
     found = ask("kho_scratch=64M,256M,64M")
     assert (found.sizes, found.then, found.exact) == ([64 * MIB, 256 * MIB, 64 * MIB], 384 * MIB, True)
     assert found.gain == 192 * MIB - 384 * MIB, "a negative gain is a cost"
-    assert "costs 192 MiB" in found.headline
+    assert "costs 192.0 MiB" in found.headline
     assert ask("kho_scratch=1,1,1").sizes == [4 * MIB] * 3, "rounded up to the buddy allocator's largest block"
     small = ask("kho_scratch=16M,16M,8M")
     assert (small.gain, small.accepted) == (152 * MIB, True)
@@ -262,7 +262,7 @@ def test_what_if_reports_sizes_that_do_not_fit() -> None:
 
 
 def test_what_if_notes_octal_sizes() -> None:
-    assert "064M is octal: 52 MiB" in ask("kho_scratch=064M,64M,64M").notes
+    assert "064M is octal: 52.0 MiB" in ask("kho_scratch=064M,64M,64M").notes
 
 
 def test_what_if_lists_what_is_unknown(tmp_path: Path) -> None:

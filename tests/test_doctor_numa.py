@@ -58,7 +58,7 @@ def test_two_nodes_with_three_zones_and_other_cma_areas(
     assert user.nodes == {0: 64 * GIB, 1: 64 * GIB}
     assert user.reserved_at_boot == 3 * GIB
     shown = kho("doctor", tmp_path / "user").out
-    assert "node 0: 9.3 GiB of 64 GiB, node 1: 1 GiB of 64 GiB" in shown
+    assert "node 0: 9.3 GiB of 64.0 GiB, node 1: 1.0 GiB of 64.0 GiB" in shown
 
 
 @pytest.mark.parametrize("gone", [(), ("proc/pagetypeinfo",), ("proc/zoneinfo",), ("var/log/dmesg",)], ids=str)
@@ -82,7 +82,7 @@ def test_explicit_sizes_without_confirmation_are_a_guess(tmp_path: Path) -> None
     line = examine(without(tree, "var/log/dmesg"))
     assert (line.scratch_how, line.scratch_low, line.scratch_high) == ("boot line", 502 * MIB, None)
     assert line.scratch == 560 * MIB, "without node information one node is assumed"
-    assert line.headline.startswith("KHO holds about 560 MiB")
+    assert line.headline.startswith("KHO holds about 560.0 MiB")
     assert [f.certainty for f in line.findings if f.id == "DOC001"] == ["guess"]
     for node in (0, 1):
         write(tree, f"sys/devices/system/node/node{node}/meminfo", f"Node {node} MemTotal:       67108864 kB\n")
@@ -139,7 +139,7 @@ def test_inherited_areas_are_found_with_and_without_root(tmp_path: Path) -> None
     assert (bounds(user), user.scratch_how) == ((392 * MIB, 392 * MIB, None), "at least"), (
         "the boot line does not apply to inherited areas"
     )
-    assert "at least 392 MiB" in user.headline
+    assert "at least 392.0 MiB" in user.headline
     assert user.by_node == {0: 360 * MIB, 1: 32 * MIB}, "a lower bound as well"
     root = examine(made.write(tmp_path / "blocks"))
     assert (root.scratch, root.scratch_how, root.by_node) == (592 * MIB, "inferred", BY_NODE)
@@ -217,7 +217,7 @@ def test_node_numbers_are_those_of_the_kernel(tmp_path: Path) -> None:
     report = examine(Machine(ranges=ranges, areas=areas, cmdline=LINE).write(tmp_path))
     assert (report.scratch, report.by_node) == (592 * MIB, {0: 560 * MIB, 4: 32 * MIB})
     assert what_if(report, "kho_scratch=16M,16M,8G").notes[-1] == "PERNODE exceeds the memory of node 4"
-    assert "node 4: 64 MiB" in kho("doctor", "--what-if", "kho_scratch=16M,16M,64M", tmp_path).out
+    assert "node 4: 64.0 MiB" in kho("doctor", "--what-if", "kho_scratch=16M,16M,64M", tmp_path).out
 
 
 def test_memoryless_nodes_have_no_scratch(tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_zoneinfo_alone_shows_the_leftover(tmp_path: Path) -> None:
     tree = Machine(areas=left, cold=False, cmdline="kho=on", messages=said).write(tmp_path)
     report = examine(without(tree, "proc/meminfo", "proc/pagetypeinfo"))
     assert (report.state, report.leftover, report.by_node) == ("failed", 400 * MIB, {0: 300 * MIB, 1: 100 * MIB})
-    assert "at least 400 MiB" in report.headline
+    assert "at least 400.0 MiB" in report.headline
     report = examine(without(tree, "proc/zoneinfo"))
     assert (report.state, report.leftover) == ("failed", None)
     assert report.headline.endswith("these files do not show the leftover in CMA.")

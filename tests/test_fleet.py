@@ -265,7 +265,7 @@ def test_doctor_of_a_fleet_gives_the_same_result_as_of_one_snapshot(
         assert row["ids"] == sorted({finding["id"] for finding in alone["findings"]})
     shown = run(*fleet_of)
     assert "host-0009" in shown.out
-    assert "KHO holds at least 20 MiB" in shown.out
+    assert "KHO holds at least 20.0 MiB" in shown.out
     assert shown.out.endswith("11 sources: 1 fine, 9 with findings, 1 not readable\n")
     listed_rows = list(csv.DictReader(io.StringIO(run(*fleet_of, "--csv").out)))
     assert [(row["source"], row["exit_code"], row["scratch"]) for row in listed_rows[1:3]] == [

@@ -73,12 +73,12 @@ def test_cells_add_up_to_the_preserved_bytes(name: str) -> None:
 def test_the_text_shows_addresses_owners_and_holes(name: str) -> None:
     done = run("map", captures.elf(name))
     assert (done.code, done.err) == (0, "")
-    assert "a line is 256 KiB, a character 4 KiB" in done.out
+    assert "a line is 256.0 KiB, a character 4.0 KiB" in done.out
     (line,) = [line for line in done.out.splitlines() if "reserve_mem keepme" in line]
     assert line.split()[0] == "0xfb00000"
     assert line.count("\u2588") == 16
     assert "15.8 MiB more of scratch, node 0" in done.out
-    assert "158 MiB, nothing preserved, not in this memory" in done.out
+    assert "158.0 MiB, nothing preserved, not in this memory" in done.out
     assert all(len(line) <= 120 for line in done.out.splitlines())
 
 

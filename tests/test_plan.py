@@ -231,7 +231,7 @@ def test_folios_and_scratch_that_exceed_memory_are_reported() -> None:
         ("1G", ["-5x4K"], "COUNTxSIZE"),
         ("lots", [], "is not a number with an optional unit"),
         ("1K", [], "not between"),
-        ("9999P", [], "not between 2 MiB and 256 TiB"),
+        ("9999P", [], "not between 2.0 MiB and 256.0 TiB"),
         ("9999999P", [], r"not below 2\^64"),
         ("1G", ["99999999999999999999x1P"], "do not fit"),
     ],

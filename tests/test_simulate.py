@@ -82,7 +82,7 @@ def test_a_scale_reduces_memory_and_folios() -> None:
 def test_a_run_that_does_not_fit_names_a_scale_that_fits() -> None:
     with (
         mock.patch("kho.sizing.simulate._available", return_value=80 << 20),
-        pytest.raises(OutOfMemoryError, match="80 MiB are available; a scale of ") as caught,
+        pytest.raises(OutOfMemoryError, match="80.0 MiB are available; a scale of ") as caught,
     ):
         simulate("1T", ["5000000x4K@random"])
     scale = float(str(caught.value).split("a scale of ")[1].split()[0])

@@ -75,12 +75,13 @@ def _refused(what: str, value: int | str, rule: str) -> ParameterError:
 def format_size(nbytes: int) -> str:
     """Write a number of bytes as people read it, in the largest unit that is not above it.
 
-    `1 GiB` if that is exact; else with one decimal, rounded half up: `1.9 TiB`. What rounds to 1024.0 KiB is `1.0 MiB`.
+    Always with one decimal, rounded half up, so that columns align: `1.0 GiB`, `1.9 TiB`; bytes alone have none: `100 B`.
+    What rounds to 1024.0 KiB is `1.0 MiB`.
     """
     sign, nbytes = ("-" if nbytes < 0 else ""), abs(nbytes)
     power = min((max(nbytes, 1).bit_length() - 1) // 10, len(UNITS) - 1)
-    if nbytes % (1 << 10 * power) == 0:
-        return f"{sign}{nbytes >> 10 * power} {UNITS[power]}"
+    if power == 0:
+        return f"{sign}{nbytes} {UNITS[0]}"
     if _tenths(nbytes, power) >= 10240 and power < len(UNITS) - 1:
         power += 1
     whole, tenth = divmod(_tenths(nbytes, power), 10)

@@ -151,8 +151,8 @@ fn space(c: char) -> bool {
     c.is_ascii_whitespace()
 }
 
-/// A number of bytes as people read it, in the largest unit that is not above it: `1 GiB` if that is exact, else with
-/// one decimal, rounded half up: `1.9 TiB`.
+/// A number of bytes as people read it, in the largest unit that is not above it, with one decimal, rounded half up:
+/// `1.0 GiB`, `1.9 TiB`; bytes alone have none: `100 B`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Bytes(pub u64);
 
@@ -160,8 +160,8 @@ impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let nbytes = u128::from(self.0);
         let mut power = (self.0.max(1).ilog2() / 10) as usize;
-        if nbytes.is_multiple_of(1 << (10 * power)) {
-            return write!(f, "{} {}", nbytes >> (10 * power), UNITS[power]);
+        if power == 0 {
+            return write!(f, "{nbytes} {}", UNITS[0]);
         }
         let tenths = |power: usize| (nbytes * 10 + (1 << (10 * power) >> 1)) >> (10 * power);
         // What rounds to 1024.0 KiB is 1.0 MiB.

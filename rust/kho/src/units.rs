@@ -236,7 +236,7 @@ impl PageSize {
 
 impl fmt::Display for PageSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        crate::sizes::Bytes(self.bytes()).fmt(f)
+        write!(f, "{} KiB", self.bytes() >> 10)
     }
 }
 
