@@ -65,7 +65,7 @@ def test_several_trees_are_printed_as_a_table() -> None:
     assert lines[0].split() == ["tree", "kernel", "state", "held", "of", "RAM", "leftover", "findings"]
     assert re.fullmatch(r"\S+/default-scratch +7\.3\.4 +active +192.0 MiB +9\.6 % +DOC001", lines[1])
     assert re.fullmatch(r"\S+/kho-off +7\.3\.4 +off +0 B +-", lines[3])
-    assert lines[4].endswith("64.0 MiB    DOC003 DOC004")
+    assert lines[4].endswith("64.0 MiB  DOC003 DOC004")
 
 
 def test_csv_has_a_row_for_each_tree(tmp_path: Path) -> None:

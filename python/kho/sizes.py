@@ -75,8 +75,8 @@ def _refused(what: str, value: int | str, rule: str) -> ParameterError:
 def format_size(nbytes: int) -> str:
     """Write a number of bytes as people read it, in the largest unit that is not above it.
 
-    Always with one decimal, rounded half up, so that columns align: `1.0 GiB`, `1.9 TiB`; bytes alone have none: `100 B`.
-    What rounds to 1024.0 KiB is `1.0 MiB`.
+    With one decimal, rounded half up, so that columns align: `1.0 GiB`, `1.9 TiB`. Bytes have none: `100 B`. What
+    rounds to 1024.0 KiB is `1.0 MiB`.
     """
     sign, nbytes = ("-" if nbytes < 0 else ""), abs(nbytes)
     power = min((max(nbytes, 1).bit_length() - 1) // 10, len(UNITS) - 1)
