@@ -257,7 +257,7 @@ def test_reading_stops_at_the_limit_of_a_tree(tmp_path: Path) -> None:
     piece = tree.read("big")
     assert piece is not None
     assert len(piece.head) == 10
-    assert tree.unread == [("big", "the limit of 64 MiB for a tree is used up")]
+    assert tree.unread == [("big", "the limit of 64.0 MiB for a tree is used up")]
 
 
 def test_control_characters_in_a_logged_command_line_are_replaced(tmp_path: Path) -> None:
