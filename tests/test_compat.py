@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import os
 import struct
 from pathlib import Path
 
@@ -241,6 +242,37 @@ def test_a_file_that_is_no_kernel_is_refused(content: bytes, tmp_path: Path) -> 
     path.write_bytes(content)
     with pytest.raises(kho.SourceError):
         read_kernel(path)
+
+
+def test_any_number_in_a_kernels_file_is_read_or_refused(tmp_path: Path) -> None:
+    """Offsets and sizes of sections, the payload of zboot, the string of a boot header: each of 8 bytes, all ones."""
+    path = tmp_path / "kernel"
+    for made in (vmlinux(BANNER, [b"memfd-v1"]), zboot(arm64_image(BANNER)), bzimage(b"7.0.3-test")):
+        for at in (*range(0, 64, 4), *range(0x200, 0x220, 4), *range(max(len(made) - 256, 0), len(made) - 8, 4)):
+            path.write_bytes(made[:at] + b"\xff" * 8 + made[at + 8 :])
+            try:
+                assert read_kernel(path).release.series == (7, 0)
+            except kho.SourceError:
+                continue
+
+
+@pytest.mark.parametrize("release", [b"7." + b"0" * 300, b"7.0/../../x", b"\xff\xfe", b"7.0.3-" + b"x" * 249])
+def test_a_release_that_no_kernel_has_is_refused(release: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "bzImage"
+    path.write_bytes(bzimage(release))
+    with pytest.raises(kho.SourceError):
+        read_kernel(path)
+
+
+def test_a_fifo_is_no_kernel_and_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "kernel")
+    with pytest.raises(kho.SourceError, match="not a regular file"):
+        read_kernel(tmp_path / "kernel")
+
+
+def test_a_damaged_configuration_leaves_the_order_unknown(tmp_path: Path) -> None:
+    (tmp_path / "config").write_text(CONFIG + "CONFIG_ARCH_FORCE_MAX_ORDER=huge\n")
+    assert read_kernel(tmp_path / "config").max_page_order is None
 
 
 def test_every_cut_of_a_vmlinux_is_read_or_refused(tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ draft (docs/abi.md section 9).
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import io
 import lzma
 import os
 import re
+import stat
 import struct
 import zlib
 from collections.abc import Callable
@@ -39,6 +41,8 @@ OPENERS: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ
 PACKED = (*OPENERS, b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
 """What packed files begin with; zstd and lz4 have no reader in Python 3.11."""
 LVUP = 0x4C565550
+LONGEST = 128
+"""Characters of a release; the kernel's own field has 65 bytes."""
 MOST_NAMES = 4096
 
 
@@ -70,7 +74,8 @@ class KernelImage(NamedTuple):
         if self.config is None:
             return None
         # The option was renamed in 6.4, and since then counts the largest order itself.
-        return int(self.config.get("ARCH_FORCE_MAX_ORDER", "10"))
+        order = self.config.get("ARCH_FORCE_MAX_ORDER", "10")
+        return int(order) if re.fullmatch(r"[0-9]{1,2}", order) else None
 
 
 def read_kernel(path: str | os.PathLike[str]) -> KernelImage:
@@ -80,15 +85,18 @@ def read_kernel(path: str | os.PathLike[str]) -> KernelImage:
     """
     where = Path(path)
     try:
-        with where.open("rb") as file:
-            head = file.read(4096)
-            size = os.fstat(file.fileno()).st_size
+        # A FIFO without a writer would block the open.
+        with os.fdopen(os.open(where, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            head = file.read(4096) if stat.S_ISREG(status.st_mode) else None
     except OSError as error:
         raise SourceError(f"{where}: {error.strerror}") from error
+    if head is None:
+        raise SourceError(f"{where}: not a regular file, so no kernel")
     if head[514:518] == b"HdrS":
         return _named(where, "bzImage", _boot_version(where, head))
     if head[4:8] == b"zimg":
-        return _unpacked(where, "zboot", _zboot(where, head, size))
+        return _unpacked(where, "zboot", _zboot(where, head, status.st_size))
     if head.startswith(PACKED):
         return _unpacked(where, "Image", None)
     if head.startswith(b"\x7fELF"):
@@ -96,14 +104,20 @@ def read_kernel(path: str | os.PathLike[str]) -> KernelImage:
     if head[0x38:0x3C] == b"ARM\x64":
         return _plain(where, "Image")
     if b"CONFIG_" in head:
-        text = where.read_bytes()[:WINDOW].decode(errors="replace")
+        text = _text_of(where)
         named = CONFIG_HEAD.search(text)
         if named is None:
             raise SourceError(f"{where}: a configuration without the line that names its kernel's release")
-        return KernelImage(str(where), "config", Release.parse(named[1]), read_config(text), None)
+        return _named(where, "config", named[1], read_config(text))
     raise SourceError(
         f"{where}: no kernel: a vmlinux, bzImage, arm64 Image, EFI zboot image, or a configuration is expected"
     )
+
+
+def _text_of(path: Path) -> str:
+    """Read a configuration, up to `WINDOW` bytes."""
+    with path.open("rb") as file:
+        return file.read(WINDOW).decode(errors="replace")
 
 
 def read_config(text: str) -> dict[str, str]:
@@ -126,7 +140,7 @@ def _boot_version(path: Path, head: bytes) -> str:
 def _zboot(path: Path, head: bytes, size: int) -> bytes:
     """Read the packed kernel out of an EFI zboot image."""
     offset, nbytes = struct.unpack_from("<II", head, 8)
-    if not 0 < offset < size or nbytes > size - offset:
+    if not 0 < offset < size or nbytes > min(size - offset, MOST_UNPACKED):
         raise SourceError(f"{path}: an EFI zboot image: {nbytes} bytes at {offset:#x} are not in it")
     with path.open("rb") as file:
         file.seek(offset)
@@ -147,7 +161,7 @@ def _unpacked(path: Path, kind: str, payload: bytes | None) -> KernelImage:
             with opener(source) as opened:
                 while len(raw) < MOST_UNPACKED and (part := opened.read(WINDOW)):
                     raw += part
-        except (OSError, EOFError, lzma.LZMAError) as error:
+        except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
             if not raw:
                 raise SourceError(f"{path}: damaged: {error}") from error
             # Kernels are padded after the packed stream, and what came before the damage may hold the banner.
@@ -186,9 +200,12 @@ def _named(
     path: Path, kind: str, release: str, config: dict[str, str] | None = None, versions: list[str] | None = None
 ) -> KernelImage:
     """Complete what a file tells with the configuration next to it, `config-RELEASE` or `config`."""
-    for name in ("config", f"config-{release}"):
-        if config is None and "/" not in name and path.with_name(name).is_file():
-            text = path.with_name(name).read_bytes()[:WINDOW].decode(errors="replace")
+    if len(release) > LONGEST or "/" in release:
+        raise SourceError(f"{path}: {release[:LONGEST]!r} is not a kernel's release")
+    for name in ("config", f"config-{release}") if config is None else ():
+        # One that is missing or unreadable leaves the configuration unknown.
+        with contextlib.suppress(OSError):
+            text = _text_of(path.with_name(name))
             named = CONFIG_HEAD.search(text)
             # Debian's names the upstream release.
             if named is not None and release.startswith(named[1]):
@@ -208,12 +225,15 @@ def _versions(read: _Read, nbytes: int) -> list[str] | None:
     if size != 64 or count > MOST_NAMES or table + size * count > nbytes or names_at >= count:
         return None
     sections = [struct.unpack("<IIQQQQIIQQ", raw) for raw in _split(read(table, size * count), size)]
+    inside = [section for section in sections if section[4] + section[5] <= nbytes]
+    if sections[names_at] not in inside:
+        return None
     strings = read(sections[names_at][4], min(sections[names_at][5], 1 << 20))
-    for section in sections:
+    for section in inside:
         name = strings[section[0] :].partition(b"\0")[0]
         if name == b".liveupdate_versions" and 8 <= section[5] <= 8 + 48 * MOST_NAMES:
             raw = read(section[4], section[5])
-            if struct.unpack_from("<II", raw) == (LVUP, 1):
+            if len(raw) >= 8 and struct.unpack_from("<II", raw) == (LVUP, 1):
                 return [entry.partition(b"\0")[0].decode("ascii", "replace") for entry in _split(raw[8:], 48)]
     return None
 

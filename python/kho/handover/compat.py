@@ -6,6 +6,7 @@ read in its sources, and part of it was run (docs/compat.md).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -26,6 +27,8 @@ VERDICTS: tuple[Verdict, ...] = ("taken", "unknown", "lost", "refused", "panics"
 
 CORE = "kernel/liveupdate/kexec_handover.c"
 LUO = "kernel/liveupdate/luo_core.c"
+MAX_PAGE_ORDER = {4096: 10, 16384: 11, 65536: 13}
+"""The default by page size (ARCH_FORCE_MAX_ORDER, arch/arm64/Kconfig)."""
 SETUP = "arch/x86/kernel/setup.c"
 ORDER_CHECKED = "kho_restore_page, " + CORE
 
@@ -78,10 +81,11 @@ class Offer:
                 offer.luo = payload.compatible
                 offer.flb_node = not isinstance(payload, LuoV1) or payload.has_flb_node
                 offer.flbs = [flb.name for flb in payload.flbs]
-                offer.sessions = {
-                    session.name: [(entry.token, entry.compatible) for entry in session.entries]
-                    for session in payload.all_sessions
-                }
+                sessions: dict[str, list[tuple[int, str]]] = {}
+                for session in payload.all_sessions:
+                    files = sessions.setdefault(session.name, [])
+                    files += [(entry.token, entry.compatible) for entry in session.entries]
+                offer.sessions = sessions
             elif isinstance(payload, ReserveMem):
                 offer.reserve_mem = list(payload.describe()["reserve_mem"])
             elif isinstance(payload, Metadata):
@@ -106,7 +110,8 @@ class Offer:
             )
         offer = cls(side.compatible, map=side.preserved_memory_map, scratch=taken.scratch)
         if taken.version is not None and len(words := taken.version.split()) > 2:
-            offer.release = Release.parse(words[2])
+            with contextlib.suppress(ParameterError):  # of a release that no kernel has
+                offer.release = Release.parse(words[2])
         for name, blob in side.sub_fdts.items():
             if name == "LUO":
                 offer.sessions = None
@@ -253,7 +258,7 @@ def _judge_folios(offer: Offer, target: Target, kernel: Kernel) -> Iterator[Judg
     most = None if target.image is None else target.image.max_page_order
     if not offer.orders or not kernel.max_page_order:
         return
-    limit = 10 if most is None else most
+    limit = MAX_PAGE_ORDER.get(offer.page_size or 4096, 10) if most is None else most
     beyond = {order: n for order, n in offer.orders.items() if order > limit}
     if beyond:
         n = sum(beyond.values())
@@ -345,7 +350,9 @@ def _judge_small(offer: Offer, target: Target, kernel: Kernel) -> Iterator[Judge
     elif offer.metadata:
         yield Judged("kexec-metadata", "taken", "version 1", f"kho_in_kexec_metadata, {CORE}")
     for name in offer.others:
-        yield Judged(f"subtree {name}", "unknown", "no released kernel reads it; a driver may", CORE)
+        yield Judged(
+            f"subtree {name}", "unknown", "no released kernel reads it, or it is damaged; a driver may take it", CORE
+        )
 
 
 OF_SOURCE = ("memfd-dirty", "session-race", "scratch-rounding")
