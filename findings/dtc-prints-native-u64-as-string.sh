@@ -17,10 +17,10 @@ if ! apt-get download -q device-tree-compiler=1.6.1-4+b1 libfdt1=1.6.1-4+b1 liby
     cat apt.log
     exit 77
 fi
-for package in ./*.deb; do dpkg -x "$package" root; done
+for package in ./*.deb; do dpkg -x "$package" tree; done
 python3 -m venv venv
 venv/bin/pip install -q --disable-pip-version-check fdt==0.3.3 pylibfdt==1.7.2.post2
-PATH=$tmp/root/usr/bin:$PATH LD_LIBRARY_PATH=$(dirname "$tmp"/root/usr/lib/*/libfdt.so.1) venv/bin/python - <<'EOF'
+PATH=$tmp/tree/usr/bin:$PATH LD_LIBRARY_PATH=$(dirname "$tmp"/tree/usr/lib/*/libfdt.so.1) venv/bin/python - <<'EOF'
 import struct, subprocess, sys
 
 import fdt, libfdt

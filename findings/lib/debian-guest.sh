@@ -1,7 +1,7 @@
 # Sourced by the scripts that need a dump of a real kernel; they set $tmp and remove it.
-#   with_needs PACKAGE=VERSION...   downloads Debian packages and all that they depend on, unpacks them in $tmp/root
+#   with_needs PACKAGE=VERSION...   downloads Debian packages and all that they depend on, unpacks them in $tmp/tree
 #   alone PACKAGE=VERSION...        the same without their dependencies
-#   program PATH ARGUMENT...        runs a program of $tmp/root with the libraries of $tmp/root
+#   program PATH ARGUMENT...        runs a program of $tmp/tree with the libraries of $tmp/tree
 #   dump_guest FORMAT=FILE...       boots Debian's cloud kernel in QEMU (TCG, 512 MiB, KASLR on), waits until it
 #                                   has handed its VMCOREINFO to QEMU, and writes dump-guest-memory files
 #   headers_to_64 FROM TO           copies an ELF dump of QEMU's with its program headers moved to byte 64
@@ -9,7 +9,7 @@
 [ "$(uname -m)" = x86_64 ] || exit 77
 
 unpack() {
-    for package in "$1"/*.deb; do dpkg -x "$package" "$tmp/root"; done
+    for package in "$1"/*.deb; do dpkg -x "$package" "$tmp/tree"; done
 }
 
 with_needs() {
@@ -29,14 +29,14 @@ alone() {
 program() {
     local name=$1
     shift
-    "$tmp/root/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2" --library-path \
-        "$(find "$tmp/root" -name '*.so*' -printf '%h\n' | sort -u | tr '\n' ':')" "$tmp/root/$name" "$@"
+    "$tmp/tree/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2" --library-path \
+        "$(find "$tmp/tree" -name '*.so*' -printf '%h\n' | sort -u | tr '\n' ':')" "$tmp/tree/$name" "$@"
 }
 
 dump_guest() {
     with_needs qemu-system-x86=1:7.2+dfsg-7+deb12u18+b2
     alone linux-image-6.1.0-48-cloud-amd64=6.1.172-1 busybox-static=1:1.35.0-4+deb12u1+b1
-    python3 - "$tmp/root" "$tmp/initrd" <<'EOF'
+    python3 - "$tmp/tree" "$tmp/initrd" <<'EOF'
 import glob, sys
 
 root, out = sys.argv[1:]
@@ -71,12 +71,12 @@ with open(out, "wb") as file:
     file.write(entry("init", 0o100755, INIT) + entry("TRAILER!!!", 0))
 EOF
     mkfifo "$tmp/to-qemu" "$tmp/from-qemu"
-    local share=$tmp/root/usr/share
+    local share=$tmp/tree/usr/share
     # The guest ends by itself after 300 s: panic=-1 and -no-reboot make QEMU exit once init has ended.
-    QEMU_MODULE_DIR=$tmp/root/usr/lib/x86_64-linux-gnu/qemu \
+    QEMU_MODULE_DIR=$tmp/tree/usr/lib/x86_64-linux-gnu/qemu \
         program usr/bin/qemu-system-x86_64 -L "$share/qemu" -L "$share/seabios" -no-reboot \
         -machine q35 -accel tcg -cpu max -m 512M -display none -vga none -nic none -device vmcoreinfo \
-        -kernel "$tmp"/root/boot/vmlinuz-* -initrd "$tmp/initrd" -append "console=ttyS0 panic=-1" \
+        -kernel "$tmp"/tree/boot/vmlinuz-* -initrd "$tmp/initrd" -append "console=ttyS0 panic=-1" \
         -serial "file:$tmp/serial" -qmp stdio <"$tmp/to-qemu" >"$tmp/from-qemu" &
     python3 - "$tmp" "$@" <<'EOF'
 import json, sys, time
