@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from ._kho import abis
 from .errors import ParameterError
-from .sizes import SMALL_BITMAP
+from .sizes import PAGE_SIZES, SMALL_BITMAP
 
 __all__ = [
     "FIXES",
@@ -196,7 +196,7 @@ def kernels_that_write(
     """
     found = []
     for kernel in KERNELS.values():
-        small = kernel.bitmap.startswith(str(SMALL_BITMAP))
+        small = kernel.bitmap_bytes(PAGE_SIZES[0]) == SMALL_BITMAP
         if kernel.abi != abi or (bitmap_bytes is not None and small != (bitmap_bytes == SMALL_BITMAP)):
             continue
         if luo is None or (kernel.luo == luo and (flb_node is None or kernel.flb_node == flb_node)):

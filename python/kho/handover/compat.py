@@ -129,9 +129,7 @@ class Offer:
     @classmethod
     def typical(cls, kernel: Kernel) -> Offer:
         """Make up what a kernel writes that hands over a memfd in a session, reserve_mem, and its test folios."""
-        small = kernel.bitmap.startswith("512")
-        offer = cls(kernel.abi, Release.parse(kernel.name), 4096, 512 if small else 4096, map=1)
-        offer.bitmap_bytes = None if kernel.map == "radix tree" else offer.bitmap_bytes
+        offer = cls(kernel.abi, Release.parse(kernel.name), 4096, kernel.bitmap_bytes(4096), map=1)
         offer.reserve_mem, offer.kho_test, offer.metadata = ["trace0"], kernel.kho_test, kernel.kexec_metadata
         offer.luo, offer.flb_node = kernel.luo, kernel.flbs
         offer.sessions = {} if kernel.memfd is None else {"session": [(0, kernel.memfd)]}
@@ -233,15 +231,14 @@ def _judge_root(offer: Offer, target: Target) -> Iterator[Judged]:
         why = f"pages of {offer.page_size} bytes, and the kernel's have {pages}: it reads the map wrongly"
         yield Judged("map", "panics", why, f"docs/abi.md section 3, {CORE}")
         return
-    if kernel.map == "chunk list" and offer.bitmap_bytes is not None:
-        small = kernel.bitmap.startswith("512")
-        if small != (offer.bitmap_bytes == 512):
-            why = (
-                f"bitmaps of {offer.bitmap_bytes} bytes under the same compatible; Linux {kernel.name} reads "
-                f"{kernel.bitmap}: it takes pages in use for free ones, and dies before its first message"
-            )
-            yield Judged("map", "panics", why, "PRESERVE_BITS, kernel/kexec_handover.c")
-            return
+    bitmap_bytes = kernel.bitmap_bytes(offer.page_size or 4096)
+    if offer.bitmap_bytes is not None and bitmap_bytes is not None and offer.bitmap_bytes != bitmap_bytes:
+        why = (
+            f"bitmaps of {offer.bitmap_bytes} bytes under the same compatible; Linux {kernel.name} reads "
+            f"{kernel.bitmap}: it takes pages in use for free ones, and dies before its first message"
+        )
+        yield Judged("map", "panics", why, "PRESERVE_BITS, kernel/kexec_handover.c")
+        return
     if kernel.levels_16k is not None and offer.page_size == 16384 and offer.levels not in (None, kernel.levels_16k):
         why = f"a tree of {offer.levels} levels, and Linux {kernel.name} reads {kernel.levels_16k} at 16 KiB pages"
         yield Judged("map", "panics", why, "include/linux/kho/abi/kexec_handover.h")
