@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import lzma
 import os
+import re
 import struct
 from pathlib import Path
 
@@ -128,6 +129,61 @@ def test_kernels_that_are_older_or_newer_than_any_known_one() -> None:
 )
 def test_which_release_has_a_fault(fix: str, release: str, signature: str | None, affected: bool | None) -> None:
     assert FIXES[fix].affects(Release.parse(release, signature)) is affected
+
+
+# A row for each of ABI-7.0-AND-STABLE.md section 2 that a fix mends: commits, releases with the fault, and without it.
+POINTS = [
+    ("segment-unfinalized", "only fill kimage", ["6.16.12", "6.17.3"], ["6.17.4", "6.18"]),
+    ("metadata-allocator", "a2fff99f92da fa759cd75bce e38f65d317df", ["6.16", "6.17.9", "6.17.13"], ["6.18"]),
+    ("unpreserve-absent", "b05addf6f059", ["6.17.8"], ["6.17.9", "6.18"]),
+    ("arm64-cells", "dt_root_addr_cells", ["6.16.1", "6.17.12", "6.18.1"], ["6.17.13", "6.18.2", "6.19"]),
+    ("memoryless-node", "427b2535f513", ["6.16", "6.17.13", "6.18.15", "6.19.5"], ["6.19.6", "7.0"]),
+    ("memfd-dirty", "50d7b4332f27 7e04bf1f3315 f85b1c6af5bc", ["6.19.0", "6.19.8"], ["6.18.15", "6.19.9", "7.0"]),
+    ("session-error-ignored", "307e0c5859b0", ["6.19.12"], ["6.19.13", "7.0"]),
+    ("retrieve-leaks", "3538f90ab89a", ["6.19", "6.19.13", "7.0.3"], ["7.0.4", "7.1"]),
+    ("subnode-left", "9ec953298948", ["6.19.13", "7.0.8"], ["6.18.15", "7.0.9", "7.1"]),
+    ("crash-kernel", "a6715d7ec472", ["6.19", "6.19.13", "7.0.10"], ["7.0.11", "7.1"]),
+    ("retrieve-partial", "0fb1daf0b78d", ["6.19", "6.19.13", "7.0.10"], ["7.0.11", "7.1"]),
+    ("restored-blocks", "in 7.1", ["6.19.13", "7.0.14"], ["6.18.15", "7.1"]),
+    ("tree-depth", "d64b0372760e 8fd2f26fa2a3", ["7.1-rc1", "7.1.0-rc5"], ["7.0.14", "7.1-rc6", "7.1", "7.1.3", "7.2"]),
+    ("empty-session-name", "invalid name length", ["6.19.13", "7.0.14", "7.1.3"], ["7.1.4", "7.2"]),
+    (
+        "scratch-rounding",
+        "0e39380a7316",
+        ["6.16", "6.17.13", "6.18.41", "6.19.13", "7.0.14", "7.1.4"],
+        ["6.18.42", "7.1.5", "7.2"],
+    ),
+    ("ioctl-direction", "507e3b479f9c", ["6.19.13", "7.0.14", "7.1.4"], ["7.1.5", "7.2"]),
+    ("session-race", "bb1328be35bf 291dcd37c8c8 ef52801fdb96", ["6.19.13", "7.0.14", "7.1.3"], ["7.1.8", "7.2"]),
+]
+
+
+def test_every_row_of_the_point_releases_is_a_fix() -> None:
+    assert {row[0] for row in POINTS} == {*FIXES}
+    for name, commits, lack, have in POINTS:
+        fix = FIXES[name]
+        hashes = re.findall(r"\b[0-9a-f]{12}\b", commits)
+        assert all(commit in fix.upstream for commit in hashes or [commits]), name
+        assert fix.effect, name
+        assert fix.remedy, name
+        assert [release for release in lack if fix.affects(Release.parse(release)) is not True] == [], name
+        assert [release for release in have if fix.affects(Release.parse(release)) is not False] == [], name
+        for release in lack:
+            vendors = fix.affects(Release.parse(f"{release}-14-generic")) if "rc" not in release else None
+            assert vendors is None, f"{name}: a distribution's {release} may have it"
+
+
+def test_a_fix_names_the_releases_without_and_with_it() -> None:
+    assert FIXES["memfd-dirty"].where() == "before 6.19.9"
+    assert FIXES["memfd-dirty"].remedied() == "6.19.9, 7.0 and later"
+    assert FIXES["tree-depth"].where() == "before 7.1-rc6"
+    assert FIXES["retrieve-partial"].where() == "6.19 (every release), before 7.0.11"
+    assert FIXES["restored-blocks"].remedied() == "7.1 and later"
+
+
+def test_the_release_of_this_machine_is_read() -> None:
+    running = Release.running()
+    assert running is None or running.text == os.uname().release
 
 
 @pytest.mark.parametrize("text", ["", "seven", "7", "7.", "a.b", "-7.0"])

@@ -10,9 +10,12 @@ Sources: the kernel trees of 6.17.8, 6.18.15, 6.19.11, 7.0 (files of Linus' tree
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ._kho import abis
@@ -150,6 +153,8 @@ class Release(NamedTuple):
     """The point release; None where only the series is known."""
     vendor: bool
     """Whether a distribution made it, so that fixes of later point releases may be in it."""
+    candidate: int | None = None
+    """Of a release candidate (7.1-rc3) its number; its point release is 0."""
 
     @classmethod
     def parse(cls, text: str, signature: str | None = None) -> Release:
@@ -167,9 +172,21 @@ class Release(NamedTuple):
             return cls(text.strip(), series, int(upstream[3]), vendor=False)
         rest = found[4]
         point = None if found[3] is None else int(found[3])
-        if point is None and rest.startswith("-rc"):
-            point = 0
-        return cls(text.strip(), series, point, vendor=bool(rest) and not rest.startswith("-rc"))
+        candidate = re.match(r"-rc([0-9]{1,3})", rest)
+        if candidate is not None:
+            # A tree that was built after it (-rc3-00012-g...) has it, so is not a distribution's.
+            return cls(text.strip(), series, 0, vendor=False, candidate=int(candidate[1]))
+        return cls(text.strip(), series, point, vendor=bool(rest))
+
+    @classmethod
+    def running(cls) -> Release | None:
+        """Give the release of the kernel that runs this process; None for one whose name is no release."""
+        signature = None
+        with suppress(OSError):
+            signature = Path("/proc/version_signature").read_text(errors="replace")
+        with suppress(ParameterError):
+            return cls.parse(os.uname().release, signature)
+        return None
 
     @property
     def name(self) -> str:
@@ -226,13 +243,17 @@ class Fix:
     points: dict[str, int]
     """The point release of an earlier series that has the fix."""
     upstream: str
-    """Upstream commit, or the stable patch."""
+    """Upstream commits, or the title of the patch where the commit is not known."""
     remedy: str
+    candidates: dict[str, int] = field(default_factory=dict)
+    """The release candidate of a series that has the fix, where a released kernel never lacked it."""
 
     def affects(self, release: Release) -> bool | None:
         """Say whether a release has the fault; None if a distribution may have taken the fix over."""
         if not self.since <= release.series < self.mended:
             return False
+        if release.name in self.candidates:
+            return release.candidate is not None and release.candidate < self.candidates[release.name]
         fixed = self.points.get(release.name)
         if fixed is None:
             return None if release.vendor else True
@@ -248,14 +269,52 @@ class Fix:
         for name, kernel in KERNELS.items():
             series = Release.parse(kernel.name).series
             if self.since <= series < self.mended:
-                fixed = self.points.get(name)
-                spans.append(f"{name} (every release)" if fixed is None else f"before {name}.{fixed}")
+                fixed, candidate = self.points.get(name), self.candidates.get(name)
+                if candidate is not None:
+                    spans.append(f"before {name}-rc{candidate}")
+                else:
+                    spans.append(f"{name} (every release)" if fixed is None else f"before {name}.{fixed}")
         return ", ".join(spans)
+
+    def remedied(self) -> str:
+        """Say which releases have the fix: `6.19.9, 7.0 and later`."""
+        first = [f"{name}.{point}" for name, point in self.points.items()]
+        first += [f"{name}-rc{candidate}" for name, candidate in self.candidates.items()]
+        return ", ".join([*first, f"{self.mended[0]}.{self.mended[1]} and later"])
 
 
 FIXES = {
     fix.name: fix
     for fix in (
+        Fix(
+            "segment-unfinalized",
+            "each kexec with kho=on and no finalized handover makes the next kernel say 'handover FDT is invalid: -9'; "
+            "nothing is lost",
+            (6, 16),
+            (6, 18),
+            {"6.17": 4},
+            "only fill kimage if KHO is finalized",
+            "none is needed",
+        ),
+        Fix(
+            "metadata-allocator",
+            "with KFENCE the map's bitmaps can lie in scratch, if the kernel was itself booted by a handover: the next "
+            "one overwrites them",
+            (6, 16),
+            (6, 18),
+            {},
+            "a2fff99f92da, fa759cd75bce, e38f65d317df",
+            "boot without KFENCE (kfence.sample_interval=0), or use 6.18",
+        ),
+        Fix(
+            "unpreserve-absent",
+            "unpreserving memory that is not preserved is not noticed; with the fix the kernel warns and returns",
+            (6, 16),
+            (6, 18),
+            {"6.17": 9},
+            "b05addf6f059",
+            "unpreserve what was preserved, once",
+        ),
         Fix(
             "memfd-dirty",
             "pages of a memfd that are written after PRESERVE_FD can be lost: a folio that was clean may be reclaimed, "
@@ -263,7 +322,7 @@ FIXES = {
             (6, 19),
             (7, 0),
             {"6.19": 9},
-            "50d7b4332f27, 7e04bf1f3315",
+            "50d7b4332f27, 7e04bf1f3315, f85b1c6af5bc",
             "write everything before PRESERVE_FD, or use 6.19.9",
         ),
         Fix(
@@ -284,6 +343,35 @@ FIXES = {
             {"6.19": 13},
             "307e0c5859b0",
             "check that each file is there, or use 6.19.13",
+        ),
+        Fix(
+            "retrieve-leaks",
+            "after a RETRIEVE_FD that failed the file's other folios are not given back: they stay reserved",
+            (6, 19),
+            (7, 1),
+            {"7.0": 4},
+            "3538f90ab89a",
+            "boot cold to have the memory back, or use 7.0.4",
+        ),
+        Fix(
+            "restored-blocks",
+            "st_blocks of a restored memfd with large folios is too small: a large folio counts as one page",
+            (6, 19),
+            (7, 1),
+            {},
+            "memfd: account a restored folio as its pages (in 7.1)",
+            "take the size of a restored memfd, not its blocks",
+        ),
+        Fix(
+            "tree-depth",
+            "the tree of kho-v3 has 4 levels at 16 KiB pages, where every released kernel has 5; ranges are not "
+            "unpreserved as they were preserved",
+            (7, 1),
+            (7, 2),
+            {},
+            "d64b0372760e, 8fd2f26fa2a3",
+            "use a released 7.1",
+            {"7.1": 6},
         ),
         Fix(
             "crash-kernel",
@@ -321,7 +409,7 @@ FIXES = {
             (6, 19),
             (7, 2),
             {"7.1": 4},
-            "reject CREATE_SESSION with invalid name length",
+            "reject CREATE_SESSION with invalid name length (in 7.1.y c04873ea85d9)",
             "give each session a name of 1 to 63 bytes",
         ),
         Fix(
@@ -353,11 +441,12 @@ FIXES = {
         ),
         Fix(
             "session-race",
-            "a session that is opened or closed during the kexec can be lost, or corrupt the array of sessions",
+            "a session that is opened or closed during the kexec can be lost, or corrupt the array of sessions; "
+            "unpreserving or finishing can use memory that was given back",
             (6, 19),
             (7, 2),
             {"7.1": 8},
-            "bb1328be35bf",
+            "bb1328be35bf, 291dcd37c8c8, ef52801fdb96",
             "keep sessions as they are once the kexec begins",
         ),
     )
@@ -367,7 +456,7 @@ FIXES = {
 
 def differences(one: Kernel, two: Kernel) -> Iterator[tuple[str, object, object]]:
     """List what differs between two kernels: the column, and each one's value."""
-    for field in fields(Kernel):
-        a, b = getattr(one, field.name), getattr(two, field.name)
-        if field.name != "name" and a != b:
-            yield field.name, a, b
+    for column in fields(Kernel):
+        a, b = getattr(one, column.name), getattr(two, column.name)
+        if column.name != "name" and a != b:
+            yield column.name, a, b
