@@ -11,6 +11,7 @@ import pytest
 from kho.doctor import RULES, Report, examine, rules
 from kho.doctor.rules import SEVERITIES, page
 
+from doctor_crash_hosts import inside, layout70, say
 from doctor_hosts import HOSTS, MIB, copied, debugfs, log, machine, write
 
 DOCS = HOSTS.parents[2] / "docs"
@@ -146,6 +147,20 @@ TRIGGERS: list[tuple[str, str, Callable[[Path], Path]]] = [
     ("DOC023", "not active", unexplained),
     ("DOC025", "not there", lambda tree: machine(tree, cmdline="kho=on")),
     ("DOC025", "not built in", configured("CONFIG_CMA=y\nCONFIG_SMP=y\n", "kho=1")),
+    ("DOC026", "cold boot", layout70),
+    ("DOC027", "finalized", lambda tree: layout70(tree, finalize="1")),
+    ("DOC028", "misplaced", inside),
+    ("DOC029", "after a live update", host("no-crash-kernel")),
+    (
+        "DOC030",
+        "before a live update",
+        lambda tree: layout70(tree, release="7.3.4", cmdline="crashkernel=64M", size=64 * MIB),
+    ),
+    (
+        "DOC031",
+        "failed",
+        lambda tree: say(inside(tree), "KHO: Failed to reserve scratch area, disabling kexec handover"),
+    ),
 ]
 
 

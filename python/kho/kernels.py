@@ -375,13 +375,14 @@ FIXES = {
         ),
         Fix(
             "crash-kernel",
-            "a crash kernel is given the FDT and the scratch areas, and fails while booting or uses memory that is not "
-            "its own",
+            "a crash kernel that kexec_file_load loaded is given the scratch areas: on x86_64 KASLR places it there, "
+            "so that about 10 MiB of the crashed kernel's memory are overwritten; after the finalize step it hangs "
+            "while booting",
             (6, 19),
             (7, 1),
             {"7.0": 11},
             "a6715d7ec472",
-            "boot with kho=off where kdump is needed, or use 7.0.11",
+            "use 7.0.11, or put nokaslr on the crash kernel's command line",
         ),
         Fix(
             "scratch-rounding",

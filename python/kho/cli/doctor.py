@@ -168,8 +168,9 @@ def machine_lines(report: Report) -> list[str]:
         parts += [
             f"node {node}: {size(report.by_node.get(node, 0))} of {size(ram)}" for node, ram in report.nodes.items()
         ]
+    crash = () if report.crash_dumps in ("not set up", "cannot tell") else (f"crash dumps: {report.crash_dumps}",)
     where = f"{report.layout or 'a report'} in {report.folder}/" if report.folder else report.layout
-    return [f"  {line}" for line in (", ".join(parts), where) if line]
+    return [f"  {line}" for line in (", ".join(parts), where, *crash) if line]
 
 
 def finding_text(finding: dict[str, Any]) -> list[tuple[output.Part, ...]]:

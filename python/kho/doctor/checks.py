@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 
 from .._kho import kho_is_enabled
+from . import crash
 from .facts import Facts
 from .kernellog import Evidence
 from .report import Certainty, Report
@@ -67,7 +68,7 @@ def check_scratch(facts: Facts, report: Report, found: Figures) -> None:
 
 def check_failure(facts: Facts, report: Report, found: Figures) -> None:
     """DOC003, DOC004: a reservation failed; its leftover."""
-    if report.state != "failed":
+    if report.state != "failed" or facts.crash.inside is not None:
         return
     log = facts.log
     messages = [] if log is None else [*log.failures, *([log.disabled] if log.disabled else []), log.parsed]
@@ -156,7 +157,7 @@ def check_kho_parameter(facts: Facts, report: Report, found: Figures) -> None:
         logged = facts.log.malformed if facts.log is not None else []
         shown = facts.cmdline._replace(text=" ".join(wrong)[:200])
         report.add("DOC007", f"{wrong[-1][:80]}: neither on nor off", "certain", shown, *logged)
-    asked_for = enablement(facts, None) is True and not (facts.log is not None and facts.log.kdump)
+    asked_for = enablement(facts, None) is True and facts.crash.inside is None
     if asked_for and report.state in ("off", "absent"):
         certainty: Certainty = "certain" if report.built_in is False else "likely" if found.blocks == 0 else "guess"
         text = "KHO is not built in" if report.built_in is False else "KHO is not built in, or it disabled itself"
@@ -177,7 +178,7 @@ def check_sizing(facts: Facts, report: Report, found: Figures) -> None:
         sources = [("gigantic pages", gigantic), ("the crash kernel", crash)]
         counted = [(what, amount) for what, amount in sources if amount is not None and amount.bytes >= 64 << 20]
         total = sum(amount.bytes for _, amount in counted)
-        part = total * 2 * report.scale // 100
+        part = total * (4 if facts.numa is False else 2) * report.scale // 100
         at_boot = _cmdline_words(facts, r"hugepages=|hugepagesz=|default_hugepagesz=|crashkernel=")
         if total and at_boot is not None and (report.state == "failed" or (report.scratch or 0) >= part):
             what = " and ".join(f"{size(amount.bytes)} of {name}" for name, amount in counted)
@@ -185,12 +186,15 @@ def check_sizing(facts: Facts, report: Report, found: Figures) -> None:
             report.add("DOC010", text, "likely", *(amount.seen for _, amount in counted), at_boot)
     if report.state != "active" or not report.scratch or report.scratch_how == "at least":
         return
-    need = report.reserved_at_boot
+    need = report.needed_at_boot
     shown = facts.log.memory if facts.log is not None else None
     if need is None and facts.memmap is not None:
         need, shown = facts.memmap.bytes, facts.memmap.seen
+    if facts.crash.inside is not None:
+        return
     if need is not None and report.scratch < need:
         text = f"scratch is {size(report.scratch)}, but this kernel reserved {size(need)} at boot"
+        text += f", without {size(report.crash_kernel)} of the crash kernel" if report.crash_kernel else ""
         report.add("DOC009", text, "likely", shown, *found.evidence[:4], _cmdline_words(facts, r"kho_scratch="))
 
 
@@ -229,6 +233,9 @@ def check_absence(facts: Facts, report: Report, found: Figures) -> None:
         kdump = facts.log.kdump if facts.log is not None else None
         if kdump is not None:
             report.add("DOC015", "this is the kdump kernel, which disables KHO", "certain", kdump, shown)
+            return
+        if facts.crash.inside is not None:
+            report.add("DOC015", "this is a crash kernel", "likely", facts.crash.inside, shown, cma)
             return
         if enabled:
             text = "requested, but no CMA memory is outside CmaTotal: KHO is not built in, or it disabled itself"
@@ -272,7 +279,7 @@ def check_absence(facts: Facts, report: Report, found: Figures) -> None:
 def check_handover(facts: Facts, report: Report, found: Figures) -> None:
     """DOC017, DOC018: booted by a handover; a handover was refused."""
     log, shown = facts.log, facts.debugfs
-    if log is not None and log.refused and report.boot != "kho":
+    if log is not None and log.refused and report.boot != "kho" and facts.crash.inside is None:
         report.add("DOC018", log.refused[0].text, "certain", *log.refused)
     if report.boot != "kho":
         return
@@ -345,4 +352,5 @@ CHECKS: tuple[Check, ...] = (
     check_handover,
     check_preserved,
     check_live_update,
+    *crash.CHECKS,
 )

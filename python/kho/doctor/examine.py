@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 
 from ..errors import ParameterError
-from . import checks
+from . import checks, crash
 from .facts import Facts
 from .layout import ARCHIVE
 from .reading import gather
@@ -62,6 +62,7 @@ def diagnose(facts: Facts, report: Report) -> None:
     _determine_state(facts, report, found)
     _fill_amounts(facts, report, found)
     checks.run(facts, report, found)
+    report.crash_dumps, report.crash_dumps_why = crash.verdict(facts, report)
     report.headline = headline(facts, report, found)
     report.sort()
 
@@ -133,6 +134,8 @@ def _determine_state(facts: Facts, report: Report, found: Figures) -> None:
     foreign = report.built_in is None and why_no_kho(facts) is not None
     taken = log is not None and log.parsed is not None and boot == "cold"
     finished = log is not None and log.memory is not None
+    # A crash kernel of 7.3 and later disables KHO; an earlier one may, because its scratch does not fit.
+    captures = facts.crash.inside is not None and not seen.held
     rows: tuple[tuple[object, State], ...] = (
         (log is not None and log.disabled, "failed"),
         (log is not None and log.kdump, "off"),
@@ -146,6 +149,7 @@ def _determine_state(facts: Facts, report: Report, found: Figures) -> None:
         (seen.held and enabled is False, "unknown"),
         (seen.held and is_leftover(facts, report, found), "failed"),
         (seen.held, "active"),
+        (captures and (seen.nothing or seen.idle), "off"),
         (enabled and seen.nothing and report.built_in, "failed"),
         (enabled and (seen.nothing or (seen.idle and found.zones == 0)), "off"),
         (enabled and taken and (finished or facts.cma_free is None), "active"),
@@ -203,6 +207,7 @@ def _fill_amounts(facts: Facts, report: Report, found: Figures) -> None:
             report.scratch_high = None
         if report.state == "failed" and (found.blocks is not None or found.free is not None):
             report.leftover = excess(found)
+    report.crash_kernel = crash.reserved_bytes(facts) if crash.reserved(facts) is not None else None
     if (report.scratch or report.leftover) and not report.by_node:
         report.by_node = found.by_node
     if facts.log is not None and facts.log.reserved is not None and report.boot != "kho":
@@ -250,6 +255,8 @@ def headline(facts: Facts, report: Report, found: Figures) -> str:
     if report.state == "active":
         handed = " (this kernel was booted by a handover and inherited its scratch)" if report.boot == "kho" else ""
         return f"KHO is active{handed}; these files do not show how much memory it holds."
+    if report.state == "failed" and facts.crash.inside is not None:
+        return "This is a crash kernel: KHO could not reserve its scratch here and disabled itself, which is harmless."
     if report.state == "failed":
         value = effective_scratch(facts)[0] if found.requested is not None else None
         wanted = (
@@ -281,6 +288,8 @@ def why_off(facts: Facts, report: Report) -> str:
     """Return why KHO is off."""
     if facts.log is not None and facts.log.kdump is not None:
         return "this is the kdump kernel, which disables KHO"
+    if facts.crash.inside is not None:
+        return "this is a crash kernel"
     if facts.cmdline is not None and enablement(facts, None) is False:
         return "kho=off on the command line" if "kho=" in facts.cmdline.text else "not requested"
     if enablement(facts, report.enabled_by_default):

@@ -64,6 +64,39 @@ class Debugfs:
 
 
 @dataclass
+class CrashKernel:
+    """What the files show about the kernel that is loaded for a crash; in such a kernel, about the dump."""
+
+    signature: Evidence | None = None
+    """/proc/version_signature, whose last word is the stable release that Ubuntu's kernel contains."""
+    loaded: Evidence | None = None
+    """kexec_crash_loaded: 0 or 1."""
+    size: Amount | None = None
+    """kexec_crash_size: the memory that is reserved."""
+    iomem: bool = False
+    """True if iomem has addresses; other users than root see zeros."""
+    areas: list[tuple[int, int, Evidence]] = field(default_factory=list)
+    """(start, end, evidence) of each `Crash kernel` of iomem."""
+    ram: list[tuple[int, int, Evidence]] = field(default_factory=list)
+    """(start, end, evidence) of each `System RAM` of iomem."""
+    code: tuple[int, int, Evidence] | None = None
+    """`Kernel code` of iomem."""
+    call: Evidence | None = None
+    """The call that loaded it, as kdump-tools keeps it."""
+    call_age: str = ""
+    """"this boot" or "an earlier boot" by the file's time; empty if unknown."""
+    settings: list[Evidence] = field(default_factory=list)
+    """Lines of the configuration of kdump that add to its command line or its call."""
+    inside: Evidence | None = None
+    """The evidence that this kernel is itself a crash kernel."""
+
+    @property
+    def is_loaded(self) -> bool | None:
+        """Return whether a crash kernel is loaded; None if it is unknown."""
+        return {"1": True, "0": False}.get(self.loaded.text) if self.loaded is not None else None
+
+
+@dataclass
 class Facts:
     """All facts that were read from a tree; None, empty or False where it has none."""
 
@@ -81,6 +114,9 @@ class Facts:
     gigantic: Amount | None = None
     """Bytes of huge pages larger than the buddy allocator's largest block."""
     crash_kernel: Amount | None = None
+    crash: CrashKernel = field(default_factory=CrashKernel)
+    numa: bool | None = None
+    """Whether the kernel was built with CONFIG_NUMA; None if unknown."""
     page_size: int = 4096
     page_size_from: str = "assumed"
     block_order: int | None = None

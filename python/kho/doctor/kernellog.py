@@ -20,6 +20,22 @@ AREAS = re.compile(r"KHO: scratch areas: lowmem: (\d{1,12})MiB global: (\d{1,12}
 EXEC_FROM = re.compile(r"KHO: exec from: (\S{1,65}) \(count:? (\d{1,10})\)")
 MEMORY = re.compile(r"Memory: (\d{1,15})K/(\d{1,15})K available .*?(\d{1,15})K reserved(?:, (\d{1,15})K cma-reserved)?")
 CMA = re.compile(r"cma: Reserved (\d{1,12}) MiB at (?:0x)?([0-9a-fA-F]{1,16})")
+OTHERS = (
+    "crashkernel reserved: ",
+    "cannot allocate crashkernel",
+    "kexec_file: ",
+    "kexec_file_load: ",
+    ".text .data .bss",
+    "ioremap on RAM at ",
+    "Passed KHO data, but ",
+    "KHO reserve-mem ",
+    "Revived memory reservation ",
+    "memfd_luo: ",
+    "test_kho: ",
+    "Kernel panic - not syncing: ",
+    "Initmem setup node ",
+)
+"""Beginnings of the messages in `KernelLog.others`."""
 NODE = re.compile(r"node +(\d{1,5}): \[mem 0x([0-9a-fA-F]{1,16})-0x([0-9a-fA-F]{1,16})\]")
 
 
@@ -73,6 +89,8 @@ class KernelLog:
     """(node, start, end) of each memory range."""
     kdump: Evidence | None = None
     """The message that KHO is off because this kernel saves a crash dump."""
+    others: list[Evidence] = field(default_factory=list)
+    """Messages of other parts of the kernel that concern KHO or crash kernels, in order."""
 
     @property
     def silent(self) -> bool:
@@ -190,6 +208,8 @@ def _record(log: KernelLog, text: str, seen: Evidence) -> None:
     elif text.startswith("KHO: "):
         log.kho.append(seen)
         _record_kho(log, text, seen)
+    elif text.startswith(OTHERS):
+        log.others.append(seen)
 
 
 def _record_kho(log: KernelLog, text: str, seen: Evidence) -> None:

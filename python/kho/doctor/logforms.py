@@ -22,6 +22,9 @@ TOKENS = re.compile(
     r"Linux version \d+\.\d\S{0,80} \(|Kernel command line: |Command line: |KHO: |luo: |LUO: |liveupdate: |"
     r"cma: Reserved |hugetlb_cma: reserve|Memory: \d{1,15}K/\d{1,15}K available|node +\d{1,5}: \[mem 0x|"
     r"Malformed early option '(?:kho|liveupdate)|crashkernel reserved: |cannot allocate crashkernel|"
+    r"kexec_file: |kexec_file_load: type:|\.text \.data \.bss are not marked|ioremap on RAM at |"
+    r"Passed KHO data, but |KHO reserve-mem '|Revived memory reservation '|memfd_luo: |test_kho: |"
+    r"Kernel panic - not syncing: The incoming tree |Initmem setup node \d{1,5} as memoryless|"
     r"-- Boot [0-9a-f]{32} --|-- Reboot --"
 )
 BANNER = re.compile(r"Linux version \d+\.\d\S{0,80} \(|-- Boot [0-9a-f]{32} --|-- Reboot --")

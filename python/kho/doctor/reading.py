@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 
 from ..sizes import PAGE_SIZES, PAGEBLOCK_ORDERS
-from . import layout, logs, surroundings
+from . import crashfiles, layout, logs, surroundings
 from .facts import MEMORY_LIMIT, Amount, Blocks, Debugfs, Facts, Zone, number
 from .kernellog import Evidence, KernelLog, parse
 from .tree import FILE_LIMIT, Piece, Tree, clean
@@ -55,11 +55,13 @@ def gather(tree: Tree) -> Facts:
     liveupdate(tree, facts)
     if facts.release is not None:
         config(tree, facts)
+    crashfiles.crash_kernel(tree, facts)
     log(tree, facts)  # late, because logs may use up the tree's limit
     if facts.cmdline is None and facts.log is not None and facts.log.cmdline is not None:
         _cmdline(facts, facts.log.cmdline)
     if facts.config_file is None:
         config(tree, facts)
+    crashfiles.inside_crash_kernel(tree, facts)
     surroundings.boot_loaders(tree, facts)
     return facts
 
@@ -357,8 +359,8 @@ def _cmdline(facts: Facts, seen: Evidence) -> None:
 
 
 OPTION = re.compile(
-    rb"^(?:(CONFIG_KEXEC_HANDOVER(?:_ENABLE_DEFAULT)?)=\S{1,100}|"
-    rb"# (CONFIG_KEXEC_HANDOVER(?:_ENABLE_DEFAULT)?) is not set)$",
+    rb"^(?:(CONFIG_(?:KEXEC_HANDOVER(?:_ENABLE_DEFAULT)?|RANDOMIZE_BASE|NUMA|LIVEUPDATE))=\S{1,100}|"
+    rb"# (CONFIG_(?:KEXEC_HANDOVER(?:_ENABLE_DEFAULT)?|RANDOMIZE_BASE|NUMA|LIVEUPDATE)) is not set)$",
     re.MULTILINE,
 )
 
@@ -436,6 +438,8 @@ def hugepages(tree: Tree, facts: Facts) -> None:
         pages = number(match_b[1], facts.page_size) if match_b else None
         if match_b is not None and pages:
             facts.memmap = Amount(pages, Evidence(piece.file, piece.line(match_b.start()), clean(match_b[0])))
+        if b"\nnr_free_pages " in b"\n" + piece.head and len(piece.head) < FILE_LIMIT:
+            facts.numa = re.search(rb"^numa_hit ", piece.head, re.MULTILINE) is not None
 
 
 def debugfs(tree: Tree, facts: Facts) -> None:

@@ -88,6 +88,11 @@ class Report:
     """This kernel rounds the sizes of scratch areas up to a multiple of it."""
     reserved_at_boot: int | None = None
     """Memory reserved during boot, without scratch."""
+    crash_kernel: int | None = None
+    """Memory reserved for a crash kernel; None if unknown."""
+    crash_dumps: str = "cannot tell"
+    """What a crash would leave: ok, damaged, none, none after the next live update, not set up, cannot tell."""
+    crash_dumps_why: str = ""
     cmdline: str | None = None
     enabled_by_default: bool | None = None
     scale: int | None = None
@@ -115,6 +120,16 @@ class Report:
         if any(finding.severity != "note" for finding in self.findings):
             return 1
         return 2 if self.state == "unknown" or (self.state == "active" and self.scratch is None) else 0
+
+    @property
+    def needed_at_boot(self) -> int | None:
+        """What the kernel reserves during boot for itself, without scratch and crash kernel; None if unknown.
+
+        On x86_64 it includes the initramfs, until it is unpacked.
+        """
+        if self.reserved_at_boot is None:
+            return None
+        return max(self.reserved_at_boot - (self.crash_kernel or 0), 0)
 
     @property
     def share(self) -> float | None:

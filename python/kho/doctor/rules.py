@@ -28,13 +28,19 @@ class Rule:
     """Real machines with this finding."""
     source: str
     """Kernel source, module or document that defines the behavior."""
+    known: str = ""
+    """How this is known: kernels, date, and what was run."""
+    helped: str = ""
+    """How to see that the remedy helped."""
 
     @property
     def explanation(self) -> str:
         """The text of `kho doctor --explain`, as paragraphs."""
+        more = f"\n\nHow this is known: {self.known}" if self.known else ""
+        helped = f"\n\nHow to see that it helped: {self.helped}" if self.helped else ""
         return (
-            f"{self.means}\n\nWhy it matters: {self.matters}\n\nWhat to do: {self.advice}\n\n"
-            f"Real case: {self.case}\n\nSource: {self.source}"
+            f"{self.means}\n\nWhy it matters: {self.matters}\n\nWhat to do: {self.advice}{helped}\n\n"
+            f"Real case: {self.case}{more}\n\nSource: {self.source}"
         )
 
 
@@ -43,6 +49,15 @@ RESERVE = f"{CORE}, kho_reserve_scratch"
 OFF = "If nothing on this machine uses live update, boot with kho=off"
 SIZES = "set explicit sizes with kho_scratch=LOW,GLOBAL,PERNODE (kho doctor --what-if kho_scratch=64M,256M,64M)"
 GUEST = "the hosts/ captures: 2 GiB guests of Linux 7.3"
+RUN = "30 November 2026, QEMU guests (TCG, BIOS, x86_64), kexec-tools 2.0.32, makedumpfile 1.7.8"
+NOKASLR = (
+    "In this order: boot a kernel with the fix (7.0.11 or later, 7.1 or later); or add nokaslr to the crash kernel's "
+    "command "
+    'line (KDUMP_CMDLINE_APPEND="... nokaslr" in /etc/default/kdump-tools, then kdump-config reload), which costs a '
+    'crash kernel nothing; or load it by kexec_load (KDUMP_KEXEC_ARGS="-c"), which Secure Boot and lockdown forbid. '
+    "kho=off on "
+    "the crash kernel's line does not help: it is read after KASLR has chosen the place."
+)
 
 RULES: dict[str, Rule] = {
     "DOC001": Rule(
@@ -317,14 +332,117 @@ RULES: dict[str, Rule] = {
         "log was overwritten since the reservation failed.",
         f"{CORE}, kho_parse_enable; kernel/liveupdate/Kconfig",
     ),
+    "DOC026": Rule(
+        "warning",
+        "crash dumps are damaged: the crash kernel runs in scratch",
+        "This release passes KHO's scratch areas to every image that kexec_file_load loads, also to a crash kernel. On "
+        "x86_64 the decompressor then takes the place for KASLR from these areas alone, so that the crash kernel runs "
+        "in memory of the crashed machine instead of the memory reserved by crashkernel=.",
+        "A piece of the crashed machine's memory as large as the crash kernel (10 MiB here) is overwritten, about 1000 "
+        "pages of /proc/vmcore cannot be read, and nothing reports it: makedumpfile -d 31 drops the pages of page "
+        "cache and processes and exits 0. Dumps with user pages (-d 1, -d 17), and memfds read from them, are damaged. "
+        "After a live update scratch also holds the kernel itself, and makedumpfile can fail.",
+        NOKASLR,
+        "Ubuntu 26.04 and its relatives have KHO and kdump on by default. No live update and no KHO option on the "
+        "command line is needed.",
+        f"{CORE}, kho_fill_kimage (asks for kho_enable only, until a6715d7ec472 in 7.0.11); "
+        "arch/x86/boot/compressed/kaslr.c, process_kho_entries",
+        f"{RUN}. RAM was copied before the panic and in the crash kernel. 7.0.9's KHO code: 2559 pages overwritten, "
+        "1017 "
+        "unreadable, 3 of 3 runs; 6.19.11: 2556 and 1018, 2 of 2; the same with kho=off on the crash kernel's line. "
+        "With nokaslr, with kexec_load, with kho=off on the first kernel's line, and with 7.0.11: nothing overwritten. "
+        "After a live update 5 of 5 were in scratch, and makedumpfile -d 31 failed in 1 of 5. The other releases of "
+        "6.19 and 7.0.0 to 7.0.10 have the same lines. 6.16 and 6.17.0 to 6.17.3 pass the areas too (from the sources, "
+        "not run).",
+        "`kexec -d -p -s ...` prints the segments of the image to the kernel log: without the small one (bufsz=0x30 "
+        "for three areas) the image has no KHO data. /var/crash/kexec_cmd shows nokaslr or -c. In the crash kernel, "
+        "dmesg does not have `.text .data .bss are not marked as E820_TYPE_RAM!`.",
+    ),
+    "DOC027": Rule(
+        "error",
+        "a crash now hangs the machine: the handover is finalized",
+        "debugfs out/finalize is 1 while a crash kernel is loaded. The crash kernel gets a handover that it accepts, "
+        "allocates from scratch, which its page tables do not map, and stops before its console works.",
+        "A panic leaves no dump, and the machine does not reboot: panic= is not parsed by then. nokaslr does not help.",
+        "Do the kexec, or reboot: 6.19 and 7.0 have no way back (echo 0 is EINVAL); to 6.18 echo 0 > "
+        "/sys/kernel/debug/kho/out/finalize aborts. Boot 7.0.11 or later. Do not write to out/finalize on a machine "
+        "that only needs kdump.",
+        "A panic while devices shut down for a live update, between the serialization and the jump; a 1 written to "
+        "out/finalize by hand.",
+        f"{CORE}, kho_fill_kimage, kho_populate; arch/x86/mm/numa.c",
+        f"{RUN}. 6.19.11 and 7.0.9's code, loaded by kexec_file_load before and after the 1 was written, with nokaslr, "
+        "with "
+        "nokaslr kho=off: hangs each time. 7.0.11: the dump is whole. kexec_load is harmless by the sources.",
+        "out/finalize is 0 or absent after the reboot.",
+    ),
+    "DOC028": Rule(
+        "error",
+        "this crash dump has lost memory",
+        "This is a crash kernel, and its code is in a System RAM range of its own, outside the memory that was "
+        "reserved for it: in memory of the crashed kernel (DOC026).",
+        "The range is not in /proc/vmcore any more: about 1000 of its pages cannot be read (EFAULT), the others "
+        "contain the crash kernel. Conclusions from these addresses are wrong.",
+        "Keep the range with the dump. Change the loading kernel before the next crash: " + NOKASLR,
+        "`.text .data .bss are not marked as E820_TYPE_RAM!` in the crash kernel's log, and Kernel code at 0x33200000 "
+        "while the crash kernel's area is at 0x37000000.",
+        "arch/x86/kernel/setup.c, setup_arch; arch/x86/mm/ioremap.c",
+        f"{RUN}. The message and the range appeared in every run with a misplaced crash kernel, and in none without.",
+        "In the next crash kernel /proc/iomem has Kernel code inside the area that /proc/iomem of the first kernel "
+        "names Crash kernel.",
+    ),
+    "DOC029": Rule(
+        "warning",
+        "no crash kernel is reserved",
+        "The command line has crashkernel=, but the kernel reserved no memory for a crash kernel. After a handover it "
+        "can take that memory from scratch only, and one area must have room for all of it.",
+        "kexec -p fails ('Memory for crashkernel is not reserved'), and a crash leaves no vmcore until the next cold "
+        "boot.",
+        "Boot cold with scratch that has room for it in one area (kho doctor --what-if), or with a smaller "
+        "crashkernel=.",
+        "crashkernel=128M kho_scratch=16M,64M,16M: reserved on the cold boot, 'cannot allocate crashkernel "
+        "(size:0x8000000)' after the first live update; kexec_crash_size is 0.",
+        "kernel/crash_reserve.c; mm/memblock.c, memblock_set_kho_scratch_only",
+        "30 November 2026, Linux 7.3.4, guests of 768 MiB, 2 GiB and 6 GiB.",
+        "/sys/kernel/kexec_crash_size is not 0 after the reboot, and after the next live update.",
+    ),
+    "DOC030": Rule(
+        "warning",
+        "no crash kernel after the next live update",
+        "The memory for a crash kernel is reserved now. After a live update it must come from one scratch area, and no "
+        "area is large enough.",
+        "The machine has no crash dumps from its next live update to its next cold boot, and no message says so "
+        "before.",
+        "Boot cold with scratch that has room for it in one area, as the fix says (kho doctor --what-if computes it).",
+        "crashkernel=128M kho_scratch=16M,64M,16M has no crash kernel after the live update; with "
+        "kho_scratch=16M,256M,16M it has one.",
+        "kernel/crash_reserve.c; mm/memblock.c, memblock_set_kho_scratch_only",
+        "30 November 2026, Linux 7.3.4, a guest of 2 GiB: both lines were booted and handed over.",
+        "After the next live update /sys/kernel/kexec_crash_size is not 0.",
+    ),
+    "DOC031": Rule(
+        "note",
+        "KHO in a crash kernel",
+        "This kernel saves a crash dump and has KHO on. Linux 7.3 and later turn it off here; 6.19 to 7.2 reserve "
+        "scratch as on any boot, or fail to and continue without.",
+        "A crash kernel hands nothing over. Scratch takes memory that it may need for the dump; a failed reservation "
+        "is harmless.",
+        "Add kho=off to the crash kernel's command line (KDUMP_CMDLINE_APPEND in /etc/default/kdump-tools).",
+        "crashkernel=512M on 6.19 and 7.0 with KHO on by default: 152 of 489 MiB are scratch. crashkernel=128M: "
+        "'Failed to reserve nid 0 scratch buffer', 'disabling kexec handover'.",
+        f"{CORE}, kho_memory_init",
+        f"{RUN}, 7.0.9's code: 195816K reserved with scratch, 40168K with kho=off.",
+        "The crash kernel's `Memory:` line has more available.",
+    ),
 }
 
 
 def page(rule_id: str) -> str:
     """Return the documentation page of a rule, in Markdown."""
     rule = RULES[rule_id]
+    helped = f"## How to see that it helped\n\n{rule.helped}\n\n" if rule.helped else ""
+    known = f"## How this is known\n\n{rule.known}\n\n" if rule.known else ""
     return (
         f"# {rule_id}: {rule.title}\n\nSeverity: {rule.severity}.\n\n{rule.means}\n\n## Why it matters\n\n"
-        f"{rule.matters}\n\n## What to do\n\n{rule.advice}\n\n## Real case\n\n{rule.case}\n\n"
-        f"## Source\n\n{rule.source}\n"
+        f"{rule.matters}\n\n## What to do\n\n{rule.advice}\n\n{helped}## Real case\n\n{rule.case}\n\n"
+        f"{known}## Source\n\n{rule.source}\n"
     )
