@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import gc
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import pytest
 
 import kho
 import kho.live
-from kho import luo
+from kho import _kho, luo
 from kho.live.file import mapping
 from kho.live.transports import kexec
 from kho.live.transports.kexec import TOKEN, Machine, session_name
@@ -44,31 +43,20 @@ def _frozen(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> 
     if "machine" not in request.fixturenames:
         return
     machine: FakeLuo = request.getfixturevalue("machine")
-    fallocate, punch = os.posix_fallocate, mapping._libc.fallocate
+    fallocate, punch_hole = os.posix_fallocate, _kho.punch_hole
 
-    def is_frozen(fd: int) -> bool:
-        found = os.fstat(fd)
-        machine.outgoing()  # sessions without an open descriptor are gone by then
-        return (found.st_dev, found.st_ino) in machine._preserved
+    def unless_frozen(change: Callable[[int, int, int], None]) -> Callable[[int, int, int], None]:
+        def checked(fd: int, at: int, size: int) -> None:
+            found = os.fstat(fd)
+            machine.outgoing()  # sessions without an open descriptor are gone by then
+            if (found.st_dev, found.st_ino) in machine._preserved:
+                raise PermissionError(errno.EPERM, "frozen")
+            change(fd, at, size)
 
-    def allocate(fd: int, at: int, size: int) -> None:
-        if is_frozen(fd):
-            raise PermissionError(errno.EPERM, "frozen")
-        fallocate(fd, at, size)
+        return checked
 
-    class Libc:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(real, name)
-
-        def fallocate(self, fd: int, mode: int, at: int, size: int) -> int:
-            if is_frozen(fd):
-                ctypes.set_errno(errno.EPERM)
-                return -1
-            return int(punch(fd, mode, at, size))
-
-    real = mapping._libc
-    monkeypatch.setattr(os, "posix_fallocate", allocate)
-    monkeypatch.setattr(mapping, "_libc", Libc())
+    monkeypatch.setattr(os, "posix_fallocate", unless_frozen(fallocate))
+    monkeypatch.setattr(mapping, "punch_hole", unless_frozen(punch_hole))
 
 
 def start(version: str = "1", **more: Any) -> kho.live.Handle:

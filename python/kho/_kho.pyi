@@ -25,9 +25,11 @@ __all__ = [
     "FdtNodeBlock",
     "FdtPlaceholder",
     "FdtWriter",
+    "FileMapping",
     "Folio",
     "FolioArray",
     "Incoming",
+    "MappedBytes",
     "Memfd",
     "Memory",
     "Outgoing",
@@ -51,6 +53,7 @@ __all__ = [
     "kho_scratch_of",
     "open_memory",
     "parse_kho_scratch",
+    "punch_hole",
 ]
 
 __version__: Final[str]
@@ -457,6 +460,41 @@ class Arena:
     @property
     def metadata_bytes(self) -> int:
         """Bytes of bookkeeping outside the arena's RAM."""
+
+@disjoint_base
+class FileMapping:
+    """A shared mapping of a part of a file, unmapped when the last view of it is gone.
+
+    Raises: OSError as mmap; ParameterError for no bytes, or a negative descriptor.
+    """
+
+    def __new__(cls, fd: int, offset: int, size: int, *, writable: bool) -> Self: ...
+    @property
+    def size(self) -> int:
+        """Bytes of the mapping."""
+    def exporter(self, at: int, nbytes: int) -> MappedBytes:
+        """Export `nbytes` at offset `at` as a buffer: an object that lives as long as any view of it.
+
+        Raises: OutsideMemoryError.
+        """
+    def flush(self, at: int, nbytes: int) -> None:
+        """Flush bytes to the medium of the file, if it has one (msync).
+
+        Raises: OSError; OutsideMemoryError.
+        """
+
+@final
+class MappedBytes:
+    """A part of a `FileMapping` as a buffer: `FileMapping.exporter` makes it."""
+
+    def __len__(self) -> int: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+def punch_hole(fd: int, offset: int, nbytes: int) -> None:
+    """Free a part of a file, which reads as zeros then; the file keeps its size (FALLOC_FL_PUNCH_HOLE).
+
+    Raises: OSError as fallocate; ParameterError for a negative descriptor.
+    """
 
 @final
 class Folio:

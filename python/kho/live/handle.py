@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from .._kho import MappedBytes
 from ..errors import BusyError, FinalizedError, FormatError, KhoError, LuoError, NotFoundError, StaleError
 from ..formats.live import PAGE, Catalog, Item, Retired, check_name, nbytes_of
 from .file import header, pins
@@ -23,7 +24,7 @@ from .file.pins import Pin
 from .file.space import Pinned, Run, Space
 from .oserrors import error_of
 from .ownership import Ownership
-from .reader import Exporter, Reader, run_of
+from .reader import Reader, run_of
 from .transports import kexec
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Change:
 
     item: Item
     """Its checksum and generation are not set yet."""
-    writer: weakref.ref[Exporter] | None = None
+    writer: weakref.ref[MappedBytes] | None = None
     view: weakref.ref[Any] | None = None
     """The writable array that was handed out."""
 
@@ -84,7 +85,7 @@ class Handle(Reader):
         """Whether the image was preserved for the next kernel when it was handed over."""
         self._changes: dict[str, Change | None] = {}
         """What was put (a change) or deleted (None) since the last commit, by name."""
-        self._writers = weakref.WeakValueDictionary[int, Exporter]()
+        self._writers = weakref.WeakValueDictionary[int, MappedBytes]()
         """Writable views of uncommitted objects, by physical address."""
         self._fork: tuple[bool, Pin | None] = False, None
         """During a fork: whether the lock is held for it, and the pin for the child."""
@@ -271,7 +272,7 @@ class Handle(Reader):
         change.writer = weakref.ref(writer)
         if item.nbytes:
             self._writers[item.phys] = writer
-        view = shaped(memoryview(writer).cast("B"), item.dtype, item.shape)
+        view = shaped(memoryview(writer), item.dtype, item.shape)
         change.view = weakref.ref(view)
         return view
 

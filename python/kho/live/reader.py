@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 import weakref
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
+from .._kho import MappedBytes
 from ..errors import FormatError, NotFoundError, NotOwnerError, SchemaError
 from ..formats.live import PAGE, Item
 from ..owned import Uncopied
@@ -18,8 +18,6 @@ from .file.arrays import View, shaped
 from .file.image import ImageFile, State
 from .file.mapping import Mapping
 from .file.pins import Pin
-
-Exporter = ctypes.Array[ctypes.c_ubyte]
 
 
 class Reader(Uncopied):
@@ -32,7 +30,7 @@ class Reader(Uncopied):
         self._pin = pin
         self._lock = threading.RLock()
         self._data = Mapping(pin.fd, image.sup.offset, image.sup.size, writable=False)
-        self._exporters: weakref.WeakValueDictionary[int, Exporter] = weakref.WeakValueDictionary()
+        self._exporters: weakref.WeakValueDictionary[int, MappedBytes] = weakref.WeakValueDictionary()
         self._torn = state.torn
         self._dropped = image.journal(state.root.generation)
         _readers.add(self)
@@ -98,9 +96,9 @@ class Reader(Uncopied):
             return self._shown(self._find(name))
 
     def _shown(self, item: Item) -> View:
-        return shaped(memoryview(self._exporter(item.phys, item.nbytes)).cast("B").toreadonly(), item.dtype, item.shape)
+        return shaped(memoryview(self._exporter(item.phys, item.nbytes)).toreadonly(), item.dtype, item.shape)
 
-    def _exporter(self, phys: int, nbytes: int) -> Exporter:
+    def _exporter(self, phys: int, nbytes: int) -> MappedBytes:
         """Return the exporter of an object's bytes: the same one as long as a view of it exists."""
         if not nbytes:
             return self._data.exporter(0, 0)

@@ -1,8 +1,8 @@
 //! `kho.Arena`: physical memory that can be written.
 
-#![allow(unsafe_code)]
+#![forbid(unsafe_code)]
 
-use crate::args::{Number, copied};
+use crate::args::{Number, copied, descriptor};
 use crate::errors::{OrRaise, to_py};
 use crate::folio::{Folio, phys_in};
 use kho::arena::{ArenaConfig, Backing, PageKind, Region, ScratchArea};
@@ -15,7 +15,7 @@ use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -143,10 +143,7 @@ impl PyArena {
     #[staticmethod]
     fn open(py: Python<'_>, source: &Bound<'_, PyAny>) -> PyResult<Self> {
         let inner = if let Ok(fd) = source.extract::<i32>() {
-            // SAFETY: the descriptor is not -1, since negative numbers are refused first, and it is borrowed for one
-            // call, which duplicates it; if it is not open, that fails with EBADF.
-            let fd = if fd >= 0 { unsafe { BorrowedFd::borrow_raw(fd) } } else { return Err(bad_fd(fd)) };
-            kho::arena::Arena::open_fd(fd)
+            kho::arena::Arena::open_fd(descriptor(&fd)?)
         } else {
             let path: PathBuf = source.extract()?;
             py.detach(|| kho::arena::Arena::open(&path))
@@ -367,8 +364,4 @@ fn default_max_order(page: PageSize) -> u64 {
         PageSize::Size16K => 11,
         PageSize::Size64K => 13,
     }
-}
-
-fn bad_fd(fd: i32) -> PyErr {
-    to_py(Error::Invalid { what: "file descriptor", why: format!("{fd} is negative") })
 }

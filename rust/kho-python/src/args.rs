@@ -1,4 +1,4 @@
-//! Arguments of Python calls: integers, and buffers of integers.
+//! Arguments of Python calls: integers, buffers of integers, descriptors.
 
 #![allow(unsafe_code)]
 
@@ -12,6 +12,7 @@ use pyo3::exceptions::{PyOverflowError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyInt};
 use std::borrow::Cow;
+use std::os::fd::BorrowedFd;
 use std::ptr;
 
 /// An integer of 64 bits. One that does not fit raises ParameterError, as any other wrong value does.
@@ -236,4 +237,14 @@ fn check_flat(what: &str, buffer: &PyUntypedBuffer) -> PyResult<()> {
         1 => Ok(()),
         n => Err(to_py(Error::Invalid { what: "buffer", why: format!("{what} has {n} dimensions, not 1") })),
     }
+}
+
+/// A descriptor for one call: its lifetime is that of the number that the caller gave.
+pub(crate) fn descriptor(fd: &i32) -> PyResult<BorrowedFd<'_>> {
+    if *fd < 0 {
+        return Err(to_py(Error::Invalid { what: "file descriptor", why: format!("{fd} is negative") }));
+    }
+    // SAFETY: the descriptor is not -1. It is used within the call for which it was given; if it is not open, or is
+    // closed in the meantime, the system call fails with EBADF or acts on the file that has its number then, as in C.
+    Ok(unsafe { BorrowedFd::borrow_raw(*fd) })
 }

@@ -10,6 +10,7 @@ mod array;
 mod cmdline;
 mod errors;
 mod fdt;
+mod filemap;
 mod folio;
 mod folios;
 mod incoming;
@@ -43,6 +44,8 @@ mod _kho {
     use crate::cmdline::{ScratchSpec, kho_is_enabled, kho_scratch_of, parse_kho_scratch};
     #[pymodule_export]
     use crate::fdt::{NodeBlock, PyFdt, PyFdtNode, PyFdtPlaceholder, PyFdtWriter};
+    #[pymodule_export]
+    use crate::filemap::{FileMapping, MappedBytes, punch_hole};
     #[pymodule_export]
     use crate::folio::{Folio, Pages};
     #[pymodule_export]

@@ -90,6 +90,6 @@ mod write;
 
 pub use buffer_pool::BufferPool;
 pub use error::{Error, Result};
-pub use mapping::{Items, Mapping};
+pub use mapping::{FileView, Items, Mapping, punch_hole};
 pub use read::{address, find, incoming, owners, root, snapshot, verify};
 pub use write::{arena, outgoing};

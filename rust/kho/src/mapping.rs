@@ -7,7 +7,8 @@
 #![allow(unsafe_code)]
 
 use crate::error::{Error, Result};
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::mm::{Advice, MapFlags, MsyncFlags, ProtFlags, madvise, mmap, mmap_anonymous, msync, munmap};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
@@ -48,12 +49,13 @@ impl Mapping {
     /// # Errors
     /// [`Error::Io`] if the file cannot be mapped.
     pub fn shared(file: impl AsFd, offset: u64, len: u64) -> Result<Self> {
+        Self::file(file, offset, len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::NORESERVE)
+    }
+
+    fn file(file: impl AsFd, offset: u64, len: u64, access: ProtFlags, flags: MapFlags) -> Result<Self> {
         let len = size(len)?;
         // SAFETY: a fresh mapping at an address the kernel chooses aliases no Rust object.
-        let base = unsafe {
-            let flags = MapFlags::SHARED | MapFlags::NORESERVE;
-            mmap(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, flags, file, offset)
-        };
+        let base = unsafe { mmap(std::ptr::null_mut(), len, access, flags, file, offset) };
         Self::checked(base, len)
     }
 
@@ -126,6 +128,58 @@ impl Mapping {
             unsafe { copy_in(to.as_ptr().add(at), piece) };
         }
         true
+    }
+}
+
+/// A shared mapping of a part of a file, which may be read-only: it hands out addresses, and touches no byte itself.
+#[derive(Debug)]
+pub struct FileView {
+    mapping: Mapping,
+    writable: bool,
+}
+
+impl FileView {
+    /// `len` bytes of a file from `offset`. Memory of a huge page pool is reserved now, so that it does not run out later.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for no bytes; [`Error::Io`] if the file cannot be mapped.
+    pub fn new(file: impl AsFd, offset: u64, len: u64, writable: bool) -> Result<Self> {
+        let access = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
+        Ok(FileView { mapping: Mapping::file(file, offset, len, access, MapFlags::SHARED)?, writable })
+    }
+
+    /// Bytes of the mapping.
+    pub fn len(&self) -> u64 {
+        self.mapping.len()
+    }
+
+    /// Never: a mapping of no bytes is refused.
+    pub fn is_empty(&self) -> bool {
+        self.mapping.is_empty()
+    }
+
+    /// Whether the bytes may be written.
+    pub const fn writable(&self) -> bool {
+        self.writable
+    }
+
+    /// Where `len` bytes at `offset` are in this process; `None` if they are not in the mapping.
+    pub fn ptr(&self, offset: u64, len: u64) -> Option<NonNull<u8>> {
+        self.mapping.ptr(offset, len)
+    }
+
+    /// Flushes bytes to the medium of the file, if it has one (msync with MS_SYNC).
+    ///
+    /// # Errors
+    /// [`Error::OutsideMemory`] if they are not in the mapping; [`Error::Io`] if the medium refuses them.
+    pub fn flush(&self, offset: u64, len: u64) -> Result<()> {
+        let outside = || Error::OutsideMemory { what: "flush", phys: offset, len };
+        let before = offset % rustix::param::page_size() as u64;
+        let start = self.ptr(offset, len).and_then(|_| self.ptr(offset - before, before + len)).ok_or_else(outside)?;
+        let len = usize::try_from(before + len).map_err(|_| outside())?;
+        // SAFETY: `ptr` bounded `len` bytes at `start` by the mapping, and MS_SYNC changes none of them.
+        unsafe { msync(start.as_ptr().cast(), len, MsyncFlags::SYNC) }
+            .map_err(|e| Error::io(format!("flush {len:#x} bytes"), e))
     }
 }
 
@@ -261,6 +315,14 @@ unsafe fn advise<T>(memory: &mut [T], advice: Advice) -> bool {
     len > 0 && unsafe { madvise(start.wrapping_add(skip).cast(), len, advice) }.is_ok()
 }
 
+/// Frees a part of a file, which reads as zeros then; the file keeps its size (fallocate with FALLOC_FL_PUNCH_HOLE).
+///
+/// # Errors
+/// Those of fallocate: EOPNOTSUPP where the file system has no holes.
+pub fn punch_hole(file: impl AsFd, offset: u64, len: u64) -> std::io::Result<()> {
+    Ok(fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)?)
+}
+
 fn size(len: u64) -> Result<usize> {
     match usize::try_from(len) {
         Ok(len) if len > 0 => Ok(len),
@@ -285,6 +347,22 @@ mod tests {
         assert_eq!(&buf, b"\0\0");
         assert_eq!(m.offset_of(m.ptr(4096, 1).unwrap()), Some(4096));
         assert!(Mapping::anonymous(0).is_err());
+    }
+
+    #[test]
+    fn a_view_of_a_file_is_bounded_and_shared() {
+        let file = rustix::fs::memfd_create("kho-test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, 16384).unwrap();
+        let (all, part) =
+            (FileView::new(&file, 0, 16384, true).unwrap(), FileView::new(&file, 4096, 8192, false).unwrap());
+        assert!((all.writable(), part.writable()) == (true, false) && part.len() == 8192);
+        assert!(part.ptr(8192, 0).is_some() && part.ptr(8192, 1).is_none() && part.ptr(1, u64::MAX).is_none());
+        assert_eq!(rustix::io::pwrite(&file, b"x", 5000).unwrap(), 1);
+        // SAFETY: one byte inside the mapping of a file of that size.
+        assert_eq!(unsafe { part.ptr(904, 1).unwrap().read_volatile() }, b'x');
+        all.flush(5000, 7000).unwrap();
+        assert!(matches!(part.flush(8000, 193), Err(Error::OutsideMemory { .. })));
+        assert!(matches!(FileView::new(&file, 1, 4096, false), Err(Error::Io { .. })));
     }
 
     #[test]
