@@ -115,14 +115,14 @@ impl PyVmalloc {
     /// Raises: OutOfRangeError beyond its end; OutsideMemoryError; SourceError on a read error.
     #[pyo3(signature = (n, offset = Number(0)), text_signature = "($self, n, offset=0)")]
     fn read<'py>(&self, py: Python<'py>, n: Number, offset: Number) -> PyResult<Bound<'py, PyBytes>> {
-        let behind = || {
+        let past_end = || {
             let value = offset.0.saturating_add(n.0);
             to_py(Error::OutOfRange { what: "vmalloc offset", value, limit: self.inner.nbytes() })
         };
         if offset.0.checked_add(n.0).is_none_or(|end| end > self.inner.nbytes()) {
-            return Err(behind());
+            return Err(past_end());
         }
-        let len = usize::try_from(n.0).map_err(|_| behind())?;
+        let len = usize::try_from(n.0).map_err(|_| past_end())?;
         bytes_of(py, len, |buf| self.inner.copy(&*self.memory, offset.0, buf))
     }
 

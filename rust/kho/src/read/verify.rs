@@ -212,8 +212,8 @@ fn check_nodes(incoming: &Incoming, scratch: &[PhysRange], page: PageSize, most:
     for node in incoming.map_nodes().iter().filter(|node| node.len > 0) {
         let (start, last) = (page.pfn(node.start), page.pfn(Phys(node.start.0 + (node.len - 1))));
         let spot = |order, other| Spot { phys: node.start, pages: 1, order, other };
-        let behind = scratch.partition_point(|r| r.start.0 + (r.len - 1) < node.start.0);
-        if let Some(area) = scratch.get(behind).filter(|r| r.start.0 <= node.start.0 + (node.len - 1)) {
+        let next = scratch.partition_point(|r| r.start.0 + (r.len - 1) < node.start.0);
+        if let Some(area) = scratch.get(next).filter(|r| r.start.0 <= node.start.0 + (node.len - 1)) {
             inside.add(spot(Order::ZERO, area.start.0));
         }
         if let Some((head, order)) = incoming.preserved().overlapping(start, Pfn(last.0 + 1)) {

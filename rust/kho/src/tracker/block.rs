@@ -64,7 +64,7 @@ pub unsafe trait BlockSource: Send + Sync {
     /// Bytes of memory that blocks take.
     fn nbytes(&self) -> u64;
 
-    /// Another source of the same kind that has given out no blocks yet. Those of this one come back when it is dropped.
+    /// Another source of the same kind, which has given out no blocks yet. This one takes its blocks back when it is dropped.
     fn renewed(&self) -> Arc<dyn BlockSource>;
 }
 
@@ -170,7 +170,7 @@ impl Block {
         Ok(block)
     }
 
-    /// The block that lies at an address of a source already, to be read only.
+    /// An existing block at an address of a source, to be read only.
     pub(super) fn at(source: &dyn BlockSource, phys: Phys, shape: Shape) -> Option<Self> {
         source.block_at(phys, shape.bytes()).filter(|block| block.is_aligned()).map(Block)
     }

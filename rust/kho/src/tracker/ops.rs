@@ -218,13 +218,13 @@ impl Tracker {
 
     /// How many folios are in this tracker and not in `other`.
     pub fn difference_len(&self, other: &Tracker) -> u64 {
-        // As above.
+        // Saturating, as in `union_len`.
         self.len().saturating_sub(self.intersection_len(other))
     }
 
-    /// How many folios are in exactly one of both.
+    /// How many folios are in exactly one of the two trackers.
     pub fn symmetric_difference_len(&self, other: &Tracker) -> u64 {
-        // As above.
+        // Saturating, as in `union_len`.
         (self.len() + other.len()).saturating_sub(2 * self.intersection_len(other))
     }
 

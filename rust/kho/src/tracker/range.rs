@@ -153,7 +153,7 @@ impl Tracker {
         if let Some(last) = last
             && last >= self.geometry.folio_limit(order)
         {
-            // Only an order whose blocks are longer than the address space gets here, so this is at most 2^19 << 36.
+            // Reached only for an order whose blocks are longer than the address space, so this is at most 2^19 << 36.
             return Err(Error::OutOfRange {
                 what: "pfn of a bit set",
                 value: last << order.get(),

@@ -189,8 +189,8 @@ fn data_runs(memory: &dyn PhysMemory) -> Result<Vec<PhysRange>> {
     let mut next = memory.next_data(Phys(0))?;
     while let Some(run) = next {
         runs.push(run);
-        let behind = run.start.0.checked_add(run.len);
-        next = behind.map_or(Ok(None), |behind| memory.next_data(Phys(behind)))?;
+        let after = run.start.0.checked_add(run.len);
+        next = after.map_or(Ok(None), |after| memory.next_data(Phys(after)))?;
     }
     Ok(runs)
 }

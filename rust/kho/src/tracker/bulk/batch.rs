@@ -291,14 +291,14 @@ impl Tracker {
         let words = self.dirs[order.index()].blocks() * self.shape.words() as u64;
         let blocks: u64 = also.iter().flat_map(|also| &also.dirs).map(Directory::blocks).sum();
         let by_words = was_empty && stats.count as u64 >= words.max(8 * blocks);
-        let (mut beside, later) = if by_words { (None, also) } else { (also, None) };
-        if let Some(beside) = &mut beside {
-            beside.make(pfns, all, &surveyed)?;
+        let (mut other, later) = if by_words { (None, also) } else { (also, None) };
+        if let Some(other) = &mut other {
+            other.make(pfns, all, &surveyed)?;
         }
         let take = Take {
             from: (&from.dirs[order.index()], from.shape),
             mine: Change::of(self, order),
-            also: beside.as_ref().map(|beside| Change::of(beside, order)),
+            also: other.as_ref().map(|other| Change::of(other, order)),
         };
         let (all_taken, take) = show(stats, pfns, take);
         if !all_taken {
@@ -308,8 +308,8 @@ impl Tracker {
         }
         let (taken, also_taken) = (take.mine.changed, take.also.map_or(0, |also| also.changed));
         self.dirs[order.index()].len += taken;
-        if let Some(beside) = beside {
-            beside.dirs[order.index()].len += also_taken;
+        if let Some(other) = other {
+            other.dirs[order.index()].len += also_taken;
         }
         if let Some(later) = later {
             later.union_with(self).inspect_err(|_| self.clear())?;
@@ -350,12 +350,12 @@ impl Change<'_, true> {
 }
 
 impl<const MARK: bool> Visitor for Change<'_, MARK> {
-    fn beside(&self) -> Option<Self> {
+    fn fork(&self) -> Option<Self> {
         Some(Change { dir: self.dir, shape: self.shape, changed: 0 })
     }
 
-    fn join(&mut self, beside: Self) {
-        self.changed += beside.changed;
+    fn join(&mut self, fork: Self) {
+        self.changed += fork.changed;
     }
 
     fn log2_bits(&self) -> u32 {

@@ -174,10 +174,10 @@ impl Buckets {
     /// Shows what all buckets hold. False if no more is wanted.
     fn empty_all<V: Visitor>(&mut self, visitor: &mut V) -> bool {
         let buckets = self.ends.len();
-        if threads_for(size_of_val(&*self.held)) < 2 || visitor.beside().is_none() {
+        if threads_for(size_of_val(&*self.held)) < 2 || visitor.fork().is_none() {
             return self.empty_some(0..buckets, visitor);
         }
-        let half = |part: Range<usize>| visitor.beside().map(|mut beside| (self.empty_some(part, &mut beside), beside));
+        let half = |part: Range<usize>| visitor.fork().map(|mut fork| (self.empty_some(part, &mut fork), fork));
         match join(|| half(0..buckets / 2), || half(buckets / 2..buckets)) {
             (Some((low_more, low)), Some((high_more, high))) => {
                 visitor.join(low);
@@ -223,12 +223,12 @@ impl Layout {
 /// What is done with the folios of a list.
 pub(in crate::tracker) trait Visitor: Send + Sync + Sized {
     /// One more, for folios of other blocks at the same time; none if a visitor has to see them all.
-    fn beside(&self) -> Option<Self> {
+    fn fork(&self) -> Option<Self> {
         None
     }
 
     /// Merges the result of a visitor that ran concurrently.
-    fn join(&mut self, _beside: Self) {}
+    fn join(&mut self, _fork: Self) {}
 
     /// log2 of the bits in the largest block it looks at.
     fn log2_bits(&self) -> u32;

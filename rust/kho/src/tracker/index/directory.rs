@@ -133,7 +133,7 @@ impl Directory {
         let rest = self.rest.get_or_insert_default();
         rest.blocks += 1;
         rest.place(&mut self.window, index, block);
-        // Whichever is next to come into the window may, once there are enough.
+        // The window grows up to the next far block as soon as there are enough blocks for its length.
         while let Some((&next, _)) = rest.far.first_key_value().filter(|(next, _)| **next < end) {
             let len = (next + 1).max(self.window.len() / 8 * 9).next_multiple_of(SHORT);
             if len > SLACK * rest.blocks {
@@ -183,8 +183,8 @@ impl Directory {
         )
     }
 
-    /// Fills in where blocks from index `from` on lie, ascending, as many as fit, as long as the rule holds. Returns how many
-    /// it filled in, and where to go on.
+    /// Writes the places of the blocks from index `from` on, ascending, until `into` is full or a block does not fit the
+    /// rule. Returns how many it wrote, and the index to continue at.
     pub(in crate::tracker) fn fill_from(&self, from: u64, into: Items<'_, BitmapPlace>, rule: Rule) -> (usize, u64) {
         let Some(rest) = &self.rest else { return (0, from) };
         let (mut filled, mut index) = (0, from.max(rest.used.start));

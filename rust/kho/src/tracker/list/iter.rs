@@ -229,7 +229,7 @@ impl Tracker {
         folios
     }
 
-    /// The same in the place of what is in a list, which may have room already.
+    /// The same, written over the contents of a list, whose allocation is reused.
     pub fn folios_into(&self, folios: &mut Vec<Folio>) {
         folios.clear();
         folios.reserve_exact(self.len() as usize);

@@ -9,7 +9,7 @@ use crate::tracker::{Tracker, simd};
 use crate::units::{Order, Pfn};
 
 impl Tracker {
-    /// How many folios of an order begin below a pfn, which need not be one.
+    /// How many folios of an order begin below a pfn; no folio needs to begin at the pfn itself.
     pub fn rank(&self, pfn: Pfn, order: Order) -> u64 {
         let dir = &self.dirs[order.index()];
         if dir.len == 0 {

@@ -53,11 +53,11 @@ unsafe fn list_by<A: Access, T: Copy>(
             continue;
         }
         let rest = &mut into[at..];
-        let mut beside = [MaybeUninit::uninit(); ROOM];
-        let room = rest.first_chunk_mut().unwrap_or(&mut beside);
+        let mut last = [MaybeUninit::uninit(); ROOM];
+        let room = rest.first_chunk_mut().unwrap_or(&mut last);
         let fit = lines.line(words, (line * ROOM) as u64, room).min(rest.len());
         if rest.len() < ROOM {
-            rest[..fit].copy_from_slice(&beside[..fit]);
+            rest[..fit].copy_from_slice(&last[..fit]);
         }
         at += fit;
     }

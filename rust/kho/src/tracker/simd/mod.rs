@@ -153,9 +153,10 @@ dispatch! {
 }
 
 dispatch! {
-    /// Fills in the places of blocks whose slots follow each other, the first being that of block `index`. False, and what is
-    /// filled in is nothing, unless there are blocks in them all and a rule holds for all, whose distance is what a slot comes
-    /// to with `before` added, and `step` for each slot before.
+    /// Writes the places of the blocks of consecutive slots, of which the first belongs to block `index`. The distance of a
+    /// block is its slot plus `before`, plus `step` for each slot before it in `slots`.
+    ///
+    /// Returns false if a slot has no block or a distance does not fit the rule; what was written has no meaning then.
     pub(super) fn places(
         slots: &[*mut u8], before: u64, step: u64, index: u64, rule: Rule, into: Items<'_, BitmapPlace>
     ) -> bool = places_portable / places_native {

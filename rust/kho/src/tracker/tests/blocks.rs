@@ -230,13 +230,13 @@ fn the_first_folios_behind_a_window_have_no_block_until_they_are_marked() {
     {
         let mut t = Tracker::new(g);
         t.preserve(Pfn(0), Order::ZERO).unwrap();
-        let behind = t.dirs[0].window.len() * g.bits();
-        for folio in behind - 1..behind + 64 {
+        let after = t.dirs[0].window.len() * g.bits();
+        for folio in after - 1..after + 64 {
             assert!(!t.contains(Pfn(folio), Order::ZERO) && !t.unpreserve(Pfn(folio), Order::ZERO).unwrap());
         }
         assert_eq!((t.len(), t.blocks(Order::ZERO).count()), (1, 1));
-        assert!(t.preserve(Pfn(behind), Order::ZERO).unwrap() && t.contains(Pfn(behind), Order::ZERO));
-        assert_eq!(t.pfns(Order::ZERO), [0, behind]);
+        assert!(t.preserve(Pfn(after), Order::ZERO).unwrap() && t.contains(Pfn(after), Order::ZERO));
+        assert_eq!(t.pfns(Order::ZERO), [0, after]);
     }
 }
 

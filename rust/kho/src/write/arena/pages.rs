@@ -133,29 +133,29 @@ pub(super) struct Pages {
     /// The claims of a take-over whose free pages were not computed yet.
     unsettled: Option<Arc<Claims>>,
     maps: Vec<Map>,
-    /// The FDT of a handover in the arena's file that was not taken over: which pages it needs is not known before that, so
-    /// that none are given out; 0 if there is none.
+    /// The FDT of a handover in the arena's file that was not taken over; 0 if there is none. Until the take-over it is not
+    /// known which pages the handover needs, so no page is allocated.
     pub(super) untaken: u64,
     /// From the first page to after the last that a map of `maps` lies in.
     maps_span: (Pfn, Pfn),
-    /// Folios from here on may be restored without a look at the maps. Bits of a bitmap in memory of this process alone are
-    /// what they were when it was checked, so that none stands for a bitmap's own page: 0. Else the end of `maps_span`.
+    /// Folios from this page on are restored without a check against the maps. It is 0 if only this process can write the
+    /// memory: the bits of a bitmap are then as they were when it was checked, and none stands for a bitmap's own page.
+    /// Otherwise it is the end of `maps_span`.
     guarded: Pfn,
     /// Whether no other process has the memory.
     pub(super) is_private: bool,
     /// From the first page to after the last that ever held a chunk or node of an `Outgoing`.
     nodes_span: (Pfn, Pfn),
-    /// Of the allocated pages, those that the library itself keeps something in; by [`Owner::index`].
+    /// Allocated pages that the library itself uses, by [`Owner::index`].
     owned: [Tracker; Owner::ALLOCATED.len()],
     /// How many folios have been freed since the last take-over.
     frees: u64,
     /// Allocated folios whose pages may have been freed before, by head: how many pages, and `frees` when they were
     /// allocated. A lease with a smaller stamp is of an earlier allocation.
     reused: BTreeMap<u64, (u64, u64)>,
-    /// Page ranges with views on them, as `(log2 of the pages, start, end)`, and how many views. While a page is in one it is
-    /// not given out.
+    /// The number of views on each page range, by `(log2 of the pages, start, end)`. Pages in a range are not allocated.
     views: BTreeMap<(u32, u64, u64), u64>,
-    /// Which of these logarithms there have been, a bit each.
+    /// The logarithms in the keys of `views` so far, a bit each.
     view_sizes: u64,
     /// Freed blocks that wait for the end of a view.
     lingering: Vec<(Pfn, Order)>,
