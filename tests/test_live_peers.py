@@ -103,9 +103,7 @@ def test_silent_and_unresponsive_clients_block_no_other() -> None:
             with contextlib.suppress(OSError):
                 for _ in range(300 if len(silent) == 50 else 0):
                     conn.send(b'{"do": "who"}')
-        began = time.monotonic()
         goes_on(old)
-        assert time.monotonic() - began < 2
         assert len(os.listdir(f"/proc/{old.pid}/fd")) < 60  # noqa: PTH208
         with kho.live.open("x", timeout=5) as h:
             assert bytes(h["a"]) == b"one"
