@@ -153,8 +153,8 @@ dispatch! {
 }
 
 dispatch! {
-    /// Writes the places of the blocks of consecutive slots, of which the first belongs to block `index`. The distance of a
-    /// block is its slot plus `before`, plus `step` for each slot before it in `slots`.
+    /// Writes the places of the blocks of consecutive slots; the first slot belongs to block `index`. The distance of a block
+    /// is its slot plus `before`, plus `step` for each slot before it in `slots`.
     ///
     /// Returns false if a slot has no block or a distance does not fit the rule; what was written has no meaning then.
     pub(super) fn places(
