@@ -200,18 +200,20 @@ def test_any_saved_memory_reads_back(pieces: list[tuple[int, bytes]]) -> None:
 
 
 def held(inc: kho.Incoming, path: Path, abi: str, **given: Any) -> kho.Incoming:
-    """Convert, and compare the result with the source."""
-    made = kho.convert(inc, abi, **given)
+    """Convert, and compare the result with the source; what becomes of LUO is for test_convert_luo.py."""
+    made = kho.convert(inc, abi, drop=["seals"], keep_unknown=True, **given)
     made.save(path)
     again = kho.open(path, page_size=inc.page_size)
     assert again.compatible == abi
-    assert again.folios == inc.folios
-    assert digests(again) == digests(inc)
+    if made.luo == "keep":
+        assert again.folios == inc.folios
+        assert digests(again) == digests(inc)
     assert (again.scratch, again.fdt_phys, again.machine) == (inc.scratch, inc.fdt_phys, made.machine)
-    assert [(sub.name, sub.phys) for sub in again.subtrees.values()] == [
-        (sub.name, sub.phys) for sub in inc.subtrees.values()
-    ]
-    preserved = [(phys, inc.page_size << order) for phys, order in inc.folios]
+    moved = {"LUO"} if made.luo == "write" else set()
+    for one, two in zip(again.subtrees.values(), inc.subtrees.values(), strict=True):
+        assert one.name == two.name
+        assert one.phys == two.phys or one.name in moved
+    preserved = [(phys, inc.page_size << order) for phys, order in again.folios]
     for page in again.map_pages:
         assert not images.overlap(page, inc.page_size, preserved)
         assert not images.overlap(page, inc.page_size, inc.scratch or [])
@@ -223,13 +225,12 @@ def held(inc: kho.Incoming, path: Path, abi: str, **given: Any) -> kho.Incoming:
 def test_captures_keep_everything_in_every_abi(name: str, abi: str, tmp_path: Path) -> None:
     inc = kho.open(captures.elf(name))
     there = held(inc, tmp_path / "there.elf", abi)
-    assert {name: payload.describe() for name, payload in there.payloads.items()} == {
-        name: payload.describe() for name, payload in inc.payloads.items()
-    }
+    for name, payload in there.payloads.items():
+        assert name == "LUO" or payload.describe() == inc.payloads[name].describe()
     back = held(there, tmp_path / "back.elf", inc.compatible, **_bitmaps(inc))
     assert bytes(back.fdt["/"]["compatible"]) == bytes(inc.fdt["/"]["compatible"])
-    assert {node.name: node.properties for node in back.fdt.root.children} == {
-        node.name: node.properties for node in inc.fdt.root.children
+    assert {node.name: node.properties for node in back.fdt.root.children if node.name != "LUO"} == {
+        node.name: node.properties for node in inc.fdt.root.children if node.name != "LUO"
     }
 
 
@@ -252,7 +253,7 @@ def test_a_complete_handover_converts_to_every_abi(abi: str, page_size: int, tmp
             else:
                 folios, _ = model.read_radix(*where, int(other.removeprefix("kho-v")))
             assert folios == [tuple(folio) for folio in inc.folios]
-    handovers.check(inc, expected)
+    handovers.check(inc, expected, seals=False, folios=False)
 
 
 @pytest.mark.parametrize("bitmap_bytes", [512, 4096])
@@ -307,7 +308,7 @@ def test_impossible_conversions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(kho.ParameterError):
         kho.convert(inc, "kho-v4", bitmap_bytes=512)
     with pytest.raises(kho.ParameterError, match="old map"):
-        kho.convert(inc, "kho-v1").save(tmp_path / "x.elf", everything=True)
+        kho.convert(inc, "kho-v3").save(tmp_path / "x.elf", everything=True)
     memory = kho.Memory.open(captures.elf("linux-7.3.4-x86_64"))
     most = [(phys, memory.read(phys, size)) for phys, size in memory.ranges if phys != 0x158C000]
     with pytest.raises(kho.OutsideMemoryError, match="102 preserved pages are not in this memory"):
@@ -331,10 +332,13 @@ def test_the_command_converts(tmp_path: Path) -> None:
 
 def test_the_command_prints_equivalent_python(tmp_path: Path) -> None:
     source, path = captures.elf("linux-7.3.4-aarch64"), tmp_path / "x.elf"
-    done = run("convert", source, "--abi", "kho-v1", "--bitmap-bytes", 512, "-o", path, "--python")
+    done = run("convert", source, "--abi", "kho-v1", "--bitmap-bytes", 512, "--drop-seals", "-o", path, "--python")
     assert not path.exists()
     exec(done.out, {})
     assert kho.open(path).bitmap_bytes == 512
+    done = run("convert", source, "--kernel", "7.0", "--drop-seals", "--keep-unknown", "-o", path, "--python")
+    exec(done.out, {})
+    assert kho.open(path).luo.compatible == "luo-v1"
 
 
 @pytest.mark.parametrize(
@@ -363,33 +367,29 @@ def test_a_kernel_that_is_named_decides_abi_and_bitmap_size(tmp_path: Path) -> N
         assert done.code == 0
         assert (done.json["compatible"], done.json["bitmap_bytes"]) == (compatible, bitmap_bytes)
         # The test's own folios are listed in another form up to 6.17.
-        assert ("kho_test: lost" in done.err) == (kernel == "6.17")
-        assert run("compat", tmp_path / "new.elf", kernel).code == (kernel == "6.17")
+        assert done.err == ""
+        assert run("compat", tmp_path / "new.elf", kernel).code == 0
 
 
-@pytest.mark.parametrize(
-    ("name", "kernel", "why"),
-    [
-        ("linux-7.1.13-x86_64", "7.3", "'luo-v1'"),
-        ("linux-7.3.4-x86_64", "7.1", "'luo-v5'"),
-        ("linux-7.3.4-x86_64", "6.19", "'luo-v5'"),
-    ],
-)
-def test_a_conversion_that_would_panic_is_not_written(name: str, kernel: str, why: str, tmp_path: Path) -> None:
-    done = run("convert", captures.elf(name), "--kernel", kernel, "-o", tmp_path / "new.elf")
-    assert done.code == 2
-    assert why in done.err
-    assert not (tmp_path / "new.elf").exists()
-
-
-def test_a_conversion_by_abi_warns_of_what_no_kernel_takes(tmp_path: Path) -> None:
-    done = run("convert", captures.elf("linux-7.0-layout-x86_64"), "--abi", "kho-v3", "-o", tmp_path / "new.elf")
-    assert done.code == 0
-    assert done.err.count("no handler for 'memfd-v1'") == 4
-    done = run("convert", captures.elf("linux-7.1.13-x86_64"), "--abi", "kho-v4", "-o", tmp_path / "new.elf")
-    assert "LUO: panics" in done.err
+def test_what_no_kernel_of_an_abi_takes_is_said(tmp_path: Path) -> None:
+    """With an ABI and 512-byte bitmaps LUO is written, and Linux 6.16 and 6.17 have none."""
+    source = captures.elf("linux-7.0-layout-x86_64")
+    done = run("convert", source, "--abi", "kho-v1", "--bitmap-bytes", "512", "-o", tmp_path / "new.elf")
+    assert (done.code, done.err.count("warning: Linux 6.16: LUO: lost")) == (0, 1)
     done = run("convert", captures.elf("linux-6.18.15-x86_64"), "--abi", "kho-v4", "-o", tmp_path / "new.elf")
     assert "kho_test" not in done.err
+
+
+def test_a_folio_that_a_named_kernel_cannot_restore_is_a_warning(tmp_path: Path) -> None:
+    """Its MAX_PAGE_ORDER depends on the configuration, which a release does not tell."""
+    arena = kho.Arena(256 * MIB, scratch="16M,32M,16M")
+    out = kho.Outgoing(arena, "kho-v3")
+    out.preserve_folio(arena.alloc(11, gigantic=True))
+    out.finalize()
+    out.save(tmp_path / "old.elf")
+    done = run("convert", tmp_path / "old.elf", "--kernel", "7.0", "-o", tmp_path / "new.elf")
+    assert done.code == 0
+    assert "warning: Linux 7.0: folios of order 11 and more: lost" in done.err
 
 
 def test_a_target_is_named_once(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def commands(image: Path, folder: Path) -> Iterator[tuple[object, ...]]:
     )
     yield from (
         ("diff", "--json", image, captures.elf("linux-7.3.4-x86_64")),
-        ("convert", image, "--abi", "kho-v3", "-o", folder / "converted.elf", "--json"),
+        ("convert", image, "--abi", "kho-v4", "-o", folder / "converted.elf", "--json"),
     )
 
 

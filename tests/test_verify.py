@@ -229,6 +229,28 @@ def either_page_size() -> Edit:
     return edit
 
 
+def luo_v1(abi: str, *, flb_node: bool) -> Edit:
+    """A LUO subtree of Linux 6.19 (without the node luo-flb) or 7.0, without sessions, under a map of any version."""
+    arena = kho.Arena("96M", scratch="4M,8M,4M")
+    out = kho.Outgoing(arena, abi)
+    sessions = arena.alloc(4)
+    out.preserve_folio(sessions)
+    nodes = {"luo-session": Node({"compatible": b"luo-session-v2\0", "luo-session-header": pack_u64(sessions.phys)})}
+    if flb_node:
+        nodes["luo-flb"] = Node({"compatible": b"luo-flb-v1\0", "luo-flb-header": pack_u64(0)})
+    root = Node({"compatible": b"luo-v1\0", "liveupdate-number": pack_u64(1)}, nodes)
+    out.add_subtree("LUO", model.write_fdt(root))
+    out.finalize()
+    assert arena.scratch_phys is not None
+    inc = kho.open(arena)
+    pages = [(phys, PAGE << order) for phys, order in inc.folios] + inc.map_nodes + [(arena.scratch_phys, PAGE)]
+    return Edit([(phys, arena.read(phys, size)) for phys, size in merged(pages)], arena.scratch_phys)
+
+
+def pack_u64(value: int) -> bytes:
+    return struct.pack("<Q", value)
+
+
 def lost_folio(edit: Edit) -> None:
     folio = edit.memfd().folios[0]
     edit.preserve(folio.phys, folio.order, on=False)
@@ -291,6 +313,10 @@ CORRUPTIONS: dict[str, Case] = {
     "KHO032": Case(put(lambda edit: edit.session + 72, "Q", 3)),
     "KHO033": Case(same_folio_twice),
     "KHO034": Case(lambda edit: edit.preserve(NOWHERE, 0)),
+    "KHO036": Case(base=lambda: luo_v1("kho-v4", flb_node=True)),
+    "KHO037": Case(base=lambda: luo_v1("kho-v1", flb_node=False)),
+    "KHO038": Case(put(lambda edit: edit.file, "48s", b"memfd-v1")),
+    "KHO039": Case(options=lambda edit: {"kernel": "7.1"}),
 }
 
 
@@ -331,7 +357,85 @@ def test_the_undamaged_bases_have_no_findings(base: str) -> None:
 
 def test_every_rule_has_a_corruption() -> None:
     assert sorted({*CORRUPTIONS, "KHO003"}) == sorted(RULES)
-    assert list(RULES) == [f"KHO{n:03}" for n in range(1, len(RULES) + 1)]
+    assert list(RULES) == sorted(RULES)
+
+
+# The kernel that takes over
+
+
+def found_for(edit: Edit, **given: Any) -> list[tuple[str, str]]:
+    return [(f.id, f.severity) for f in verify(edit.memory, **given)]
+
+
+def test_luo_data_is_judged_for_the_kernels_that_read_the_map() -> None:
+    assert found_for(luo_v1("kho-v1", flb_node=True)) == []
+    assert found_for(luo_v1("kho-v1", flb_node=False)) == [("KHO037", "note")]
+    assert found_for(luo_v1("kho-v3", flb_node=True)) == []
+    assert found_for(luo_v1("kho-v3", flb_node=False)) == [("KHO036", "error")]
+    assert found_for(luo_v1("kho-v4", flb_node=True)) == [("KHO036", "error")]
+    # No released kernel reads kho-v2.
+    assert found_for(luo_v1("kho-v2", flb_node=False)) == []
+
+
+def test_a_named_kernel_takes_the_place_of_all_others() -> None:
+    edit = luo_v1("kho-v1", flb_node=False)
+    assert found_for(edit, kernel="6.19") == []
+    assert found_for(edit, kernel="7.0.11") == [("KHO039", "error")]
+    (found,) = verify(edit.memory, kernel="7.0.11")
+    assert "LUO" in found.place
+    assert "Linux 7.0.11: panics: no node luo-flb" in found.value
+    assert found_for(edit, kernel="6.18") == [("KHO039", "error")]  # its memory stays reserved
+    with pytest.raises(kho.ParameterError, match=r"Linux 6\.12: kernels with KHO"):
+        verify(edit.memory, kernel="6.12")
+
+
+@pytest.mark.parametrize(
+    ("name", "kernels"),
+    [
+        ("linux-6.18.15-x86_64", ["6.18", "6.19", "7.0"]),
+        ("linux-7.0-layout-x86_64", ["7.0", "7.0.0-14-generic"]),
+        ("linux-7.1.13-x86_64", ["7.1.13"]),
+        ("linux-7.3.4-x86_64", ["7.2", "7.3.4"]),
+        ("linux-7.3.4-aarch64", ["7.3"]),
+        ("linux-7.3.4-aarch64-64k", ["7.3"]),
+    ],
+)
+def test_a_capture_has_no_findings_for_its_own_kernel(name: str, kernels: list[str]) -> None:
+    for kernel in kernels:
+        assert verify(captures.elf(name), kernel=kernel) == []
+
+
+def test_bitmaps_of_another_size_under_the_same_compatible_are_found_for_a_named_kernel() -> None:
+    small, large = captures.elf("linux-6.16-layout-x86_64"), captures.elf("linux-6.18.15-x86_64")
+    for elf, kernel, nbytes in (
+        (small, "6.18", 512),
+        (small, "7.0", 512),
+        (large, "6.16", 4096),
+        (large, "6.17", 4096),
+    ):
+        (found,) = verify(elf, kernel=kernel)
+        assert found.id == "KHO039"
+        assert f"Linux {kernel}: panics: bitmaps of {nbytes} bytes under the same compatible" in found.value
+    assert [f.id for f in verify(small)] == []
+
+
+def test_a_bare_fdt_and_a_debugfs_directory_are_judged_for_a_named_kernel(tmp_path: Path) -> None:
+    path = captures.DATA / NAME / "host/stage1/sys/kernel/debug/kho"
+    assert [f.id for f in verify(path, kernel="7.3") if f.severity == "error"] == []
+    assert [f.id for f in verify(path, kernel="7.1") if f.severity == "error"] == ["KHO039"]
+    inc = kho.open(captures.elf(NAME))
+    (tmp_path / "fdt").write_bytes(inc.read(inc.fdt_phys, inc.fdt.totalsize))
+    assert verify(tmp_path / "fdt", kernel="7.2") == []
+    assert [f.id for f in verify(tmp_path / "fdt", kernel="6.19")] == ["KHO039"]
+    assert [f.id for f in verify_fdt((tmp_path / "fdt").read_bytes(), kernel="7.0")] == ["KHO039"]
+
+
+def test_the_command_judges_for_a_named_kernel() -> None:
+    done = run("verify", "--kernel", "7.1", captures.elf(NAME))
+    assert done.code == 1
+    assert "error KHO039" in done.out
+    assert run("verify", "--kernel", "7.3", captures.elf(NAME)).code == 0
+    assert run("verify", "--kernel", "5.4", captures.elf(NAME)).code == 2
 
 
 def test_a_truncated_fdt_of_debugfs_still_gives_abi_and_map() -> None:

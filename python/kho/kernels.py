@@ -31,6 +31,7 @@ __all__ = [
     "differences",
     "kernel_of",
     "kernels_that_write",
+    "known_kernel",
     "spanned",
 ]
 
@@ -201,6 +202,14 @@ class Release(NamedTuple):
 def kernel_of(release: Release) -> Kernel | None:
     """Give the row of a release; None for one before KHO (6.16), or after the last one known."""
     return KERNELS.get(release.name)
+
+
+def known_kernel(text: str) -> Kernel:
+    """Give the row of a release that is written as `uname -r` has it. Raises: ParameterError if it is not known."""
+    found = kernel_of(Release.parse(text))
+    if found is None:
+        raise ParameterError(f"Linux {text}: kernels with KHO that are known here: {', '.join(KERNELS)}")
+    return found
 
 
 def kernels_that_write(

@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from ..errors import ParameterError, SourceError
+from ..errors import SourceError
 from ..handover.compat import Judged, Offer, Target, as_data, judge, notes, worst
 from ..kernelimage import read_kernel
-from ..kernels import KERNELS, Kernel, Release, differences, kernel_of
+from ..kernels import KERNELS, Kernel, Release, differences, known_kernel
 from . import output
 from .options import read, read_options
 
@@ -59,7 +59,7 @@ def command(
         raise click.UsageError("HANDOVER and TARGET are needed: kho compat handover.elf 7.0, or two releases")
     *source, target = args
     if len(source) == 1 and is_release(source[0]) and is_release(target):
-        show_differences(release_row(source[0]), release_row(target), markdown=markdown, as_json=as_json)
+        show_differences(known_kernel(source[0]), known_kernel(target), markdown=markdown, as_json=as_json)
         return
     offer = offer_of(tuple(source), **options)
     judged = [(kernel, judge(offer, kernel)) for kernel in targets(target)]
@@ -74,14 +74,6 @@ def command(
 def is_release(text: str) -> bool:
     """Say whether an argument is a release, and not a file of that name."""
     return RELEASE.match(text) is not None and not Path(text).exists()
-
-
-def release_row(text: str) -> Kernel:
-    """Give the row of a release. Raises: ParameterError for a kernel that is not known."""
-    found = kernel_of(Release.parse(text))
-    if found is None:
-        raise ParameterError(f"Linux {text}: kernels with KHO that are known here: {', '.join(KERNELS)}")
-    return found
 
 
 def offer_of(source: tuple[str, ...], **options: int | None) -> Offer:

@@ -32,6 +32,7 @@ COLORS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
     help="A scratch area; else found by the search for the root FDT.",
 )
 @click.option("--node", type=Range(3), multiple=True, metavar="A:N:ID", help="Memory of a NUMA node, for KHO016.")
+@click.option("--kernel", metavar="RELEASE", help="What this kernel (7.0) does not take over is an error.")
 @click.option("--json", "as_json", is_flag=True, help="Print data instead of text; addresses are integers.")
 @click.option("--sarif", "as_sarif", is_flag=True, help="Print a SARIF 2.1.0 log.")
 @click.option("--explain", metavar="ID", help="Explain a finding (KHO004) and exit.")
@@ -47,6 +48,7 @@ def command(
     page_size: int | None,
     scratch: tuple[tuple[int, int], ...],
     node: tuple[tuple[int, int, int], ...],
+    kernel: str | None,
     as_json: bool,
     as_sarif: bool,
     explain: str | None,
@@ -57,10 +59,13 @@ def command(
     """Check the handover in SOURCE and print what is wrong with it.
 
     Checks the root FDT, the preserved-memory map, scratch, every subtree and file, and whether all memory that they
-    refer to is preserved. SOURCE is anything `kho inspect` takes, or a bare root FDT (debugfs out/fdt).
+    refer to is preserved, and whether the kernels that read its map take its LUO data. With --kernel, all that this
+    kernel would not take over is an error, as `kho compat` judges it. SOURCE is anything `kho inspect` takes, or a bare
+    root FDT (debugfs out/fdt).
 
     \b
       kho verify handover.elf
+      kho verify --kernel 7.0 handover.elf
       kho verify --explain KHO015
       kho verify --sarif handover.elf > findings.sarif
       kho verify --fleet 'dumps/*' --parquet findings.parquet
@@ -97,6 +102,7 @@ def command(
             page_size=page_size,
             bitmap_bytes=bitmap_bytes,
             scratch=scratch or None,
+            kernel=kernel,
         )
         sys.exit(fleet.run(examine, VERIFY, more=source, as_json=as_json))
     if not source:
@@ -109,6 +115,7 @@ def command(
             page_size=page_size,
             bitmap_bytes=bitmap_bytes,
             scratch=scratch or None,
+            kernel=kernel,
             progress=told,
             opened=output.note_placement,
         )

@@ -58,6 +58,8 @@ class Session:
     """Decoded files by token; for a duplicate token, the first one."""
     blocks: list[tuple[int, int]]
     """`(phys, nbytes)` of the blocks that list the files."""
+    name_bytes: bytes
+    """The name as it is in memory: the kernel takes bytes that are no UTF-8."""
 
     @property
     def fd_store(self) -> Any:
@@ -132,8 +134,9 @@ class Luo(Payload):
                 self._files[key] = Broken(blob, errors.FormatError(why))
         return self._files[key]
 
-    def _add(self, name: str, count: int, entries: list[FileEntry], blocks: list[tuple[int, int]]) -> None:
-        session = Session(name, count, entries, Files(self, name, entries), blocks)
+    def _add(self, raw: bytes, count: int, entries: list[FileEntry], blocks: list[tuple[int, int]]) -> None:
+        name = text(raw)
+        session = Session(name, count, entries, Files(self, name, entries), blocks, raw.split(b"\0")[0])
         self.all_sessions.append(session)
         self.sessions.setdefault(name, session)
 
@@ -212,7 +215,7 @@ class LuoV5(Luo):
                 FileEntry(text(compatible), data, token)
                 for compatible, data, token in self._list(FILE, files, "file block", blocks)
             ]
-            self._add(text(name), count, entries, [(phys, nbytes) for _, phys, nbytes in blocks])
+            self._add(name, count, entries, [(phys, nbytes) for _, phys, nbytes in blocks])
         self._read_flbs(flbs)
 
     def _list(
@@ -265,7 +268,7 @@ class LuoV1(Luo):
                 listed = self._entries(FILE, self._aligned(files, "file array"), nr_files, "file array", head=0)
                 entries = [FileEntry(text(compatible), data, token) for compatible, data, token in listed]
             blocks = [(files, self._array(files, nr_files * FILE.size, self.FILE_PAGES))] if nr_files else []
-            self._add(text(name), nr_files, entries, blocks)
+            self._add(name, nr_files, entries, blocks)
 
     def _array(self, phys: int, used: int, pages: int) -> int:
         """Say how many bytes an array has: the folios that it was preserved as, at least those that it uses."""

@@ -42,11 +42,17 @@ class OutSession:
     """Physical addresses of that memory."""
 
 
-def text(what: str, value: str, size: int) -> bytes:
-    """Encode a C string for an array of `size` chars, including the NUL. Raises: ParameterError."""
-    raw = value.encode()
-    if not raw or len(raw) >= size or b"\0" in raw:
-        raise ParameterError(f"{what} {value!r}: must be 1 to {size - 1} bytes")
+def text(what: str, value: str, size: int, *, empty: bool = False) -> bytes:
+    """Encode a C string for an array of `size` chars, including the NUL; surrogates are bytes that are no UTF-8.
+
+    Raises: ParameterError.
+    """
+    try:
+        raw = value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise ParameterError(f"{what} {value!r}: {error}") from error
+    if not (raw or empty) or len(raw) >= size or b"\0" in raw:
+        raise ParameterError(f"{what} {value!r}: must be {0 if empty else 1} to {size - 1} bytes")
     return raw
 
 
@@ -99,9 +105,12 @@ class LuoOut(ABC):
 
     # Common to all versions
 
-    def add_session(self, name: str) -> OutSession:
-        """Add a session without files. Raises: ExistsError; ParameterError for a name of more than 63 bytes."""
-        text("session name", name, 64)
+    def add_session(self, name: str, *, empty: bool = False) -> OutSession:
+        """Add a session without files. Raises: ExistsError; ParameterError for a name of more than 63 bytes.
+
+        Args: empty: accept an empty name.
+        """
+        text("session name", name, 64, empty=empty)
         if name in self.sessions:
             raise ExistsError(f"session {name!r} exists")
         self._room_for_sessions(len(self.sessions) + 1)
@@ -192,7 +201,7 @@ class LuoOut(ABC):
 
     def _session_entry(self, session: OutSession) -> bytes:
         files = session.at[0] if session.files else 0
-        return SESSION.pack(session.name.encode(), files, len(session.files))
+        return SESSION.pack(text("session name", session.name, 64, empty=True), files, len(session.files))
 
     def _file_entries(self, session: OutSession) -> list[bytes]:
         entries = (file.entry for file in session.files.values())

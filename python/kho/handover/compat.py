@@ -7,13 +7,13 @@ read in its sources, and part of it was run (docs/compat.md).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from .._kho import Fdt, Incoming, Snapshot
 from ..errors import FdtError, KhoError, ParameterError
-from ..formats import KhoTest, Luo, Metadata, ReserveMem, payloads
+from ..formats import KhoTest, Luo, Metadata, Payload, ReserveMem, payloads
 from ..formats.luo import LuoV1
 from ..kernelimage import KernelImage
 from ..kernels import FIXES, KERNELS, Kernel, Release, kernel_of
@@ -72,11 +72,11 @@ class Offer:
     """Subtrees that no released kernel reads."""
 
     @classmethod
-    def of(cls, inc: Incoming) -> Offer:
-        """Take it from a memory image."""
+    def of(cls, inc: Incoming, found: Mapping[str, Payload] | None = None) -> Offer:
+        """Take it from a memory image; `found`: its payloads, if they were decoded already."""
         offer = cls(inc.compatible, page_size=inc.page_size, bitmap_bytes=inc.bitmap_bytes)
         offer.map, offer.orders, offer.scratch = inc.preserved_memory_map, dict(inc.folios_by_order), inc.scratch
-        for name, payload in payloads(inc).items():
+        for name, payload in (payloads(inc) if found is None else found).items():
             if isinstance(payload, Luo):
                 offer.luo = payload.compatible
                 offer.flb_node = not isinstance(payload, LuoV1) or payload.has_flb_node

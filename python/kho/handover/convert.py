@@ -1,28 +1,55 @@
-"""Conversion to another ABI: the same folios, contents and subtrees under a new map and root FDT."""
+"""Conversion to another ABI or kernel: the same folios and contents under a new map, root FDT and LUO lists."""
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Collection
 from itertools import islice, pairwise
 
 from .. import _kho
-from ..errors import FormatError, OutOfMemoryError, OutsideMemoryError, ParameterError
+from ..errors import FormatError, OutOfMemoryError, OutsideMemoryError, ParameterError, UnsupportedAbiError
 from ..formats import subtree
 from ..formats.kernel_write import aligned_blocks
-from .elfcore import Image, Part, clipped, merged
+from ..kernels import Kernel, known_kernel
+from .compat import Offer
+from .convert_luo import DROPPABLE, Drop, Formats
+from .convert_subtrees import Plan
+from .elfcore import Image, Part, clipped, merged, whole_pages, without
 from .outgoing import Outgoing
 
 __all__ = ["Converted", "convert"]
 
 
 class Converted(Image):
-    """A converted handover: map, root FDT and scratch array in an arena, contents in the source."""
+    """A converted handover: map, root FDT, scratch array and LUO lists in an arena, contents in the source."""
 
-    def __init__(self, source: _kho.Incoming, out: Outgoing, machine: str) -> None:
+    def __init__(
+        self, source: _kho.Incoming, out: Outgoing, machine: str, plan: Plan, fresh: list[tuple[int, int]]
+    ) -> None:
         super().__init__(_kho.open_memory(out.arena, bitmap_bytes=out.bitmap_bytes), machine=machine)
         self.out = out
         """The converted handover; its arena does not contain the contents of folios."""
         self._source = source
+        self._plan = plan
+        self._fresh = fresh
+
+    @property
+    def losses(self) -> list[str]:
+        """What was left out, as text: what `drop` allowed, and what a named kernel does not read."""
+        return self._plan.losses
+
+    @property
+    def luo(self) -> str:
+        """What became of LUO: "keep" as it is (or there is none), "write" in other formats, "drop"."""
+        return self._plan.luo.action
+
+    def offer(self) -> Offer:
+        """Describe the converted handover for `kho.handover.compat.judge`."""
+        offer = Offer.of(self._source)
+        offer.abi, offer.bitmap_bytes, offer.levels = self.out.abi, self.out.bitmap_bytes, None
+        offer.map, offer.orders = self._inc.preserved_memory_map, dict(self._inc.folios_by_order)
+        self._plan.amend(offer)
+        return offer
 
     def parts(self, *, everything: bool = False) -> list[Part]:
         """Return the memory that `save` writes. Raises: ParameterError if `everything` is set."""
@@ -30,44 +57,73 @@ class Converted(Image):
             raise ParameterError(
                 "a conversion contains only the handover: with all memory, the old map would be saved too"
             )
-        inc = self._inc
-        own = [*inc.map_pages, inc.fdt_phys, *([] if inc.scratch_phys is None else [inc.scratch_phys])]
-        runs = [(part.phys, part.nbytes) for part in super().parts()]
-        parts = []
-        inside = sorted(own)
-        at = 0
-        for start, size in merged(runs):
-            end = start + size
-            while at < len(inside) and inside[at] < end:
-                if inside[at] > start:
-                    parts.append(Part(start, inside[at] - start, self._source))
-                parts.append(Part(inside[at], self.page_size, inc))
-                start = inside[at] + self.page_size
-                at += 1
-            if start < end:
-                parts.append(Part(start, end - start, self._source))
-        return parts
+        inc, page = self._inc, self.page_size
+        pages = [*inc.map_pages, inc.fdt_phys, *([] if inc.scratch_phys is None else [inc.scratch_phys])]
+        own = merged([*((phys, page) for phys in pages), *self._fresh])
+        runs = merged((part.phys, part.nbytes) for part in super().parts())
+        parts = [Part(phys, nbytes, inc) for phys, nbytes in clipped(runs, own)]
+        parts += [Part(phys, nbytes, self._source) for phys, nbytes in without(runs, own)]
+        return sorted(parts, key=lambda part: part.phys)
 
 
-def convert(inc: _kho.Incoming, abi: str, *, bitmap_bytes: int | None = None) -> Converted:
-    """Convert a handover to another ABI; contents are copied only by `Converted.save`.
+def convert(
+    inc: _kho.Incoming,
+    abi: str | None = None,
+    *,
+    kernel: str | None = None,
+    bitmap_bytes: int | None = None,
+    drop: Collection[Drop] = (),
+    keep_unknown: bool = False,
+) -> Converted:
+    """Convert a handover to another ABI or kernel; contents are copied only by `Converted.save`.
 
-    Folios, orders, contents, subtrees and the address of the root FDT are unchanged. The new map goes to unused pages
-    of the source's memory and, since a core of a handover has few of these, of the gaps between its runs, the smallest
-    gap first. Blobs of subtrees are not converted.
+    Folios, orders, contents, the address of the root FDT, and all other subtrees are unchanged. LUO's lists and memfd
+    headers are written in the formats of the target if it does not read them as they are: their old pages are then no
+    longer preserved. For a kernel, kho_test is written in its form, and kexec-metadata left out where it is not read.
+    New map and lists go to unused pages of the source's memory and, since a core of a handover has
+    few of these, of the gaps between its runs, the smallest gap first.
 
-    Args: abi: the `compatible` to write. bitmap_bytes: for kho-v1, 512 or the page size; default: the source's if it is
-        kho-v1, else the page size.
-    Raises: UnsupportedAbiError; OutsideMemoryError if preserved pages are missing; FormatError for more runs of memory
-        than an image of this size can hold; PageStateError for preserved memory in scratch or on page 0, where no
-        kernel preserves any; ParameterError.
+    Args:
+        abi: the `compatible` to write, with the LUO and memfd versions that belong to it.
+        kernel: in place of `abi`, the release to write it for ("7.0.3"): it decides ABI, bitmap size and LUO's formats.
+        bitmap_bytes: for kho-v1, 512 or the page size; default: the source's if it is kho-v1, else the page size.
+        drop: losses that are allowed, each only where the target cannot take the object: "seals" of memfds, "files" of
+            a kind that kho does not know, "flbs", "luo" (all sessions).
+        keep_unknown: keep files and FLBs of a kind that kho does not know as they are, as a driver may read them.
+
+    Raises:
+        ParameterError: the target cannot take LUO data; the message has the object and the remedy.
+        UnsupportedAbiError: no such ABI, or no writer for its LUO version.
+        OutsideMemoryError: preserved pages are missing.
+        FormatError: malformed LUO data, or more runs of memory than an image of this size can hold.
+        PageStateError: preserved memory is in scratch or on page 0, where no kernel preserves any.
+
     """
+    if (abi is None) == (kernel is None):
+        raise ParameterError("convert: either abi or kernel is needed")
+    unknown = sorted(set(drop) - set(DROPPABLE))
+    if unknown:
+        raise ParameterError(f"convert: drop={unknown[0]!r}: must be one of {', '.join(DROPPABLE)}")
+    if kernel is not None:
+        target: Kernel | None = known_kernel(kernel)
+        assert target is not None
+        if bitmap_bytes is not None:
+            raise ParameterError("convert: the kernel decides the bitmap size: leave bitmap_bytes out")
+        abi, bitmap_bytes, formats = target.abi, target.bitmap_bytes(inc.page_size), Formats.of_kernel(target)
+    else:
+        target, row = None, _kho.abis().get(str(abi))
+        if row is None:
+            raise UnsupportedAbiError(f"ABI {abi!r}: known are {', '.join(_kho.abis())}")
+        abi, formats = row.compatible, Formats.of_abi(row)
     if inc.pages_outside:
         raise OutsideMemoryError(f"{inc.pages_outside} preserved pages are not in this memory")
     _check_runs(inc)
-    row = _kho.abis().get(abi)
-    if row is not None and row.bitmaps and bitmap_bytes is None:
+    row = _kho.abis()[abi]
+    if row.bitmaps and bitmap_bytes is None:
         bitmap_bytes = inc.bitmap_bytes
+    if bitmap_bytes is not None:
+        _kho.Tracker(inc.page_size, bitmap_bytes)  # refuses a size that no bitmap has
+    plan = Plan(inc, formats, target, drop, keep_unknown=keep_unknown)
     page = inc.page_size
     nbytes, most = _map_bytes(inc.tracker(), row, bitmap_bytes), (16 << 20) + 2 * inc.room("held")
     if nbytes > most:
@@ -75,18 +131,20 @@ def convert(inc: _kho.Incoming, abi: str, *, bitmap_bytes: int | None = None) ->
             f"map at {inc.preserved_memory_map:#x}: as {abi} it would take {nbytes} bytes, but an image of this size "
             f"can plausibly have at most {most}"
         )
-    known = merged([*(_pages(start, size, page) for start, size in inc.ranges), *(inc.scratch or [])])
+    known = merged([*(whole_pages(start, size, page) for start, size in inc.ranges), *(inc.scratch or [])])
     spare = 0
     while True:
         gaps = _gaps(known, spare * page)
         try:
-            out = _write(inc, merged(known + gaps), abi, bitmap_bytes)
-        except OutOfMemoryError:
+            out, fresh = _write(inc, merged(known + gaps), abi, bitmap_bytes, plan)
+        except OutOfMemoryError as error:
             if sum(size for _, size in gaps) < spare * page:
-                raise
+                raise OutOfMemoryError(
+                    f"no room for the new map and lists between the runs of this memory, or after them: {error}"
+                ) from error
             spare = max(16, spare * 4)
         else:
-            return Converted(inc, out, Image(inc).machine)
+            return Converted(inc, out, Image(inc).machine, plan, fresh)
 
 
 def _check_runs(inc: _kho.Incoming) -> None:
@@ -104,15 +162,15 @@ def _check_runs(inc: _kho.Incoming) -> None:
         )
 
 
-def _map_bytes(tracker: _kho.Tracker, abi: _kho.Abi | None, bitmap_bytes: int | None) -> int:
+def _map_bytes(tracker: _kho.Tracker, abi: _kho.Abi, bitmap_bytes: int | None) -> int:
     """Return the bytes that the bitmaps or tree of the new map will take: distant folios share no nodes."""
     page = tracker.page_size
     shift = page.bit_length() - 1
-    if abi is not None and abi.bitmaps:
+    if abi.bitmaps:
         # Bits of the folio's index within a bitmap.
         levels, size = [(8 * (bitmap_bytes or page)).bit_length() - 1], bitmap_bytes or page
     else:
-        levels, size = [shift + 3 + n * (shift - 3) for n in range(abi.levels[page] if abi else 1)], page
+        levels, size = [shift + 3 + n * (shift - 3) for n in range(abi.levels[page])], page
     nodes = 0
     for order, row in tracker.stats().items():
         if not row["folios"]:
@@ -139,15 +197,23 @@ def _gaps(known: list[tuple[int, int]], nbytes: int) -> list[tuple[int, int]]:
     return out
 
 
-def _write(inc: _kho.Incoming, regions: list[tuple[int, int]], abi: str, bitmap_bytes: int | None) -> Outgoing:
-    """Write map and root FDT into an arena in which preserved memory is allocated."""
+def _write(
+    inc: _kho.Incoming, regions: list[tuple[int, int]], abi: str, bitmap_bytes: int | None, plan: Plan
+) -> tuple[Outgoing, list[tuple[int, int]]]:
+    """Write map, root FDT and subtrees into an arena in which preserved memory is allocated.
+
+    Returns: the handover, and `(phys, nbytes)` of the preserved memory that was written.
+    """
     page = inc.page_size
     arena = _kho.Arena(regions, page_size=page, scratch=inc.scratch)
     kept = inc.tracker()
+    if plan.gone:
+        kept = _unpreserved(kept, plan.gone)
     own_page = (inc.fdt_phys // page, 0) in kept
     taken = [(pfn * page, n * page) for pfn, n in kept.extents()]
+    linked = {name: sub for name, sub in inc.subtrees.items() if name not in plan.written | plan.dropped}
     # A blob may be unpreserved; the map must not overwrite it in any case.
-    taken += clipped(merged((sub.phys // page * page, page) for sub in inc.subtrees.values()), regions)
+    taken += clipped(merged((sub.phys // page * page, page) for sub in linked.values()), regions)
     for start, size in merged(taken):
         end = start + size
         if own_page and start <= inc.fdt_phys < end:
@@ -156,17 +222,26 @@ def _write(inc: _kho.Incoming, regions: list[tuple[int, int]], abi: str, bitmap_
         _take(arena, start, end)
     out = Outgoing(arena, abi, bitmap_bytes=bitmap_bytes, fdt_phys=inc.fdt_phys if own_page else None)
     out.preserve_all(kept)
-    subtrees = list(inc.subtrees.values())
-    for sub in subtrees if _kho.abis()[abi].subtree_order == "append" else reversed(subtrees):
-        out.link_subtree(sub.name, sub.phys, _size(inc, sub.name, kept))
+    subtrees = list(inc.subtrees)
+    for name in subtrees if _kho.abis()[abi].subtree_order == "append" else reversed(subtrees):
+        if name in linked:
+            out.link_subtree(name, linked[name].phys, _size(inc, name, kept))
+        elif name in plan.written:
+            plan.write(name, out)
     out.finalize()
-    return out
+    return out, [(pfn * page, n * page) for pfn, n in (out.tracker() - kept).extents()]
 
 
-def _pages(start: int, size: int, page: int) -> tuple[int, int]:
-    """Expand a run to whole pages."""
-    first = start // page * page
-    return first, -(-(start + size) // page) * page - first
+def _unpreserved(kept: _kho.Tracker, gone: list[tuple[int, int]]) -> _kho.Tracker:
+    """Unpreserve every folio that lies entirely in one of these ranges; bitmaps that become empty are left out."""
+    page = kept.page_size
+    for order in kept.stats():
+        nbytes = page << order
+        for start, size in clipped([(pfn * page, n * nbytes) for pfn, n in kept.runs(order)], gone):
+            first, end = -(-start // nbytes), (start + size) // nbytes
+            if end > first:
+                kept.unpreserve_run(first << order, order, end - first)
+    return kept | _kho.Tracker(page, kept.bitmap_bytes)
 
 
 def _take(arena: _kho.Arena, start: int, end: int) -> None:

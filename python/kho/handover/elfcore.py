@@ -113,6 +113,26 @@ def clipped(ranges: Iterable[tuple[int, int]], to: Iterable[tuple[int, int]]) ->
     return out
 
 
+def without(ranges: list[tuple[int, int]], others: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Subtract ranges from ranges; both are sorted and disjoint."""
+    out = []
+    for start, size in ranges:
+        at, end = start, start + size
+        for hole, length in clipped([(start, size)], others):
+            if hole > at:
+                out.append((at, hole - at))
+            at = hole + length
+        if at < end:
+            out.append((at, end - at))
+    return out
+
+
+def whole_pages(phys: int, nbytes: int, page: int) -> tuple[int, int]:
+    """Expand a run to whole pages."""
+    first = phys // page * page
+    return first, -(-(phys + nbytes) // page) * page - first
+
+
 def data_runs(part: Part) -> list[tuple[int, int]]:
     """Return `(phys, nbytes)` of the runs of a part that may contain non-zero bytes."""
     runs = []

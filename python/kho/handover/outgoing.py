@@ -136,12 +136,14 @@ class Outgoing(_kho.Outgoing):
             raise
         self._luo = luo
 
-    def add_session(self, name: str) -> None:
+    def add_session(self, name: str, *, empty: bool = False) -> None:
         """Add a LUO session without files.
 
+        Args: name: 1 to 63 bytes as UTF-8; surrogates are bytes that are no UTF-8, as in `os.fsdecode`.
+            empty: accept an empty name, as CREATE_SESSION does in Linux 6.19 to 7.1.3.
         Raises: ExistsError; ParameterError for a name of more than 63 bytes.
         """
-        self._luo_open("add_session").add_session(name)
+        self._luo_open("add_session").add_session(name, empty=empty)
 
     def add_file(self, session: str, token: int, compatible: str, data: int) -> None:
         """Add a file of any kind to a session; the session is created if it does not exist.

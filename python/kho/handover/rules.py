@@ -9,7 +9,7 @@ Other packages add rules under ids of their own (`RULES["ACME001"] = Rule(...)`)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from .._kho import Abi, abis
 from .._types import SEVERITIES, Severity
 from ..text import listed
 
-__all__ = ["RULES", "SEVERITIES", "Finding", "Rule", "Severity", "markdown"]
+__all__ = ["RULES", "SEVERITIES", "Finding", "Rule", "Severity", "markdown", "note_omitted"]
 
 
 @dataclass(frozen=True)
@@ -369,6 +369,44 @@ RULES: dict[str, Rule] = {
         "List them with `kho owners`; look for a preserve call without a matching reference.",
         "abi.md section 5",
     ),
+    "KHO036": Rule(
+        "error",
+        "no kernel of this map takes the LUO data",
+        f"LUO's version is {_each(lambda abi: abi.luo)}. The subtree has another one, or lacks the node luo-flb that "
+        "every kernel which reads this map needs, even if it is empty.",
+        "The next kernel accepts the root FDT, then panics in luo_early_startup. With an incompatible root FDT it "
+        "would have booted cold.",
+        "Write it for the kernel that takes over: `kho convert --kernel RELEASE` converts LUO with the map.",
+        "kernel/liveupdate/luo_core.c, luo_early_startup; luo_flb.c, luo_flb_setup_incoming",
+    ),
+    "KHO037": Rule(
+        "note",
+        "LUO data that panics another kernel of this map",
+        "Of the kernels that read this map, some take the LUO data and some panic on it. Linux 6.19 writes no node "
+        "luo-flb, which Linux 7.0 needs even if it is empty.",
+        "A kexec from Linux 6.19 with liveupdate=on to Linux 7.0 ends in a panic, even if there are no sessions.",
+        "Name the next kernel with --kernel. `kho convert --kernel 7.0` adds the node; a running 6.19 has to be booted "
+        "without liveupdate=on, or the 7.0 kernel with kho=off.",
+        "kernel/liveupdate/luo_flb.c, luo_flb_setup_incoming; docs/compat.md",
+    ),
+    "KHO038": Rule(
+        "error",
+        "file that no kernel of this map restores",
+        "The compatible of a file is a version without a handler in the kernels that read this map. Memfds are "
+        f"{_each(lambda abi: abi.memfd)}.",
+        "One such file makes every session unusable from Linux 7.0 on: /dev/liveupdate gives EIO. Linux 6.19 before "
+        "6.19.13 leaves the file out.",
+        "Write it for the kernel that takes over: `kho convert --kernel RELEASE` converts memfds with the map.",
+        "kernel/liveupdate/luo_file.c, luo_file_deserialize",
+    ),
+    "KHO039": Rule(
+        "error",
+        "the kernel that was named does not take it",
+        "The kernel that --kernel names panics on the handover, boots cold, or loses an object of it.",
+        "What is lost stays reserved until the next cold boot, and its contents cannot be restored.",
+        "`kho convert --kernel RELEASE` writes what that kernel takes; `kho compat` judges each object.",
+        "docs/compat.md",
+    ),
 }
 
 UNKNOWN = Rule(
@@ -423,6 +461,15 @@ class Finding:
             "value": self.value,
             "phys": self.phys,
         }
+
+
+def note_omitted(found: list[Finding], count: int) -> Iterator[Finding]:
+    """Yield findings of one kind; the last one says how many more there are, `count` in all."""
+    if found and count > len(found):
+        last = found.pop()
+        more = f"{last.value} (and {count - len(found) - 1} more places)"
+        found.append(Finding(last.id, last.place, more, last.phys))
+    yield from found
 
 
 def markdown() -> str:

@@ -36,8 +36,10 @@ from ..formats import Broken, KhoTest, Luo, MemfdFile, Payload, Raw, Session
 from ..sizes import PAGE_SIZES, PAGEBLOCK_ORDERS, SMALL_BITMAP
 from ..sources import Source, bare_fdt, memory
 from .addresses import checked
+from .compat import Offer, Target
 from .owners import HANDLE, owners
-from .rules import SEVERITIES, Finding
+from .rules import SEVERITIES, Finding, note_omitted
+from .verify_kernel import luo_findings, target_findings, target_named
 
 __all__ = ["verify", "verify_fdt"]
 
@@ -93,6 +95,7 @@ def verify(
     page_size: int | None = None,
     bitmap_bytes: int | None = None,
     scratch: Sequence[tuple[int, int]] | None = None,
+    kernel: str | None = None,
     most: int = 16,
     progress: Callable[[int], object] | None = None,
     opened: Callable[[Incoming], object] | None = None,
@@ -105,22 +108,26 @@ def verify(
         nodes: `(start, size, node)` in bytes for each range of NUMA memory, to find folios that span two nodes;
             an arena supplies its own.
         fdt_phys, page_size, bitmap_bytes, scratch, progress: as in `kho.open`.
+        kernel: the release that is to take it over ("7.0.3"): what it does not take is an error (KHO039). Without it,
+            the LUO data is compared with all kernels that read the map.
         most: maximum number of findings per condition; the last of them states how many more there are.
         opened: called with the `Incoming` before it is checked; not called if the handover cannot be read.
 
     Raises:
-        SourceError, NoHandoverError, ParameterError: there is nothing to check. Defects of a handover are returned.
+        SourceError, NoHandoverError, ParameterError: there is nothing to check, or no such kernel is known. Defects of
+            a handover are returned.
 
     """
+    target = None if kernel is None else target_named(kernel)
     if isinstance(source, Incoming):
-        return _sorted(_handover(source, nodes, most))
+        return _sorted(_handover(source, nodes, target, most))
     if isinstance(source, str | os.PathLike) and (blob := _bare_fdt(source)) is not None:
-        return verify_fdt(blob, place=os.fspath(source))
+        return verify_fdt(blob, place=os.fspath(source), kernel=kernel)
     if isinstance(source, str | os.PathLike) and Snapshot.recognizes(source):
-        return _sorted(_snapshot(Snapshot.open(source)))
+        return _sorted(_snapshot(Snapshot.open(source), target, most))
     memory = _memory(source, progress)
     if isinstance(memory, Memory) and (blob := bare_fdt(memory)) is not None:  # read from a pipe, or decompressed
-        return verify_fdt(blob, place=memory.sources[0])
+        return verify_fdt(blob, place=memory.sources[0], kernel=kernel)
     if isinstance(memory, Arena):
         nodes = nodes or memory.regions
         scratch = memory.scratch if scratch is None else scratch
@@ -133,13 +140,14 @@ def verify(
     checked(inc)
     if opened is not None:
         opened(inc)
-    return _sorted(_handover(inc, nodes, most))
+    return _sorted(_handover(inc, nodes, target, most))
 
 
-def verify_fdt(blob: bytes, *, place: str = "FDT") -> list[Finding]:
+def verify_fdt(blob: bytes, *, place: str = "FDT", kernel: str | None = None) -> list[Finding]:
     """Check a root FDT without its memory: structure, compatible, map pointer, subtree nodes.
 
-    Raises: NoHandoverError if the FDT is not the root of a handover.
+    Args: kernel: the release that is to take it over, as in `verify`.
+    Raises: ParameterError if no such kernel is known; NoHandoverError if the FDT is not the root of a handover.
     """
     try:
         fdt, why = Fdt.partial(blob)
@@ -158,6 +166,8 @@ def verify_fdt(blob: bytes, *, place: str = "FDT") -> list[Finding]:
         )
         missing.kind = "devicetree"
         raise missing
+    if kernel is not None and compatible is not None:
+        found += target_findings(Offer(compatible, map=pointer), target_named(kernel), place)
     if why is not None:
         said = f"{why}; still readable: compatible {compatible}, map at {f'{pointer:#x}' if pointer else 'unknown'}"
         found.append(Finding("KHO003" if fdt.totalsize > len(blob) else "KHO001", place, said))
@@ -180,11 +190,16 @@ def _memory(
     return memory(source, progress=progress)
 
 
-def _snapshot(shown: Snapshot) -> Iterator[Finding]:
+def _snapshot(shown: Snapshot, target: Target | None, most: int) -> Iterator[Finding]:
     """Check the root FDTs in debugfs: `in/fdt` (from the previous kernel) and `out/fdt` (for the next one)."""
     for name, side in (("in/fdt", shown.incoming), ("out/fdt", shown.outgoing)):
         if side is not None and side.fdt is not None:
             yield from verify_fdt(side.fdt, place=f"{shown.path}: {name}")
+    path = os.fspath(shown.path)
+    if target is not None:
+        yield from target_findings(Offer.of_snapshot(shown), target, path, most=most)
+    elif shown.outgoing is not None and shown.outgoing.compatible is not None:
+        yield from luo_findings(Offer.of_snapshot(shown), f"{path}: LUO", None, most)
 
 
 def _bare_fdt(source: str | os.PathLike[str]) -> bytes | None:
@@ -366,7 +381,9 @@ def _subtree(node: FdtNode, abi: Abi, read: Read | None, fdt_phys: int | None) -
 # Handovers that were read
 
 
-def _handover(inc: Incoming, nodes: Sequence[tuple[int, int, int]], most: int) -> Iterator[Finding]:
+def _handover(
+    inc: Incoming, nodes: Sequence[tuple[int, int, int]], target: Target | None, most: int
+) -> Iterator[Finding]:
     """Check a handover that was read: root FDT, scratch, map, payloads, owners."""
     yield from _root(inc.fdt, f"root FDT at {inc.fdt_phys:#x}", inc.read, inc.fdt_phys)
     yield from _scratch(inc.scratch, inc.page_size)
@@ -375,6 +392,11 @@ def _handover(inc: Incoming, nodes: Sequence[tuple[int, int, int]], most: int) -
     for name, payload in payloads.items():
         yield from _payload(payload, f"subtree {name} at {payload.blob.phys:#x}", most)
     yield from _owners(inc, payloads, most)
+    offer = Offer.of(inc, payloads)
+    if target is not None:
+        yield from target_findings(offer, target, f"root FDT at {inc.fdt_phys:#x}", inc.fdt_phys, most=most)
+    elif (luo := payloads.get("LUO")) is not None:
+        yield from luo_findings(offer, f"LUO at {luo.blob.phys:#x}", luo.blob.phys, most)
 
 
 def _scratch(areas: Sequence[tuple[int, int]] | None, page_size: int) -> Iterator[Finding]:
@@ -389,15 +411,6 @@ def _scratch(areas: Sequence[tuple[int, int]] | None, page_size: int) -> Iterato
             yield Finding("KHO017", f"scratch area for {name} at {addr:#x}", what, addr)
 
 
-def _note_omitted(found: list[Finding], count: int) -> Iterator[Finding]:
-    """Append to the last finding how many findings of the same kind were omitted."""
-    if found and count > len(found):
-        last = found.pop()
-        more = f"{last.value} (and {count - len(found) - 1} more places)"
-        found.append(Finding(last.id, last.place, more, last.phys))
-    yield from found
-
-
 def _map(inc: Incoming, nodes: Sequence[tuple[int, int, int]], most: int) -> Iterator[Finding]:
     """Check the map by runs (in Rust): time is proportional to its bitmaps, not to its folios."""
     checks = check_map(inc, nodes, most)
@@ -407,7 +420,7 @@ def _map(inc: Incoming, nodes: Sequence[tuple[int, int, int]], most: int) -> Ite
         for phys, pages, order, other in spots:
             values = {"phys": phys, "pages": pages, "order": order, "other": other}
             found.append(Finding(rule, place.format(**values), value.format(**values), phys))
-        yield from _note_omitted(found, count)
+        yield from note_omitted(found, count)
     pointer = inc.preserved_memory_map
     for order, empty, blocks in checks["empty"]:
         value = f"{empty} of {blocks} bitmaps are empty"
@@ -516,7 +529,7 @@ def _memfd(file: MemfdFile, place: str, most: int) -> Iterator[Finding]:
     for rule, name, what in messages:
         count, spots = checks[name]
         found = [Finding(rule, f"{place}, index {index}", f"folio at {at:#x}: {what}", at) for index, at in spots]
-        yield from _note_omitted(found, count)
+        yield from note_omitted(found, count)
     listed = checks["listed"][0]
     if listed < memfd.nr_folios:
         yield Finding("KHO029", place, f"nr_folios {memfd.nr_folios}, the list has {listed}", phys)
@@ -549,12 +562,12 @@ def _owners(inc: Incoming, payloads: Mapping[str, Payload], most: int) -> Iterat
         place = f"{row.owner}, {row.what} at {row.phys:#x}{offset}"
         lost[rule].append(Finding(rule, place, f"{row.nbytes:#x} bytes are not preserved", row.phys))
     for rule, listed in lost.items():
-        yield from _note_omitted(listed, counts[rule])
+        yield from note_omitted(listed, counts[rule])
     shared = [
         Finding("KHO033", f"{s.nbytes:#x} bytes at {s.phys:#x}", f"{', '.join(s.first)}; {', '.join(s.second)}", s.phys)
         for s in found.shared[:most]
     ]
-    yield from _note_omitted(shared, len(found.shared) + found.more_shared)
+    yield from note_omitted(shared, len(found.shared) + found.more_shared)
     if found.unowned:
         rows = found.unowned
         value = f"{found.totals['unknown']:#x} bytes in {len(rows)} ranges: {found.why_unowned}"
