@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from kho.kernels import KERNELS, Release
 
 import captures
 import handovers
+from bounded import bounded
 from command import kho as run
 
 MIB = 1 << 20
@@ -132,6 +134,45 @@ def test_the_target_of_the_files_own_kernel_leaves_luo_as_it_is(tmp_path: Path) 
     again = kho.open(tmp_path / "x.elf")
     assert made.luo == "keep"
     assert (again.folios, again.subtrees["LUO"].phys) == (inc.folios, inc.subtrees["LUO"].phys)
+
+
+@pytest.mark.parametrize(("name", "kernel"), [("linux-7.0-layout-x86_64", "7.3"), ("linux-7.3.4-aarch64-64k", "7.1")])
+def test_the_commands_show_the_same_sessions_and_extract_the_same_files(name: str, kernel: str, tmp_path: Path) -> None:
+    new = tmp_path / "new.elf"
+    assert run("convert", captures.elf(name), "--kernel", kernel, "-o", new).code == 0
+    shown = []
+    for source, folder in ((captures.elf(name), tmp_path / "old"), (new, tmp_path / "new")):
+        luo = run("inspect", "--json", source).json["luo"]
+        files = [(s["name"], f["token"], f["size"], f["sha256"]) for s in luo["sessions"] for f in s["files"]]
+        assert run("extract", "--all", folder, source).code == 0
+        extracted = {
+            str(path.relative_to(folder)): path.read_bytes()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name != "manifest.json" and path.relative_to(folder) != Path("subtrees/LUO")
+        }
+        shown.append((files, extracted))
+    assert len(shown[0][0]) == 4
+    assert {"sessions/vm-1/0x10", "sessions/cache/0x8", "subtrees/kho_test"} <= set(shown[0][1])
+    assert shown[0] == shown[1]
+
+
+def test_holes_flags_and_orders_of_folios_are_kept(tmp_path: Path) -> None:
+    """Linux 6.19.0 to 6.19.8 record folios that are not dirty or not up to date."""
+    arena = ram()
+    out = kho.Outgoing(arena, "kho-v1")
+    folios = []
+    for index, order, flags in ((0, 0, 0), (4, 2, 1), (9, 0, 2), (16, 3, 3)):
+        folio = arena.alloc(order)
+        memoryview(folio)[:] = bytes([index + 1]) * folio.nbytes
+        folios.append(kho.MemfdFolio(folio.phys, order, index, flags))
+    out.add_memfd("s", 1, folios, pos=1 << 40, size=70000)
+    out.finalize()
+    inc = kho.open(arena)
+    before = contents(inc)
+    for kernel in ("7.1", "7.3", "6.19", "7.2", "7.0"):
+        inc = converted(inc, tmp_path / f"{kernel}.elf", kernel=kernel)
+        assert contents(inc) == before
+        assert list(inc.luo.sessions["s"].files[1].folios) == folios
 
 
 # Linux 6.19
@@ -361,6 +402,50 @@ def test_arguments_that_contradict_each_other_are_refused() -> None:
     ):
         with pytest.raises(kho.ParameterError):
             kho.convert(inc, **options)
+
+
+# Hostile input
+
+
+@cache
+def segments(name: str) -> list[tuple[int, bytes]]:
+    memory = kho.Memory.open(captures.elf(name))
+    return [(phys, memory.read(phys, size)) for phys, size in memory.ranges]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(["linux-7.0-layout-x86_64", "linux-7.1.13-x86_64", "linux-7.3.4-x86_64"]),
+    kernel=st.sampled_from(["6.18", "6.19", "7.0", "7.1", "7.3"]),
+    damage=st.lists(
+        st.tuples(
+            st.integers(0, 30),
+            st.integers(0, 100),
+            st.one_of(st.sampled_from([0, 1, 2**64 - 1, 2**63, 0x1000, 0x744000, 0x748000]), st.integers(0, 2**64 - 1)),
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+)
+def test_damaged_luo_data_is_converted_or_refused_with_an_error_of_kho(
+    name: str, kernel: str, damage: list[tuple[int, int, int]]
+) -> None:
+    inc = kho.open(captures.elf(name))
+    pages = sorted(lists(inc))
+    held = {phys: bytearray(data) for phys, data in segments(name)}
+    for page, word, value in damage:
+        at = pages[page % len(pages)] + 8 * word
+        start = max(phys for phys in held if phys <= at)
+        held[start][at - start : at - start + 8] = struct.pack("<Q", value)
+    memory = kho.Memory.from_segments([(phys, bytes(data)) for phys, data in held.items()])
+    with bounded():
+        try:
+            inc = kho.open(memory)
+            made = kho.convert(inc, kernel=kernel, drop=ALL)
+        except kho.KhoError:
+            return
+    # What holds data that something refers to is still preserved.
+    assert others(inc) <= {(folio.phys, folio.order) for folio in made.out.folios()} or made.luo == "drop"
 
 
 # Handovers of any form
