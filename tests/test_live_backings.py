@@ -39,27 +39,6 @@ def test_a_memfd_is_sealed_and_goes_by_its_descriptor() -> None:
     assert descriptors() <= before
 
 
-def test_a_finder_transport_finds_an_image_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = os.memfd_create("kept", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    asked = []
-
-    def finder(name: str) -> int | None:
-        asked.append(name)
-        return kept if name == "x" else None
-
-    monkeypatch.setattr(kho.live.transports, "FINDERS", [lambda name: None, finder])
-    with kho.live.open("x", "1M") as h:
-        assert not h.inherited
-        h.put("a", b"1")
-        h.commit()
-    with kho.live.open("x", "1M") as h:
-        assert (h.inherited, bytes(h["a"])) == (True, b"1")
-    with kho.live.open("y", "1M") as h:
-        assert not h.inherited
-    assert asked == ["x", "x", "y"]
-    os.close(kept)
-
-
 def test_the_owners_lock_goes_across_exec() -> None:
     h = kho.live.open("x", "1M")
     h.put("a", b"1")

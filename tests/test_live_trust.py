@@ -344,10 +344,6 @@ def test_a_descriptor_of_another_users_file_is_refused_wherever_it_comes_from(mo
             kho.live.open("x", "1M", backing=fd)
         with pytest.raises(kho.UntrustedError, match="of user"):
             kho.live.attach(fd)
-        monkeypatch.setattr(kho.live.transports, "FINDERS", [lambda name, fd=fd: fd])
-        with pytest.raises(kho.UntrustedError, match="of user"):
-            kho.live.open("x", "1M")
-        monkeypatch.setattr(kho.live.transports, "FINDERS", [])
         monkeypatch.setenv(environ.VARIABLE, f"x:{os.dup(fd)}:-:-")
         with pytest.raises(kho.UntrustedError, match="of user"):
             kho.live.open("x", "1M")

@@ -39,9 +39,9 @@ takes it back (`take_back`). Of several processes that try to lock it one succee
 
 *Transports* find a memfd by its image's name; a path or a descriptor needs none. `opening` asks them in this order:
 descriptors that came with the process across exec or from a holder (`transports.environ`); the process that answers to
-the name (`handover`); systemd's store (`transports.systemd`); finders of the program (`transports.FINDERS`); the
-previous kernel (`transports.kexec`). The owner of a memfd answers to its name, so that of several processes that start
-at the same time one makes the image and the others find it.
+the name (`handover`); systemd's store (`transports.systemd`); the previous kernel (`transports.kexec`). The owner of a
+memfd answers to its name, so that of several processes that start at the same time one makes the image and the others
+find it.
 
 *Handover by socket* (`handover/`). prepare: the owner passes a descriptor for reading and delays changes; the successor
 checks the image. adopt: the owner unlocks the image and passes a descriptor for writing; the successor takes the lock,

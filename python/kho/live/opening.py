@@ -9,7 +9,6 @@ from typing import Protocol
 from ..errors import BusyError, LuoBusyError, LuoExistsError, ParameterError, SourceError
 from ..formats.live import PAGE, check_name
 from ..sizes import parse_size
-from . import transports
 from .acquire import Request, duplicate, new_memfd, own_descriptor, own_inherited, own_path
 from .candidate import Candidate
 from .deadline import Deadline
@@ -242,15 +241,6 @@ class Systemd:
         return None if stored is None else Passed(stored)
 
 
-class Finders:
-    """Transports that a program has added (`transports.FINDERS`)."""
-
-    def find(self, request: Request) -> Arrival | None:
-        """Ask each."""
-        fd = transports.find(request.name)
-        return None if fd is None else Kept(fd, "found")
-
-
 class Kexec:
     """The kernel before this one."""
 
@@ -280,7 +270,7 @@ class New:
 def _transports() -> Sequence[Transport]:
     """List the transports in the order in which `open` asks them; the last one always finds something."""
     environment = Environment()
-    return environment, RunningProcess(), Unusable(environment), Systemd(), Finders(), Kexec(), New()
+    return environment, RunningProcess(), Unusable(environment), Systemd(), Kexec(), New()
 
 
 def _open_named(request: Request) -> Handle:
