@@ -371,6 +371,13 @@ def test_a_kernel_that_is_named_decides_abi_and_bitmap_size(tmp_path: Path) -> N
         assert run("compat", tmp_path / "new.elf", kernel).code == 0
 
 
+def test_another_bitmap_size_under_the_same_compatible_is_said(tmp_path: Path) -> None:
+    source = captures.elf("linux-6.16-layout-x86_64")
+    done = run("convert", source, "--kernel", "6.19", "-o", tmp_path / "new.elf")
+    assert done.out.startswith("kho-v1 to kho-v1, bitmaps of 512 bytes to 4096: 16 folios")
+    assert run("convert", source, "--kernel", "6.17", "-o", tmp_path / "new.elf").out.startswith("kho-v1 to kho-v1: ")
+
+
 def test_what_no_kernel_of_an_abi_takes_is_said(tmp_path: Path) -> None:
     """With an ABI and 512-byte bitmaps LUO is written, and Linux 6.16 and 6.17 have none."""
     source = captures.elf("linux-7.0-layout-x86_64")

@@ -125,7 +125,9 @@ def command(
         )
         return
     folios = f"{made.out.nr_folios} folios, {output.size(made.out.preserved_bytes)}"
-    output.line(f"{inc.compatible} to {made.out.abi}: {folios}")
+    sizes = inc.bitmap_bytes, made.out.bitmap_bytes
+    bitmaps = "" if None in sizes or sizes[0] == sizes[1] else f", bitmaps of {sizes[0]} bytes to {sizes[1]}"
+    output.line(f"{inc.compatible} to {made.out.abi}{bitmaps}: {folios}")
     output.line(
         f"{path}: {len(segments)} segments, {output.size(nbytes)} of contents, root FDT at {made.out.fdt_phys:#x}"
     )
