@@ -31,7 +31,7 @@ def main() -> int:
     import man
 
     import kho
-    from kho.doctor import rules
+    from kho.doctor import messages, rules
     from kho.handover import mapdraw, memmap
 
     source = ROOT / "tests" / "data" / CAPTURE / "handover.elf"
@@ -39,6 +39,7 @@ def main() -> int:
     wanted = {path: rendered(path.read_text()) for path in sorted(DOCS.glob("*.md"))}
     wanted |= {DOCS / "man" / name: text for name, text in man.pages().items()}
     wanted |= {DOCS / "doctor" / f"{rule_id}.md": rules.page(rule_id) for rule_id in rules.RULES}
+    wanted[DOCS / "messages.md"] = messages.page()
     wanted[DOCS / "map.svg"] = mapdraw.to_svg(drawn, f"kho-v4 handover in {CAPTURE}")
     stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text() != text]
     for path in stale:

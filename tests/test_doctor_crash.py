@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from kho.doctor import Finding, Report, examine
+from kho.doctor import Finding, Report, examine, what_if
 from kho.doctor.crash import proposed
+from kho.doctor.export import prometheus, row
+from kho.fleet import doctor_row
 
+from command import kho as run
 from doctor_crash_hosts import CALL, inside, layout70, loads, say
-from doctor_hosts import HOSTS, MIB, copied, edit, machine, write
+from doctor_hosts import HOSTS, MIB, copied, debugfs, edit, machine, write
 
 CRASH = {f"DOC0{n}" for n in range(26, 32)}
 
@@ -320,3 +323,102 @@ def test_machines_without_a_crash_kernel_have_none_of_these_findings() -> None:
         report = examine(HOSTS / name)
         assert crash_ids(report) == set()
         assert report.crash_dumps == "not set up"
+
+
+def test_what_if_says_whether_a_crash_kernel_has_room_and_proposes_a_line(tmp_path: Path) -> None:
+    tree = cold(tmp_path)
+    same = what_if(examine(tree), "kho_scratch=16M,64M,16M")
+    assert (same.fits, same.boots, same.crash_kernel) == (True, True, False)
+    assert any("kho_scratch=16M,256M,16M has room" in note for note in same.notes)
+    more = what_if(examine(tree), "kho_scratch=16M,256M,16M")
+    assert (more.fits, more.boots, more.crash_kernel) == (True, True, True)
+    assert run("doctor", "--what-if", "kho_scratch=16M,64M,16M", str(tree)).code == 1
+    assert run("doctor", "--what-if", "kho_scratch=16M,256M,16M", str(tree)).code == 0
+    assert what_if(examine(HOSTS / "default-scratch"), "kho_scratch=16M,64M,16M").crash_kernel is None
+
+
+def test_what_if_exits_1_if_the_next_kernel_has_no_room() -> None:
+    tree = str(HOSTS / "default-scratch")
+    small = run("doctor", "--what-if", "kho_scratch=4M,8M,4M", tree)
+    assert small.code == 1
+    assert "too small for a handover" in small.out
+    assert "initramfs" in small.out
+
+
+def test_without_numa_the_default_costs_twice_as_much(tmp_path: Path) -> None:
+    """Guests of 2 GiB with crashkernel=128M and no kho_scratch= had scratch of 1456 MiB: 181 MiB were reserved."""
+    tree = machine(tmp_path, nodes=(2048 * MIB,), cmdline="kho=off crashkernel=128M", release="7.3.4")
+    write(tree, "var/log/dmesg", "Linux version 7.3.4 (root@vm) #1 SMP\nMemory: 1800000K/2096620K available "
+          f"(1K kernel code, {181 << 10}K reserved, 0K cma-reserved)\n")  # fmt: skip
+    write(tree, "proc/vmstat", "nr_free_pages 1\nnuma_hit 1\n")
+    assert what_if(examine(tree), "kho=on").then == 4 * 181 * MIB
+    write(tree, "proc/vmstat", "nr_free_pages 1\n")
+    assert abs((what_if(examine(tree), "kho=on").then or 0) - 1456 * MIB) < 16 * MIB
+
+
+@pytest.mark.parametrize(
+    ("release", "signature", "accepted"),
+    [
+        ("7.0.9", None, False),
+        ("6.19.11", None, False),
+        ("6.18.41", None, False),
+        ("6.16.1", None, False),
+        ("7.1.4", None, False),
+        ("7.0.0-14-generic", None, False),
+        ("7.1.0-3-generic", "Ubuntu 7.1.0-3.3-generic 7.1.4", False),
+        ("7.1.0-3-generic", "Ubuntu 7.1.0-3.3-generic 7.1.5", True),
+        ("6.18.42", None, True),
+        ("7.1.5", None, True),
+        ("7.2.0", None, True),
+        ("7.3.4", None, True),
+    ],
+)
+def test_sizes_must_be_whole_pageblocks_where_the_kernel_does_not_round(
+    release: str, signature: str | None, accepted: bool, tmp_path: Path
+) -> None:
+    odd = "kho_scratch=17M,65M,15M"
+    tree = machine(tmp_path, scratch=(100 * MIB,), cmdline=f"kho=on {odd}", release=release)
+    if signature is not None:
+        write(tree, "proc/version_signature", signature + "\n")
+    report = examine(tree)
+    found = [finding for finding in report.findings if finding.id == "DOC032"]
+    predicted = what_if(report, odd)
+    assert predicted.accepted == accepted
+    if accepted:
+        assert not found
+        return
+    assert [finding.certainty for finding in found] == [
+        "likely" if "generic" in release and not signature else "certain"
+    ]
+    assert "kho_scratch=18M,66M,16M" in found[0].to_dict()["remedy"]
+    assert any("kho_scratch=18M,66M,16M" in note for note in predicted.notes)
+    assert what_if(report, "kho_scratch=18M,66M,16M").accepted
+    assert run("doctor", "--what-if", odd, str(tree)).code == 1
+    assert what_if(report, "kho_scratch=16M,64M,15M").accepted, "sizes of nodes are rounded everywhere"
+
+
+def test_areas_in_debugfs_decide_whether_sizes_are_whole(tmp_path: Path) -> None:
+    tree = machine(tmp_path, scratch=(96 * MIB,), cmdline="kho=on kho_scratch=17M,64M,16M", release="7.0.0-14-generic")
+    debugfs(tree, [(1 << 32, 18 * MIB), (2 << 32, 64 * MIB), (3 << 32, 16 * MIB)])
+    assert "DOC032" not in {finding.id for finding in examine(tree).findings}, "a vendor's kernel that rounds"
+    debugfs(tree, [(1 << 32, 17 * MIB), (2 << 32, 64 * MIB), (3 << 32, 16 * MIB)])
+    assert one(examine(tree), "DOC032").certainty == "certain"
+
+
+def test_a_fleet_gets_a_verdict_for_each_machine(tmp_path: Path) -> None:
+    damaged = layout70(tmp_path / "a")
+    fine = layout70(tmp_path / "b", release="7.0.11")
+    assert doctor_row(str(damaged))["crash_dumps"] == "damaged"
+    assert doctor_row(str(damaged))["crash_dumps_needs"] == "one line in a file"
+    assert row(examine(fine))["crash_dumps"] == "ok"
+    text = prometheus([examine(damaged)])
+    assert 'kho_crash_dumps{verdict="damaged",needs="one line in a file"} 1' in text
+
+
+def test_the_summary_of_a_fleet_has_the_share_that_needs_each_remedy() -> None:
+    from kho.cli.fleet_options import crash_line
+
+    counts = {("ok", ""): 2, ("damaged", "one line in a file"): 1, ("none", "a reboot"): 1}
+    assert crash_line(counts) == (
+        "crash dumps: 1 damaged, 1 none, 2 ok; needed: 25.0 % one line in a file, 25.0 % a reboot"
+    )

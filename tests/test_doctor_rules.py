@@ -63,9 +63,40 @@ def small_by_memmap(tree: Path) -> Path:
     return write(tree, "proc/vmstat", "nr_memmap_boot_pages 32768\n")
 
 
-def refused(tree: Path) -> Path:
-    machine(tree, scratch=(64 * MIB,))
-    return log(tree, "KHO: setup: handover FDT (0x10116b000) is invalid: -9", "KHO: disabling KHO revival: -22")
+def refused(tree: Path, release: str = "7.3.4") -> Path:
+    machine(tree, scratch=(64 * MIB,), release=release)
+    lines = ("KHO: setup: handover FDT (0x10116b000) is invalid: -9", "KHO: disabling KHO revival: -22")
+    return log(tree, *lines, release=release)
+
+
+def live_update_on(release: str) -> Callable[[Path], Path]:
+    return lambda tree: write(
+        machine(tree, scratch=(64 * MIB,), cmdline="kho=on liveupdate=on", release=release),
+        "proc/misc",
+        "125 liveupdate\n",
+    )
+
+
+def memoryless(tree: Path, release: str = "6.19.5") -> Path:
+    machine(tree, cmdline="kho=on", release=release)
+    lines = ("Initmem setup node 1 as memoryless", "KHO: Failed to reserve scratch area, disabling kexec handover")
+    return log(tree, *lines, release=release)
+
+
+def panicked(tree: Path) -> Path:
+    """The log that pstore keeps of a 7.0 that a 6.19 with liveupdate=on started."""
+    lines = (
+        "KHO: found kexec handover data.",
+        "luo: Unable to get FLB node [luo-flb]",
+        "Kernel panic - not syncing: The incoming tree failed to initialize properly [-ENOENT], disabling live update",
+    )
+    text = "".join(f"[    0.1{at:05}] {line}\n" for at, line in enumerate(("Linux version 7.0.9 (root@vm) #1", *lines)))
+    return write(tree, "sys/fs/pstore/dmesg-ramoops-0", text)
+
+
+def ignored(tree: Path) -> Path:
+    machine(tree, release="7.3.4", cmdline="quiet")
+    return log(tree, "Passed KHO data, but CONFIG_KEXEC_HANDOVER not set. Ignoring.")
 
 
 def chained(tree: Path) -> Path:
@@ -101,6 +132,14 @@ def live_update(tree: Path) -> Path:
 
 def configured(text: str, cmdline: str = "quiet") -> Callable[[Path], Path]:
     return lambda tree: write(machine(tree, cmdline=cmdline), "boot/config-7.3.4", text)
+
+
+ODD = "kho_scratch=17M,64M,16M"
+
+
+def odd_sizes(tree: Path) -> Path:
+    machine(tree, scratch=(98 * MIB,), cmdline=f"kho=on {ODD}", release="7.0.9")
+    return debugfs(tree, [(1 << 32, 17 * MIB), (2 << 32, 64 * MIB), (3 << 32, 16 * MIB)])
 
 
 TRIGGERS: list[tuple[str, str, Callable[[Path], Path]]] = [
@@ -161,6 +200,22 @@ TRIGGERS: list[tuple[str, str, Callable[[Path], Path]]] = [
         "failed",
         lambda tree: say(inside(tree), "KHO: Failed to reserve scratch area, disabling kexec handover"),
     ),
+    ("DOC032", "debugfs", odd_sizes),
+    ("DOC032", "boot line", lambda tree: machine(tree, scratch=(96 * MIB,), cmdline=f"kho=on {ODD}", release="7.0.9")),
+    ("DOC033", "6.19.8", live_update_on("6.19.8")),
+    (
+        "DOC034",
+        "a folio",
+        lambda tree: say(layout70(tree), "memfd_luo: Unable to restore folio at physical address: 15f0000"),
+    ),
+    ("DOC035", "7.0.3", live_update_on("7.0.3")),
+    ("DOC036", "6.19.5", memoryless),
+    ("DOC037", "6.17.3", lambda tree: refused(tree, "6.17.3")),
+    ("DOC038", "6.19", live_update_on("6.19.11")),
+    ("DOC038", "6.17", lambda tree: layout70(tree, release="6.17.8", finalize="1", loaded="0")),
+    ("DOC039", "panic", panicked),
+    ("DOC040", "no handler", lambda tree: say(layout70(tree), "luo: No registered handler for compatible 'memfd-v1'")),
+    ("DOC041", "ignored", ignored),
 ]
 
 

@@ -67,6 +67,9 @@ DOCTOR: Columns = {
     "share": "double",
     "cma_total": "int64",
     "hugetlb": "int64",
+    "crash_dumps": "string",
+    "crash_dumps_needs": "string",
+    "crash_dumps_why": "string",
     "ids": ["string"],
     "findings": [
         {

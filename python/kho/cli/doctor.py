@@ -28,7 +28,7 @@ EVIDENCE = 6
     metavar="PARAMS",
     help='Predict the effect of other parameters: kho=off, "kho=on kho_scratch=64M,256M,64M".',
 )
-@click.option("--explain", metavar="ID", help="Explain a finding (DOC003) and exit.")
+@click.option("--explain", metavar="ID", help="Explain a finding (DOC003), or a kernel message, and exit.")
 @click.option("--list", "as_list", is_flag=True, help="List every finding and exit.")
 @fleet_options
 def command(
@@ -58,7 +58,8 @@ def command(
 
     \b
     Exit codes: 0 nothing notable, 1 findings, 2 state or amount unknown, or bad input; the largest of several. With
-    --what-if: 0 the kernel would accept the parameters, and the areas fit as far as is known; 1 otherwise.
+    --what-if: 0 the kernel would accept the parameters, and the areas, the next kernel in them and its crash kernel
+    fit as far as is known; 1 otherwise.
     """
     if sum((as_json, as_csv, as_metrics)) > 1:
         raise click.UsageError("--json, --csv and --prometheus exclude each other")
@@ -106,17 +107,26 @@ def command(
         for parts in report_lines(reports[0], wanted[0] if wanted else None):
             output.line(*parts)
     if wanted is not None:
-        sys.exit(0 if all(change.accepted and change.fits is not False for change in wanted) else 1)
+        sys.exit(0 if all(change.good for change in wanted) else 1)
     sys.exit(max(report.exit_code for report in reports))
 
 
 def explanation(rule_id: str) -> str:
-    """Return the explanation of a rule as text. Raises UsageError for an unknown id."""
+    """Return the explanation of a rule or of a kernel message as text. Raises UsageError for an unknown one."""
+    from ..doctor.messages import search
     from ..doctor.rules import RULES
+    from ..text import printable
 
     rule = RULES.get(rule_id.upper())
+    if rule is None and (found := search(rule_id)):
+        see = {meaning: f" ({meaning.rule or 'DOC040'})" if meaning.rule or meaning.bad else "" for meaning in found}
+        return "\n\n".join(
+            f"{meaning.wording}\nLinux {meaning.releases}{see[meaning]}: {meaning.meaning}" for meaning in found[:8]
+        )
     if rule is None:
-        raise click.UsageError(f"unknown finding {rule_id}; kho doctor --list prints all of them")
+        shown = printable(rule_id, 80)
+        known = "kho doctor --list prints all findings, docs/messages.md has all messages"
+        raise click.UsageError(f"unknown finding or message {shown}; {known}")
     return f"{rule_id.upper()} ({rule.severity}): {rule.title}\n\n{rule.explanation}"
 
 

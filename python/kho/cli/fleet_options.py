@@ -55,6 +55,7 @@ class Fleet:
             fleet.check_parquet(self.parquet)  # before a cluster is started
         sources = fleet.expand([*self.patterns, *more])
         codes: Counter[int] = Counter()
+        crashes: Counter[tuple[str, str]] = Counter()
         notable: list[dict[str, Any]] = []
         names = [name for name, spec in columns.items() if isinstance(spec, str)] + ["ids"]
         csv_row = output.csv_rows(names) if as_csv else None
@@ -62,6 +63,8 @@ class Fleet:
         def told(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             for row in rows:
                 codes[row["exit_code"]] += 1
+                if row.get("crash_dumps"):
+                    crashes[row["crash_dumps"], row.get("crash_dumps_needs") or ""] += 1
                 if as_json:
                     output.print_json({name: row.get(name) for name in columns}, indent=None)
                 elif csv_row is not None:
@@ -82,14 +85,28 @@ class Fleet:
                 for _ in told(rows):
                     pass
         if not as_json and not as_csv:
-            show(notable, codes)
+            show(notable, codes, crash_line(crashes) if crashes else "")
             if self.parquet:
                 output.line(f"written: {self.parquet}")
         return max(codes, default=0)
 
 
-def show(notable: list[dict[str, Any]], codes: Mapping[int, int]) -> None:
-    """Print the first sources that are not fine, and the number of sources by exit code."""
+def crash_line(crashes: Mapping[tuple[str, str], int]) -> str:
+    """Return what crashes of the machines would leave, and the share that needs each remedy."""
+    total = sum(crashes.values())
+    by_verdict: dict[str, int] = {}
+    by_need: dict[str, int] = {}
+    for (verdict, need), count in sorted(crashes.items()):
+        by_verdict[verdict] = by_verdict.get(verdict, 0) + count
+        if need:
+            by_need[need] = by_need.get(need, 0) + count
+    text = ", ".join(f"{count} {verdict}" for verdict, count in by_verdict.items())
+    needs = ", ".join(f"{count / total * 100:.1f} % {need}" for need, count in by_need.items())
+    return f"crash dumps: {text}" + (f"; needed: {needs}" if needs else "")
+
+
+def show(notable: list[dict[str, Any]], codes: Mapping[int, int], more: str = "") -> None:
+    """Print the first sources that are not fine, a line if there is one, and the number of sources by exit code."""
     from . import output
 
     if notable:
@@ -103,6 +120,8 @@ def show(notable: list[dict[str, Any]], codes: Mapping[int, int]) -> None:
         output.line(f"and {left} more; --json or --parquet FILE lists all")
     if notable:
         output.line()
+    if more:
+        output.line(more)
     total = sum(codes.values())
     words = ", ".join(f"{codes.get(code, 0)} {word}" for code, word in enumerate(WORDS))
     output.line(f"{total} source{'' if total == 1 else 's'}: {words}")

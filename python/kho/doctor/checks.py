@@ -6,11 +6,12 @@ import re
 from collections.abc import Callable
 
 from .._kho import kho_is_enabled
-from . import crash
+from . import crash, releasechecks
 from .facts import Facts
 from .kernellog import Evidence
+from .releases import affected, sure, unsure_text
 from .report import Certainty, Report
-from .scratch import Figures, effective_scratch, enablement, excess, split_cmdline
+from .scratch import Figures, effective_scratch, enablement, excess, split_cmdline, whole_pageblocks
 from .surroundings import FIRST, may_have_backport, version, why_no_kho
 from .text import share, size
 
@@ -56,7 +57,7 @@ def check_scratch(facts: Facts, report: Report, found: Figures) -> None:
         text += f"; certainly {sure or f'at least {report.scratch_low}'} bytes"
     text += "".join(f"; {doubt}" for doubt in found.doubts if report.scratch_how != "exact")
     if report.boot == "kho" and enablement(facts, report.enabled_by_default) is False:
-        text += "; inherited: kho=off frees it only at the next cold boot"
+        text += "; inherited: kho=off frees it at the next kexec or cold boot"
     if report.scratch_how == "at least":
         text += "; scratch pages in use are not counted (run as root for proc/pagetypeinfo and debugfs)"
     shown = [facts.config.get("CONFIG_KEXEC_HANDOVER"), _cmdline_words(facts, r"kho")]
@@ -198,6 +199,34 @@ def check_sizing(facts: Facts, report: Report, found: Figures) -> None:
         report.add("DOC009", text, "likely", shown, *found.evidence[:4], _cmdline_words(facts, r"kho_scratch="))
 
 
+def check_pageblocks(facts: Facts, report: Report, found: Figures) -> None:
+    """DOC032: sizes of scratch areas that are not whole pageblocks."""
+    block = facts.block_bytes
+    spec = effective_scratch(facts)[1]
+    lens = facts.debugfs.lens if facts.debugfs is not None else []
+    odd = [amount for amount in lens if amount.bytes % block]
+    remedy = f"Use whole pageblocks of {size(block)}"
+    line = whole_pageblocks(spec, block) if spec is not None else None
+    remedy += f": {line}, with a cold boot." if line is not None else ", with a cold boot."
+    if odd:
+        text = f"{', '.join(f'{amount.bytes:#x}' for amount in odd[:4])} bytes: no multiple of {size(block)}"
+        text += "; the kernel also gave the rest of the last pageblock to the page allocator, with any owner's memory"
+        seen = [amount.seen for amount in odd[:4]]
+        report.add(
+            "DOC032", text, "certain", *seen, _cmdline_words(facts, r"kho_scratch="), facts.release, remedy=remedy
+        )
+        return
+    if lens or line is None or report.state != "active" or report.boot == "kho" or report.rounds_sizes is not False:
+        return
+    level = affected(facts, "scratch-rounding")
+    text = f"low or global is no multiple of {size(block)}, and Linux {report.release}"
+    text += f" {'does' if level else 'may'} not round it"
+    text += unsure_text(facts, "scratch-rounding")
+    parsed = facts.log.parsed if facts.log is not None else None
+    seen_line = _cmdline_words(facts, r"kho_scratch=")
+    report.add("DOC032", text, sure(level), seen_line, parsed, facts.release, facts.crash.signature, remedy=remedy)
+
+
 def check_other_memory(facts: Facts, report: Report, found: Figures) -> None:
     """DOC011, DOC012: huge pages and other CMA areas."""
     if facts.hugetlb is not None and facts.hugetlb.bytes:
@@ -279,7 +308,13 @@ def check_absence(facts: Facts, report: Report, found: Figures) -> None:
 def check_handover(facts: Facts, report: Report, found: Figures) -> None:
     """DOC017, DOC018: booted by a handover; a handover was refused."""
     log, shown = facts.log, facts.debugfs
-    if log is not None and log.refused and report.boot != "kho" and facts.crash.inside is None:
+    if (
+        log is not None
+        and log.refused
+        and report.boot != "kho"
+        and facts.crash.inside is None
+        and not releasechecks.is_harmless(facts)
+    ):
         report.add("DOC018", log.refused[0].text, "certain", *log.refused)
     if report.boot != "kho":
         return
@@ -346,6 +381,7 @@ CHECKS: tuple[Check, ...] = (
     check_scratch_parameter,
     check_kho_parameter,
     check_sizing,
+    check_pageblocks,
     check_other_memory,
     check_pins,
     check_absence,
@@ -353,4 +389,5 @@ CHECKS: tuple[Check, ...] = (
     check_preserved,
     check_live_update,
     *crash.CHECKS,
+    *releasechecks.CHECKS,
 )

@@ -441,6 +441,16 @@ def verdict(facts: Facts, report: Report) -> tuple[CrashDumps, str]:
     return "ok", "a crash kernel is loaded, and nothing is known that damages its dump"
 
 
+def needs(report: Report) -> str:
+    """Return the least that a machine needs so that its crash dumps are whole; empty if nothing is known to help."""
+    ids = {finding.id for finding in report.findings}
+    if report.crash_dumps == "damaged":
+        return "one line in a file"
+    if report.crash_dumps == "cannot tell" and "DOC026" in ids:
+        return "a new kernel"
+    return "a reboot" if ids & {"DOC027", "DOC029", "DOC030"} else ""
+
+
 def affected_unknown(facts: Facts) -> bool:
     """Return whether a vendor's release does not tell if it has the fault, and no loaded image shows it either."""
     image = loaded_image(facts)

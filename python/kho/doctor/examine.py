@@ -11,6 +11,7 @@ from . import checks, crash
 from .facts import Facts
 from .layout import ARCHIVE
 from .reading import gather
+from .releases import affected, release_of
 from .report import Report, State
 from .scratch import Figures, alignment, areas_of, effective_scratch, enablement, excess, figures
 from .surroundings import managed_memory, may_have_backport, why_no_kho
@@ -54,7 +55,10 @@ def diagnose(facts: Facts, report: Report) -> None:
     report.hugetlb = facts.hugetlb.bytes if facts.hugetlb is not None else None
     report.nodes, report.page_size, report.pageblock = facts.nodes, facts.page_size, facts.block_bytes
     report.cmdline = facts.cmdline.text if facts.cmdline is not None else None
-    report.platforms = facts.platforms
+    report.platforms, report.numa = facts.platforms, facts.numa
+    report.crash_wanted = crash.wanted_size(facts)
+    if release_of(facts) is not None:
+        report.rounds_sizes = affected(facts, "scratch-rounding") is False
     default = facts.config.get("CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT")
     if facts.config_file is not None:
         report.enabled_by_default = default is not None and default.text.endswith("=y")
@@ -63,6 +67,7 @@ def diagnose(facts: Facts, report: Report) -> None:
     _fill_amounts(facts, report, found)
     checks.run(facts, report, found)
     report.crash_dumps, report.crash_dumps_why = crash.verdict(facts, report)
+    report.crash_dumps_needs = crash.needs(report)
     report.headline = headline(facts, report, found)
     report.sort()
 

@@ -19,6 +19,8 @@ COLUMNS = (
     "share",
     "cma_total",
     "hugetlb",
+    "crash_dumps",
+    "crash_dumps_needs",
     "exit_code",
     "findings",
     "unread",
@@ -44,6 +46,7 @@ METRICS = (
     ("kho_scratch_node_bytes", "Memory held by KHO's scratch areas, by NUMA node."),
     ("kho_leftover_bytes", "Memory that a failed reservation left in CMA pageblocks."),
     ("kho_scratch_ratio", "Scratch, or the leftover of a failed reservation, as a share of RAM."),
+    ("kho_crash_dumps", "1 for what a crash of this machine would leave, and the least that mends it."),
     ("kho_finding", "1 for each rule of kho doctor that applies."),
     ("kho_doctor_exit_code", "0 nothing notable, 1 findings, 2 unknown."),
 )
@@ -80,6 +83,8 @@ def samples(name: str, report: Report) -> Iterable[tuple[dict[str, str], str]]:
             yield {}, str(report.leftover)
         case "kho_scratch_ratio" if report.share is not None:
             yield {}, f"{report.share:.6f}"
+        case "kho_crash_dumps":
+            yield {"verdict": report.crash_dumps, "needs": report.crash_dumps_needs}, "1"
         case "kho_finding":
             for rule_id in dict.fromkeys(finding.id for finding in report.findings):
                 severity = next(finding.severity for finding in report.findings if finding.id == rule_id)

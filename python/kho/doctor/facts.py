@@ -61,6 +61,8 @@ class Debugfs:
     """(release, count) of the incoming kexec-metadata."""
     liveupdate: list[Evidence] = field(default_factory=list)
     """State of LUO, incoming and outgoing."""
+    luo_flb: bool | None = None
+    """Whether the outgoing LUO FDT has the node luo-flb, which 7.0 and 7.1 need; None if it is not an FDT."""
 
 
 @dataclass

@@ -32,6 +32,8 @@ OTHERS = (
     "Revived memory reservation ",
     "memfd_luo: ",
     "test_kho: ",
+    "FDT 'memblock' ",
+    "failed to prepare memblock FDT",
     "Kernel panic - not syncing: ",
     "Initmem setup node ",
 )

@@ -24,6 +24,7 @@ TOKENS = re.compile(
     r"Malformed early option '(?:kho|liveupdate)|crashkernel reserved: |cannot allocate crashkernel|"
     r"kexec_file: |kexec_file_load: type:|\.text \.data \.bss are not marked|ioremap on RAM at |"
     r"Passed KHO data, but |KHO reserve-mem '|Revived memory reservation '|memfd_luo: |test_kho: |"
+    r"FDT 'memblock' has no child |failed to prepare memblock FDT for KHO|"
     r"Kernel panic - not syncing: The incoming tree |Initmem setup node \d{1,5} as memoryless|"
     r"-- Boot [0-9a-f]{32} --|-- Reboot --"
 )

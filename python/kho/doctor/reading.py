@@ -30,6 +30,7 @@ UNAMES = (
 DEBUGFS = "sys/kernel/debug/kho"
 LUO_STRUCT = b"luo-v5\0\0"
 """What a LUO subtree begins with that is a structure (abi.md section 6); its numbers are shown."""
+FDT_MAGIC = b"\xd0\x0d\xfe\xed"
 LIVEUPDATE_WORDS = ("[luo_session]", "luo_session", "/dev/liveupdate")
 LINES = 200_000
 LINE = 512
@@ -486,9 +487,13 @@ def debugfs(tree: Tree, facts: Facts) -> None:
                 shown.previous = (previous, count, Evidence(file, None, f"{previous}, count {count}"))
             if name == "LUO":
                 text = "LUO"
-                if blob.head.startswith(LUO_STRUCT) and len(blob.head) >= 32:
+                if side == "in" and not blob.head.startswith(FDT_MAGIC):
+                    text = "not decoded: Linux 7.2 and later free this memory once it is read"
+                elif side == "out" and blob.head.startswith(FDT_MAGIC):
+                    shown.luo_flb = b"luo-flb\0" in blob.head
+                elif blob.head.startswith(LUO_STRUCT) and len(blob.head) >= 32:
                     times, sessions = (int.from_bytes(blob.head[at : at + 8], "little") for at in (8, 16))
-                    written = "none written yet" if side == "out" else "none taken over"
+                    written = "none written yet"
                     text = f"live update {times}, sessions: {f'at {sessions:#x}' if sessions else written}"
                 shown.liveupdate.append(Evidence(file, None, text))
 

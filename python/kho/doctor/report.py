@@ -90,9 +90,17 @@ class Report:
     """Memory reserved during boot, without scratch."""
     crash_kernel: int | None = None
     """Memory reserved for a crash kernel; None if unknown."""
+    crash_wanted: int = 0
+    """What `crashkernel=` asks for in one piece; 0 if nothing."""
     crash_dumps: str = "cannot tell"
     """What a crash would leave: ok, damaged, none, none after the next live update, not set up, cannot tell."""
     crash_dumps_why: str = ""
+    crash_dumps_needs: str = ""
+    """The least that mends it: "one line in a file", "a new kernel", "a reboot"; empty if nothing is needed."""
+    rounds_sizes: bool | None = None
+    """True if this kernel rounds low and global sizes of kho_scratch= to pageblocks; None if the release is unknown."""
+    numa: bool | None = None
+    """Whether the kernel was built with CONFIG_NUMA; without it a byte reserved at boot costs twice as much scratch."""
     cmdline: str | None = None
     enabled_by_default: bool | None = None
     scale: int | None = None

@@ -254,18 +254,22 @@ RULES: dict[str, Rule] = {
         "a handover was refused",
         "The previous kernel passed handover data that this kernel could not use, so this kernel booted cold.",
         "All preserved memory is lost.",
-        "Use kernels that write the same `compatible` before and after the kexec. 'is invalid: -9' on 6.16 and 6.17 "
-        "only means that the previous kernel did not finalize a handover: it is harmless, and fixed in stable.",
-        "'KHO: setup: handover FDT (0x10116b000) is invalid: -9' and 'disabling KHO revival: -22' after any kexec of "
-        "6.17 with KHO on.",
+        "Use kernels that write the same `compatible` before and after the kexec (kho compat). 'disabling KHO revival: "
+        "-2' alone on 6.19, without the number on 7.0, means that the previous kernel did not finalize: set "
+        "liveupdate=on, or write 1 to out/finalize before the kexec.",
+        "'KHO: setup: handover FDT (0x1e7000) is incompatible with 'kho-v3': 1' and 'disabling KHO revival' after a "
+        "kexec from 7.0 to 7.1. 'is invalid: -9' on 6.16 and 6.17.0 to 6.17.3 is harmless (DOC037).",
         f"{CORE}, kho_populate",
     ),
     "DOC019": Rule(
         "warning",
         "finalized, but no kexec followed",
-        "debugfs out/finalize is 1 (Linux 6.16 to 6.18): the map was written, but no kexec followed.",
-        "Until the handover is aborted, memory can be neither preserved nor unpreserved: callers get EBUSY.",
-        "Run kexec, or abort the handover: echo 0 > /sys/kernel/debug/kho/out/finalize.",
+        "debugfs out/finalize is 1 (Linux 6.16 to 7.0): the map was written, but no kexec followed.",
+        "To 6.18 memory can be neither preserved nor unpreserved until the handover is aborted: callers get EBUSY. On "
+        "6.19 and 7.0 they can, and what is preserved later is missing from the map until it is written again. There a "
+        "crash kernel that is loaded hangs (DOC027).",
+        "Run kexec. Or, to 6.18, abort the handover: echo 0 > /sys/kernel/debug/kho/out/finalize; on 6.19 and 7.0 this "
+        "is EINVAL, and only a reboot undoes it.",
         "A live update that was prepared and canceled; the 6.18 captures before their kexec.",
         "kernel/kexec_handover.c, kho_out_finalize_set; abi.md section 2",
     ),
@@ -432,6 +436,137 @@ RULES: dict[str, Rule] = {
         f"{CORE}, kho_memory_init",
         f"{RUN}, 7.0.9's code: 195816K reserved with scratch, 40168K with kho=off.",
         "The crash kernel's `Memory:` line has more available.",
+    ),
+    "DOC032": Rule(
+        "error",
+        "scratch sizes are not whole pageblocks: memory corruption",
+        "A size of low or global scratch is no multiple of a pageblock (2 MiB at 4 KiB pages), and this kernel does "
+        "not round it. kho_init gives whole pageblocks to the page allocator, so the pages next to the area in its "
+        "last pageblock go with it.",
+        "The owner of these pages shares them with the page allocator: hash tables of file systems, bounce buffers. "
+        "Such a kernel corrupts its own memory.",
+        "Use whole pageblocks: multiples of 2 MiB at 4 KiB pages, of 32 MiB at 16 KiB, of 512 MiB at 64 KiB; or boot "
+        "6.18.42, 7.1.5, 7.2 or later. Sizes for nodes and percentages are rounded in every release.",
+        "kho_scratch=17M,64M,16M on 6.19 and 7.0. Free pages next to the area are counted twice (MemTotal grows by "
+        "exactly those pages), reserved ones become free.",
+        f"{CORE}, kho_init, kho_reserve_scratch; 0e39380a7316",
+        "30 November 2026, QEMU: 6.19.11 and 7.0.11's KHO code corrupted themselves and died soon after, even MiB did "
+        "not; 7.1.13 rounds, and logs the size before rounding. 6.16 to 6.18.41, 7.0 and 7.1.0 to 7.1.4 from the "
+        "sources.",
+        "Each line of /sys/kernel/debug/kho/out/scratch_len is a multiple of 0x200000 (4 KiB pages).",
+    ),
+    "DOC033": Rule(
+        "warning",
+        "memfds lose pages in this release",
+        "This machine has live update, and its release records folios of a memfd as they are at PRESERVE_FD. A clean "
+        "folio may be reclaimed afterwards; one that is not up to date is zeroed by the next kernel.",
+        "Data written to a memfd after PRESERVE_FD can be missing after the kexec, and no call fails.",
+        "Boot 6.19.9 or later. Until then write everything before PRESERVE_FD.",
+        "6.19.0 to 6.19.8; 7.0 has the fix from its first release on.",
+        "mm/memfd_luo.c; 50d7b4332f27, 7e04bf1f3315, f85b1c6af5bc",
+        "The sources of 6.19.6, 6.19.8 and 6.19.11, and the stable patches; 30 November 2026. The loss itself was not "
+        "run.",
+        "`uname -r` is 6.19.9 or later.",
+    ),
+    "DOC034": Rule(
+        "warning",
+        "a memfd came back in part",
+        "The kernel could not restore a page of a memfd that was handed over.",
+        "To 6.19 and 7.0.10 RETRIEVE_FD can succeed all the same if the first page was restored: the file is short or "
+        "has a hole. From 7.0.11 on the call fails.",
+        "Compare size and content (a checksum) of what was retrieved, and treat the file as lost. Boot 7.0.11 or "
+        "later. Preserve each memfd once: its second token cannot be retrieved.",
+        "One memfd preserved under two tokens: the first retrieve is whole, the second gives EIO and this message.",
+        "mm/memfd_luo.c; 0fb1daf0b78d",
+        "30 November 2026, 6.19.11 and 7.0.11's code: EIO if the first page fails. The short file follows from the "
+        "source.",
+        "The message is absent after the next live update.",
+    ),
+    "DOC035": Rule(
+        "note",
+        "known faults of live update in this release",
+        "This machine has live update, and its release has faults that later releases mended.",
+        "Each one is named with its effect and the release that has the fix.",
+        "Boot a release with the fixes. Until then: compare what was retrieved, check that each file of a session is "
+        "there, and neither open nor close sessions during the kexec.",
+        "6.19 and 7.0 on machines with liveupdate=on.",
+        "kho.kernels.FIXES; docs/compat.md",
+    ),
+    "DOC036": Rule(
+        "warning",
+        "a NUMA node without memory keeps KHO off",
+        "This release reserves scratch for each online NUMA node, also for one without memory. That reservation fails, "
+        "and KHO disables itself.",
+        "KHO cannot be used on this machine, whatever sizes are requested.",
+        "Boot 6.19.6, 7.0 or later, or give each node memory.",
+        "Servers with sub-NUMA clustering or unpopulated sockets.",
+        f"{RESERVE}; 427b2535f513",
+        "The sources of 6.16 to 6.19.5 and the stable patch; 30 November 2026. Not run.",
+        "dmesg has no `Failed to reserve scratch area`.",
+    ),
+    "DOC037": Rule(
+        "note",
+        "an empty handover was refused, which is harmless",
+        "6.16 and 6.17.0 to 6.17.3 pass the FDT page at each kexec with KHO on, also if nothing was finalized. The "
+        "next kernel finds no FDT in it ('is invalid: -9') and boots as without KHO.",
+        "Nothing was handed over, so nothing is lost. Only a finalized handover would have been.",
+        "Nothing. 6.17.4 and later no longer pass it.",
+        "'KHO: setup: handover FDT (0x10116b000) is invalid: -9' and 'disabling KHO revival: -22' after any kexec of "
+        "6.17 with KHO on.",
+        f"{CORE}, kho_fill_kimage",
+        "The sources of 6.17.8 and the stable patch of 6.17.4; public logs.",
+        "The message is absent from 6.17.4 on.",
+    ),
+    "DOC038": Rule(
+        "note",
+        "a kexec from this release into a later one does not boot",
+        "6.19 with liveupdate=on hands over LUO data without the luo-flb node that 7.0 and 7.1 require. 6.16 and 6.17 "
+        "write a map whose bitmaps 6.18 and later read with the wrong size, and nothing tells the two apart.",
+        "The next kernel panics, or dies before its first message, so that only a power cycle helps.",
+        "Reboot cold for this upgrade. From 6.19: or put kho=off on the line of the 7.0 kernel (liveupdate=off does "
+        "not help); memfds and files of sessions are lost, reserve_mem is kept. From 6.17: do not finalize, or boot "
+        "kho=off.",
+        "'luo: Unable to get FLB node [luo-flb]', 'Kernel panic - not syncing: The incoming tree failed to initialize "
+        "properly [-ENOENT], disabling live update', also if no session was ever made.",
+        "kernel/liveupdate/luo_flb.c; abi.md section 6",
+        "30 November 2026, QEMU: 6.19.11 to 7.0's code, with and without a session, with liveupdate=off: panic; with "
+        "kho=off: boots. 6.17.8 finalized to 6.19.11: dies before its first console line, 2 of 2 runs.",
+        "The next kernel boots; `kho compat` shows each pair.",
+    ),
+    "DOC039": Rule(
+        "error",
+        "live update data made the kernel panic",
+        "The kernel could not use the LUO data of the previous kernel, and panicked on purpose: it does not run with "
+        "devices in a state that it does not know.",
+        "The machine does not boot by kexec. All preserved memory is lost.",
+        "Boot this kernel cold, or with kho=off (liveupdate=off does not help). Use kernels that go together (kho "
+        "compat).",
+        "6.19 with liveupdate=on, then 7.0.",
+        "kernel/liveupdate/luo_internal.h, luo_restore_fail",
+        "30 November 2026, QEMU: 6.19.11 to 7.0's code; kho-v3 with luo-v5 to 7.1.13.",
+        "The log of the next boot has no such panic.",
+    ),
+    "DOC040": Rule(
+        "warning",
+        "the kernel reported a fault of KHO",
+        "The kernel log has a message that reports a failure of KHO, LUO or memfds. docs/messages.md has each message "
+        "with its meaning.",
+        "Depending on the message, a file, a subtree or the next handover is lost.",
+        'The value names the meaning of each message; `kho doctor --explain "MESSAGE"` prints it.',
+        "'luo: No registered handler for compatible 'memfd-v1'', then EIO on /dev/liveupdate.",
+        "docs/messages.md",
+    ),
+    "DOC041": Rule(
+        "warning",
+        "a handover was ignored: this kernel has no KHO",
+        "The previous kernel handed memory over, and this kernel is built without CONFIG_KEXEC_HANDOVER.",
+        "All preserved memory is lost, and only this line tells.",
+        "kexec into a kernel with CONFIG_KEXEC_HANDOVER=y.",
+        "'Passed KHO data, but CONFIG_KEXEC_HANDOVER not set. Ignoring.' after a kexec from a distribution's kernel "
+        "with KHO into one without.",
+        "arch/x86/kernel/setup.c, add_kho",
+        "The sources of 6.17.8 to 7.3.4.",
+        "The line is absent, and `KHO: found kexec handover data` is there.",
     ),
 }
 

@@ -159,6 +159,19 @@ def rounded(spec: ScratchSpec | None, nodes: int, align: int) -> list[int]:
         return []
 
 
+def whole_pageblocks(spec: ScratchSpec, block: int) -> str | None:
+    """Return the `kho_scratch=` with low and global sizes rounded up to whole pageblocks; None if they are.
+
+    Linux 6.16 to 6.18.41, 6.19, 7.0 and 7.1.0 to 7.1.4 use these two sizes as given, and round only those of nodes.
+    """
+    if spec.low is None or spec.global_ is None or spec.pernode is None:
+        return None
+    sizes = (spec.low, spec.global_, spec.pernode)
+    if not any(nbytes % block for nbytes in sizes[:2]):
+        return None
+    return "kho_scratch=" + ",".join(f"{-(-nbytes // block) * block >> 20}M" for nbytes in sizes)
+
+
 def figures(facts: Facts) -> Figures:
     """Compute each figure whose source is available."""
     found = Figures(block_bytes=facts.block_bytes)

@@ -8,8 +8,9 @@ from typing import Any
 from .._kho import ScratchSpec, kho_is_enabled, parse_kho_scratch
 from ..errors import KhoError, ParameterError
 from .checks import unexpected_parses
+from .crash import fits_after_handover, proposed
 from .report import Report
-from .scratch import scratch_values, split_cmdline
+from .scratch import scratch_values, split_cmdline, whole_pageblocks
 from .text import size
 
 DEFAULT = 200
@@ -25,6 +26,10 @@ class WhatIf:
     """True if the kernel accepts the parameters."""
     fits: bool | None = None
     """True if the areas fit into memory; None if unknown."""
+    boots: bool | None = None
+    """True if the next kernel can boot in the areas; None if unknown."""
+    crash_kernel: bool | None = None
+    """True if a crash kernel has room in one area after a handover; None if unknown, or without crashkernel=."""
     now: int | None = None
     then: int | None = None
     exact: bool = False
@@ -39,6 +44,11 @@ class WhatIf:
     def gain(self) -> int | None:
         """Bytes that are no longer scratch; negative if scratch grows."""
         return None if self.now is None or self.then is None else self.now - self.then
+
+    @property
+    def good(self) -> bool:
+        """True if the kernel accepts the parameters, and as far as is known everything has room."""
+        return self.accepted and self.fits is not False and self.boots is not False and self.crash_kernel is not False
 
     @property
     def headline(self) -> str:
@@ -111,8 +121,16 @@ def what_if(report: Report, parameters: str) -> WhatIf:
         return made
     if report.built_in is False:
         made.notes.append("this kernel has no KHO; another kernel is needed")
+    if spec is not None and (line := whole_pageblocks(spec, report.pageblock)) and report.rounds_sizes is False:
+        made.accepted = False
+        made.notes.append(
+            f"low and global must be whole pageblocks of {size(report.pageblock)}: Linux {report.release} may not "
+            f"round them, and corrupts memory next to the area (DOC032); use {line}"
+        )
+        return made
     _sizes(made, report, spec)
     _fits(made, report)
+    _crash_kernel(made, report)
     return made
 
 
@@ -152,9 +170,13 @@ def _sizes(made: WhatIf, report: Report, spec: ScratchSpec | None) -> None:
             made.notes.append(str(error))
             return
         made.then, made.exact = sum(made.sizes), bool(nodes)
-        need = report.reserved_at_boot
+        need = report.needed_at_boot
+        made.boots = None if need is None else made.then >= need
         if need is not None and made.then < need:
-            made.notes.append(f"too small for a handover: the next kernel needs about {size(need)} while it boots")
+            made.notes.append(
+                f"too small for a handover: the next kernel needs about {size(need)} while it boots (on x86_64 with "
+                "its initramfs)"
+            )
         return
     percent = DEFAULT if spec is None else spec.percent or 0
     if report.scale and report.scratch and report.scratch_how != "at least":
@@ -163,8 +185,10 @@ def _sizes(made: WhatIf, report: Report, spec: ScratchSpec | None) -> None:
         if not made.exact:
             made.notes.append(f"scaled from the size at {report.scale} % now; each area is rounded up separately")
     elif report.reserved_at_boot is not None:
-        made.then = 2 * report.reserved_at_boot * percent // 100
+        made.then = (4 if report.numa is False else 2) * report.reserved_at_boot * percent // 100
         made.notes.append("estimated from the memory reserved at boot, which counts for low or global and per node")
+        if report.crash_kernel:
+            made.notes.append(f"{size(report.crash_kernel)} of it are the crash kernel's")
     elif report.ram is not None:
         made.then = 2 * (report.ram // 64) * percent // 100
         made.unknown.append("how much the kernel reserves at boot (dmesg: Memory: ... reserved)")
@@ -183,9 +207,10 @@ def _fits(made: WhatIf, report: Report) -> None:
     low = made.sizes[0] if made.sizes else 0
     per_node = made.sizes[2:] if len(made.sizes) > 2 else []
     over = [node for want, (node, have) in zip(per_node, report.nodes.items(), strict=False) if want > have]
-    if made.then >= report.ram:
+    if made.then + report.crash_wanted >= report.ram + (report.crash_kernel or 0):
         made.fits = False
-        made.notes.append(f"RAM is {size(report.ram)}")
+        crash = f", and {size(report.crash_wanted)} are for the crash kernel" if report.crash_wanted else ""
+        made.notes.append(f"RAM is {size(report.ram)}{crash}")
     elif low >= 4 << 30 or over:
         made.fits = False
         made.notes.append(
@@ -195,3 +220,22 @@ def _fits(made: WhatIf, report: Report) -> None:
         made.fits = True
         if made.then > report.ram // 2:
             made.notes.append("each area must be contiguous free memory at boot; areas this large may not be available")
+
+
+def _crash_kernel(made: WhatIf, report: Report) -> None:
+    """Compare the largest area with the memory that `crashkernel=` asks for: after a handover it must fit into one."""
+    if not report.crash_wanted or len(made.sizes) < 3:
+        return
+    others = report.needed_at_boot
+    besides = others if others is not None else 64 << 20
+    made.crash_kernel = fits_after_handover(made.sizes, report.crash_wanted, others)
+    if made.crash_kernel:
+        made.notes.append(f"after a live update the crash kernel's {size(report.crash_wanted)} fit into one area")
+        return
+    line = proposed(made.sizes, report.crash_wanted, besides, report.ram, report.pageblock)
+    text = f"crashkernel= asks for {size(report.crash_wanted)}, and the largest area has {size(max(made.sizes))}"
+    text += f"; {line} has room for it" if line is not None else ""
+    if made.crash_kernel is False:
+        made.notes.append(f"no crash kernel after a live update: {text}")
+    else:
+        made.unknown.append(f"whether a crash kernel has room after a live update: {text}")
