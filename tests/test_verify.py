@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kho
-from kho.formats import KhoTest, MemfdFile
+from kho.formats import HwPoison, KhoTest, MemfdFile
 from kho.handover import rules as findings
 from kho.handover.rules import RULES, Finding
 from kho.handover.verify import verify, verify_fdt
@@ -251,6 +251,17 @@ def pack_u64(value: int) -> bytes:
     return struct.pack("<Q", value)
 
 
+def poisoned() -> Edit:
+    """A handover whose list of poisoned pages names a page of a preserved folio."""
+    arena = kho.Arena("16M")
+    out = kho.Outgoing(arena, "kho-v4")
+    folio = arena.alloc(3)
+    out.preserve_folio(folio)
+    out.add_payload(HwPoison, {"pfns": [1, folio.pfn + 5]}, subtree="hwpoison", draft=True)
+    out.finalize()
+    return Edit([(0, arena.read(0, 16 * MIB))])
+
+
 def lost_folio(edit: Edit) -> None:
     folio = edit.memfd().folios[0]
     edit.preserve(folio.phys, folio.order, on=False)
@@ -313,6 +324,7 @@ CORRUPTIONS: dict[str, Case] = {
     "KHO032": Case(put(lambda edit: edit.session + 72, "Q", 3)),
     "KHO033": Case(same_folio_twice),
     "KHO034": Case(lambda edit: edit.preserve(NOWHERE, 0)),
+    "KHO035": Case(base=poisoned),
     "KHO036": Case(base=lambda: luo_v1("kho-v4", flb_node=True)),
     "KHO037": Case(base=lambda: luo_v1("kho-v1", flb_node=False)),
     "KHO038": Case(put(lambda edit: edit.file, "48s", b"memfd-v1")),

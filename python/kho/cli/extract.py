@@ -19,6 +19,7 @@ from .options import Number, read, source_options
 @click.option("--subtree", metavar="NAME", help="Extract the blob of a subtree.")
 @click.option("--reserve-mem", metavar="NAME", help="Extract a reserve_mem= region.")
 @click.option("--folio", type=Number(), metavar="PHYS", help="Extract the folio at this physical address.")
+@click.option("--dmesg", is_flag=True, help="Extract the previous kernel's last messages (draft: pstore-kho).")
 @click.option("--all", "folder", type=click.Path(), metavar="DIR", help="Extract everything and DIR/manifest.json.")
 @click.option("-o", "--output", "target", type=click.Path(), metavar="FILE", help="The file to write; - is stdout.")
 @click.option("--force", is_flag=True, help="Replace existing files.")
@@ -30,6 +31,7 @@ def command(
     subtree: str | None,
     reserve_mem: str | None,
     folio: int | None,
+    dmesg: bool,
     folder: str | None,
     target: str | None,
     force: bool,
@@ -44,9 +46,11 @@ def command(
     \b
     Exit codes: 0 written, 1 with --all: a part could not be read, 2 not found or not readable.
     """
-    chosen = [name is not None for name in (session, subtree, reserve_mem, folio, folder)]
+    chosen = [name is not None for name in (session, subtree, reserve_mem, folio, folder, dmesg or None)]
     if sum(chosen) != 1 or (session is None) != (token is None):
-        raise click.UsageError("one of --session with --token, --subtree, --reserve-mem, --folio or --all is required")
+        raise click.UsageError(
+            "one of --session with --token, --subtree, --reserve-mem, --folio, --dmesg or --all is required"
+        )
     if (folder is None) != (target is not None):
         raise click.UsageError("--all takes a directory; omit -o" if folder else "-o FILE is required")
     inc = read(source, **options)
@@ -60,6 +64,8 @@ def command(
         item = extract.subtree(inc, subtree)
     elif reserve_mem is not None:
         item = extract.region(inc, reserve_mem)
+    elif dmesg:
+        item = extract.dmesg(inc)
     else:
         item = extract.folio(inc, folio or 0)
     content = item.contents()

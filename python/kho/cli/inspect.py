@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -157,6 +158,83 @@ def show_payloads(report: dict[str, Any]) -> None:
             objects.show()
     if "luo" in report:
         show_luo(report["luo"])
+    show_fields(list(fielded(report)))
+
+
+KNOWN = {
+    *("compatible", "data", "token", "size", "folios", "sha256", "error", "raw"),
+    *("pos", "seals", "flags", "nr_folios"),
+}
+"""What the table of files shows, or leaves out, of every file."""
+ABOUT = {"draft", "source", "units", "unsure"}
+"""What a description says of the fields, next to them."""
+ENTRY = {"compatible", "data", "token", "sha256"}
+"""What a file's row has in addition to its fields."""
+MOST = 8
+"""Maximum number of records of a list that are shown."""
+
+
+def fielded(report: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the payloads whose fields are shown one by one, each with its owner."""
+    for name, row in report.get("payloads", {}).items():
+        yield f"subtree {name}", row
+    luo = report.get("luo", {})
+    for session in luo.get("sessions", []):
+        for row in session["files"]:
+            if row.keys() - KNOWN:
+                yield f"{session['name']}/{row['token']:#x}", row
+    for name, row in luo.get("flb_data", {}).items():
+        yield f"FLB {name}", row
+
+
+def show_fields(payloads: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Print the fields of payloads, numbers with their units."""
+    if not payloads:
+        return
+    drafts = [owner for owner, row in payloads if row.get("draft")]
+    heading("Fields", ": of public drafts, which may still change" if len(drafts) == len(payloads) else "")
+    table = output.table("of", "field", "value", limit=output.LINE)
+    for owner, row in payloads:
+        shown = owner
+        units = row.get("units", {})
+        for name, value in row.items():
+            if name in ABOUT | ENTRY or name.removesuffix("_text") in row.keys() - {name}:
+                continue
+            if isinstance(value, list):
+                for at, item in enumerate(value[:MOST]):
+                    table.add(shown, f"{name}[{at}]", value_text(item, name, units))
+                    shown = ""
+                more = len(value) + row.get(f"{name}_omitted", 0)
+                if more > MOST or not value:
+                    table.add(shown, name, f"{more} in all")
+            else:
+                said = row.get(f"{name}_text")
+                table.add(shown, name, value_text(value, name, units) + ("" if said is None else f" ({said})"))
+            shown = ""
+        for key in ("unsure", "source"):
+            if key in row:
+                table.add(shown, key if key == "unsure" else "draft of", row[key])
+    table.show()
+
+
+def value_text(value: Any, name: str, units: dict[str, str]) -> str:
+    """Format a value with the unit of its field; a record as its fields."""
+    if isinstance(value, dict):
+        parts = []
+        for key, item in value.items():
+            if key.endswith("_text") and key.removesuffix("_text") in value:
+                continue
+            said = value.get(f"{key}_text")
+            parts.append(f"{key} {value_text(item, f'{name}.{key}', units) if said is None else said}")
+        return ", ".join(parts)
+    unit = units.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or unit is None:
+        return str(value)
+    if unit == "bytes" and value >= 0:
+        return output.size(value)
+    if unit in ("pfn", "phys", "token"):
+        return f"{value:#x}" if unit in name else f"{unit} {value:#x}"
+    return f"{value:#o}" if unit == "mode" else f"{value} {unit}"
 
 
 def show_luo(luo: dict[str, Any]) -> None:
@@ -168,15 +246,17 @@ def show_luo(luo: dict[str, Any]) -> None:
             size = output.size(row["size"]) if "size" in row else ""
             digest = row.get("sha256") or row.get("error") or ""
             folios = str(row.get("folios", ""))
-            files.add(session["name"], f"{row['token']:#x}", row["compatible"], size, folios, digest[:16])
+            kind = row["compatible"] + (" (draft)" if row.get("draft") else "")
+            files.add(session["name"], f"{row['token']:#x}", kind, size, folios, digest[:16])
         if not session["files"]:
             files.add(session["name"], "", "no files")
     if luo["sessions"]:
         files.show()
     if luo["flbs"]:
         flbs = output.table("FLB", "data", ">files")
+        decoded = luo.get("flb_data", {})
         for name, data, count in luo["flbs"]:
-            flbs.add(name, f"{data:#x}", str(count))
+            flbs.add(name + (" (draft)" if decoded.get(name, {}).get("draft") else ""), f"{data:#x}", str(count))
         flbs.show()
 
 

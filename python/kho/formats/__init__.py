@@ -16,34 +16,87 @@ from __future__ import annotations
 
 from .._kho import Incoming
 from ..errors import FormatError, NotFoundError
+from .declare import (
+    Declared,
+    Int,
+    Record,
+    Records,
+    array,
+    blocks,
+    nodes,
+    raw,
+    s32,
+    s64,
+    text,
+    u8,
+    u16,
+    u32,
+    u64,
+    vmalloc,
+)
+from .drafts import EventFd, GuestMemfd, HugeMemfd, Hugetlb, HwPoison, KvmVm, Pci, TmpfsFile, TmpfsMount
+from .folio_file import FolioEntry, FolioFile
 from .kernel import KhoTest, Metadata, Region, ReserveMem
+from .keytree import KeyTree, keytree
 from .live import Live
 from .luo import Luo, MemfdFile, Session
+from .pstore import PstoreKho, PstoreRecord
 from .registry import Blob, Broken, Budget, Owned, Payload, Raw, decode, decoder, known, subtree
 
 __all__ = [
     "Blob",
     "Broken",
     "Budget",
+    "Declared",
+    "EventFd",
+    "FolioEntry",
+    "FolioFile",
+    "GuestMemfd",
+    "HugeMemfd",
+    "Hugetlb",
+    "HwPoison",
+    "Int",
+    "KeyTree",
     "KhoTest",
+    "KvmVm",
     "Live",
     "Luo",
     "MemfdFile",
     "Metadata",
     "Owned",
     "Payload",
+    "Pci",
+    "PstoreKho",
+    "PstoreRecord",
     "Raw",
+    "Record",
+    "Records",
     "Region",
     "ReserveMem",
     "Session",
+    "TmpfsFile",
+    "TmpfsMount",
+    "array",
+    "blocks",
     "decode",
     "decoder",
+    "keytree",
     "known",
     "luo_of",
     "metadata_of",
+    "nodes",
     "payloads",
+    "raw",
     "reserve_mem_of",
+    "s32",
+    "s64",
     "subtree",
+    "text",
+    "u8",
+    "u16",
+    "u32",
+    "u64",
+    "vmalloc",
 ]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from .._kho import Incoming, Vmalloc
+from .declare import Declared, text, u32
 from .registry import Blob, Owned, Payload, decoder
 
 if TYPE_CHECKING:
@@ -59,25 +60,12 @@ class ReserveMem(Payload):
 
 
 @decoder("kexec-metadata")
-class Metadata(Payload):
+class Metadata(Declared):
     """The history of kexecs: `struct kho_kexec_metadata`, packed, 73 bytes (Linux 7.1 and later)."""
 
-    LAYOUT = struct.Struct("<I65sI")
-
-    def __init__(self, blob: Blob) -> None:
-        super().__init__(blob)
-        self.version, release, self.kexec_count = self.LAYOUT.unpack(blob.read(self.LAYOUT.size))
-        self.previous_release: str = release.split(b"\0")[0].decode("utf-8", "replace")
-        if self.version != 1:
-            raise self.malformed(f"version {self.version} is not 1")
-
-    def describe(self) -> dict[str, Any]:
-        """Return the fields of the struct."""
-        return {
-            "version": self.version,
-            "previous_release": self.previous_release,
-            "kexec_count": self.kexec_count,
-        }
+    version = u32(equals=1)
+    previous_release = text(65)
+    kexec_count = u32()
 
 
 @decoder("kho-test-v1")

@@ -104,6 +104,18 @@ class Holding:
         if self._owner().preserve_pages(phys, nr_pages):
             self._preserved.append((phys, nr_pages))
 
+    def put(self, data: bytes) -> int:
+        """Copy bytes into a new preserved folio of their size, and return its address. Raises: OutOfMemoryError."""
+        pages = max(-(-len(data) // self.page_size), 1)
+        folio = self.page((pages - 1).bit_length())
+        memoryview(folio)[: len(data)] = data
+        return folio.phys
+
+    def area(self, data: bytes) -> bytes:
+        """Copy bytes into a new preserved vmalloc area, and return its struct kho_vmalloc. Raises: OutOfMemoryError."""
+        blocks, order, _ = blocks_of(self, data)
+        return vmalloc(self, blocks, order)
+
     def _owner(self) -> _kho.Outgoing:
         out = self._out()
         if out is None:
@@ -302,12 +314,7 @@ def metadata(previous_release: str, kexec_count: int) -> bytes:
 
     Raises: ParameterError for a release of more than 64 bytes or a count of more than 32 bits.
     """
-    release = previous_release.encode()
-    if len(release) > 64 or b"\0" in release:
-        raise ParameterError(f"kexec-metadata: release {previous_release!r} is not text of at most 64 bytes")
-    if not 0 <= kexec_count < 1 << 32:
-        raise ParameterError(f"kexec-metadata: kexec_count {kexec_count} does not fit 32 bits")
-    return Metadata.LAYOUT.pack(1, release, kexec_count)
+    return Metadata.encode(previous_release=previous_release, kexec_count=kexec_count)
 
 
 def kho_test_fdt(folios: Sequence[tuple[int, int]], csum: int, listed: bytes | None) -> bytes:

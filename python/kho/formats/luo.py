@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from .. import errors
 from .._kho import Fdt, Memfd, Vmalloc
 from .._types import MemfdFolio
-from .registry import Blob, Broken, Owned, Payload, decode, decoder
+from .registry import Blob, Broken, Owned, Payload, decode, decoder, has_decoder
 
 BLOCK = struct.Struct("<QQ")
 """`{ u64 next; u64 count; }` at the head of a luo-v5 block, then the entries."""
@@ -134,6 +134,19 @@ class Luo(Payload):
                 self._files[key] = Broken(blob, errors.FormatError(why))
         return self._files[key]
 
+    def flb_payload(self, flb: Flb) -> Payload | None:
+        """Decode file-lifecycle-bound data; None if no decoder is registered for its name, or it has no address."""
+        if not flb.data or not has_decoder(flb.name):
+            return None
+        return self.file(Blob(self.blob.inc, flb.name, flb.data, None, f"FLB {flb.name}", self.blob.budget))
+
+    def flb_payloads(self) -> Iterator[tuple[Flb, Payload]]:
+        """Yield the file-lifecycle-bound data that has a decoder."""
+        for flb in self.flbs:
+            payload = self.flb_payload(flb)
+            if payload is not None:
+                yield flb, payload
+
     def _add(self, raw: bytes, count: int, entries: list[FileEntry], blocks: list[tuple[int, int]]) -> None:
         name = text(raw)
         session = Session(name, count, entries, Files(self, name, entries), blocks, raw.split(b"\0")[0])
@@ -174,7 +187,8 @@ class Luo(Payload):
             self.flbs.append(Flb(text(name), data, used))
 
     def describe(self) -> dict[str, Any]:
-        """Return sessions, files and FLBs."""
+        """Return sessions, files and FLBs; under `flb_data` the FLBs that have a decoder."""
+        decoded = {flb.name: payload.describe() for flb, payload in self.flb_payloads()}
         return {
             "compatible": self.compatible,
             "liveupdate_num": self.liveupdate_num,
@@ -187,7 +201,7 @@ class Luo(Payload):
                 for session in self.all_sessions
             ],
             "flbs": [[flb.name, flb.data, flb.count] for flb in self.flbs],
-        }
+        } | ({"flb_data": decoded} if decoded else {})
 
     def owned(self) -> Iterator[Owned]:
         """Yield the memory of the lists and of every file."""
@@ -198,6 +212,8 @@ class Luo(Payload):
                 yield Owned(f"session {session.name}", "file block", (phys, nbytes))
             for entry in session.entries:
                 yield from session.files.decode(entry).owned()
+        for _, payload in self.flb_payloads():
+            yield from payload.owned()
 
 
 @decoder("luo-v5")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from .. import errors
 from .._kho import Fdt, Incoming, Memfd, Vmalloc
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ..handover.rules import Finding
 
 
+SUBTREE = "subtree "
+"""How the owner of a subtree's blob begins."""
 FDT_MAGIC = b"\xd0\x0d\xfe\xed"
 MOST_FDT = 2 << 20
 """Maximum bytes of a devicetree: no kernel boots with a larger one (MAX_FDT_SIZE of arm64)."""
@@ -39,6 +41,7 @@ class Budget:
 
     def __init__(self, inc: Incoming) -> None:
         self._objects = self.most_objects = inc.room("objects")
+        self._items = self._most_items = inc.room("items")
         self._fdt_bytes = inc.room("fdt_bytes")
         self.most_fdt = min(self._fdt_bytes, max(MOST_FDT, inc.room("held") // 64))
         """Maximum bytes of one devicetree."""
@@ -54,6 +57,15 @@ class Budget:
                 "this size can plausibly hold"
             )
         self._objects -= count
+
+    def take_items(self, count: int, what: str) -> None:
+        """Count records that stay bytes until they are asked for. Raises: FormatError as `take_objects`."""
+        if count > self._items:
+            raise errors.FormatError(
+                f"{what}: with these {count} records the total exceeds {self._most_items}, more than an image of this "
+                "size can plausibly hold"
+            )
+        self._items -= count
 
     def take_fdt(self, nbytes: int, what: str) -> None:
         """Count bytes of devicetrees. Raises: FormatError as `take_objects`."""
@@ -89,6 +101,11 @@ class Blob:
     """The owner as text: `subtree LUO`, `session vm-1, file 0x10`."""
     shared: Budget | None = field(default=None, repr=False, compare=False)
     """Limits shared by the decoders of one run; None for a separate run."""
+
+    @property
+    def of_subtree(self) -> bool:
+        """Whether it is the blob of a subtree, not the data of a file."""
+        return self.owner.startswith(SUBTREE)
 
     def read(self, n: int | None = None, offset: int = 0) -> bytes:
         """Copy `n` bytes from `offset`, by default up to the end of the blob.
@@ -137,6 +154,9 @@ def fdt_at(inc: Incoming, phys: int, size: int, what: str, budget: Budget) -> Fd
 
 class Payload:
     """A decoded payload. A subclass reads its blob in `__init__` and raises FormatError if the blob is malformed."""
+
+    draft: ClassVar[bool] = False
+    """Whether the format is that of a public draft, which no released kernel writes."""
 
     def __init__(self, blob: Blob) -> None:
         self.blob = blob
@@ -219,6 +239,11 @@ def decoder(*compatibles: str) -> Callable[[_Class], _Class]:
     return register
 
 
+def registered_as(kind: type[Payload]) -> list[str]:
+    """Return the compatibles that a class is registered for, in the order in which they were."""
+    return [compatible for compatible, make in _decoders.items() if make is kind]
+
+
 @cache
 def _load_entry_points() -> None:
     """Import the decoders of other packages; one that fails to load is skipped with a warning."""
@@ -281,6 +306,12 @@ def known() -> list[str]:
     return sorted(_decoders)
 
 
+def has_decoder(compatible: str) -> bool:
+    """Whether a decoder is registered for a compatible."""
+    _load_entry_points()
+    return compatible in _decoders
+
+
 def decode(blob: Blob) -> Payload:
     """Decode a blob by its compatible: `Raw` if there is no decoder, `Broken` if the decoder refuses it."""
     _load_entry_points()
@@ -297,7 +328,7 @@ def subtree(inc: Incoming, name: str, budget: Budget | None = None) -> Payload:
     """
     budget = budget or Budget(inc)
     found = inc.retrieve_subtree(name)
-    owner = f"subtree {name}"
+    owner = f"{SUBTREE}{name}"
     blob = Blob(inc, "", found.phys, found.size, owner, budget)
     blob = replace(blob, compatible=_compatible(blob, name))
     return decode(blob)

@@ -9,7 +9,20 @@ from typing import Any
 
 from .. import errors
 from .._kho import Incoming
-from ..formats import Broken, KhoTest, Live, Luo, MemfdFile, Metadata, Payload, Raw, ReserveMem, payloads
+from ..formats import (
+    Broken,
+    Declared,
+    FolioFile,
+    KhoTest,
+    Live,
+    Luo,
+    MemfdFile,
+    Metadata,
+    Payload,
+    Raw,
+    ReserveMem,
+    payloads,
+)
 from ..formats.luo import LuoV1
 from ..kernels import Kernel, kernels_that_write, spanned
 from .extract import Allowance, memory_content, sha256_of
@@ -83,7 +96,7 @@ def describe(inc: Incoming, *, full: bool = False) -> dict[str, Any]:
         report["folios_sha256"] = _folios_digest(memoryview(folios).cast("B"))
     elif full:
         report["folio_runs"] = folio_runs(inc)
-    for payload in decoded.values():
+    for name, payload in decoded.items():
         match payload:
             case KhoTest():
                 report["kho_test"] = payload.describe()
@@ -93,6 +106,8 @@ def describe(inc: Incoming, *, full: bool = False) -> dict[str, Any]:
                 report["kexec_metadata"] = payload.describe()
             case Live():
                 report["live"] = payload.describe()
+            case Declared():
+                report.setdefault("payloads", {})[name] = payload.describe()
             case Luo():
                 report["luo"] = payload.describe()
                 _add_digests(payload, report["luo"], full)
@@ -130,9 +145,12 @@ def _add_digests(luo: Luo, described: dict[str, Any], full: bool) -> None:
     for session, rows in zip(luo.all_sessions, described["sessions"], strict=True):
         for entry, row in zip(session.entries, rows["files"], strict=True):
             file = session.files.decode(entry)
-            if not isinstance(file, MemfdFile):
+            if isinstance(file, MemfdFile):
+                data = file.memfd.data_bytes
+            elif isinstance(file, FolioFile):
+                data = sum(nbytes for _, nbytes in file.parts)
+            else:
                 continue
-            data = file.memfd.data_bytes
             if full or data <= left:
                 left -= data
                 try:

@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
 
-from .. import errors, jsontext
+from .. import errors, formats, jsontext
 from .._kho import Incoming, Memfd
-from ..formats import MemfdFile, Payload, Raw, Region
+from ..formats import Broken, FolioFile, MemfdFile, Payload, PstoreKho, Raw, Region
 from ..formats.luo import FileEntry, Session
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Item",
     "Saved",
     "content_of",
+    "dmesg",
     "file",
     "folio",
     "items",
@@ -47,6 +48,10 @@ __all__ = [
 WINDOW = 4 << 20
 """Bytes per read."""
 _ZEROS = bytes(1 << 20)
+PSTORE = "pstore-kho"
+"""Name of the subtree with the previous kernel's messages."""
+DMESG = "dmesg.txt"
+"""Name of these messages as a file."""
 _parts = itertools.count()
 
 Progress = Callable[[int], object]
@@ -147,6 +152,8 @@ def content_of(thing: Memfd | Readable, what: str | None = None) -> Content:
     if isinstance(thing, Memfd):
         memfd = thing
         return Content(what or f"memfd at {memfd.phys:#x}", memfd.size, memfd.data, memfd.read, memfd.next_to_read)
+    if isinstance(thing, FolioFile):
+        return Content(what or thing.blob.owner, thing.size, thing.parts, thing.read, thing.next_to_read)
     if isinstance(thing, Region):
         return memory_content(thing.inc, what or thing.name, thing.start, thing.size)
     if what is None:
@@ -330,7 +337,7 @@ def stream(
 class Item:
     """A part of a handover with contents, or with the error why it has none."""
 
-    kind: Literal["subtree", "reserve_mem", "file", "folio", "sessions"]
+    kind: Literal["subtree", "reserve_mem", "file", "folio", "sessions", "pstore"]
     name: str
     """`LUO`, `keepme`, `vm-1/0x10`."""
     phys: int | None
@@ -384,6 +391,31 @@ def region(inc: Incoming, name: str) -> Item:
         raise errors.NotFoundError(f"reserve_mem {name!r}: not found; there are {_quoted_names(regions)}")
     found = regions[name]
     return Item("reserve_mem", name, found.start, found.size, content_of(found, f"reserve_mem {name}"))
+
+
+def dmesg(inc: Incoming) -> Item:
+    """Return the previous kernel's last messages: the records of the subtree `pstore-kho`, a public draft.
+
+    Raises: NotFoundError without that subtree; FormatError if no record can be read.
+    """
+    try:
+        payload = formats.subtree(inc, PSTORE)
+    except errors.NotFoundError:
+        raise errors.NotFoundError(
+            f"no kernel messages: no subtree {PSTORE!r}, which only kernels with the draft of pstore's KHO backend "
+            f"write; there are {_quoted_names(inc.subtrees)}"
+        ) from None
+    if not isinstance(payload, PstoreKho):
+        raise payload.error if isinstance(payload, Broken) else payload.malformed("it is not decoded")
+    return _dmesg(payload)
+
+
+def _dmesg(payload: PstoreKho) -> Item:
+    text = payload.dmesg()
+    data = [(0, len(text))] if text else []
+    content = Content(DMESG, len(text), data, lambda n, offset: text[offset : offset + n])
+    facts = {"draft": True, "records": len(payload.records)}
+    return Item("pstore", DMESG, payload.blob.phys, len(text), content, facts=facts)
 
 
 def folio(inc: Incoming, phys: int) -> Item:
@@ -441,6 +473,11 @@ def items(inc: Incoming) -> Iterator[Item]:
             yield Item("reserve_mem", name, found.start, found.size, content_of(found, f"reserve_mem {name}"))
     except errors.KhoError as error:
         yield Item("reserve_mem", "memblock", None, None, None, str(error))
+    if PSTORE in inc.subtrees:
+        try:
+            yield dmesg(inc)
+        except errors.KhoError as error:
+            yield Item("pstore", DMESG, inc.subtrees[PSTORE].phys, None, None, str(error))
     try:
         luo = inc.luo
     except errors.NotFoundError:

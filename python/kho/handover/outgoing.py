@@ -6,14 +6,15 @@ import contextlib
 import os
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import _kho
 from .._types import MemfdFolio
 from ..errors import ExistsError, FinalizedError, NotFoundError, ParameterError
-from ..formats import kernel_write
+from ..formats import Declared, kernel_write
+from ..formats.declare import compatible_of
 from ..formats.kernel_write import VM_ALLOC, VM_HUGE, VMALLOC, Holding, MemfdLayout, release_all
 from ..formats.luo_write import LuoOut, luo_out
 from ..formats.registry import writer_of
@@ -53,6 +54,7 @@ class Outgoing(_kho.Outgoing):
         self._places: deque[int] | None = None
         self._vmallocs: dict[int, Holding] = {}
         self._held: dict[str, Holding] = {}
+        self._flbs: dict[str, Holding] = {}
         self._regions: dict[str, tuple[tuple[int, int], Holding]] = {}
         self._luo: LuoOut | None = None
 
@@ -189,6 +191,60 @@ class Outgoing(_kho.Outgoing):
 
         return luo.add_file(session, token, version.compatible, write)
 
+    def add_payload(
+        self,
+        kind: type[Declared],
+        values: Mapping[str, Any] | bytes,
+        *,
+        file: tuple[str, int] | None = None,
+        flb: int | None = None,
+        subtree: str | None = None,
+        draft: bool = False,
+    ) -> int:
+        """Add a payload whose format is declared (docs/decoders.md), as a file, as an FLB or as a subtree.
+
+        Args:
+            kind: a registered class of `kho.formats.Declared`; files and FLBs get its compatible.
+            values: its fields, as `kind.encode` takes them, or its bytes. The pages of lists are allocated and
+                preserved; memory that records refer to is the caller's to preserve.
+            file: the session and the token, for a file.
+            flb: the number of files that share it, for file-lifecycle-bound data.
+            subtree: the name, for a subtree.
+            draft: confirms that the format is a draft, which no released kernel reads.
+
+        Returns: the physical address of the structure.
+        Raises: ParameterError for a draft without draft=True, for a value that does not fit, and unless one of file,
+            flb and subtree is given; ExistsError, OutOfMemoryError, FinalizedError. An error leaves the handover
+            unchanged.
+
+        """
+        if kind.draft and not draft:
+            raise ParameterError(f"{kind.__name__}: a draft, which no released kernel reads; draft=True writes it")
+        if [file, flb, subtree].count(None) != 2:
+            raise ParameterError("add_payload: exactly one of file, flb and subtree is required")
+
+        def write() -> tuple[int, Holding]:
+            with self._hold() as hold:
+                return hold.put(encoded(hold)), hold
+
+        def encoded(hold: Holding) -> bytes:
+            return bytes(values) if isinstance(values, bytes) else kind.encode(hold, **values)
+
+        if file is not None:
+            return self._luo_open("add_payload").add_file(*file, compatible_of(kind), write)
+        if flb is not None:
+            luo, name = self._luo_open("add_payload"), compatible_of(kind)
+            with self._hold() as hold:
+                made = hold.put(encoded(hold))
+                luo.add_flb(name, made, flb)
+            self._flbs[name] = hold
+            return made
+        assert subtree is not None
+        with self._hold() as hold:
+            made = self.add_subtree(subtree, encoded(hold))
+        self._held[subtree] = hold
+        return made
+
     def remove_file(self, session: str, token: int) -> None:
         """Remove a file from its session. Raises: NotFoundError, FinalizedError."""
         self._luo_open("remove_file").remove_file(session, token)
@@ -207,6 +263,8 @@ class Outgoing(_kho.Outgoing):
     def remove_flb(self, name: str) -> None:
         """Remove file-lifecycle-bound data. Raises: NotFoundError, FinalizedError."""
         self._luo_open("remove_flb").remove_flb(name)
+        if name in self._flbs:
+            self._flbs.pop(name).release()
 
     def _luo_open(self, what: str) -> LuoOut:
         """Return the LUO writer, created if missing. Raises: FinalizedError."""
@@ -346,6 +404,8 @@ class Outgoing(_kho.Outgoing):
         if name == "LUO" and self._luo is not None:
             luo, self._luo = self._luo, None
             luo.release()
+            while self._flbs:
+                self._flbs.popitem()[1].release()
         elif name == "memblock":
             while self._regions:
                 self._regions.popitem()[1][1].release()
@@ -397,4 +457,5 @@ class Outgoing(_kho.Outgoing):
             release_all(self._luo.holdings(), self)
         release_all([hold for _, hold in self._regions.values()], self)
         release_all(self._held.values(), self)
+        release_all(self._flbs.values(), self)
         release_all(self._vmallocs.values(), self)

@@ -17,7 +17,7 @@ from typing import NamedTuple, overload
 
 from .._kho import Incoming, OwnerRows, join_owners
 from .._types import OwnedRange
-from ..formats import Broken, Luo, Owned, Payload, Raw
+from ..formats import Broken, Declared, Luo, Owned, Payload, Raw
 
 __all__ = ["HANDLE", "UNKNOWN", "Owners", "Ranges", "SharedRange", "claims", "owners"]
 
@@ -96,7 +96,8 @@ def claims(inc: Incoming, payloads: Mapping[str, Payload]) -> Iterator[Owned]:
     """Yield all memory with an owner: root FDT, blobs of subtrees, and the memory their payloads refer to."""
     yield Owned("root FDT", "FDT", (inc.fdt_phys, inc.fdt.totalsize))
     for name, payload in payloads.items():
-        yield Owned(f"subtree {name}", "blob", (payload.blob.phys, max(payload.blob.size or 1, 1)))
+        size = payload.nbytes if payload.blob.size is None and isinstance(payload, Declared) else payload.blob.size
+        yield Owned(f"subtree {name}", "blob", (payload.blob.phys, max(size or 1, 1)))
         yield from payload.owned()
         if isinstance(payload, Luo):
             yield from _handles(inc, payload)
@@ -105,7 +106,7 @@ def claims(inc: Incoming, payloads: Mapping[str, Payload]) -> Iterator[Owned]:
 def _handles(inc: Incoming, luo: Luo) -> Iterator[Owned]:
     """Yield the folios that undecoded `data` words point to; a word that is not a folio's address is ignored."""
     orders = list(inc.folios_by_order)
-    found = [(f"FLB {flb.name}", flb.data) for flb in luo.flbs]
+    found = [(f"FLB {flb.name}", flb.data) for flb in luo.flbs if isinstance(luo.flb_payload(flb), Raw | Broken | None)]
     for session in luo.all_sessions:
         for entry in session.entries:
             if isinstance(session.files.decode(entry), Raw | Broken):
@@ -125,6 +126,7 @@ def _undecoded(payloads: Mapping[str, Payload]) -> Iterator[str]:
                 for entry in session.entries:
                     if isinstance(session.files.decode(entry), Raw | Broken):
                         yield f"session {session.name}, file {entry.token:#x} ({entry.compatible})"
+            yield from (f"FLB {flb.name}" for flb, found in payload.flb_payloads() if isinstance(found, Broken))
 
 
 def owners(inc: Incoming, payloads: Mapping[str, Payload] | None = None) -> Owners:

@@ -369,6 +369,15 @@ RULES: dict[str, Rule] = {
         "List them with `kho owners`; look for a preserve call without a matching reference.",
         "abi.md section 5",
     ),
+    "KHO035": Rule(
+        "error",
+        "a poisoned page inside a preserved folio",
+        "The list of pages with memory errors (subtree `hwpoison`, a public draft) names a page of a preserved folio.",
+        "The content of the page is lost. The next kernel restores the folio as if it were intact; a read of the page "
+        "raises a machine check, which kills the reader.",
+        "Find the owner of the folio with `kho owners`, and do not restore it: its owner must rebuild the content.",
+        "abi.md section 9; mm/memory-failure.c",
+    ),
     "KHO036": Rule(
         "error",
         "no kernel of this map takes the LUO data",

@@ -32,7 +32,7 @@ from .._kho import (
     find_memory,
     open_memory,
 )
-from ..formats import Broken, KhoTest, Luo, MemfdFile, Payload, Raw, Session
+from ..formats import Broken, Declared, KhoTest, Luo, MemfdFile, Payload, Raw, Session
 from ..sizes import PAGE_SIZES, PAGEBLOCK_ORDERS, SMALL_BITMAP
 from ..sources import Source, bare_fdt, memory
 from .addresses import checked
@@ -469,6 +469,8 @@ def _payload(payload: Payload, place: str, most: int) -> Iterator[Finding]:
 
 def _areas(payload: Payload) -> Iterator[tuple[str, Vmalloc]]:
     """Yield the vmalloc areas of a payload, each with its purpose."""
+    if isinstance(payload, Declared):
+        yield from payload.areas()
     area = payload.list if isinstance(payload, MemfdFile | KhoTest) else None
     if area is not None:
         yield "folio list", area
@@ -500,6 +502,8 @@ def _luo(luo: Luo, most: int) -> Iterator[Finding]:
             yield Finding("KHO030", place, f"{count} sessions are named {name!r}", luo.blob.phys)
     for session in luo.all_sessions:
         yield from _session(session, most)
+    for flb, payload in luo.flb_payloads():
+        yield from _payload(payload, f"FLB {flb.name} at {flb.data:#x}", most)
 
 
 def _session(session: Session, most: int) -> Iterator[Finding]:
