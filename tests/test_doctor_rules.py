@@ -130,6 +130,30 @@ def live_update(tree: Path) -> Path:
     return tree
 
 
+def stores(preserve: str = "restart", load: str = "loaded", kexecs: int = 1) -> Callable[[Path], Path]:
+    """A machine with live update, with `systemctl show` as sos keeps it, started by kexec."""
+
+    def build(tree: Path) -> Path:
+        live_update_on("7.3.4")(tree)
+        log(tree, "KHO: scratch areas: lowmem: 16MiB global: 32MiB pernode: 16MiB")
+        write(tree, "proc/sys/kernel/bootloader_type", "208\n")
+        unit = f"Id=x.service\nLoadState={load}\nNFileDescriptorStore=2\nFileDescriptorStorePreserve={preserve}\n"
+        other = "\nId=y.service\nLoadState=loaded\nNFileDescriptorStore=0\nFileDescriptorStorePreserve=restart\n"
+        write(tree, "sos_commands/systemd/systemctl_show_service_--all", unit + other)
+        return write(tree, "sos_commands/systemd/systemctl_show", f"Version=262.1\nKExecCount={kexecs}\n")
+
+    return build
+
+
+def held_session(tree: Path) -> Path:
+    chained(tree)
+    write(tree, "proc/misc", "125 liveupdate\n")
+    (tree / "proc/1/fd").mkdir(parents=True)
+    (tree / "proc/1/fd/33").symlink_to("anon_inode:[luo_session] x-luosess")
+    write(tree, "sys/fs/cgroup/memory.stat", "anon 1\nshmem 120900000\n")
+    return write(tree, "sys/fs/cgroup/system.slice/memory.stat", "anon 1\nshmem 2700000\n")
+
+
 def configured(text: str, cmdline: str = "quiet") -> Callable[[Path], Path]:
     return lambda tree: write(machine(tree, cmdline=cmdline), "boot/config-7.3.4", text)
 
@@ -216,6 +240,11 @@ TRIGGERS: list[tuple[str, str, Callable[[Path], Path]]] = [
     ("DOC039", "panic", panicked),
     ("DOC040", "no handler", lambda tree: say(layout70(tree), "luo: No registered handler for compatible 'memfd-v1'")),
     ("DOC041", "ignored", ignored),
+    ("DOC042", "restart", stores()),
+    ("DOC043", "not found", stores(load="not-found")),
+    ("DOC044", "kexec_load", stores(kexecs=0)),
+    ("DOC045", "a session in the store", held_session),
+    ("DOC046", "shmem", held_session),
 ]
 
 
@@ -315,3 +344,21 @@ def test_every_section_of_abi_md_that_the_doctor_cites_exists() -> None:
 def test_every_rule_has_a_page(rule_id: str) -> None:
     assert (DOCS / "doctor" / f"{rule_id}.md").read_text() == page(rule_id), "run make docs"
     assert f"(doctor/{rule_id}.md)" in (DOCS / "doctor.md").read_text()
+
+
+def test_a_store_that_crosses_is_no_finding(tmp_path: Path) -> None:
+    report = examine(stores("yes")(tmp_path))
+    assert {"DOC042", "DOC043", "DOC044", "DOC045", "DOC046"}.isdisjoint(finding_ids(report))
+    write(tmp_path, "proc/sys/kernel/bootloader_type", "114\n")
+    write(tmp_path, "sos_commands/systemd/systemctl_show", "KExecCount=0\n")
+    assert "DOC044" not in finding_ids(examine(tmp_path)), "a cold boot"
+
+
+def test_hostile_output_of_systemctl_is_bounded_and_escaped(tmp_path: Path) -> None:
+    tree = stores()(tmp_path)
+    unit = "Id=\x1b[31m{0}.service\nLoadState=not-found\nNFileDescriptorStore={0}\n\n"
+    text = "".join(unit.format(at) for at in range(3000)) + "NFileDescriptorStore=99999999999999999999\nKExecCount=x\n"
+    write(tree, "sos_commands/systemd/systemctl_show_service_--all", text)
+    [found] = [finding for finding in examine(tree).findings if finding.id == "DOC043"]
+    assert "\x1b" not in found.value
+    assert len(found.value) <= 600

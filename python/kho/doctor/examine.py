@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 
 from ..errors import ParameterError
-from . import checks, crash
+from . import checks, crash, fdstore
 from .facts import Facts
 from .layout import ARCHIVE
 from .reading import gather
@@ -33,6 +33,7 @@ def examine(root: str | os.PathLike[str] = "/") -> Report:
         return Report(tree.root, f"This system is not Linux ({sys.platform}), so it has no KHO.", "absent")
     root = clean(tree.root)
     facts = gather(tree)
+    facts.store = fdstore.store(tree, facts)
     report = Report(root)
     report.unread, report.layout, report.elsewhere = tree.unread, tree.layout, [clean(name) for name in tree.elsewhere]
     report.folder = clean(tree.folder) or None
@@ -66,6 +67,7 @@ def diagnose(facts: Facts, report: Report) -> None:
     _determine_state(facts, report, found)
     _fill_amounts(facts, report, found)
     checks.run(facts, report, found)
+    fdstore.check_store(facts, report, found)
     report.crash_dumps, report.crash_dumps_why = crash.verdict(facts, report)
     report.crash_dumps_needs = crash.needs(report)
     report.headline = headline(facts, report, found)

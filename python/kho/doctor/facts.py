@@ -99,6 +99,30 @@ class CrashKernel:
 
 
 @dataclass
+class Unit:
+    """A unit with descriptors in its store."""
+
+    name: str
+    count: int
+    preserve: str
+    load: str
+    seen: Evidence
+
+
+@dataclass
+class Store:
+    """What systemd shows of its stores."""
+
+    units: list[Unit] = field(default_factory=list)
+    kexecs: tuple[int, Evidence] | None = None
+    """KExecCount of the manager."""
+    by_kexec: Evidence | None = None
+    """The evidence that kexec started this kernel."""
+    shmem: tuple[int, Evidence] | None = None
+    """Bytes of shared memory of the root cgroup that no child accounts for."""
+
+
+@dataclass
 class Facts:
     """All facts that were read from a tree; None, empty or False where it has none."""
 
@@ -145,6 +169,7 @@ class Facts:
     device: Evidence | None = None
     device_usable: bool | None = None
     sessions: list[Evidence] = field(default_factory=list)
+    store: Store | None = None
     pins: list[Evidence] = field(default_factory=list)
     container: Evidence | None = None
     of_container: Amount | None = None

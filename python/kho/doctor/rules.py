@@ -244,7 +244,9 @@ RULES: dict[str, Rule] = {
         "note",
         "booted by a handover",
         "kexec started this kernel, and it took over memory from the previous kernel, including its scratch areas.",
-        "Memory that was preserved and is never restored stays reserved until the next cold boot.",
+        "Memory that was preserved and is never restored stays reserved until the next cold boot. MemTotal is lower by "
+        "what still waits to be retrieved; a tmpfs that is mounted in that time with a size in percent of RAM stays "
+        "small.",
         "Nothing; kho verify checks the handover.",
         "The second kernel of a chain. From 7.1 on it logs the previous kernel's release and the number of kexecs.",
         f"{CORE}, kho_populate; kexec-metadata, abi.md section 6",
@@ -298,7 +300,8 @@ RULES: dict[str, Rule] = {
         "The process that opens it preserves files for the next kernel; only one process can open it at a time. A "
         "session lives as long as its descriptor is open. Scratch exists for such handovers.",
         "Find out which programs use live update before you disable KHO.",
-        "systemd 261 keeps its descriptor store in a session.",
+        "systemd 261 and later hand their descriptor store over in a session named systemd. systemd-shutdown makes it "
+        "in the last moment before the jump: on a running machine there is none of that name.",
         "kernel/liveupdate/luo_core.c; abi.md section 7",
     ),
     "DOC023": Rule(
@@ -567,6 +570,75 @@ RULES: dict[str, Rule] = {
         "arch/x86/kernel/setup.c, add_kho",
         "The sources of 6.17.8 to 7.3.4.",
         "The line is absent, and `KHO: found kexec handover data` is there.",
+    ),
+    "DOC042": Rule(
+        "note",
+        "descriptors that will not cross systemctl kexec",
+        "A unit has descriptors in systemd's store, and FileDescriptorStorePreserve= is restart (the default) or no. "
+        "The store is released when the unit stops, before systemd-shutdown hands anything over.",
+        "After systemctl kexec the service starts without them, and no message says so. Only memfds cross: pipes, "
+        "eventfds, sockets and files are refused by the kernel (ENOENT), and of two descriptors of one memfd the "
+        "second one (EBUSY).",
+        "If the service is to keep its memory: FileDescriptorStorePreserve=yes in the unit.",
+        "systemd-logind and most services: restart. systemd-journald: yes, with sockets, so that each kexec logs at "
+        "least one 'Failed to preserve LUO fd'.",
+        "systemd.service(5); systemd-shutdown",
+        "30 November 2026, systemd 262.1, kexec-tools 2.0.32, Linux 7.3.4 in QEMU.",
+        "`systemctl show -P NFileDescriptorStore UNIT` after the kexec.",
+    ),
+    "DOC043": Rule(
+        "warning",
+        "memory is held for units that do not exist",
+        "systemd's store has descriptors of a unit whose unit file is gone. After a kexec systemd makes a unit with "
+        "LoadState=not-found for each name that was handed over.",
+        "The memory is not usable, and each kexec carries it on. systemctl clean, stop, reset-failed and daemon-reload "
+        "do not release it.",
+        "Create a unit file of that name without FileDescriptorStoreMax=, and run systemctl daemon-reload: the memory "
+        "is released at once. Then remove the file.",
+        "48 MiB of a unit that was removed before a kexec stayed through a soft-reboot and the next kexec; also units "
+        "of systemd-run, and app@v1.service after an update to app@v2.service.",
+        "systemd, core/service.c; findings/systemd-fdstore-outlives-its-unit.sh",
+        "30 November 2026, systemd 262.1, kexec-tools 2.0.32, Linux 7.3.4 in QEMU.",
+        "`systemctl show -P NFileDescriptorStore UNIT` is 0, and Shmem of /proc/meminfo falls a moment later.",
+    ),
+    "DOC044": Rule(
+        "warning",
+        "the last kexec handed nothing over",
+        "kexec started this kernel, but there was no handover, and systemd counts no kexec (KExecCount is part of what "
+        "it hands over).",
+        "Services have lost their stored descriptors. systemctl kexec prints no warning, and logs that stores were "
+        "preserved.",
+        "Load the kernel by kexec_file_load (kexec -s -l), not by kexec_load (kexec -c -l); the kernel before needs "
+        "KHO on.",
+        "`kexec -c -l`: every service starts without descriptors, KExecCount=0.",
+        "systemctl(1); kexec(8)",
+        "30 November 2026, systemd 262.1, kexec-tools 2.0.32, Linux 7.3.4 in QEMU.",
+        "`systemctl show -P KExecCount` is 1 or more after the next kexec.",
+    ),
+    "DOC045": Rule(
+        "warning",
+        "sessions of the last kernel are kept in a store",
+        "systemd holds sessions that the last kernel handed over, for units with LUOSession= or for services that "
+        "stored them. Nothing can be preserved in such a session any more.",
+        "PRESERVE_FD is EINVAL, also after FINISH; at the next kexec systemd writes the name down, and the kernel "
+        "after it has no such session: its files are lost every other kexec.",
+        "The service retrieves its files, finishes the session, removes it from the store (FDSTOREREMOVE=1), and "
+        "creates a new session of the same name.",
+        "LUOSession= works for every other kexec only.",
+        "findings/systemd-luosession-every-other-kexec.sh",
+        "30 November 2026, systemd 262.1, kexec-tools 2.0.32, Linux 7.3.4 in QEMU.",
+        "Process 1 has no `anon_inode:[luo_session]` after a kexec.",
+    ),
+    "DOC046": Rule(
+        "note",
+        "shared memory of no cgroup",
+        "The root cgroup has shared memory that no child accounts for. What systemd retrieves from its store after a "
+        "kexec is charged to the root cgroup, not to the unit.",
+        "MemoryMax= of the unit does not limit it, and no unit's accounting shows it.",
+        "Nothing; subtract it if memory seems to be missing. A service that copies the data is charged for the copy.",
+        "64 MiB of a service: shmem 67108864 in its cgroup before the kexec, 0 after it.",
+        "mm/memfd_luo.c; systemd, core/manager.c",
+        "30 November 2026, systemd 262.1, kexec-tools 2.0.32, Linux 7.3.4 in QEMU.",
     ),
 }
 

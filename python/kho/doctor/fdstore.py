@@ -1,0 +1,151 @@
+"""systemd's descriptor store: what of it will cross a kexec, what is held for no unit. Checks DOC042 to DOC046.
+
+Live, `systemctl show` is asked; in a snapshot its saved output is read (sos, Insights, systemctl_show*).
+What systemd 262.1 does with the store was run on Linux 7.3.4 on 30 November 2026.
+"""
+
+from __future__ import annotations
+
+import re
+
+from . import layout
+from .facts import Facts, Store, Unit
+from .kernellog import Evidence
+from .releasechecks import live_update
+from .report import Report
+from .scratch import Figures, enablement
+from .text import size
+from .tree import FILE_LIMIT, Tree, clean
+
+PROPERTIES = "Id,LoadState,NFileDescriptorStore,FileDescriptorStorePreserve,KExecCount"
+ASK = ("systemctl", "show", "--no-pager", f"--property={PROPERTIES}")
+SECONDS = 5
+SAVED = (
+    ("sos_commands/systemd", "systemctl_show"),
+    ("insights_commands", "systemctl_show"),
+    ("", "systemctl_show"),
+    ("", "systemctl-show"),
+)
+"""Directories, and how the names of files with the output of `systemctl show` begin in them."""
+LEAST = 16 << 20
+"""Bytes of shared memory outside of every cgroup from which it is reported."""
+BY_KEXEC = "208"
+"""/proc/sys/kernel/bootloader_type of a kernel that kexec started (x86: type 0xd)."""
+
+
+def store(tree: Tree, facts: Facts) -> Store:
+    """Read the stores of all units, the count of kexecs and the memory of no cgroup."""
+    made = Store()
+    for file, text in _ask(tree) if facts.live else _saved(tree):
+        _parse(made, file, text)
+    file = "proc/sys/kernel/bootloader_type"
+    piece = layout.read(tree, file, 64) if tree.exists(file) else None
+    if piece is not None and clean(piece.head) == BY_KEXEC:
+        made.by_kexec = Evidence(piece.file, 1, f"{BY_KEXEC} (kexec)")
+    _shmem(tree, made)
+    return made
+
+
+def _ask(tree: Tree) -> list[tuple[str, str]]:
+    """Ask the running systemd, if there is one; it answers without root."""
+    import subprocess
+
+    found = []
+    for units in (("--all", "--type=service", "*"), ()) if tree.is_folder("run/systemd/system") else ():
+        try:
+            done = subprocess.run([*ASK, *units], capture_output=True, timeout=SECONDS, check=False)
+        except (OSError, subprocess.SubprocessError) as error:
+            tree.note_unread("systemctl show", type(error).__name__)
+            break
+        found.append(("systemctl show", done.stdout[:FILE_LIMIT].decode("utf-8", "replace")))
+    return found
+
+
+def _saved(tree: Tree) -> list[tuple[str, str]]:
+    """Read the saved outputs of `systemctl show`."""
+    found = []
+    for folder, start in SAVED:
+        names = tree.names(folder) if not folder or tree.exists(folder) else []
+        for name in [each for each in names if each.startswith(start)][:8]:
+            piece = tree.read(f"{folder}/{name}" if folder else name)
+            if piece is not None:
+                found.append((piece.file, piece.head.decode("utf-8", "replace")))
+    return found
+
+
+def _parse(made: Store, file: str, text: str) -> None:
+    """Parse `KEY=VALUE` lines; an empty line separates units."""
+    values: dict[str, str] = {}
+    first = 1
+    for line, content in enumerate([*text.split("\n"), ""], 1):
+        name, equals, value = content.strip().partition("=")
+        if equals and name in PROPERTIES.split(","):
+            values[name] = value[:256]
+        if content.strip():
+            continue
+        count = values.get("NFileDescriptorStore", "")
+        if count.isdigit() and len(count) < 10 and int(count) and "Id" in values and len(made.units) < 1000:
+            unit, preserve = clean(values["Id"]), clean(values.get("FileDescriptorStorePreserve", ""))
+            load = clean(values.get("LoadState", ""))
+            shown = f"{unit}: {count} descriptors, FileDescriptorStorePreserve={preserve}, LoadState={load}"
+            known = {each.name for each in made.units}
+            if unit not in known:
+                made.units.append(Unit(unit, int(count), preserve, load, Evidence(file, first, shown)))
+        kexecs = values.get("KExecCount", "")
+        if kexecs.isdigit() and len(kexecs) < 10 and made.kexecs is None:
+            made.kexecs = int(kexecs), Evidence(file, first, f"KExecCount={kexecs}")
+        values, first = {}, line + 1
+
+
+def _shmem(tree: Tree, made: Store) -> None:
+    """Compare the shared memory of the root cgroup with the sum of its children's."""
+    base = "sys/fs/cgroup"
+    root = _shmem_of(tree, f"{base}/memory.stat")
+    if root is None:
+        return
+    folders = [f"{base}/{name}" for name in tree.names(base) if tree.is_folder(f"{base}/{name}")]
+    children = [_shmem_of(tree, f"{folder}/memory.stat") for folder in folders]
+    known = sum(nbytes for nbytes in children if nbytes is not None)
+    if any(nbytes is not None for nbytes in children) and root - known > 0:
+        text = f"shmem {root}; its children have {known}"
+        made.shmem = root - known, Evidence(f"{base}/memory.stat", None, text)
+
+
+def _shmem_of(tree: Tree, file: str) -> int | None:
+    piece = tree.read(file, 1 << 16) if tree.exists(file) else None
+    found = re.search(rb"^shmem (\d{1,18})$", piece.head, re.MULTILINE) if piece is not None else None
+    return int(found[1]) if found is not None else None
+
+
+def check_store(facts: Facts, report: Report, found: Figures) -> None:
+    """DOC042 to DOC046: what will not cross, what is held for no unit, what did not cross, memory of no cgroup."""
+    made = facts.store
+    if made is None:
+        return
+    lost = [unit for unit in made.units if unit.load == "not-found"]
+    if lost:
+        names = ", ".join(unit.name for unit in lost[:6])
+        text = f"{len(lost)} unit{'' if len(lost) == 1 else 's'} without a unit file hold descriptors: {names}; the "
+        text += "memory stays until a unit file of that name exists, and the next kexec carries it on"
+        report.add("DOC043", text, "certain", *(unit.seen for unit in lost[:6]))
+    available = live_update(facts, report)
+    stay = [unit for unit in made.units if unit.preserve in ("no", "restart") and unit.load != "not-found"]
+    if available is not None and stay:
+        text = ", ".join(f"{unit.name} ({unit.count}, {unit.preserve})" for unit in stay[:8])
+        report.add(
+            "DOC042", f"will not cross systemctl kexec: {text}", "certain", available, *(u.seen for u in stay[:6])
+        )
+    on = enablement(facts, report.enabled_by_default) is not False and report.state == "active"
+    none = made.kexecs is not None and made.kexecs[0] == 0 and report.boot == "cold"
+    if on and none and made.by_kexec is not None and made.kexecs is not None:
+        text = "kexec started this kernel, KExecCount is 0, and there is no handover: kexec_load loaded it, or KHO was "
+        text += "off before"
+        report.add("DOC044", text, "likely", made.by_kexec, made.kexecs[1])
+    held = [seen for seen in facts.sessions if seen.file.startswith("proc/1/fd/") and "luo_session" in seen.text]
+    if held and report.boot == "kho":
+        text = f"systemd holds {len(held)} session{'' if len(held) == 1 else 's'} of the last kernel in its store"
+        text += ": PRESERVE_FD on them fails, and the next kexec loses them"
+        report.add("DOC045", text, "likely", *held[:6])
+    if made.shmem is not None and made.shmem[0] >= LEAST and report.boot == "kho":
+        text = f"{size(made.shmem[0])} of shared memory belong to no cgroup: what systemd retrieved from its store"
+        report.add("DOC046", text, "likely", made.shmem[1])
