@@ -422,3 +422,13 @@ def test_the_summary_of_a_fleet_has_the_share_that_needs_each_remedy() -> None:
     assert crash_line(counts) == (
         "crash dumps: 1 damaged, 1 none, 2 ok; needed: 25.0 % one line in a file, 25.0 % a reboot"
     )
+
+
+@pytest.mark.parametrize("misplaced", [True, False])
+def test_inspect_of_a_crash_kernels_vmcore_names_the_lost_range(misplaced: bool, tmp_path: Path) -> None:
+    tree = inside(tmp_path, misplaced=misplaced, said=misplaced)
+    dump = (HOSTS.parent / "linux-7.3.4-x86_64" / "handover.elf").read_bytes()
+    write(tree, "proc/vmcore", dump)
+    done = run("inspect", str(tree / "proc/vmcore"))
+    assert done.code == 0
+    assert ("note: the crash kernel runs at 0x33200000 to 0x33bfffff, in 10.0 MiB" in done.err) == misplaced

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -33,6 +34,8 @@ def command(
     cloud-hypervisor); several sources form one memory. If the handover in a raw image is complete only at another
     address than the one given, the image is read at that address, unless ,check=no is appended.
 
+    In a crash kernel SOURCE is /proc/vmcore; a note names the range that this kernel itself overwrote, if there is one.
+
     SOURCE can also be a debugfs directory, a directory with proc and sys in it, "live" or a single FDT; these show
     the FDTs without memory.
 
@@ -45,6 +48,8 @@ def command(
     if len(source) == 1 and Snapshot.recognizes(source[0]):
         snapshot.run(source[0], as_json=as_json)
         return
+    for line in lost_ranges(source):
+        output.line(f"note: {line}", err=True)
     inc = read(source, **options)
     report = describe(inc, full=full)
     if as_json:
@@ -56,6 +61,17 @@ def command(
             output.line(hint, err=True)
     for other in inc.others:
         output.line(f"note: another handover's FDT is at {other:#x}; read it with --fdt-phys {other:#x}", err=True)
+
+
+def lost_ranges(source: tuple[str, ...]) -> Iterator[str]:
+    """Yield what a dump has lost, if a source is proc/vmcore of a crash kernel: its own files show where it runs."""
+    end = "/proc/vmcore"
+    for name in source:
+        path = os.path.realpath(name)
+        if path.endswith(end) and os.path.isdir(root := path.removesuffix(end) or "/"):  # noqa: PTH112
+            from ..doctor import examine
+
+            yield from (found.value for found in examine(root).findings if found.id == "DOC028")
 
 
 def as_calls(source: tuple[str, ...], **given: int | None) -> str:
