@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import bz2
+import contextlib
 import gzip
 import lzma
 import os
 import re
+import shutil
 import struct
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import kho
 from kho.cli.compat import cell, cells
+from kho.crashline import crash_kernel_bytes
 from kho.handover.compat import Offer, Target, judge, worst
 from kho.kernelimage import read_kernel
 from kho.kernels import FIXES, KERNELS, Release, kernel_of, kernels_that_write
@@ -227,26 +233,108 @@ def arm64_image(content: bytes) -> bytes:
     return bytes(head) + content
 
 
-def vmlinux(content: bytes, versions: list[bytes] | None = None) -> bytes:
-    """An ELF file with a section table, and the draft's section of versions."""
-    names = b"\0.shstrtab\0.liveupdate_versions\0"
-    listed = (
-        b"" if versions is None else struct.pack("<II", 0x4C565550, 1) + b"".join(v.ljust(48, b"\0") for v in versions)
-    )
-    body = 64
-    places = [(body, content), (body + len(content), names), (body + len(content) + len(names), listed)]
-    table = places[-1][0] + len(listed)
-    sections = [bytes(64), struct.pack("<IIQQQQIIQQ", 1, 3, 0, 0, places[1][0], len(names), 0, 0, 1, 0)]
+LVUP = struct.pack("<II", 0x4C565550, 1)
+
+
+def vmlinux(
+    content: bytes,
+    versions: list[bytes] | None = None,
+    features: dict[bytes, tuple[int, int, int]] | None = None,
+) -> bytes:
+    """An ELF file with a section table, and the drafts' sections."""
+    parts = {b".shstrtab": b"\0.shstrtab\0.liveupdate_versions\0.liveupdate_features\0"}
     if versions is not None:
-        sections.append(struct.pack("<IIQQQQIIQQ", 11, 1, 0, 0, places[2][0], len(listed), 0, 0, 1, 0))
+        parts[b".liveupdate_versions"] = LVUP + b"".join(v.ljust(48, b"\0") for v in versions)
+    if features is not None:
+        rows = [struct.pack("<48sIIQQQ", name, 64, 0, *bits) for name, bits in features.items()]
+        parts[b".liveupdate_features"] = LVUP + b"".join(rows)
+    names, at, table = parts[b".shstrtab"], 64 + len(content), bytes(64)
+    for name, part in parts.items():
+        kind = 3 if name == b".shstrtab" else 1
+        table += struct.pack("<IIQQQQIIQQ", names.index(name + b"\0"), kind, 0, 0, at, len(part), 0, 0, 1, 0)
+        at += len(part)
     head = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
-    head += struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, 0, 0, table, 0, 64, 0, 0, 64, len(sections), 1)
-    return head + content + names + listed + b"".join(sections)
+    head += struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, 0, 0, at, 0, 64, 0, 0, 64, len(table) // 64, 1)
+    return head + content + b"".join(parts.values()) + table
 
 
-def zboot(content: bytes) -> bytes:
-    packed = gzip.compress(content)
+def zboot(content: bytes, pack: Callable[[bytes], bytes] = gzip.compress) -> bytes:
+    packed = pack(content)
     return b"MZ\0\0zimg" + struct.pack("<II", 0x100, len(packed)) + bytes(0x100 - 16) + packed
+
+
+def with_tool(*command: str) -> Callable[[bytes], bytes]:
+    """Pack with a program, as the kernel's build does."""
+
+    def pack(content: bytes) -> bytes:
+        if shutil.which(command[0]) is None:
+            pytest.skip(f"{command[0]} is not installed")
+        return subprocess.run(command, input=content, capture_output=True, check=True).stdout
+
+    return pack
+
+
+PACKERS = {
+    "gzip": gzip.compress,
+    "xz": lambda content: lzma.compress(content, check=lzma.CHECK_CRC32),
+    "bzip2": bz2.compress,
+    "zstd": with_tool("zstd", "-q", "-19", "--ultra", "-c"),
+    "lz4": with_tool("lz4", "-q", "-l", "-9", "-c"),  # the kernel's form is the older one
+    "lz4 frame": with_tool("lz4", "-q", "-c"),
+}
+
+
+def packed_bzimage(release: bytes, whole: bytes, pack: Callable[[bytes], bytes]) -> bytes:
+    """A boot header of protocol 2.15 with four setup sectors, and a packed vmlinux with its size after it."""
+    payload = pack(whole) + struct.pack("<I", len(whole))
+    head = bytearray(bzimage(release)[:0xA00].ljust(0xA00, b"\0"))
+    head[0x1F1] = 7  # setup_sects: the protected-mode code begins at 0x1000
+    struct.pack_into("<H", head, 0x206, 0x20F)
+    struct.pack_into("<II", head, 0x248, 0x300, len(payload))
+    return bytes(head) + (release + b" (someone) #1\0").ljust(0x600, b"\0") + bytes(0x300) + payload
+
+
+@pytest.mark.parametrize("packer", PACKERS)
+def test_kernels_are_unpacked_in_every_way_of_the_kernels_build(packer: str, tmp_path: Path) -> None:
+    content = bytes(5000) + BANNER + b"IKCFG_ST" + gzip.compress(CONFIG.encode()) + b"IKCFG_ED" + os.urandom(100_000)
+    path = tmp_path / "kernel"
+    for kind, made in (
+        ("Image", PACKERS[packer](arm64_image(content))),
+        ("zboot", zboot(arm64_image(content), PACKERS[packer])),
+        ("bzImage", packed_bzimage(b"7.0.3-test", vmlinux(content, [b"memfd-v1"]), PACKERS[packer])),
+    ):
+        path.write_bytes(made)
+        image = read_kernel(path)
+        assert (image.kind, image.release.text, image.page_size) == (kind, "7.0.3-test", 16384)
+        assert image.versions == (["memfd-v1"] if kind == "bzImage" else None)
+
+
+@pytest.mark.parametrize("packer", ["gzip", "xz", "bzip2"])
+def test_every_cut_of_a_packed_kernel_is_read_or_refused(packer: str, tmp_path: Path) -> None:
+    path = tmp_path / "kernel"
+    whole = packed_bzimage(b"7.0.3-test", vmlinux(BANNER + os.urandom(500)), PACKERS[packer])
+    zipped = zboot(arm64_image(BANNER + os.urandom(500)), PACKERS[packer])
+    for made in (whole, zipped):
+        for n in range(0, len(made), 101):
+            path.write_bytes(made[:n])
+            with contextlib.suppress(kho.SourceError):
+                assert read_kernel(path).release.series == (7, 0)
+
+
+def test_a_payload_that_cannot_be_unpacked_leaves_the_release(tmp_path: Path) -> None:
+    path = tmp_path / "kernel"
+    path.write_bytes(packed_bzimage(b"7.0.3-test", vmlinux(BANNER), lambda _: b"\x5d\0\0" + bytes(100)))  # LZMA
+    image = read_kernel(path)
+    assert (image.kind, image.release.text, image.config) == ("bzImage", "7.0.3-test", None)
+
+
+def test_the_features_of_a_kernel_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "vmlinux"
+    path.write_bytes(vmlinux(BANNER, features={b"luo": (7, 2, 7), b"memfd": (3, 2, 3)}))
+    image = read_kernel(path)
+    assert image.versions is None
+    assert image.features == {"luo": (7, 2, 7), "memfd": (3, 2, 3)}
+    assert image.features["memfd"].required == 2
 
 
 @pytest.mark.parametrize(
@@ -392,11 +480,22 @@ def test_debugfs_of_a_machine_is_judged_without_its_sessions() -> None:
 
 
 def test_two_releases_are_compared() -> None:
-    assert run("compat", "--json", "6.19", "7.0").json["differences"] == {
+    found = run("compat", "--json", "6.19.11", "7.0.11").json
+    assert found["faults"]["crash-kernel"]["affects"] == [True, False]
+    assert "memfd-dirty" not in found["faults"]
+    assert found["faults"].keys() == {
+        "session-error-ignored",
+        "retrieve-leaks",
+        "crash-kernel",
+        "retrieve-partial",
+        "subnode-left",
+    }
+    assert found["differences"] == {
         "flb_node": [False, True],
         "flbs": [False, True],
     }
-    assert "write the same formats" in run("compat", "7.2.1", "7.3").out
+    assert "write the same formats" in run("compat", "6.16", "6.17.8").out
+    assert "scratch extended after a handover  no" in run("compat", "7.2.1", "7.3").out
     assert run("compat", "6.12", "7.3").code == 2
     assert "| root compatible | kho-v1 | kho-v3 |" in run("compat", "7.0", "7.1", "--markdown").out
 
@@ -432,3 +531,130 @@ def test_formats_tell_which_kernels_can_have_written_a_handover(name: str, kerne
 def test_luo_without_the_flb_node_is_linux_6_19() -> None:
     assert [kernel.name for kernel in kernels_that_write("kho-v1", 4096, "luo-v1", flb_node=False)] == ["6.19"]
     assert kernels_that_write("kho-v4", None, "luo-v1", flb_node=True) == []
+
+
+# crashkernel= and the command line of the next kernel
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "ram", "nbytes"),
+    [
+        ("quiet", None, 0),
+        ("crashkernel=128M", None, 128 << 20),
+        ("crashkernel=128M@16M crashkernel=64M", None, 64 << 20),
+        ("crashkernel=256M,high crashkernel=72M,low", None, 256 << 20),
+        ("crashkernel=1G,high crashkernel=96M", None, 96 << 20),
+        ("crashkernel=72M,low", None, 0),
+        ("crashkernel=1G-4G:160M,4G-64G:192M,64G-:512M", 8 * GIB, 192 << 20),
+        ("crashkernel=1G-4G:160M,4G-64G:192M,64G-:512M", 4 * GIB, 192 << 20),
+        ("crashkernel=1G-4G:160M,4G-64G:192M,64G-:512M@32M", 80 * GIB, 512 << 20),
+        ("crashkernel=1G-4G:160M", GIB // 2, 0),
+        ("crashkernel=1G-4G:160M", None, None),
+        ("crashkernel=0x8000000", None, 128 << 20),
+        ("crashkernel=auto", None, 0),
+        ("crashkernel=" + "9" * 400, None, 0),
+        ("crashkernel=" + "1G-2G:1M," * 5000, 8 * GIB, 0),
+        ("xcrashkernel=1G crashkernel", None, 0),
+    ],
+)
+def test_crashkernel_is_read_as_the_kernel_reads_it(cmdline: str, ram: int | None, nbytes: int | None) -> None:
+    assert crash_kernel_bytes(cmdline, ram) == nbytes
+
+
+def verdicts(offer: Offer, cmdline: str | None = None, release: str = "7.0") -> dict[str, str]:
+    return {row.object: row.verdict for row in judge(offer, Target(Release.parse(release), None, cmdline))}
+
+
+def test_a_crash_kernel_must_fit_one_scratch_area() -> None:
+    """Linux 7.3.4 with kho_scratch=16M,64M,16M crashkernel=128M, after its first live update: none is reserved."""
+    offer = Offer.typical(KERNELS["7.3"])
+    offer.scratch = [(0, 16 << 20), (64 << 20, 64 << 20), (128 << 20, 16 << 20)]
+    assert "crash kernel" not in verdicts(offer, release="7.3")
+    line = "kho=on liveupdate=on reserve_mem=1M:4K:trace0 crashkernel="
+    assert verdicts(offer, line + "128M", "7.3")["crash kernel"] == "lost"
+    assert verdicts(offer, line + "1G-:128M", "7.3")["crash kernel"] == "unknown"
+    offer.scratch[1] = (64 << 20, 256 << 20)
+    assert verdicts(offer, line + "128M", "7.3")["crash kernel"] == "taken"
+    offer.cmdline = "crashkernel=1G"  # kexec passes the same line on, unless another is given
+    assert verdicts(offer, release="7.3")["crash kernel"] == "lost"
+
+
+def test_scratch_must_hold_the_page_structures() -> None:
+    offer = Offer.typical(KERNELS["7.0"])
+    offer.scratch, offer.ram = [(0, 16 << 20), (16 << 20, 32 << 20), (48 << 20, 16 << 20)], 8 * GIB  # 128 MiB of pages
+    assert verdicts(offer)["scratch"] == "unknown"
+    offer.ram = 2 * GIB
+    assert verdicts(offer)["scratch"] == "taken"
+    newest = Offer.typical(KERNELS["7.3"])
+    newest.scratch, newest.ram = offer.scratch, 8 * GIB
+    assert verdicts(newest, release="7.3")["scratch"] == "taken"  # it extends scratch
+    offer.scratch = [(0, (64 << 20) + 4096)]
+    assert verdicts(offer)["scratch"] == "unknown"
+    offer.scratch = None
+    assert verdicts(offer)["scratch"] == "unknown"
+
+
+def test_the_command_line_decides_about_reserve_mem_and_luo() -> None:
+    offer = Offer.typical(KERNELS["7.0"])
+    assert verdicts(offer, "kho=on liveupdate=on reserve_mem=1M:4K:trace0") == verdicts(offer)
+    assert verdicts(offer, "kho=on liveupdate=on reserve_mem=2M:4K:trace0")["reserve_mem trace0"] == "lost"
+    assert verdicts(offer, "kho=on liveupdate=on reserve_mem=1M:4K:other")["reserve_mem trace0"] == "lost"
+    assert verdicts(offer, "kho=on")["LUO"] == "lost"
+    assert verdicts(offer, "kho=on liveupdate=off")["LUO"] == "lost"
+    assert verdicts(offer, "kho=on liveupdate=1")["LUO"] == "taken"
+
+
+def test_a_vendors_6_17_may_have_bitmaps_of_a_page() -> None:
+    offer = Offer.typical(KERNELS["6.18"])
+    rows = judge(offer, Target(Release.parse("6.17.0-14-generic")))
+    assert [(row.object, row.verdict) for row in rows if row.object == "map"] == [("map", "unknown")]
+    assert "your vendor's 6.17 may have" in rows[-1].why or "your vendor's 6.17 may have" in rows[0].why
+
+
+def test_debugfs_of_6_17_tells_the_bitmaps_by_its_release(tmp_path: Path) -> None:
+    stage = captures.DATA / "linux-6.18.15-x86_64/host/stage1"
+    root = tmp_path / "machine"
+    shutil.copytree(stage, root)
+    (root / "proc/version").write_text("Linux version 6.17.8 (a@b) #1\n")
+    rows = run("compat", "--json", root, "6.19").json["targets"][0]["objects"]
+    assert [(row["object"], row["verdict"]) for row in rows] == [("map", "panics")]
+    (root / "proc/version").write_text("Linux version 6.17.0-14-generic (a@b) #1\n")
+    rows = run("compat", "--json", root, "6.19").json["targets"][0]["objects"]
+    assert {row["object"]: row["verdict"] for row in rows}["map"] == "unknown"
+
+
+# Composite compatibles, a draft
+
+
+def test_composite_compatibles_are_judged_part_by_part_and_refused_by_released_kernels() -> None:
+    offer = Offer.typical(KERNELS["7.3"])
+    offer.abi = "kho-v4;radix-v1;vmalloc-v1"
+    (row,) = judge(offer, Target(Release.parse("7.3")))
+    assert (row.object, row.verdict) == ("root", "refused")
+    assert "'kho-v4' it reads, 'radix-v1' it reads, 'vmalloc-v1' it reads; but released kernels compare" in row.why
+    (row,) = judge(offer, Target(Release.parse("6.17")))
+    assert "'kho-v4' it does not read, 'radix-v1' it does not read, 'vmalloc-v1' it does not read" in row.why
+    offer = Offer.typical(KERNELS["7.3"])
+    offer.luo, offer.sessions = "luo-v5;block-v1", {"s": [(1, "memfd-v2;vmalloc-v1")]}
+    assert "'luo-v5' it reads, 'block-v1' is not known here" in next(
+        row.why for row in judge(offer, Target(Release.parse("7.3"))) if row.object == "LUO"
+    )
+    offer.luo = "luo-v5"
+    rows = {row.object: row for row in judge(offer, Target(Release.parse("7.3")))}
+    assert rows["session s, file 0x1"].verdict == "lost"
+    assert "'memfd-v2' it reads, 'vmalloc-v1' it reads" in rows["session s, file 0x1"].why
+
+
+def test_a_kernel_that_lists_composite_compatibles_takes_them(tmp_path: Path) -> None:
+    path = tmp_path / "vmlinux"
+    names = [b"kho-v4;radix-v1;vmalloc-v1", b"luo-v5;block-v1", b"memfd-v2;vmalloc-v1"]
+    path.write_bytes(vmlinux(BANNER.replace(b"7.0.3", b"7.3.9"), names))
+    image = read_kernel(path)
+    offer = Offer.typical(KERNELS["7.3"])
+    offer.abi, offer.luo = "kho-v4;radix-v1;vmalloc-v1", "luo-v5;block-v1"
+    offer.sessions = {"s": [(1, "memfd-v2;vmalloc-v1"), (2, "memfd-v2")]}
+    rows = {row.object: row.verdict for row in judge(offer, Target(image.release, image))}
+    assert (rows["root"], rows["LUO"], rows["session s, file 0x1"]) == ("taken", "taken", "taken")
+    assert rows["session s, file 0x2"] == "lost"

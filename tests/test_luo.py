@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ import pytest
 
 import kho
 from kho import luo
+from kho.kernels import Release
 
 from fake_luo import CLIENT, FakeLuo, contents_of, create, hand_over, memfd, opened, retrieve
 from livefiles import descriptors
@@ -90,12 +92,15 @@ class Recorder:
     def __init__(self, answer: int | None = None) -> None:
         self.asked: list[tuple[int, bytes]] = []
         self.answer = answer
+        self.refuses = 0
 
     def open(self, path: str) -> int:
         return os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
 
     def ioctl(self, fd: int, number: int, buffer: bytearray) -> None:
         self.asked.append((number, bytes(buffer)))
+        if self.refuses:
+            raise OSError(self.refuses, os.strerror(self.refuses))
         if number in (0xBA00, 0xBA01, 0xBA41):
             struct.pack_into("<i", buffer, 4, self.open("") if self.answer is None else self.answer)
 
@@ -556,3 +561,99 @@ def test_the_module_is_imported_on_first_use() -> None:
     assert done.stdout.split() == ["False", "/dev/liveupdate", "True"]
     with pytest.raises(AttributeError, match="no attribute 'lua'"):
         _ = vars(kho)["__getattr__"]("lua")
+
+
+# Kernels that differ
+
+
+def handed_over(machine: FakeLuo, fd: int, release: str | None) -> luo.Session:
+    """A session with one file of token 1, retrieved from a kernel of that release."""
+    with create(machine) as session:
+        session.preserve_fd(fd, 1)
+        machine.kexec()
+    given = None if release is None else Release.parse(release)
+    with luo.Device(machine.path, transport=CLIENT, release=given) as device:
+        return device.retrieve_session(NAME)
+
+
+def memfds() -> int:
+    """How many descriptors of memfds this process has; the machine's sockets come and go by themselves."""
+    return sum(n for name, n in descriptors().items() if "memfd" in name)
+
+
+def with_a_hole() -> int:
+    """A memfd of four pages, the third is missing: a restored file whose folio was not there."""
+    fd = memfd(b"a" * 8192)
+    os.pwrite(fd, b"b" * 100, 12288)
+    os.lseek(fd, 7, os.SEEK_SET)
+    return fd
+
+
+@pytest.mark.parametrize("release", ["6.19.11", "7.0", "7.0.10", "7.0.0-14-generic"])
+def test_a_file_with_pages_missing_is_refused_where_the_kernel_calls_it_a_success(
+    machine: FakeLuo, release: str
+) -> None:
+    fd = with_a_hole()
+    with handed_over(machine, fd, release) as session:
+        before = memfds()
+        for _ in range(2):
+            with pytest.raises(
+                kho.LuoRetrieveError, match=f"0x2000 is missing: Linux {release} can .* 7.0.11"
+            ) as caught:
+                session.retrieve_fd(1)
+            assert caught.value.errno == errno.EIO
+        assert memfds() <= before
+        back = session.retrieve_fd(1, holes=True)
+        assert os.lseek(back, 0, os.SEEK_CUR) == 7
+        assert contents_of(back) == b"a" * 8192 + bytes(4096) + b"b" * 100
+    os.close(fd)
+
+
+def test_before_6_19_9_a_hole_may_be_a_page_that_was_never_written(machine: FakeLuo) -> None:
+    fd = with_a_hole()
+    with (
+        handed_over(machine, fd, "6.19.8") as session,
+        pytest.raises(kho.LuoRetrieveError, match="is missing, or was allocated and never written"),
+    ):
+        session.retrieve_fd(1)
+    os.close(fd)
+
+
+@pytest.mark.parametrize("release", [None, "7.0.11", "7.1", "7.3.4"])
+def test_holes_are_not_looked_for_where_the_kernel_fails_itself(machine: FakeLuo, release: str | None) -> None:
+    fd = with_a_hole()
+    with handed_over(machine, fd, release) as session:
+        os.close(session.retrieve_fd(1))
+    os.close(fd)
+
+
+@pytest.mark.parametrize("contents", [b"", b"x", b"y" * 4096, b"z" * 10_000])
+def test_a_whole_file_is_retrieved_where_holes_are_looked_for(machine: FakeLuo, contents: bytes) -> None:
+    fd = memfd(contents)
+    with handed_over(machine, fd, "7.0.10") as session:
+        assert contents_of(session.retrieve_fd(1)) == contents
+    os.close(fd)
+
+
+def test_size_and_digest_are_compared_on_every_kernel(machine: FakeLuo) -> None:
+    fd = memfd(b"index" * 1000)
+    right = hashlib.sha256(b"index" * 1000).hexdigest()
+    with handed_over(machine, fd, "7.3.4") as session:
+        before = memfds()
+        with pytest.raises(kho.LuoRetrieveError, match="has 5000 bytes, and 5001 were preserved"):
+            session.retrieve_fd(1, size=5001)
+        with pytest.raises(kho.LuoRetrieveError, match=f"has SHA-256 {right}, and 00"):
+            session.retrieve_fd(1, sha256="00" * 32)
+        assert memfds() <= before
+        os.close(session.retrieve_fd(1, size=5000, sha256=right.upper()))
+    os.close(fd)
+
+
+def test_before_7_2_the_name_is_that_of_the_descriptors_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Recorder()
+    kernel.refuses = errno.EINVAL
+    with luo.Session(kernel.open(""), transport=kernel) as session:
+        with pytest.raises(kho.LuoAbiError):
+            _ = session.name
+        monkeypatch.setattr(os, "readlink", lambda _: b"anon_inode:[luo_session] search-index")
+        assert session.name == "search-index"

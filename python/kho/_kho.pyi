@@ -127,6 +127,20 @@ class Abi:
     @staticmethod
     def _remove(compatible: str) -> bool: ...
 
+def unpack_bytes(path: str | PathLike[str], packed: bytes, limit: int) -> bytes:
+    """Unpack a byte string that is packed with gzip, xz, zstd, bzip2, lz4 or snappy.
+
+    Args:
+        path: the file that it comes from, for messages.
+        packed: the bytes; what follows the packed stream is ignored.
+        limit: the most bytes that are returned.
+
+    Returns: what was packed; of a damaged stream, or one that other bytes follow, the bytes before that.
+
+    Raises: SourceError if nothing comes out of it; ParameterError for bytes that no known packing begins with.
+
+    """
+
 def kho_is_enabled(cmdline: str, default: bool = False) -> bool:
     """Say whether the kernel enables KHO with this command line.
 

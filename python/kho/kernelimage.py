@@ -1,18 +1,14 @@
 """What a kernel's file tells before it is booted: its release, configuration, and the versions that LUO accepts.
 
 A vmlinux (ELF), an x86 bzImage, an arm64 Image, an EFI zboot image, any of them packed; or a configuration file.
-Formats: Documentation/arch/x86/boot.rst (kernel_version), Documentation/arch/arm64/booting.rst,
-drivers/firmware/efi/libstub/zboot-header.S, kernel/configs.c (IKCFG_ST). Section `.liveupdate_versions` is a public
-draft (docs/abi.md section 9).
+Formats: Documentation/arch/x86/boot.rst (kernel_version, payload_offset), Documentation/arch/arm64/booting.rst,
+drivers/firmware/efi/libstub/zboot-header.S, kernel/configs.c (IKCFG_ST). Sections `.liveupdate_versions` and
+`.liveupdate_features` are public drafts (docs/abi.md section 9).
 """
 
 from __future__ import annotations
 
-import bz2
 import contextlib
-import gzip
-import io
-import lzma
 import os
 import re
 import stat
@@ -20,12 +16,13 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
+from ._kho import unpack_bytes
 from .errors import ParameterError, SourceError
 from .kernels import Release
 
-__all__ = ["KernelImage", "read_config", "read_kernel"]
+__all__ = ["Features", "KernelImage", "read_config", "read_kernel"]
 
 _Read: TypeAlias = Callable[[int, int], bytes]
 """Reads bytes at an offset, fewer at the end."""
@@ -37,13 +34,25 @@ MOST_UNPACKED = 256 << 20
 """Bytes that a packed kernel may come to."""
 BANNER = re.compile(rb"Linux version ([0-9]+\.[0-9]+[!-~]{0,64}) \(")
 CONFIG_HEAD = re.compile(r"^# Linux/\S+ (\S+) Kernel Configuration", re.MULTILINE)
-OPENERS: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\0": lzma.open, b"BZh": bz2.open}
-PACKED = (*OPENERS, b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
-"""What packed files begin with; zstd and lz4 have no reader in Python 3.11."""
+MOST_PACKED = 128 << 20
+"""Bytes of a packed kernel that are read."""
+PACKED = (b"\x1f\x8b", b"\xfd7zXZ\0", b"BZh", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"\x02\x21\x4c\x18")
+"""What packed files begin with: gzip, xz, bzip2, zstd, and both forms of lz4."""
 LVUP = 0x4C565550
+VERSIONS, FEATURES = b".liveupdate_versions", b".liveupdate_features"
+FEATURE_BITS = struct.Struct("<QQQ")
+"""supp, req, active, after a name of 48 bytes, u32 feat_bytes and u32 reserved."""
 LONGEST = 128
 """Characters of a release; the kernel's own field has 65 bytes."""
 MOST_NAMES = 4096
+
+
+class Features(NamedTuple):
+    """A row of `.liveupdate_features`: feature bits of one structure."""
+
+    supported: int
+    required: int
+    active: int
 
 
 class KernelImage(NamedTuple):
@@ -57,6 +66,8 @@ class KernelImage(NamedTuple):
     """Options that are set, without `CONFIG_`; None if there is no configuration in the file or next to it."""
     versions: list[str] | None
     """Compatibles that LUO accepts, from `.liveupdate_versions`; None without that section."""
+    features: dict[str, Features] | None = None
+    """Feature bits by structure (`luo`, `memfd`), from `.liveupdate_features`; None without that section."""
 
     @property
     def page_size(self) -> int | None:
@@ -94,11 +105,11 @@ def read_kernel(path: str | os.PathLike[str]) -> KernelImage:
     if head is None:
         raise SourceError(f"{where}: not a regular file, so no kernel")
     if head[514:518] == b"HdrS":
-        return _named(where, "bzImage", _boot_version(where, head))
+        return _boot_image(where, head, status.st_size)
     if head[4:8] == b"zimg":
         return _unpacked(where, "zboot", _zboot(where, head, status.st_size))
     if head.startswith(PACKED):
-        return _unpacked(where, "Image", None)
+        return _unpacked(where, "Image", _bytes_of(where, 0, min(status.st_size, MOST_PACKED)))
     if head.startswith(b"\x7fELF"):
         return _plain(where, "vmlinux")
     if head[0x38:0x3C] == b"ARM\x64":
@@ -125,12 +136,33 @@ def read_config(text: str) -> dict[str, str]:
     return {name: value.strip('"') for name, value in re.findall(r"^CONFIG_(\w+)=(.*)$", text, re.MULTILINE)}
 
 
+def _bytes_of(path: Path, offset: int, nbytes: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(nbytes)
+
+
+def _boot_image(path: Path, head: bytes, size: int) -> KernelImage:
+    """Read a bzImage: its release from the boot header, the rest from the packed vmlinux in it, if that can be read."""
+    release = _boot_version(path, head)
+    begin = ((head[0x1F1] or 4) + 1) * 512
+    version, (offset, nbytes) = int.from_bytes(head[0x206:0x208], "little"), struct.unpack_from("<II", head, 0x248)
+    # Protocol 2.08 has the payload's place, which counts from the end of the real-mode code.
+    if version >= 0x208 and 0 < nbytes <= min(max(size - begin - offset, 0), MOST_PACKED):
+        packed = _bytes_of(path, begin + offset, nbytes)
+        # LZMA and LZO are not unpacked here, and an unreadable payload leaves the configuration unknown.
+        with contextlib.suppress(SourceError, ParameterError):
+            whole = unpack_bytes(path, packed, MOST_UNPACKED)
+            read = lambda at, n: whole[at : at + n]  # noqa: E731 - as in `_unpacked`
+            _, config = _search(read, len(whole), release)
+            return _named(path, "bzImage", release, config, read, len(whole))
+    return _named(path, "bzImage", release)
+
+
 def _boot_version(path: Path, head: bytes) -> str:
     """Read the string that kernel_version of the x86 boot header points at, from byte 0x200 on."""
     at = int.from_bytes(head[0x20E:0x210], "little") + 0x200
-    with path.open("rb") as file:
-        file.seek(at)
-        text = file.read(256).partition(b"\0")[0].decode("ascii", "replace")
+    text = _bytes_of(path, at, 256).partition(b"\0")[0].decode("ascii", "replace")
     release = text.split(" ")[0]
     if not release:
         raise SourceError(f"{path}: a bzImage whose boot header names no version")
@@ -140,32 +172,19 @@ def _boot_version(path: Path, head: bytes) -> str:
 def _zboot(path: Path, head: bytes, size: int) -> bytes:
     """Read the packed kernel out of an EFI zboot image."""
     offset, nbytes = struct.unpack_from("<II", head, 8)
-    if not 0 < offset < size or nbytes > min(size - offset, MOST_UNPACKED):
+    if not 0 < offset < size or nbytes > min(size - offset, MOST_PACKED):
         raise SourceError(f"{path}: an EFI zboot image: {nbytes} bytes at {offset:#x} are not in it")
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(nbytes)
+    return _bytes_of(path, offset, nbytes)
 
 
-def _unpacked(path: Path, kind: str, payload: bytes | None) -> KernelImage:
+def _unpacked(path: Path, kind: str, packed: bytes) -> KernelImage:
     """Unpack a kernel, or the payload of one, and search it."""
-    with io.BytesIO(payload) if payload is not None else path.open("rb") as source:
-        magic = source.read(6)
-        source.seek(0)
-        opener = next((opener for start, opener in OPENERS.items() if magic.startswith(start)), None)
-        if opener is None:
-            tool = "zstd -d" if magic.startswith(b"\x28\xb5\x2f\xfd") else "lz4 -d"
-            raise SourceError(f"{path}: packed in a way that is not unpacked here: run `{tool}` first")
-        raw = bytearray()
-        try:
-            with opener(source) as opened:
-                while len(raw) < MOST_UNPACKED and (part := opened.read(WINDOW)):
-                    raw += part
-        except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-            if not raw:
-                raise SourceError(f"{path}: damaged: {error}") from error
-            # Kernels are padded after the packed stream, and what came before the damage may hold the banner.
-    return _found(path, kind, lambda at, n: bytes(raw[at : at + n]), len(raw))
+    try:
+        # Kernels are padded after the packed stream, and what comes before damage may hold the banner.
+        whole = unpack_bytes(path, packed, MOST_UNPACKED)
+    except ParameterError as error:
+        raise SourceError(f"{path}: its payload is {error}") from error
+    return _found(path, kind, lambda at, n: whole[at : at + n], len(whole))
 
 
 def _plain(path: Path, kind: str) -> KernelImage:
@@ -174,7 +193,15 @@ def _plain(path: Path, kind: str) -> KernelImage:
 
 
 def _found(path: Path, kind: str, read: _Read, nbytes: int) -> KernelImage:
-    config, release = None, None
+    release, config = _search(read, nbytes)
+    if release is None:
+        raise SourceError(f"{path}: no kernel's banner in it ('Linux version ...')")
+    return _named(path, kind, release, config, read, nbytes)
+
+
+def _search(read: _Read, nbytes: int, release: str | None = None) -> tuple[str | None, dict[str, str] | None]:
+    """Search for the banner, unless the release is known, and the configuration."""
+    config = None
     for at in range(0, min(nbytes, MOST), WINDOW):
         part = read(at, WINDOW + (1 << 12))
         if release is None and (banner := BANNER.search(part)) is not None:
@@ -183,9 +210,7 @@ def _found(path: Path, kind: str, read: _Read, nbytes: int) -> KernelImage:
             config = _embedded(read(at + begin + 8, 1 << 20))
         if release is not None and config is not None:
             break
-    if release is None:
-        raise SourceError(f"{path}: no kernel's banner in it ('Linux version ...')")
-    return _named(path, kind, release, config, _versions(read, nbytes))
+    return release, config
 
 
 def _embedded(raw: bytes) -> dict[str, str] | None:
@@ -197,9 +222,17 @@ def _embedded(raw: bytes) -> dict[str, str] | None:
 
 
 def _named(
-    path: Path, kind: str, release: str, config: dict[str, str] | None = None, versions: list[str] | None = None
+    path: Path,
+    kind: str,
+    release: str,
+    config: dict[str, str] | None = None,
+    read: _Read | None = None,
+    nbytes: int = 0,
 ) -> KernelImage:
-    """Complete what a file tells with the configuration next to it, `config-RELEASE` or `config`."""
+    """Complete what a file tells with the configuration next to it, `config-RELEASE` or `config`.
+
+    Args: read, nbytes: the vmlinux, if it was found.
+    """
     if len(release) > LONGEST or "/" in release:
         raise SourceError(f"{path}: {release[:LONGEST]!r} is not a kernel's release")
     for name in ("config", f"config-{release}") if config is None else ():
@@ -210,32 +243,48 @@ def _named(
             # Debian's names the upstream release.
             if named is not None and release.startswith(named[1]):
                 config = read_config(text)
+    sections = {} if read is None else _sections(read, nbytes)
+    versions, features = sections.get(VERSIONS), sections.get(FEATURES)
     try:
-        return KernelImage(str(path), kind, Release.parse(release), config, versions)
+        return KernelImage(
+            str(path),
+            kind,
+            Release.parse(release),
+            config,
+            None if versions is None else [_text(entry) for entry in _split(versions, 48)],
+            None
+            if features is None
+            else {_text(e[:48]): Features(*FEATURE_BITS.unpack_from(e, 56)) for e in _split(features, 80)},
+        )
     except ParameterError as error:
         raise SourceError(f"{path}: {error}") from error
 
 
-def _versions(read: _Read, nbytes: int) -> list[str] | None:
-    """Read the section `.liveupdate_versions` of an ELF vmlinux: a magic, a version, names of 48 bytes."""
+def _text(raw: bytes) -> str:
+    return raw.partition(b"\0")[0].decode("ascii", "replace")
+
+
+def _sections(read: _Read, nbytes: int) -> dict[bytes, bytes]:
+    """Read the sections of LUO in an ELF vmlinux, which begin with a magic and a version: what follows, by name."""
     head = read(0, 64)
     if len(head) < 64 or head[:6] != b"\x7fELF\x02\x01":
-        return None
+        return {}
     (table,), (size, count, names_at) = struct.unpack_from("<Q", head, 40), struct.unpack_from("<HHH", head, 58)
     if size != 64 or count > MOST_NAMES or table + size * count > nbytes or names_at >= count:
-        return None
+        return {}
     sections = [struct.unpack("<IIQQQQIIQQ", raw) for raw in _split(read(table, size * count), size)]
     inside = [section for section in sections if section[4] + section[5] <= nbytes]
     if sections[names_at] not in inside:
-        return None
+        return {}
     strings = read(sections[names_at][4], min(sections[names_at][5], 1 << 20))
+    found = {}
     for section in inside:
-        name = strings[section[0] :].partition(b"\0")[0]
-        if name == b".liveupdate_versions" and 8 <= section[5] <= 8 + 48 * MOST_NAMES:
+        name = strings[section[0] : section[0] + 64].partition(b"\0")[0]
+        if name in (VERSIONS, FEATURES) and 8 <= section[5] <= 8 + 80 * MOST_NAMES:
             raw = read(section[4], section[5])
             if len(raw) >= 8 and struct.unpack_from("<II", raw) == (LVUP, 1):
-                return [entry.partition(b"\0")[0].decode("ascii", "replace") for entry in _split(raw[8:], 48)]
-    return None
+                found[name] = raw[8:]
+    return found
 
 
 def _split(raw: bytes, size: int) -> list[bytes]:

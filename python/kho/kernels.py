@@ -29,6 +29,7 @@ __all__ = [
     "Kernel",
     "Release",
     "differences",
+    "faults",
     "kernel_of",
     "kernels_that_write",
     "known_kernel",
@@ -73,6 +74,20 @@ class Kernel:
     """Whether KHO and CONFIG_DEFERRED_STRUCT_PAGE_INIT can be set together."""
     get_name: bool
     """Whether LUO has the ioctl LIVEUPDATE_SESSION_GET_NAME."""
+    same_file: bool
+    """Whether PRESERVE_FD refuses a file that is preserved under another token."""
+    marker: Literal["order", "order and magic"]
+    """What `page->private` of a preserved folio holds; without the magic a second restore is not refused."""
+    enabled_by: Literal["kho=on", "CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT"]
+    """What switches KHO on; `kho=` decides where it is given."""
+    scratch_option: str
+    """Which sizes `kho_scratch=` takes."""
+    scratch_alignment: Literal["pageblock", "MAX_ORDER block"]
+    """What the size of an area by percentage, and per node, is rounded up to."""
+    extends_scratch: bool
+    """Whether a kernel that takes over adds blocks of 1 GiB without preserved memory to its scratch."""
+    off_in_kdump: bool
+    """Whether a crash kernel switches KHO off by itself."""
 
     def bitmap_bytes(self, page_size: int) -> int | None:
         """Return the bytes of a bitmap of its chunk list; None for a tree."""
@@ -123,23 +138,36 @@ def _kernel(name: str, **given: object) -> Kernel:
         "scratch_nodes": "with memory" if luo else "online",
         "deferred_init": False,
         "get_name": False,
+        "same_file": False,
+        "marker": "order and magic",
+        "enabled_by": "CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT" if luo else "kho=on",
+        "scratch_option": "sum above 0, nothing may follow" if luo else "sum above 0, the rest is ignored",
+        "scratch_alignment": "pageblock",
+        "extends_scratch": False,
+        "off_in_kdump": False,
     }
     return Kernel(name, **{**row, **given})  # type: ignore[arg-type]
 
 
-_TREE = {"flbs": True, "kexec_metadata": True, "finalize": "none", "max_page_order": False}
+_OLDEST = {
+    "kho_test": "array",
+    "marker": "order",
+    "scratch_option": "each above 0, the rest is ignored",
+}
+_TREE = {"flbs": True, "kexec_metadata": True, "finalize": "none", "max_page_order": False, "same_file": True}
+_NEWEST = {**_TREE, "deferred_init": True, "get_name": True, "scratch_alignment": "MAX_ORDER block"}
 
 KERNELS = {
     kernel.name: kernel
     for kernel in (
-        _kernel("6.16", kho_test="array"),
-        _kernel("6.17", kho_test="array"),
+        _kernel("6.16", **_OLDEST),
+        _kernel("6.17", **_OLDEST),
         _kernel("6.18"),
         _kernel("6.19"),
         _kernel("7.0", flb_node=True, flbs=True),
         _kernel("7.1", **_TREE, flb_node=True),
-        _kernel("7.2", **_TREE, deferred_init=True, get_name=True),
-        _kernel("7.3", **_TREE, deferred_init=True, get_name=True),
+        _kernel("7.2", **_NEWEST),
+        _kernel("7.3", **_NEWEST, extends_scratch=True, off_in_kdump=True),
     )
 }
 """Every series that has KHO, by name, oldest first."""
@@ -462,6 +490,14 @@ FIXES = {
     )
 }
 """Faults by name, with the release that mends each."""
+
+
+def faults(one: Release, two: Release) -> Iterator[tuple[Fix, bool | None, bool | None]]:
+    """List the faults that two releases do not share: the fault, and whether each has it; None where that is unsure."""
+    for fix in FIXES.values():
+        a, b = fix.affects(one), fix.affects(two)
+        if a is not b:
+            yield fix, a, b
 
 
 def differences(one: Kernel, two: Kernel) -> Iterator[tuple[str, object, object]]:

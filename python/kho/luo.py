@@ -24,6 +24,16 @@ Lifetimes:
 - Descriptors are close-on-exec. A forked child has copies of them, and a session is closed only when parent and child
   have both closed it.
 
+Kernels differ (`kho.kernels.FIXES`):
+
+- Linux 6.19 and 7.0 to 7.0.10 can retrieve a memfd with part of its pages missing, and report success. There
+  `retrieve_fd` looks for missing pages, and raises; given a size or a SHA-256 it compares them on every kernel.
+- A session knows its direction if it comes from a `Device`, and checks it. Before 7.1.5 the kernel does not, so of a
+  session that was inherited say which it is (`Session(fd, incoming=True)`).
+- A name has 1 to 63 bytes here; before 7.1.4 the kernel takes an empty one, and cuts a longer one.
+- Linux 6.19 and 7.0 lose the seals of a memfd, and take one file under two tokens; the next kernel retrieves it once.
+- GET_NAME came with 7.2: before that the name is read from the descriptor's link in /proc.
+
 Threads may share these objects: each object makes one request at a time, as the kernel does for a session. Preserving a
 large memfd allocates its holes and pins its pages, and may take seconds.
 
@@ -34,7 +44,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
+import stat
 import struct
 import threading
 import warnings
@@ -58,6 +70,7 @@ from .errors import (
     ParameterError,
 )
 from .formats.luo_write import text, word
+from .kernels import FIXES, Release
 from .owned import Uncopied
 
 __all__ = ["KERNEL", "NAME_BYTES", "PATH", "REQUESTS", "Device", "Request", "Session", "Transport", "available"]
@@ -65,6 +78,10 @@ __all__ = ["KERNEL", "NAME_BYTES", "PATH", "REQUESTS", "Device", "Request", "Ses
 PATH = "/dev/liveupdate"
 NAME_BYTES = 64
 """LIVEUPDATE_SESSION_NAME_LENGTH: a session's name with its NUL."""
+LINK = b"anon_inode:[luo_session] "
+"""What the link of a session's descriptor in /proc begins with; its name follows."""
+WINDOW = 1 << 20
+"""Bytes that are hashed at a time."""
 
 
 class Request(NamedTuple):
@@ -179,6 +196,7 @@ def _refusal(error: OSError, what: str, meanings: Meanings) -> LuoError:
 
 def _name(name: str) -> bytes:
     try:
+        name.encode()  # `text` takes names of images, which may be other bytes
         return text("session name", name, NAME_BYTES)
     except UnicodeEncodeError as error:
         raise ParameterError(f"session name {name!r}: no UTF-8 encodes it") from error
@@ -263,9 +281,16 @@ class _Descriptor(Uncopied):
 class Device(_Descriptor):
     """The live update device, which makes and retrieves sessions. One process at a time may have it open."""
 
-    def __init__(self, path: str | os.PathLike[str] = PATH, *, transport: Transport = KERNEL) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str] = PATH,
+        *,
+        transport: Transport = KERNEL,
+        release: Release | None = None,
+    ) -> None:
         """Open the device. The first open after a kexec reads what was handed over.
 
+        Args: release: of the kernel; by default of the running one.
         Raises: LuoUnavailableError; LuoBusyError; LuoPermissionError; LuoError.
         """
         self.path = os.fspath(path)
@@ -274,6 +299,7 @@ class Device(_Descriptor):
         except OSError as error:
             raise _refusal(error, self.path, _OPEN) from error
         super().__init__(fd, self.path, transport)
+        self._release = release
 
     def create_session(self, name: str) -> Session:
         """Make a session for the next kernel (LIVEUPDATE_IOCTL_CREATE_SESSION).
@@ -298,7 +324,8 @@ class Device(_Descriptor):
             raise
         except OSError as error:
             raise _refusal(error, f"session {name!r}", meanings) from error
-        return Session(_made(fd, f"session {name!r}"), name=name, incoming=incoming, transport=self._transport)
+        made = _made(fd, f"session {name!r}")
+        return Session(made, name=name, incoming=incoming, transport=self._transport, release=self._release)
 
 
 def _made(fd: int, what: str) -> int:
@@ -311,28 +338,40 @@ class Session(_Descriptor):
     """A session: files that one owner hands to the next kernel, or that the last kernel has handed over."""
 
     def __init__(
-        self, fd: int, *, name: str | None = None, incoming: bool | None = None, transport: Transport = KERNEL
+        self,
+        fd: int,
+        *,
+        name: str | None = None,
+        incoming: bool | None = None,
+        transport: Transport = KERNEL,
+        release: Release | None = None,
     ) -> None:
         """Own the descriptor of a session, inherited or received.
 
         Args: name: if it is known; otherwise the kernel is asked. incoming: whether the last kernel handed it over;
-            None if that is not known.
+            None if that is not known. release: of the kernel; by default of the running one.
         Raises: ParameterError for a number that is not a descriptor.
         """
         if not 0 <= fd < 1 << 31:
             raise ParameterError(f"fd {fd}: no descriptor")
         self._known = name
         self.incoming = incoming
+        self._release = release if release is not None or transport is not KERNEL else Release.running()
         super().__init__(fd, f"session of fd {fd}" if name is None else f"session {name!r}", transport)
 
     @property
     def name(self) -> str:
-        """The name (LIVEUPDATE_SESSION_GET_NAME, if it was not given).
+        """The name: as given, or by GET_NAME, or before Linux 7.2 from the descriptor's link in /proc.
 
-        Raises: LuoStateError once closed; LuoAbiError from a kernel that has no such request; LuoError.
+        Raises: LuoStateError once closed; LuoAbiError for a descriptor that is no session; LuoError.
         """
         if self._known is None:
-            _, raw = self._ask("GET_NAME", 0, bytes(NAME_BYTES), what="name", meanings={})
+            try:
+                _, raw = self._ask("GET_NAME", 0, bytes(NAME_BYTES), what="name", meanings={})
+            except LuoAbiError:
+                raw = _linked_name(self._checked())
+                if raw is None:
+                    raise
             self._known = raw.split(b"\0")[0].decode("utf-8", "replace")
             self._what = f"session {self._known!r}"
         return self._known
@@ -340,7 +379,7 @@ class Session(_Descriptor):
     def preserve_fd(self, fd: int | HasFileno, token: int) -> None:
         """Preserve a file for the next kernel (LIVEUPDATE_SESSION_PRESERVE_FD).
 
-        A memfd keeps its contents as they are at the kexec, its size, position and (from Linux 7.2) seals. Until then
+        A memfd keeps its contents as they are at the kexec, its size, position and (from Linux 7.1) seals. Until then
         its size is fixed: calls that grow, shrink or punch it fail. The kernel holds the file, so `fd` may be closed.
         A memfd sealed against execution (F_SEAL_EXEC) may come back sealed against writing as well.
 
@@ -354,18 +393,58 @@ class Session(_Descriptor):
         self._direction(incoming=False, cannot="was handed over by the last kernel; what goes on needs a new session")
         self._ask("PRESERVE_FD", number, word("token", token), what=f"file {token:#x}", meanings=_PRESERVE)
 
-    def retrieve_fd(self, token: int) -> int:
+    def retrieve_fd(
+        self, token: int, *, size: int | None = None, sha256: str | None = None, holes: bool = False
+    ) -> int:
         """Retrieve a file (LIVEUPDATE_SESSION_RETRIEVE_FD); files may be retrieved in any order.
 
+        Args: size: bytes that were preserved, if they are known; compared with those of the file. sha256: the digest of
+            its contents at the kexec, in hexadecimal, if it is known; compared. holes: accept a file with pages
+            missing from a kernel that can lose them; they read as zeros.
         Returns: a descriptor, close-on-exec, which the caller must close. A second call returns another descriptor of
             the same open file.
         Raises: ParameterError; LuoNotFoundError; LuoStateError for a session that was created, or is closed;
-            LuoRetrieveError if the kernel cannot retrieve it, which is final; LuoError if there is no free descriptor.
+            LuoRetrieveError if the kernel cannot retrieve it, which is final, or if what it gave is incomplete;
+            LuoError if there is no free descriptor.
         """
         self._direction(incoming=True, cannot="is for the next kernel; only there files can be retrieved")
         what = f"file {word('token', token):#x}"
         fd, _ = self._ask("RETRIEVE_FD", -1, token, what=what, meanings=_TAKE, otherwise=LuoRetrieveError)
-        return _made(fd, f"{self._what}, {what}")
+        what = f"{self._what}, {what}"
+        fd = _made(fd, what)
+        try:
+            wrong = self._incomplete(fd, size, sha256, holes=holes)
+        except BaseException:
+            os.close(fd)
+            raise
+        if wrong is not None:
+            os.close(fd)
+            raise LuoRetrieveError(errno.EIO, f"{what}: {wrong}")
+        return fd
+
+    def _incomplete(self, fd: int, size: int | None, sha256: str | None, *, holes: bool) -> str | None:
+        """Say how a retrieved file differs from what was preserved; None if it does not, as far as is known."""
+        status = os.fstat(fd)
+        if size is not None and status.st_size != size:
+            return f"has {status.st_size} bytes, and {size} were preserved"
+        if sha256 is not None:
+            found = _digest(fd)
+            return None if found == sha256.lower() else f"has SHA-256 {found}, and {sha256} was preserved"
+        fix = FIXES["retrieve-partial"]
+        if holes or self._release is None or fix.affects(self._release) is False or not stat.S_ISREG(status.st_mode):
+            return None
+        # PRESERVE_FD fills holes, so that a file that came back whole has none.
+        hole = _first_hole(fd, status.st_size)
+        if hole is None:
+            return None
+        if FIXES["memfd-dirty"].affects(self._release) is False:
+            missing = f"the page at {hole:#x} is missing"
+        else:
+            missing = f"the page at {hole:#x} is missing, or was allocated and never written"
+        return (
+            f"{missing}: Linux {self._release} can report success then ({fix.upstream}), {fix.remedied()} do not; "
+            "holes=True accepts the file"
+        )
 
     def finish(self) -> None:
         """End the handover of the session's files (LIVEUPDATE_SESSION_FINISH).
@@ -379,7 +458,7 @@ class Session(_Descriptor):
         self._ask("FINISH", 0, what="finish", meanings=_FINISH)
 
     def _direction(self, *, incoming: bool, cannot: str) -> None:
-        # Linux before 7.1 does not check the direction of a session.
+        # Linux before 7.1.5 does not check it (FIXES["ioctl-direction"]).
         if self.incoming is not None and self.incoming != incoming:
             raise LuoStateError(errno.EINVAL, f"{self._what}: {cannot}")
 
@@ -405,6 +484,36 @@ class Session(_Descriptor):
                 lost = f"{what}: cannot be brought back, now or later: {os.strerror(number)}"
                 raise otherwise(number, lost) from error
             raise _refusal(error, what, meanings) from error
+
+
+def _linked_name(fd: int) -> bytes | None:
+    """Read a session's name from the link of its descriptor, `anon_inode:[luo_session] NAME`; None if it has none."""
+    with suppress(OSError):
+        link = os.readlink(os.fsencode(f"/proc/self/fd/{fd}"))  # noqa: PTH115 - a Path changes names with slashes
+        if link.startswith(LINK):
+            return link.removeprefix(LINK)
+    return None
+
+
+def _first_hole(fd: int, size: int) -> int | None:
+    """Find the first hole before the end of a file; the position stays. None if there is none, or none can be told."""
+    with suppress(OSError):
+        at = os.lseek(fd, 0, os.SEEK_CUR)
+        try:
+            hole = os.lseek(fd, 0, os.SEEK_HOLE) if size else 0
+        finally:
+            os.lseek(fd, at, os.SEEK_SET)
+        return hole if hole < size else None
+    return None
+
+
+def _digest(fd: int) -> str:
+    """Compute the SHA-256 of a file; the position stays."""
+    made, at = hashlib.sha256(), 0
+    while part := os.pread(fd, WINDOW, at):
+        made.update(part)
+        at += len(part)
+    return made.hexdigest()
 
 
 def available(path: str | os.PathLike[str] = PATH, *, cmdline: str | None = None) -> str | None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..errors import SourceError
+from .._kho import Snapshot
+from ..errors import ParameterError, SourceError
 from ..handover.compat import Judged, Offer, Target, as_data, judge, notes, worst
+from ..handover.running import UnreadableError, missing_root
 from ..kernelimage import read_kernel
-from ..kernels import KERNELS, Kernel, Release, differences, known_kernel
+from ..kernels import KERNELS, Release, differences, faults, known_kernel
 from . import output
-from .options import read, read_options
+from .options import Number, read, read_options, read_running
 
 STYLES = {"taken": "green", "unknown": "yellow", "lost": "red", "refused": "red", "panics": "bold red"}
 CODES = {"taken": 0, "unknown": 2, "lost": 1, "refused": 1, "panics": 1}
@@ -24,11 +27,23 @@ RELEASE = re.compile(r"v?[0-9]{1,3}\.[0-9]{1,3}([.+-]\S*)?$")
 @click.command("compat")
 @click.argument("args", nargs=-1, metavar="HANDOVER... TARGET")
 @read_options
+@click.option(
+    "--scratch",
+    type=Number(),
+    metavar="A",
+    help="Physical address of the array of scratch areas; else found by the search, which --fdt-phys leaves out.",
+)
+@click.option(
+    "--cmdline",
+    metavar="LINE",
+    help="Command line of the next kernel: kho=, liveupdate=, crashkernel= and reserve_mem= are judged.",
+)
 @click.option("--matrix", is_flag=True, help="Print what becomes of a handover between each two kernels, and stop.")
 @click.option("--markdown", is_flag=True, help="With --matrix or two releases: print Markdown.")
 @click.option("--json", "as_json", is_flag=True, help="Print data instead of text.")
 def command(
     args: tuple[str, ...],
+    cmdline: str | None,
     matrix: bool,
     markdown: bool,
     as_json: bool,
@@ -59,10 +74,10 @@ def command(
         raise click.UsageError("HANDOVER and TARGET are needed: kho compat handover.elf 7.0, or two releases")
     *source, target = args
     if len(source) == 1 and is_release(source[0]) and is_release(target):
-        show_differences(known_kernel(source[0]), known_kernel(target), markdown=markdown, as_json=as_json)
+        show_differences(Release.parse(source[0]), Release.parse(target), markdown=markdown, as_json=as_json)
         return
     offer = offer_of(tuple(source), **options)
-    judged = [(kernel, judge(offer, kernel)) for kernel in targets(target)]
+    judged = [(kernel, judge(offer, kernel)) for kernel in targets(target, cmdline)]
     if as_json:
         output.print_json({"handover": list(source), "targets": [data(offer, *each) for each in judged]})
     else:
@@ -78,26 +93,34 @@ def is_release(text: str) -> bool:
 
 def offer_of(source: tuple[str, ...], **options: int | None) -> Offer:
     """Read what is handed over, from memory or from debugfs."""
-    from .._kho import Snapshot
+    if len(source) != 1 or not Snapshot.recognizes(source[0]):
+        return Offer.of(read(source, **options))
+    shown = Snapshot.open(source[0])
+    if shown.kind == "fdt" or (shown.outgoing is not None and shown.outgoing.compatible is not None):
+        return Offer.of_snapshot(shown)
+    # After a handover debugfs does not show it.
+    try:
+        inc, _ = read_running(source[0], **options)
+    except UnreadableError as error:
+        raise ParameterError(
+            f"{source[0]}: debugfs has no outgoing root FDT: {missing_root(shown)}; it is in memory: {error}"
+        ) from error
+    return Offer.of(inc).unwritten(shown)
 
-    if len(source) == 1 and Snapshot.recognizes(source[0]):
-        return Offer.of_snapshot(Snapshot.open(source[0]))
-    return Offer.of(read(source, **options))
 
-
-def targets(text: str) -> list[Target]:
+def targets(text: str, cmdline: str | None = None) -> list[Target]:
     """Find the kernels that an argument means. Raises: SourceError for a directory without one."""
     if is_release(text):
-        return [Target(Release.parse(text))]
+        return [Target(Release.parse(text), None, cmdline)]
     path = Path(text)
     if not path.is_dir():
         image = read_kernel(path)
-        return [Target(image.release, image)]
+        return [Target(image.release, image, cmdline)]
     found = []
     for file in sorted(path.iterdir()):
         if file.name.startswith(("vmlinu", "bzImage", "Image", "kernel-")) and file.is_file():
             image = read_kernel(file)
-            found.append(Target(image.release, image))
+            found.append(Target(image.release, image, cmdline))
     if not found:
         raise SourceError(f"{path}: no kernel in it (vmlinuz-*, vmlinux, bzImage, Image)")
     return found
@@ -141,15 +164,13 @@ def show_matrix(*, markdown: bool, as_json: bool) -> None:
         output.print_json({name: {other: as_data(rows) for other, rows in row.items()} for name, row in table.items()})
         return
     if markdown:
-        output.line("| from, to | " + " | ".join(KERNELS) + " |")
-        output.line("|---" * (len(KERNELS) + 1) + "|")
-        for name, row in table.items():
-            output.line(f"| **{name}** | " + " | ".join(cell(rows) for rows in row.values()) + " |")
+        shown = [(f"**{name}**", *(cell(rows) for rows in row.values())) for name, row in table.items()]
+        print_markdown("from, to", *KERNELS, rows=shown)
         return
-    shown = output.table("from, to", *KERNELS)
+    printed = output.table("from, to", *KERNELS)
     for name, row in table.items():
-        shown.add(name, *((cell(rows), STYLES[worst(rows)]) for rows in row.values()))
-    shown.show()
+        printed.add(name, *((cell(rows), STYLES[worst(rows)]) for rows in row.values()))
+    printed.show()
 
 
 def cell(rows: list[Judged]) -> str:
@@ -163,25 +184,60 @@ def cell(rows: list[Judged]) -> str:
     return "taken" if not missing else f"without {', '.join(dict.fromkeys(missing))}"
 
 
-def show_differences(one: Kernel, two: Kernel, *, markdown: bool, as_json: bool) -> None:
-    """Print what differs between two kernels."""
-    rows = list(differences(one, two))
+def show_differences(one: Release, two: Release, *, markdown: bool, as_json: bool) -> None:
+    """Print what differs between two kernels: formats and rules, then faults that one of the releases has."""
+    first, second = known_kernel(one.text), known_kernel(two.text)
+    rows, mended = list(differences(first, second)), list(faults(one, two))
     if as_json:
-        output.print_json({"kernels": [one.name, two.name], "differences": {name: [a, b] for name, a, b in rows}})
+        output.print_json(
+            {
+                "kernels": [first.name, second.name],
+                "differences": {name: [a, b] for name, a, b in rows},
+                "releases": [one.text, two.text],
+                "faults": {
+                    fix.name: {
+                        "affects": [a, b],
+                        "effect": fix.effect,
+                        "fixed": fix.remedied(),
+                        "upstream": fix.upstream,
+                        "remedy": fix.remedy,
+                    }
+                    for fix, a, b in mended
+                },
+            }
+        )
         return
+    listed = [(fix.name, has(a), has(b), fix.remedied(), fix.effect) for fix, a, b in mended]
     if markdown:
-        output.line(f"| | {one.name} | {two.name} |")
-        output.line("|---|---|---|")
+        print_markdown("", first.name, second.name, rows=[(label(name), said(a), said(b)) for name, a, b in rows])
+        if listed:
+            output.line()
+            print_markdown("fault", one.text, two.text, "fixed in", "effect", rows=listed)
+        return
+    if rows:
+        table = output.table("", f"Linux {first.name}", f"Linux {second.name}")
         for name, a, b in rows:
-            output.line(f"| {label(name)} | {said(a)} | {said(b)} |")
-        return
-    if not rows:
-        output.line(f"Linux {one.name} and {two.name} write the same formats")
-        return
-    table = output.table("", f"Linux {one.name}", f"Linux {two.name}")
-    for name, a, b in rows:
-        table.add(label(name), said(a), said(b))
-    table.show()
+            table.add(label(name), said(a), said(b))
+        table.show()
+    else:
+        output.line(f"Linux {one} and {two} write the same formats")
+    if listed:
+        output.line()
+        table = output.table("fault", f"in {one}", f"in {two}", "fixed in", "effect", limit=output.LINE)
+        for row in listed:
+            table.add(*row)
+        table.show()
+
+
+def print_markdown(*columns: str, rows: Sequence[tuple[str, ...]]) -> None:
+    """Print a table as Markdown."""
+    for parts in (columns, ("---",) * len(columns), *rows):
+        output.line(f"| {' | '.join(parts)} |", limit=output.LINE)
+
+
+def has(affected: bool | None) -> str:
+    """Say whether a release has a fault."""
+    return "may" if affected is None else said(affected)
 
 
 LABELS = {
@@ -200,6 +256,13 @@ LABELS = {
     "scratch_nodes": "scratch for nodes",
     "deferred_init": "with DEFERRED_STRUCT_PAGE_INIT",
     "get_name": "ioctl GET_NAME",
+    "same_file": "PRESERVE_FD refuses the same file twice",
+    "marker": "mark of a preserved folio",
+    "enabled_by": "KHO is on by",
+    "scratch_option": "sizes of kho_scratch=",
+    "scratch_alignment": "scratch sizes rounded up to a",
+    "extends_scratch": "scratch extended after a handover",
+    "off_in_kdump": "off in a crash kernel",
 }
 
 

@@ -12,8 +12,9 @@ import click
 
 from .. import errors
 from .. import fdt as fdts
-from .._kho import Fdt, Incoming
+from .._kho import Fdt, Incoming, Snapshot
 from ..formats.registry import Budget, fdt_at
+from ..handover.running import UnreadableError, is_running, missing_root
 from ..sources import bare_fdt, memory
 from . import output
 from .options import read, source_options
@@ -47,12 +48,18 @@ def command(
     in any other FDT, such as the machine's own (/sys/firmware/fdt), they are big-endian cells, including
     linux,kho-fdt and linux,kho-scratch in /chosen.
 
+    Of "live", the running machine, the FDTs are those in debugfs; a root FDT that is truncated or not shown there is
+    read from /proc/kcore if that is permitted (root).
+
     \b
     Exit codes: 0 printed, even if truncated, 2 not readable, or malformed; the readable part is printed.
     """
     if subtree is not None and everything:
         raise click.UsageError("--subtree and --all exclude each other")
     stored: fdts.Numbers | None = "native" if numbers == "native" else "cells" if numbers == "cells" else None
+    if len(source) == 1 and is_running(source[0]):
+        show(running(source[0], subtree, everything=everything, **options), as_json=as_json, numbers=stored or "native")
+        return
     bare, have = None, 0
     if len(source) == 1 and Path(source[0]).is_file():
         bare, have = fdts.load(source[0]), Path(source[0]).stat().st_size
@@ -76,6 +83,50 @@ def command(
     if error is not None:
         output.line(f"{'warning' if short else 'kho'}: {source[0]}: {error}", err=True)
         sys.exit(0 if short else 2)
+
+
+def running(
+    source: str, subtree: str | None, *, everything: bool, **options: int | None
+) -> dict[str, tuple[Fdt, errors.FdtError | None]]:
+    """Read FDTs of a running machine, by title: from memory if debugfs does not show the root whole, else from debugfs.
+
+    Raises: NotFoundError, SourceError.
+    """
+    shown = Snapshot.open(source)
+    sides = {"out": shown.outgoing, "in": shown.incoming}
+    out = shown.outgoing
+    if subtree is None and (out is None or out.fdt is None or out.truncated is not None):
+        try:
+            inc = read((source,), **options)
+        except UnreadableError as error:
+            output.line(f"note: {error}", err=True)
+        else:
+            return {title: (fdt, None) for title, fdt in trees(inc, everything=everything).items()}
+    blobs: dict[str, bytes] = {}
+    for way, side in sides.items():
+        if side is None:
+            continue
+        if subtree is None and side.fdt is not None:
+            blobs[f"{way}/fdt"] = side.fdt
+        for name, blob in side.sub_fdts.items() if everything or subtree is not None else ():
+            if name == subtree or subtree is None:
+                blobs[f"{way}/sub_fdts/{name}"] = blob
+    if subtree is None and (out is None or out.fdt is None):
+        output.line(f"note: out/fdt: {missing_root(shown)}", err=True)
+    found: dict[str, tuple[Fdt, errors.FdtError | None]] = {}
+    for path, blob in blobs.items():
+        try:
+            fdt, damage = Fdt.partial(blob)
+        except errors.FdtError:
+            continue  # a struct, such as LUO's from Linux 7.2 on
+        short = f" of {fdt.totalsize}" if len(blob) < fdt.totalsize else ""
+        found[f"{path}, {len(blob)}{short} bytes"] = fdt, damage
+        if damage is not None:
+            output.line(f"warning: {path}: {damage}", err=True)
+    if not found:
+        what = "no root FDT" if subtree is None else f"no FDT of a subtree {subtree!r}"
+        raise errors.NotFoundError(f"{source}: {what} in debugfs; kho inspect {source} lists what is there")
+    return found
 
 
 def trees(inc: Incoming, subtree: str | None = None, *, everything: bool = False) -> dict[str, Fdt]:

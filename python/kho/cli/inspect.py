@@ -10,6 +10,7 @@ import click
 
 from .._kho import Incoming, Snapshot
 from ..handover.describe import describe
+from ..handover.running import core_of, is_running
 from . import output, snapshot
 from .options import read, source_options
 
@@ -47,6 +48,11 @@ def command(
         return
     if len(source) == 1 and Snapshot.recognizes(source[0]):
         snapshot.run(source[0], as_json=as_json)
+        if is_running(source[0]) and os.access(core_of(source[0]), os.R_OK):
+            output.line(
+                f"note: {core_of(source[0])} can be read: kho owners {source[0]} and kho map {source[0]} use it",
+                err=True,
+            )
         return
     for line in lost_ranges(source):
         output.line(f"note: {line}", err=True)

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import click
 
+from .._kho import Snapshot
 from ..handover import mapdraw
-from ..handover.memmap import KINDS, MemoryMap, Row, build
+from ..handover.memmap import KINDS, MemoryMap, Row, build, lay_out, spans_shown
+from ..handover.running import UnreadableError, is_running, shown_ranges
+from ..sizes import PAGE_SIZES
 from ..sources import memory
 from ..text import printable, size
 from . import output
-from .options import Number, read, source_options
+from .options import Number, read, read_running, source_options
 
 STYLES = {
     "file": "green",
@@ -38,18 +41,22 @@ def command(source: tuple[str, ...], target: str | None, row: int | None, as_jso
 
     The darker a character, the larger its preserved part; scratch is /, memory that is not preserved is a dot. Lines
     that are all the same are replaced by a line of words. The owners are listed to the right, in color on a terminal.
-    PNG needs matplotlib: pip install 'kho[plot]'.
+    PNG needs matplotlib: pip install 'kho[plot]'. Of "live", the running machine, it is what /proc/kcore holds;
+    without permission for that (root), the addresses that debugfs shows.
 
     \b
     Exit codes: 0 drawn, 2 not readable.
     """
-    with output.progress("searching") as told:
-        # Opened once: a pipe can only be read once, and decompressing takes time.
-        opened = memory(source, progress=told)
-    inc = read(opened, **options)
-    wide = output.width() >= 100
-    found = build(inc, inc.ranges, columns=64 if wide or target else 32, row_bytes=row)
-    title = f"{inc.compatible} handover in {', '.join(source)}"
+    columns = 64 if output.width() >= 100 or target else 32
+    if len(source) == 1 and is_running(source[0]):
+        found, abi = running(source[0], columns, row, **options)
+    else:
+        with output.progress("searching") as told:
+            # Opened once: a pipe can only be read once, and decompressing takes time.
+            opened = memory(source, progress=told)
+        inc = read(opened, **options)
+        found, abi = build(inc, inc.ranges, columns=columns, row_bytes=row), inc.compatible
+    title = f"{abi} handover in {', '.join(source)}"
     if target is not None:
         mapdraw.save(found, Path(target), title)
         output.line(f"{target}: {len(found.lines)} lines of {size(found.row_bytes)}", err=True)
@@ -57,6 +64,23 @@ def command(source: tuple[str, ...], target: str | None, row: int | None, as_jso
         output.print_json(found.as_dict())
     elif target is None:
         show(found, title)
+
+
+def running(source: str, columns: int, row: int | None, **options: int | None) -> tuple[MemoryMap, str]:
+    """Lay out the memory of a running machine, or what debugfs shows of it; and give the compatible.
+
+    Raises: SourceError if neither can be read.
+    """
+    try:
+        inc, _ = read_running(source, **options)
+    except UnreadableError as error:
+        shown = Snapshot.open(source)
+        output.line(f"note: {error}; this is what debugfs shows: no folios, no files", err=True)
+        page_size = options.get("page_size") or PAGE_SIZES[0]
+        spans = spans_shown(shown_ranges(shown), shown.scratch, page_size)
+        abi = None if shown.outgoing is None else shown.outgoing.compatible
+        return lay_out(spans, page_size, shown.ram, columns=columns, row_bytes=row), abi or "unknown"
+    return build(inc, inc.ranges, columns=columns, row_bytes=row), inc.compatible
 
 
 def show(found: MemoryMap, title: str) -> None:

@@ -9,6 +9,7 @@ import click
 
 from .._kho import Incoming, Memory
 from ..errors import ParameterError
+from ..handover.running import is_running, open_running
 from ..sizes import parse_size
 from ..sources import open as open_source
 from . import output
@@ -88,7 +89,14 @@ def read(
     page_size: int | None = None,
     scratch: int | None = None,
 ) -> Incoming:
-    """Open the handover in the given sources or memory; show progress if stderr is a terminal."""
+    """Open the handover in the given sources or memory; show progress if stderr is a terminal.
+
+    Of a running machine that is the one in /proc/kcore. Raises: UnreadableError (`kho.handover.running`).
+    """
+    if not isinstance(source, Memory) and len(source) == 1 and is_running(source[0]):
+        return read_running(
+            source[0], fdt_phys=fdt_phys, bitmap_bytes=bitmap_bytes, page_size=page_size, scratch=scratch
+        )[0]
     with output.progress("searching") as told:
         inc = open_source(
             source,
@@ -100,3 +108,19 @@ def read(
         )
     output.note_placement(inc)
     return inc
+
+
+def read_running(source: str, **options: int | None) -> tuple[Incoming, Memory]:
+    """Open the handover in the memory of a running machine; a note tells what it lacks.
+
+    Raises: UnreadableError (`kho.handover.running`).
+    """
+    with output.progress("searching") as told:
+        inc, memory = open_running(source, progress=told, **options)
+    where = memory.sources[0]
+    output.line(
+        f"note: read from {where}, while the kernel runs: LUO writes its sessions at the kexec, until when their pages "
+        "have no owner",
+        err=True,
+    )
+    return inc, memory

@@ -307,6 +307,8 @@ def hint(error: errors.KhoError) -> str | None:
             return None
         case errors.NoHandoverError():
             return "was the image taken after finalization? A raw image needs its address: FILE@0x40000000"
+        case errors.AccessError():
+            return "a user with permission is needed; for debugfs and /proc/kcore that is root (sudo)"
         case errors.UnsupportedAbiError():
             return "a newer kho may read it"
         case errors.OutsideMemoryError():

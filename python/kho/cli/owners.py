@@ -9,9 +9,10 @@ from typing import Any
 
 import click
 
-from .._kho import Incoming
+from .._kho import Incoming, Snapshot
 from .._types import OwnedRange
 from ..handover.owners import Owners, owners
+from ..handover.running import UnreadableError, shown_ranges
 from . import output
 from .options import read, source_options
 
@@ -26,11 +27,17 @@ def command(source: tuple[str, ...], by_page: bool, as_json: bool, **options: in
     An owner is the root FDT, a subtree's blob, a LUO block, a file of a session (with the offset in the file), a page
     list, a reserve_mem region or kho_test; pages that nothing refers to are listed as unknown. After that come the
     ranges that are referred to but not preserved, and ranges with two owners. SOURCE is anything `kho inspect` takes.
+    Of "live", the running machine, it is what /proc/kcore holds; without permission for that (root), the addresses
+    that the FDTs in debugfs name.
 
     \b
     Exit codes: 0 everything referred to is preserved, 1 some is not, or has two owners, 2 no handover or not readable.
     """
-    inc = read(source, **options)
+    try:
+        inc = read(source, **options)
+    except UnreadableError as error:
+        show_debugfs(source[0], str(error), as_json=as_json)
+        return
     found = owners(inc)
     if as_json:
         print_json(inc, found, by_page=by_page)
@@ -38,6 +45,19 @@ def command(source: tuple[str, ...], by_page: bool, as_json: bool, **options: in
         show(inc, found, by_page=by_page)
     if found.unpreserved or found.shared:
         sys.exit(1)
+
+
+def show_debugfs(source: str, why: str, *, as_json: bool) -> None:
+    """Print what the FDTs in debugfs name. Raises: SourceError if it cannot be read, either."""
+    rows = shown_ranges(Snapshot.open(source))
+    output.line(f"note: {why}; this is what debugfs shows: no folios, no files", err=True)
+    if as_json:
+        output.print_json({"source": "debugfs", "why": why, "rows": [row._asdict() for row in rows]})
+        return
+    table = output.table("address", ">size", "owner")
+    for row in rows:
+        table.add(f"{row.phys:#x}", output.size(row.nbytes), owner_and_part(row))
+    table.show()
 
 
 def ranges(inc: Incoming, found: Owners, *, by_page: bool) -> Iterator[OwnedRange]:

@@ -6,6 +6,7 @@ import hashlib
 from typing import Any
 
 from .._kho import Snapshot, SnapshotSide
+from ..handover.running import missing_root
 from . import output
 
 WAYS = {"in": "Handed to this kernel", "out": "To be handed to the next kernel"}
@@ -36,6 +37,8 @@ def describe(snap: Snapshot) -> dict[str, Any]:
             report[name] = [list(area) for area in areas]
     for name, side in (("in", snap.incoming), ("out", snap.outgoing)):
         report[name] = None if side is None else describe_side(side)
+    if snap.outgoing is not None and snap.outgoing.fdt is None:
+        report["out"]["missing"] = missing_root(snap)
     return report
 
 
@@ -69,7 +72,8 @@ def show(snap: Snapshot, report: dict[str, Any]) -> None:
         output.line("finalized: the map is fixed" if snap.finalized else "not finalized: there is no map yet")
     for way, side in (("in", snap.incoming), ("out", snap.outgoing)):
         if side is not None:
-            show_side("Root FDT" if snap.kind == "fdt" else WAYS[way], side)
+            missing = missing_root(snap) if way == "out" else "not there"
+            show_side("Root FDT" if snap.kind == "fdt" else WAYS[way], side, missing)
     if snap.scratch is not None:
         output.line()
         output.line(("Scratch", "bold"), f": {len(snap.scratch)} areas, where the next kernel boots")
@@ -83,11 +87,11 @@ def show(snap: Snapshot, report: dict[str, Any]) -> None:
         output.line(("RAM", "bold"), f": {total} in {len(report['ram'])} ranges")
 
 
-def show_side(title: str, side: SnapshotSide) -> None:
+def show_side(title: str, side: SnapshotSide, missing: str) -> None:
     """Print one direction, `in` or `out`, as text."""
     output.line()
     if side.fdt is None:
-        output.line((title, "bold"), ": no root FDT")
+        output.line((title, "bold"), f": root FDT {missing}")
     else:
         output.line((title, "bold"), f": {side.compatible or 'no compatible'}")
         where = "unknown" if side.preserved_memory_map is None else f"{side.preserved_memory_map:#x}"

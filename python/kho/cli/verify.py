@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
 from .. import __version__, jsontext
+from .._kho import Snapshot
 from ..handover.rules import RULES, SEVERITIES, Finding, Severity, markdown
+from ..handover.running import UnreadableError, core_of, is_running, looked_at, open_running
 from ..handover.verify import verify
 from . import output
 from .fleet_options import Fleet, fleet_options
@@ -61,7 +63,8 @@ def command(
     Checks the root FDT, the preserved-memory map, scratch, every subtree and file, and whether all memory that they
     refer to is preserved, and whether the kernels that read its map take its LUO data. With --kernel, all that this
     kernel would not take over is an error, as `kho compat` judges it. SOURCE is anything `kho inspect` takes, or a bare
-    root FDT (debugfs out/fdt).
+    root FDT (debugfs out/fdt). Of "live", the running machine, or a directory with its files, it checks the root FDTs
+    in debugfs, and the memory if /proc/kcore can be read (root); it says what it looked at.
 
     \b
       kho verify handover.elf
@@ -107,29 +110,71 @@ def command(
         sys.exit(fleet.run(examine, VERIFY, more=source, as_json=as_json))
     if not source:
         raise click.UsageError("Missing argument 'SOURCE...'.", ctx)
-    with output.progress("searching") as told:
-        found = verify(
-            source if len(source) > 1 else source[0],
-            nodes=node,
+    looked: dict[str, str] = {}
+    if len(source) == 1 and is_running(source[0]):
+        found, looked = running(
+            source[0],
+            node,
+            kernel,
             fdt_phys=fdt_phys,
             page_size=page_size,
             bitmap_bytes=bitmap_bytes,
             scratch=scratch or None,
-            kernel=kernel,
-            progress=told,
-            opened=output.note_placement,
         )
+    else:
+        with output.progress("searching") as told:
+            found = verify(
+                source if len(source) > 1 else source[0],
+                nodes=node,
+                fdt_phys=fdt_phys,
+                page_size=page_size,
+                bitmap_bytes=bitmap_bytes,
+                scratch=scratch or None,
+                kernel=kernel,
+                progress=told,
+                opened=output.note_placement,
+            )
     counts = {severity: sum(f.severity == severity for f in found) for severity in SEVERITIES}
     if as_sarif:
         log = sarif(found, source)
         log["runs"][0]["results"] = (result(finding, list(RULES), source) for finding in found)
         output.print_json(log, hexed=False)
     elif as_json:
-        output.print_json({"sources": list(source), "counts": counts, "findings": (f.as_dict() for f in found)})
+        seen = {"looked_at": looked} if looked else {}
+        output.print_json({"sources": list(source), **seen, "counts": counts, "findings": (f.as_dict() for f in found)})
     else:
+        for what, how in looked.items():
+            output.line(f"looked at {what}: {how}")
+        if looked:
+            output.line()
         show(found, counts)
     if counts["error"]:
         sys.exit(1)
+
+
+def running(
+    source: str,
+    nodes: Sequence[tuple[int, int, int]],
+    kernel: str | None,
+    *,
+    scratch: Sequence[tuple[int, int]] | None,
+    **options: int | None,
+) -> tuple[list[Finding], dict[str, str]]:
+    """Check what debugfs shows, and the memory if it can be read; and say what was looked at, by path.
+
+    Raises: SourceError if debugfs cannot be read; ParameterError.
+    """
+    shown = Snapshot.open(source)
+    found, looked = verify(shown, kernel=kernel), dict(looked_at(shown))
+    try:
+        with output.progress("searching") as told:
+            inc, memory = open_running(source, progress=told, scratch=scratch, **options)
+    except UnreadableError as error:
+        looked[str(core_of(source))] = f"not read: {error}"
+    else:
+        looked[memory.sources[0]] = f"{inc.nr_folios} folios; LUO's sessions are not written before the kexec"
+        found += verify(inc, nodes=nodes, kernel=kernel)
+    return found, looked
 
 
 def explanation(rule_id: str) -> str:

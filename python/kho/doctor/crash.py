@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from ..crashline import crash_kernel_bytes
 from .facts import Facts
 from .kernellog import MEMORY, Evidence
 from .releases import affected, release_of, shown, sure, unsure_text
@@ -236,34 +237,9 @@ def wanted_size(facts: Facts) -> int:
 
     The last value without a suffix counts, otherwise `,high` (kernel/crash_reserve.c). Ranges of RAM select a size.
     """
-    plain = high = 0
-    for word in split_cmdline(facts.cmdline.text) if facts.cmdline is not None else ():
-        name, _, value = word.partition("=")
-        if name != "crashkernel":
-            continue
-        body, _, kind = value.rpartition(",") if value.endswith((",high", ",low", ",cma")) else (value, "", "")
-        if kind in ("low", "cma"):
-            continue
-        nbytes = _ranged(body.partition("@")[0], system_ram(facts))
-        plain, high = (plain, nbytes) if kind == "high" else (nbytes, high)
-    return plain or high
-
-
-def _ranged(value: str, ram: int | None) -> int:
-    """Return the size of `X` or of the range `FROM-TO:X` that contains the RAM."""
-    if ":" not in value:
-        return _bytes(value)
-    for part in value.split(",")[:64]:
-        span, _, nbytes = part.partition(":")
-        first, _, last = span.partition("-")
-        if ram is not None and _bytes(first) <= ram and (not last or ram < _bytes(last)):
-            return _bytes(nbytes)
-    return 0
-
-
-def _bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d{1,15}|0x[0-9a-fA-F]{1,12})([KMGTkmgt]?)", text)
-    return int(match[1], 0) << {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[match[2].upper()] if match is not None else 0
+    if facts.cmdline is None:
+        return 0
+    return crash_kernel_bytes(" ".join(split_cmdline(facts.cmdline.text)), system_ram(facts)) or 0
 
 
 def system_ram(facts: Facts) -> int | None:

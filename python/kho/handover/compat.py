@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
-from .._kho import Fdt, Incoming, Snapshot
+from .._kho import Fdt, Incoming, Snapshot, kho_is_enabled
+from ..crashline import crash_kernel_bytes
 from ..errors import FdtError, KhoError, ParameterError
 from ..formats import KhoTest, Luo, Metadata, Payload, ReserveMem, payloads
 from ..formats.luo import LuoV1
 from ..kernelimage import KernelImage
-from ..kernels import FIXES, KERNELS, Kernel, Release, kernel_of
+from ..kernels import FIXES, KERNELS, LUO_SINCE, Kernel, Release, kernel_of, kernels_that_write
+from ..sizes import PAGEBLOCK_ORDERS, SMALL_BITMAP, format_size, parse_size
 
 __all__ = ["Judged", "Offer", "Target", "judge", "worst"]
 
@@ -59,12 +61,17 @@ class Offer:
     orders: dict[int, int] = field(default_factory=dict)
     """Folios by order."""
     scratch: list[tuple[int, int]] | None = None
+    ram: int = 0
+    """Bytes of memory that are known to be there; the machine may have more."""
+    cmdline: str | None = None
+    """Command line of the kernel that hands over."""
     luo: str | None = None
     flb_node: bool = False
     flbs: list[str] = field(default_factory=list)
     sessions: dict[str, list[tuple[int, str]]] | None = field(default_factory=dict)
     """Token and compatible of each file, by session; None if they are not seen."""
-    reserve_mem: list[str] = field(default_factory=list)
+    reserve_mem: dict[str, int | None] = field(default_factory=dict)
+    """Size of each region by name; None if it is not seen."""
     kho_test: str | None = None
     """array or vmalloc."""
     metadata: bool = False
@@ -76,6 +83,7 @@ class Offer:
         """Take it from a memory image; `found`: its payloads, if they were decoded already."""
         offer = cls(inc.compatible, page_size=inc.page_size, bitmap_bytes=inc.bitmap_bytes)
         offer.map, offer.orders, offer.scratch = inc.preserved_memory_map, dict(inc.folios_by_order), inc.scratch
+        offer.ram = sum(nbytes for _, nbytes in inc.ranges)
         for name, payload in (payloads(inc) if found is None else found).items():
             if isinstance(payload, Luo):
                 offer.luo = payload.compatible
@@ -87,14 +95,34 @@ class Offer:
                     files += [(entry.token, entry.compatible) for entry in session.entries]
                 offer.sessions = sessions
             elif isinstance(payload, ReserveMem):
-                offer.reserve_mem = list(payload.describe()["reserve_mem"])
+                offer.reserve_mem = {name: region.size for name, region in payload.regions.items()}
             elif isinstance(payload, Metadata):
                 offer.metadata = True
+                with contextlib.suppress(ParameterError):  # of a release that no kernel has
+                    offer.release = Release.parse(payload.previous_release)
             elif isinstance(payload, KhoTest):
                 offer.kho_test = "array" if payload.list is None else "vmalloc"
             else:
                 offer.others.append(name)
+        if offer.release is None:
+            node = offer.flb_node if offer.luo == "luo-v1" else None
+            writers = kernels_that_write(offer.abi, offer.bitmap_bytes, offer.luo, flb_node=node)
+            offer.release = Release.parse(writers[0].name) if len(writers) == 1 else None
         return offer
+
+    def unwritten(self, shown: Snapshot) -> Offer:
+        """Give what a running kernel will hand over: its sessions are not written yet, whatever its memory holds.
+
+        Args: shown: what debugfs shows of the same machine.
+        """
+        release = _release_of(shown)
+        return replace(
+            self,
+            sessions=None if self.luo is not None else {},
+            flbs=[],
+            release=self.release if release is None else release,
+            cmdline=shown.cmdline,
+        )
 
     @classmethod
     def of_snapshot(cls, taken: Snapshot) -> Offer:
@@ -109,9 +137,8 @@ class Offer:
                 "6.18), or this kernel was itself booted by a handover, where Linux 6.19 and later do not show it"
             )
         offer = cls(side.compatible, map=side.preserved_memory_map, scratch=taken.scratch)
-        if taken.version is not None and len(words := taken.version.split()) > 2:
-            with contextlib.suppress(ParameterError):  # of a release that no kernel has
-                offer.release = Release.parse(words[2])
+        offer.ram, offer.cmdline = sum(nbytes for _, nbytes in taken.ram or ()), taken.cmdline
+        offer.release = _release_of(taken)
         for name, blob in side.sub_fdts.items():
             if name == "LUO":
                 offer.sessions = None
@@ -121,19 +148,32 @@ class Offer:
             elif name == "kexec-metadata":
                 offer.metadata = True
             elif name == "kho_test":
-                offer.kho_test = "vmalloc"
+                offer.kho_test = _test_of(blob)
             else:
                 offer.others.append(name)
+        kernel = None if offer.release is None or offer.release.vendor else kernel_of(offer.release)
+        if kernel is not None and kernel.abi == offer.abi:
+            # FDTs do not tell it. A vendor's 6.17 may have bitmaps of a page.
+            offer.bitmap_bytes = kernel.bitmap_bytes(4096)
         return offer
 
     @classmethod
     def typical(cls, kernel: Kernel) -> Offer:
         """Make up what a kernel writes that hands over a memfd in a session, reserve_mem, and its test folios."""
         offer = cls(kernel.abi, Release.parse(kernel.name), 4096, kernel.bitmap_bytes(4096), map=1)
-        offer.reserve_mem, offer.kho_test, offer.metadata = ["trace0"], kernel.kho_test, kernel.kexec_metadata
+        offer.reserve_mem, offer.scratch = {"trace0": 1 << 20}, [(64 << 20, 32 << 20)]
+        offer.kho_test, offer.metadata = kernel.kho_test, kernel.kexec_metadata
         offer.luo, offer.flb_node = kernel.luo, kernel.flbs
         offer.sessions = {} if kernel.memfd is None else {"session": [(0, kernel.memfd)]}
         return offer
+
+
+def _release_of(shown: Snapshot) -> Release | None:
+    """Read /proc/version; None without it, or for a release that no kernel has."""
+    if shown.version is not None and len(words := shown.version.split()) > 2:
+        with contextlib.suppress(ParameterError):
+            return Release.parse(words[2])
+    return None
 
 
 def _luo_of(blob: bytes) -> tuple[str | None, bool]:
@@ -147,12 +187,20 @@ def _luo_of(blob: bytes) -> tuple[str | None, bool]:
         return None, False
 
 
-def _names_of(blob: bytes) -> list[str]:
-    """List the nodes of memblock's FDT."""
+def _names_of(blob: bytes) -> dict[str, int | None]:
+    """List the nodes of memblock's FDT with their sizes."""
     try:
-        return [node.name for node in Fdt(blob).root.children]
+        nodes = Fdt(blob).root.children
+        return {node.name: node.u64("size") if "size" in node else None for node in nodes}
     except (FdtError, KhoError):
-        return []
+        return {}
+
+
+def _test_of(blob: bytes) -> str:
+    """Say how kho_test lists its folios: the vmalloc area has 16 bytes, an inline array 8 a folio."""
+    with contextlib.suppress(FdtError, KhoError):
+        return "vmalloc" if len(Fdt(blob)["/data"]["folios_info"]) == 16 else "array"
+    return "vmalloc"
 
 
 @dataclass
@@ -161,6 +209,23 @@ class Target:
 
     release: Release
     image: KernelImage | None = None
+    cmdline: str | None = None
+    """The command line that it is to be booted with; None if that is not known."""
+
+    @property
+    def enabled(self) -> bool | None:
+        """Whether KHO is on with its command line; None if that depends on what is not known."""
+        if self.cmdline is None:
+            return None
+        default = False if self.release.series < LUO_SINCE else self.option("KEXEC_HANDOVER_ENABLE_DEFAULT")
+        on, off = kho_is_enabled(self.cmdline, True), kho_is_enabled(self.cmdline, False)
+        return on if on == off else default
+
+    @property
+    def listed(self) -> set[str]:
+        """Compatibles and names that its file lists (`.liveupdate_versions`, `.liveupdate_features`, both drafts)."""
+        image = self.image
+        return set() if image is None else {*(image.versions or ()), *(image.features or ())}
 
     @property
     def kernel(self) -> Kernel | None:
@@ -188,6 +253,7 @@ def judge(offer: Offer, target: Target) -> list[Judged]:
     kernel = target.kernel
     if kernel is None or worst(rows) in ("refused", "panics"):
         return rows
+    rows += _judge_scratch(offer, target, kernel)
     rows += _judge_folios(offer, target, kernel)
     rows += _judge_luo(offer, target, kernel)
     rows += _judge_small(offer, target, kernel)
@@ -217,9 +283,9 @@ def _judge_root(offer: Offer, target: Target) -> Iterator[Judged]:
             "arch/x86/kernel/setup.c",
         )
         return
-    accepts = [kernel.abi]
-    if offer.abi not in accepts:
+    if offer.abi != kernel.abi and offer.abi not in target.listed:
         why = f"compatible {offer.abi!r}, and Linux {kernel.name} takes {kernel.abi!r} only: it boots cold"
+        why += _parts(offer.abi, kernel)
         yield Judged("root", "refused", why, populate)
         return
     if offer.map == 0:
@@ -237,13 +303,85 @@ def _judge_root(offer: Offer, target: Target) -> Iterator[Judged]:
             f"bitmaps of {offer.bitmap_bytes} bytes under the same compatible; Linux {kernel.name} reads "
             f"{kernel.bitmap}: it takes pages in use for free ones, and dies before its first message"
         )
-        yield Judged("map", "panics", why, "PRESERVE_BITS, kernel/kexec_handover.c")
+        where = "PRESERVE_BITS, kernel/kexec_handover.c"
+        if release.vendor and bitmap_bytes == SMALL_BITMAP:
+            why += f"; your vendor's {kernel.name} may have bitmaps of a page ({FIXES['metadata-allocator'].upstream})"
+            yield Judged("map", "unknown", why, where)
+            return
+        yield Judged("map", "panics", why, where)
         return
     if kernel.levels_16k is not None and offer.page_size == 16384 and offer.levels not in (None, kernel.levels_16k):
         why = f"a tree of {offer.levels} levels, and Linux {kernel.name} reads {kernel.levels_16k} at 16 KiB pages"
         yield Judged("map", "panics", why, "include/linux/kho/abi/kexec_handover.h")
         return
-    yield Judged("root", "taken", f"{offer.abi}: what Linux {kernel.name} writes itself", populate)
+    how = f"what Linux {kernel.name} writes itself" if offer.abi == kernel.abi else "listed in the kernel's file"
+    yield Judged("root", "taken", f"{offer.abi}: {how}", populate)
+    if offer.bitmap_bytes is None and bitmap_bytes is not None:
+        why = f"Linux {kernel.name} reads bitmaps of {bitmap_bytes} bytes; debugfs does not show what size they have"
+        yield Judged("map", "unknown", why, "PRESERVE_BITS, kernel/kexec_handover.c")
+        return
+    form = kernel.map if bitmap_bytes is None else f"{kernel.map}, bitmaps of {bitmap_bytes} bytes"
+    condition = "" if pages is not None or offer.page_size in (None, 4096) else f", if its pages have {offer.page_size}"
+    yield Judged("map", "taken", form + condition, f"kho_mem_deserialize, {CORE}")
+
+
+def _judge_scratch(offer: Offer, target: Target, kernel: Kernel) -> Iterator[Judged]:
+    """Judge the scratch areas, which the target inherits and boots in, and the crash kernel that has to fit there."""
+    where = "memblock_set_kho_scratch_only, mm/memblock.c"
+    if offer.scratch is None:
+        why = "the areas were not found: with --fdt-phys name their array with --scratch"
+        yield Judged("scratch", "unknown", why, where)
+        return
+    page_size = offer.page_size or 4096
+    total, largest = sum(n for _, n in offer.scratch), max((n for _, n in offer.scratch), default=0)
+    # struct page has 64 bytes; memory that is not known of needs more.
+    need = offer.ram // page_size * 64
+    block = page_size << PAGEBLOCK_ORDERS[page_size]
+    partial = next((area for area in offer.scratch if area[0] % block or area[1] % block), None)
+    if need > total and not kernel.extends_scratch:
+        why = (
+            f"{format_size(total)} in all, and the page structures of {format_size(offer.ram)} alone take "
+            f"{format_size(need)}: Linux {kernel.name} can allocate only from scratch until it frees memblock, so that "
+            "it panics, or does without part of its memory"
+        )
+        yield Judged("scratch", "unknown", why, where)
+    elif partial is not None:
+        why = (
+            f"{format_size(partial[1])} at {partial[0]:#x} are no whole pageblocks of {format_size(block)}: a kernel "
+            "without the fix scratch-rounding that reserved them frees the memory next to them"
+        )
+        yield Judged("scratch", "unknown", why, "kho_init, " + CORE)
+    else:
+        why = f"{len(offer.scratch)} areas, {format_size(total)}, as they are; kho_scratch= is ignored"
+        yield Judged("scratch", "taken", why, where)
+    line = offer.cmdline if target.cmdline is None else target.cmdline
+    asked = 0 if line is None else crash_kernel_bytes(line, offer.ram or None)
+    source = "reserve_crashkernel_generic, kernel/crash_reserve.c"
+    if asked is None:
+        why = "crashkernel= depends on the amount of memory, which is not known"
+        yield Judged("crash kernel", "unknown", why, source)
+    elif asked > largest:
+        why = (
+            f"crashkernel= asks for {format_size(asked)} in one piece; scratch alone serves it after a handover, and "
+            f"its largest area has {format_size(largest)}: there is no crash kernel until the next cold boot"
+        )
+        yield Judged("crash kernel", "lost", why, source)
+    elif asked:
+        why = f"{format_size(asked)} fit an area of {format_size(largest)}, if the kernel itself leaves them free there"
+        yield Judged("crash kernel", "taken", why, source)
+
+
+def _parts(compatible: str, kernel: Kernel) -> str:
+    """Judge a composite compatible (a draft, docs/abi.md section 9) part by part, as text; empty for another one."""
+    base, *parts = compatible.split(";")
+    if not parts:
+        return ""
+    # struct kho_vmalloc came with the release whose test uses it.
+    forms = {"radix-v1": kernel.map == "radix tree", "vmalloc-v1": kernel.kho_test == "vmalloc"}
+    known = {base: base in (kernel.abi, kernel.luo, kernel.memfd), **{part: forms.get(part) for part in parts}}
+    words = {True: "it reads", False: "it does not read", None: "is not known here"}
+    judged = ", ".join(f"{part!r} {words[known[part]]}" for part in known)
+    return f". Part by part: {judged}; but released kernels compare the whole string"
 
 
 def _order(name: str) -> tuple[int, int]:
@@ -271,12 +409,18 @@ def _judge_luo(offer: Offer, target: Target, kernel: Kernel) -> Iterator[Judged]
     if kernel.luo is None:
         yield Judged("LUO", "lost", f"Linux {kernel.name} has no LUO: its memory stays reserved", LUO)
         return
+    if target.enabled is False:
+        # Seen with kho=off where 6.19 hands over to 7.0, which panics without it (docs/compat.md).
+        why = "KHO is off on its command line: there is no /dev/liveupdate, and the memory stays reserved"
+        yield Judged("LUO", "lost", why, LUO)
+        return
     built = target.option("LIVEUPDATE")
     if built is False:
         yield Judged("LUO", "lost", "built without CONFIG_LIVEUPDATE: its memory stays reserved", LUO)
         return
-    if offer.luo != kernel.luo:
+    if offer.luo != kernel.luo and offer.luo not in target.listed:
         why = f"compatible {offer.luo!r}, and Linux {kernel.name} takes {kernel.luo!r} only, or panics"
+        why += _parts(offer.luo, kernel)
         yield Judged("LUO", "panics", why, f"luo_early_startup, {LUO}")
         return
     if kernel.flb_node and not offer.flb_node:
@@ -284,6 +428,10 @@ def _judge_luo(offer: Offer, target: Target, kernel: Kernel) -> Iterator[Judged]
             f"no node luo-flb, which Linux {kernel.name} needs even if it is empty: 'Unable to get FLB node [luo-flb]'"
         )
         yield Judged("LUO", "panics", why, "luo_flb_setup_incoming, kernel/liveupdate/luo_flb.c")
+        return
+    if target.cmdline is not None and not _switched_on(target.cmdline):
+        why = "no liveupdate=on on its command line: there is no /dev/liveupdate, and the memory stays reserved"
+        yield Judged("LUO", "lost", why, LUO)
         return
     yield Judged("LUO", "taken", offer.luo, f"luo_early_startup, {LUO}")
     for name in offer.flbs:
@@ -303,13 +451,13 @@ def _judge_luo(offer: Offer, target: Target, kernel: Kernel) -> Iterator[Judged]
 def _judge_session(name: str, files: list[tuple[int, str]], target: Target, kernel: Kernel) -> Iterator[Judged]:
     """Judge a session: one file that no handler takes fails all of them from Linux 7.0 on."""
     where = "luo_file_deserialize, kernel/liveupdate/luo_file.c"
-    listed = None if target.image is None else target.image.versions
+    listed = target.listed
     memfd = target.option("LIVEUPDATE_MEMFD")
     if not files:
         yield Judged(f"session {name}", "taken", "it has no files", where)
     for token, compatible in files:
         what = f"session {name}, file {token:#x}"
-        if listed is not None:
+        if listed:
             known: bool | None = compatible in listed
         elif compatible == kernel.memfd:
             known = memfd is not False or kernel.name == "6.19"
@@ -323,6 +471,7 @@ def _judge_session(name: str, files: list[tuple[int, str]], target: Target, kern
             yield Judged(what, "lost", f"no handler for {compatible!r}: the file is missing, and nothing fails", where)
         else:
             why = f"no handler for {compatible!r}: every session is lost, and /dev/liveupdate gives EIO"
+            why += _parts(compatible, kernel)
             yield Judged(what, "lost", why, where)
 
 
@@ -332,15 +481,32 @@ def _has(target: Target, fix: str) -> bool:
 
 def _judge_small(offer: Offer, target: Target, kernel: Kernel) -> Iterator[Judged]:
     """Judge what is not LUO's: reserve_mem, the test's folios, kexec-metadata, and what no kernel reads."""
-    for name in offer.reserve_mem:
-        why = "if the command line reserves the same name, size and alignment (reserve_mem=)"
-        yield Judged(f"reserve_mem {name}", "taken", why, "reserve_mem_kho_revive, mm/memblock.c")
+    asked = None if target.cmdline is None else _reservations(target.cmdline)
+    for name, size in offer.reserve_mem.items():
+        where = "reserve_mem_kho_revive, mm/memblock.c"
+        if asked is None:
+            why = "if the command line reserves the same name, size and alignment (reserve_mem=)"
+            yield Judged(f"reserve_mem {name}", "taken", why, where)
+        elif name not in asked:
+            yield Judged(f"reserve_mem {name}", "lost", "its command line has no reserve_mem= of that name", where)
+        elif size not in (None, asked[name]):
+            why = f"its command line reserves {asked[name]:#x} bytes, and {size:#x} are handed over"
+            yield Judged(f"reserve_mem {name}", "lost", why, where)
+        else:
+            yield Judged(f"reserve_mem {name}", "taken", "its command line reserves the same name and size", where)
     if offer.kho_test is not None:
+        where = "kho_test_restore, lib/test_kho.c"
+        built = target.option("TEST_KEXEC_HANDOVER")
         if offer.kho_test != kernel.kho_test:
             why = f"folios listed as {offer.kho_test}, and Linux {kernel.name} reads {kernel.kho_test}"
-            yield Judged("kho_test", "lost", why, "kho_test_restore, lib/test_kho.c")
+            yield Judged("kho_test", "lost", why, where)
+        elif target.enabled is False:
+            yield Judged("kho_test", "lost", "KHO is off on its command line", where)
+        elif built is False:
+            yield Judged("kho_test", "lost", "built without CONFIG_TEST_KEXEC_HANDOVER: they stay reserved", where)
         else:
-            yield Judged("kho_test", "taken", "if the kernel has CONFIG_TEST_KHO", "kho_test_restore, lib/test_kho.c")
+            why = "CONFIG_TEST_KEXEC_HANDOVER" if built else "if the kernel has CONFIG_TEST_KEXEC_HANDOVER"
+            yield Judged("kho_test", "taken", why, where)
     if offer.metadata and not kernel.kexec_metadata:
         why = f"Linux {kernel.name} does not read it: its count of kexecs starts again"
         yield Judged("kexec-metadata", "lost", why, CORE)
@@ -352,8 +518,26 @@ def _judge_small(offer: Offer, target: Target, kernel: Kernel) -> Iterator[Judge
         )
 
 
+def _switched_on(cmdline: str) -> bool:
+    """Say whether `liveupdate=` is on, which the kernel parses as it parses `kho=`."""
+    words = [word.replace("liveupdate", "kho", 1) for word in cmdline.split() if word.startswith("liveupdate=")]
+    return kho_is_enabled(" ".join(words))
+
+
+def _reservations(cmdline: str) -> dict[str, int | None]:
+    """Read `reserve_mem=SIZE:ALIGN:NAME`: the size by name; None for one that is no number."""
+    found: dict[str, int | None] = {}
+    for word in cmdline.split():
+        parts = word.removeprefix("reserve_mem=").split(":")
+        if word.startswith("reserve_mem=") and len(parts) == 3:
+            found[parts[2]] = None
+            with contextlib.suppress(ParameterError):
+                found[parts[2]] = parse_size(parts[0])
+    return found
+
+
 OF_SOURCE = ("memfd-dirty", "session-race", "scratch-rounding")
-VENDOR = "unless your vendor has the fix: "
+VENDOR = "upstream; your vendor may have the fix: "
 OF_TARGET = ("retrieve-partial", "session-error-ignored", "crash-kernel")
 
 

@@ -16,9 +16,10 @@ from typing import Any
 
 from .. import errors
 from .._kho import Incoming, Memfd, Vmalloc
+from .._types import OwnedRange
 from ..formats import Owned
 
-__all__ = ["KINDS", "Cell", "Gap", "MemoryMap", "Row", "Span", "build", "spans_of"]
+__all__ = ["KINDS", "Cell", "Gap", "MemoryMap", "Row", "Span", "build", "lay_out", "spans_of", "spans_shown"]
 
 KINDS = {
     "file": "file data",
@@ -184,7 +185,7 @@ def spans_of(inc: Incoming) -> list[Span]:
         except errors.KhoError:
             continue  # its memory is shown as unclaimed
     for i, (phys, nbytes) in enumerate(inc.scratch or []):
-        add("scratch", "scratch, " + (("low memory", "global")[i] if i < 2 else f"node {i - 2}"), phys, nbytes)
+        add("scratch", f"scratch, {area_name(i)}", phys, nbytes)
     _count_once(found, page)
     spans = [Span(kind, owner, merged(intervals)) for (kind, owner), intervals in found.items()]
 
@@ -256,11 +257,23 @@ def build(
     Raises: ParameterError.
 
     """
-    smallest = columns * inc.page_size
+    return lay_out(spans_of(inc), inc.page_size, ranges, columns=columns, rows=rows, row_bytes=row_bytes)
+
+
+def lay_out(
+    spans: list[Span],
+    page_size: int,
+    ranges: Sequence[tuple[int, int]] | None = None,
+    *,
+    columns: int = 64,
+    rows: int = 32,
+    row_bytes: int | None = None,
+) -> MemoryMap:
+    """Lay out spans by address; arguments as in `build`. Raises: ParameterError."""
+    smallest = columns * page_size
     for what, value, least in (("columns", columns, 1), ("row_bytes", row_bytes or smallest, smallest)):
         if value < least or value & (value - 1):
             raise errors.ParameterError(f"{what} {value}: must be a power of two of at least {least}")
-    spans = spans_of(inc)
     size = row_bytes or smallest
     indices = sorted({edge // size for span in spans for start, end in span.intervals for edge in (start, end - 1)})
     while row_bytes is None and len(indices) > max(rows, 1) and size < TOP:
@@ -270,7 +283,30 @@ def build(
         raise errors.ParameterError(f"row_bytes {row_bytes}: {len(indices)} rows exceed the maximum, {MOST_ROWS}")
     ram = None if ranges is None else merged((phys, phys + nbytes) for phys, nbytes in ranges)
     drawn = _rows(spans, ram, indices, size, size // columns)
-    return MemoryMap(inc.page_size, size, size // columns, _with_gaps(drawn, spans, ram, size), spans)
+    return MemoryMap(page_size, size, size // columns, _with_gaps(drawn, spans, ram, size), spans)
+
+
+def spans_shown(rows: Iterable[OwnedRange], scratch: Sequence[tuple[int, int]] | None, page_size: int) -> list[Span]:
+    """Return the memory that is known without an image: ranges with owners (`kho.handover.running`), and scratch."""
+
+    def paged(phys: int, nbytes: int) -> list[Interval]:
+        return [(phys - phys % page_size, min(-(-(phys + nbytes) // page_size) * page_size, TOP))]
+
+    areas = [(f"scratch, {area_name(i)}", area) for i, area in enumerate(scratch or ())]
+    spans = [
+        *(
+            Span("region" if r.what == "region" else "metadata", r.owner, paged(r.phys, r.nbytes))
+            for r in rows
+            if r.nbytes
+        ),
+        *(Span("scratch", name, paged(*area)) for name, area in areas if area[1]),
+    ]
+    return sorted((span for span in spans if span.nbytes > 0), key=lambda span: span.intervals[0])
+
+
+def area_name(index: int) -> str:
+    """Name a scratch area by its place in the array."""
+    return ("low memory", "global")[index] if index < 2 else f"node {index - 2}"
 
 
 def _rows(

@@ -88,7 +88,7 @@ FDT_MAGIC = b"\xd0\x0d\xfe\xed"
 
 
 def verify(
-    source: Incoming | Source | Iterable[str | os.PathLike[str]],
+    source: Incoming | Snapshot | Source | Iterable[str | os.PathLike[str]],
     *,
     nodes: Sequence[tuple[int, int, int]] = (),
     fdt_phys: int | None = None,
@@ -103,8 +103,8 @@ def verify(
     """Check a handover and return its findings, sorted by severity.
 
     Args:
-        source: anything `kho.open` takes, an `Incoming`, the file of a bare root FDT, or a debugfs directory
-            (`Snapshot`). For the last two only the FDTs are checked.
+        source: anything `kho.open` takes, an `Incoming`, a `Snapshot`, the file of a bare root FDT, or a debugfs
+            directory. For the last three only the root FDTs are checked.
         nodes: `(start, size, node)` in bytes for each range of NUMA memory, to find folios that span two nodes;
             an arena supplies its own.
         fdt_phys, page_size, bitmap_bytes, scratch, progress: as in `kho.open`.
@@ -121,6 +121,8 @@ def verify(
     target = None if kernel is None else target_named(kernel)
     if isinstance(source, Incoming):
         return _sorted(_handover(source, nodes, target, most))
+    if isinstance(source, Snapshot):
+        return _sorted(_snapshot(source, target, most))
     if isinstance(source, str | os.PathLike) and (blob := _bare_fdt(source)) is not None:
         return verify_fdt(blob, place=os.fspath(source), kernel=kernel)
     if isinstance(source, str | os.PathLike) and Snapshot.recognizes(source):

@@ -53,7 +53,7 @@ mod _kho {
     #[pymodule_export]
     use crate::incoming::{PyIncoming, Subtree, open_memory};
     #[pymodule_export]
-    use crate::memory::Memory;
+    use crate::memory::{Memory, unpack_bytes};
     #[pymodule_export]
     use crate::outgoing::PyOutgoing;
     #[pymodule_export]

@@ -5,7 +5,7 @@
 use crate::arena::PyArena;
 use crate::args::Number;
 use crate::errors::OrRaise;
-use kho::memory::{FileMemory, PhysMemory, SliceMemory, Source, open_sources_with};
+use kho::memory::{FileMemory, PhysMemory, SliceMemory, Source, open_sources_with, unpack_bytes as unpacked};
 use kho::units::Phys;
 use kho::{Error, Result};
 use pyo3::exceptions::PyTypeError;
@@ -192,4 +192,25 @@ impl Memory {
             if runs.len() == 1 { "" } else { "s" }
         )
     }
+}
+
+/// Unpack a byte string that is packed with gzip, xz, zstd, bzip2, lz4 or snappy.
+///
+/// Args:
+///     path: the file that it comes from, for messages.
+///     packed: the bytes; what follows the packed stream is ignored.
+///     limit: the most bytes that are returned.
+///
+/// Returns: what was packed; of a damaged stream, or one that other bytes follow, the bytes before that.
+///
+/// Raises: SourceError if nothing comes out of it; ParameterError for bytes that no known packing begins with.
+#[pyfunction]
+pub(crate) fn unpack_bytes<'py>(
+    py: Python<'py>,
+    path: PathBuf,
+    packed: PyBackedBytes,
+    limit: usize,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let whole = py.detach(|| unpacked(&path, &packed, limit)).or_raise()?;
+    Ok(PyBytes::new(py, &whole))
 }

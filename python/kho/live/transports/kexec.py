@@ -171,7 +171,7 @@ def _retrieve(name: str, insist: bool, deadline: Deadline | None) -> Arrival | N
 
 
 def _make_safe(fd: int) -> None:
-    """Restore a memfd's seals, which kernels before 7.2 lose, and its mode, which all kernels lose."""
+    """Restore a memfd's seals, which kernels before 7.1 lose, and its mode, which all kernels lose."""
     with suppress(OSError):
         # `ImageFile` refuses a memfd without seals.
         if not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:

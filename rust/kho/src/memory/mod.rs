@@ -25,7 +25,7 @@ pub use room::Room;
 pub use slices::SliceMemory;
 pub(crate) use source::runs;
 pub use source::{Board, Source};
-pub use unpack::LIMIT_VARIABLE;
+pub use unpack::{LIMIT_VARIABLE, unpack_bytes};
 
 use crate::error::{Error, Result};
 use crate::units::Phys;

@@ -117,19 +117,7 @@ fn decode<R: BufRead>(
     packed: &dyn Fn() -> u64,
     work: &Work<'_>,
 ) -> Result<Backing> {
-    let mut decoder: Box<dyn Read + '_> = match packing {
-        Packing::Gzip => Box::new(Members::<_, flate2::bufread::GzDecoder<_>>::new(reader, b"\x1f\x8b")),
-        Packing::Xz => {
-            // The dictionary, and what the reader needs besides.
-            let kib = (WINDOW >> 10) as u32 + 1024;
-            Box::new(lzma_rust2::XzReader::new_mem_limit(reader, true, kib))
-        }
-        Packing::Zstd => Box::new(Zstd::new(reader)),
-        Packing::Bzip2 => Box::new(Members::<_, bzip2::bufread::BzDecoder<_>>::new(reader, b"BZh")),
-        Packing::Lz4 => Box::new(Lz4(lz4_flex::frame::FrameDecoder::new(reader))),
-        Packing::Snappy => Box::new(snap::read::FrameDecoder::new(reader)),
-        Packing::Avml => Box::new(Avml { state: Block::Header(reader), index: 0, header: Cursor::new(Vec::new()) }),
-    };
+    let mut decoder = decoder(reader, packing);
     let head = read_head(&mut *decoder).map_err(|e| failed(path, Some(packing), e))?;
     let problem = |why| Error::Source {
         path: path.to_path_buf(),
@@ -155,6 +143,49 @@ fn decode<R: BufRead>(
     // What a reader allocates goes with the packed bytes: a few of them can be made to unpack to any number of others.
     let held = written.min(packed());
     Ok(Backing { path: path.to_path_buf(), store: Box::new(Unpacked { file, packing }), size, held })
+}
+
+/// The decoder of a packing.
+fn decoder<'r, R: BufRead + 'r>(reader: R, packing: Packing) -> Box<dyn Read + 'r> {
+    match packing {
+        Packing::Gzip => Box::new(Members::<_, flate2::bufread::GzDecoder<_>>::new(reader, b"\x1f\x8b")),
+        Packing::Xz => {
+            // The dictionary, and what the reader needs besides.
+            let kib = (WINDOW >> 10) as u32 + 1024;
+            Box::new(lzma_rust2::XzReader::new_mem_limit(reader, true, kib))
+        }
+        Packing::Zstd => Box::new(Zstd::new(reader)),
+        Packing::Bzip2 => Box::new(Members::<_, bzip2::bufread::BzDecoder<_>>::new(reader, b"BZh")),
+        Packing::Lz4 => Box::new(Lz4(lz4_flex::frame::FrameDecoder::new(reader))),
+        Packing::Snappy => Box::new(snap::read::FrameDecoder::new(reader)),
+        Packing::Avml => Box::new(Avml { state: Block::Header(reader), index: 0, header: Cursor::new(Vec::new()) }),
+    }
+}
+
+/// What a byte string is packed from, up to `limit` bytes; what comes before damage, or before bytes that follow the
+/// stream: a kernel's payload is followed by its size. `path` is for messages.
+///
+/// # Errors
+/// [`SourceProblem::Packed`] if nothing comes out of it; [`Error::Invalid`] for bytes that no known packing begins with.
+pub fn unpack_bytes(path: &Path, packed: &[u8], limit: usize) -> Result<Vec<u8>> {
+    let Some(packing) = Packing::of(packed) else {
+        let why = "not packed with gzip, xz, zstd, bzip2, lz4 or snappy".to_owned();
+        return Err(Error::Invalid { what: "payload", why });
+    };
+    let mut decoder = decoder(Cursor::new(packed), packing);
+    let mut whole = Vec::new();
+    let mut block = vec![0; BLOCK];
+    while whole.len() < limit {
+        let most = block.len().min(limit - whole.len());
+        match decoder.read(&mut block[..most]) {
+            Ok(0) => break,
+            Ok(n) => whole.extend_from_slice(&block[..n]),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if whole.is_empty() => return Err(failed(path, Some(packing), e)),
+            Err(_) => break,
+        }
+    }
+    Ok(whole)
 }
 
 /// Bytes that may come out of `packed` bytes, if nothing else is asked for.
