@@ -246,12 +246,13 @@ VERSION = re.compile(r"(kho|luo|memfd)-v[0-9]")
 PROPERTIES = {name for abi in _kho.abis().values() for name in (abi.subtree_property, abi.size_property)} - {"fdt"}
 """Names that only the table has; `fdt` also has other meanings."""
 CHOICES = {
+    ("doctor/messages.py", "MESSAGES"),
     ("doctor/reading.py", "LUO_STRUCT"),
     ("handover/outgoing.py", "DEFAULT_ABI"),
     ("live/file/image.py", "ABI"),
     ("sizing/plan.py", "MEASURED_TREE"),
 }
-"""Constants that choose a version, or tell a structure by its name."""
+"""Constants that choose a version, tell a structure by its name, or quote what kernels print."""
 
 
 def named_versions(path: str, tree: ast.Module) -> list[tuple[int, str]]:

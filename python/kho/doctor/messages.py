@@ -28,7 +28,7 @@ class Meaning(NamedTuple):
         return re.compile(r".{0,200}?".join(parts))
 
 
-MESSAGES: tuple[Meaning, ...] = (
+MESSAGES = (
     Meaning(
         "KHO: found kexec handover data. Will skip init for some devices",
         "6.16 to 6.18",
