@@ -110,14 +110,18 @@ def test_a_file_of_an_unknown_kind_is_shown_raw() -> None:
 
 
 def test_systemd_keeps_its_map_of_descriptors_in_token_0() -> None:
-    stored = {"fds": [{"name": "db", "token": 1}]}
+    stored = {
+        "version": 1,
+        "state": {"KExecCount": 1},
+        "units": {"db.service": {"fdstore": [{"type": "fd", "name": "db", "token": 1}]}},
+    }
     arena = kho.Arena(64 * MIB)
     out = kho.Outgoing(arena, "kho-v4")
     out.add_memfd("systemd", 0, json.dumps(stored).encode())
     out.add_memfd("systemd", 1, b"data")
     out.add_memfd("vm-1", 0, b"{}")
     inc = kho.open(arena, fdt_phys=out.finalize())
-    assert inc.luo.sessions["systemd"].fd_store == stored
+    assert inc.luo.sessions["systemd"].fd_store.document == stored
     with pytest.raises(kho.NotFoundError, match="session vm-1"):
         _ = inc.luo.sessions["vm-1"].fd_store
     assert list(inc.luo.sessions["systemd"].files) == [0, 1]

@@ -247,6 +247,18 @@ def luo_v1(abi: str, *, flb_node: bool) -> Edit:
     return Edit([(phys, arena.read(phys, size)) for phys, size in merged(pages)], arena.scratch_phys)
 
 
+def no_map() -> Edit:
+    """A descriptor store of systemd whose map is not JSON."""
+    arena = kho.Arena("96M", scratch="4M,8M,4M")
+    out = kho.Outgoing(arena, "kho-v4")
+    out.add_memfd("systemd", 0, b"no JSON")
+    out.finalize()
+    assert arena.scratch_phys is not None
+    inc = kho.open(arena)
+    pages = [(phys, PAGE << order) for phys, order in inc.folios] + inc.map_nodes + [(arena.scratch_phys, PAGE)]
+    return Edit([(phys, arena.read(phys, size)) for phys, size in merged(pages)], arena.scratch_phys)
+
+
 def pack_u64(value: int) -> bytes:
     return struct.pack("<Q", value)
 
@@ -329,6 +341,7 @@ CORRUPTIONS: dict[str, Case] = {
     "KHO037": Case(base=lambda: luo_v1("kho-v1", flb_node=False)),
     "KHO038": Case(put(lambda edit: edit.file, "48s", b"memfd-v1")),
     "KHO039": Case(options=lambda edit: {"kernel": "7.1"}),
+    "KHO045": Case(base=no_map),
 }
 
 

@@ -180,17 +180,20 @@ def show_payloads(report: dict[str, Any]) -> None:
             objects.show()
     if "luo" in report:
         show_luo(report["luo"])
+    if "systemd" in report:
+        show_store(report["systemd"])
     show_fields(list(fielded(report)))
 
 
 KNOWN = {
     *("compatible", "data", "token", "size", "folios", "sha256", "error", "raw"),
     *("pos", "seals", "flags", "nr_folios"),
+    *("unit", "fd"),
 }
 """What the table of files shows, or leaves out, of every file."""
 ABOUT = {"draft", "source", "units", "unsure"}
 """What a description says of the fields, next to them."""
-ENTRY = {"compatible", "data", "token", "sha256"}
+ENTRY = {"compatible", "data", "token", "sha256", "unit", "fd"}
 """What a file's row has in addition to its fields."""
 MOST = 8
 """Maximum number of records of a list that are shown."""
@@ -280,6 +283,23 @@ def show_luo(luo: dict[str, Any]) -> None:
         for name, data, count in luo["flbs"]:
             flbs.add(name + (" (draft)" if decoded.get(name, {}).get("draft") else ""), f"{data:#x}", str(count))
         flbs.show()
+
+
+def show_store(store: dict[str, Any]) -> None:
+    """Print the map of systemd's descriptor store."""
+    if "error" in store:
+        heading("systemd", f": the map of the descriptor store cannot be read: {store['error']}")
+        return
+    count = "unknown" if store["kexec_count"] is None else store["kexec_count"]
+    heading("systemd", f": descriptor store, KExecCount {count}")
+    entries = output.table("unit", "descriptor", "kept as")
+    for row in store["entries"]:
+        place = f"file {row['token']:#x}" if row["session"] is None else f"session {row['session']}"
+        entries.add(row["unit"], row["name"], place)
+    if store["entries"]:
+        entries.show()
+    for problem in store["problems"]:
+        output.line(("store", "bold red"), f": {problem}")
 
 
 def heading(title: str, rest: str = "") -> None:

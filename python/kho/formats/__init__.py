@@ -42,6 +42,7 @@ from .live import Live
 from .luo import Luo, MemfdFile, Session
 from .pstore import PstoreKho, PstoreRecord
 from .registry import Blob, Broken, Budget, Owned, Payload, Raw, decode, decoder, known, subtree
+from .systemd import FdStore, Stored
 
 __all__ = [
     "Blob",
@@ -49,6 +50,7 @@ __all__ = [
     "Budget",
     "Declared",
     "EventFd",
+    "FdStore",
     "FolioEntry",
     "FolioFile",
     "GuestMemfd",
@@ -74,6 +76,7 @@ __all__ = [
     "Region",
     "ReserveMem",
     "Session",
+    "Stored",
     "TmpfsFile",
     "TmpfsMount",
     "array",

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import builtins
-import json
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from .. import errors
 from .._kho import Fdt, Memfd, Vmalloc
 from .._types import MemfdFolio
 from .registry import Blob, Broken, Owned, Payload, decode, decoder, has_decoder
+from .systemd import MAP_TOKEN, MOST_BYTES, SESSION_NAME, FdStore, Stored
 
 BLOCK = struct.Struct("<QQ")
 """`{ u64 next; u64 count; }` at the head of a luo-v5 block, then the entries."""
@@ -62,25 +63,31 @@ class Session:
     """The name as it is in memory: the kernel takes bytes that are no UTF-8."""
 
     @property
-    def fd_store(self) -> Any:
-        """Return systemd's map of its fd store (v261 and later): the JSON in token 0 of the session `systemd`.
+    def fd_store(self) -> FdStore:
+        """Systemd's map of its descriptor store (261 and later), in token 0 of the session `systemd`.
 
-        Raises: NotFoundError if absent; FormatError if it is not JSON.
+        Raises: NotFoundError if absent; FormatError if it is too large or not JSON; OutsideMemoryError.
         """
-        stored = self.files.get(0)
-        if self.name != "systemd" or not isinstance(stored, MemfdFile):
+        stored = self.files.get(MAP_TOKEN)
+        if self.name != SESSION_NAME or stored is None:
             raise errors.NotFoundError(f"session {self.name}: no fd-store map (token 0 of the session systemd)")
+        if not isinstance(stored, MemfdFile):
+            raise errors.FormatError(f"{stored.blob.owner}: the map is a {stored.compatible!r}, not a memfd")
+        if stored.size > MOST_BYTES:
+            raise errors.FormatError(f"{stored.blob.owner}: {stored.size} bytes are no map; the limit is {MOST_BYTES}")
         try:
-            return json.loads(stored.read())
-        except ValueError as error:
-            raise errors.FormatError(f"session {self.name}, file 0x0: invalid JSON: {error}") from error
+            store = FdStore(stored.read())
+        except errors.FormatError as error:
+            raise errors.FormatError(f"{stored.blob.owner}: {error}") from error
+        store.check(set(self.files), set(self.files.luo.sessions))
+        return store
 
 
 class Files(Mapping[int, Payload]):
     """The files of a session by token, decoded on first access."""
 
     def __init__(self, luo: Luo, session: str, entries: list[FileEntry]) -> None:
-        self._luo = luo
+        self.luo = luo
         self._session = session
         self._entries = {entry.token: entry for entry in reversed(entries)}
         self._decoded: dict[int, Payload] = {}
@@ -94,8 +101,14 @@ class Files(Mapping[int, Payload]):
     def decode(self, entry: FileEntry) -> Payload:
         """Decode a listed file, even if its token is not unique; each entry is decoded once."""
         owner = f"session {self._session}, file {entry.token:#x}"
-        luo = self._luo.blob
-        return self._luo.file(Blob(luo.inc, entry.compatible, entry.data, None, owner, luo.budget))
+        if stored := self.luo.stored(self._session, entry.token):
+            owner = f"{owner} ({stored.label})"
+        luo = self.luo.blob
+        return self.luo.file(Blob(luo.inc, entry.compatible, entry.data, None, owner, luo.budget))
+
+    def stored(self, token: int) -> Stored | None:
+        """Find the entry of systemd's store that refers to a file; None if there is none."""
+        return self.luo.stored(self._session, token)
 
     def __iter__(self) -> Iterator[int]:
         """Iterate over the tokens in the order of the session's list."""
@@ -117,6 +130,8 @@ class Luo(Payload):
         self.all_sessions: list[Session] = []
         """All sessions, including those with duplicate names."""
         self.flbs: list[Flb] = []
+        self.fd_store_error: str | None = None
+        """Why the map of systemd's descriptor store cannot be read."""
         self.blocks: list[tuple[str, int, int]] = []
         """`(what, phys, nbytes)` for each piece of memory that contains a list."""
         self._files: dict[tuple[str, str, int], Payload] = {}
@@ -146,6 +161,25 @@ class Luo(Payload):
             payload = self.flb_payload(flb)
             if payload is not None:
                 yield flb, payload
+
+    @cached_property
+    def fd_store(self) -> FdStore | None:
+        """The map of systemd's descriptor store; None if there is none or it cannot be read (`fd_store_error`)."""
+        session = self.sessions.get(SESSION_NAME)
+        if session is None or MAP_TOKEN not in session.files:
+            return None
+        try:
+            return session.fd_store
+        except errors.KhoError as error:
+            self.fd_store_error = str(error)
+            return None
+
+    def stored(self, session: str, token: int) -> Stored | None:
+        """Find the entry of systemd's store that refers to a file, or to the session of the file."""
+        if session == SESSION_NAME:
+            # The map itself has no entry, and is read to find the others.
+            return None if token == MAP_TOKEN or self.fd_store is None else self.fd_store.by_token.get(token)
+        return None if self.fd_store is None else self.fd_store.by_session.get(session)
 
     def _add(self, raw: bytes, count: int, entries: list[FileEntry], blocks: list[tuple[int, int]]) -> None:
         name = text(raw)
@@ -196,12 +230,19 @@ class Luo(Payload):
                 {
                     "name": session.name,
                     "count": session.count,
-                    "files": [entry._asdict() | session.files.decode(entry).describe() for entry in session.entries],
+                    "files": [self._row(session, entry) for entry in session.entries],
                 }
                 for session in self.all_sessions
             ],
             "flbs": [[flb.name, flb.data, flb.count] for flb in self.flbs],
         } | ({"flb_data": decoded} if decoded else {})
+
+    def _row(self, session: Session, entry: FileEntry) -> dict[str, Any]:
+        """Describe a file, with unit and FDNAME if it is in systemd's store."""
+        row = entry._asdict() | session.files.decode(entry).describe()
+        if stored := self.stored(session.name, entry.token):
+            row |= {"unit": stored.unit, "fd": stored.name}
+        return row
 
     def owned(self) -> Iterator[Owned]:
         """Yield the memory of the lists and of every file."""

@@ -111,6 +111,10 @@ def describe(inc: Incoming, *, full: bool = False) -> dict[str, Any]:
             case Luo():
                 report["luo"] = payload.describe()
                 _add_digests(payload, report["luo"], full)
+                if payload.fd_store is not None:
+                    report["systemd"] = payload.fd_store.describe()
+                elif payload.fd_store_error is not None:
+                    report["systemd"] = {"error": payload.fd_store_error}
     return report
 
 

@@ -447,6 +447,8 @@ def _file(session: Session, entry: FileEntry) -> Item:
     why = shown.pop("error", None)
     size = shown.pop("size", None)
     facts = {"session": session.name, "token": entry.token, "compatible": entry.compatible, **shown}
+    if stored := session.files.stored(entry.token):
+        facts |= {"unit": stored.unit, "fd": stored.name}
     name = f"{session.name}/{entry.token:#x}"
     if isinstance(payload, Readable) and type(payload).read is not Payload.read:
         return Item("file", name, entry.data, size, content_of(payload, payload.blob.owner), facts=facts)

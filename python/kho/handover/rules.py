@@ -416,6 +416,16 @@ RULES: dict[str, Rule] = {
         "`kho convert --kernel RELEASE` writes what that kernel takes; `kho compat` judges each object.",
         "docs/compat.md",
     ),
+    "KHO045": Rule(
+        "warning",
+        "descriptor store of systemd inconsistent",
+        "The map in token 0 of the session `systemd` is not as systemd writes it, or does not agree with the files and "
+        "sessions of the handover.",
+        "systemd gives a descriptor to its unit by this map. A descriptor without an entry, or an entry without a "
+        "file, is lost.",
+        "Compare `kho inspect` with the log of systemd-shutdown: it names each descriptor that could not be preserved.",
+        "abi.md section 6; systemd 262.1",
+    ),
 }
 
 UNKNOWN = Rule(

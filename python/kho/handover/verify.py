@@ -504,8 +504,19 @@ def _luo(luo: Luo, most: int) -> Iterator[Finding]:
             yield Finding("KHO030", place, f"{count} sessions are named {name!r}", luo.blob.phys)
     for session in luo.all_sessions:
         yield from _session(session, most)
+    yield from _store(luo)
     for flb, payload in luo.flb_payloads():
         yield from _payload(payload, f"FLB {flb.name} at {flb.data:#x}", most)
+
+
+def _store(luo: Luo) -> Iterator[Finding]:
+    """Check the map of systemd's descriptor store."""
+    place = "session systemd, file 0x0"
+    if luo.fd_store is not None:
+        for problem in luo.fd_store.problems:
+            yield Finding("KHO045", place, problem)
+    elif luo.fd_store_error is not None:
+        yield Finding("KHO045", place, luo.fd_store_error)
 
 
 def _session(session: Session, most: int) -> Iterator[Finding]:
