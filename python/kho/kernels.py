@@ -401,7 +401,7 @@ FIXES = {
         ),
         Fix(
             "tree-depth",
-            "the tree of kho-v3 has 4 levels at 16 KiB pages, where every released kernel has 5; ranges are not "
+            "the radix tree has 4 levels at 16 KiB pages, where every released kernel has 5; ranges are not "
             "unpreserved as they were preserved",
             (7, 1),
             (7, 2),

@@ -84,10 +84,12 @@ class Offer:
         offer = cls(inc.compatible, page_size=inc.page_size, bitmap_bytes=inc.bitmap_bytes)
         offer.map, offer.orders, offer.scratch = inc.preserved_memory_map, dict(inc.folios_by_order), inc.scratch
         offer.ram = sum(nbytes for _, nbytes in inc.ranges)
+        node: bool | None = None
         for name, payload in (payloads(inc) if found is None else found).items():
             if isinstance(payload, Luo):
                 offer.luo = payload.compatible
-                offer.flb_node = not isinstance(payload, LuoV1) or payload.has_flb_node
+                node = payload.has_flb_node if isinstance(payload, LuoV1) else None
+                offer.flb_node = node is not False
                 offer.flbs = [flb.name for flb in payload.flbs]
                 sessions: dict[str, list[tuple[int, str]]] = {}
                 for session in payload.all_sessions:
@@ -105,7 +107,6 @@ class Offer:
             else:
                 offer.others.append(name)
         if offer.release is None:
-            node = offer.flb_node if offer.luo == "luo-v1" else None
             writers = kernels_that_write(offer.abi, offer.bitmap_bytes, offer.luo, flb_node=node)
             offer.release = Release.parse(writers[0].name) if len(writers) == 1 else None
         return offer
