@@ -197,6 +197,7 @@ def test_pages_and_bitmaps_are_those_of_the_extension() -> None:
 
 NUMBERED = re.compile(r"[0-9.]+ [KMGTPE]iB\b")
 ALLOWED = {
+    "doctor/messages.py": "what the kernel prints, quoted",
     "doctor/kernellog.py": "regular expressions for what the kernel prints",
     "doctor/rules.py": "'hundreds of GiB', in the explanation of a rule",
 }
