@@ -202,7 +202,6 @@ REFUSED: dict[str, Damage] = {
     "bitmap 0": bitmap_is(0),
     "phys_start misaligned": phys_start_is(0x1000),
     "phys_start 2^64-1": phys_start_is(TOP - 1),
-    "map 0": map_is(0),
     "map of 4 bytes": map_is(bytes(4)),
     "map of no bytes": map_is(b""),
     "no map": map_is(None),
@@ -234,6 +233,7 @@ REFUSED: dict[str, Damage] = {
 }
 
 ODD: dict[str, Damage] = {
+    "map 0": map_is(0),
     "folios up to the top": folios_up_to_the_top,
     "no bitmaps in a chunk": num_elms_is(0),
     "bitmap is its chunk": bitmap_is_its_chunk,

@@ -248,7 +248,7 @@ PROPERTIES = {name for abi in _kho.abis().values() for name in (abi.subtree_prop
 CHOICES = {
     ("doctor/messages.py", "MESSAGES"),
     ("doctor/reading.py", "LUO_STRUCT"),
-    ("handover/outgoing.py", "DEFAULT_ABI"),
+    ("handover/style.py", "DEFAULT_ABI"),
     ("live/file/image.py", "ABI"),
     ("sizing/plan.py", "MEASURED_TREE"),
 }
@@ -333,7 +333,7 @@ class Out:
     def f(self, abi):
         return f"kho-v1 {abi}" if abi == "kho-v4" else b"memfd-v2"
 '''
-    assert sorted(named_versions("handover/outgoing.py", ast.parse(code))) == [
+    assert sorted(named_versions("handover/style.py", ast.parse(code))) == [
         (3, "kho-v1"),
         (10, "kho-v1 "),
         (10, "kho-v4"),
@@ -416,16 +416,22 @@ def test_abi_md_names_what_was_never_released() -> None:
 def test_the_version_table_of_formats_md_is_that_of_the_library() -> None:
     _, *rows = table("formats.md", "| Linux | compatible |")
     seen: dict[str, list[str]] = {}
+    sizes: dict[int | None, list[str]] = {}
     for kernels, compatible, shape, properties, luo in rows:
         abi = _kho.abis()[compatible.strip("`")]
         seen.setdefault(abi.compatible, []).append(kernels)
         if abi.bitmaps:
-            small = {"chunks, bitmaps of 512 bytes": True, "chunks, bitmaps of a page": False}[shape]
-            assert ends([kernels]) == ends([dict(abi.bitmaps)[512 if small else None]])
+            nbytes = {"chunks, bitmaps of 512 bytes": 512, "chunks, bitmaps of a page": None}[shape]
+            sizes.setdefault(nbytes, []).append(kernels)
         else:
             assert shape == abi.map
         assert re.findall(r"`([\w-]+)`", properties) == [p for p in (abi.subtree_property, abi.size_property) if p]
         assert re.findall(r"`(luo-v\d)`", luo) in ([abi.luo], [] if abi.bitmaps else [abi.luo])
+        for version in re.findall(r"`(memfd-v\d)`", luo):
+            assert version == abi.memfd
+    for nbytes, columns in sizes.items():
+        (written,) = (kernels for abi in _kho.abis().values() for size, kernels in abi.bitmaps if size == nbytes)
+        assert ends(columns) == ends([written])
     assert list(seen) == list(_kho.abis())
     for name, columns in seen.items():
         assert ends(columns) == ends([_kho.abis()[name].kernels])

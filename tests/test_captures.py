@@ -102,7 +102,7 @@ def test_invalid_bitmap_bytes_are_refused() -> None:
     done = run("inspect", "--bitmap-bytes", 1024, captures.elf("linux-6.18.15-x86_64"))
     assert (done.code, done.err.splitlines()[0]) == (
         2,
-        "kho: bitmap of 1024 bytes: only 512 (Linux 6.16) or a page of 4096 bytes (6.18 and later) exist",
+        "kho: bitmap of 1024 bytes: only 512 (Linux 6.16 and 6.17) or a page of 4096 bytes (6.18 and later) exist",
     )
 
 

@@ -27,6 +27,7 @@ KEYS = {
     "bitmap_bytes",
     "bitmap_bytes_why",
     "certainty",
+    "finalized",
     "fdt_phys",
     "other_fdts",
     "preserved_memory_map",

@@ -158,7 +158,7 @@ def test_extents_are_runs_of_adjacent_folios(chosen: set[tuple[int, int]]) -> No
 @pytest.mark.parametrize("swap", [False, True])
 def test_an_unreadable_side_is_named(swap: bool, tmp_path: Path) -> None:
     bad = tmp_path / "bad.elf"
-    bad.write_bytes(hostile.damaged(hostile.REFUSED["map 0"]))
+    bad.write_bytes(hostile.damaged(hostile.REFUSED["no map"]))
     pair = [captures.elf(V4), bad]
     done = run("diff", *(reversed(pair) if swap else pair))
     assert (done.code, done.out) == (2, "")

@@ -124,8 +124,8 @@ def test_a_circle_is_found_wherever_the_import_stands(tmp_path: Path) -> None:
 
 
 LEVELS = [
-    ("kho.errors", "kho._types", "kho.sizes", "kho.text", "kho.jsontext", "kho.owned", "kho.handover.rules"),
-    ("kho.kernels", "kho.kernelimage"),
+    ("kho.errors", "kho._types", "kho.sizes", "kho.text", "kho.jsontext", "kho.owned"),
+    ("kho.kernels", "kho.kernelimage", "kho.handover.rules"),
     ("kho.formats",),
     ("kho.fdt", "kho.sources", "kho.handover", "kho.sizing", "kho.doctor", "kho.luo"),
     ("kho.live",),

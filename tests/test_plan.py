@@ -196,6 +196,43 @@ def test_scratch_of_three_sizes_equals_that_of_an_arena() -> None:
         assert (made.scratch.estimated, made.scratch.reserved) == (False, None)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "sizes"),
+    [
+        (None, [4, 6, 8]),
+        ("6.17", [3, 5, 8]),
+        ("6.18.15", [3, 5, 8]),
+        ("6.18.42", [4, 6, 8]),
+        ("6.19", [3, 5, 8]),
+        ("7.0.14", [3, 5, 8]),
+        ("7.0.0-14-generic", [3, 5, 8]),
+        ("7.1.4", [3, 5, 8]),
+        ("7.1.5", [4, 6, 8]),
+        ("7.2", [4, 8, 8]),
+        ("7.3.4", [4, 8, 8]),
+    ],
+)
+def test_scratch_is_rounded_and_aligned_as_the_release_does(kernel: str | None, sizes: list[int]) -> None:
+    """To a pageblock, 2 MiB, and from 7.2 on to 4 MiB; low and global only where upstream 0e39380a7316 is in."""
+    made = plan("16G", ["1x64K"], scratch="3M,5M,7M", kernel=kernel)
+    assert made.scratch.sizes[4096] == [size * MIB for size in sizes]
+    assert made.scratch.unaligned(4096) == ([3 * MIB, 5 * MIB] if sizes[0] == 3 else [])
+    text = run(*ARGS, "--no-calibrate", "--scratch", "3M,5M,7M", *(["--kernel", kernel] if kernel else [])).out
+    assert ("3.0 MiB and 5.0 MiB: no multiple of 2.0 MiB" in text) == (sizes[0] == 3)
+
+
+def test_a_kernel_has_its_layout_and_its_grammar_of_scratch() -> None:
+    for kernel, layout in (("6.17", "kho-v1-512"), ("7.0", "kho-v1"), ("7.1", "kho-v3"), ("7.3", "kho-v4")):
+        assert [cost.layout.name for cost in plan("16G", ["1x64K"], kernel=kernel).costs] == [layout]
+    with pytest.raises(kho.ParameterError, match=r"layout 'kho-v4' and kernel '7\.0': Linux 7\.0 writes kho-v1"):
+        plan("16G", ["1x64K"], kernel="7.0", layouts=["kho-v4"])
+    assert plan("16G", ["1x64K"], kernel="6.18", scratch="8M,8M,8M rest").scratch.sizes[4096] == [8 * MIB] * 3
+    assert plan("16G", ["1x64K"], kernel="6.18", scratch="0,8M,8M").scratch.sizes[4096] == [0, 8 * MIB, 8 * MIB]
+    for kernel, value in (("6.19", "8M,8M,8M rest"), ("6.17", "0,8M,8M"), ("6.17", "0,0,0"), ("7.3", "0,0,0")):
+        with pytest.raises(kho.ParameterError, match="kho_scratch"):
+            plan("16G", ["1x64K"], kernel=kernel, scratch=value)
+
+
 def test_a_scratch_percentage_refers_to_reserved_memory() -> None:
     # A guest of 2 GiB with Linux 7.3: 100 MiB low, 0 global, 92 MiB on its node.
     known = plan("2G", ["1x64K"], reserved=[50 * MIB, 46 * MIB]).scratch

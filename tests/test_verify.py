@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import struct
 from collections.abc import Callable
 from functools import cache, cached_property
@@ -298,6 +299,28 @@ LEAF = 32768 * PAGE
 NOWHERE = 0x700_0000
 """An address without memory in either base, in an existing leaf."""
 
+
+def edited_root() -> Edit:
+    """A handover of Linux 7.0, whose kernels write the root at boot and edit it."""
+    arena = kho.Arena("64M", scratch="2M,2M,2M")
+    out = kho.Outgoing(arena, kernel="7.0")
+    out.add_reserve_mem("keepme", 64 * 1024)
+    out.add_memfd("vm-1", 0x10, b"guest")
+    out.finalize()
+    inc = kho.open(arena)
+    assert arena.scratch_phys is not None
+    areas = [(phys, PAGE << order) for phys, order in inc.folios] + inc.map_nodes + [(arena.scratch_phys, PAGE)]
+    return Edit([(phys, arena.read(phys, size)) for phys, size in merged(areas)], arena.scratch_phys)
+
+
+def node_without_property(edit: Edit) -> None:
+    """Add a node to the root, as a kernel does that has no room left for its property."""
+    root = Node({name: edit.inc.fdt.root[name] for name in ("compatible", "preserved-memory-map")}, {"left": Node({})})
+    for node in edit.inc.fdt.root.children:
+        root.children[node.name] = Node({"fdt": node["fdt"]})
+    edit.put(edit.fdt_phys, model.write_fdt(root))
+
+
 CORRUPTIONS: dict[str, Case] = {
     "KHO001": Case(lambda edit: root_value(edit.map_phys, 0)(edit)),
     "KHO002": Case(lambda edit: edit.replace(edit.fdt_phys, b"kho-v4\0", b"kho-v9\0")),
@@ -341,6 +364,8 @@ CORRUPTIONS: dict[str, Case] = {
     "KHO037": Case(base=lambda: luo_v1("kho-v1", flb_node=False)),
     "KHO038": Case(put(lambda edit: edit.file, "48s", b"memfd-v1")),
     "KHO039": Case(options=lambda edit: {"kernel": "7.1"}),
+    "KHO040": Case(lambda edit: root_value(edit.map_phys, 0)(edit), base=edited_root),
+    "KHO041": Case(node_without_property, base=edited_root),
     "KHO045": Case(base=no_map),
 }
 
@@ -383,6 +408,7 @@ def test_the_undamaged_bases_have_no_findings(base: str) -> None:
 def test_every_rule_has_a_corruption() -> None:
     assert sorted({*CORRUPTIONS, "KHO003"}) == sorted(RULES)
     assert list(RULES) == sorted(RULES)
+    assert all(re.fullmatch("KHO[0-9]{3}", rule) for rule in RULES)
 
 
 # The kernel that takes over

@@ -162,14 +162,15 @@ def kho_scratch_of(cmdline: str) -> str | None:
     Returns: None if the command line has no `kho_scratch=`.
     """
 
-def parse_kho_scratch(value: str, *, trailing_garbage: bool = False) -> ScratchSpec:
+def parse_kho_scratch(value: str, *, trailing_garbage: bool = False, zeros: bool = True) -> ScratchSpec:
     """Read a value of `kho_scratch=`: `N%` or `LOW,GLOBAL,PERNODE`.
 
     Sizes are read as memparse does: decimal, 0x or octal 0, a suffix K, M, G, T, P or E; beyond 64 bits they wrap.
 
     Args:
         value: the text after `kho_scratch=`.
-        trailing_garbage: accept any text after the third size, as older kernels do.
+        trailing_garbage: accept any text after the third size, as the kernels before 6.19 do.
+        zeros: accept sizes of 0 as long as one is not, as the kernels from 6.18 on do.
 
     Raises: ParameterError with the part that is missing or malformed.
 
@@ -198,7 +199,13 @@ class ScratchSpec:
     def pernode(self) -> int | None:
         """Bytes on each NUMA node, before rounding; None if a percentage was given."""
     def sizes(
-        self, reserved_low: int, reserved_all: int, reserved_per_node: Sequence[int], align: int = 2097152
+        self,
+        reserved_low: int,
+        reserved_all: int,
+        reserved_per_node: Sequence[int],
+        align: int = 2097152,
+        *,
+        rounds_all: bool = True,
     ) -> list[int]:
         """Compute the sizes of the areas in bytes, in the kernel's order: low, global, one per node.
 
@@ -209,6 +216,8 @@ class ScratchSpec:
             reserved_per_node: bytes that it reserved on each node; one area is computed for each item.
             align: what each size is rounded up to, a power of two: a pageblock, which is 2 MiB with 4 KiB pages, 32 MiB
                 with 16 KiB pages, and 512 MiB with 64 KiB pages.
+            rounds_all: whether the low and the global size of `LOW,GLOBAL,PERNODE` are rounded, too: from Linux
+                6.18.42, 7.1.5 and 7.2 on (`kho.kernels.FIXES["scratch-rounding"]`).
 
         Raises: ParameterError for a wrong `align`; OutOfRangeError for a size beyond 64 bits.
 
@@ -666,7 +675,7 @@ class Tracker:
 
     Args:
         page_size: 4096, 16384 or 65536.
-        bitmap_bytes: 512 (Linux 6.16) or the page size (6.18 and later, the default).
+        bitmap_bytes: 512 (Linux 6.16 and 6.17) or the page size (6.18 and later, the default).
 
     Raises: ParameterError for another page size or bitmap size.
 
@@ -680,7 +689,7 @@ class Tracker:
         """Bytes in a page."""
     @property
     def bitmap_bytes(self) -> int:
-        """Bytes in a bitmap: 512 (Linux 6.16) or the page size (6.18 and later)."""
+        """Bytes in a bitmap: 512 (Linux 6.16 and 6.17) or the page size (6.18 and later)."""
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the tracker takes: bitmaps and the directories that lead to them."""
@@ -950,10 +959,12 @@ class Outgoing:
     Args:
         arena: the memory to hand over.
         abi: the `compatible` to write.
-        bitmap_bytes: for kho-v1, 512 (Linux 6.16) or the page size (6.18 and later, the default).
+        bitmap_bytes: for kho-v1, 512 (Linux 6.16 and 6.17) or the page size (6.18 and later, the default).
         fdt_phys: a free page for the FDT; chosen by default.
         map_phys: a free page for the first node of the map; chosen by default. Both serve to write an image again,
             address for address.
+        edited_root: write the root FDT at once, with map 0 until `finalize`, and edit it, as Linux 6.19 and 7.0 do
+            with kho-v1; always so from kho-v2 on (abi.md section 2).
 
     Raises: UnsupportedAbiError, ParameterError, OutOfMemoryError, PageStateError, OwnedPageError.
 
@@ -967,7 +978,8 @@ class Outgoing:
         bitmap_bytes: int | None = None,
         fdt_phys: int | None = None,
         map_phys: int | None = None,
-    ) -> Outgoing: ...
+        edited_root: bool = False,
+    ) -> Self: ...
     def preserve_folio(self, folio: Folio | int, order: int | None = None) -> bool:
         """Preserve an allocated folio (kho_preserve_folio).
 
@@ -1130,6 +1142,9 @@ class Outgoing:
     def bitmap_bytes(self) -> int | None:
         """Bytes in a bitmap of kho-v1; None for later versions, whose bitmaps are a page."""
     @property
+    def subtree_order(self) -> str:
+        """Where a new subtree goes among the root's nodes: "append" or "prepend"."""
+    @property
     def fdt_phys(self) -> int:
         """Physical address of the root FDT's page."""
     @property
@@ -1161,7 +1176,7 @@ class Incoming:
         bitmap_bytes: for kho-v1, 512 or the page size; by default decided from evidence (abi.md section 1).
         scratch: (addr, nbytes) of each scratch area, or the physical address of the array that lists them; by default
             the arena's, or those that the search finds.
-        max_page_order: refuse to restore folios of a larger order, as Linux before 7.x does.
+        max_page_order: refuse to restore folios of a larger order, as Linux before 7.1 does.
 
     Raises: NoHandoverError, UnsupportedAbiError, FormatError, OutsideMemoryError; ParameterError if no scratch array
     lies at `scratch`.
@@ -1314,9 +1329,13 @@ class Incoming:
     def preserved_memory_map(self) -> int:
         """Physical address of the map's first node.
 
-        That is a chunk in kho-v1 (abi.md section 3), and the root of the tree later (abi.md section 4).
+        That is a chunk in kho-v1 (abi.md section 3), and the root of the tree later (abi.md section 4). It is 0 in a
+        root of kho-v1 that was never finalized, which Linux 6.19 and 7.0 pass on: nothing is preserved then.
         """
 
+    @property
+    def finalized(self) -> bool:
+        """Whether there is a map. If not, nothing was finalized, and the next kernel boots cold."""
     @property
     def nr_folios(self) -> int:
         """The number of preserved folios."""
@@ -1646,7 +1665,7 @@ class Fdt:
         """Read as much of a blob as can be read.
 
         Nodes and properties are given in order, up to where the blob is damaged. Properties whose names are cut off are
-        in `FdtNode.raw_properties`: Linux 7.x shows its `out/fdt` in debugfs without the strings.
+        in `FdtNode.raw_properties`: Linux 6.19 and later show `out/fdt` in debugfs without the strings.
 
         Returns: the tree, and the FdtError that `Fdt(blob)` would raise; None if the blob is whole.
 
@@ -1918,7 +1937,7 @@ class Snapshot:
         """The scratch areas, as (addr, nbytes): low memory, global, one per NUMA node; None if not shown."""
     @property
     def finalized(self) -> bool | None:
-        """The content of `out/finalize`, which Linux 6.16 to 6.18 have; None without it."""
+        """The content of `out/finalize`, which Linux 6.16 to 7.0 have; None without it."""
     @property
     def ram(self) -> list[tuple[int, int]] | None:
         """System RAM, as (phys, nbytes); None if /proc/iomem is missing or hides its addresses (not root)."""
@@ -1938,10 +1957,10 @@ class SnapshotSide:
         """The bytes of the root FDT; None before one is finalized (Linux 6.16 to 6.18)."""
     @property
     def compatible(self) -> str | None:
-        """The ABI version, as "kho-v4"; known even where Linux 7.x truncates the FDT."""
+        """The ABI version, as "kho-v4"; known even where Linux 6.19 and later truncate the FDT."""
     @property
     def preserved_memory_map(self) -> int | None:
-        """Physical address of the map; known even where Linux 7.x truncates the FDT."""
+        """Physical address of the map; known even where Linux 6.19 and later truncate the FDT."""
     @property
     def truncated(self) -> tuple[int, int] | None:
         """(bytes according to the header, bytes shown) of a truncated FDT; None if it is whole."""

@@ -125,7 +125,8 @@ def load(path: str | os.PathLike[str]) -> tuple[Fdt, FdtError | None] | None:
 def numbers_of(fdt: Fdt) -> Numbers:
     """Detect the format of a tree's values: `native` if its root has a compatible of KHO, else `cells`.
 
-    If the property names are truncated, as in `out/fdt` of Linux 7.x, the compatible is recognized by its value.
+    If the property names are truncated, as in `out/fdt` of Linux 6.19 and later, the compatible is recognized by its
+    value.
     """
     texts = (raw for name, _, raw in _properties(fdt.root) if name in ("compatible", None))
     return "native" if any(KHO_TREE.match(raw) and raw.endswith(b"\0") for raw in texts) else "cells"
@@ -180,7 +181,8 @@ def _cells(raw: bytes) -> dict[str, Any]:
 def likely_names(fdt: Fdt) -> dict[int, str]:
     """Guess truncated property names from their lengths, which follow from the offsets of adjacent names.
 
-    In debugfs of Linux 7.x the string block of `out/fdt` is missing; the names of KHO's properties differ in length.
+    In debugfs of Linux 6.19 and later the string block of `out/fdt` is missing; the names of KHO's properties differ in
+    length.
     Returns: offset in the string block -> name, only for properties of a root FDT.
     """
     raw = bytes(fdt)

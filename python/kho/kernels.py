@@ -18,9 +18,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from ._kho import abis
+from ._kho import ScratchSpec, abis, parse_kho_scratch
 from .errors import ParameterError
-from .sizes import PAGE_SIZES, SMALL_BITMAP
+from .sizes import MAX_PAGE_ORDERS, PAGE_SIZES, PAGEBLOCK_ORDERS, SMALL_BITMAP
 
 __all__ = [
     "FIXES",
@@ -88,6 +88,22 @@ class Kernel:
     """Whether a kernel that takes over adds blocks of 1 GiB without preserved memory to its scratch."""
     off_in_kdump: bool
     """Whether a crash kernel switches KHO off by itself."""
+
+    @property
+    def edits_root(self) -> bool:
+        """Whether the root FDT is written at boot and edited, newest subtree first; else in one pass at finalize."""
+        return self.finalize != "by hand"
+
+    def scratch_block(self, page_size: int) -> int:
+        """Return what scratch areas are aligned to, in bytes, with the default MAX_PAGE_ORDER and with huge pages."""
+        orders = PAGEBLOCK_ORDERS if self.scratch_alignment == "pageblock" else MAX_PAGE_ORDERS
+        return page_size << orders[page_size]
+
+    def parse_scratch(self, value: str) -> ScratchSpec:
+        """Parse a value of `kho_scratch=` as this kernel does. Raises: ParameterError."""
+        ignored = self.scratch_option.endswith("the rest is ignored")
+        zeros = not self.scratch_option.startswith("each above 0")
+        return parse_kho_scratch(value, trailing_garbage=ignored, zeros=zeros)
 
     def bitmap_bytes(self, page_size: int) -> int | None:
         """Return the bytes of a bitmap of its chunk list; None for a tree."""

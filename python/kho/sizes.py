@@ -16,14 +16,16 @@ from operator import index
 
 from .errors import ParameterError
 
-__all__ = ["PAGEBLOCK_ORDERS", "PAGE_SIZES", "PATTERN", "SMALL_BITMAP", "format_size", "parse_size"]
+__all__ = ["MAX_PAGE_ORDERS", "PAGEBLOCK_ORDERS", "PAGE_SIZES", "PATTERN", "SMALL_BITMAP", "format_size", "parse_size"]
 
 PAGE_SIZES = (4096, 16384, 65536)
 """Page sizes of kernels with KHO: x86_64 has the first, arm64 all of them."""
 PAGEBLOCK_ORDERS = {4096: 9, 16384: 11, 65536: 13}
 """The pageblock's order by page size, as kernels with huge pages have it (include/linux/pageblock-flags.h)."""
+MAX_PAGE_ORDERS = {4096: 10, 16384: 11, 65536: 13}
+"""The default MAX_PAGE_ORDER by page size (ARCH_FORCE_MAX_ORDER, arch/arm64/Kconfig)."""
 SMALL_BITMAP = 512
-"""Bytes of a bitmap of Linux 6.16, whatever the page size; later ones are a page."""
+"""Bytes of a bitmap of Linux 6.16 and 6.17, whatever the page size; later ones are a page."""
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 """By powers of 1024."""

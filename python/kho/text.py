@@ -7,7 +7,10 @@ from collections.abc import Iterable
 
 from .sizes import format_size as size
 
-__all__ = ["listed", "printable", "size"]
+__all__ = ["UNFINALIZED", "listed", "printable", "size"]
+
+UNFINALIZED = "nothing was finalized: the next kernel will boot cold"
+"""What a map of 0 means in a root FDT of kho-v1."""
 
 MARKS = 2
 """Maximum combining marks per character: more of them would be drawn over adjacent lines."""

@@ -78,7 +78,7 @@ def command(
       kho convert old.elf --kernel 7.3 -o new.elf
       kho convert new.elf --kernel 7.0 --drop-seals -o old.elf
       kho convert old.elf --abi kho-v4 -o new.elf                        for Linux 7.2 and later
-      kho convert new.elf --abi kho-v1 --bitmap-bytes 512 -o old.elf     for Linux 6.16
+      kho convert new.elf --abi kho-v1 --bitmap-bytes 512 -o old.elf     for Linux 6.17
 
     \b
     Exit codes: 0 written, 2 no handover, or it cannot be expressed in that ABI.

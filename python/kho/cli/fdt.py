@@ -43,9 +43,9 @@ def command(
     """Print the root FDT of the handover in SOURCE as devicetree source.
 
     KHO stores numbers in native byte order; they are printed correctly, where dtc would swap their bytes. SOURCE can
-    also be a bare FDT, such as the files in /sys/kernel/debug/kho. If it is truncated, as out/fdt is in Linux 7.x, the
-    readable part is printed with a warning. The numbers of a bare FDT are native if its root has a compatible of KHO;
-    in any other FDT, such as the machine's own (/sys/firmware/fdt), they are big-endian cells, including
+    also be a bare FDT, such as the files in /sys/kernel/debug/kho. If it is truncated, as out/fdt is from Linux 6.19
+    on, the readable part is printed with a warning. The numbers of a bare FDT are native if its root has a compatible
+    of KHO; in any other FDT, such as the machine's own (/sys/firmware/fdt), they are big-endian cells, including
     linux,kho-fdt and linux,kho-scratch in /chosen.
 
     Of "live", the running machine, the FDTs are those in debugfs; a root FDT that is truncated or not shown there is

@@ -11,6 +11,7 @@ import click
 from .._kho import Incoming, Snapshot
 from ..handover.describe import describe
 from ..handover.running import core_of, is_running
+from ..text import UNFINALIZED
 from . import output, snapshot
 from .options import read, source_options
 
@@ -97,7 +98,8 @@ def show(inc: Incoming, report: dict[str, Any], source: str, *, full: bool) -> N
     output.line()
     facts = output.table("", "", "", limit=output.LINE)
     facts.add("root FDT", f"{inc.fdt_phys:#x}", f"{inc.fdt.totalsize} bytes")
-    facts.add("preserved-memory-map", f"{inc.preserved_memory_map:#x}", f"{inc.metadata_pages} pages of metadata")
+    about = f"{inc.metadata_pages} pages of metadata" if inc.finalized else UNFINALIZED
+    facts.add("preserved-memory-map", f"{inc.preserved_memory_map:#x}", about)
     if inc.bitmap_bytes is None:
         facts.add("page size", str(inc.page_size), f"{inc.certainty}: {inc.page_size_why}")
     else:
@@ -272,9 +274,9 @@ def show_luo(luo: dict[str, Any]) -> None:
             digest = row.get("sha256") or row.get("error") or ""
             folios = str(row.get("folios", ""))
             kind = row["compatible"] + (" (draft)" if row.get("draft") else "")
-            files.add(session["name"], f"{row['token']:#x}", kind, size, folios, digest[:16])
+            files.add(session["name"] or '""', f"{row['token']:#x}", kind, size, folios, digest[:16])
         if not session["files"]:
-            files.add(session["name"], "", "no files")
+            files.add(session["name"] or '""', "", "no files")
     if luo["sessions"]:
         files.show()
     if luo["flbs"]:

@@ -58,7 +58,7 @@ def read_options(function: Command) -> Command:
             help="Physical address of the root FDT; the memory is not searched then.",
         ),
         click.option(
-            "--bitmap-bytes", type=Number(), metavar="N", help="512 (Linux 6.16) or the page size; else decided."
+            "--bitmap-bytes", type=Number(), metavar="N", help="512 (Linux 6.16, 6.17) or the page size; else decided."
         ),
         click.option(
             "--page-size", type=Number(), metavar="N", help="4096, 16384 or 65536; else decided from evidence."

@@ -13,6 +13,7 @@ from .._kho import Incoming, Snapshot
 from .._types import OwnedRange
 from ..handover.owners import Owners, owners
 from ..handover.running import UnreadableError, shown_ranges
+from ..text import UNFINALIZED
 from . import output
 from .options import read, source_options
 
@@ -109,7 +110,8 @@ def show(inc: Incoming, found: Owners, *, by_page: bool) -> None:
     if left := left_out(inc, found):
         output.line(f"and {left} more ranges; kho.owners.owners() lists all")
     output.line()
-    output.line(("Preserved", "bold"), f": {output.size(inc.preserved_bytes)}")
+    why = "" if inc.finalized else f"; {UNFINALIZED}"
+    output.line(("Preserved", "bold"), f": {output.size(inc.preserved_bytes)}{why}")
     totals = output.table("owner", ">bytes")
     for owner, nbytes in found.totals.items():
         totals.add(owner, output.size(nbytes))

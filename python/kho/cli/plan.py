@@ -67,6 +67,7 @@ def seconds(value: float | None) -> str:
 @click.option(
     "--abi", multiple=True, type=click.Choice(list(LAYOUTS)), help="A layout; default: all released ones. Repeat."
 )
+@click.option("--kernel", metavar="RELEASE", help="Plan for this kernel (7.0.11): its layout, how it reads --scratch.")
 @click.option("--page-size", multiple=True, type=Number(), metavar="N", help="4K (the default), 16K or 64K. Repeat.")
 @click.option("--scratch", default="200%", metavar="VALUE", show_default=True, help="As kho_scratch= of the kernel.")
 @click.option(
@@ -84,6 +85,7 @@ def command(
     preserve: tuple[str, ...],
     random: bool,
     abi: tuple[str, ...],
+    kernel: str | None,
     page_size: tuple[int, ...],
     scratch: str,
     reserved: str | None,
@@ -105,7 +107,7 @@ def command(
       kho plan --memory 2T --preserve 80%:2M                         a host whose guests have huge pages
       kho plan --memory 2T --preserve 80%:2M --folios 1000000x4K@random
       kho plan --memory 512G --preserve 50%:64K --page-size 4K --page-size 64K
-      kho plan --memory 64G --preserve 50%:4K --scratch 512M,1G,256M --nodes 2
+      kho plan --memory 64G --preserve 50%:4K --scratch 512M,1G,256M --nodes 2 --kernel 7.0.11
       kho plan --memory 64G --preserve 50%:4K --json > here.json; kho plan ... --calibration here.json
 
     \b
@@ -114,7 +116,7 @@ def command(
     parts = [parse_size(part, "--reserved") for part in reserved.split(",")] if reserved is not None else None
     sizes = page_size or (4096,)
     pages = {"page_sizes": sizes, "scratch": scratch, "reserved": parts, "nodes": nodes}
-    groups: dict[str, Any] = {"preserve": preserve, "random": random, "layouts": abi or None, **pages}
+    groups: dict[str, Any] = {"preserve": preserve, "random": random, "layouts": abi or None, "kernel": kernel, **pages}
     made = plan(memory, folios, **groups)  # before the calibration, to report invalid arguments immediately
     if calibration is not None or measure:
         speed = kept(calibration) if calibration is not None else calibrate()
@@ -185,6 +187,11 @@ def show_scratch(made: Plan) -> None:
         low, anywhere, *nodes = sizes
         text = f"low memory {size(low)}, global {size(anywhere)}, node {', '.join(map(size, nodes))}"
         output.line(f"  {size(page)} pages: {text}; {size(sum(sizes))} in all")
+        if found.unaligned(page):
+            wrong = " and ".join(map(size, found.unaligned(page)))
+            block = size(found.aligned[page])
+            output.line(f"  {wrong}: no multiple of {block}, and this kernel does not round low and global: the pages")
+            output.line("  next to the area may be freed while in use")
         if made.left(page) < 0:
             output.line(f"  That is {size(-made.left(page))} more than the folios leave free: preserve fewer folios")
     if found.estimated:
@@ -193,6 +200,7 @@ def show_scratch(made: Plan) -> None:
         )
         output.line("  bytes per page and 16 MiB. Give them with --reserved; a kho_scratch= of three sizes is exact.")
     elif found.reserved is None:
+        block = "a pageblock" if found.rounds_all else "a pageblock, but low and global"
         output.line(
-            "  Exact: each size is rounded up to a pageblock. If an area cannot be placed, the kernel disables KHO."
+            f"  Exact: each size is rounded up to {block}. If an area cannot be placed, the kernel disables KHO."
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 from .._kho import Snapshot, SnapshotSide
 from ..handover.running import missing_root
+from ..text import UNFINALIZED
 from . import output
 
 WAYS = {"in": "Handed to this kernel", "out": "To be handed to the next kernel"}
@@ -69,7 +70,7 @@ def show(snap: Snapshot, report: dict[str, Any]) -> None:
     if snap.cmdline is not None:
         output.line(f"command line: {snap.cmdline}")
     if snap.finalized is not None:
-        output.line("finalized: the map is fixed" if snap.finalized else "not finalized: there is no map yet")
+        output.line("finalized: the map was written" if snap.finalized else "not finalized: there is no map yet")
     for way, side in (("in", snap.incoming), ("out", snap.outgoing)):
         if side is not None:
             missing = missing_root(snap) if way == "out" else "not there"
@@ -96,11 +97,15 @@ def show_side(title: str, side: SnapshotSide, missing: str) -> None:
         output.line((title, "bold"), f": {side.compatible or 'no compatible'}")
         where = "unknown" if side.preserved_memory_map is None else f"{side.preserved_memory_map:#x}"
         output.line(f"preserved-memory-map {where}, FDT of {len(side.fdt)} bytes")
+        if side.preserved_memory_map == 0:
+            output.line(
+                f"{UNFINALIZED} (with liveupdate=on the kernel finalizes by itself; else write 1 to out/finalize)"
+            )
     if side.truncated is not None:
         total, there = side.truncated
         output.line(
-            f"the FDT is truncated: {there} bytes of {total}. Linux 7.x shows it with the size it had at boot; "
-            "property names are missing, compatible and map are recognized by value and position"
+            f"the FDT is truncated: {there} bytes of {total}. Linux 6.19 and later show it with the size it had at "
+            "boot; property names are missing, compatible and map are recognized by value and position"
         )
     elif side.problem is not None:
         output.line(f"the FDT is damaged: {side.problem}")

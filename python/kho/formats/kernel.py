@@ -95,7 +95,7 @@ class KhoTest(Payload):
         self._computed: int | None = None
 
     def _inline(self, info: bytes) -> list[int] | None:
-        """Read the inline array of Linux 6.16; later kernels have a `struct kho_vmalloc` in its place.
+        """Read the inline array of Linux 6.16 and 6.17; later kernels have a `struct kho_vmalloc` in its place.
 
         An array of two folios has the same length as that struct; it is an array if both folios are preserved.
         """

@@ -90,6 +90,27 @@ class Holding:
         self.keep(folio.phys, 1 << order)
         return folio
 
+    def array(self, nr_pages: int) -> int:
+        """Allocate, clear and preserve contiguous pages for an array, and return their address.
+
+        They are one folio if `nr_pages` is a power of two and no other place was given. Only a given place may be a
+        page that no folio of this size begins at.
+
+        Raises: as `page`.
+        """
+        order = (nr_pages - 1).bit_length()
+        place = self._places[0] if self._places else 0
+        if nr_pages == 1 << order and place % (self.page_size << order) == 0:
+            return self.page(order).phys
+        if self._places:
+            self._places.popleft()
+        else:
+            found = self.arena.alloc(order)  # finds room; the array takes the pages that it needs
+            place = found.phys
+            found.free()
+        self.range(place, nr_pages)
+        return place
+
     def range(self, start: int, nr_pages: int) -> None:
         """Allocate, clear and preserve `nr_pages` pages at `start`. Raises: PageStateError."""
         pfn = start // self.page_size
@@ -320,7 +341,7 @@ def metadata(previous_release: str, kexec_count: int) -> bytes:
 def kho_test_fdt(folios: Sequence[tuple[int, int]], csum: int, listed: bytes | None) -> bytes:
     """Return the blob of the subtree `kho_test` (kho_test_prepare_fdt, lib/test_kho.c).
 
-    Args: listed: the `struct kho_vmalloc` of the folio list; None for an inline array, as in Linux 6.16.
+    Args: listed: the `struct kho_vmalloc` of the folio list; None for an inline array, as in Linux 6.16 and 6.17.
     """
     w = _kho.FdtWriter(1 << 20)
     with w.node():

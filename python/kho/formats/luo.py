@@ -30,6 +30,11 @@ def text(raw: bytes) -> str:
     return raw.split(b"\0")[0].decode("utf-8", "replace")
 
 
+def title(name: str) -> str:
+    """Name a session in a message. Kernels before 7.1.4 take an empty name, and hand it over."""
+    return f"session {name}" if name else 'session ""'
+
+
 class FileEntry(NamedTuple):
     """The entry of a file in its session's list."""
 
@@ -63,6 +68,11 @@ class Session:
     """The name as it is in memory: the kernel takes bytes that are no UTF-8."""
 
     @property
+    def title(self) -> str:
+        """The session in messages: `session vm-1`."""
+        return title(self.name)
+
+    @property
     def fd_store(self) -> FdStore:
         """Systemd's map of its descriptor store (261 and later), in token 0 of the session `systemd`.
 
@@ -70,7 +80,7 @@ class Session:
         """
         stored = self.files.get(MAP_TOKEN)
         if self.name != SESSION_NAME or stored is None:
-            raise errors.NotFoundError(f"session {self.name}: no fd-store map (token 0 of the session systemd)")
+            raise errors.NotFoundError(f"{self.title}: no fd-store map (token 0 of the session systemd)")
         if not isinstance(stored, MemfdFile):
             raise errors.FormatError(f"{stored.blob.owner}: the map is a {stored.compatible!r}, not a memfd")
         if stored.size > MOST_BYTES:
@@ -100,7 +110,7 @@ class Files(Mapping[int, Payload]):
 
     def decode(self, entry: FileEntry) -> Payload:
         """Decode a listed file, even if its token is not unique; each entry is decoded once."""
-        owner = f"session {self._session}, file {entry.token:#x}"
+        owner = f"{title(self._session)}, file {entry.token:#x}"
         if stored := self.luo.stored(self._session, entry.token):
             owner = f"{owner} ({stored.label})"
         luo = self.luo.blob
@@ -250,7 +260,7 @@ class Luo(Payload):
             yield Owned("LUO", what, (phys, nbytes))
         for session in self.all_sessions:
             for phys, nbytes in session.blocks:
-                yield Owned(f"session {session.name}", "file block", (phys, nbytes))
+                yield Owned(session.title, "file block", (phys, nbytes))
             for entry in session.entries:
                 yield from session.files.decode(entry).owned()
         for _, payload in self.flb_payloads():

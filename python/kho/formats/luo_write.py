@@ -1,8 +1,8 @@
 """Writer of LUO data: sessions, files and FLBs, laid out as in the kernel (kernel/liveupdate/luo_*.c).
 
 Pages are allocated in the kernel's order: the pages of LUO and of the FLBs first, a session's block with the session,
-its file block with its first file. `seal` writes the addresses of the lists and the counts, `unseal` clears them: in
-the kernel too, the lists are empty until the kexec starts.
+its file block with its first file. The arrays of luo-v1 may be placed on any page. `seal` writes the addresses of the
+lists and the counts, `unseal` clears them: in the kernel too, the lists are empty until the kexec starts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from .. import _kho
 from ..errors import ExistsError, NotFoundError, ParameterError
 from .kernel_write import Holding
-from .luo import BLOCK, FILE, FLB, SESSION, FileEntry, Flb, LuoV5
+from .luo import BLOCK, FILE, FLB, SESSION, FileEntry, Flb, LuoV1, LuoV5
 from .registry import writer, writer_of
 
 __all__ = ["LuoOut", "LuoV1Out", "LuoV5Out"]
@@ -68,8 +68,9 @@ class LuoOut(ABC):
 
     compatible: str
 
-    def __init__(self, hold: Callable[[], Holding], liveupdate_num: int) -> None:
+    def __init__(self, hold: Callable[[], Holding], liveupdate_num: int, *, flb_node: bool = True) -> None:
         self._hold = hold
+        self._flb_node = flb_node
         self.liveupdate_num = word("liveupdate_num", liveupdate_num)
         self.sessions: dict[str, OutSession] = {}
         self.flbs: dict[str, Flb] = {}
@@ -169,8 +170,12 @@ class LuoOut(ABC):
         self._room_for_sessions(len(self.sessions))
 
     def add_flb(self, name: str, data: int, count: int) -> None:
-        """Add file-lifecycle-bound data. Raises: ExistsError; ParameterError if the FLB page is full."""
+        """Add file-lifecycle-bound data. Raises: ExistsError; ParameterError if there is no room, or no list at all."""
         text("FLB name", name, 48)
+        if not self._flb_node:
+            raise ParameterError(
+                f"FLB {name!r}: the kernel that this is written for has no FLBs; Linux 7.0 and later have"
+            )
         if name in self.flbs:
             raise ExistsError(f"FLB {name!r} exists")
         most = (self.page_size - BLOCK.size) // FLB.size
@@ -282,16 +287,14 @@ class LuoV1Out(LuoOut):
     """An FDT that points to contiguous arrays of fixed size."""
 
     compatible = "luo-v1"
-    SESSION_ORDER = 4
-    """LUO_SESSION_PGCNT is 16."""
-    FILE_ORDER = 1
-    """LUO_FILE_PGCNT is 2."""
+    SESSION_PAGES = LuoV1.SESSION_PAGES
+    FILE_PAGES = LuoV1.FILE_PAGES
     COUNT = struct.Struct("<Q")
 
     def _set_up(self) -> None:
         self.phys = self._own.page().phys
-        self._sessions = self._own.page(self.SESSION_ORDER).phys
-        self._flbs = self._own.page().phys
+        self._sessions = self._own.array(self.SESSION_PAGES)
+        self._flbs = self._own.page().phys if self._flb_node else None
         w = _kho.FdtWriter(self.page_size)
         with w.node():
             w.property_str("compatible", self.compatible)
@@ -299,26 +302,27 @@ class LuoV1Out(LuoOut):
             with w.node("luo-session"):
                 w.property_str("compatible", "luo-session-v2")
                 w.property_u64("luo-session-header", self._sessions)
-            with w.node("luo-flb"):
-                w.property_str("compatible", "luo-flb-v1")
-                w.property_u64("luo-flb-header", self._flbs)
+            if self._flbs is not None:
+                with w.node("luo-flb"):
+                    w.property_str("compatible", "luo-flb-v1")
+                    w.property_u64("luo-flb-header", self._flbs)
         blob = w.finish()
         self.size = len(blob)
         self._arena.write(self.phys, blob)
         self.unseal()
 
     def _room_for_sessions(self, n: int) -> None:
-        most = ((self.page_size << self.SESSION_ORDER) - self.COUNT.size) // SESSION.size
+        most = (self.page_size * self.SESSION_PAGES - self.COUNT.size) // SESSION.size
         if n > most:
             raise ParameterError(f"{n} sessions: the array of {self.compatible} holds {most}")
 
     def _room_for_files(self, session: OutSession, n: int) -> None:
-        most = (self.page_size << self.FILE_ORDER) // FILE.size
+        most = self.page_size * self.FILE_PAGES // FILE.size
         if n > most:
             raise ParameterError(f"session {session.name!r}: {n} files, the array of {self.compatible} holds {most}")
         if n and not session.blocks:
             with self._hold() as hold:
-                session.at.append(hold.page(self.FILE_ORDER).phys)
+                session.at.append(hold.array(self.FILE_PAGES))
                 session.blocks.append(hold)
         if not n and session.blocks:
             session.blocks[0].release()
@@ -329,19 +333,25 @@ class LuoV1Out(LuoOut):
         """Write all arrays, then their counts."""
         for session in self.sessions.values():
             if session.files:
-                self._write(session.at[0], b"", self._file_entries(session), self.page_size << self.FILE_ORDER)
+                self._write(session.at[0], b"", self._file_entries(session), self.page_size * self.FILE_PAGES)
         entries = [self._session_entry(session) for session in self.sessions.values()]
-        room = self.page_size << self.SESSION_ORDER
+        room = self.page_size * self.SESSION_PAGES
         self._write(self._sessions, self.COUNT.pack(len(entries)), entries, room)
-        self._write_flbs(self._flbs)
+        if self._flbs is not None:
+            self._write_flbs(self._flbs)
 
     def unseal(self) -> None:
         """Set the counts to 0."""
         self._arena.write(self._sessions, self.COUNT.pack(0))
-        self._arena.write(self._flbs, BLOCK.pack(1, 0))
+        if self._flbs is not None:
+            self._arena.write(self._flbs, BLOCK.pack(1, 0))
 
 
-def luo_out(abi: str, hold: Callable[[], Holding], **given: Any) -> LuoOut:
-    """Return a writer of the LUO version that belongs to an ABI (abi.md section 1). Raises: UnsupportedAbiError."""
-    made: LuoOut = writer_of("LUO", _kho.abis()[abi].luo, abi, family="luo-")(hold, **given)
+def luo_out(compatible: str | None, whose: str, hold: Callable[[], Holding], **given: Any) -> LuoOut:
+    """Return a writer of a LUO version (abi.md section 1).
+
+    Args: whose: the kernels that it belongs to, for the message.
+    Raises: UnsupportedAbiError.
+    """
+    made: LuoOut = writer_of("LUO", compatible, whose, family="luo-")(hold, **given)
     return made

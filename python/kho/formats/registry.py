@@ -278,12 +278,13 @@ def writer(made: _W) -> _W:
     return made
 
 
-def writer_of(kind: str, compatible: str | None, abi: str, *, family: str) -> Any:
-    """Find what writes the payloads that an ABI's kernels read.
+def writer_of(kind: str, compatible: str | None, whose: str, *, family: str) -> Any:
+    """Find what writes the payloads that some kernels read.
 
     Args:
         kind: the payload, for the message: "LUO".
-        compatible: the version of it that goes with `abi`; None if there is none.
+        compatible: the version of it that these kernels read; None if they have none.
+        whose: the kernels, for the message: "the kernels of kho-v1", "Linux 6.18".
         family: what the compatibles of its versions begin with.
 
     Raises:
@@ -293,11 +294,9 @@ def writer_of(kind: str, compatible: str | None, abi: str, *, family: str) -> An
     if compatible in _writers:
         return _writers[compatible]
     if compatible is None:
-        raise errors.UnsupportedAbiError(f"{kind}: the kernels of {abi} have none")
+        raise errors.UnsupportedAbiError(f"{kind}: there is none in {whose}")
     known = ", ".join(sorted(name for name in _writers if name.startswith(family)))
-    raise errors.UnsupportedAbiError(
-        f"{kind}: the kernels of {abi} read {compatible}, which kho cannot write; it writes {known}"
-    )
+    raise errors.UnsupportedAbiError(f"{kind}: {whose} read {compatible}, which kho cannot write; it writes {known}")
 
 
 def known() -> list[str]:

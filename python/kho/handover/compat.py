@@ -18,7 +18,7 @@ from ..formats import KhoTest, Luo, Metadata, Payload, ReserveMem, payloads
 from ..formats.luo import LuoV1
 from ..kernelimage import KernelImage
 from ..kernels import FIXES, KERNELS, LUO_SINCE, Kernel, Release, kernel_of, kernels_that_write
-from ..sizes import PAGEBLOCK_ORDERS, SMALL_BITMAP, format_size, parse_size
+from ..sizes import MAX_PAGE_ORDERS, PAGEBLOCK_ORDERS, SMALL_BITMAP, format_size, parse_size
 
 __all__ = ["Judged", "Offer", "Target", "judge", "worst"]
 
@@ -29,8 +29,6 @@ VERDICTS: tuple[Verdict, ...] = ("taken", "unknown", "lost", "refused", "panics"
 
 CORE = "kernel/liveupdate/kexec_handover.c"
 LUO = "kernel/liveupdate/luo_core.c"
-MAX_PAGE_ORDER = {4096: 10, 16384: 11, 65536: 13}
-"""The default by page size (ARCH_FORCE_MAX_ORDER, arch/arm64/Kconfig)."""
 SETUP = "arch/x86/kernel/setup.c"
 ORDER_CHECKED = "kho_restore_page, " + CORE
 
@@ -394,7 +392,7 @@ def _judge_folios(offer: Offer, target: Target, kernel: Kernel) -> Iterator[Judg
     most = None if target.image is None else target.image.max_page_order
     if not offer.orders or not kernel.max_page_order:
         return
-    limit = MAX_PAGE_ORDER.get(offer.page_size or 4096, 10) if most is None else most
+    limit = MAX_PAGE_ORDERS.get(offer.page_size or 4096, 10) if most is None else most
     beyond = {order: n for order, n in offer.orders.items() if order > limit}
     if beyond:
         n = sum(beyond.values())

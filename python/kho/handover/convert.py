@@ -11,6 +11,7 @@ from ..errors import FormatError, OutOfMemoryError, OutsideMemoryError, Paramete
 from ..formats import subtree
 from ..formats.kernel_write import aligned_blocks
 from ..kernels import Kernel, known_kernel
+from ..text import UNFINALIZED
 from .compat import Offer
 from .convert_luo import DROPPABLE, Drop, Formats
 from .convert_subtrees import Plan
@@ -148,10 +149,12 @@ def convert(
 
 
 def _check_runs(inc: _kho.Incoming) -> None:
-    """Check that preserved memory has no more runs than an image of this size can plausibly hold.
+    """Check that there is a map, and no more runs of preserved memory than an image of this size can plausibly hold.
 
     Raises: FormatError.
     """
+    if not inc.finalized:
+        raise FormatError(f"root FDT at {inc.fdt_phys:#x}: {UNFINALIZED}; there is nothing to convert")
     most = inc.room("items")
     runs = inc.tracker().extents()
     pieces = (block for pfn, n in runs for block in aligned_blocks(pfn, pfn + n))

@@ -283,7 +283,7 @@ class _Files:
     def _memfd(self, entry: FileEntry, file: MemfdFile, name: str) -> OutEntry:
         """Convert the header of a memfd; its folios and their list stay as they are."""
         if self.layout is None:
-            self.layout = writer_of("memfd", self.formats.memfd, self.formats.abi, family="memfd-")
+            self.layout = writer_of("memfd", self.formats.memfd, f"the kernels of {self.formats.abi}", family="memfd-")
         layout, area = self.layout, file.list
         listed = VMALLOC.pack(area.first, area.total_pages, area.flags, area.order)
         if layout.has_seals:

@@ -47,7 +47,8 @@ def lists_folios(inc: Incoming, *, full: bool) -> bool:
 def _writers(inc: Incoming, luo: Luo | None) -> list[Kernel]:
     """List the kernels that write these formats; empty if none is known, as for a handover that mixes them."""
     node = luo.has_flb_node if isinstance(luo, LuoV1) else None
-    return kernels_that_write(inc.compatible, inc.bitmap_bytes, None if luo is None else luo.compatible, flb_node=node)
+    wrote = kernels_that_write(inc.compatible, inc.bitmap_bytes, None if luo is None else luo.compatible, flb_node=node)
+    return [kernel for kernel in wrote if inc.finalized or kernel.edits_root]
 
 
 def describe(inc: Incoming, *, full: bool = False) -> dict[str, Any]:
@@ -66,6 +67,7 @@ def describe(inc: Incoming, *, full: bool = False) -> dict[str, Any]:
         "page_size": inc.page_size,
         "page_size_why": inc.page_size_why,
         "certainty": inc.certainty,
+        "finalized": inc.finalized,
         "fdt_phys": inc.fdt_phys,
         "other_fdts": inc.others,
         "preserved_memory_map": inc.preserved_memory_map,

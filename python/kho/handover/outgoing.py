@@ -8,24 +8,22 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from .. import _kho
 from .._types import MemfdFolio
-from ..errors import ExistsError, FinalizedError, NotFoundError, ParameterError
+from ..errors import ExistsError, FinalizedError, NotFoundError, ParameterError, UnsupportedAbiError
 from ..formats import Declared, kernel_write
 from ..formats.declare import compatible_of
 from ..formats.kernel_write import VM_ALLOC, VM_HUGE, VMALLOC, Holding, MemfdLayout, release_all
 from ..formats.luo_write import LuoOut, luo_out
 from ..formats.registry import writer_of
+from .style import Style, style_of
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 __all__ = ["VM_ALLOC", "VM_HUGE", "Outgoing"]
-
-DEFAULT_ABI = "kho-v1"
-"""What an `Outgoing` writes unless it is told: the version of the earliest kernels with KHO."""
 
 
 class Outgoing(_kho.Outgoing):
@@ -36,17 +34,53 @@ class Outgoing(_kho.Outgoing):
     the payload is removed. Bitmaps are in the arena's pages and are never copied. A handover that is dropped before
     `finalize` releases everything.
 
+    Args:
+        abi: the `compatible` to write, with the payload formats of its newest kernel; default: kho-v1.
+        kernel: write what this release writes: "6.17", "7.0.11". It decides what the ABI leaves open: bitmap size, form
+            of the root FDT, LUO, FLBs, memfd, list of kho_test. Payloads that this kernel does not have are refused.
+        bitmap_bytes, fdt_phys, map_phys: as in the base class.
+
+    Raises: ParameterError if `kernel` does not write `abi` or `bitmap_bytes`; as the base class.
+
     >>> out = kho.Outgoing(arena, "kho-v4")
     >>> out.add_memfd("vm-1", 0x10, b"guest memory")
     >>> out.set_kexec_metadata("7.3.4", 1)
     >>> out.finalize()
+
     """
+
+    _style: Style
+
+    def __new__(
+        cls,
+        arena: _kho.Arena,
+        abi: str | None = None,
+        *,
+        kernel: str | None = None,
+        bitmap_bytes: int | None = None,
+        fdt_phys: int | None = None,
+        map_phys: int | None = None,
+    ) -> Self:
+        """Begin a handover."""
+        style = style_of(abi, kernel, bitmap_bytes, arena.page_size)
+        self = super().__new__(
+            cls,
+            arena,
+            style.abi,
+            bitmap_bytes=style.bitmap_bytes,
+            fdt_phys=fdt_phys,
+            map_phys=map_phys,
+            edited_root=style.edited_root,
+        )
+        self._style = style
+        return self
 
     def __init__(
         self,
         arena: _kho.Arena,
-        abi: str = DEFAULT_ABI,
+        abi: str | None = None,
         *,
+        kernel: str | None = None,
         bitmap_bytes: int | None = None,
         fdt_phys: int | None = None,
         map_phys: int | None = None,
@@ -65,7 +99,8 @@ class Outgoing(_kho.Outgoing):
         """Within the block, place the pages that writers allocate at these addresses, in order.
 
         Writers allocate pages in the kernel's order: a memfd its structure, data, folio list and chunks; LUO its own
-        page and that of the FLBs; a session its block and, with the first file, its file block; kho_test its list, the
+        page, the array of sessions of luo-v1, and the page of the FLBs; a session its block (luo-v5) and, with the
+        first file, its file block or array; kho_test its list, the
         chunks and the FDT.
         Raises: ParameterError if addresses are left unused; PageStateError if one is in use.
         """
@@ -118,8 +153,8 @@ class Outgoing(_kho.Outgoing):
         """Add the subtree `LUO` without sessions; the other LUO methods create it if it is missing.
 
         Args: liveupdate_num: number of live updates so far, including this one.
-        Raises: ExistsError, OutOfMemoryError, FinalizedError; UnsupportedAbiError if kho cannot write the LUO version
-            of the handover's ABI; so do the other methods that add to LUO.
+        Raises: ExistsError, OutOfMemoryError, FinalizedError; UnsupportedAbiError if the kernel has no LUO, or kho
+            cannot write its version; so do the other methods that add to LUO.
         """
         if self._luo is not None or "LUO" in self.subtrees:
             raise ExistsError("subtree LUO exists")
@@ -130,7 +165,8 @@ class Outgoing(_kho.Outgoing):
             assert out is not None, "LUO exists only as long as its handover"
             return out._hold()
 
-        luo = luo_out(self.abi, hold, liveupdate_num=liveupdate_num)
+        style = self._style
+        luo = luo_out(style.luo, style.whose, hold, liveupdate_num=liveupdate_num, flb_node=style.flb_node)
         try:
             self.link_subtree("LUO", luo.phys, luo.size)
         except BaseException:
@@ -174,7 +210,7 @@ class Outgoing(_kho.Outgoing):
             data: the contents, copied once into folios of `order`; or allocated folios of any orders, in the order of
                 the file; or `MemfdFolio` objects, to set index and flags of each folio.
             pos: the file position. size: bytes in the file; by default the end of the data.
-            seals: F_SEAL_* bits; memfd-v1, which goes with kho-v1 and kho-v2, cannot record any.
+            seals: F_SEAL_* bits; memfd-v1, which goes with kho-v1 and kho-v2, cannot record any: its kernels lose them.
 
         Returns: the physical address of the `struct memfd_luo_ser`.
         Raises: ExistsError for a duplicate token; OutOfMemoryError, FinalizedError, PageStateError, MisalignedError,
@@ -182,7 +218,7 @@ class Outgoing(_kho.Outgoing):
             leaves the handover unchanged.
 
         """
-        version: MemfdLayout = writer_of("memfd", _kho.abis()[self.abi].memfd, self.abi, family="memfd-")
+        version: MemfdLayout = writer_of("memfd", self._style.memfd, self._style.whose, family="memfd-")
         luo = self._luo_open("add_memfd")
 
         def write() -> tuple[int, Holding]:
@@ -352,8 +388,10 @@ class Outgoing(_kho.Outgoing):
         It names this kernel and the number of kexecs so far.
 
         Args: previous_release: at most 64 bytes. kexec_count: 32 bits.
-        Raises: ParameterError, FinalizedError.
+        Raises: ParameterError, FinalizedError; UnsupportedAbiError for a `kernel` that does not have it.
         """
+        if not self._style.kexec_metadata:
+            raise UnsupportedAbiError(f"kexec-metadata: {self._style.whose} does not have it; leave it out")
         blob = kernel_write.metadata(previous_release, kexec_count)
         if "kexec-metadata" in self.subtrees:
             self._rewrite_subtree("kexec-metadata", blob)
@@ -361,19 +399,22 @@ class Outgoing(_kho.Outgoing):
             place = self._places.popleft() if self._places else None
             self.add_subtree("kexec-metadata", blob, phys=place)
 
-    def add_kho_test(self, folios: Iterable[_kho.Folio], *, machine: str | None = None, inline: bool = False) -> int:
+    def add_kho_test(
+        self, folios: Iterable[_kho.Folio], *, machine: str | None = None, inline: bool | None = None
+    ) -> int:
         """Add the subtree `kho_test` (lib/test_kho.c): folios and a checksum of their present content.
 
         Args:
             folios: allocated; they are preserved.
             machine: whose `csum_partial` to use, "x86_64" or "aarch64"; default: one with the arena's page size.
-            inline: list them in the FDT itself, as Linux 6.16 does.
+            inline: list them in the FDT itself, as Linux 6.16 and 6.17 do; default: as the handover's kernel does.
 
         Returns: the checksum, 32 bits.
         Raises: ExistsError; ParameterError; as `preserve_vmalloc`. An error leaves the handover unchanged.
 
         """
         given = list(folios)
+        inline = self._style.inline_test if inline is None else inline
         if machine is None:
             machine = "x86_64" if self.arena.page_size == 4096 else "aarch64"
         total = kernel_write.csum((memoryview(folio) for folio in given), machine)

@@ -110,7 +110,7 @@ def _handles(inc: Incoming, luo: Luo) -> Iterator[Owned]:
     for session in luo.all_sessions:
         for entry in session.entries:
             if isinstance(session.files.decode(entry), Raw | Broken):
-                found.append((f"session {session.name}, file {entry.token:#x}", entry.data))
+                found.append((f"{session.title}, file {entry.token:#x}", entry.data))
     for owner, phys in found:
         order = next((order for order in orders if inc.preserves(phys, order)), None)
         if order is not None:
@@ -125,7 +125,7 @@ def _undecoded(payloads: Mapping[str, Payload]) -> Iterator[str]:
             for session in payload.all_sessions:
                 for entry in session.entries:
                     if isinstance(session.files.decode(entry), Raw | Broken):
-                        yield f"session {session.name}, file {entry.token:#x} ({entry.compatible})"
+                        yield f"{session.title}, file {entry.token:#x} ({entry.compatible})"
             yield from (f"FLB {flb.name}" for flb, found in payload.flb_payloads() if isinstance(found, Broken))
 
 
@@ -141,7 +141,8 @@ def owners(inc: Incoming, payloads: Mapping[str, Payload] | None = None) -> Owne
         return numbers.setdefault((owner, what), len(numbers))
 
     claimed = []
-    for owner, what, memory in claims(inc, payloads):
+    # Without a map nothing is preserved: that each part is not says nothing of it.
+    for owner, what, memory in claims(inc, payloads) if inc.finalized else ():
         if isinstance(memory, tuple):
             phys, nbytes = memory
             memory = (phys, min(nbytes, (1 << 64) - 1))

@@ -15,7 +15,8 @@ from typing import Any
 
 from .._kho import Abi, abis
 from .._types import SEVERITIES, Severity
-from ..text import listed
+from ..kernels import FIXES, KERNELS, spanned
+from ..text import UNFINALIZED, listed
 
 __all__ = ["RULES", "SEVERITIES", "Finding", "Rule", "Severity", "markdown", "note_omitted"]
 
@@ -61,6 +62,12 @@ def _each(column: Callable[[Abi], object]) -> str:
     return listed(f"{value} in {listed(abi.compatible for abi in ROWS if column(abi) == value)}" for value in values)
 
 
+def _edits() -> str:
+    """Return the kernels that edit the root FDT of a chunk list: "Linux 6.19 and 7.0"."""
+    edits = [kernel for kernel in KERNELS.values() if kernel.map == "chunk list" and kernel.edits_root]
+    return spanned(edits)
+
+
 def _bitmaps() -> str:
     """Return the bitmap sizes and the kernels that use them: "512 bytes in Linux 6.16 and 6.17, a page in ..."."""
     sizes = (bitmap for abi in ROWS for bitmap in abi.bitmaps)
@@ -71,11 +78,12 @@ RULES: dict[str, Rule] = {
     "KHO001": Rule(
         "error",
         "root FDT unreadable",
-        "The root FDT is not a valid devicetree, has no preserved-memory-map property, or the property is 0.",
+        "The root FDT is not a valid devicetree, has no preserved-memory-map property, or the property is 0 where the "
+        "map is always in force.",
         "The next kernel validates the root FDT first. On an error it prints a warning and boots cold: all preserved "
         "memory is lost.",
         "Check the FDT's address and that the image is complete. "
-        f"In {_which(lambda abi: not abi.live)} a map of 0 means that the handover was not finalized.",
+        f"In {_which(lambda abi: not abi.live)} a map of 0 is another finding: KHO040.",
         f"{CORE}, kho_populate",
     ),
     "KHO002": Rule(
@@ -90,8 +98,8 @@ RULES: dict[str, Rule] = {
     "KHO003": Rule(
         "warning",
         "FDT cut short",
-        "The FDT is shorter than the totalsize in its header. Linux 7.x shows out/fdt in debugfs with the size it had "
-        "at boot, so the string block with the property names is missing after a subtree was added.",
+        "The FDT is shorter than the totalsize in its header. Linux 6.19 and later show out/fdt in debugfs with the "
+        "size it had at boot, so the string block with the property names is missing after a subtree was added.",
         "The kernel's own copy is complete; only this copy is truncated.",
         "To get the complete FDT, read it from memory: in/fdt after the kexec, /proc/vmcore, or an image.",
         "kernel/liveupdate/kexec_handover_debugfs.c",
@@ -198,7 +206,8 @@ RULES: dict[str, Rule] = {
         "folio in scratch",
         "Preserved memory overlaps a scratch area.",
         "The next kernel allocates from scratch at boot: it overwrites the content of the folio.",
-        "Allocate preserved memory outside scratch; Linux 7.x and later refuse this with EINVAL.",
+        "Allocate preserved memory outside scratch; kernels with CONFIG_KEXEC_HANDOVER_DEBUG refuse "
+        "it with EINVAL, others take it.",
         f"{CORE}, kho_scratch_overlap",
     ),
     "KHO016": Rule(
@@ -415,6 +424,26 @@ RULES: dict[str, Rule] = {
         "What is lost stays reserved until the next cold boot, and its contents cannot be restored.",
         "`kho convert --kernel RELEASE` writes what that kernel takes; `kho compat` judges each object.",
         "docs/compat.md",
+    ),
+    "KHO040": Rule(
+        "warning",
+        "handover not finalized",
+        f"The root FDT of {_which(lambda abi: not abi.live)} is valid, and its preserved-memory-map is 0: "
+        f"{UNFINALIZED}. {_edits()} write this root at boot, and the map only when they finalize.",
+        "The next kernel prints 'disabling KHO revival' and boots cold: what was preserved is lost. On a machine that "
+        "does not kexec, this is the normal state.",
+        "Boot with liveupdate=on, so that the kernel finalizes before the kexec, or write 1 to debugfs out/finalize. "
+        "The subtrees can still be read from this memory.",
+        f"{CORE}, kho_populate, kho_finalize",
+    ),
+    "KHO041": Rule(
+        "note",
+        "subtree that was not added",
+        f"A node of the root FDT of {_which(lambda abi: not abi.live)} has no property at all. {_edits()} leave it in "
+        f"a root of nearly one page, where the node fits and its property does not ({FIXES['subnode-left'].where()}).",
+        "kho_add_subtree failed for this producer: its data is not handed over. The rest of the handover is intact.",
+        "Take the node as absent. Add fewer subtrees, or use Linux 7.0.9.",
+        f"{CORE}, kho_add_subtree; upstream {FIXES['subnode-left'].upstream}",
     ),
     "KHO045": Rule(
         "warning",

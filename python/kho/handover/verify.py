@@ -35,6 +35,7 @@ from .._kho import (
 from ..formats import Broken, Declared, KhoTest, Luo, MemfdFile, Payload, Raw, Session
 from ..sizes import PAGE_SIZES, PAGEBLOCK_ORDERS, SMALL_BITMAP
 from ..sources import Source, bare_fdt, memory
+from ..text import UNFINALIZED
 from .addresses import checked
 from .compat import Offer, Target
 from .owners import HANDLE, owners
@@ -80,6 +81,8 @@ MAP_MESSAGES = (
     ),
 )
 """Checks of the map that Rust returns: rule id, name of the check, format of the place, format of the value."""
+OF_PRESERVED = ("KHO021", "KHO022")
+"""Rules that compare with what is preserved, which is nothing in a handover that was not finalized."""
 DATA = {"data", "folio", "region", HANDLE}
 """Parts of a payload that are content; the other parts are metadata that leads to it."""
 MEMFD_FOLIO = 16
@@ -339,8 +342,10 @@ def _root(fdt: Fdt, place: str, read: Read | None, fdt_phys: int | None = None) 
         yield Finding("KHO002", place, f"compatible {compatible!r}", fdt_phys)
         return
     try:
-        if root.u64(abi.map_property) == 0:
+        if root.u64(abi.map_property) == 0 and abi.live:
             yield Finding("KHO001", place, f"{abi.map_property} is 0: nothing was serialized", fdt_phys)
+        elif root.u64(abi.map_property) == 0:
+            yield Finding("KHO040", place, f"{abi.map_property} is 0: {UNFINALIZED}", fdt_phys)
     except errors.KhoError as error:
         yield Finding("KHO001", place, str(error), fdt_phys)
     names = Counter(node.name for node in root.children)
@@ -355,6 +360,9 @@ def _root(fdt: Fdt, place: str, read: Read | None, fdt_phys: int | None = None) 
 def _subtree(node: FdtNode, abi: Abi, read: Read | None, fdt_phys: int | None) -> Iterator[Finding]:
     """Check a subtree node: its address, its size, and whether an FDT at that address fits into the size."""
     place = f"subtree {node.name}"
+    if not abi.live and not any(node.raw_properties):
+        yield Finding("KHO041", place, f"its node has no {abi.subtree_property}, and no other property", fdt_phys)
+        return
     try:
         phys = node.u64(abi.subtree_property)
     except errors.KhoError as error:
@@ -389,11 +397,14 @@ def _handover(
     """Check a handover that was read: root FDT, scratch, map, payloads, owners."""
     yield from _root(inc.fdt, f"root FDT at {inc.fdt_phys:#x}", inc.read, inc.fdt_phys)
     yield from _scratch(inc.scratch, inc.page_size)
-    yield from _map(inc, nodes, most)
+    if inc.finalized:
+        yield from _map(inc, nodes, most)
     payloads = inc.payloads
     for name, payload in payloads.items():
-        yield from _payload(payload, f"subtree {name} at {payload.blob.phys:#x}", most)
-    yield from _owners(inc, payloads, most)
+        of_payload = _payload(payload, f"subtree {name} at {payload.blob.phys:#x}", most)
+        yield from (found for found in of_payload if inc.finalized or found.id not in OF_PRESERVED)
+    if inc.finalized:
+        yield from _owners(inc, payloads, most)
     offer = Offer.of(inc, payloads)
     if target is not None:
         yield from target_findings(offer, target, f"root FDT at {inc.fdt_phys:#x}", inc.fdt_phys, most=most)
@@ -521,7 +532,7 @@ def _store(luo: Luo) -> Iterator[Finding]:
 
 def _session(session: Session, most: int) -> Iterator[Finding]:
     phys = session.blocks[0][0] if session.blocks else None
-    place = f"session {session.name}" + (f" at {phys:#x}" if phys is not None else "")
+    place = session.title + (f" at {phys:#x}" if phys is not None else "")
     if session.count != len(session.entries):
         yield Finding("KHO032", place, f"count {session.count}, its list has {len(session.entries)}", phys)
     for token, count in Counter(entry.token for entry in session.entries).items():
@@ -529,7 +540,7 @@ def _session(session: Session, most: int) -> Iterator[Finding]:
             yield Finding("KHO031", place, f"{count} files have the token {token:#x}", phys)
     for entry in session.entries:
         payload = session.files.decode(entry)
-        yield from _payload(payload, f"session {session.name}, file {entry.token:#x} at {entry.data:#x}", most)
+        yield from _payload(payload, f"{session.title}, file {entry.token:#x} at {entry.data:#x}", most)
 
 
 def _memfd(file: MemfdFile, place: str, most: int) -> Iterator[Finding]:

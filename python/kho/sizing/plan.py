@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from .._kho import Abi, ScratchSpec, abis, parse_kho_scratch
 from ..errors import ParameterError
-from ..sizes import PAGE_SIZES, format_size, parse_size
+from ..kernels import FIXES, Kernel, Release, known_kernel
+from ..sizes import PAGE_SIZES, PAGEBLOCK_ORDERS, SMALL_BITMAP, format_size, parse_size
 
 __all__ = ["LAYOUTS", "LOW", "Calibration", "Cost", "Group", "Layout", "Plan", "Scratch", "Zone", "plan", "size_of"]
 
@@ -96,6 +97,16 @@ its name."""
 def released() -> list[str]:
     """List the names of the layouts that releases of Linux write."""
     return [name for name, layout in LAYOUTS.items() if layout.released]
+
+
+def written_by(kernel: Kernel) -> list[str]:
+    """List the name of the layout that a kernel writes."""
+    small = kernel.bitmap_bytes(PAGE_SIZES[0]) == SMALL_BITMAP
+    return [
+        name
+        for name, layout in LAYOUTS.items()
+        if layout.abi == kernel.abi and (layout.bitmap_bytes == SMALL_BITMAP) == small
+    ]
 
 
 def measured() -> list[str]:
@@ -286,6 +297,14 @@ class Scratch:
     estimated: bool
     sizes: dict[int, list[int]]
     """Page size -> sizes of the areas: low, global, one per node."""
+    aligned: dict[int, int]
+    """Page size -> what sizes are rounded up to, in bytes."""
+    rounds_all: bool = True
+    """Whether explicit low and global sizes are rounded, too, as kernels with the fix `scratch-rounding` do."""
+
+    def unaligned(self, page_size: int) -> list[int]:
+        """List the sizes of low and global area that the kernel takes as they are, and are no multiple."""
+        return [size for size in self.sizes[page_size][:2] if size % self.aligned[page_size]]
 
 
 @dataclass(frozen=True)
@@ -343,6 +362,7 @@ def plan(
     reserved: Sequence[int] | None = None,
     nodes: int = 1,
     calibration: Calibration | None = None,
+    kernel: str | None = None,
 ) -> Plan:
     """Compute the cost of handing over folios, without preserving them.
 
@@ -359,9 +379,12 @@ def plan(
         reserved: bytes that the kernel reserves at boot: below 4 GiB, then on each node; default: estimated.
         nodes: NUMA nodes with memory.
         calibration: speed of this machine; without it the plan has no times.
+        kernel: a release, "7.0.11": the layout that it writes, and how it reads, rounds and aligns `scratch`; default:
+            as the last kernel that is known, with areas aligned to a pageblock.
 
     Raises:
-        ParameterError: folios that do not fit into memory or are smaller than a page; malformed sizes.
+        ParameterError: folios that do not fit into memory or are smaller than a page; malformed sizes; `layouts` that
+            `kernel` does not write.
 
     """
     total = size_of(memory, "memory")
@@ -373,10 +396,14 @@ def plan(
         if page not in PAGE_SIZES:
             raise ParameterError(f"page size: {page} is none of {', '.join(map(str, PAGE_SIZES))}")
     known = dict(LAYOUTS)
-    names = released() if layouts is None else layouts
+    writer = None if kernel is None else (Release.parse(kernel), known_kernel(kernel))
+    names = list(layouts) if layouts is not None else released() if writer is None else written_by(writer[1])
     for name in names:
         if name not in known:
             raise ParameterError(f"layout: {name!r} is none of {', '.join(known)}")
+        if writer is not None and name not in written_by(writer[1]):
+            theirs = ", ".join(written_by(writer[1]))
+            raise ParameterError(f"layout {name!r} and kernel {kernel!r}: Linux {writer[1].name} writes {theirs}")
     groups = [Group.parse(group) if isinstance(group, str) else group for group in folios]
     groups += [Group.share(text, total) for text in preserve]
     zones = _zones(total, [replace(g, random=random if g.random is None else g.random) for g in groups])
@@ -395,7 +422,7 @@ def plan(
     most = max((cost.nbytes for cost in costs), default=0)
     if preserved + most + LOW > total:
         raise ParameterError(f"folios: {preserved} bytes, and {most} of metadata, do not fit {total} bytes of memory")
-    found = _scratch(scratch, reserved, total, nodes, page_sizes)
+    found = _scratch(scratch, reserved, total, nodes, page_sizes, writer)
     return Plan(total, zones, costs, found, left_out, calibration)
 
 
@@ -509,18 +536,31 @@ def _directory(runs: Sequence[Run], leaf: int, blocks: float) -> int:
     return SLOT * slots if SLOT * slots < 128 << 10 else 4096 * pages
 
 
-def _scratch(value: str, reserved: Sequence[int] | None, memory: int, nodes: int, page_sizes: Iterable[int]) -> Scratch:
-    """Compute the scratch areas; an estimate for a percentage, as the kernel's reservations are unknown."""
-    spec: ScratchSpec = parse_kho_scratch(value)
+def _scratch(
+    value: str,
+    reserved: Sequence[int] | None,
+    memory: int,
+    nodes: int,
+    page_sizes: Iterable[int],
+    writer: tuple[Release, Kernel] | None,
+) -> Scratch:
+    """Compute the scratch areas; an estimate for a percentage, as the kernel's reservations are unknown.
+
+    If it is not known whether a release rounds the low and the global size, it is taken not to.
+    """
+    release, kernel = writer or (None, None)
+    spec: ScratchSpec = parse_kho_scratch(value) if kernel is None else kernel.parse_scratch(value)
+    rounds_all = release is None or FIXES["scratch-rounding"].affects(release) is False
     if reserved is not None and len(reserved) != nodes + 1:
         raise ParameterError(f"reserved: {len(reserved)} sizes, but {nodes + 1} are needed: below 4 GiB, then per node")
     estimated = spec.percent is not None and reserved is None
-    sizes, given = {}, tuple(reserved or ())
+    sizes, aligned, given = {}, {}, tuple(reserved or ())
     for page in page_sizes:
         given = given if not estimated else _reserved(memory, nodes, page)
         low, *rest = given or [0] * (nodes + 1)
-        sizes[page] = spec.sizes(low, sum(rest), rest, align=page << (page.bit_length() - 4))
-    return Scratch(value, given if spec.percent is not None else None, estimated, sizes)
+        aligned[page] = page << PAGEBLOCK_ORDERS[page] if kernel is None else kernel.scratch_block(page)
+        sizes[page] = spec.sizes(low, sum(rest), rest, align=aligned[page], rounds_all=rounds_all)
+    return Scratch(value, given if spec.percent is not None else None, estimated, sizes, aligned, rounds_all)
 
 
 def _reserved(memory: int, nodes: int, page_size: int) -> tuple[int, ...]:

@@ -4,7 +4,8 @@
 #![no_main]
 
 use kho::cmdline::{
-    ScratchSpec, Trailing, cma_alignment, kho_is_enabled, kho_scratch_of, max_order_alignment, parse_kho_scratch,
+    Rounding, ScratchSpec, Trailing, Zeros, cma_alignment, kho_is_enabled, kho_scratch_of, max_order_alignment,
+    parse_kho_scratch,
 };
 use kho::units::PageSize;
 use libfuzzer_sys::fuzz_target;
@@ -22,11 +23,11 @@ fuzz_target!(|bytes: &[u8]| {
         assert!(text.contains(value));
     }
     for value in [&*text, kho_scratch_of(&text).unwrap_or_default()] {
-        if let Ok(spec) = parse_kho_scratch(value, Trailing::Reject) {
-            assert_eq!(parse_kho_scratch(value, Trailing::Ignore).unwrap(), spec);
+        if let Ok(spec) = parse_kho_scratch(value, Trailing::Reject, Zeros::NotAll) {
+            assert_eq!(parse_kho_scratch(value, Trailing::Ignore, Zeros::NotAll).unwrap(), spec);
             check(spec, bytes);
         }
-        if let Ok(spec) = parse_kho_scratch(value, Trailing::Ignore) {
+        if let Ok(spec) = parse_kho_scratch(value, Trailing::Ignore, Zeros::NotAll) {
             check(spec, bytes);
         }
     }
@@ -39,7 +40,7 @@ fn check(spec: ScratchSpec, bytes: &[u8]) {
     let word = |n: usize| bytes.get(8 * n..).and_then(|b| b.first_chunk()).map_or(0, |b| u64::from_le_bytes(*b));
     for page in PageSize::ALL {
         for align in [cma_alignment(page), max_order_alignment(page)] {
-            if let Ok(sizes) = spec.sizes(word(0), word(1), &[word(2), word(3)], align) {
+            if let Ok(sizes) = spec.sizes(word(0), word(1), &[word(2), word(3)], align, Rounding::All) {
                 assert_eq!(sizes.len(), 4);
                 assert!(sizes.iter().all(|size| size % align == 0));
             }
@@ -49,5 +50,5 @@ fn check(spec: ScratchSpec, bytes: &[u8]) {
         ScratchSpec::Percent(percent) => format!("{percent}%"),
         ScratchSpec::Sizes { low, global, pernode } => format!("{low},{global},{pernode}"),
     };
-    assert_eq!(parse_kho_scratch(&sizes, Trailing::Reject).unwrap(), spec);
+    assert_eq!(parse_kho_scratch(&sizes, Trailing::Reject, Zeros::NotAll).unwrap(), spec);
 }

@@ -6,7 +6,7 @@ use crate::args::{Number, copied, descriptor};
 use crate::errors::{OrRaise, to_py};
 use crate::folio::{Folio, phys_in};
 use kho::arena::{ArenaConfig, Backing, PageKind, Region, ScratchArea};
-use kho::cmdline::{self, Trailing, cma_alignment, parse_kho_scratch};
+use kho::cmdline::{self, Rounding, Trailing, Zeros, cma_alignment, parse_kho_scratch};
 use kho::memory::PhysMemory;
 use kho::sizes::{SizeError, parse_size};
 use kho::units::{Order, PageSize, Phys};
@@ -73,7 +73,7 @@ fn scratch(
 ) -> PyResult<Vec<ScratchArea>> {
     let Some(arg) = arg else { return Ok(Vec::new()) };
     let spec = if let Ok(text) = arg.cast::<PyString>() {
-        parse_kho_scratch(text.to_str()?, Trailing::Reject).or_raise()?
+        parse_kho_scratch(text.to_str()?, Trailing::Reject, Zeros::NotAll).or_raise()?
     } else if let Ok(spec) = arg.cast::<crate::cmdline::ScratchSpec>() {
         spec.get().0
     } else {
@@ -93,7 +93,7 @@ fn place(spec: &cmdline::ScratchSpec, regions: &[Region], page: PageSize, reserv
     if let Some(first) = per_node.first_mut() {
         *first = reserved;
     }
-    let sizes = spec.sizes(reserved, reserved, &per_node, align)?;
+    let sizes = spec.sizes(reserved, reserved, &per_node, align, Rounding::All)?;
     kho::arena::place(regions, &sizes, align)
 }
 

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::errors::OrRaise;
-use kho::cmdline::{self, Trailing};
+use kho::cmdline::{self, Rounding, Trailing, Zeros};
 use pyo3::prelude::*;
 
 /// Say whether the kernel enables KHO with this command line.
@@ -27,16 +27,18 @@ pub(crate) fn kho_is_enabled(cmdline: &str, default: bool) -> bool {
 ///
 /// Args:
 ///     value: the text after `kho_scratch=`.
-///     trailing_garbage: accept any text after the third size, as older kernels do.
+///     trailing_garbage: accept any text after the third size, as the kernels before 6.19 do.
+///     zeros: accept sizes of 0 as long as one is not, as the kernels from 6.18 on do.
 ///
 /// Raises: ParameterError with the part that is missing or malformed.
 ///
 /// Source: kho_parse_scratch_size, kernel/liveupdate/kexec_handover.c.
 #[pyfunction]
-#[pyo3(signature = (value, *, trailing_garbage=false))]
-pub(crate) fn parse_kho_scratch(value: &str, trailing_garbage: bool) -> PyResult<ScratchSpec> {
+#[pyo3(signature = (value, *, trailing_garbage=false, zeros=true))]
+pub(crate) fn parse_kho_scratch(value: &str, trailing_garbage: bool, zeros: bool) -> PyResult<ScratchSpec> {
     let trailing = if trailing_garbage { Trailing::Ignore } else { Trailing::Reject };
-    cmdline::parse_kho_scratch(value, trailing).map(ScratchSpec).or_raise()
+    let zeros = if zeros { Zeros::NotAll } else { Zeros::None };
+    cmdline::parse_kho_scratch(value, trailing, zeros).map(ScratchSpec).or_raise()
 }
 
 /// Give the value of the last `kho_scratch=` of a command line, without quotes.
@@ -111,11 +113,13 @@ impl ScratchSpec {
     ///     reserved_per_node: bytes that it reserved on each node; one area is computed for each item.
     ///     align: what each size is rounded up to, a power of two: a pageblock, which is 2 MiB with 4 KiB pages, 32 MiB
     ///         with 16 KiB pages, and 512 MiB with 64 KiB pages.
+    ///     rounds_all: whether the low and the global size of `LOW,GLOBAL,PERNODE` are rounded, too: from Linux
+    ///         6.18.42, 7.1.5 and 7.2 on (`kho.kernels.FIXES["scratch-rounding"]`).
     ///
     /// Raises: ParameterError for a wrong `align`; OutOfRangeError for a size beyond 64 bits.
     ///
     /// Source: scratch_size_update, kernel/liveupdate/kexec_handover.c.
-    #[pyo3(signature = (reserved_low, reserved_all, reserved_per_node, align=2_097_152))]
+    #[pyo3(signature = (reserved_low, reserved_all, reserved_per_node, align=2_097_152, *, rounds_all=true))]
     #[allow(clippy::needless_pass_by_value)]
     fn sizes(
         &self,
@@ -123,8 +127,10 @@ impl ScratchSpec {
         reserved_all: u64,
         reserved_per_node: Vec<u64>,
         align: u64,
+        rounds_all: bool,
     ) -> PyResult<Vec<u64>> {
-        self.0.sizes(reserved_low, reserved_all, &reserved_per_node, align).or_raise()
+        let rounding = if rounds_all { Rounding::All } else { Rounding::PerNode };
+        self.0.sizes(reserved_low, reserved_all, &reserved_per_node, align, rounding).or_raise()
     }
 
     fn __repr__(&self) -> String {

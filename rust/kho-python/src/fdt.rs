@@ -66,7 +66,7 @@ impl PyFdt {
     /// Read as much of a blob as can be read.
     ///
     /// Nodes and properties are given in order, up to where the blob is damaged. Properties whose names are cut off are
-    /// in `FdtNode.raw_properties`: Linux 7.x shows its `out/fdt` in debugfs without the strings.
+    /// in `FdtNode.raw_properties`: Linux 6.19 and later show `out/fdt` in debugfs without the strings.
     ///
     /// Returns: the tree, and the FdtError that `Fdt(blob)` would raise; None if the blob is whole.
     ///

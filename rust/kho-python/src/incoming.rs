@@ -34,7 +34,7 @@ use std::sync::Arc;
 ///     bitmap_bytes: for kho-v1, 512 or the page size; by default decided from evidence (abi.md section 1).
 ///     scratch: (addr, nbytes) of each scratch area, or the physical address of the array that lists them; by default
 ///         the arena's, or those that the search finds.
-///     max_page_order: refuse to restore folios of a larger order, as Linux before 7.x does.
+///     max_page_order: refuse to restore folios of a larger order, as Linux before 7.1 does.
 ///
 /// Raises: NoHandoverError, UnsupportedAbiError, FormatError, OutsideMemoryError; ParameterError if no scratch array
 /// lies at `scratch`.
@@ -357,10 +357,17 @@ impl PyIncoming {
 
     /// Physical address of the map's first node.
     ///
-    /// That is a chunk in kho-v1 (abi.md section 3), and the root of the tree later (abi.md section 4).
+    /// That is a chunk in kho-v1 (abi.md section 3), and the root of the tree later (abi.md section 4). It is 0 in a
+    /// root of kho-v1 that was never finalized, which Linux 6.19 and 7.0 pass on: nothing is preserved then.
     #[getter]
     fn preserved_memory_map(&self) -> u64 {
         self.inner.root().map.0
+    }
+
+    /// Whether there is a map. If not, nothing was finalized, and the next kernel boots cold.
+    #[getter]
+    fn finalized(&self) -> bool {
+        self.inner.is_finalized()
     }
 
     /// The number of preserved folios.

@@ -8,7 +8,8 @@ use crate::errors::OrRaise;
 use crate::folio::{Folio, phys_in};
 use crate::folios::FolioArray;
 use crate::tracker::PyTracker;
-use kho::outgoing::Placement;
+use kho::abi::SubtreeOrder;
+use kho::outgoing::{Placement, RootForm, Style};
 use kho::units::{Order, Pfn, Phys};
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
@@ -23,10 +24,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// Args:
 ///     arena: the memory to hand over.
 ///     abi: the `compatible` to write.
-///     bitmap_bytes: for kho-v1, 512 (Linux 6.16) or the page size (6.18 and later, the default).
+///     bitmap_bytes: for kho-v1, 512 (Linux 6.16 and 6.17) or the page size (6.18 and later, the default).
 ///     fdt_phys: a free page for the FDT; chosen by default.
 ///     map_phys: a free page for the first node of the map; chosen by default. Both serve to write an image again,
 ///         address for address.
+///     edited_root: write the root FDT at once, with map 0 until `finalize`, and edit it, as Linux 6.19 and 7.0 do
+///         with kho-v1; always so from kho-v2 on (abi.md section 2).
 ///
 /// Raises: UnsupportedAbiError, ParameterError, OutOfMemoryError, PageStateError, OwnedPageError.
 #[pyclass(frozen, subclass, module = "kho", name = "Outgoing", weakref)]
@@ -63,7 +66,7 @@ impl PyOutgoing {
 #[pymethods]
 impl PyOutgoing {
     #[new]
-    #[pyo3(signature = (arena, abi="kho-v1", *, bitmap_bytes=None, fdt_phys=None, map_phys=None))]
+    #[pyo3(signature = (arena, abi="kho-v1", *, bitmap_bytes=None, fdt_phys=None, map_phys=None, edited_root=false))]
     fn new(
         py: Python<'_>,
         arena: Py<PyArena>,
@@ -71,11 +74,13 @@ impl PyOutgoing {
         bitmap_bytes: Option<Number>,
         fdt_phys: Option<Number>,
         map_phys: Option<Number>,
+        edited_root: bool,
     ) -> PyResult<Self> {
         let place = Placement { fdt: fdt_phys.map(|phys| Phys(phys.0)), map: map_phys.map(|phys| Phys(phys.0)) };
         let memory = arena.get().inner.clone();
-        let inner =
-            py.detach(|| kho::outgoing::Outgoing::new(&memory, abi, bitmap_bytes.map(|n| n.0), place)).or_raise()?;
+        let root = if edited_root { RootForm::Edited } else { RootForm::OfAbi };
+        let style = Style { bitmap_bytes: bitmap_bytes.map(|n| n.0), root, place };
+        let inner = py.detach(|| kho::outgoing::Outgoing::styled(&memory, abi, style)).or_raise()?;
         Ok(PyOutgoing { inner: Mutex::new(inner), arena })
     }
 
@@ -296,6 +301,15 @@ impl PyOutgoing {
     #[getter]
     fn bitmap_bytes(&self) -> Option<u64> {
         self.lock().bitmap_bytes()
+    }
+
+    /// Where a new subtree goes among the root's nodes: "append" or "prepend".
+    #[getter]
+    fn subtree_order(&self) -> &'static str {
+        match self.lock().subtree_order() {
+            SubtreeOrder::Append => "append",
+            SubtreeOrder::Prepend => "prepend",
+        }
     }
 
     /// Physical address of the root FDT's page.

@@ -88,7 +88,7 @@ impl PySnapshot {
         Some(self.inner.scratch.as_ref()?.iter().map(|area| (area.addr, area.size)).collect())
     }
 
-    /// The content of `out/finalize`, which Linux 6.16 to 6.18 have; None without it.
+    /// The content of `out/finalize`, which Linux 6.16 to 7.0 have; None without it.
     #[getter]
     fn finalized(&self) -> Option<bool> {
         self.inner.finalized
@@ -135,13 +135,13 @@ impl SnapshotSide {
         Some(PyBytes::new(py, &self.root()?.bytes))
     }
 
-    /// The ABI version, as "kho-v4"; known even where Linux 7.x truncates the FDT.
+    /// The ABI version, as "kho-v4"; known even where Linux 6.19 and later truncate the FDT.
     #[getter]
     fn compatible(&self) -> Option<&str> {
         self.root()?.compatible.as_deref()
     }
 
-    /// Physical address of the map; known even where Linux 7.x truncates the FDT.
+    /// Physical address of the map; known even where Linux 6.19 and later truncate the FDT.
     #[getter]
     fn preserved_memory_map(&self) -> Option<u64> {
         self.root()?.preserved_memory_map.map(|phys| phys.0)

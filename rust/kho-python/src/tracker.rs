@@ -33,7 +33,7 @@ use std::vec;
 ///
 /// Args:
 ///     page_size: 4096, 16384 or 65536.
-///     bitmap_bytes: 512 (Linux 6.16) or the page size (6.18 and later, the default).
+///     bitmap_bytes: 512 (Linux 6.16 and 6.17) or the page size (6.18 and later, the default).
 ///
 /// Raises: ParameterError for another page size or bitmap size.
 ///
@@ -174,7 +174,7 @@ impl PyTracker {
         self.quick(py, |t| t.geometry().page().bytes())
     }
 
-    /// Bytes in a bitmap: 512 (Linux 6.16) or the page size (6.18 and later).
+    /// Bytes in a bitmap: 512 (Linux 6.16 and 6.17) or the page size (6.18 and later).
     #[getter]
     fn bitmap_bytes(&self, py: Python<'_>) -> u64 {
         self.quick(py, |t| t.geometry().block_bytes())

@@ -46,6 +46,27 @@ pub enum Trailing {
     Ignore,
 }
 
+/// Which sizes of `LOW,GLOBAL,PERNODE` a kernel rounds up to the alignment; a percentage of memory always is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Rounding {
+    /// All, as current kernels (upstream 0e39380a7316; from 6.18.42, 7.1.5 and 7.2 on).
+    #[default]
+    All,
+    /// The size per node alone, as older kernels: of the last pageblock of the other areas, they take what lies next to
+    /// the area as well.
+    PerNode,
+}
+
+/// Which sizes of `LOW,GLOBAL,PERNODE` may be 0.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Zeros {
+    /// Any but all three, as current kernels.
+    #[default]
+    NotAll,
+    /// None, as the kernels before 6.18.
+    None,
+}
+
 /// How large the scratch areas are to be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ScratchSpec {
@@ -72,14 +93,15 @@ impl Default for ScratchSpec {
 impl ScratchSpec {
     /// What a kernel booted with this command line uses: its last well-formed `kho_scratch=`, else the default.
     pub fn from_cmdline(cmdline: &str, trailing: Trailing) -> Self {
-        scratch_values(cmdline).filter_map(|value| parse_kho_scratch(value, trailing).ok()).last().unwrap_or_default()
+        let parsed = |value| parse_kho_scratch(value, trailing, Zeros::NotAll).ok();
+        scratch_values(cmdline).filter_map(parsed).last().unwrap_or_default()
     }
 
     /// The sizes of the scratch areas in bytes, in the kernel's order: low memory, global, one per node.
     ///
     /// `reserved_low` and `reserved_all` are what the kernel reserved while booting below 4 GiB and everywhere,
-    /// `reserved_per_node` the same on each node with memory; only a percentage looks at them. Everything is rounded up
-    /// to `align`, see [`cma_alignment`]; the global area is what the percentage of everything exceeds the (rounded) low
+    /// `reserved_per_node` the same on each node with memory; only a percentage looks at them. What `rounding` names is
+    /// rounded up to `align`, see [`cma_alignment`]; the global area is what the percentage of everything exceeds the (rounded) low
     /// area by, and can be 0 (`scratch_size_update`, `scratch_size_node`).
     ///
     /// # Errors
@@ -91,6 +113,7 @@ impl ScratchSpec {
         reserved_all: u64,
         reserved_per_node: &[u64],
         align: u64,
+        rounding: Rounding,
     ) -> Result<Vec<u64>> {
         if !align.is_power_of_two() {
             return Err(Error::Invalid { what: "scratch alignment", why: format!("{align:#x} is not a power of two") });
@@ -115,8 +138,12 @@ impl ScratchSpec {
                 }
             }
             ScratchSpec::Sizes { low, global, pernode } => {
-                sizes.push(up(u128::from(low))?);
-                sizes.push(up(u128::from(global))?);
+                let up_or_not = |size: u64| match rounding {
+                    Rounding::All => up(u128::from(size)),
+                    Rounding::PerNode => Ok(size),
+                };
+                sizes.push(up_or_not(low)?);
+                sizes.push(up_or_not(global)?);
                 sizes.resize(sizes.capacity(), up(u128::from(pernode))?);
             }
         }
@@ -145,11 +172,11 @@ pub const fn max_order_alignment(page: PageSize) -> u64 {
 ///
 /// N is decimal, at most ten characters, below 2^32. The sizes are read by `memparse`: decimal, 0x or octal 0, and one
 /// suffix K M G T P E in either case. A size beyond 64 bits wraps, as it does in the kernel, so that what comes out is
-/// what the kernel would use; a suffix alone is 0 there, and is here. No single size has to be non-zero, their sum has.
+/// what the kernel would use; a suffix alone is 0 there, and is here. Which sizes may be 0 depends on the kernel: `zeros`.
 ///
 /// # Errors
 /// [`Error::Invalid`] for what the kernel calls malformed, saying what is missing.
-pub fn parse_kho_scratch(value: &str, trailing: Trailing) -> Result<ScratchSpec> {
+pub fn parse_kho_scratch(value: &str, trailing: Trailing, zeros: Zeros) -> Result<ScratchSpec> {
     let invalid = |why: String| Error::Invalid { what: "kho_scratch", why };
     if value.is_empty() {
         return Err(invalid("empty: give N% or three sizes LOW,GLOBAL,PERNODE".into()));
@@ -191,6 +218,12 @@ pub fn parse_kho_scratch(value: &str, trailing: Trailing) -> Result<ScratchSpec>
         )));
     }
     let [low, global, pernode] = sizes;
+    if zeros == Zeros::None
+        && let Some(n) = sizes.iter().position(|size| *size == 0)
+    {
+        let name = ["LOW", "GLOBAL", "PERNODE"][n];
+        return Err(invalid(format!("{name} is 0 bytes, and the kernels before 6.18 take no size of 0")));
+    }
     if low.wrapping_add(global).wrapping_add(pernode) == 0 {
         return Err(invalid("all three sizes together are 0 bytes".into()));
     }
@@ -326,11 +359,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn scratch(value: &str) -> ScratchSpec {
-        parse_kho_scratch(value, Trailing::Reject).unwrap()
+        parse_kho_scratch(value, Trailing::Reject, Zeros::NotAll).unwrap()
     }
 
     fn refusal(value: &str) -> String {
-        parse_kho_scratch(value, Trailing::Reject).unwrap_err().to_string()
+        parse_kho_scratch(value, Trailing::Reject, Zeros::NotAll).unwrap_err().to_string()
     }
 
     const fn sizes(low: u64, global: u64, pernode: u64) -> ScratchSpec {
@@ -424,7 +457,7 @@ mod tests {
         assert_eq!(refusal("4294967296%"), "kho_scratch: 4294967296 % exceeds 4294967295 %");
         assert_eq!(refusal("00000000010%"), "kho_scratch: a percentage has at most 10 digits, not 11");
         for bad in ["%", "+%", "-1%", "++1%", "1.5%", "0x10%", " 5%", "5 %", "5%%", "١%", "1M,1M,1M%"] {
-            assert!(parse_kho_scratch(bad, Trailing::Ignore).is_err(), "{bad}");
+            assert!(parse_kho_scratch(bad, Trailing::Ignore, Zeros::NotAll).is_err(), "{bad}");
         }
     }
 
@@ -459,14 +492,14 @@ mod tests {
             "kho_scratch: \",1M\" follows the third size, where nothing may (older kernels ignored it)"
         );
         for bad in ["", "-1M,1M,1M", " 1M,1M,1M", "1M, 1M,1M", "08,1,1", "1MM,1,1", "0x,1,1", "1M;1M;1M"] {
-            assert!(parse_kho_scratch(bad, Trailing::Ignore).is_err(), "{bad}");
+            assert!(parse_kho_scratch(bad, Trailing::Ignore, Zeros::NotAll).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn older_kernels_ignore_what_follows() {
-        assert_eq!(parse_kho_scratch("1,2,3 and more", Trailing::Ignore).unwrap(), sizes(1, 2, 3));
-        assert!(parse_kho_scratch("1,2", Trailing::Ignore).is_err());
+        assert_eq!(parse_kho_scratch("1,2,3 and more", Trailing::Ignore, Zeros::NotAll).unwrap(), sizes(1, 2, 3));
+        assert!(parse_kho_scratch("1,2", Trailing::Ignore, Zeros::NotAll).is_err());
     }
 
     #[test]
@@ -485,33 +518,54 @@ mod tests {
         let align = cma_alignment(PageSize::Size4K);
         let percent = ScratchSpec::Percent(200);
         assert_eq!(
-            percent.sizes(10 * MIB + 1, 100 * MIB, &[60 * MIB, 40 * MIB], align).unwrap(),
+            percent.sizes(10 * MIB + 1, 100 * MIB, &[60 * MIB, 40 * MIB], align, Rounding::All).unwrap(),
             [22 * MIB, 178 * MIB, 120 * MIB, 80 * MIB]
         );
         // All of it is low: rounding the low area leaves less than nothing for the global one.
-        assert_eq!(percent.sizes(3, 3, &[3], align).unwrap(), [2 * MIB, 0, 2 * MIB]);
-        assert_eq!(ScratchSpec::Percent(0).sizes(1, 1, &[1], align).unwrap(), [0, 0, 0]);
+        assert_eq!(percent.sizes(3, 3, &[3], align, Rounding::All).unwrap(), [2 * MIB, 0, 2 * MIB]);
+        assert_eq!(ScratchSpec::Percent(0).sizes(1, 1, &[1], align, Rounding::All).unwrap(), [0, 0, 0]);
         assert_eq!(
-            sizes(1, 0, 33 * MIB).sizes(0, 0, &[7, 8, 9], 32 * MIB).unwrap(),
+            sizes(1, 0, 33 * MIB).sizes(0, 0, &[7, 8, 9], 32 * MIB, Rounding::All).unwrap(),
             [32 * MIB, 0, 64 * MIB, 64 * MIB, 64 * MIB]
         );
     }
 
     #[test]
     fn sizes_of_the_64k_capture_are_one_pageblock_each() {
-        let asked = scratch("16M,32M,16M").sizes(0, 0, &[0], cma_alignment(PageSize::Size64K));
+        let asked = scratch("16M,32M,16M").sizes(0, 0, &[0], cma_alignment(PageSize::Size64K), Rounding::All);
         assert_eq!(asked.unwrap(), [536_870_912; 3]);
     }
 
     #[test]
     fn sizes_beyond_64_bits_are_refused() {
-        assert!(sizes(u64::MAX, 0, 0).sizes(0, 0, &[], 4096).is_err());
-        assert!(ScratchSpec::Percent(u32::MAX).sizes(u64::MAX, 0, &[], 4096).is_err());
+        assert!(sizes(u64::MAX, 0, 0).sizes(0, 0, &[], 4096, Rounding::All).is_err());
+        assert!(ScratchSpec::Percent(u32::MAX).sizes(u64::MAX, 0, &[], 4096, Rounding::All).is_err());
         assert_eq!(
-            sizes(1, 1, 1).sizes(0, 0, &[], 3).unwrap_err().to_string(),
+            sizes(1, 1, 1).sizes(0, 0, &[], 3, Rounding::All).unwrap_err().to_string(),
             "scratch alignment: 0x3 is not a power of two"
         );
-        assert!(sizes(1, 1, 1).sizes(0, 0, &[], 0).is_err());
+        assert!(sizes(1, 1, 1).sizes(0, 0, &[], 0, Rounding::All).is_err());
+    }
+
+    #[test]
+    fn older_kernels_round_the_size_per_node_alone_and_percentages_always() {
+        let given = sizes(3 << 20, 5 << 20, 7 << 20);
+        let of = |rounding| given.sizes(0, 0, &[0], 4 << 20, rounding).unwrap();
+        assert_eq!(of(Rounding::PerNode), [3 << 20, 5 << 20, 8 << 20]);
+        assert_eq!(of(Rounding::All), [4 << 20, 8 << 20, 8 << 20]);
+        let percent = ScratchSpec::Percent(100);
+        let of = |rounding| percent.sizes(1, 9 << 20, &[1], 4 << 20, rounding).unwrap();
+        assert_eq!(of(Rounding::PerNode), of(Rounding::All));
+    }
+
+    #[test]
+    fn kernels_before_6_18_take_no_size_of_0() {
+        for (value, name) in [("0,1M,1M", "LOW"), ("1M,0,1M", "GLOBAL"), ("1M,1M,0", "PERNODE")] {
+            assert!(parse_kho_scratch(value, Trailing::Ignore, Zeros::NotAll).is_ok(), "{value}");
+            let refused = parse_kho_scratch(value, Trailing::Ignore, Zeros::None).unwrap_err().to_string();
+            assert!(refused.starts_with(&format!("kho_scratch: {name} is 0 bytes")), "{refused}");
+        }
+        assert!(parse_kho_scratch("1M,1M,1M rest", Trailing::Ignore, Zeros::None).is_ok());
     }
 
     #[test]
@@ -528,9 +582,9 @@ mod tests {
                 let _ = kho_is_enabled(text, true);
                 let _ = kho_scratch_of(text);
                 let _ = ScratchSpec::from_cmdline(text, Trailing::Ignore);
-                let strict = parse_kho_scratch(text, Trailing::Reject);
+                let strict = parse_kho_scratch(text, Trailing::Reject, Zeros::NotAll);
                 if let Ok(strict) = strict {
-                    prop_assert_eq!(parse_kho_scratch(text, Trailing::Ignore).unwrap(), strict);
+                    prop_assert_eq!(parse_kho_scratch(text, Trailing::Ignore, Zeros::NotAll).unwrap(), strict);
                 }
             }
         }

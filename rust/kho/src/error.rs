@@ -44,7 +44,7 @@ pub enum Error {
     },
 
     /// A bitmap size other than 512 bytes or one page.
-    #[error("bitmap of {bytes} bytes: only 512 (Linux 6.16) or a page of {page} bytes (6.18 and later) exist")]
+    #[error("bitmap of {bytes} bytes: only 512 (Linux 6.16 and 6.17) or a page of {page} bytes (6.18 and later) exist")]
     BitmapBytes {
         /// The size in bytes.
         bytes: u64,
@@ -361,7 +361,7 @@ impl fmt::Display for NotRestorable {
                 )
             }
             Self::OrderTooLarge { order, max } => {
-                write!(f, "its order {order} exceeds MAX_PAGE_ORDER {max}, which Linux before 7.x refuses")
+                write!(f, "its order {order} exceeds MAX_PAGE_ORDER {max}, which Linux before 7.1 refuses")
             }
         }
     }

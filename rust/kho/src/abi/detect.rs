@@ -231,6 +231,35 @@ pub fn decide(place: Place<'_>, abi: &Abi, map: Phys, known: &Known, hints: Hint
     Ok(explain(candidate, preserved, &beaten, &refused, hints, given))
 }
 
+/// The reading of a root whose map is 0: it preserves nothing, and no map tells its layout.
+///
+/// # Errors
+/// [`Error::BitmapBytes`] for a bitmap size there is not.
+pub fn unwritten(known: &Known, hints: Hints) -> Result<Reading> {
+    let fits = |page: &PageSize| page.pfn_exact("FDT address", known.fdt).is_ok();
+    let mut fitting = PageSize::ALL.into_iter().filter(fits);
+    let (page, why, certainty) = match (hints.page, fitting.next(), fitting.next()) {
+        (Some((page, GIVEN)), ..) => (page, GIVEN, Certainty::Given),
+        (Some((page, why)), ..) => (page, why, Certainty::Certain),
+        (None, Some(page), None) => (page, "the FDT is at no address of a larger page", Certainty::Certain),
+        (None, page, _) => (page.unwrap_or(PageSize::Size4K), "no map was written that could tell", Certainty::Guess),
+    };
+    let bitmap = BitmapSize::new(hints.bitmap_bytes.unwrap_or(page.bytes()), page)?;
+    let bitmap_why = match hints.bitmap_bytes {
+        Some(_) => hints.bitmap_why.unwrap_or(GIVEN),
+        None => "a page, as the kernels have it that pass a map of 0",
+    };
+    let nothing = Tracker::new(chunk::geometry(page, bitmap)?);
+    Ok(Reading {
+        page,
+        page_why: why.into(),
+        bitmap: Some((bitmap, bitmap_why.into())),
+        certainty,
+        nodes: Vec::new(),
+        preserved: nothing.into(),
+    })
+}
+
 /// Refuses a map in which more runs of folios stand than its memory can plausibly hold folios: every check, list and
 /// drawing works by runs.
 fn check_runs(memory: &dyn PhysMemory, tracker: &Tracker, map: Phys) -> Result<()> {
@@ -448,7 +477,7 @@ fn explain(
     };
     let bitmap = bitmap.map(|bitmap| {
         let kernels = match bitmap {
-            BitmapSize::Small => "as Linux 6.16 wrote",
+            BitmapSize::Small => "as Linux 6.16 and 6.17 write",
             BitmapSize::Page => "a page, as Linux 6.18 and later write",
         };
         let why = match (given, of_bitmap.is_empty()) {

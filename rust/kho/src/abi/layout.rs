@@ -38,7 +38,7 @@ pub const fn chunk_entries(page: PageSize) -> u64 {
 }
 const _: () = assert!(chunk_entries(PageSize::Size4K) == 255);
 
-/// Bytes of Linux 6.16's bitmaps: PRESERVE_BITS / 8, whatever the page size.
+/// Bytes of a bitmap of Linux 6.16 and 6.17: PRESERVE_BITS / 8, whatever the page size.
 pub const SMALL_BITMAP: u64 = Geometry::SMALL;
 
 /// One of the two bitmap sizes kho-v1 has been written with.

@@ -95,7 +95,7 @@ impl Fdt {
 
     /// Reads what can be read, and says what is wrong: the very error [`Fdt::parse`] gives.
     ///
-    /// A property whose name is lost (its string block is cut off, as in the `out/fdt` of debugfs on Linux 7.x) is
+    /// A property whose name is lost (its string block is cut off, as in the `out/fdt` of debugfs from Linux 6.19 on) is
     /// kept with its value and name offset. Nodes and properties are in the blob's order up to where it breaks.
     ///
     /// # Errors

@@ -515,7 +515,7 @@ impl<'a> Image<'a> {
             // What is taken for the size of a blob was read elsewhere.
             None => subtrees.into_iter().map(|s| root::Subtree { size: None, ..s }).collect(),
         };
-        (map.0 % STEP == 0 && map.0 < BEYOND).then_some(Candidate { place, abi, map: map.0, subtrees })
+        (map.0 != 0 && map.0 % STEP == 0 && map.0 < BEYOND).then_some(Candidate { place, abi, map: map.0, subtrees })
     }
 
     /// Looks at every page of the image that begins `rest` bytes into a page of the file.

@@ -35,7 +35,7 @@ pub struct Options {
     pub scratch_phys: Option<u64>,
     /// What an ELF core says it is of.
     pub machine: Option<Machine>,
-    /// MAX_PAGE_ORDER of the next kernel, where Linux before 7.x refuses to restore larger folios; none otherwise.
+    /// MAX_PAGE_ORDER of the next kernel, where Linux before 7.1 refuses to restore larger folios; none otherwise.
     pub max_page_order: Option<u32>,
 }
 
@@ -227,6 +227,11 @@ impl Incoming {
         &self.root
     }
 
+    /// Whether there is a map: `false` for a root whose map is 0, because nothing was finalized.
+    pub fn is_finalized(&self) -> bool {
+        self.root.map.0 != 0
+    }
+
     /// How page size and bitmap size were decided.
     pub fn layout(&self) -> &Layout {
         &self.layout
@@ -372,7 +377,10 @@ pub(crate) fn read(place: Place<'_>, fdt: Phys, found: &Found, options: &Options
     };
     let page = options.page_size.map(|page| (page, options.page_why.unwrap_or(detect::GIVEN)));
     let hints = Hints { page, bitmap_bytes: options.bitmap_bytes, bitmap_why: options.bitmap_why };
-    let reading = detect::decide(place, root.abi, root.map, &known, hints)?;
+    let reading = match root.map {
+        Phys(0) => detect::unwritten(&known, hints)?,
+        map => detect::decide(place, root.abi, map, &known, hints)?,
+    };
     let scratch = told.or_else(|| scratch_guessed(found, &reading));
     Ok((root, reading, scratch))
 }

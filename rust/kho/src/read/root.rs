@@ -33,7 +33,7 @@ pub struct Root {
     pub fdt: Fdt,
     /// The physical address of the FDT.
     pub phys: Phys,
-    /// The physical address of the preserved-memory map.
+    /// The physical address of the preserved-memory map; 0 while nothing was finalized, where an ABI has that step.
     pub map: Phys,
     /// In the order they stand in the FDT.
     pub subtrees: Vec<Subtree>,
@@ -60,10 +60,11 @@ pub fn read_fdt(memory: &dyn PhysMemory, phys: Phys) -> Result<Fdt> {
     Fdt::parse(&blob).map_err(|e| malformed(&e))
 }
 
-/// Reads and validates a root as the next kernel does: header, `compatible`, a map that is not zero.
+/// Reads and validates a root as the next kernel does: header, `compatible`, the map. A map of 0 is real where the map is
+/// written by finalizing: the kernels that edit such a root pass it on as it is, and the next one boots cold.
 ///
 /// # Errors
-/// As [`read_fdt`]; [`Error::UnsupportedAbi`]; [`Error::Root`] for a missing or zero map.
+/// As [`read_fdt`]; [`Error::UnsupportedAbi`]; [`Error::Root`] for a missing map, or one of 0 where it is always in force.
 pub fn read_root(memory: &dyn PhysMemory, phys: Phys) -> Result<Root> {
     PageSize::Size4K.pfn_exact("FDT address", phys)?;
     let fdt = read_fdt(memory, phys)?;
@@ -80,7 +81,7 @@ pub fn read_root(memory: &dyn PhysMemory, phys: Phys) -> Result<Root> {
         return Err(problem(RootProblem::MapMissing));
     }
     let map = root.u64(abi.map_property).map_err(malformed)?;
-    if map == 0 {
+    if map == 0 && abi.live {
         return Err(problem(RootProblem::MapIsZero));
     }
     let mut subtrees = Vec::new();

@@ -59,7 +59,7 @@ impl Kind {
 pub struct RootFdt {
     /// The blob.
     pub bytes: Vec<u8>,
-    /// Bytes according to its header; 0 if it has none. Linux 7.x shows `out/fdt` with the size it had at boot, so that
+    /// Bytes according to its header; 0 if it has none. Linux 6.19 and later show `out/fdt` with the size it had at boot, so that
     /// `bytes` are fewer once a subtree has been added: the names of the properties are cut off.
     pub totalsize: u32,
     /// The `compatible` string, if it can be read.
@@ -128,7 +128,7 @@ pub struct Snapshot {
     pub outgoing: Option<Side>,
     /// Low memory, global, then one per NUMA node.
     pub scratch: Option<Vec<ScratchArea>>,
-    /// `out/finalize` of 6.16 to 6.18.
+    /// `out/finalize` of 6.16 to 7.0.
     pub finalized: Option<bool>,
     /// "System RAM" of /proc/iomem; none where the addresses are hidden from who is not root.
     pub ram: Option<Vec<PhysRange>>,

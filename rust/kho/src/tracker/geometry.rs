@@ -6,7 +6,7 @@ use super::block::Shape;
 use crate::error::{Error, Result};
 use crate::units::{Order, PageSize, Pfn, Phys};
 
-/// Page size and block size: 512 bytes (Linux 6.16) or one page (6.18 and later).
+/// Page size and block size: 512 bytes (Linux 6.16 and 6.17) or one page (6.18 and later).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Geometry {
     page: PageSize,

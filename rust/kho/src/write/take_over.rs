@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::abi::detect::Place;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, RootProblem};
 use crate::memory::PhysMemory;
 use crate::read::arena_note::Recorded;
 use crate::read::find::Found;
@@ -80,6 +80,9 @@ impl Incoming {
             let memory: Arc<dyn PhysMemory> = arena.clone();
             let place = if in_place { Place::InPlace(&**arena) } else { Place::Memory(&*memory) };
             let reads = read(place, Phys(fdt_phys), &Found::default(), &options)?;
+            if reads.0.map.0 == 0 {
+                return Err(Error::Root { phys: fdt_phys, problem: RootProblem::MapIsZero });
+            }
             let preserved = &reads.1.preserved;
             let outside = if in_place { preserved.outside() } else { first_outside(arena, preserved.tracker()) };
             if let Some((phys, len)) = outside {

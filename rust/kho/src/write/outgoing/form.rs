@@ -5,6 +5,8 @@
 //! written    chunks, when serialized          sequential writer, when serialized      kho-v1
 //! live       a tree, led to every new block   edited whenever a subtree comes or goes kho-v2 and later
 //! ```
+//! Some kernels that write kho-v1 have chunks and an edited root: its map is 0 until the chunks are written
+//! ([`RootForm::Edited`]).
 
 #![forbid(unsafe_code)]
 
@@ -21,6 +23,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Locks a tracker; a panic in another thread leaves it usable.
 pub(super) fn lock(tracker: &Mutex<Tracker>) -> MutexGuard<'_, Tracker> {
     tracker.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How the root FDT is made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum RootForm {
+    /// As the ABI has it: in one pass when it is serialized, unless map and root are always in force.
+    #[default]
+    OfAbi,
+    /// At the start, with map 0 where the map is written later; then edited as subtrees come and go.
+    Edited,
 }
 
 /// A subtree of a handover in the making.
@@ -189,6 +201,13 @@ pub(super) fn write_root<'a>(
     }
     w.end_node()?;
     w.finish()
+}
+
+/// A root FDT that leads to another map; nothing moves in it (kho_finalize of a root that is edited).
+pub(super) fn with_map(root: &[u8], capacity: usize, abi: &Abi, map: Phys) -> Result<Vec<u8>> {
+    let mut e = FdtEditor::open_into(root, capacity)?;
+    e.set_property(e.root(), abi.map_property, &map.0.to_le_bytes())?;
+    Ok(e.pack())
 }
 
 /// A root FDT with one subtree more, edited in one page (kho_add_subtree).

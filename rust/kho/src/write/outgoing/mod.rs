@@ -5,10 +5,10 @@
 mod form;
 mod live_tree;
 
-pub use form::OutSubtree;
+pub use form::{OutSubtree, RootForm};
 
 use crate::abi::layout::BitmapSize;
-use crate::abi::{Abi, MapFormat, chunk, detect};
+use crate::abi::{Abi, MapFormat, SubtreeOrder, chunk, detect};
 use crate::error::{Error, Result};
 use crate::memory::PhysMemory;
 use crate::tracker::{Orders, Tracker};
@@ -27,6 +27,17 @@ pub struct Placement {
     pub map: Option<Phys>,
 }
 
+/// How a handover is written where its ABI leaves that open.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Style {
+    /// Bytes of a bitmap; `None` for the newest size.
+    pub bitmap_bytes: Option<u64>,
+    /// How the root FDT is made.
+    pub root: RootForm,
+    /// Where things go.
+    pub place: Placement,
+}
+
 /// A handover in the making: a tracker over an arena, and subtrees. One at a time per arena.
 #[derive(Debug)]
 pub struct Outgoing {
@@ -37,7 +48,7 @@ pub struct Outgoing {
     fdt: Pfn,
     map: Map,
     subtrees: Vec<OutSubtree>,
-    /// The root FDT of an ABI in which it is always in force.
+    /// The root FDT where it is edited, and so always in force.
     root: Option<Vec<u8>>,
     finalized: bool,
 }
@@ -57,6 +68,15 @@ impl Outgoing {
     /// that is in use; [`Error::Invalid`] while another `Outgoing` of the arena lives, for a bitmap size where the ABI
     /// has none.
     pub fn new(arena: &Arc<Arena>, abi: &str, bitmap_bytes: Option<u64>, place: Placement) -> Result<Self> {
+        Self::styled(arena, abi, Style { bitmap_bytes, place, root: RootForm::OfAbi })
+    }
+
+    /// The same in the style of one of the kernels that write the ABI.
+    ///
+    /// # Errors
+    /// As [`Outgoing::new`].
+    pub fn styled(arena: &Arc<Arena>, abi: &str, style: Style) -> Result<Self> {
+        let Style { bitmap_bytes, root, place } = style;
         let page = arena.page();
         let abi = Abi::named(abi).filter(|abi| abi.decoded).ok_or_else(|| Error::UnsupportedAbi {
             phys: 0,
@@ -96,7 +116,7 @@ impl Outgoing {
         };
         arena.attach(&out.tracker)?;
         out.preserve_folio(fdt, Order::ZERO)?;
-        if abi.live {
+        if abi.live || root == RootForm::Edited {
             let root = form::write_root(out.fdt_capacity(), abi, out.map.phys(arena), &[])?;
             out.edit_root(Some(root))?;
         }
@@ -121,6 +141,14 @@ impl Outgoing {
     /// The subtrees, in the order in which they were added.
     pub fn subtrees(&self) -> &[OutSubtree] {
         &self.subtrees
+    }
+
+    /// Where the node of a new subtree goes in the root FDT.
+    pub fn subtree_order(&self) -> SubtreeOrder {
+        match self.root {
+            Some(_) => SubtreeOrder::Prepend,
+            None => self.abi.subtree_order,
+        }
     }
 
     /// Whether changes are refused until [`Outgoing::abort`].
@@ -466,7 +494,7 @@ impl Outgoing {
     /// [`Error::NoMemory`] for the chunks, [`Error::Stale`]; an earlier serialization is then still in place.
     pub fn serialize(&mut self) -> Result<Vec<u8>> {
         self.check_current("serialize")?;
-        if let Some(root) = &self.root {
+        if let (true, Some(root)) = (self.abi.live || self.finalized, &self.root) {
             return Ok(root.clone());
         }
         if self.finalized {
@@ -475,12 +503,19 @@ impl Outgoing {
         let old = self.map.write(&self.arena, &self.tracker)?;
         let fdt = self.fdt_bytes()?;
         self.write_fdt(&fdt)?;
+        if self.root.is_some() {
+            self.root = Some(fdt.clone());
+        }
         self.map.free_old(&self.arena, old);
         Ok(fdt)
     }
 
     fn fdt_bytes(&self) -> Result<Vec<u8>> {
-        form::write_root(self.fdt_capacity(), self.abi, self.map.phys(&self.arena), &self.subtrees)
+        let map = self.map.phys(&self.arena);
+        match &self.root {
+            Some(root) => form::with_map(root, self.fdt_capacity(), self.abi, map),
+            None => form::write_root(self.fdt_capacity(), self.abi, map, &self.subtrees),
+        }
     }
 
     /// Puts an edited root FDT in force, if there is one.
@@ -523,7 +558,11 @@ impl Outgoing {
         }
         self.arena.record(Recorded::default())?;
         if !self.abi.live {
-            self.write_fdt(&[])?;
+            let root = self.root.as_deref().map(|root| form::with_map(root, self.fdt_capacity(), self.abi, Phys(0)));
+            match root.transpose()? {
+                None => self.write_fdt(&[])?,
+                root => self.edit_root(root)?,
+            }
             self.map.take_back(&self.arena);
         }
         self.finalized = false;

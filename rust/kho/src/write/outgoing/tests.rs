@@ -252,3 +252,93 @@ fn a_map_of_many_bitmaps_is_counted_by_several_threads_as_by_one() {
     assert!(inc.preserved().blocks(Order::ZERO).all(|block| block.count() <= 1 << 15));
     assert_eq!(inc.stats().in_place_bytes, 4098 << 12);
 }
+
+#[test]
+fn an_edited_root_of_a_list_has_map_0_until_it_is_finalized_and_its_newest_subtree_first() {
+    for page in PageSize::ALL {
+        let arena = arena(page);
+        let style = Style { root: RootForm::Edited, ..Style::default() };
+        let mut out = Outgoing::styled(&arena, "kho-v1", style).unwrap();
+        let at = out.fdt_phys();
+        let read = || crate::read::root::read_root(&*arena, at).unwrap();
+        let names = |root: &crate::read::root::Root| root.subtrees.iter().map(|s| s.name.clone()).collect::<Vec<_>>();
+        assert_eq!(read().map, Phys(0));
+        out.add_subtree("a", b"first", None).unwrap();
+        out.add_subtree("b", b"second", None).unwrap();
+        assert_eq!((names(&read()), out.subtree_order()), (vec!["b".into(), "a".into()], SubtreeOrder::Prepend));
+        out.remove_subtree("a").unwrap();
+        // What lies there is a root, but no handover: a reader finds nothing preserved, and no owner takes it over.
+        let options = Options { fdt_phys: Some(at.0), page_size: Some(page), ..Options::default() };
+        let memory: Arc<dyn PhysMemory> = arena.clone();
+        let unfinished = Incoming::open(memory, &options, |_| Ok(())).unwrap();
+        assert!(!unfinished.is_finalized() && unfinished.preserved().is_empty() && unfinished.map_nodes().is_empty());
+        assert_eq!(names(unfinished.root()), ["b"]);
+        let refused = Incoming::take_over(&arena, Some(at.0), &Options::default()).err().unwrap();
+        assert!(matches!(refused, Error::Root { problem: crate::error::RootProblem::MapIsZero, .. }), "{refused}");
+        for _ in 0..2 {
+            assert_eq!(out.finalize().unwrap(), at);
+            let root = read();
+            assert!(root.map.0 != 0 && names(&root) == ["b"]);
+            assert_eq!(root.fdt.as_bytes(), out.serialize().unwrap());
+            out.abort().unwrap();
+            assert_eq!(read().map, Phys(0));
+        }
+        out.finalize().unwrap();
+        drop(out);
+        let inc = Incoming::take_over(&arena, None, &Options::default()).unwrap();
+        assert_eq!(inc.preserved().len(), 2);
+    }
+}
+
+#[test]
+fn a_tree_that_is_always_in_force_has_no_map_of_0() {
+    let arena = arena(PageSize::Size4K);
+    let style = Style { root: RootForm::Edited, ..Style::default() };
+    let mut out = Outgoing::styled(&arena, "kho-v4", style).unwrap();
+    let blob = out.serialize().unwrap();
+    assert_eq!(
+        blob,
+        Outgoing::new(&self::arena(PageSize::Size4K), "kho-v4", None, Placement::default())
+            .unwrap()
+            .serialize()
+            .unwrap()
+    );
+    let none = form::with_map(&blob, 4096, out.abi(), Phys(0)).unwrap();
+    arena.write_own(out.fdt_phys(), &none).unwrap();
+    let refused = crate::read::root::read_root(&*arena, out.fdt_phys()).unwrap_err();
+    assert!(matches!(refused, Error::Root { problem: crate::error::RootProblem::MapIsZero, .. }), "{refused}");
+}
+
+#[test]
+fn a_range_over_two_nodes_is_cut_where_the_abi_says_so() {
+    for (abi, heads) in [
+        ("kho-v1", &[(0x100, 4)][..]),
+        ("kho-v2", &[(0x100, 4)]),
+        ("kho-v3", &[(0x100, 3), (0x108, 3)]),
+        ("kho-v4", &[(0x100, 3), (0x108, 3)]),
+    ] {
+        let regions = vec![
+            Region { start: Phys(0), len: 0x108 << 12, node: 0 },
+            Region { start: Phys(0x108 << 12), len: 64 << 20, node: 1 },
+        ];
+        let config = ArenaConfig {
+            page: PageSize::Size4K,
+            max_order: Order::new(8).unwrap(),
+            regions,
+            scratch: Vec::new(),
+            backing: Backing::Anonymous,
+        };
+        let arena = Arena::new(config).unwrap();
+        for at in [0x100, 0x108] {
+            arena.alloc_at(Pfn(at), Order::new(3).unwrap()).unwrap();
+        }
+        let mut out = Outgoing::new(&arena, abi, None, Placement::default()).unwrap();
+        out.preserve_pages(Pfn(0x100), 16).unwrap();
+        let fdt = arena.page().pfn(out.fdt_phys());
+        let made: Vec<_> =
+            out.tracker().iter().filter(|(pfn, _)| *pfn != fdt).map(|(pfn, o)| (pfn.0, o.get())).collect();
+        assert_eq!(made, heads, "{abi}");
+        assert_eq!(out.unpreserve_pages(Pfn(0x100), 16).unwrap(), heads.len() as u64, "{abi}");
+        assert_eq!(out.tracker().len(), 1, "{abi}");
+    }
+}
