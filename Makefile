@@ -81,7 +81,7 @@ clippy: $(VENV)/.stamp-base
 	cargo clippy --quiet --locked --manifest-path benches/Cargo.toml --all-targets -- -D warnings
 
 # Banned words, options that no command has, references to sections that docs/abi.md does not have.
-WORDS := *.md docs findings benches examples scripts python rust tests \
+WORDS := *.md docs findings benches contrib examples scripts python rust tests \
     Makefile .ci .github .pre-commit-config.yaml
 
 words: need

@@ -30,6 +30,7 @@ KEYS = {
     "finalized",
     "fdt_phys",
     "other_fdts",
+    "other_roots",
     "preserved_memory_map",
     "metadata_pages",
     "nr_folios",

@@ -81,7 +81,7 @@ def test_a_subnode_without_its_property_is_a_subtree_that_was_not_added(tmp_path
     assert "\nleft: " in done.out
     assert clean(run("inspect", "--json", path)).json["malformed_subtrees"].keys() == {"left"}
     (found,) = (f for f in verify(path) if f.id not in ("KHO018", "KHO025"))
-    assert (found.id, found.severity, found.place) == ("KHO041", "note", "subtree left")
+    assert (found.id, found.severity, found.place) == ("KHO048", "note", "subtree left")
     assert clean(run("verify", path)).out.endswith("notes\n")
     clean(run("owners", path))
     assert model.read_fdt(extracted(path, "--subtree", "producer")).props["compatible"] == b"example-v1\0"
@@ -207,7 +207,7 @@ def test_a_root_with_map_0_is_valid_and_the_next_kernel_boots_cold(kernel: str, 
     assert found["reserve_mem"]["trace0"][1] == 2 * PAGE
 
     done = clean(run("verify", path))
-    assert done.out.startswith(f"warning KHO040: handover not finalized\n  root FDT at {inc.fdt_phys:#x}: ")
+    assert done.out.startswith(f"warning KHO047: handover not finalized\n  root FDT at {inc.fdt_phys:#x}: ")
     assert COLD in done.out
     assert done.out.endswith("0 errors, 1 warning, 0 notes\n")
 
@@ -286,7 +286,7 @@ def test_debugfs_before_finalize_says_what_it_means(tmp_path: Path) -> None:
     assert clean(run("inspect", "--json", debugfs)).json["out"]["preserved_memory_map"] == 0
     (tmp_path / "fdt").write_bytes(blob)
     for source in (debugfs, tmp_path / "fdt"):
-        assert [f.id for f in verify(source)] == ["KHO040"]
+        assert [f.id for f in verify(source)] == ["KHO047"]
         assert clean(run("verify", source)).out.endswith("0 errors, 1 warning, 0 notes\n")
 
 

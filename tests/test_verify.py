@@ -364,8 +364,9 @@ CORRUPTIONS: dict[str, Case] = {
     "KHO037": Case(base=lambda: luo_v1("kho-v1", flb_node=False)),
     "KHO038": Case(put(lambda edit: edit.file, "48s", b"memfd-v1")),
     "KHO039": Case(options=lambda edit: {"kernel": "7.1"}),
-    "KHO040": Case(lambda edit: root_value(edit.map_phys, 0)(edit), base=edited_root),
-    "KHO041": Case(node_without_property, base=edited_root),
+    "KHO047": Case(lambda edit: root_value(edit.map_phys, 0)(edit), base=edited_root),
+    "KHO048": Case(node_without_property, base=edited_root),
+    "KHO043": Case(lambda edit: edit.put(edit.inc.luo.blob.phys + 16, bytes(16))),
     "KHO045": Case(base=no_map),
 }
 

@@ -13,9 +13,9 @@ from typing import Any, Final, Literal, Self, SupportsIndex, final, overload
 
 from typing_extensions import Buffer, disjoint_base
 
-from ._types import FolioInfo, MemfdFolio, OwnedRange, PageInfo, Placement
+from ._types import FolioInfo, MemfdFolio, OtherRoot, OwnedRange, PageInfo, Placement
 from .errors import FdtError
-from .formats import Luo, Metadata, Payload, Region
+from .formats import Luo, MemfdFile, Metadata, Payload, Region
 
 __all__ = [
     "Abi",
@@ -48,6 +48,8 @@ __all__ = [
     "check_map",
     "check_memfd_folios",
     "find_memory",
+    "find_outside_map",
+    "find_unlisted",
     "join_owners",
     "kho_is_enabled",
     "kho_scratch_of",
@@ -1417,6 +1419,28 @@ class Incoming:
         """Physical addresses of other root FDTs that the search found in the same memory."""
 
     @property
+    def other_roots(self) -> list[OtherRoot]:
+        """What is left of the handovers of these other root FDTs, an `OtherRoot` each."""
+
+    @property
+    def may_have_unlisted(self) -> bool:
+        """Whether there can be memfds in no session: false if a search found no page like their structure."""
+
+    @property
+    def unlisted_memfds(self) -> list[MemfdFile]:
+        """The memfds that no session lists, a `kho.formats.MemfdFile` each, ascending; found at each access.
+
+        A memfd is in no list from PRESERVE_FD until LUO's lists are written at the jump. In the memory of a kernel that
+        booted from a handover, those of this handover that were not retrieved are found as well, if the memory was
+        searched: their `in_map` is False.
+
+        Raises: SourceError on a read error.
+
+        Source: abi.md section 6.
+
+        """
+
+    @property
     def subtrees(self) -> dict[str, Subtree]:
         """The subtrees of the root FDT by name."""
     @property
@@ -1552,13 +1576,15 @@ class Memfd:
         inc: the handover.
         phys: physical address of the structure.
         version: 1 for memfd-v1, 2 for memfd-v2.
+        orders_by_index: the map that preserved the file is gone, so each folio reaches to the next one in the list; by
+            default a folio is as large as it was preserved.
 
     Raises: OutsideMemoryError; FormatError for a list of folios that cannot be followed; ParameterError for another
     version.
 
     """
 
-    def __new__(cls, inc: Incoming, phys: int, version: int) -> Memfd: ...
+    def __new__(cls, inc: Incoming, phys: int, version: int, *, orders_by_index: bool = False) -> Memfd: ...
     @property
     def phys(self) -> int:
         """Physical address of the structure."""
@@ -1988,7 +2014,8 @@ def find_memory(
         progress: called with the number of bytes searched so far; an exception that it raises ends the call.
 
     Returns: the physical addresses of root FDTs; (FDT, scratch array, its bytes) for each place where a kernel was told
-    of a handover; and (phys, areas) of each page that can be a scratch array, with the (addr, nbytes) it lists.
+    of a handover, if something like scratch areas is listed there, the soundest first; and (phys, areas) of each page
+    that can be a scratch array, with the (addr, nbytes) it lists.
 
     Raises: SourceError on a read error.
 
@@ -2043,4 +2070,30 @@ def join_owners(
 
     Raises: ParameterError for an index without a name.
 
+    """
+
+def find_unlisted(inc: Incoming, unowned: OwnerRows) -> list[tuple[int, int]]:
+    """Find the memfds whose structure lies in preserved pages without an owner.
+
+    Args:
+        inc: the handover.
+        unowned: the pages, as `join_owners` returns them.
+
+    Returns: (physical address of the structure, version) each, ascending.
+
+    Raises: SourceError on a read error.
+
+    Source: abi.md section 6.
+
+    """
+
+def find_outside_map(inc: Incoming) -> list[tuple[int, int]]:
+    """Find the memfds whose structure lies in memory that the map does not preserve.
+
+    Args: inc: the handover.
+
+    Returns: as `find_unlisted`; empty if the memory was not searched, and without the root FDT of a handover whose map
+    was given back.
+
+    Source: abi.md section 6.
     """

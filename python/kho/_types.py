@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-__all__ = ["SEVERITIES", "FolioInfo", "MemfdFolio", "OwnedRange", "PageInfo", "Placement", "Severity"]
+__all__ = ["SEVERITIES", "FolioInfo", "MemfdFolio", "OtherRoot", "OwnedRange", "PageInfo", "Placement", "Severity"]
 
 
 Severity = Literal["error", "warning", "note"]
@@ -63,6 +63,23 @@ class OwnedRange(NamedTuple):
     owner: str
     what: str
     offset: int | None
+
+
+class OtherRoot(NamedTuple):
+    """A root FDT in a memory, next to the one of the handover that was read.
+
+    Fields:
+        phys: its physical address.
+        state: whole: its map can be read; stale: the map's pages hold something else by now; unset: its map pointer is
+            0, nothing was serialized; broken: the map or the FDT cannot be read; unread: there are too many roots.
+        why: of a broken one, the error; else None.
+        kexec_count: handovers before the kernel that it is for, from its kexec-metadata; None without.
+    """
+
+    phys: int
+    state: Literal["whole", "stale", "unset", "broken", "unread"]
+    why: str | None
+    kexec_count: int | None
 
 
 class Placement(NamedTuple):

@@ -18,6 +18,7 @@ from .options import Number, read, source_options
 @click.option("--token", type=Number(), metavar="T", help="The file's token.")
 @click.option("--subtree", metavar="NAME", help="Extract the blob of a subtree.")
 @click.option("--reserve-mem", metavar="NAME", help="Extract a reserve_mem= region.")
+@click.option("--memfd", type=Number(), metavar="PHYS", help="Extract the memfd in no session whose structure is here.")
 @click.option("--folio", type=Number(), metavar="PHYS", help="Extract the folio at this physical address.")
 @click.option("--dmesg", is_flag=True, help="Extract the previous kernel's last messages (draft: pstore-kho).")
 @click.option("--all", "folder", type=click.Path(), metavar="DIR", help="Extract everything and DIR/manifest.json.")
@@ -30,6 +31,7 @@ def command(
     token: int | None,
     subtree: str | None,
     reserve_mem: str | None,
+    memfd: int | None,
     folio: int | None,
     dmesg: bool,
     folder: str | None,
@@ -46,10 +48,10 @@ def command(
     \b
     Exit codes: 0 written, 1 with --all: a part could not be read, 2 not found or not readable.
     """
-    chosen = [name is not None for name in (session, subtree, reserve_mem, folio, folder, dmesg or None)]
+    chosen = [name is not None for name in (session, subtree, reserve_mem, memfd, folio, folder, dmesg or None)]
     if sum(chosen) != 1 or (session is None) != (token is None):
         raise click.UsageError(
-            "one of --session with --token, --subtree, --reserve-mem, --folio, --dmesg or --all is required"
+            "one of --session with --token, --subtree, --reserve-mem, --memfd, --folio, --dmesg or --all is required"
         )
     if (folder is None) != (target is not None):
         raise click.UsageError("--all takes a directory; omit -o" if folder else "-o FILE is required")
@@ -66,6 +68,8 @@ def command(
         item = extract.region(inc, reserve_mem)
     elif dmesg:
         item = extract.dmesg(inc)
+    elif memfd is not None:
+        item = extract.memfd(inc, memfd)
     else:
         item = extract.folio(inc, folio or 0)
     content = item.contents()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 
 from .._kho import Incoming, Snapshot
+from .._types import OtherRoot
 from ..handover.describe import describe
 from ..handover.running import core_of, is_running
 from ..text import UNFINALIZED
@@ -66,8 +67,23 @@ def command(
         if inc.scratch is None and options["fdt_phys"] is not None:
             hint = "note: with --fdt-phys the memory is not searched; --scratch A names the array of scratch areas"
             output.line(hint, err=True)
-    for other in inc.others:
-        output.line(f"note: another handover's FDT is at {other:#x}; read it with --fdt-phys {other:#x}", err=True)
+    for other in inc.other_roots:
+        output.line(f"note: {about(other, report)}", err=True)
+
+
+def about(other: OtherRoot, report: Mapping[str, Any]) -> str:
+    """Say what another root FDT in the same memory is, and what can be done with it."""
+    count, own = other.kexec_count, report.get("kexec_metadata", {}).get("kexec_count")
+    place = f"{other.phys:#x}" if count is None else f"{other.phys:#x} (kexec {count})"
+    if other.state in ("stale", "broken"):
+        if count is not None and own is not None and count == own - 1:
+            return f"the root FDT at {place} is of the handover this kernel booted from; its map was given back"
+        if count is not None and own is not None and count < own:
+            return f"the root FDT at {place} is of an earlier handover; its map was given back"
+        return f"the root FDT at {place} is of another handover, whose map is gone: a kernel that boots gives it back"
+    if other.state == "unset":
+        return f"the root FDT at {place} has no map yet: that handover was not finalized"
+    return f"another handover's FDT is at {place}; read it with --fdt-phys {other.phys:#x}"
 
 
 def lost_ranges(source: tuple[str, ...]) -> Iterator[str]:
@@ -184,6 +200,8 @@ def show_payloads(report: dict[str, Any]) -> None:
         show_luo(report["luo"])
     if "systemd" in report:
         show_store(report["systemd"])
+    if "unlisted_memfds" in report:
+        show_unlisted(report["unlisted_memfds"])
     show_fields(list(fielded(report)))
 
 
@@ -264,6 +282,23 @@ def value_text(value: Any, name: str, units: dict[str, str]) -> str:
     return f"{value:#o}" if unit == "mode" else f"{value} {unit}"
 
 
+def show_unlisted(memfds: list[dict[str, Any]]) -> None:
+    """Print the memfds in no session: those preserved before the jump, then those that were not retrieved."""
+    for in_map, why in (
+        (True, "preserved; a session lists its files from the jump on"),
+        (False, "not retrieved from the handover this kernel booted from, or freed since and not overwritten"),
+    ):
+        found = [row for row in memfds if row["in_map"] is in_map]
+        if not found:
+            continue
+        heading("Memfds in no session" if in_map else "Memfds outside the map", f": {len(found)}, {why}")
+        files = output.table("address", "kind", ">size", ">folios", "sha256")
+        for row in found:
+            digest = row.get("sha256") or row.get("error") or ""
+            files.add(f"{row['phys']:#x}", row["compatible"], output.size(row["size"]), str(row["folios"]), digest[:16])
+        files.show()
+
+
 def show_luo(luo: dict[str, Any]) -> None:
     """Print sessions, files and FLBs."""
     heading("LUO", f": {luo['compatible']}, live update {luo['liveupdate_num']}")
@@ -279,6 +314,8 @@ def show_luo(luo: dict[str, Any]) -> None:
             files.add(session["name"] or '""', "", "no files")
     if luo["sessions"]:
         files.show()
+    if not luo["sessions"] and not luo["flbs"]:
+        output.line("no session is listed: the kernel writes LUO's lists at the jump")
     if luo["flbs"]:
         flbs = output.table("FLB", "data", ">files")
         decoded = luo.get("flb_data", {})

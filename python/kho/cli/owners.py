@@ -26,10 +26,10 @@ def command(source: tuple[str, ...], by_page: bool, as_json: bool, **options: in
     """List the owner of each preserved page in SOURCE.
 
     An owner is the root FDT, a subtree's blob, a LUO block, a file of a session (with the offset in the file), a page
-    list, a reserve_mem region or kho_test; pages that nothing refers to are listed as unknown. After that come the
-    ranges that are referred to but not preserved, and ranges with two owners. SOURCE is anything `kho inspect` takes.
-    Of "live", the running machine, it is what /proc/kcore holds; without permission for that (root), the addresses
-    that the FDTs in debugfs name.
+    list, a reserve_mem region, kho_test, or a memfd that no session lists; pages that nothing refers to are listed as
+    unknown. After that come the ranges that are referred to but not preserved, and ranges with two owners. SOURCE is
+    anything `kho inspect` takes. Of "live", the running machine, it is what /proc/kcore holds; without permission for
+    that (root), the addresses that the FDTs in debugfs name.
 
     \b
     Exit codes: 0 everything referred to is preserved, 1 some is not, or has two owners, 2 no handover or not readable.
@@ -91,6 +91,10 @@ def print_json(inc: Incoming, found: Owners, *, by_page: bool) -> None:
         "why_unowned": found.why_unowned if found.unowned else None,
         "unpreserved": (row._asdict() for row in found.unpreserved),
         "shared": (row._asdict() for row in found.shared),
+        "unlisted_memfds": [
+            {"phys": f.blob.phys, "compatible": f.compatible, "size": f.size, "in_map": f.in_map}
+            for f in found.unlisted
+        ],
     }
     if found.more_unpreserved or found.more_shared:
         head |= {"more_unpreserved": found.more_unpreserved, "more_shared": found.more_shared}
@@ -119,6 +123,9 @@ def show(inc: Incoming, found: Owners, *, by_page: bool) -> None:
     if found.unowned:
         output.line()
         output.line(f"{len(found.unowned)} ranges have no owner: {found.why_unowned}")
+    for file in found.unlisted:
+        if not file.in_map:
+            output.line(f"{file.blob.owner}: {output.size(file.size)}, outside the map; kho extract --memfd")
     for row in found.unpreserved:
         what = f"{row.phys:#x}: {output.size(row.nbytes)} of {owner_and_part(row)} are not preserved"
         output.line(("not preserved", "bold red"), f" at {what}")

@@ -230,6 +230,11 @@ class Luo(Payload):
         for name, data, used in self._entries(FLB, phys, count, "FLB list"):
             self.flbs.append(Flb(text(name), data, used))
 
+    @property
+    def lists_nothing(self) -> bool:
+        """Whether no session and no FLB is listed, as before the jump: the kernel writes the lists when it starts."""
+        return not self.all_sessions and not self.flbs
+
     def describe(self) -> dict[str, Any]:
         """Return sessions, files and FLBs; under `flb_data` the FLBs that have a decoder."""
         decoded = {flb.name: payload.describe() for flb, payload in self.flb_payloads()}
@@ -354,9 +359,11 @@ class MemfdFile(Payload):
 
     VERSION: int
 
-    def __init__(self, blob: Blob) -> None:
+    def __init__(self, blob: Blob, *, in_map: bool = True) -> None:
         super().__init__(blob)
-        self.memfd = Memfd(blob.inc, blob.phys, self.VERSION)
+        self.in_map = in_map
+        """Whether a map preserves it; without one, each folio reaches to the next one in the list."""
+        self.memfd = Memfd(blob.inc, blob.phys, self.VERSION, orders_by_index=not in_map)
 
     @property
     def size(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -26,6 +26,7 @@ from ..formats import (
 from ..formats.luo import LuoV1
 from ..kernels import Kernel, kernels_that_write, spanned
 from .extract import Allowance, memory_content, sha256_of
+from .owners import unlisted
 
 __all__ = ["describe"]
 
@@ -70,6 +71,7 @@ def describe(inc: Incoming, *, full: bool = False) -> dict[str, Any]:
         "finalized": inc.finalized,
         "fdt_phys": inc.fdt_phys,
         "other_fdts": inc.others,
+        "other_roots": [other._asdict() for other in inc.other_roots],
         "preserved_memory_map": inc.preserved_memory_map,
         "metadata_pages": inc.metadata_pages,
         "nr_folios": inc.nr_folios,
@@ -117,6 +119,12 @@ def describe(inc: Incoming, *, full: bool = False) -> dict[str, Any]:
                     report["systemd"] = payload.fd_store.describe()
                 elif payload.fd_store_error is not None:
                     report["systemd"] = {"error": payload.fd_store_error}
+    files = unlisted(inc, decoded)
+    if files:
+        report["unlisted_memfds"] = rows = [
+            {"phys": f.blob.phys, "compatible": f.compatible, "in_map": f.in_map, **f.describe()} for f in files
+        ]
+        _add_digests_of(inc, zip(files, rows, strict=True), full)
     return report
 
 
@@ -146,23 +154,31 @@ def _subtrees(inc: Incoming, decoded: Mapping[str, Payload], full: bool) -> dict
 
 def _add_digests(luo: Luo, described: dict[str, Any], full: bool) -> None:
     """Add the SHA-256 of every file's contents to its row."""
+    entries = (
+        (session.files.decode(entry), row)
+        for session, rows in zip(luo.all_sessions, described["sessions"], strict=True)
+        for entry, row in zip(session.entries, rows["files"], strict=True)
+    )
+    _add_digests_of(luo.blob.inc, entries, full)
+
+
+def _add_digests_of(inc: Incoming, entries: Iterable[tuple[Payload, dict[str, Any]]], full: bool) -> None:
+    """Add the SHA-256 of the contents of memfds to their rows, of at most `MOST_BYTES` in all unless `full`."""
     left = MOST_BYTES
-    allowance = Allowance(luo.blob.inc)
-    for session, rows in zip(luo.all_sessions, described["sessions"], strict=True):
-        for entry, row in zip(session.entries, rows["files"], strict=True):
-            file = session.files.decode(entry)
-            if isinstance(file, MemfdFile):
-                data = file.memfd.data_bytes
-            elif isinstance(file, FolioFile):
-                data = sum(nbytes for _, nbytes in file.parts)
-            else:
-                continue
-            if full or data <= left:
-                left -= data
-                try:
-                    row["sha256"] = sha256_of(file, allowance=allowance)
-                except errors.KhoError as error:
-                    row["error"] = str(error)
+    allowance = Allowance(inc)
+    for file, row in entries:
+        if isinstance(file, MemfdFile):
+            data = file.memfd.data_bytes
+        elif isinstance(file, FolioFile):
+            data = sum(nbytes for _, nbytes in file.parts)
+        else:
+            continue
+        if full or data <= left:
+            left -= data
+            try:
+                row["sha256"] = sha256_of(file, allowance=allowance)
+            except errors.KhoError as error:
+                row["error"] = str(error)
 
 
 def _folios_digest(records: memoryview) -> str:

@@ -25,6 +25,7 @@ from .. import errors, formats, jsontext
 from .._kho import Incoming, Memfd
 from ..formats import Broken, FolioFile, MemfdFile, Payload, PstoreKho, Raw, Region
 from ..formats.luo import FileEntry, Session
+from .owners import unlisted
 
 __all__ = [
     "Allowance",
@@ -36,6 +37,7 @@ __all__ = [
     "file",
     "folio",
     "items",
+    "memfd",
     "region",
     "safe_name",
     "save",
@@ -337,7 +339,7 @@ def stream(
 class Item:
     """A part of a handover with contents, or with the error why it has none."""
 
-    kind: Literal["subtree", "reserve_mem", "file", "folio", "sessions", "pstore"]
+    kind: Literal["subtree", "reserve_mem", "file", "memfd", "folio", "sessions", "pstore"]
     name: str
     """`LUO`, `keepme`, `vm-1/0x10`."""
     phys: int | None
@@ -357,7 +359,9 @@ class Item:
 
     def path(self) -> str:
         """Return a relative path for the item that stays inside its directory whatever the name contains."""
-        folder = {"subtree": "subtrees", "file": "sessions", "folio": "folios"}.get(self.kind, self.kind)
+        folder = {"subtree": "subtrees", "file": "sessions", "folio": "folios", "memfd": "memfds"}.get(
+            self.kind, self.kind
+        )
         parts = [self.facts["session"], f"{self.facts['token']:#x}"] if self.kind == "file" else [self.name]
         return "/".join([folder, *map(safe_name, parts)])
 
@@ -457,12 +461,29 @@ def _file(session: Session, entry: FileEntry) -> Item:
     return Item("file", name, entry.data, size, None, why, facts)
 
 
+def memfd(inc: Incoming, phys: int) -> Item:
+    """Return the memfd in no session whose structure is at `phys`. Raises: NotFoundError, which lists all of them."""
+    found = {file.blob.phys: file for file in unlisted(inc)}
+    if phys not in found:
+        known = ", ".join(f"{at:#x}" for at in found) or "none"
+        raise errors.NotFoundError(f"memfd {phys:#x}: no memfd outside the sessions is there; there are {known}")
+    return _memfd(found[phys])
+
+
+def _memfd(file: MemfdFile) -> Item:
+    shown = file.describe()
+    size = shown.pop("size")
+    facts = {"compatible": file.compatible, "in_map": file.in_map, **shown}
+    content = content_of(file, file.blob.owner)
+    return Item("memfd", f"{file.blob.phys:#x}", file.blob.phys, size, content, facts=facts)
+
+
 def _quoted_names(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names)) or "none"
 
 
 def items(inc: Incoming) -> Iterator[Item]:
-    """Yield everything with contents: subtrees, reserve_mem regions, and files in the order of their sessions.
+    """Yield everything with contents: subtrees, reserve_mem regions, files by session, memfds in no session.
 
     An item that cannot be read has an error instead of contents.
     """
@@ -481,15 +502,15 @@ def items(inc: Incoming) -> Iterator[Item]:
         except errors.KhoError as error:
             yield Item("pstore", DMESG, inc.subtrees[PSTORE].phys, None, None, str(error))
     try:
-        luo = inc.luo
+        for session in inc.luo.all_sessions:
+            for entry in session.entries:
+                yield _file(session, entry)
     except errors.NotFoundError:
-        return
+        pass
     except errors.KhoError as error:
         yield Item("sessions", "LUO", None, None, None, str(error))
-        return
-    for session in luo.all_sessions:
-        for entry in session.entries:
-            yield _file(session, entry)
+    for memfd_file in unlisted(inc):
+        yield _memfd(memfd_file)
 
 
 def save_all(

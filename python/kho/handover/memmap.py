@@ -18,6 +18,7 @@ from .. import errors
 from .._kho import Incoming, Memfd, Vmalloc
 from .._types import OwnedRange
 from ..formats import Owned
+from .owners import unlisted
 
 __all__ = ["KINDS", "Cell", "Gap", "MemoryMap", "Row", "Span", "build", "lay_out", "spans_of", "spans_shown"]
 
@@ -176,7 +177,8 @@ def spans_of(inc: Incoming) -> list[Span]:
     for name, blob in inc.subtrees.items():
         order = inc.order_at(blob.phys // page * page)
         add("metadata", f"subtree {name}", blob.phys, max(blob.size or page, 0 if order is None else page << order))
-    for payload in inc.payloads.values():
+    payloads = inc.payloads
+    for payload in [*payloads.values(), *unlisted(inc, payloads)]:
         try:
             for owned in payload.owned():
                 for phys, nbytes in islice(_memory(owned, page, room), max(left, 0)):

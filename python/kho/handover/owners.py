@@ -11,15 +11,17 @@ The map itself is not preserved: the next kernel reads it before it allocates me
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, overload
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, overload
 
-from .._kho import Incoming, OwnerRows, join_owners
+from .. import errors
+from .._kho import Incoming, OwnerRows, find_outside_map, find_unlisted, join_owners
 from .._types import OwnedRange
-from ..formats import Broken, Declared, Luo, Owned, Payload, Raw
+from ..formats import Blob, Broken, Budget, Declared, Luo, MemfdFile, Owned, Payload, Raw
+from ..formats.luo import MemfdV1, MemfdV2
 
-__all__ = ["HANDLE", "UNKNOWN", "Owners", "Ranges", "SharedRange", "claims", "owners"]
+__all__ = ["HANDLE", "UNKNOWN", "Owners", "Ranges", "SharedRange", "claims", "owners", "unlisted"]
 
 UNKNOWN = "unknown"
 """Owner of pages that nothing refers to."""
@@ -79,6 +81,10 @@ class Owners:
     """Preserved bytes by owner, the largest first; `unknown` for pages that nothing refers to."""
     undecoded: list[str]
     """Payloads without a decoder, or refused by it: unowned pages may belong to them."""
+    unlisted: list[MemfdFile] = field(default_factory=list)
+    """The memfds that no session lists, as `unlisted` returns them; those in the map are owners."""
+    before_jump: bool = False
+    """LUO's lists are empty, as until the jump: of the memory of sessions only `unlisted` files have an owner."""
     more_unpreserved: int = 0
     """Number of ranges omitted from `unpreserved`: those beyond what an image of this size can plausibly hold."""
     more_shared: int = 0
@@ -87,9 +93,14 @@ class Owners:
     @property
     def why_unowned(self) -> str:
         """Explain why there are pages without an owner."""
-        if not self.undecoded:
-            return "no payload refers to them"
-        return f"no decoded payload refers to them; not decoded: {', '.join(self.undecoded)}"
+        why = "no payload refers to them"
+        if self.undecoded:
+            why = f"no decoded payload refers to them; not decoded: {', '.join(self.undecoded)}"
+        if self.before_jump:
+            why += (
+                "; LUO's lists are empty: the kernel writes them at the jump, so what sessions preserved is in none yet"
+            )
+        return why
 
 
 def claims(inc: Incoming, payloads: Mapping[str, Payload]) -> Iterator[Owned]:
@@ -135,20 +146,13 @@ def owners(inc: Incoming, payloads: Mapping[str, Payload] | None = None) -> Owne
     Args: payloads: `inc.payloads`, if they were decoded already.
     """
     payloads = inc.payloads if payloads is None else payloads
-    numbers: dict[tuple[str, str], int] = {}
-
-    def number(owner: str, what: str) -> int:
-        return numbers.setdefault((owner, what), len(numbers))
-
-    claimed = []
-    # Without a map nothing is preserved: that each part is not says nothing of it.
-    for owner, what, memory in claims(inc, payloads) if inc.finalized else ():
-        if isinstance(memory, tuple):
-            phys, nbytes = memory
-            memory = (phys, min(nbytes, (1 << 64) - 1))
-        claimed.append((number(owner, what), number(owner, f"{what} chunk"), memory))
-    names = list(numbers)
-    found = join_owners(inc, names, claimed)
+    # A root without a map preserves nothing yet, so that nothing is missing from the map.
+    owned = list(claims(inc, payloads)) if inc.preserved_memory_map else []
+    names, found = _join(inc, owned)
+    files = _unlisted(inc, payloads, found)
+    more = [part for file in files if file.in_map for part in file.owned()]
+    if more:
+        names, found = _join(inc, owned + more)
     totals: dict[str, int] = {}
     for (owner, _), nbytes in zip(names, found["totals"], strict=True):
         totals[owner] = totals.get(owner, 0) + nbytes
@@ -160,6 +164,62 @@ def owners(inc: Incoming, payloads: Mapping[str, Payload] | None = None) -> Owne
         shared=[SharedRange(phys, nbytes, names[a], names[b]) for phys, nbytes, a, b in found["shared"]],
         totals={o: n for o, n in sorted(totals.items(), key=lambda item: -item[1]) if n},
         undecoded=list(_undecoded(payloads)),
+        unlisted=files,
+        before_jump=any(isinstance(payload, Luo) and payload.lists_nothing for payload in payloads.values()),
         more_unpreserved=found["more_unpreserved"],
         more_shared=found["more_shared"],
     )
+
+
+def _join(inc: Incoming, owned: Iterable[Owned]) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+    """Join claims with the map; return the names that the result refers to, and the result."""
+    numbers: dict[tuple[str, str], int] = {}
+
+    def number(owner: str, what: str) -> int:
+        return numbers.setdefault((owner, what), len(numbers))
+
+    claimed = []
+    for owner, what, memory in owned:
+        if isinstance(memory, tuple):
+            phys, nbytes = memory
+            memory = (phys, min(nbytes, (1 << 64) - 1))
+        claimed.append((number(owner, what), number(owner, f"{what} chunk"), memory))
+    names = list(numbers)
+    return names, join_owners(inc, names, claimed)
+
+
+def unlisted(inc: Incoming, payloads: Mapping[str, Payload] | None = None) -> list[MemfdFile]:
+    """Find the memfds that no session lists, by address.
+
+    From PRESERVE_FD until it is retrieved, a memfd has its structure and folio list in pages of their own, but LUO
+    lists it only from the jump on (abi.md section 6). Preserved pages without an owner are searched for structures. In
+    a memory that also has the root FDT of a handover whose map was given back, so are all other pages: what is found
+    there was not retrieved, or was retrieved and its pages were not used again; its `in_map` is False.
+
+    Args: payloads: `inc.payloads`, if they were decoded already.
+    Raises: SourceError on a read error.
+    """
+    if not inc.may_have_unlisted:
+        return []
+    payloads = inc.payloads if payloads is None else payloads
+    _, found = _join(inc, claims(inc, payloads))
+    return _unlisted(inc, payloads, found)
+
+
+def _unlisted(inc: Incoming, payloads: Mapping[str, Payload], found: Mapping[str, Any]) -> list[MemfdFile]:
+    """Find the memfds that no session lists, given the join of all other claims."""
+    if not inc.may_have_unlisted:
+        return []
+    places = [(*place, True) for place in (find_unlisted(inc, found["unowned"]) if len(found["unowned"]) else [])]
+    places += [(*place, False) for place in find_outside_map(inc)]
+    budget = next((payload.blob.budget for payload in payloads.values()), None) or Budget(inc)
+    files: list[MemfdFile] = []
+    for phys, version, in_map in sorted(places):
+        owner = f"memfd at {phys:#x}, " + ("in no session" if in_map else "not retrieved")
+        try:
+            budget.take_objects(1, owner)
+            blob = Blob(inc, f"memfd-v{version}", phys, None, owner, budget)
+            files.append((MemfdV1 if version == 1 else MemfdV2)(blob, in_map=in_map))
+        except errors.KhoError:
+            continue  # its list is that of a file that was found before
+    return files

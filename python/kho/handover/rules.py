@@ -83,7 +83,7 @@ RULES: dict[str, Rule] = {
         "The next kernel validates the root FDT first. On an error it prints a warning and boots cold: all preserved "
         "memory is lost.",
         "Check the FDT's address and that the image is complete. "
-        f"In {_which(lambda abi: not abi.live)} a map of 0 is another finding: KHO040.",
+        f"In {_which(lambda abi: not abi.live)} a map of 0 is another finding: KHO047.",
         f"{CORE}, kho_populate",
     ),
     "KHO002": Rule(
@@ -375,7 +375,8 @@ RULES: dict[str, Rule] = {
         "Pages are preserved, but no payload that kho can decode refers to them.",
         "Pages that are never restored stay reserved until the next boot: a leak. They may also belong to a payload "
         "without a decoder (KHO025).",
-        "List them with `kho owners`; look for a preserve call without a matching reference.",
+        "List them with `kho owners`. Before the jump LUO's lists are empty, and of what sessions preserved, only "
+        "memfds have an owner (KHO043). At the jump, look for a preserve call without a matching reference.",
         "abi.md section 5",
     ),
     "KHO035": Rule(
@@ -425,7 +426,7 @@ RULES: dict[str, Rule] = {
         "`kho convert --kernel RELEASE` writes what that kernel takes; `kho compat` judges each object.",
         "docs/compat.md",
     ),
-    "KHO040": Rule(
+    "KHO047": Rule(
         "warning",
         "handover not finalized",
         f"The root FDT of {_which(lambda abi: not abi.live)} is valid, and its preserved-memory-map is 0: "
@@ -436,7 +437,7 @@ RULES: dict[str, Rule] = {
         "The subtrees can still be read from this memory.",
         f"{CORE}, kho_populate, kho_finalize",
     ),
-    "KHO041": Rule(
+    "KHO048": Rule(
         "note",
         "subtree that was not added",
         f"A node of the root FDT of {_which(lambda abi: not abi.live)} has no property at all. {_edits()} leave it in "
@@ -444,6 +445,14 @@ RULES: dict[str, Rule] = {
         "kho_add_subtree failed for this producer: its data is not handed over. The rest of the handover is intact.",
         "Take the node as absent. Add fewer subtrees, or use Linux 7.0.9.",
         f"{CORE}, kho_add_subtree; upstream {FIXES['subnode-left'].upstream}",
+    ),
+    "KHO043": Rule(
+        "note",
+        "memfd in no session",
+        "A memfd is preserved, or was preserved for the kernel that runs, and no session lists it.",
+        "Before the jump that is every memfd: LUO's lists are written then. After a live update, it was not retrieved.",
+        "`kho extract --memfd PHYS` writes its contents; names and tokens are not in it.",
+        f"{LUO}luo_session.c",
     ),
     "KHO045": Rule(
         "warning",

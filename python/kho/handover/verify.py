@@ -345,7 +345,7 @@ def _root(fdt: Fdt, place: str, read: Read | None, fdt_phys: int | None = None) 
         if root.u64(abi.map_property) == 0 and abi.live:
             yield Finding("KHO001", place, f"{abi.map_property} is 0: nothing was serialized", fdt_phys)
         elif root.u64(abi.map_property) == 0:
-            yield Finding("KHO040", place, f"{abi.map_property} is 0: {UNFINALIZED}", fdt_phys)
+            yield Finding("KHO047", place, f"{abi.map_property} is 0: {UNFINALIZED}", fdt_phys)
     except errors.KhoError as error:
         yield Finding("KHO001", place, str(error), fdt_phys)
     names = Counter(node.name for node in root.children)
@@ -361,7 +361,7 @@ def _subtree(node: FdtNode, abi: Abi, read: Read | None, fdt_phys: int | None) -
     """Check a subtree node: its address, its size, and whether an FDT at that address fits into the size."""
     place = f"subtree {node.name}"
     if not abi.live and not any(node.raw_properties):
-        yield Finding("KHO041", place, f"its node has no {abi.subtree_property}, and no other property", fdt_phys)
+        yield Finding("KHO048", place, f"its node has no {abi.subtree_property}, and no other property", fdt_phys)
         return
     try:
         phys = node.u64(abi.subtree_property)
@@ -600,3 +600,8 @@ def _owners(inc: Incoming, payloads: Mapping[str, Payload], most: int) -> Iterat
         rows = found.unowned
         value = f"{found.totals['unknown']:#x} bytes in {len(rows)} ranges: {found.why_unowned}"
         yield Finding("KHO034", f"pages from {rows[0].phys:#x}", value, rows[0].phys)
+    files = [
+        Finding("KHO043", f.blob.owner, f"{f.size} bytes, {f.memfd.nr_listed} folios", f.blob.phys)
+        for f in found.unlisted[:most]
+    ]
+    yield from note_omitted(files, len(found.unlisted))

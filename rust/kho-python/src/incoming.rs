@@ -14,6 +14,7 @@ use kho::Error;
 use kho::arena::ScratchArea;
 use kho::incoming::{Address, Incoming, Options};
 use kho::memory::PhysMemory;
+use kho::others::RootState;
 use kho::payload::ChunkOwners;
 use kho::units::{Order, PageSize, Pfn, Phys};
 use pyo3::prelude::*;
@@ -498,7 +499,42 @@ impl PyIncoming {
     /// Physical addresses of other root FDTs that the search found in the same memory.
     #[getter]
     fn others(&self) -> Vec<u64> {
-        self.inner.others().iter().map(|phys| phys.0).collect()
+        self.inner.others().iter().map(|other| other.phys.0).collect()
+    }
+
+    /// What is left of the handovers of these other root FDTs, an `OtherRoot` each.
+    #[getter]
+    fn other_roots<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let class = py.import("kho._types")?.getattr("OtherRoot")?;
+        let others = self.inner.others().iter();
+        let fields = others.map(|other| {
+            let why = match &other.state {
+                RootState::Broken(why) => Some(why.as_str()),
+                _ => None,
+            };
+            (other.phys.0, other.state.name(), why, other.kexec_count)
+        });
+        fields.map(|fields| class.call1(fields)).collect()
+    }
+
+    /// Whether there can be memfds in no session: false if a search found no page like their structure.
+    #[getter]
+    fn may_have_unlisted(&self) -> bool {
+        self.inner.may_have_unlisted()
+    }
+
+    /// The memfds that no session lists, a `kho.formats.MemfdFile` each, ascending; found at each access.
+    ///
+    /// A memfd is in no list from PRESERVE_FD until LUO's lists are written at the jump. In the memory of a kernel that
+    /// booted from a handover, those of this handover that were not retrieved are found as well, if the memory was
+    /// searched: their `in_map` is False.
+    ///
+    /// Raises: SourceError on a read error.
+    ///
+    /// Source: abi.md section 6.
+    #[getter]
+    fn unlisted_memfds<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        slf.py().import("kho.handover.owners")?.getattr("unlisted")?.call1((slf,))
     }
 
     /// The subtrees of the root FDT by name.

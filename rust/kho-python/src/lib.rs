@@ -63,7 +63,9 @@ mod _kho {
     #[pymodule_export]
     use crate::tracker::PyTracker;
     #[pymodule_export]
-    use crate::verify::{OwnerRows, check_map, check_memfd_folios, find_memory, join_owners};
+    use crate::verify::{
+        OwnerRows, check_map, check_memfd_folios, find_memory, find_outside_map, find_unlisted, join_owners,
+    };
 
     #[pymodule_init]
     fn init(m: &Bound<'_, PyModule>) -> PyResult<()> {

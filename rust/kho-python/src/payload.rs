@@ -9,7 +9,7 @@ use crate::folios::RunArray;
 use crate::incoming::PyIncoming;
 use kho::Error;
 use kho::memory::PhysMemory;
-use kho::payload::memfd::{FileExtent, Memfd, MemfdFolio, MemfdVersion, joined};
+use kho::payload::memfd::{FileExtent, Memfd, MemfdVersion, joined};
 use kho::payload::vmalloc::{Descriptor, Vmalloc};
 use kho::units::{Pfn, Phys};
 use pyo3::prelude::*;
@@ -148,6 +148,8 @@ impl PyVmalloc {
 ///     inc: the handover.
 ///     phys: physical address of the structure.
 ///     version: 1 for memfd-v1, 2 for memfd-v2.
+///     orders_by_index: the map that preserved the file is gone, so each folio reaches to the next one in the list; by
+///         default a folio is as large as it was preserved.
 ///
 /// Raises: OutsideMemoryError; FormatError for a list of folios that cannot be followed; ParameterError for another
 /// version.
@@ -176,7 +178,8 @@ crate::assert_object_alignment!(PyMemfd);
 impl PyMemfd {
     /// Reads the memfd whose structure lies at `phys`; `version` is 1 or 2.
     #[new]
-    fn new(py: Python<'_>, inc: Py<PyIncoming>, phys: Number, version: u32) -> PyResult<Self> {
+    #[pyo3(signature = (inc, phys, version, *, orders_by_index = false))]
+    fn new(py: Python<'_>, inc: Py<PyIncoming>, phys: Number, version: u32, orders_by_index: bool) -> PyResult<Self> {
         let version = match version {
             1 => MemfdVersion::V1,
             2 => MemfdVersion::V2,
@@ -191,6 +194,7 @@ impl PyMemfd {
         let PyIncoming { inner, chunk_owners } = inc.get();
         let page = inner.layout().page;
         let inner = py.detach(|| Memfd::read(&**inner.memory(), page, phys, version, chunk_owners)).or_raise()?;
+        let inner = Memfd { orders_by_index, ..inner };
         Ok(PyMemfd { inner, extents: OnceLock::new(), phys, inc })
     }
 
@@ -242,9 +246,9 @@ impl PyMemfd {
         let class = py.import("kho._types")?.getattr("MemfdFolio")?;
         let page = self.inner.list.page;
         let preserved = self.inc.get().inner.preserved();
-        let order = |f: &MemfdFolio| Memfd::order_of(preserved, f.pfn()).get();
-        let folios = self.inner.folios.iter();
-        folios.map(|f| class.call1((page.phys(f.pfn()).0, order(f), f.index, f.flags()))).collect()
+        let order = |n| self.inner.order(preserved, n).get();
+        let folios = self.inner.folios.iter().enumerate();
+        folios.map(|(n, f)| class.call1((page.phys(f.pfn()).0, order(n), f.index, f.flags()))).collect()
     }
 
     /// List the runs of memory that the folios take: (phys, nbytes), ascending, at most `most` of them.

@@ -2,12 +2,16 @@
 
 #![forbid(unsafe_code)]
 
-use crate::errors::to_py;
+use crate::errors::{OrRaise, to_py};
 use crate::incoming::PyIncoming;
 use crate::memory::{memory_of, with_progress};
 use crate::payload::{PyMemfd, PyVmalloc};
 use kho::Error;
+use kho::find::{Pointer, read_scratch, soundness};
+use kho::memory::PhysRange;
 use kho::owners::{Claims, Owners, Row, join, orders_of, totals};
+use kho::payload::MemfdVersion;
+use kho::payload::unlisted::Unlisted;
 use kho::units::{PageSize, Phys};
 use kho::verify::{Hits, NodeRange, check, check_memfd};
 use pyo3::exceptions::PyIndexError;
@@ -23,7 +27,8 @@ use std::sync::Arc;
 ///     progress: called with the number of bytes searched so far; an exception that it raises ends the call.
 ///
 /// Returns: the physical addresses of root FDTs; (FDT, scratch array, its bytes) for each place where a kernel was told
-/// of a handover; and (phys, areas) of each page that can be a scratch array, with the (addr, nbytes) it lists.
+/// of a handover, if something like scratch areas is listed there, the soundest first; and (phys, areas) of each page
+/// that can be a scratch array, with the (addr, nbytes) it lists.
 ///
 /// Raises: SourceError on a read error.
 ///
@@ -39,7 +44,13 @@ pub(crate) fn find_memory(
     let memory = memory_of(memory)?;
     let found = with_progress(py, progress, |told| kho::find::find(&*memory, told))?;
     let fdts = found.fdts.iter().map(|phys| phys.0).collect();
-    let pointers = found.pointers.iter().map(|p| (p.fdt.0, p.scratch.0, p.scratch_len)).collect();
+    let sound = |p: &Pointer| {
+        let areas = read_scratch(&*memory, p.scratch, p.scratch_len).ok()?;
+        soundness(&*memory, &areas)
+    };
+    let mut pointers: Vec<_> = found.pointers.iter().filter_map(|p| Some((sound(p)?, p))).collect();
+    pointers.sort_by_key(|(soundness, _)| std::cmp::Reverse(*soundness));
+    let pointers = pointers.iter().map(|(_, p)| (p.fdt.0, p.scratch.0, p.scratch_len)).collect();
     let arrays = found.scratch_arrays.iter();
     let arrays = arrays.map(|(phys, areas)| (phys.0, areas.iter().map(|a| (a.addr, a.size)).collect())).collect();
     Ok((fdts, pointers, arrays))
@@ -224,4 +235,48 @@ pub(crate) fn join_owners<'py>(
     dict.set_item("totals", bytes)?;
     dict.set_item("unowned_bytes", nobodys << page.shift())?;
     Ok(dict)
+}
+
+/// (phys, version) of each, for Python.
+fn unlisted(found: &[Unlisted]) -> Vec<(u64, u32)> {
+    let version = |memfd: &Unlisted| match memfd.version {
+        MemfdVersion::V1 => 1,
+        MemfdVersion::V2 => 2,
+    };
+    found.iter().map(|memfd| (memfd.phys.0, version(memfd))).collect()
+}
+
+/// Find the memfds whose structure lies in preserved pages without an owner.
+///
+/// Args:
+///     inc: the handover.
+///     unowned: the pages, as `join_owners` returns them.
+///
+/// Returns: (physical address of the structure, version) each, ascending.
+///
+/// Raises: SourceError on a read error.
+///
+/// Source: abi.md section 6.
+#[pyfunction]
+pub(crate) fn find_unlisted(py: Python<'_>, inc: &PyIncoming, unowned: &OwnerRows) -> PyResult<Vec<(u64, u32)>> {
+    let found = py.detach(|| {
+        let picked = unowned.picked.iter().flatten().filter_map(|at| unowned.rows.get(*at as usize));
+        let len = |row: &Row| u64::try_from(u128::from(row.pages) << unowned.page.shift()).unwrap_or(u64::MAX);
+        let ranges: Vec<PhysRange> = picked.map(|row| PhysRange { start: row.phys, len: len(row) }).collect();
+        inc.inner.unlisted_memfds(&ranges)
+    });
+    Ok(unlisted(&found.or_raise()?))
+}
+
+/// Find the memfds whose structure lies in memory that the map does not preserve.
+///
+/// Args: inc: the handover.
+///
+/// Returns: as `find_unlisted`; empty if the memory was not searched, and without the root FDT of a handover whose map
+/// was given back.
+///
+/// Source: abi.md section 6.
+#[pyfunction]
+pub(crate) fn find_outside_map(py: Python<'_>, inc: &PyIncoming) -> Vec<(u64, u32)> {
+    unlisted(&py.detach(|| inc.inner.memfds_outside_map()))
 }

@@ -91,5 +91,5 @@ mod write;
 pub use buffer_pool::BufferPool;
 pub use error::{Error, Result};
 pub use mapping::{FileView, Items, Mapping, punch_hole};
-pub use read::{address, find, incoming, owners, root, snapshot, verify};
+pub use read::{address, find, incoming, others, owners, root, snapshot, verify};
 pub use write::{arena, outgoing};

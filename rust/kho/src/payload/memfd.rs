@@ -20,6 +20,45 @@ pub enum MemfdVersion {
     V2,
 }
 
+impl MemfdVersion {
+    /// Bytes of the structure.
+    pub const fn nbytes(self) -> usize {
+        match self {
+            MemfdVersion::V1 => size_of::<SerV1>(),
+            MemfdVersion::V2 => size_of::<SerV2>(),
+        }
+    }
+}
+
+/// The structure of either version; what a version lacks is 0.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Head {
+    pub(super) pos: u64,
+    pub(super) size: u64,
+    pub(super) seals: u32,
+    pub(super) flags: u32,
+    pub(super) nr_folios: u64,
+    pub(super) folios: Descriptor,
+}
+
+impl Head {
+    /// Decodes the bytes of a structure; `None` if they are not as many as it has.
+    pub(super) fn of(bytes: &[u8], version: MemfdVersion) -> Option<Head> {
+        let (pos, size, seals, flags, nr_folios, folios) = match version {
+            MemfdVersion::V1 => {
+                let SerV1 { pos, size, nr_folios, folios } = SerV1::read_from_bytes(bytes).ok()?;
+                (pos, size, 0.into(), 0.into(), nr_folios, folios)
+            }
+            MemfdVersion::V2 => {
+                let SerV2 { pos, size, seals, flags, nr_folios, folios } = SerV2::read_from_bytes(bytes).ok()?;
+                (pos, size, seals, flags, nr_folios, folios)
+            }
+        };
+        let (pos, size, nr_folios) = (pos.get(), size.get(), nr_folios.get());
+        Some(Head { pos, size, seals: seals.get(), flags: flags.get(), nr_folios, folios })
+    }
+}
+
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy, Debug)]
 struct SerV1 {
@@ -96,6 +135,8 @@ pub struct Memfd {
     pub list: Vmalloc,
     /// The folios the list holds, in its order; fewer than `nr_folios` when the list is too short.
     pub folios: Vec<MemfdFolio>,
+    /// The map that knows the sizes of the folios is gone: each one reaches to the next one in the list.
+    pub orders_by_index: bool,
 }
 
 /// A part of a file that is not a hole: `len` bytes at `offset`, from `phys`.
@@ -135,22 +176,13 @@ impl Memfd {
         owners: &ChunkOwners,
     ) -> Result<Self> {
         const WHAT: &str = "memfd";
-        let len = match version {
-            MemfdVersion::V1 => size_of::<SerV1>(),
-            MemfdVersion::V2 => size_of::<SerV2>(),
-        } as u64;
+        let len = version.nbytes() as u64;
         let bytes = memory.read_vec(WHAT, phys, len)?;
         let outside = || Error::OutsideMemory { what: WHAT, phys: phys.0, len };
-        let ser = match version {
-            MemfdVersion::V2 => SerV2::read_from_bytes(&bytes).map_err(|_| outside())?,
-            MemfdVersion::V1 => {
-                let SerV1 { pos, size, nr_folios, folios } = SerV1::read_from_bytes(&bytes).map_err(|_| outside())?;
-                SerV2 { pos, size, seals: 0.into(), flags: 0.into(), nr_folios, folios }
-            }
-        };
-        let list = Vmalloc::read(memory, page, ser.folios, phys.0, owners)?;
+        let head = Head::of(&bytes, version).ok_or_else(outside)?;
+        let list = Vmalloc::read(memory, page, head.folios, phys.0, owners)?;
         let mut folios = Vec::new();
-        list.each_records(memory, size_of::<SerFolio>(), ser.nr_folios.get(), |bytes| {
+        list.each_records(memory, size_of::<SerFolio>(), head.nr_folios, |bytes| {
             let entries = <[SerFolio]>::ref_from_bytes(bytes).map_err(|_| outside())?;
             owners.list_folios(memory, phys.0, (folios.len() + entries.len()) as u64)?;
             // No more than is needed: a list of millions would double as it grows.
@@ -158,16 +190,8 @@ impl Memfd {
             folios.extend(entries.iter().map(|e| MemfdFolio { pfn_flags: e.pfn_flags.get(), index: e.index.get() }));
             Ok(())
         })?;
-        Ok(Memfd {
-            version,
-            pos: ser.pos.get(),
-            size: ser.size.get(),
-            seals: ser.seals.get(),
-            flags: ser.flags.get(),
-            nr_folios: ser.nr_folios.get(),
-            folios,
-            list,
-        })
+        let Head { pos, size, seals, flags, nr_folios, .. } = head;
+        Ok(Memfd { version, pos, size, seals, flags, nr_folios, folios, list, orders_by_index: false })
     }
 
     /// The order a folio of the file was preserved with; a single page if it was not preserved.
@@ -175,18 +199,30 @@ impl Memfd {
         preserved.head_order(pfn).unwrap_or_default()
     }
 
+    /// The order of the `n`th folio of the list.
+    pub fn order(&self, preserved: &Tracker, n: usize) -> Order {
+        let Some(folio) = self.folios.get(n) else { return Order::ZERO };
+        if !self.orders_by_index {
+            return Self::order_of(preserved, folio.pfn());
+        }
+        let end = self.folios.get(n + 1).map_or(self.size.div_ceil(self.list.page.bytes()), |next| next.index);
+        let pages = end.saturating_sub(folio.index).clamp(1, 1 << Order::MAX).next_power_of_two();
+        Order::new(pages.trailing_zeros().into()).unwrap_or_default()
+    }
+
     /// What of the file is data, by offset, clipped to its size; everything else reads as zeros. Where folios claim the
     /// same part, the last one in the list has it.
     pub fn extents(&self, preserved: &Tracker) -> Vec<FileExtent> {
         let page = self.list.page;
         let mut parts: Vec<FileExtent> = Vec::with_capacity(self.folios.len());
-        let mut sorted = None;
+        let mut sorted = Vec::new();
         if !self.folios.is_sorted_by_key(|f| f.index) {
-            let mut folios = self.folios.clone();
-            folios.sort_by_key(|f| f.index);
-            sorted = Some(folios);
+            sorted.extend(0..self.folios.len());
+            sorted.sort_by_key(|n| self.folios[*n].index);
         }
-        for folio in sorted.as_ref().unwrap_or(&self.folios) {
+        for at in 0..self.folios.len() {
+            let n = sorted.get(at).copied().unwrap_or(at);
+            let folio = self.folios[n];
             let Some(offset) = folio.index.checked_mul(page.bytes()).filter(|offset| *offset < self.size) else {
                 continue;
             };
@@ -194,7 +230,7 @@ impl Memfd {
                 last.len = last.len.min(offset - last.offset);
             }
             if folio.flags() & UPTODATE != 0 && folio.pfn().0 < page.pfn_limit() {
-                let len = page.folio_bytes(Self::order_of(preserved, folio.pfn())).min(self.size - offset);
+                let len = page.folio_bytes(self.order(preserved, n)).min(self.size - offset);
                 parts.push(FileExtent { offset, phys: page.phys(folio.pfn()), len });
             }
         }
@@ -206,12 +242,13 @@ impl Memfd {
     /// of folios beyond the address space.
     pub fn memory_runs(&self, preserved: &Tracker, most: usize) -> Vec<PhysRange> {
         let page = self.list.page;
-        let here = self.folios.iter().filter(|folio| folio.pfn().0 < page.pfn_limit());
-        let mut pfns: Vec<Pfn> = here.map(|folio| folio.pfn()).collect();
-        pfns.sort_unstable();
+        let numbered = self.folios.iter().enumerate();
+        let here = numbered.filter(|(_, folio)| folio.pfn().0 < page.pfn_limit());
+        let mut folios: Vec<(Pfn, Order)> = here.map(|(n, folio)| (folio.pfn(), self.order(preserved, n))).collect();
+        folios.sort_unstable();
         let mut runs: Vec<PhysRange> = Vec::new();
-        for pfn in pfns {
-            let (start, len) = (page.phys(pfn), page.folio_bytes(Self::order_of(preserved, pfn)));
+        for (pfn, order) in folios {
+            let (start, len) = (page.phys(pfn), page.folio_bytes(order));
             match runs.last_mut() {
                 Some(last) if start.0 - last.start.0 <= last.len => {
                     last.len = last.len.max((start.0 - last.start.0).saturating_add(len));

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod memfd;
+pub mod unlisted;
 pub mod vmalloc;
 
 pub use memfd::{Memfd, MemfdFolio, MemfdVersion};

@@ -8,6 +8,7 @@
 use crate::error::{Error, Result};
 use crate::fdt::Fdt;
 use crate::memory::{PhysMemory, PhysRange};
+use crate::payload::unlisted;
 use crate::read::root;
 use crate::scratch::ScratchArea;
 use crate::units::{PageSize, Phys};
@@ -34,6 +35,11 @@ pub struct Found {
     pub pointers: Vec<Pointer>,
     /// Pages that can be scratch arrays, with what they would say.
     pub scratch_arrays: Vec<(Phys, Vec<ScratchArea>)>,
+    /// The same for arrays that something follows in their page. The kernel allocates the array alone, so what lies
+    /// after it may be of anything.
+    pub open_arrays: Vec<(Phys, Vec<ScratchArea>)>,
+    /// Pages that can be the structure of a memfd, ascending ([`unlisted::candidate`]).
+    pub memfds: Vec<Phys>,
     /// The bytes that were searched, where that was not all data there is.
     pub searched: Option<u64>,
     boot_fdts: usize,
@@ -112,11 +118,17 @@ fn look(
                 found.boot_fdts += 1;
                 found.pointers.extend(chosen(memory, phys));
             }
-        } else if found.scratch_arrays.len() < MOST
-            && let Some(areas) = scratch_array(page)
-            && found.scratch_arrays.last().is_none_or(|(p, _)| *p < phys)
+        } else if let Some((areas, closed)) = scratch_array(page) {
+            let arrays = if closed { &mut found.scratch_arrays } else { &mut found.open_arrays };
+            if arrays.len() < MOST && arrays.last().is_none_or(|(p, _)| *p < phys) {
+                arrays.push((phys, areas));
+            }
+        } else if page.len() == STEP
+            && found.memfds.len() < unlisted::MOST
+            && found.memfds.last().is_none_or(|p| *p < phys)
+            && unlisted::candidate(page).is_some()
         {
-            found.scratch_arrays.push((phys, areas));
+            found.memfds.push(phys);
         }
     }
     for hit in setup.find_iter(bytes).take(MOST) {
@@ -162,11 +174,15 @@ fn chosen(memory: &dyn PhysMemory, phys: Phys) -> Option<Pointer> {
     Some(Pointer { fdt: Phys(fdt), scratch: Phys(scratch), scratch_len })
 }
 
+/// Beyond every physical address of x86_64 and arm64.
+const BEYOND: u64 = 1 << 52;
+const MIB: u64 = 1 << 20;
+
 /// The areas of a page that begins with what a scratch array looks like: low, global and at least one node's, each
-/// with an address and a size in whole MiB, disjoint, then zeros.
-fn scratch_array(page: &[u8]) -> Option<Vec<ScratchArea>> {
-    const MIB: u64 = 1 << 20;
+/// with an address and a size in whole MiB, disjoint. Whether zeros follow, or the page ends.
+fn scratch_array(page: &[u8]) -> Option<(Vec<ScratchArea>, bool)> {
     let mut areas: Vec<ScratchArea> = Vec::new();
+    let mut closed = true;
     for i in 0..page.len() / 16 {
         let (addr, size) = (word(page, 2 * i)?, word(page, 2 * i + 1)?);
         if addr == 0 && size == 0 {
@@ -174,12 +190,62 @@ fn scratch_array(page: &[u8]) -> Option<Vec<ScratchArea>> {
         }
         let whole = addr % MIB == 0 && size % MIB == 0 && addr != 0 && size != 0;
         let clash = || areas.iter().any(|a| a.overlaps(addr, size));
-        if !whole || addr.checked_add(size).is_none() || clash() {
-            return None;
+        if !whole || addr.checked_add(size).is_none_or(|end| end > BEYOND) || clash() {
+            closed = false;
+            break;
         }
         areas.push(ScratchArea { addr, size });
     }
-    (areas.len() >= 3).then_some(areas)
+    (areas.len() >= 3).then_some((areas, closed))
+}
+
+/// How far what a pointer leads to can be the scratch array that it names.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Soundness {
+    /// Areas that no kernel allocates, but areas: in whole pages, disjoint, below the end of physical addresses.
+    Odd,
+    /// Three areas or more, aligned as every kernel aligns them.
+    Sound,
+    /// As [`Soundness::Sound`], and all of them are in this memory.
+    Here,
+}
+
+/// What the areas of an array can be; `None` if it is not one. The kernel that is loaded and not started is told where its
+/// array *will* be copied to: until then, anything lies there.
+pub fn soundness(memory: &dyn PhysMemory, areas: &[ScratchArea]) -> Option<Soundness> {
+    const PAGE: u64 = PageSize::Size4K.bytes();
+    let inside = |area: &ScratchArea| area.addr.checked_add(area.size).is_some_and(|end| end <= BEYOND);
+    let mut by_address: Vec<_> = areas.iter().filter(|area| area.size > 0).collect();
+    by_address.sort_unstable_by_key(|area| area.addr);
+    let disjoint = by_address.is_sorted_by(|a, b| !a.overlaps(b.addr, b.size));
+    let odd = !by_address.is_empty()
+        && disjoint
+        && areas.iter().all(|a| a.addr != 0 && a.addr % PAGE == 0 && a.size % PAGE == 0 && inside(a));
+    // Sizes of the command line are not rounded before Linux 7.1, and any of them may be 0 from 6.18 on.
+    let sound = areas.len() >= 3
+        && !by_address.is_empty()
+        && disjoint
+        && areas.iter().all(|a| a.addr != 0 && a.addr % MIB == 0 && inside(a));
+    let here = || areas.iter().all(|area| memory.contains(Phys(area.addr), area.size));
+    match (odd, sound) {
+        (_, true) if here() => Some(Soundness::Here),
+        (_, true) => Some(Soundness::Sound),
+        (true, false) => Some(Soundness::Odd),
+        (false, false) => None,
+    }
+}
+
+/// The array that a kernel was told of together with `fdt`: of several the soundest, then the first.
+pub fn told_scratch(memory: &dyn PhysMemory, found: &Found, fdt: Phys) -> Option<(Phys, Vec<ScratchArea>, Soundness)> {
+    let mut best: Option<(Phys, Vec<ScratchArea>, Soundness)> = None;
+    for pointer in found.pointers.iter().filter(|pointer| pointer.fdt == fdt) {
+        let Ok(areas) = read_scratch(memory, pointer.scratch, pointer.scratch_len) else { continue };
+        let Some(sound) = soundness(memory, &areas) else { continue };
+        if best.as_ref().is_none_or(|(_, _, other)| sound > *other) {
+            best = Some((pointer.scratch, areas, sound));
+        }
+    }
+    best
 }
 
 /// Reads the scratch array at an address that the caller names, without a length: it ends at the first entry of zeros.
@@ -188,7 +254,7 @@ fn scratch_array(page: &[u8]) -> Option<Vec<ScratchArea>> {
 /// [`Error::Invalid`] if no scratch array lies there; [`Error::OutsideMemory`].
 pub(crate) fn scratch_array_at(memory: &dyn PhysMemory, phys: Phys) -> Result<Vec<ScratchArea>> {
     let page = memory.read_vec("scratch array", phys, STEP as u64)?;
-    scratch_array(&page).ok_or_else(|| {
+    scratch_array(&page).map(|(areas, _)| areas).ok_or_else(|| {
         let why = format!(
             "no scratch array lies at {phys}: it has at least three (address, size), low, global and one per node, in \
              whole MiB, and then zeros"

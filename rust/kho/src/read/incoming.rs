@@ -7,12 +7,14 @@ use crate::abi::detect::{self, Certainty, Hints, Known, Place, Reading};
 use crate::abi::layout::BitmapSize;
 use crate::error::{Error, Result, RootProblem};
 use crate::memory::{FileMemory, Machine, PhysMemory, PhysRange};
+use crate::payload::unlisted::{self, Unlisted};
 use crate::read::arena_note::{ArenaNote, NOTE_NAME, NOTE_TYPE, Recorded};
-use crate::read::find::{self, Found};
+use crate::read::find::{self, Found, Soundness};
+use crate::read::others::{OtherRoot, RootState};
 use crate::read::restore::{Claims, FromImage, Marker, Restore};
 use crate::read::root::{self, Root, Subtree};
 use crate::scratch::ScratchArea;
-use crate::tracker::Tracker;
+use crate::tracker::{Geometry, Tracker};
 use crate::units::{Order, PageSize, Pfn, Phys};
 use std::sync::Arc;
 
@@ -141,7 +143,9 @@ pub struct Incoming {
     claims: Arc<Claims>,
     scratch: Option<Scratch>,
     machine: Option<Machine>,
-    others: Vec<Phys>,
+    others: Vec<OtherRoot>,
+    /// Pages that can be the structure of a memfd; `None` if the memory was not searched.
+    memfds: Option<Vec<Phys>>,
     address: Address,
 }
 
@@ -158,17 +162,19 @@ impl Incoming {
         options: &Options,
         progress: impl FnMut(u64) -> Result<()>,
     ) -> Result<Self> {
-        let (reads, others) = match options.fdt_phys {
-            Some(phys) => (read(Place::Memory(&*memory), Phys(phys), &Found::default(), options)?, Vec::new()),
-            None => best(&*memory, &find::find(&*memory, progress)?, options)?,
+        let Some(phys) = options.fdt_phys else {
+            let found = find::find(&*memory, progress)?;
+            let (reads, others) = best(&*memory, &found, options)?;
+            return Ok(Incoming { memfds: Some(found.memfds), ..Self::new(memory, reads, others, options)? });
         };
-        Self::new(memory, reads, others, options)
+        let reads = read(Place::Memory(&*memory), Phys(phys), &Found::default(), options)?;
+        Self::new(memory, reads, Vec::new(), options)
     }
 
     pub(crate) fn new(
         memory: Arc<dyn PhysMemory>,
         (root, reading, scratch): Reads,
-        others: Vec<Phys>,
+        others: Vec<OtherRoot>,
         options: &Options,
     ) -> Result<Self> {
         let marker = match reading.bitmap {
@@ -188,6 +194,7 @@ impl Incoming {
             scratch,
             machine: options.machine,
             others,
+            memfds: None,
             address: Address::Own,
         })
     }
@@ -288,9 +295,47 @@ impl Incoming {
         self.scratch.as_ref().map(|scratch| &*scratch.areas)
     }
 
-    /// Other root FDTs that were found.
-    pub fn others(&self) -> &[Phys] {
+    /// Other root FDTs that were found, ascending.
+    pub fn others(&self) -> &[OtherRoot] {
         &self.others
+    }
+
+    /// Whether there can be memfds in no list: false if the memory was searched and has no page like their structure.
+    pub fn may_have_unlisted(&self) -> bool {
+        self.memfds.as_ref().is_none_or(|pages| !pages.is_empty())
+    }
+
+    /// The memfds whose structure lies in `unknown`, preserved memory that no payload refers to; ascending.
+    ///
+    /// # Errors
+    /// What reading the memory returns.
+    pub fn unlisted_memfds(&self, unknown: &[PhysRange]) -> Result<Vec<Unlisted>> {
+        let (page, preserved) = (self.layout.page, self.preserved());
+        let mut pages = match &self.memfds {
+            Some(pages) => pages.clone(),
+            None => unlisted::scan(&*self.memory, unknown)?,
+        };
+        pages.retain(|phys| {
+            let after = unknown.partition_point(|range| range.start <= *phys);
+            after > 0 && unknown[after - 1].contains(*phys, 1) && unlisted::is_own_page(preserved, page, *phys)
+        });
+        Ok(unlisted::find(&*self.memory, page, &pages, Some(preserved)))
+    }
+
+    /// The memfds whose structure lies in memory that the map does not preserve, ascending: those of a handover that
+    /// this kernel booted from, whose map was given back, that were not retrieved. Only in a memory that was searched, and
+    /// where there is such a handover.
+    pub fn memfds_outside_map(&self) -> Vec<Unlisted> {
+        let (page, preserved) = (self.layout.page, self.preserved());
+        let given_back = |other: &OtherRoot| matches!(other.state, RootState::Stale | RootState::Broken(_));
+        if !self.others.iter().any(given_back) && preserved.covering(page.pfn(self.root.phys)).is_some() {
+            return Vec::new();
+        }
+        let pages = self.memfds.iter().flatten().copied();
+        let outside =
+            |phys: &Phys| phys.0.is_multiple_of(page.bytes()) && preserved.covering(page.pfn(*phys)).is_none();
+        let pages: Vec<Phys> = pages.filter(outside).collect();
+        unlisted::find(&*self.memory, page, &pages, None)
     }
 
     /// Pages preserved that this memory does not have.
@@ -370,56 +415,89 @@ pub(crate) fn read(place: Place<'_>, fdt: Phys, found: &Found, options: &Options
     let memory = place.memory();
     let root = root::read_root(memory, fdt)?;
     let told = scratch_told(memory, fdt, found, options)?;
-    let known = Known {
-        fdt,
-        subtrees: root.subtrees.iter().map(|s| s.phys).collect(),
-        scratch: told.as_ref().map(|scratch| scratch.areas.clone()).unwrap_or_default(),
-    };
+    let areas = told.as_ref().map(|(scratch, _)| scratch.areas.clone());
+    let known =
+        Known { fdt, subtrees: root.subtrees.iter().map(|s| s.phys).collect(), scratch: areas.unwrap_or_default() };
     let page = options.page_size.map(|page| (page, options.page_why.unwrap_or(detect::GIVEN)));
     let hints = Hints { page, bitmap_bytes: options.bitmap_bytes, bitmap_why: options.bitmap_why };
     let reading = match root.map {
         Phys(0) => detect::unwritten(&known, hints)?,
         map => detect::decide(place, root.abi, map, &known, hints)?,
     };
-    let scratch = told.or_else(|| scratch_guessed(found, &reading));
+    let scratch = match told {
+        Some((scratch, None | Some(Soundness::Here))) => Some(scratch),
+        told => scratch_of(memory, told, scratch_guessed(memory, fdt, found, &reading)),
+    };
     Ok((root, reading, scratch))
 }
 
+/// Of an array that was told and one that was found by its content: what was told, unless only the other one is in this
+/// memory or is aligned as a kernel aligns it.
+fn scratch_of(
+    memory: &dyn PhysMemory,
+    told: Option<(Scratch, Option<Soundness>)>,
+    guessed: Option<Scratch>,
+) -> Option<Scratch> {
+    let Some(guessed) = guessed else { return told.map(|(scratch, _)| scratch) };
+    let sound = find::soundness(memory, &guessed.areas);
+    match told {
+        Some((told, soundness)) if soundness >= sound => Some(told),
+        _ => Some(guessed),
+    }
+}
+
 /// The most complete of several handovers: readable, its FDT and subtrees preserved by its own map.
-fn best(memory: &dyn PhysMemory, found: &Found, options: &Options) -> Result<(Reads, Vec<Phys>)> {
+fn best(memory: &dyn PhysMemory, found: &Found, options: &Options) -> Result<(Reads, Vec<OtherRoot>)> {
     /// Handovers that are read to find the best; a machine's memory holds a few.
     const MOST: usize = 64;
     // Many that lead to one large map would have it read as many times.
     let mut left = (8 << 20) + memory.room().held() / 2;
-    let mut best: Option<(Reads, (bool, bool, usize))> = None;
+    let mut best: Option<(Reads, (bool, bool, bool, usize, u32))> = None;
     let mut first_error = None;
-    for &fdt in found.fdts.iter().take(MOST) {
-        match read(Place::Memory(memory), fdt, found, options) {
-            Ok(reads) => {
-                let (root, reading, _) = &reads;
-                left = left.saturating_sub(reading.nodes.iter().map(|node| node.len).sum());
-                let preserved = |phys: &Phys| reading.preserved.tracker().covering(reading.page.pfn(*phys)).is_some();
-                let told = found.pointers.iter().any(|p| p.fdt == fdt);
-                let subtrees = root.subtrees.iter().filter(|s| preserved(&s.phys)).count();
-                let rank = (told, preserved(&fdt), subtrees);
-                if best.as_ref().is_none_or(|(_, other)| rank > *other) {
-                    best = Some((reads, rank));
+    let mut roots: Vec<OtherRoot> = Vec::new();
+    for (n, &fdt) in found.fdts.iter().enumerate() {
+        let mut other = OtherRoot::of(memory, fdt);
+        if n < MOST && left > 0 {
+            match read(Place::Memory(memory), fdt, found, options) {
+                Ok(reads) => {
+                    let (root, reading, _) = &reads;
+                    left = left.saturating_sub(reading.nodes.iter().map(|node| node.len).sum());
+                    let preserved =
+                        |phys: &Phys| reading.preserved.tracker().covering(reading.page.pfn(*phys)).is_some();
+                    let told = found.pointers.iter().any(|p| p.fdt == fdt);
+                    let subtrees = root.subtrees.iter().filter(|s| preserved(&s.phys)).count();
+                    let unset = root.map.0 == 0;
+                    other.state = match (unset, preserved(&fdt)) {
+                        (true, _) => RootState::Unset,
+                        (false, true) => RootState::Whole,
+                        (false, false) => RootState::Stale,
+                    };
+                    // Pages of a map that was given back can hold what reads as another map.
+                    let rank = (preserved(&fdt), !unset, told, subtrees, other.kexec_count.unwrap_or(0));
+                    if best.as_ref().is_none_or(|(_, other)| rank > *other) {
+                        best = Some((reads, rank));
+                    }
+                }
+                Err(e) => {
+                    // What was read of it is not known.
+                    left = left.saturating_sub(1 << 20);
+                    other.state = RootState::of(&e);
+                    first_error.get_or_insert(e);
                 }
             }
-            Err(e) => {
-                // What was read of it is not known.
-                left = left.saturating_sub(1 << 20);
-                first_error.get_or_insert(e);
-            }
         }
-        if left == 0 {
-            break;
-        }
+        roots.push(other);
+    }
+    // Where no map is what a root leads to, what was not retrieved may still be found by its content.
+    let none = best.as_ref().is_none_or(|(_, (whole, ..))| !whole);
+    if let Some(reads) = none.then(|| without_map(memory, found, options, &roots)).flatten() {
+        roots.retain(|other| other.phys != reads.0.phys);
+        return Ok((reads, roots));
     }
     match best {
         Some((reads, _)) => {
-            let others = found.fdts.iter().copied().filter(|phys| *phys != reads.0.phys).collect();
-            Ok((reads, others))
+            roots.retain(|other| other.phys != reads.0.phys);
+            Ok((reads, roots))
         }
         None => Err(first_error.unwrap_or_else(|| Error::NoHandover {
             why: match found.searched {
@@ -437,30 +515,61 @@ fn best(memory: &dyn PhysMemory, found: &Found, options: &Options) -> Result<(Re
     }
 }
 
+/// A handover that preserves nothing, next to one whose map was given back and that left memfds: a kernel before Linux 7.1
+/// that booted from a handover has a root without a map until the next one is finalized.
+fn without_map(memory: &dyn PhysMemory, found: &Found, options: &Options, roots: &[OtherRoot]) -> Option<Reads> {
+    let given_back = |other: &OtherRoot| matches!(other.state, RootState::Stale | RootState::Broken(_));
+    let other = roots.iter().find(|other| other.state == RootState::Unset)?;
+    if !roots.iter().any(given_back) {
+        return None;
+    }
+    let sizes = options.page_size.map_or(PageSize::ALL.to_vec(), |page| vec![page]);
+    let page = sizes.into_iter().find(|page| !unlisted::find(memory, *page, &found.memfds, None).is_empty())?;
+    let root = root::read_root(memory, other.phys).ok()?;
+    let page_why = match options.page_size {
+        Some(_) => options.page_why.unwrap_or(detect::GIVEN).to_string(),
+        None => "memfds are found that have pages of this size; there is no map".to_string(),
+    };
+    let reading = Reading {
+        page,
+        page_why,
+        bitmap: None,
+        certainty: Certainty::Likely,
+        nodes: Vec::new(),
+        preserved: Tracker::new(Geometry::paged(page)).into(),
+    };
+    let scratch = scratch_told(memory, other.phys, found, options).ok()?;
+    let guessed = scratch_guessed(memory, other.phys, found, &reading);
+    Some((root, reading, scratch_of(memory, scratch, guessed)))
+}
+
 /// The scratch areas the caller gave, those of the array the caller named, or of the one that a kernel was told of
 /// together with this FDT.
 ///
 /// # Errors
 /// [`Error::Invalid`], [`Error::OutsideMemory`] if the caller named an array that is not there.
-fn scratch_told(memory: &dyn PhysMemory, fdt: Phys, found: &Found, options: &Options) -> Result<Option<Scratch>> {
+fn scratch_told(
+    memory: &dyn PhysMemory,
+    fdt: Phys,
+    found: &Found,
+    options: &Options,
+) -> Result<Option<(Scratch, Option<Soundness>)>> {
     let phys = options.scratch_phys.map(Phys);
     if let Some(areas) = options.scratch.clone() {
-        return Ok(Some(Scratch { areas, phys }));
+        return Ok(Some((Scratch { areas, phys }, None)));
     }
     if let Some(phys) = phys {
-        return Ok(Some(Scratch { areas: find::scratch_array_at(memory, phys)?, phys: Some(phys) }));
+        return Ok(Some((Scratch { areas: find::scratch_array_at(memory, phys)?, phys: Some(phys) }, None)));
     }
-    let pointed = found.pointers.iter().find(|p| p.fdt == fdt);
-    Ok(pointed.and_then(|pointer| {
-        let areas = find::read_scratch(memory, pointer.scratch, pointer.scratch_len).ok()?;
-        Some(Scratch { areas, phys: Some(pointer.scratch) })
-    }))
+    let told = find::told_scratch(memory, found, fdt);
+    Ok(told.map(|(phys, areas, sound)| (Scratch { areas, phys: Some(phys) }, Some(sound))))
 }
 
 /// The page that must be the scratch array: page-aligned, not preserved, its areas overlapping nothing that was handed
 /// over. Where several qualify, one inside its own areas counts more: kexec puts the array into scratch.
-fn scratch_guessed(found: &Found, reading: &Reading) -> Option<Scratch> {
+fn scratch_guessed(memory: &dyn PhysMemory, fdt: Phys, found: &Found, reading: &Reading) -> Option<Scratch> {
     let page = reading.page;
+    let told: Vec<u64> = found.pointers.iter().filter(|p| p.fdt == fdt).map(|p| p.scratch_len / 16).collect();
     let handed_over = |area: &ScratchArea| {
         let (start, end) = (page.pfn(Phys(area.addr)), page.pfn(Phys(area.addr + (area.size - 1))));
         reading.preserved.tracker().overlapping(start, Pfn(end.0 + 1)).is_some() || {
@@ -473,12 +582,23 @@ fn scratch_guessed(found: &Found, reading: &Reading) -> Option<Scratch> {
         |(phys, areas): &&(Phys, Vec<ScratchArea>)| phys.0 % page.bytes() == 0 && !areas.iter().any(handed_over);
     /// A machine's memory holds a few that look like one; of more none can be told to be the right one.
     const MOST: usize = 256;
-    let fitting: Vec<_> = found.scratch_arrays.iter().take(MOST).filter(possible).collect();
     let only = |fitting: Vec<&(Phys, Vec<ScratchArea>)>| {
         let (phys, areas) = fitting.first()?;
         let scratch = || Scratch { areas: areas.clone(), phys: Some(*phys) };
         fitting.iter().all(|(_, others)| others == areas).then(scratch)
     };
     let own = |(phys, areas): &&&(Phys, Vec<ScratchArea>)| areas.iter().any(|a| a.overlaps(phys.0, 1));
-    only(fitting.iter().filter(own).copied().collect()).or_else(|| only(fitting))
+    let as_long = |(_, areas): &&&(Phys, Vec<ScratchArea>)| told.contains(&(areas.len() as u64));
+    let here = |(_, areas): &&&(Phys, Vec<ScratchArea>)| find::soundness(memory, areas) == Some(Soundness::Here);
+    let pick = |arrays: &[(Phys, Vec<ScratchArea>)]| {
+        let mut fitting: Vec<_> = arrays.iter().take(MOST).filter(possible).collect();
+        // The loaded kernel was told how long the array is, if not yet where.
+        for closer in [&as_long as &dyn Fn(&&&(Phys, Vec<ScratchArea>)) -> bool, &here] {
+            if fitting.iter().any(|array| closer(&array)) {
+                fitting.retain(|array| closer(&array));
+            }
+        }
+        only(fitting.iter().filter(own).copied().collect()).or_else(|| only(fitting))
+    };
+    pick(&found.scratch_arrays).or_else(|| pick(&found.open_arrays))
 }

@@ -8,6 +8,7 @@ pub mod address;
 pub(crate) mod arena_note;
 pub mod find;
 pub mod incoming;
+pub mod others;
 pub mod owners;
 pub(crate) mod restore;
 pub mod root;

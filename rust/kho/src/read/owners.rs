@@ -61,8 +61,9 @@ impl Claims {
     pub fn memfd(&mut self, owner: u32, file: &Memfd, preserved: &Tracker) {
         let page = file.list.page;
         self.0.reserve_exact(file.folios.len());
-        for folio in file.folios.iter().filter(|folio| folio.pfn().0 < page.pfn_limit()) {
-            let len = page.folio_bytes(Memfd::order_of(preserved, folio.pfn()));
+        let numbered = file.folios.iter().enumerate();
+        for (n, folio) in numbered.filter(|(_, folio)| folio.pfn().0 < page.pfn_limit()) {
+            let len = page.folio_bytes(file.order(preserved, n));
             self.range(owner, page.phys(folio.pfn()), len, folio.index.checked_mul(page.bytes()));
         }
     }
