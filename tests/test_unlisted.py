@@ -380,5 +380,5 @@ def test_without_any_map_what_was_not_retrieved_is_found_next_to_the_root_that_h
     for command in ("inspect", "owners", "map"):
         assert run(command, path).code == 0
     found = run("verify", "--json", path).json["findings"]
-    assert "KHO001" in [f["id"] for f in found]
+    assert "KHO047" in [f["id"] for f in found]
     assert len([f for f in found if f["id"] == "KHO043"]) == len(files_of(name))

@@ -426,6 +426,14 @@ RULES: dict[str, Rule] = {
         "`kho convert --kernel RELEASE` writes what that kernel takes; `kho compat` judges each object.",
         "docs/compat.md",
     ),
+    "KHO043": Rule(
+        "note",
+        "memfd in no session",
+        "A memfd is preserved, or was preserved for the kernel that runs, and no session lists it.",
+        "Before the jump that is every memfd: LUO's lists are written then. After a live update, it was not retrieved.",
+        "`kho extract --memfd PHYS` writes its contents; names and tokens are not in it.",
+        f"{LUO}luo_session.c",
+    ),
     "KHO047": Rule(
         "warning",
         "handover not finalized",
@@ -445,14 +453,6 @@ RULES: dict[str, Rule] = {
         "kho_add_subtree failed for this producer: its data is not handed over. The rest of the handover is intact.",
         "Take the node as absent. Add fewer subtrees, or use Linux 7.0.9.",
         f"{CORE}, kho_add_subtree; upstream {FIXES['subnode-left'].upstream}",
-    ),
-    "KHO043": Rule(
-        "note",
-        "memfd in no session",
-        "A memfd is preserved, or was preserved for the kernel that runs, and no session lists it.",
-        "Before the jump that is every memfd: LUO's lists are written then. After a live update, it was not retrieved.",
-        "`kho extract --memfd PHYS` writes its contents; names and tokens are not in it.",
-        f"{LUO}luo_session.c",
     ),
     "KHO045": Rule(
         "warning",
