@@ -434,6 +434,16 @@ RULES: dict[str, Rule] = {
         "`kho extract --memfd PHYS` writes its contents; names and tokens are not in it.",
         f"{LUO}luo_session.c",
     ),
+    "KHO045": Rule(
+        "warning",
+        "descriptor store of systemd inconsistent",
+        "The map in token 0 of the session `systemd` is not as systemd writes it, or does not agree with the files and "
+        "sessions of the handover.",
+        "systemd gives a descriptor to its unit by this map. A descriptor without an entry, or an entry without a "
+        "file, is lost.",
+        "Compare `kho inspect` with the log of systemd-shutdown: it names each descriptor that could not be preserved.",
+        "abi.md section 6; systemd 262.1",
+    ),
     "KHO047": Rule(
         "warning",
         "handover not finalized",
@@ -453,16 +463,6 @@ RULES: dict[str, Rule] = {
         "kho_add_subtree failed for this producer: its data is not handed over. The rest of the handover is intact.",
         "Take the node as absent. Add fewer subtrees, or use Linux 7.0.9.",
         f"{CORE}, kho_add_subtree; upstream {FIXES['subnode-left'].upstream}",
-    ),
-    "KHO045": Rule(
-        "warning",
-        "descriptor store of systemd inconsistent",
-        "The map in token 0 of the session `systemd` is not as systemd writes it, or does not agree with the files and "
-        "sessions of the handover.",
-        "systemd gives a descriptor to its unit by this map. A descriptor without an entry, or an entry without a "
-        "file, is lost.",
-        "Compare `kho inspect` with the log of systemd-shutdown: it names each descriptor that could not be preserved.",
-        "abi.md section 6; systemd 262.1",
     ),
 }
 

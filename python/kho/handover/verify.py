@@ -403,8 +403,7 @@ def _handover(
     for name, payload in payloads.items():
         of_payload = _payload(payload, f"subtree {name} at {payload.blob.phys:#x}", most)
         yield from (found for found in of_payload if inc.finalized or found.id not in OF_PRESERVED)
-    if inc.finalized:
-        yield from _owners(inc, payloads, most)
+    yield from _owners(inc, payloads, most)
     offer = Offer.of(inc, payloads)
     if target is not None:
         yield from target_findings(offer, target, f"root FDT at {inc.fdt_phys:#x}", inc.fdt_phys, most=most)
