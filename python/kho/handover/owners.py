@@ -212,6 +212,14 @@ def _unlisted(inc: Incoming, payloads: Mapping[str, Payload], found: Mapping[str
         return []
     places = [(*place, True) for place in (find_unlisted(inc, found["unowned"]) if len(found["unowned"]) else [])]
     places += [(*place, False) for place in find_outside_map(inc)]
+    listed = {
+        entry.data
+        for payload in payloads.values()
+        if isinstance(payload, Luo)
+        for session in payload.all_sessions
+        for entry in session.entries
+    }
+    places = [place for place in places if place[0] not in listed]
     budget = next((payload.blob.budget for payload in payloads.values()), None) or Budget(inc)
     files: list[MemfdFile] = []
     for phys, version, in_map in sorted(places):
