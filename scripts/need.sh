@@ -1,7 +1,7 @@
 #!/bin/sh
 # Checks for the programs that a build needs, before it starts.
 #   need.sh build    Python, Rust, a linker; exits 1 and prints what is missing and how to install it
-#   need.sh test     also rustfmt and clippy; installs dtc and valgrind if possible
+#   need.sh test     also rustfmt and clippy; installs dtc, valgrind and makedumpfile if possible
 #   need.sh python   prints the Python to use
 set -u
 cd "$(dirname "$0")/.." || exit 1
@@ -73,6 +73,7 @@ test)
     if [ $missing = 0 ]; then
         get dtc device-tree-compiler "which some tests compare with"
         get valgrind valgrind "which counts the instructions of hot paths"
+        get makedumpfile makedumpfile "which filters dumps for some tests"
     fi
     ;;
 python) find_python || exit 1 ;;

@@ -41,21 +41,34 @@ CODECS: dict[str, tuple[int, Callable[[bytes], bytes]]] = {
 }
 
 
-def kdump(pages: dict[int, bytes], codec: str = "zlib", *, block: int = 4096, machine: str = "x86_64") -> bytes:
-    """A kdump file, version 6, of whole pages by address; pages of zeros share a descriptor's page (diskdump_mod.h)."""
+def kdump(
+    pages: dict[int, bytes],
+    codec: str = "zlib",
+    *,
+    block: int = 4096,
+    machine: str = "x86_64",
+    ram: Iterable[int] = (),
+    level: int = 0,
+) -> bytes:
+    """A kdump file, version 6, of whole pages by address; pages of zeros share a descriptor's page (diskdump_mod.h).
+
+    `ram` are the addresses of more pages that the machine had, which the filter of this level left out.
+    """
     flags, pack = CODECS[codec]
-    max_mapnr = max(pages) // block + 1
+    known = {*pages, *ram}
+    max_mapnr = max(known) // block + 1
     blocks = -(-max_mapnr // (8 * block))
-    bitmap = bytearray(blocks * block)
-    for phys in pages:
-        bitmap[phys // block // 8] |= 1 << phys // block % 8
+    bitmaps = [bytearray(blocks * block), bytearray(blocks * block)]
+    for bitmap, addresses in zip(bitmaps, (known, pages), strict=True):
+        for phys in addresses:
+            bitmap[phys // block // 8] |= 1 << phys // block % 8
     main = struct.pack(
         "<8si65s65s65s65s65s65s6x16xIiiIIIIIIi",
         *(b"KDUMP   ", 6, b"Linux", b"", b"7.3.4", b"", machine.encode(), b""),
         *(0, block, 1, 2 * blocks, max_mapnr, 0, 0, 0, 0, 1),
     )
-    sub = struct.pack("<QiiQQqQqQqQQQQ", *[0] * 13, max_mapnr)
-    head = main.ljust(block, b"\0") + sub.ljust(block, b"\0") + 2 * bytes(bitmap)
+    sub = struct.pack("<QiiQQqQqQqQQQQ", 0, level, *[0] * 11, max_mapnr)
+    head = main.ljust(block, b"\0") + sub.ljust(block, b"\0") + b"".join(map(bytes, bitmaps))
     zeros = len(head) + 24 * len(pages)
     descriptors, body = b"", bytearray(block)
     for _, page in sorted(pages.items()):

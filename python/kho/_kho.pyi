@@ -276,15 +276,18 @@ class Memory:
         """
     @property
     def ranges(self) -> list[tuple[int, int]]:
-        """The runs of memory that can be read, as (phys, nbytes), ascending; adjacent runs are merged."""
+        """The runs of the machine's memory, as (phys, nbytes), ascending; adjacent runs are merged.
+
+        What the files name and do not have is among them: `absent`.
+        """
     @property
     def nbytes(self) -> int:
-        """Bytes that can be read, in total."""
+        """Bytes of `ranges`, in total."""
     def read(self, phys: int, n: int) -> bytes:
         """Copy `n` bytes at physical address `phys`.
 
-        Raises: OutsideMemoryError if any of them is not in this memory; SourceError on a read error, or if a file has
-        become shorter.
+        Raises: OutsideMemoryError if any of them is not in this memory; its subclasses LeftOutError and CutOffError if
+        the machine had it and the files have not; SourceError on a read error, or if a file has become shorter.
         """
     def next_data(self, phys: int) -> tuple[int, int] | None:
         """Find the first run at or after `phys` that may hold something other than zeros.
@@ -304,12 +307,26 @@ class Memory:
     def sources(self) -> list[str]:
         """The sources that were opened, in the order given; empty for byte strings."""
     @property
+    def absent(self) -> list[tuple[int, int, str]]:
+        """The memory that the machine had and the files have not, as (phys, nbytes, why), ascending.
+
+        `why` is "left out" (by the filter of the dump: reading it raises LeftOutError) or "cut off" (CutOffError).
+        """
+    @property
+    def dump_level(self) -> int | None:
+        """The level of the filter that wrote the dump (makedumpfile's -d); None if the files name none."""
+    def vmcoreinfo(self, name: str) -> str | None:
+        """The value of a line of VMCOREINFO, the crashed kernel's description of itself; None without it.
+
+        Args:
+            name: as in "OSRELEASE", "CRASHTIME", "PAGESIZE".
+
+        """
+    @property
     def truncated(self) -> list[tuple[str, int, int]]:
-        """The parts that truncated files claim and do not have, as (path, phys, nbytes).
+        """The parts that truncated files claim and do not have, as (path, phys, nbytes), ascending.
 
-        Reading them fails.
-
-        Of a kdump file these are the pages whose descriptors are lost, from the first to the last.
+        Reading them raises CutOffError. If a file is cut where it would name more memory, nbytes of its entry is 0.
         """
 
 @final
@@ -1375,6 +1392,22 @@ class Incoming:
     def ranges(self) -> list[tuple[int, int]]:
         """The runs of the memory, as (phys, nbytes), ascending."""
 
+    @property
+    def truncated(self) -> list[tuple[str, int, int]]:
+        """The parts that truncated files claim and do not have, as `Memory.truncated`."""
+    @property
+    def dump_level(self) -> int | None:
+        """The level of the filter that wrote the dump, as `Memory.dump_level`."""
+    def vmcoreinfo(self, name: str) -> str | None:
+        """The value of a line of VMCOREINFO, as `Memory.vmcoreinfo`."""
+    def absent(self, phys: int | None = None, nbytes: int | None = None) -> list[tuple[int, int, str]]:
+        """List what of the memory in `nbytes` from `phys` on is not in the files (`Memory.absent`)."""
+    def count_absent(self) -> tuple[int, int, int]:
+        """Count what is preserved and not in the files.
+
+        Returns: preserved pages that were left out, those that are cut off, and the folios whose second page alone was
+        left out.
+        """
     def next_data(self, phys: int) -> tuple[int, int] | None:
         """Find the first run at or after `phys` that may hold something other than zeros.
 

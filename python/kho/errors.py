@@ -11,6 +11,7 @@ from errno import errorcode
 __all__ = [
     "AccessError",
     "BusyError",
+    "CutOffError",
     "DescriptorLimitError",
     "ExistsError",
     "FdtError",
@@ -18,6 +19,7 @@ __all__ = [
     "FormatError",
     "FreedFolioError",
     "KhoError",
+    "LeftOutError",
     "LuoAbiError",
     "LuoBusyError",
     "LuoError",
@@ -29,6 +31,7 @@ __all__ = [
     "LuoStateError",
     "LuoUnavailableError",
     "MisalignedError",
+    "MissingMemoryError",
     "NoHandoverError",
     "NotCopyableError",
     "NotFoundError",
@@ -57,7 +60,8 @@ class KhoError(Exception):
 
     kind: str | None = None
     """The kind of error in a node of a map or list: unaligned, outside, order, count, cycle, shared, length, entry;
-    start or block for an address that is not aligned to its order; devicetree for an FDT that is not a handover's."""
+    start or block for an address that is not aligned to its order; devicetree for an FDT that is not a handover's;
+    left out or cut off for a handover that may be in memory that is not in the file."""
     phys: int | None = None
     """Physical address of the error, or None."""
 
@@ -94,6 +98,17 @@ class NotCopyableError(KhoError, TypeError):
 
 class OutsideMemoryError(KhoError, LookupError):
     """An access to physical memory outside the image or arena."""
+
+
+class MissingMemoryError(OutsideMemoryError):
+    """Memory that the machine had and that its dump does not have."""
+
+
+class LeftOutError(MissingMemoryError):
+    """Memory that the filter of a dump left out, such as makedumpfile's levels.
+
+    The message names the level and how to get a dump that has it.
+    """
 
 
 class ScratchOverlapError(KhoError, ValueError):
@@ -161,6 +176,10 @@ class NoHandoverError(KhoError, LookupError):
 
 class SourceError(KhoError, OSError):
     """A file, directory or address that cannot be read as physical memory."""
+
+
+class CutOffError(MissingMemoryError, SourceError):
+    """Memory that was in a part of the file that is gone: the file ends before what its headers promise."""
 
 
 class AccessError(SourceError, PermissionError):

@@ -98,7 +98,7 @@ def bare_fdt(found: Memory) -> bytes | None:
     if len(found.sources) != 1 or len(found.ranges) != 1 or found.ranges[0][0] != 0:
         return None
     size = found.ranges[0][1]
-    if found.machine is not None or not FDT_HEADER <= size <= FDT_MOST:
+    if found.machine is not None or found.absent or not FDT_HEADER <= size <= FDT_MOST:
         return None
     head = found.read(0, FDT_HEADER)
     if not head.startswith(FDT_MAGIC) or size > int.from_bytes(head[4:8], "big") + FDT_PADDING:

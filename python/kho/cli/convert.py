@@ -12,6 +12,7 @@ from ..handover.compat import VERDICTS, Offer, Target, judge, worst
 from ..handover.convert import convert
 from ..handover.convert_luo import DROPPABLE
 from ..kernels import Kernel, Release, kernels_that_write, known_kernel
+from ..sources import memory
 from ..sources import open as open_source
 from ..text import listed
 from . import output
@@ -99,8 +100,10 @@ def command(
         output.lines(as_calls(source, path, given, fdt_phys=fdt_phys, page_size=page_size))
         return
     with output.progress("searching") as told:
-        inc = open_source(source, fdt_phys=fdt_phys, page_size=page_size, progress=told)
-    output.note_placement(inc)
+        opened = memory(source, progress=told)
+        with output.noting_cuts(opened):
+            inc = open_source(opened, fdt_phys=fdt_phys, page_size=page_size, progress=told)
+    output.note_opened(inc)
     made = convert(inc, **given)
     offer = made.offer()
     check_target(offer, target)

@@ -10,6 +10,7 @@ import click
 
 from .. import errors
 from ..handover.diff import Change, Diff, Extent, diff
+from ..sources import memory
 from ..sources import open as open_source
 from . import output
 
@@ -27,7 +28,8 @@ def command(a: str, b: str, everything: bool, as_json: bool) -> None:
     """Show the differences between the handovers in A and B.
 
     Compares ABI and sizes, scratch areas, folios by order as address ranges, and subtrees, sessions, files and
-    reserve_mem regions with their contents. A line with < belongs to A, one with > to B.
+    reserve_mem regions with their contents. A line with < belongs to A, one with > to B. Contents that one of two dumps
+    does not have are not compared, and are listed on stderr.
 
     \b
     Exit codes: 0 the same, 1 different, 2 one of them is not readable.
@@ -36,10 +38,12 @@ def command(a: str, b: str, everything: bool, as_json: bool) -> None:
     for source in (a, b):
         with output.progress(f"searching {source}") as told:
             try:
-                opened.append(open_source(source, progress=told))
+                there = memory(source, progress=told)
+                with output.noting_cuts(there):
+                    opened.append(open_source(there, progress=told))
             except errors.KhoError as error:
                 raise type(error)(f"{source}: {error}") from error
-        output.note_placement(opened[-1])
+        output.note_opened(opened[-1])
     with output.progress("comparing") as told:
         found = diff(*opened, progress=told)
     if as_json:
@@ -47,6 +51,8 @@ def command(a: str, b: str, everything: bool, as_json: bool) -> None:
     else:
         for line in lines(found, SHOWN if not everything else None):
             output.line(line)
+        for name in found.uncompared:
+            output.line(f"not compared, not in the dump: {name}", err=True)
     sys.exit(1 if found else 0)
 
 

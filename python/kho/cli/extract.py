@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from .. import errors
+from .._kho import Incoming
 from ..handover import extract
 from . import output
 from .options import Number, read, source_options
@@ -43,10 +45,11 @@ def command(
     """Write contents of the handover in SOURCE to files.
 
     Files are sparse, get their name only once complete, and replace existing files only with --force. The output has
-    the format of sha256sum, for `sha256sum -c`.
+    the format of sha256sum, for `sha256sum -c`. Of contents that are partly not in the dump (left out by its filter, or
+    cut off) the rest is written to a file whose name ends in .partial, without a sum; what is missing is a hole there.
 
     \b
-    Exit codes: 0 written, 1 with --all: a part could not be read, 2 not found or not readable.
+    Exit codes: 0 written, 1 a part is not in the dump or, with --all, could not be read, 2 not found or not readable.
     """
     chosen = [name is not None for name in (session, subtree, reserve_mem, memfd, folio, folder, dmesg or None)]
     if sum(chosen) != 1 or (session is None) != (token is None):
@@ -60,26 +63,37 @@ def command(
         with output.progress("extracting") as told:
             manifest = extract.save_all(inc, folder, force=force, progress=told)
         sys.exit(show_all(manifest, folder, as_json=as_json))
-    if session is not None and token is not None:
-        item = extract.file(inc, session, token)
-    elif subtree is not None:
-        item = extract.subtree(inc, subtree)
-    elif reserve_mem is not None:
-        item = extract.region(inc, reserve_mem)
-    elif dmesg:
-        item = extract.dmesg(inc)
-    elif memfd is not None:
-        item = extract.memfd(inc, memfd)
-    else:
-        item = extract.folio(inc, folio or 0)
+    try:
+        if session is not None and token is not None:
+            item = extract.file(inc, session, token)
+        elif subtree is not None:
+            item = extract.subtree(inc, subtree)
+        elif reserve_mem is not None:
+            item = extract.region(inc, reserve_mem)
+        elif dmesg:
+            item = extract.dmesg(inc)
+        elif memfd is not None:
+            item = extract.memfd(inc, memfd)
+        else:
+            item = extract.folio(inc, folio or 0)
+        write(inc, item, target or "", force=force, as_json=as_json)
+    except errors.MissingMemoryError as error:
+        output.line(f"kho: {error}", err=True)
+        sys.exit(1)
+
+
+def write(inc: Incoming, item: extract.Item, target: str, *, force: bool, as_json: bool) -> None:
+    """Extract one item; exit with code 1 if a part of it is not in the dump."""
     content = item.contents()
     allowance = extract.Allowance(inc)
+    saved: extract.Saved | None = None
     with output.progress("extracting") as told:
         if target == "-":
             digest = extract.stream(content, output.binary(force=force), progress=told, allowance=allowance)
         else:
-            saved = extract.save(content, target or "", force=force, progress=told, allowance=allowance)
+            saved = extract.save(content, target, force=force, progress=told, allowance=allowance, partial=True)
             digest = saved.sha256
+            target = str(saved.path) if saved.missing else target
     entry = {
         **item.facts,
         "kind": item.kind,
@@ -90,11 +104,20 @@ def command(
         "data_bytes": content.data_bytes,
         "sha256": digest,
     }
+    if saved is not None and saved.missing:
+        entry |= {"missing": [list(piece) for piece in saved.missing], "error": missing_text(saved)}
     if as_json and target != "-":
         output.print_json(entry)
     elif target != "-":
         show(entry)
     output.line(f"{content.what}: {summary(entry)}", err=True)
+    if "missing" in entry:
+        sys.exit(1)
+
+
+def missing_text(saved: extract.Saved) -> str:
+    """Say how much of a file is not in the dump."""
+    return f"{saved.missing_bytes} of its {saved.size} bytes are not in the dump"
 
 
 def summary(entry: dict[str, Any]) -> str:
@@ -105,7 +128,9 @@ def summary(entry: dict[str, Any]) -> str:
 
 def show(entry: dict[str, Any], prefix: str = "") -> None:
     """Print a line in the format of sha256sum."""
-    if entry["sha256"] is None:
+    if "missing" in entry:
+        output.line(f"{prefix}{entry['path']}: {entry['error']}: no sum", err=True)
+    elif entry["sha256"] is None:
         output.line(f"{entry['path']}: not hashed, its holes are too large", err=True)
     else:
         output.exact_line(sum_line(entry["sha256"], prefix + entry["path"]))
@@ -128,7 +153,8 @@ def show_all(manifest: dict[str, Any], folder: str, *, as_json: bool) -> int:
             output.line(f"{entry['kind']} {entry['name']}: {entry['error']}", err=True)
             continue
         written += 1
-        if not as_json:
+        failed += "missing" in entry
+        if not as_json or "missing" in entry:
             show(entry, f"{folder.rstrip('/')}/")
     output.line(f"{written} files and manifest.json in {folder}", err=True)
     return 1 if failed else 0

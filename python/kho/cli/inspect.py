@@ -10,6 +10,7 @@ import click
 
 from .._kho import Incoming, Snapshot
 from .._types import OtherRoot
+from ..handover.absence import level_names
 from ..handover.describe import describe
 from ..handover.running import core_of, is_running
 from ..text import UNFINALIZED
@@ -121,6 +122,8 @@ def show(inc: Incoming, report: dict[str, Any], source: str, *, full: bool) -> N
     else:
         facts.add("page size", str(inc.page_size), inc.page_size_why)
         facts.add("bitmaps", f"{inc.bitmap_bytes} bytes", f"{report['certainty']}: {report['bitmap_bytes_why']}")
+    if dump := report.get("dump"):
+        facts.add("dump", *dump_line(dump))
     facts.show(header=False)
 
     heading("Preserved", f": {inc.nr_folios} folios, {output.size(inc.preserved_bytes)}")
@@ -162,6 +165,14 @@ def show(inc: Incoming, report: dict[str, Any], source: str, *, full: bool) -> N
             for phys, order, count in report["folio_runs"]:
                 listed.add(f"{phys:#x}", str(order), str(count))
         listed.show()
+
+
+def dump_line(dump: dict[str, Any]) -> tuple[str, str]:
+    """Format what a dump says of itself, for two columns: the release of its kernel, then time and filter."""
+    said = [f"crashed {dump['crash_time']}"] if "crash_time" in dump else []
+    if "level" in dump:
+        said.append(f"level {dump['level']}: without {level_names(dump['level'])}")
+    return f"Linux {dump['release']}" if "release" in dump else "", "; ".join(said)
 
 
 def show_payloads(report: dict[str, Any]) -> None:
@@ -306,10 +317,10 @@ def show_luo(luo: dict[str, Any]) -> None:
     for session in luo["sessions"]:
         for row in session["files"]:
             size = output.size(row["size"]) if "size" in row else ""
-            digest = row.get("sha256") or row.get("error") or ""
+            digest = (row.get("sha256") or "")[:16] or row.get("absent") or row.get("error") or ""
             folios = str(row.get("folios", ""))
             kind = row["compatible"] + (" (draft)" if row.get("draft") else "")
-            files.add(session["name"] or '""', f"{row['token']:#x}", kind, size, folios, digest[:16])
+            files.add(session["name"] or '""', f"{row['token']:#x}", kind, size, folios, digest)
         if not session["files"]:
             files.add(session["name"] or '""', "", "no files")
     if luo["sessions"]:

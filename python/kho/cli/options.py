@@ -11,6 +11,7 @@ from .._kho import Incoming, Memory
 from ..errors import ParameterError
 from ..handover.running import is_running, open_running
 from ..sizes import parse_size
+from ..sources import memory
 from ..sources import open as open_source
 from . import output
 
@@ -98,15 +99,17 @@ def read(
             source[0], fdt_phys=fdt_phys, bitmap_bytes=bitmap_bytes, page_size=page_size, scratch=scratch
         )[0]
     with output.progress("searching") as told:
-        inc = open_source(
-            source,
-            fdt_phys=fdt_phys,
-            bitmap_bytes=bitmap_bytes,
-            page_size=page_size,
-            scratch=scratch,
-            progress=told,
-        )
-    output.note_placement(inc)
+        opened = source if isinstance(source, Memory) else memory(source, progress=told)
+        with output.noting_cuts(opened):
+            inc = open_source(
+                opened,
+                fdt_phys=fdt_phys,
+                bitmap_bytes=bitmap_bytes,
+                page_size=page_size,
+                scratch=scratch,
+                progress=told,
+            )
+    output.note_opened(inc)
     return inc
 
 

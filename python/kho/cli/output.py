@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, cast
 import click
 
 from .. import errors
-from .._kho import Incoming
+from .._kho import Arena, Incoming, Memory
+from ..handover.absence import CUT_OFF, absence, why_absent
 from ..sizes import format_size
 from ..text import printable
 
@@ -243,8 +244,22 @@ def confirm(*parts: str) -> bool | None:
     return click.confirm(_encodable(printable("".join(parts), LINE), sys.stderr), err=True)
 
 
-def note_placement(inc: Incoming) -> None:
-    """Print a note on stderr if a raw image is read at another address than the one given, and how to prevent it."""
+@contextmanager
+def noting_cuts(opened: Memory | Arena) -> Iterator[None]:
+    """Say that a file is cut off before the error of reading the handover in it: that is likely the reason."""
+    try:
+        yield
+    except errors.KhoError as error:
+        if isinstance(opened, Memory) and why_absent(error) is None and getattr(error, "kind", None) != CUT_OFF:
+            for path in dict.fromkeys(os.fsdecode(path) for path, _, _ in opened.truncated):
+                line(f"note: {path}: the file ends before what its headers promise: it is cut off", err=True)
+        raise
+
+
+def note_opened(inc: Incoming, *, absent: bool = True) -> None:
+    """Print notes on stderr: what the dump does not have, and if a raw image is read at another address than given."""
+    for text in absence(inc).lines() if absent else ():
+        line(f"note: {text}", err=True)
     if (at := inc.placement) is not None:
         text = f"{at.named} is read as {at.argument} ({at.certainty}): {at.why}; {at.as_is} reads it as given"
         line(f"note: {text}", err=True)
@@ -303,7 +318,7 @@ def bar(doing: str, total: int) -> Iterator[Callable[[int], None] | None]:
 def hint(error: errors.KhoError) -> str | None:
     """Return a hint on how to resolve an error, or None."""
     match error:
-        case errors.NoHandoverError(kind="devicetree"):
+        case errors.NoHandoverError(kind="devicetree" | "left out" | "cut off"):
             return None
         case errors.NoHandoverError():
             return "was the image taken after finalization? A raw image needs its address: FILE@0x40000000"
@@ -311,6 +326,8 @@ def hint(error: errors.KhoError) -> str | None:
             return "a user with permission is needed; for debugfs and /proc/kcore that is root (sudo)"
         case errors.UnsupportedAbiError():
             return "a newer kho may read it"
+        case errors.MissingMemoryError():
+            return None
         case errors.OutsideMemoryError():
             return "is the image complete? Give all parts of the memory, each with its address"
         case errors.FdtError():

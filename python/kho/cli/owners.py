@@ -11,6 +11,7 @@ import click
 
 from .._kho import Incoming, Snapshot
 from .._types import OwnedRange
+from ..handover.absence import CUT_OFF, LEFT_OUT
 from ..handover.owners import Owners, owners
 from ..handover.running import UnreadableError, shown_ranges
 from ..text import UNFINALIZED
@@ -27,9 +28,10 @@ def command(source: tuple[str, ...], by_page: bool, as_json: bool, **options: in
 
     An owner is the root FDT, a subtree's blob, a LUO block, a file of a session (with the offset in the file), a page
     list, a reserve_mem region, kho_test, or a memfd that no session lists; pages that nothing refers to are listed as
-    unknown. After that come the ranges that are referred to but not preserved, and ranges with two owners. SOURCE is
-    anything `kho inspect` takes. Of "live", the running machine, it is what /proc/kcore holds; without permission for
-    that (root), the addresses that the FDTs in debugfs name.
+    unknown. Ranges that the dump does not have, or not all of, are marked: left out by its filter, or cut off. After
+    that come the ranges that are referred to but not preserved, and ranges with two owners. SOURCE is anything `kho
+    inspect` takes. Of "live", the running machine, it is what /proc/kcore holds; without permission for that (root),
+    the addresses that the FDTs in debugfs name.
 
     \b
     Exit codes: 0 everything referred to is preserved, 1 some is not, or has two owners, 2 no handover or not readable.
@@ -78,6 +80,29 @@ def ranges(inc: Incoming, found: Owners, *, by_page: bool) -> Iterator[OwnedRang
             yield row._replace(phys=row.phys + at, nbytes=inc.page_size, offset=offset)
 
 
+def absent(inc: Incoming, row: OwnedRange) -> dict[str, int]:
+    """Return the bytes of a range that are not in the dump, by reason; empty if all are there."""
+    nbytes: dict[str, int] = {}
+    for _, size, why in inc.absent(row.phys, row.nbytes):
+        nbytes[why] = nbytes.get(why, 0) + size
+    return nbytes
+
+
+def mark(inc: Incoming, row: OwnedRange) -> str:
+    """Mark a range that is not in the dump: `  (left out)`, `  (4.0 KiB cut off)`."""
+    found = absent(inc, row)
+    marks = (why if nbytes >= row.nbytes else f"{output.size(nbytes)} {why}" for why, nbytes in found.items())
+    return f"  ({', '.join(marks)})" if found else ""
+
+
+def as_dict(inc: Incoming, row: OwnedRange, *, partly: bool) -> dict[str, Any]:
+    """Return a row for JSON; with `partly`, the bytes that the dump does not have too."""
+    if not partly:
+        return row._asdict()
+    found = absent(inc, row)
+    return row._asdict() | {"left_out": found.get(LEFT_OUT, 0), "cut_off": found.get(CUT_OFF, 0)}
+
+
 def left_out(inc: Incoming, found: Owners) -> int:
     """Return the number of ranges not printed: those beyond what an image of this size can plausibly hold."""
     return max(len(found.rows) - inc.room("items"), 0)
@@ -100,14 +125,16 @@ def print_json(inc: Incoming, found: Owners, *, by_page: bool) -> None:
         head |= {"more_unpreserved": found.more_unpreserved, "more_shared": found.more_shared}
     if left := left_out(inc, found):
         head["more_rows"] = left
-    output.print_json_rows(head, "rows", (row._asdict() for row in ranges(inc, found, by_page=by_page)))
+    partly = bool(inc.absent())
+    rows = (as_dict(inc, row, partly=partly) for row in ranges(inc, found, by_page=by_page))
+    output.print_json_rows(head, "rows", rows)
 
 
 def show(inc: Incoming, found: Owners, *, by_page: bool) -> None:
     """Print as text: every range, totals by owner, then unpreserved ranges and ranges with two owners."""
     line = "{:<16}  {:>10}  {:<7}  {}"
     rows = (
-        line.format(f"{row.phys:#x}", output.size(row.nbytes), orders(row), owner_and_part(row))
+        line.format(f"{row.phys:#x}", output.size(row.nbytes), orders(row), owner_and_part(row) + mark(inc, row))
         for row in ranges(inc, found, by_page=by_page)
     )
     output.lines(chain([line.format("address", "size", "orders", "owner")], rows), limit=output.LINE)

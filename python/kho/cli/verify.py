@@ -132,7 +132,7 @@ def command(
                 scratch=scratch or None,
                 kernel=kernel,
                 progress=told,
-                opened=output.note_placement,
+                opened=functools.partial(output.note_opened, absent=False),
             )
     counts = {severity: sum(f.severity == severity for f in found) for severity in SEVERITIES}
     if as_sarif:

@@ -209,6 +209,8 @@ class Luo(Payload):
         try:
             self.blob.budget.take_memory(phys, max(head + size, nbytes), what)
             data = self.blob.inc.read(phys + head, size)
+        except errors.MissingMemoryError:
+            raise
         except errors.KhoError as error:
             raise self.malformed(f"{what} at {phys:#x}: {count} entries: {error}") from error
         return layout.iter_unpack(data)

@@ -44,6 +44,8 @@ def read_records(place: Place, phys: int, count: int, of: Of, what: str) -> byte
     size = layout_of(of).size
     try:
         return place.blob.inc.read(phys, count * size)
+    except errors.MissingMemoryError:
+        raise
     except errors.KhoError as error:
         raise place.malformed(f"{what} at {phys:#x}: {count} records of {size} bytes: {error}") from error
 

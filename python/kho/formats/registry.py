@@ -329,7 +329,10 @@ def subtree(inc: Incoming, name: str, budget: Budget | None = None) -> Payload:
     found = inc.retrieve_subtree(name)
     owner = f"{SUBTREE}{name}"
     blob = Blob(inc, "", found.phys, found.size, owner, budget)
-    blob = replace(blob, compatible=_compatible(blob, name))
+    try:
+        blob = replace(blob, compatible=_compatible(blob, name))
+    except errors.MissingMemoryError as error:
+        return Broken(replace(blob, compatible=name), error)
     return decode(blob)
 
 
@@ -341,11 +344,15 @@ def _compatible(blob: Blob, name: str) -> str:
     _load_entry_points()
     try:
         head = blob.inc.read(blob.phys, 8 if blob.size is None else min(blob.size, 8))
+    except errors.MissingMemoryError:
+        raise
     except errors.OutsideMemoryError:
         return name
     if head.startswith(FDT_MAGIC) and blob.size is not None:
         try:
             return blob.fdt().root.str("compatible")
+        except errors.MissingMemoryError:
+            raise
         except errors.KhoError:
             return name
     text = head.split(b"\0")[0]

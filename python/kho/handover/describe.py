@@ -25,6 +25,7 @@ from ..formats import (
 )
 from ..formats.luo import LuoV1
 from ..kernels import Kernel, kernels_that_write, spanned
+from .absence import NOT_IN_DUMP, absence, dump_facts
 from .extract import Allowance, memory_content, sha256_of
 from .owners import unlisted
 
@@ -81,6 +82,10 @@ def describe(inc: Incoming, *, full: bool = False) -> dict[str, Any]:
         "subtrees": _subtrees(inc, decoded, full),
         "malformed_subtrees": inc.malformed_subtrees,
     }
+    if facts := dump_facts(inc):
+        report["dump"] = facts
+    if gone := absence(inc):
+        report["absent"] = gone.as_dict()
     if inc.placement is not None:
         report["placement"] = inc.placement._asdict()
     if inc.bitmap_bytes is not None:
@@ -143,6 +148,8 @@ def _subtrees(inc: Incoming, decoded: Mapping[str, Payload], full: bool) -> dict
         if subtree.size is not None and (full or subtree.size <= MOST_BYTES):
             try:
                 row["sha256"] = sha256_of(memory_content(inc, name, subtree.phys, subtree.size), allowance=allowance)
+            except errors.MissingMemoryError as error:
+                row |= {"absent": NOT_IN_DUMP, "error": str(error)}
             except errors.KhoError as error:
                 row["error"] = str(error)
         payload = decoded[name]
@@ -177,6 +184,8 @@ def _add_digests_of(inc: Incoming, entries: Iterable[tuple[Payload, dict[str, An
             left -= data
             try:
                 row["sha256"] = sha256_of(file, allowance=allowance)
+            except errors.MissingMemoryError as error:
+                row |= {"absent": NOT_IN_DUMP, "error": str(error)}
             except errors.KhoError as error:
                 row["error"] = str(error)
 

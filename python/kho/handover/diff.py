@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from heapq import merge
 from itertools import islice
 from typing import Any, Literal, NamedTuple
@@ -85,6 +85,8 @@ class Diff:
     """Sessions in only one handover, and errors of LUO."""
     files: list[Change]
     reserve_mem: list[Change]
+    uncompared: list[str] = field(default_factory=list)
+    """Items that could not be compared because they, or what leads to them, are not in one of the dumps."""
 
     def __bool__(self) -> bool:
         return bool(
@@ -104,6 +106,8 @@ class Diff:
             for side in ("more_a", "more_b"):
                 if not change[side]:
                     del change[side]
+        if not self.uncompared:
+            del data["uncompared"]
         return {"different": bool(self), **data}
 
 
@@ -117,7 +121,11 @@ def diff(a: Incoming, b: Incoming, *, progress: Callable[[int], object] | None =
     names = ("compatible", "page_size", "bitmap_bytes", "fdt_phys", "preserved_memory_map")
     facts = {name: (getattr(a, name), getattr(b, name)) for name in names}
     scratch = (a.scratch, b.scratch)
-    changes = list(_changes(a, b, progress))
+    uncompared: list[str] = []
+    if any(inc.scratch is None and inc.absent() for inc in (a, b)) and scratch[0] != scratch[1]:
+        scratch = (None, None)
+        uncompared.append("scratch")
+    changes = list(_changes(a, b, progress, uncompared))
     return Diff(
         page_size=page,
         facts={name: pair for name, pair in facts.items() if pair[0] != pair[1]},
@@ -127,6 +135,7 @@ def diff(a: Incoming, b: Incoming, *, progress: Callable[[int], object] | None =
         sessions=[change for change in changes if change.kind in ("session", "sessions")],
         files=[change for change in changes if change.kind == "file"],
         reserve_mem=[change for change in changes if change.kind == "reserve_mem"],
+        uncompared=uncompared,
     )
 
 
@@ -205,15 +214,21 @@ def _luo(inc: Incoming) -> tuple[list[str], dict[str, list[int]]]:
     return list(luo.sessions), {flb.name: [flb.data, flb.count] for flb in luo.flbs}
 
 
-def _changes(a: Incoming, b: Incoming, progress: Callable[[int], object] | None) -> Iterator[Change]:
-    (sessions_a, flbs_a), (sessions_b, flbs_b) = _luo(a), _luo(b)
-    both = set(sessions_a) & set(sessions_b)
-    yield from (Change("session", name, "removed") for name in sessions_a if name not in both)
-    yield from (Change("session", name, "added") for name in sessions_b if name not in both)
-    if flbs_a != flbs_b:
-        pairs = {name: (flbs_a.get(name), flbs_b.get(name)) for name in flbs_a | flbs_b}
-        yield Change("sessions", "FLBs", "changed", {name: pair for name, pair in pairs.items() if pair[0] != pair[1]})
+def _changes(
+    a: Incoming, b: Incoming, progress: Callable[[int], object] | None, uncompared: list[str]
+) -> Iterator[Change]:
     in_a, in_b = _keyed(items(a)), _keyed(items(b))
+    # Kinds whose list is not in one of the dumps.
+    unlisted: set[str] = {
+        item.kind for found in (in_a, in_b) for item in found.values() if item.absent and item.kind != "file"
+    }
+    if "sessions" in unlisted:
+        uncompared.append("sessions")
+        unlisted.add("file")
+    else:
+        yield from _session_changes(a, b)
+    if "reserve_mem" in unlisted:
+        uncompared.append("reserve_mem")
     allowances = (Allowance(a), Allowance(b))
     done = 0
 
@@ -223,15 +238,33 @@ def _changes(a: Incoming, b: Incoming, progress: Callable[[int], object] | None)
 
     for key in [*in_a, *(key for key in in_b if key not in in_a)]:
         one, other = in_a.get(key), in_b.get(key)
+        if key[0] in unlisted:
+            continue
         if one is None:
             yield from (_lone(item, "added") for item in (other,) if item)
         elif other is None:
             yield _lone(one, "removed")
+        elif one.absent or other.absent:
+            uncompared.append(f"{one.kind} {one.name}")
         else:
-            change = _compare(one, other, allowances, told)
+            try:
+                change = _compare(one, other, allowances, told)
+            except errors.MissingMemoryError:
+                change = _compare(replace(one, content=None), replace(other, content=None), allowances, told)
+                uncompared.append(f"{one.kind} {one.name}")
             if change is not None:
                 yield change
             done += one.content.data_bytes if one.content else 0
+
+
+def _session_changes(a: Incoming, b: Incoming) -> Iterator[Change]:
+    (sessions_a, flbs_a), (sessions_b, flbs_b) = _luo(a), _luo(b)
+    both = set(sessions_a) & set(sessions_b)
+    yield from (Change("session", name, "removed") for name in sessions_a if name not in both)
+    yield from (Change("session", name, "added") for name in sessions_b if name not in both)
+    if flbs_a != flbs_b:
+        pairs = {name: (flbs_a.get(name), flbs_b.get(name)) for name in flbs_a | flbs_b}
+        yield Change("sessions", "FLBs", "changed", {name: pair for name, pair in pairs.items() if pair[0] != pair[1]})
 
 
 def _lone(item: Item, side: Side) -> Change:
@@ -260,6 +293,8 @@ def _compare(
     if a.content is not None and b.content is not None:
         try:
             content = _contents(a.content, b.content, allowances, progress)
+        except errors.MissingMemoryError:
+            raise
         except (errors.OutsideMemoryError, errors.FormatError) as error:
             unread = (_why(a.content, error), _why(b.content, error))
             if unread[0] != unread[1]:

@@ -1,13 +1,15 @@
 """Writes handovers as ELF cores: one PT_LOAD per physical run, with its address in p_paddr; zeros become holes.
 
 `kho.open`, crash, gdb and readelf read such cores; the captures of kernels for the tests are in this format. Contents
-are streamed, at most 1 MiB at a time.
+are streamed, at most 1 MiB at a time. Memory that the source does not have, because its filter left it out or its end
+is cut off, is in no segment: a note of the owner `kho` lists it.
 """
 
 from __future__ import annotations
 
 import os
 import struct
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
@@ -22,6 +24,11 @@ MACHINES = {"x86_64": 62, "aarch64": 183}
 EHDR = struct.Struct("<16sHHIQQQI6H")
 PHDR = struct.Struct("<IIQQQQQQ")
 SHDR = struct.Struct("<IIQQQQIIQQ")
+NOTE = struct.Struct("<III4sIi")
+"""Header of the note `kho` of type 2, with its version and level; then ABSENT for each run of memory."""
+ABSENT = struct.Struct("<QQQ")
+WHYS = ("left out", "cut off")
+"""Number in the note -> reason, as `Memory.absent` has it."""
 PN_XNUM = 0xFFFF
 """PN_XNUM: from this number of program headers on, their count is in section header 0."""
 ALIGN = 4096
@@ -148,6 +155,38 @@ def data_runs(part: Part) -> list[tuple[int, int]]:
     return runs
 
 
+Absent = list[tuple[int, int, str]]
+"""Memory that is not in a dump, as `Memory.absent`."""
+
+
+def absent_of(memory: Readable) -> Absent:
+    """Return the memory that is not in the files of a source: (phys, nbytes, why)."""
+    if isinstance(memory, _kho.Memory):
+        return memory.absent
+    return memory.absent() if isinstance(memory, _kho.Incoming) else []
+
+
+def present(parts: Iterable[Part]) -> tuple[list[Part], Absent]:
+    """Return the parts without what is not in their source, and what that is."""
+    there: list[Part] = []
+    gone: Absent = []
+    known: dict[int, Absent] = {}
+    for part in parts:
+        absent = known.setdefault(id(part.memory), absent_of(part.memory))
+        lost = clipped([part[:2]], [(phys, nbytes) for phys, nbytes, _ in absent]) if absent else []
+        whys = {phys: why for phys, _, why in absent}
+        starts = sorted(whys)
+        at = part.phys
+        for phys, nbytes in lost:
+            if at < phys:
+                there.append(Part(at, phys - at, part.memory))
+            gone.append((phys, nbytes, whys[starts[bisect_right(starts, phys) - 1]]))
+            at = phys + nbytes
+        if at < part.phys + part.nbytes:
+            there.append(Part(at, part.phys + part.nbytes - at, part.memory))
+    return there, gone
+
+
 def _end_of_data(part: Part, runs: list[tuple[int, int]], page_size: int) -> int:
     """Return the end of a part's last page that is not all zeros; the start of the part if there is none."""
     for start, size in reversed(runs):
@@ -169,8 +208,15 @@ def _save(
     progress: Callable[[int], object] | None,
     page_size: int = ALIGN,
 ) -> list[Segment]:
-    """Write sorted parts to a temporary file, then rename it to `path`."""
+    """Write sorted parts to a temporary file, then rename it to `path`.
+
+    What is not in their source is in a note: it would read as zeros otherwise.
+    """
     path = Path(path)
+    levels = (part.memory.dump_level for part in parts if isinstance(part.memory, _kho.Memory | _kho.Incoming))
+    level = next((level for level in levels if level is not None), None)
+    parts, absent = present(parts)
+    note = absence_note(absent, level) if absent else b""
     runs = [data_runs(part) for part in parts]
     groups = _groups(parts)
     segments = []
@@ -188,7 +234,7 @@ def _save(
     try:
         try:
             with unfinished.open("wb") as file:
-                offsets = _write_headers(file, segments, _machine(machine))
+                offsets = _write_headers(file, segments, _machine(machine), note)
                 written = 0
                 for segment, offset, group in zip(segments, offsets, groups, strict=True):
                     for i in group:
@@ -232,17 +278,29 @@ def _machine(name: str) -> int:
     return int(number)
 
 
-def _write_headers(file: BinaryIO, segments: list[Segment], machine: int) -> list[int]:
-    """Write header and program headers, set the file's size, and return the file offset of each segment."""
-    many = len(segments) >= PN_XNUM
-    shoff = EHDR.size + PHDR.size * len(segments) if many else 0
-    phnum, shentsize, shnum = (PN_XNUM, SHDR.size, 1) if many else (len(segments), 0, 0)
+def absence_note(absent: Absent, level: int | None) -> bytes:
+    """Return the note of memory that the machine had and the file has not (rust/kho/src/memory/format/elf.rs)."""
+    nbytes = NOTE.size - 16 + ABSENT.size * len(absent)
+    head = NOTE.pack(4, nbytes, 2, b"kho\0", 1, -1 if level is None else level)
+    return head + b"".join(ABSENT.pack(phys, size, WHYS.index(why)) for phys, size, why in absent)
+
+
+def _write_headers(file: BinaryIO, segments: list[Segment], machine: int, note: bytes = b"") -> list[int]:
+    """Write header, program headers and note, set the file's size, and return the file offset of each segment."""
+    headers = len(segments) + bool(note)
+    many = headers >= PN_XNUM
+    shoff = EHDR.size + PHDR.size * headers if many else 0
+    phnum, shentsize, shnum = (PN_XNUM, SHDR.size, 1) if many else (headers, 0, 0)
     ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
     # ET_CORE, EV_CURRENT
     file.write(
         EHDR.pack(ident, 4, machine, 1, 0, EHDR.size, shoff, 0, EHDR.size, PHDR.size, phnum, shentsize, shnum, 0)
     )
-    end = EHDR.size + PHDR.size * len(segments) + SHDR.size * shnum
+    end = EHDR.size + PHDR.size * headers + SHDR.size * shnum
+    if note:
+        # PT_NOTE, readable
+        file.write(PHDR.pack(4, 4, end, 0, 0, len(note), len(note), 4))
+        end += len(note)
     offsets = []
     for segment in segments:
         at = -(-end // ALIGN) * ALIGN
@@ -251,7 +309,8 @@ def _write_headers(file: BinaryIO, segments: list[Segment], machine: int) -> lis
         file.write(PHDR.pack(1, 7, at, 0, segment.phys, segment.filesz, segment.nbytes, 0))
         end = at + segment.filesz
     if many:
-        file.write(SHDR.pack(0, 0, 0, 0, 0, 0, 0, len(segments), 0, 0))
+        file.write(SHDR.pack(0, 0, 0, 0, 0, 0, 0, headers, 0, 0))
+    file.write(note)
     file.truncate(end)
     return offsets
 

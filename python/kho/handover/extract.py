@@ -49,6 +49,10 @@ __all__ = [
 
 WINDOW = 4 << 20
 """Bytes per read."""
+PIECE = 4096
+"""Bytes per read where a part of a window is not in the dump."""
+PARTIAL = ".partial"
+"""End of the name of a file that lacks what is not in the dump."""
 _ZEROS = bytes(1 << 20)
 PSTORE = "pstore-kho"
 """Name of the subtree with the previous kernel's messages."""
@@ -108,6 +112,27 @@ class Content:
         for start, nbytes in self.present():
             for offset in range(start, start + nbytes, WINDOW):
                 yield offset, self.read(min(WINDOW, start + nbytes - offset), offset)
+
+    def readable(self, missing: list[tuple[int, int]]) -> Iterator[tuple[int, bytes]]:
+        """As `windows`, without what is not in the dump: `missing` gets the `(offset, nbytes)` of that."""
+        for start, nbytes in self.present():
+            for offset in range(start, start + nbytes, WINDOW):
+                end = min(offset + WINDOW, start + nbytes)
+                try:
+                    yield offset, self.read(end - offset, offset)
+                except errors.MissingMemoryError:
+                    yield from self._pieces(offset, end, missing)
+
+    def _pieces(self, start: int, end: int, missing: list[tuple[int, int]]) -> Iterator[tuple[int, bytes]]:
+        for offset in range(start, end, PIECE):
+            nbytes = min(PIECE, end - offset)
+            try:
+                yield offset, self.read(nbytes, offset)
+            except errors.MissingMemoryError:
+                if missing and sum(missing[-1]) == offset:
+                    missing[-1] = (missing[-1][0], missing[-1][1] + nbytes)
+                else:
+                    missing.append((offset, nbytes))
 
 
 class Allowance:
@@ -239,7 +264,14 @@ class Saved:
     data_bytes: int
     """Number of bytes that are not in holes."""
     sha256: str | None
-    """Hex digest; None if the holes are too large to hash."""
+    """Hex digest; None if the holes are too large to hash, or if something is missing."""
+    missing: tuple[tuple[int, int], ...] = ()
+    """`(offset, nbytes)` of what is not in the dump: holes of the file, whose name ends in `.partial`."""
+
+    @property
+    def missing_bytes(self) -> int:
+        """Number of bytes that are not in the dump."""
+        return sum(nbytes for _, nbytes in self.missing)
 
 
 def save(
@@ -249,10 +281,13 @@ def save(
     force: bool = False,
     progress: Progress | None = None,
     allowance: Allowance | None = None,
+    partial: bool = False,
 ) -> Saved:
     """Write contents to a sparse file; the file is renamed to its path when complete.
 
-    Args: force: replace an existing regular file.
+    Args: force: replace an existing regular file. partial: if a part of the contents is not in the dump, write the
+        rest to a file whose name ends in `.partial`, instead of raising MissingMemoryError, which is then raised only
+        if nothing is there.
     Raises: SourceError if the file exists or cannot be written; FormatError for a size that no file can have, and as
         `sha256_of`; OutsideMemoryError.
     """
@@ -263,17 +298,23 @@ def save(
     digest = _Digest(allowance)
     part = target.with_name(f".kho-{os.getpid()}-{next(_parts)}.part")
     done = 0
+    missing: list[tuple[int, int]] = []
     try:
         with part.open("xb") as out:
             out.truncate(content.size)
-            for offset, data in content.windows():
+            for offset, data in content.readable(missing) if partial else content.windows():
                 out.seek(offset)
                 out.write(data)
                 digest.add(offset, data)
                 done += len(data)
                 if progress:
                     progress(done)
-        digest.skip_to(content.size)
+        if missing:
+            if not done:
+                content.read(min(missing[0][1], PIECE), missing[0][0])  # raises MissingMemoryError
+            target = target.with_name(target.name + PARTIAL)
+        else:
+            digest.skip_to(content.size)
         _check_target(target, force=force)
         part.replace(target)
     except errors.KhoError:
@@ -288,7 +329,7 @@ def save(
         raise errors.SourceError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
         part.unlink(missing_ok=True)
-    return Saved(target, content.size, content.data_bytes, digest.hexdigest())
+    return Saved(target, content.size, content.data_bytes, None if missing else digest.hexdigest(), tuple(missing))
 
 
 def _check_target(target: Path, *, force: bool) -> None:
@@ -350,9 +391,18 @@ class Item:
     """The reason if there are no contents, else None."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Further properties for JSON: session, token, compatible, position, seals."""
+    cause: errors.KhoError | None = None
+    """The exception that is the reason, if there is one."""
+
+    @property
+    def absent(self) -> bool:
+        """Whether there are no contents because what leads to them is not in the dump."""
+        return isinstance(self.cause, errors.MissingMemoryError)
 
     def contents(self) -> Content:
-        """Return the contents. Raises: FormatError if there are none."""
+        """Return the contents. Raises: MissingMemoryError if the dump lacks them; FormatError if there are none."""
+        if isinstance(self.cause, errors.MissingMemoryError):
+            raise self.cause
         if self.content is None:
             raise errors.FormatError(f"{self.kind} {self.name}: {self.error}")
         return self.content
@@ -383,6 +433,12 @@ def subtree(inc: Incoming, name: str) -> Item:
     except errors.NotFoundError:
         raise errors.NotFoundError(f"subtree {name!r}: not found; there are {_quoted_names(inc.subtrees)}") from None
     if found.size is None:
+        try:
+            inc.read(found.phys, 1)
+        except errors.MissingMemoryError as error:
+            return Item("subtree", name, found.phys, None, None, str(error), cause=error)
+        except errors.KhoError:
+            pass
         return Item("subtree", name, found.phys, None, None, "its size is unknown")
     content = memory_content(inc, f"subtree {name}", found.phys, found.size)
     return Item("subtree", name, found.phys, found.size, content)
@@ -458,7 +514,8 @@ def _file(session: Session, entry: FileEntry) -> Item:
         return Item("file", name, entry.data, size, content_of(payload, payload.blob.owner), facts=facts)
     if why is None or isinstance(payload, Raw):
         why = f"{entry.compatible!r} has no contents known to kho"
-    return Item("file", name, entry.data, size, None, why, facts)
+    cause = payload.error if isinstance(payload, Broken) else None
+    return Item("file", name, entry.data, size, None, why, facts, cause)
 
 
 def memfd(inc: Incoming, phys: int) -> Item:
@@ -495,20 +552,22 @@ def items(inc: Incoming) -> Iterator[Item]:
         for name, found in inc.reserve_mem.items():
             yield Item("reserve_mem", name, found.start, found.size, content_of(found, f"reserve_mem {name}"))
     except errors.KhoError as error:
-        yield Item("reserve_mem", "memblock", None, None, None, str(error))
+        yield Item("reserve_mem", "memblock", None, None, None, str(error), cause=error)
     if PSTORE in inc.subtrees:
         try:
             yield dmesg(inc)
         except errors.KhoError as error:
-            yield Item("pstore", DMESG, inc.subtrees[PSTORE].phys, None, None, str(error))
+            yield Item("pstore", DMESG, inc.subtrees[PSTORE].phys, None, None, str(error), cause=error)
+    sessions: Iterable[Session] = ()
     try:
-        for session in inc.luo.all_sessions:
-            for entry in session.entries:
-                yield _file(session, entry)
+        sessions = inc.luo.all_sessions
     except errors.NotFoundError:
         pass
     except errors.KhoError as error:
-        yield Item("sessions", "LUO", None, None, None, str(error))
+        yield Item("sessions", "LUO", None, None, None, str(error), cause=error)
+    for session in sessions:
+        for entry in session.entries:
+            yield _file(session, entry)
     for memfd_file in unlisted(inc):
         yield _memfd(memfd_file)
 
@@ -519,7 +578,8 @@ def save_all(
     """Write everything to a directory, with a `manifest.json`, and return the manifest.
 
     The manifest has one entry per item, in the order of `items`: kind, name, phys, size, path relative to the
-    directory, data_bytes, sha256 and further properties. An item that cannot be read has a null path and an error; the
+    directory, data_bytes, sha256 and further properties. An item that cannot be read has a null path and an error; of
+    an item that is partly not in the dump the rest is written, and it has an error, `missing` and a null sha256. The
     other items are written.
 
     Args: force: write to a directory that is not empty, replacing files.
@@ -549,13 +609,20 @@ def save_all(
                 content_bytes = content.data_bytes
                 path = _unused_path(item.path(), taken)
                 _folder(root, path)
-                saved = save(content, root / path, force=force, progress=told, allowance=allowance)
+                saved = save(content, root / path, force=force, progress=told, allowance=allowance, partial=True)
+            except errors.MissingMemoryError as error:
+                entry["error"] = str(error)
+                continue
             except errors.SourceError:
                 raise
             except errors.KhoError as error:
                 entry["error"] = str(error)
                 continue
             entry |= {"path": path, "data_bytes": content_bytes, "sha256": saved.sha256}
+            if saved.missing:
+                entry["path"] = path + PARTIAL
+                entry["missing"] = [list(piece) for piece in saved.missing]
+                entry["error"] = f"{saved.missing_bytes} of its {saved.size} bytes are not in the dump"
             done += content_bytes
         manifest = {
             "compatible": inc.compatible,

@@ -426,6 +426,33 @@ RULES: dict[str, Rule] = {
         "`kho convert --kernel RELEASE` writes what that kernel takes; `kho compat` judges each object.",
         "docs/compat.md",
     ),
+    "KHO040": Rule(
+        "note",
+        "memory left out of the dump",
+        "The filter that wrote the dump left pages out: makedumpfile's level, which the header of a kdump file names, "
+        "or a range that was not asked for.",
+        "Nothing is wrong with the handover. What was left out was not checked, and its contents cannot be extracted.",
+        "A dump of makedumpfile -d 17 (or -d 1) keeps the contents of memfds; or run kho in the kdump kernel on "
+        "/proc/vmcore, before makedumpfile.",
+        "makedumpfile(8), -d; struct kdump_sub_header; the two bitmaps of a kdump file",
+    ),
+    "KHO041": Rule(
+        "warning",
+        "dump cut off",
+        "The file ends before what its headers promise: the disk was full, or a copy was interrupted.",
+        "What is missing was not checked, and its contents cannot be extracted. It is no fault of the handover.",
+        "Copy the whole file again, or take the dump again with more room.",
+        "the program headers of an ELF core, the descriptors of a kdump file, the ranges of LiME",
+    ),
+    "KHO042": Rule(
+        "note",
+        "second pages dropped by makedumpfile",
+        "Folios lack their second page and no other one.",
+        "makedumpfile up to 1.7.9 takes the second page of every compound page of Linux 7.1 and later for one of user "
+        "space, at level 8 and above. Folios of order 1 and more that the kernel allocated have a hole.",
+        "Take the dump with a later makedumpfile, or with -d 17.",
+        "makedumpfile, commit f50c015; include/linux/mm_types.h, compound_info",
+    ),
     "KHO043": Rule(
         "note",
         "memfd in no session",

@@ -36,6 +36,7 @@ from ..formats import Broken, Declared, KhoTest, Luo, MemfdFile, Payload, Raw, S
 from ..sizes import PAGE_SIZES, PAGEBLOCK_ORDERS, SMALL_BITMAP
 from ..sources import Source, bare_fdt, memory
 from ..text import UNFINALIZED
+from .absence import LEFT_OUT, absence, why_absent
 from .addresses import checked
 from .compat import Offer, Target
 from .owners import HANDLE, owners
@@ -140,7 +141,11 @@ def verify(
     given = {"page_size": page_size, "bitmap_bytes": bitmap_bytes}
     try:
         inc = open_memory(memory, fdt_phys=fdt_phys, scratch=scratch, progress=progress, **given)
+    except errors.MissingMemoryError as error:
+        return _sorted(_incomplete(memory, error, fdt_phys))
     except (errors.FormatError, errors.OutsideMemoryError) as error:
+        if isinstance(memory, Memory) and memory.truncated:
+            return _sorted(_incomplete(memory, error, fdt_phys))
         return _sorted(_unreadable(memory, error, fdt_phys, scratch, given))
     checked(inc)
     if opened is not None:
@@ -218,6 +223,20 @@ def _bare_fdt(source: str | os.PathLike[str]) -> bytes | None:
 
 
 # Handovers that cannot be read
+
+
+def _incomplete(memory: Memory | Arena, error: errors.KhoError, fdt_phys: int | None) -> Iterator[Finding]:
+    """Report that the map is not in the dump, and check the root FDT, if it is."""
+    rule = "KHO040" if why_absent(error) == LEFT_OUT else "KHO041"
+    if fdt_phys is None:
+        fdts = find_memory(memory)[0]
+        fdt_phys = fdts[0] if len(fdts) == 1 else None
+    if fdt_phys is not None:
+        place = f"root FDT at {fdt_phys:#x}"
+        fdt, broken = _read_fdt(memory.read, fdt_phys)
+        if fdt is not None and not broken:
+            yield from _root(fdt, place, memory.read, fdt_phys)
+    yield Finding(rule, "preserved-memory map", f"{error}; the map and what it leads to were not checked", error.phys)
 
 
 def _unreadable(
@@ -396,19 +415,52 @@ def _handover(
 ) -> Iterator[Finding]:
     """Check a handover that was read: root FDT, scratch, map, payloads, owners."""
     yield from _root(inc.fdt, f"root FDT at {inc.fdt_phys:#x}", inc.read, inc.fdt_phys)
-    yield from _scratch(inc.scratch, inc.page_size)
+    if inc.scratch is not None or not (inc.absent() or inc.truncated):
+        yield from _scratch(inc.scratch, inc.page_size)
     if inc.finalized:
         yield from _map(inc, nodes, most)
     payloads = inc.payloads
+    yield from _absence(inc, payloads)
     for name, payload in payloads.items():
         of_payload = _payload(payload, f"subtree {name} at {payload.blob.phys:#x}", most)
         yield from (found for found in of_payload if inc.finalized or found.id not in OF_PRESERVED)
     yield from _owners(inc, payloads, most)
+    if next(_undecoded(payloads), None) is not None:
+        return  # what the next kernel does with them is not known
     offer = Offer.of(inc, payloads)
     if target is not None:
         yield from target_findings(offer, target, f"root FDT at {inc.fdt_phys:#x}", inc.fdt_phys, most=most)
     elif (luo := payloads.get("LUO")) is not None:
         yield from luo_findings(offer, f"LUO at {luo.blob.phys:#x}", luo.blob.phys, most)
+
+
+def _absence(inc: Incoming, payloads: Mapping[str, Payload]) -> Iterator[Finding]:
+    """Report what of the memory is not in the dump, and which payloads could not be decoded for that."""
+    found = absence(inc)
+    lost = dict(_undecoded(payloads))
+    for rule, there, text in (
+        ("KHO040", found.left_out, found.left_out_line),
+        ("KHO041", found.cut_files, found.cut_line),
+    ):
+        if there:
+            mine = [owner for owner, why in lost.items() if (why == LEFT_OUT) == (rule == "KHO040")]
+            unread = f"; not decoded for that: {', '.join(mine)}" if mine else ""
+            yield Finding(rule, ", ".join(found.cut_files) if rule == "KHO041" else "this dump", text() + unread)
+    if found.compound_fault:
+        yield Finding("KHO042", "this dump", found.compound_line())
+
+
+def _undecoded(payloads: Mapping[str, Payload]) -> Iterator[tuple[str, str]]:
+    """Yield the owner of each payload that is not in the dump, and why."""
+    for payload in payloads.values():
+        if isinstance(payload, Broken) and (why := why_absent(payload.error)):
+            yield payload.blob.owner, why
+        if isinstance(payload, Luo):
+            for session in payload.all_sessions:
+                for entry in session.entries:
+                    file = session.files.decode(entry)
+                    if isinstance(file, Broken) and (why := why_absent(file.error)):
+                        yield file.blob.owner, why
 
 
 def _scratch(areas: Sequence[tuple[int, int]] | None, page_size: int) -> Iterator[Finding]:
@@ -463,13 +515,18 @@ def _payload(payload: Payload, place: str, most: int) -> Iterator[Finding]:
             phys,
         )
     if isinstance(payload, Broken):
+        if why_absent(payload.error):
+            return
         yield from _broken(payload, place)
     elif isinstance(payload, Raw):
         yield Finding("KHO025", place, f"compatible {name!r}", phys)
     elif isinstance(payload, Luo):
         yield from _luo(payload, most)
     elif isinstance(payload, MemfdFile):
-        yield from _memfd(payload, place, most)
+        try:
+            yield from _memfd(payload, place, most)
+        except errors.MissingMemoryError:
+            return
     elif isinstance(payload, KhoTest):
         yield from _kho_test(payload)
     yield from payload.findings()
@@ -577,7 +634,10 @@ def _has_more_records(memfd: Memfd) -> bool:
 
 
 def _owners(inc: Incoming, payloads: Mapping[str, Payload], most: int) -> Iterator[Finding]:
-    found = owners(inc, payloads)
+    try:
+        found = owners(inc, payloads)
+    except errors.MissingMemoryError:
+        return
     lost: dict[str, list[Finding]] = {"KHO021": [], "KHO022": []}
     counts = Counter({"KHO022": found.more_unpreserved})
     for row in found.unpreserved:
@@ -595,7 +655,7 @@ def _owners(inc: Incoming, payloads: Mapping[str, Payload], most: int) -> Iterat
         for s in found.shared[:most]
     ]
     yield from note_omitted(shared, len(found.shared) + found.more_shared)
-    if found.unowned:
+    if found.unowned and next(_undecoded(payloads), None) is None:
         rows = found.unowned
         value = f"{found.totals['unknown']:#x} bytes in {len(rows)} ranges: {found.why_unowned}"
         yield Finding("KHO034", f"pages from {rows[0].phys:#x}", value, rows[0].phys)

@@ -15,6 +15,8 @@ pub(crate) fn to_py(error: Error) -> PyErr {
         Error::OutOfRange { .. } => "OutOfRangeError",
         Error::PageSize { .. } | Error::BitmapBytes { .. } | Error::Invalid { .. } => "ParameterError",
         Error::OutsideMemory { .. } => "OutsideMemoryError",
+        Error::LeftOut { .. } => "LeftOutError",
+        Error::CutOff { .. } => "CutOffError",
         Error::ScratchOverlap { .. } => "ScratchOverlapError",
         Error::Finalized { .. } | Error::NotFinalized => "FinalizedError",
         Error::Exists { .. } => "ExistsError",

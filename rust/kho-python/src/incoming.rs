@@ -8,17 +8,18 @@ use crate::errors::{OrRaise, to_py};
 use crate::fdt::PyFdt;
 use crate::folio::{Folio, Pages, Place, next_data, phys_of, read};
 use crate::folios::FolioArray;
-use crate::memory::{Memory, memory_of, with_progress};
+use crate::memory::{Memory, absence, memory_of, truncated, vmcoreinfo, with_progress};
 use crate::tracker::PyTracker;
 use kho::Error;
 use kho::arena::ScratchArea;
 use kho::incoming::{Address, Incoming, Options};
-use kho::memory::PhysMemory;
+use kho::memory::{PhysMemory, absences_in};
 use kho::others::RootState;
 use kho::payload::ChunkOwners;
 use kho::units::{Order, PageSize, Pfn, Phys};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
+use std::ffi::OsString;
 use std::sync::Arc;
 
 /// A handover that was read or taken over (kho_in); each of its folios is restored once.
@@ -439,6 +440,39 @@ impl PyIncoming {
     #[getter]
     fn ranges(&self) -> Vec<(u64, u64)> {
         self.inner.memory().ranges().iter().map(|r| (r.start.0, r.len)).collect()
+    }
+
+    /// The parts that truncated files claim and do not have, as `Memory.truncated`.
+    #[getter]
+    fn truncated(&self) -> Vec<(OsString, u64, u64)> {
+        truncated(&**self.inner.memory())
+    }
+
+    /// The level of the filter that wrote the dump, as `Memory.dump_level`.
+    #[getter]
+    fn dump_level(&self) -> Option<u32> {
+        self.inner.memory().dump_level()
+    }
+
+    /// The value of a line of VMCOREINFO, as `Memory.vmcoreinfo`.
+    fn vmcoreinfo(&self, name: &str) -> Option<String> {
+        vmcoreinfo(&**self.inner.memory(), name)
+    }
+
+    /// List what of the memory in `nbytes` from `phys` on is not in the files (`Memory.absent`).
+    #[pyo3(signature = (phys=None, nbytes=None))]
+    fn absent(&self, phys: Option<Number>, nbytes: Option<Number>) -> Vec<(u64, u64, &'static str)> {
+        let (phys, nbytes) = (phys.map_or(0, |n| n.0), nbytes.map_or(u64::MAX, |n| n.0));
+        absences_in(self.inner.memory().absences(), Phys(phys), nbytes).map(|one| absence(&one)).collect()
+    }
+
+    /// Count what is preserved and not in the files.
+    ///
+    /// Returns: preserved pages that were left out, those that are cut off, and the folios whose second page alone was
+    /// left out.
+    fn count_absent(&self, py: Python<'_>) -> (u64, u64, u64) {
+        let lost = py.detach(|| kho::verify::lost(&self.inner));
+        (lost.pages[0], lost.pages[1], lost.second_pages)
     }
 
     /// Find the first run at or after `phys` that may hold something other than zeros.

@@ -5,7 +5,8 @@
 use crate::arena::PyArena;
 use crate::args::Number;
 use crate::errors::OrRaise;
-use kho::memory::{FileMemory, PhysMemory, SliceMemory, Source, open_sources_with, unpack_bytes as unpacked};
+use kho::filter::Absent;
+use kho::memory::{Absence, FileMemory, PhysMemory, SliceMemory, Source, open_sources_with, unpack_bytes as unpacked};
 use kho::units::Phys;
 use kho::{Error, Result};
 use pyo3::exceptions::PyTypeError;
@@ -41,6 +42,28 @@ pub(crate) fn memory_of(object: &Bound<'_, PyAny>) -> PyResult<Arc<dyn PhysMemor
     } else {
         Err(PyTypeError::new_err("a kho.Memory or a kho.Arena is needed"))
     }
+}
+
+/// What a truncated file claims, for Python.
+pub(crate) fn truncated(memory: &dyn PhysMemory) -> Vec<(OsString, u64, u64)> {
+    let cuts = memory.cuts().iter();
+    cuts.map(|cut| (cut.path.clone().into_os_string(), cut.missing.start.0, cut.missing.len)).collect()
+}
+
+/// A run of memory that is not in its file, for Python.
+pub(crate) fn absence(absence: &Absence) -> (u64, u64, &'static str) {
+    let why = match absence.why {
+        Absent::LeftOut => "left out",
+        Absent::CutOff => "cut off",
+    };
+    (absence.range.start.0, absence.range.len, why)
+}
+
+/// The value of a line of VMCOREINFO, as text.
+pub(crate) fn vmcoreinfo(memory: &dyn PhysMemory, name: &str) -> Option<String> {
+    let mut lines = memory.vmcoreinfo()?.split(|&byte| byte == b'\n');
+    let value = lines.find_map(|line| line.strip_prefix(name.as_bytes())?.strip_prefix(b"="))?;
+    Some(String::from_utf8_lossy(value).trim_end_matches(['\0', '\r']).to_owned())
 }
 
 /// Does long work, detached from the interpreter, and calls `progress` with the number of bytes done. An exception of
@@ -128,13 +151,15 @@ impl Memory {
         Ok(Memory { inner: Arc::new(SliceMemory::new(segments).or_raise()?), files: None })
     }
 
-    /// The runs of memory that can be read, as (phys, nbytes), ascending; adjacent runs are merged.
+    /// The runs of the machine's memory, as (phys, nbytes), ascending; adjacent runs are merged.
+    ///
+    /// What the files name and do not have is among them: `absent`.
     #[getter]
     fn ranges(&self) -> Vec<(u64, u64)> {
         self.inner.ranges().iter().map(|r| (r.start.0, r.len)).collect()
     }
 
-    /// Bytes that can be read, in total.
+    /// Bytes of `ranges`, in total.
     #[getter]
     fn nbytes(&self) -> u128 {
         self.inner.nbytes()
@@ -142,8 +167,8 @@ impl Memory {
 
     /// Copy `n` bytes at physical address `phys`.
     ///
-    /// Raises: OutsideMemoryError if any of them is not in this memory; SourceError on a read error, or if a file has
-    /// become shorter.
+    /// Raises: OutsideMemoryError if any of them is not in this memory; its subclasses LeftOutError and CutOffError if
+    /// the machine had it and the files have not; SourceError on a read error, or if a file has become shorter.
     fn read<'py>(&self, py: Python<'py>, phys: Number, n: Number) -> PyResult<Bound<'py, PyBytes>> {
         crate::folio::read(py, &*self.inner, Phys(phys.0), n.0)
     }
@@ -172,15 +197,34 @@ impl Memory {
         sources.iter().map(Source::to_string).collect()
     }
 
-    /// The parts that truncated files claim and do not have, as (path, phys, nbytes).
+    /// The parts that truncated files claim and do not have, as (path, phys, nbytes), ascending.
     ///
-    /// Reading them fails.
-    ///
-    /// Of a kdump file these are the pages whose descriptors are lost, from the first to the last.
+    /// Reading them raises CutOffError. If a file is cut where it would name more memory, nbytes of its entry is 0.
     #[getter]
     fn truncated(&self) -> Vec<(OsString, u64, u64)> {
-        let cuts = self.files.as_ref().map_or(&[][..], |f| f.truncated());
-        cuts.iter().map(|cut| (cut.path.clone().into_os_string(), cut.missing.start.0, cut.missing.len)).collect()
+        truncated(&*self.inner)
+    }
+
+    /// The memory that the machine had and the files have not, as (phys, nbytes, why), ascending.
+    ///
+    /// `why` is "left out" (by the filter of the dump: reading it raises LeftOutError) or "cut off" (CutOffError).
+    #[getter]
+    fn absent(&self) -> Vec<(u64, u64, &'static str)> {
+        self.inner.absences().iter().map(absence).collect()
+    }
+
+    /// The level of the filter that wrote the dump (makedumpfile's -d); None if the files name none.
+    #[getter]
+    fn dump_level(&self) -> Option<u32> {
+        self.inner.dump_level()
+    }
+
+    /// The value of a line of VMCOREINFO, the crashed kernel's description of itself; None without it.
+    ///
+    /// Args:
+    ///     name: as in "OSRELEASE", "CRASHTIME", "PAGESIZE".
+    fn vmcoreinfo(&self, name: &str) -> Option<String> {
+        vmcoreinfo(&*self.inner, name)
     }
 
     fn __repr__(&self) -> String {

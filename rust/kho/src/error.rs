@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+use crate::filter::{Absent, REMEDY, level_names};
 use crate::sizes::SizeRule;
 use std::fmt;
 use std::path::PathBuf;
@@ -11,6 +12,11 @@ use thiserror::Error;
 
 /// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The level of a dump, in brackets, if it is known.
+fn level_of(level: Option<u32>) -> String {
+    level.map_or_else(String::new, |level| format!(" (level {level} = {})", level_names(level)))
+}
 
 /// What can go wrong, one variant per remedy.
 #[derive(Debug, Error)]
@@ -77,6 +83,30 @@ pub enum Error {
     OutsideMemory {
         /// What was checked, as it appears in the message.
         what: &'static str,
+        /// The physical address.
+        phys: u64,
+        /// The number of bytes.
+        len: u64,
+    },
+
+    /// Memory that the machine had and that the filter of its dump left out.
+    #[error("memory at {phys:#x} (+{len:#x}) was left out of this dump{}: {REMEDY}", level_of(*.level))]
+    LeftOut {
+        /// The physical address.
+        phys: u64,
+        /// The number of bytes.
+        len: u64,
+        /// The filter's level (makedumpfile's `-d`), if the dump names it.
+        level: Option<u32>,
+    },
+
+    /// Memory that the machine had and that was in the part of the file that is gone.
+    #[error(
+        "{claim}memory at {phys:#x} (+{len:#x}) is missing or incomplete: the file is cut off, it ends before what its headers promise"
+    )]
+    CutOff {
+        /// The file and what in it promises the memory, with a colon after each; may be empty.
+        claim: String,
         /// The physical address.
         phys: u64,
         /// The number of bytes.
@@ -287,6 +317,8 @@ pub enum Error {
     NoHandover {
         /// The reason, as it appears in the message.
         why: String,
+        /// Why memory that it may be in is not in the file, if some is not.
+        absent: Option<Absent>,
     },
 
     /// The progress callback asked to stop.
@@ -783,15 +815,28 @@ impl Error {
     pub fn place(&self) -> (Option<&'static str>, Option<u64>) {
         match self {
             Error::Map { phys, problem, .. } => (Some(problem.kind()), Some(*phys)),
+            Error::NoHandover { absent: Some(Absent::LeftOut), .. } => (Some("left out"), None),
+            Error::NoHandover { absent: Some(Absent::CutOff), .. } => (Some("cut off"), None),
             Error::Root { phys, .. }
             | Error::UnsupportedAbi { phys, .. }
             | Error::NoLayout { phys, .. }
             | Error::OutsideMemory { phys, .. }
+            | Error::LeftOut { phys, .. }
+            | Error::CutOff { phys, .. }
             | Error::PageState { phys, .. }
             | Error::Owned { phys, .. }
             | Error::Freed { phys, .. }
             | Error::Untaken { phys } => (None, Some(*phys)),
             _ => (None, None),
+        }
+    }
+
+    /// Why the memory that is needed is not in its file, if that is what is wrong.
+    pub fn absent(&self) -> Option<Absent> {
+        match self {
+            Error::LeftOut { .. } => Some(Absent::LeftOut),
+            Error::CutOff { .. } => Some(Absent::CutOff),
+            _ => None,
         }
     }
 

@@ -66,6 +66,7 @@ compile_error!(
 // From the ground up; a module imports only from those above it. tests/test_import_graph_rust.py checks that no file
 // imports itself through others, and that nothing outside `write` imports `write`.
 
+pub mod filter;
 pub mod sizes;
 
 pub mod error;

@@ -191,6 +191,8 @@ pub fn decide(place: Place<'_>, abi: &Abi, map: Phys, known: &Known, hints: Hint
         MapFormat::Radix { .. } => hints.page.is_some_and(|(_, why)| why == GIVEN),
     };
     let alone = candidates.len() == 1;
+    let absent = |refused: &Refused| refused.iter().any(|(_, _, e)| e.absent().is_some());
+    let unread = absent(&refused);
     let mut best: Option<Scored> = None;
     let mut beaten = Vec::new();
     for (candidate, read) in candidates {
@@ -207,7 +209,7 @@ pub fn decide(place: Place<'_>, abi: &Abi, map: Phys, known: &Known, hints: Hint
             refused.push((candidate.page, candidate.bitmap, e));
             continue;
         }
-        let doubts = match alone {
+        let doubts = match alone && !unread {
             true => NO_DOUBTS,
             false => doubts(place.memory(), preserved.tracker(), &candidate, known),
         };
@@ -223,6 +225,10 @@ pub fn decide(place: Place<'_>, abi: &Abi, map: Phys, known: &Known, hints: Hint
         }
     }
     let Some(Scored { candidate, preserved, doubts }) = best else { return Err(no_reading(map, refused)) };
+    // A reading that could not be completed may be the right one; only one that nothing speaks against rules it out.
+    if absent(&refused) && doubts != NO_DOUBTS {
+        return Err(no_reading(map, refused));
+    }
     let why = |(page, bitmap, theirs, same): (_, _, Doubts, _)| match theirs == doubts {
         true => (page, bitmap, same),
         false => (page, bitmap, theirs.worse_because(&doubts)),
@@ -427,7 +433,11 @@ pub fn pages_outside(memory: &dyn PhysMemory, tracker: &Tracker) -> u128 {
     tracker.extents().map(missing).sum()
 }
 
-fn no_reading(map: Phys, refused: Refused) -> Error {
+fn no_reading(map: Phys, mut refused: Refused) -> Error {
+    // Memory that is not in the file is the reason, whatever else readings came to.
+    if let Some(at) = refused.iter().position(|(_, _, e)| e.absent().is_some()) {
+        return refused.swap_remove(at).2;
+    }
     let mut texts: Vec<String> = Vec::new();
     for (page, bitmap, e) in &refused {
         let reading = match bitmap {

@@ -6,9 +6,10 @@ use super::backing::{Backing, Segment};
 use super::note::{Machine, Note, NoteBytes};
 use super::part::{Cut, Part};
 use super::source::Source;
-use super::{PhysMemory, PhysRange, Room};
+use super::{Absence, PhysMemory, PhysRange, Room, absence};
 use crate::error::{Error, Result, SourceProblem};
-use crate::units::Phys;
+use crate::filter::Absent;
+use crate::units::{PageSize, Phys};
 use std::fmt;
 use std::io;
 
@@ -18,7 +19,7 @@ pub struct FileMemory {
     backings: Vec<Backing>,
     /// How messages name a segment of each.
     kinds: Vec<&'static str>,
-    /// By address; disjoint, none empty.
+    /// By address; disjoint, none empty. Their files had all of them when they were opened.
     segments: Vec<Segment>,
     /// For each segment the first one, from it on, that is not all zeros; the number of segments if there is none. A
     /// search for data would otherwise look at every segment of zeros each time.
@@ -26,6 +27,10 @@ pub struct FileMemory {
     ranges: Vec<PhysRange>,
     machine: Option<Machine>,
     notes: Vec<NoteBytes>,
+    vmcoreinfo: Option<Vec<u8>>,
+    level: Option<u32>,
+    absences: Vec<Absence>,
+    /// By address.
     truncated: Vec<Cut>,
     raw: bool,
 }
@@ -52,16 +57,26 @@ impl FileMemory {
             ranges: Vec::new(),
             machine: None,
             notes: Vec::new(),
+            vmcoreinfo: None,
+            level: None,
+            absences: Vec::new(),
             truncated: Vec::new(),
             raw: parts.iter().all(|part| part.raw),
         };
+        let mut absences = Vec::new();
         for (backing, part) in (0u32..).zip(parts) {
             memory.sources.push(part.source);
             memory.backings.push(part.backing);
             memory.kinds.push(part.kind);
             memory.machine = memory.machine.or(part.machine);
+            memory.level = memory.level.or(part.level);
+            memory.vmcoreinfo = memory.vmcoreinfo.or(part.vmcoreinfo);
             memory.truncated.extend(part.cuts);
             memory.notes.extend(part.notes);
+            match absences.is_empty() {
+                true => absences = part.absences,
+                false => absences.extend(part.absences),
+            }
             // In place: the segments of one file may be many.
             let segments: Vec<_> = part.segments.into_iter().map(|segment| Segment { backing, ..segment }).collect();
             match memory.segments.is_empty() {
@@ -70,8 +85,7 @@ impl FileMemory {
             }
         }
         memory.segments.sort_unstable_by_key(|s| s.first);
-        memory.check_count()?;
-        let mut ranges = Vec::new();
+        memory.check_count(absences.len())?;
         let mut before: Option<&Segment> = None;
         for segment in &memory.segments {
             if let Some(before) = before.filter(|before| before.last() >= segment.first) {
@@ -79,18 +93,11 @@ impl FileMemory {
                 return Err(later.error(SourceProblem::Overlap { first: before.first, second: segment.first }));
             }
             before = Some(segment);
-            append(&mut ranges, segment);
-            let backing = &memory.backings[segment.backing as usize];
-            let present = segment.present(backing.size);
-            if let Some(index) = segment.index.filter(|_| present < segment.filled) {
-                memory.truncated.push(Cut {
-                    path: backing.path.clone(),
-                    claim: format!("{} {index}", memory.kinds[segment.backing as usize]),
-                    missing: PhysRange { start: Phys(segment.first + present), len: segment.filled - present },
-                });
-            }
         }
-        memory.ranges = ranges;
+        memory.cut(&mut absences);
+        let present = memory.segments.iter().map(|segment| (segment.first, segment.last()));
+        memory.absences = absence::without(absences, present);
+        memory.ranges = memory.named();
         let mut next = memory.segments.len() as u32;
         let mut filled = vec![next; memory.segments.len()];
         for (at, segment) in memory.segments.iter().enumerate().rev() {
@@ -103,20 +110,66 @@ impl FileMemory {
         Ok(memory)
     }
 
+    /// Takes what the files do not have any more out of the segments.
+    fn cut(&mut self, absences: &mut Vec<Absence>) {
+        let whole = |segment: &Segment| segment.present(self.backings[segment.backing as usize].size) == segment.filled;
+        if !self.segments.iter().all(whole) {
+            let mut left = Vec::with_capacity(self.segments.len());
+            for segment in &self.segments {
+                let backing = &self.backings[segment.backing as usize];
+                let present = segment.present(backing.size);
+                if present == segment.filled {
+                    left.push(*segment);
+                    continue;
+                }
+                let kind = self.kinds[segment.backing as usize];
+                let missing = PhysRange { start: Phys(segment.first + present), len: segment.filled - present };
+                absences.push(Absence { range: missing, why: Absent::CutOff });
+                self.truncated.push(Cut {
+                    path: backing.path.clone(),
+                    claim: segment.index.map_or_else(|| kind.to_owned(), |index| format!("{kind} {index}")),
+                    missing,
+                });
+                if present > 0 {
+                    left.push(segment.part(segment.first, segment.first + (present - 1)));
+                }
+                if segment.filled < segment.len {
+                    left.push(segment.part(segment.first + segment.filled, segment.last()));
+                }
+            }
+            self.segments = left;
+        }
+        self.truncated.sort_by_key(|cut| cut.missing.start);
+    }
+
+    /// What the segments and what is missing are together.
+    fn named(&self) -> Vec<PhysRange> {
+        let mut ranges = Vec::new();
+        let mut absences = self.absences.iter().peekable();
+        for segment in &self.segments {
+            while let Some(absence) = absences.next_if(|absence| absence.range.start.0 < segment.first) {
+                append(&mut ranges, absence.range);
+            }
+            append(&mut ranges, PhysRange { start: Phys(segment.first), len: segment.len });
+        }
+        absences.for_each(|absence| append(&mut ranges, absence.range));
+        ranges
+    }
+
     /// Refuses files that are little else than headers, and segments that name the same bytes of a file: reading each
     /// address once would read these again and again.
-    fn check_count(&self) -> Result<()> {
+    fn check_count(&self, absences: usize) -> Result<()> {
         let room = self.room();
-        let Some(first) = self.segments.first() else { return Ok(()) };
+        let first = self.segments.first().map_or(0, |segment| segment.backing);
         let backing = |at: u32| &self.backings[at as usize];
-        let count = self.segments.len() as u64;
+        let count = (self.segments.len() + absences) as u64;
         if count > room.items() {
             let why = format!(
                 "{count} runs of memory are more than the {} that {:#x} bytes of file can plausibly describe",
                 room.items(),
                 room.held()
             );
-            return Err(backing(first.backing).error(SourceProblem::Raw { why }));
+            return Err(backing(first).error(SourceProblem::Raw { why }));
         }
         let mut present = vec![0u128; self.backings.len()];
         for segment in &self.segments {
@@ -163,8 +216,19 @@ impl FileMemory {
         self.notes.iter().flat_map(NoteBytes::iter)
     }
 
-    /// What the files should have had and do not: reading there fails, [`PhysMemory::next_data`] skips it. Of a kdump
-    /// file these are the pages whose descriptors are gone, as one range; what else is gone shows when it is read.
+    /// The value of a line of VMCOREINFO.
+    pub fn vmcoreinfo_value(&self, name: &str) -> Option<&str> {
+        let lines = self.vmcoreinfo()?.split(|&byte| byte == b'\n');
+        let mut values = lines.filter_map(|line| line.strip_prefix(name.as_bytes())?.strip_prefix(b"="));
+        std::str::from_utf8(values.next()?).ok().map(str::trim)
+    }
+
+    /// The page size that VMCOREINFO names.
+    pub fn page_size(&self) -> Option<PageSize> {
+        PageSize::new(self.vmcoreinfo_value("PAGESIZE")?.parse().ok()?).ok()
+    }
+
+    /// What the files should have had and do not, by address: reading there fails, [`PhysMemory::next_data`] skips it.
     pub fn truncated(&self) -> &[Cut] {
         &self.truncated
     }
@@ -181,7 +245,8 @@ impl FileMemory {
         }
         let missing = || {
             let why = format!(
-                "memory at {:#x} (+{n:#x}) would be at file offset {:#x}, but the file ends before that",
+                "memory at {:#x} (+{n:#x}) would be at file offset {:#x}, but the file ends before that: it became \
+                 shorter while it was read",
                 segment.first + skip,
                 segment.offset.saturating_add(skip)
             );
@@ -192,10 +257,6 @@ impl FileMemory {
                 None => SourceProblem::Raw { why },
             })
         };
-        // Known to be cut: no need to ask the file, whose offsets end at 2^63.
-        if skip + n as u64 > segment.present(backing.size) {
-            return Err(missing());
-        }
         backing.store.read_exact_at(segment.offset + skip, file).map_err(|e| match e.kind() {
             io::ErrorKind::UnexpectedEof => missing(),
             io::ErrorKind::InvalidData => {
@@ -224,7 +285,7 @@ impl PhysMemory for FileMemory {
     }
 
     fn read(&self, phys: Phys, buf: &mut [u8]) -> Result<()> {
-        let outside = Error::OutsideMemory { what: "read", phys: phys.0, len: buf.len() as u64 };
+        let wanted = buf.len() as u64;
         let mut at = Some(phys.0);
         let mut rest = buf;
         for segment in &self.segments[self.at_or_behind(phys)..] {
@@ -238,7 +299,42 @@ impl PhysMemory for FileMemory {
             rest = later;
             at = here.checked_add(n as u64);
         }
-        if rest.is_empty() { Ok(()) } else { Err(outside) }
+        if rest.is_empty() {
+            return Ok(());
+        }
+        let absent = if self.contains(phys, wanted) { self.absent(phys, wanted) } else { None };
+        Err(absent.unwrap_or(Error::OutsideMemory { what: "read", phys: phys.0, len: wanted }))
+    }
+
+    fn absences(&self) -> &[Absence] {
+        &self.absences
+    }
+
+    fn cuts(&self) -> &[Cut] {
+        &self.truncated
+    }
+
+    fn dump_level(&self) -> Option<u32> {
+        self.level
+    }
+
+    fn vmcoreinfo(&self) -> Option<&[u8]> {
+        let note = self.notes().find(|note| note.name == b"VMCOREINFO");
+        note.map(|note| note.desc).or(self.vmcoreinfo.as_deref())
+    }
+
+    fn absent(&self, phys: Phys, wanted: u64) -> Option<Error> {
+        let Absence { range: PhysRange { start, len }, why } =
+            absence::absences_in(&self.absences, phys, wanted).next()?;
+        Some(match why {
+            Absent::LeftOut => Error::LeftOut { phys: start.0, len, level: self.level },
+            Absent::CutOff => {
+                let after = self.truncated.partition_point(|cut| cut.missing.start <= start);
+                let cut = after.checked_sub(1).and_then(|at| self.truncated.get(at));
+                let claim = cut.map_or_else(String::new, |cut| format!("{}: {}: ", cut.path.display(), cut.claim));
+                Error::CutOff { claim, phys: phys.0, len: wanted }
+            }
+        })
     }
 
     fn room(&self) -> Room {
@@ -272,36 +368,37 @@ impl PhysMemory for FileMemory {
     }
 
     fn next_to_read(&self, phys: Phys, last: Phys) -> Result<Option<PhysRange>> {
+        let absent = absence::absences_in(&self.absences, phys, (last.0 - phys.0).saturating_add(1)).next();
+        let last = absent.map_or(last, |absence| Phys(absence.range.start.0.saturating_sub(1)));
+        let absent = absent.map(|absence| absence.range);
+        if absent.is_some_and(|range| range.start == phys) {
+            return Ok(absent);
+        }
         let mut at = self.at_or_behind(phys);
         while let Some((index, segment)) = self.filled_from(at).filter(|(_, segment)| segment.first <= last.0) {
             at = index + 1;
             let backing = &self.backings[segment.backing as usize];
             let skip = phys.0.saturating_sub(segment.first);
-            let wanted = segment.filled.min((last.0 - segment.first).saturating_add(1));
-            let present = segment.present(backing.size).min(wanted);
+            let present = segment.filled.min((last.0 - segment.first).saturating_add(1));
             if skip < present
                 && let Some(run) = backing.store.to_read_in(segment.offset + skip..segment.offset + present)
             {
                 return Ok(Some(segment.run(run)));
             }
-            let missing = present.max(skip);
-            if missing < wanted {
-                return Ok(Some(PhysRange { start: Phys(segment.first + missing), len: wanted - missing }));
-            }
         }
-        Ok(None)
+        Ok(absent)
     }
 }
 
-/// Adds a segment after the ranges, which end where it begins or before. All 2^64 bytes have no length in 64 bits, so
+/// Adds a range after the others, which end where it begins or before. All 2^64 bytes have no length in 64 bits, so
 /// that what would be as long stays two.
-fn append(ranges: &mut Vec<PhysRange>, segment: &Segment) {
+fn append(ranges: &mut Vec<PhysRange>, range: PhysRange) {
     if let Some(last) = ranges.last_mut()
-        && last.start.0.checked_add(last.len) == Some(segment.first)
-        && let Some(len) = last.len.checked_add(segment.len)
+        && last.start.0.checked_add(last.len) == Some(range.start.0)
+        && let Some(len) = last.len.checked_add(range.len)
     {
         last.len = len;
     } else {
-        ranges.push(PhysRange { start: Phys(segment.first), len: segment.len });
+        ranges.push(range);
     }
 }

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod absence;
 mod backing;
 mod coverage;
 mod file;
@@ -15,10 +16,11 @@ mod slices;
 mod source;
 mod unpack;
 
+pub use absence::{Absence, absences_in};
 pub(crate) use backing::data_in;
 pub(crate) use coverage::Coverage;
 pub use file::FileMemory;
-pub use note::{Machine, Note};
+pub use note::{Machine, NOTE_NAME, Note};
 pub use open::{open_elf, open_raw, open_sources, open_sources_with};
 pub use part::Cut;
 pub use room::Room;
@@ -28,6 +30,7 @@ pub use source::{Board, Source};
 pub use unpack::{LIMIT_VARIABLE, unpack_bytes};
 
 use crate::error::{Error, Result};
+use crate::filter::Absent;
 use crate::units::Phys;
 
 /// A run of physical memory: `len` bytes from `start`. The end may be 2^64, so it has no field.
@@ -48,14 +51,15 @@ impl PhysRange {
 
 /// Memory that can be read by physical address. No read is followed before it was bounded by `ranges`.
 pub trait PhysMemory: Send + Sync {
-    /// What is here: sorted by address, disjoint, adjacent runs merged.
+    /// The machine's memory as the files name it: sorted by address, disjoint, adjacent runs merged. What of it is not in
+    /// the files is in [`PhysMemory::absences`].
     fn ranges(&self) -> &[PhysRange];
 
     /// Fills `buf` from `phys`.
     ///
     /// # Errors
-    /// [`Error::OutsideMemory`] if any byte is not here (then `buf` is unspecified), [`Error::Io`] or
-    /// [`Error::Source`] on a read error.
+    /// [`Error::OutsideMemory`] if any byte is not here (then `buf` is unspecified), [`Error::LeftOut`] or
+    /// [`Error::CutOff`] if the machine had it and the file has not, [`Error::Io`] or [`Error::Source`] on a read error.
     fn read(&self, phys: Phys, buf: &mut [u8]) -> Result<()>;
 
     /// The first run at or after `phys` that may hold something other than zeros; `None` when the rest is
@@ -82,6 +86,36 @@ pub trait PhysMemory: Send + Sync {
     fn next_to_read(&self, phys: Phys, last: Phys) -> Result<Option<PhysRange>> {
         let found = self.next_data(phys)?.filter(|run| run.start <= last);
         Ok(found.map(|run| PhysRange { len: run.len.min((last.0 - run.start.0).saturating_add(1)), ..run }))
+    }
+
+    /// The runs within [`PhysMemory::ranges`] that cannot be read: sorted by address, disjoint.
+    fn absences(&self) -> &[Absence] {
+        &[]
+    }
+
+    /// The error of reading `len` bytes at `phys`, if some of them are in [`PhysMemory::absences`].
+    fn absent(&self, phys: Phys, len: u64) -> Option<Error> {
+        absences_in(self.absences(), phys, len).next().map(|absence| match absence.why {
+            Absent::LeftOut => Error::LeftOut { phys: absence.range.start.0, len: absence.range.len, level: None },
+            Absent::CutOff => {
+                Error::CutOff { claim: String::new(), phys: absence.range.start.0, len: absence.range.len }
+            }
+        })
+    }
+
+    /// What is known to be cut off the files, by address: as [`FileMemory::truncated`].
+    fn cuts(&self) -> &[Cut] {
+        &[]
+    }
+
+    /// The level of the filter that wrote the dump (makedumpfile's `-d`), if it names one.
+    fn dump_level(&self) -> Option<u32> {
+        None
+    }
+
+    /// VMCOREINFO, the crashed kernel's description of itself: lines of `NAME=value`.
+    fn vmcoreinfo(&self) -> Option<&[u8]> {
+        None
     }
 
     /// How much a reader allocates for this memory: of files by their bytes, of other memory by what is here.
@@ -114,6 +148,9 @@ pub trait PhysMemory: Send + Sync {
         let outside = || Error::OutsideMemory { what, phys: phys.0, len };
         if !self.contains(phys, len) {
             return Err(outside());
+        }
+        if let Some(error) = self.absent(phys, len) {
+            return Err(error);
         }
         let room = usize::try_from(len).map_err(|_| outside())?;
         let mut buf = Vec::new();

@@ -9,6 +9,9 @@ use std::fmt;
 
 /// The most bytes of notes that are kept of a file.
 pub(crate) const MAX_NOTES: u64 = 16 << 20;
+/// The owner of the notes that kho writes.
+pub const NOTE_NAME: &[u8] = b"kho";
+
 /// The machine a core is of (`e_machine`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Machine {

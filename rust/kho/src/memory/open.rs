@@ -103,7 +103,10 @@ impl Source {
         if flat::is_flat(&backing) {
             backing = flat::unflatten(backing)?;
             if !kdump::is_kdump(&backing) && !elf::is_elf(&backing) {
-                let why = "the flattened file is neither kdump nor ELF".into();
+                let why = match backing.head(1)?.is_empty() {
+                    true => "the flattened file is cut off: what it begins with is in the part that is missing".into(),
+                    false => "the flattened file is neither kdump nor ELF".into(),
+                };
                 return Err(backing.error(SourceProblem::Dump { why }));
             }
         }
@@ -112,8 +115,8 @@ impl Source {
         } else if kdump::is_kdump(&backing) {
             kdump::open(self, backing)
         } else if lime::is_lime(&backing) {
-            let segments = lime::parse(&backing)?;
-            Ok(Part { kind: lime::RANGE, ..Part::new(self, backing, segments) })
+            let (segments, cuts) = lime::parse(&backing)?;
+            Ok(Part { kind: lime::RANGE, cuts, ..Part::new(self, backing, segments) })
         } else if let Some(found) = foreign::recognize(&backing.head(foreign::HEAD)?) {
             let problem = SourceProblem::Foreign { what: found.what.into_owned(), remedy: found.remedy };
             Err(backing.error(problem))
@@ -125,7 +128,14 @@ impl Source {
     fn elf_part(self, backing: Backing) -> Result<Part> {
         let core = elf::parse(&backing)?;
         let part = Part::new(self, backing, core.segments);
-        Ok(Part { kind: elf::SEGMENT, machine: Some(core.machine), notes: core.notes, ..part })
+        Ok(Part {
+            kind: elf::SEGMENT,
+            machine: Some(core.machine),
+            notes: core.notes,
+            absences: core.absences,
+            level: core.level,
+            ..part
+        })
     }
 
     fn raw_part(self, backing: Backing) -> Result<Part> {

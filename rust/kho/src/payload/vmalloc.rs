@@ -161,9 +161,10 @@ impl Vmalloc {
                 Some((_, Some(problem))) => return Err(bad(at, problem)),
                 _ => {}
             }
-            let bytes = memory
-                .read_vec(CHUNK, Phys(at), page.bytes())
-                .map_err(|_| bad(at, MapProblem::Outside { len: page.bytes() }))?;
+            let bytes = memory.read_vec(CHUNK, Phys(at), page.bytes()).map_err(|e| match e.absent() {
+                Some(_) => e,
+                None => bad(at, MapProblem::Outside { len: page.bytes() }),
+            })?;
             let words = <[U64]>::ref_from_bytes(&bytes).unwrap_or_default();
             let Some((next, addresses)) = words.split_first() else { break };
             area.chunks.push(Phys(at));

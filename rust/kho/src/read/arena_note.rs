@@ -12,8 +12,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The note's type under the name `kho`.
 pub const NOTE_TYPE: u32 = 1;
-/// The note's owner.
-pub const NOTE_NAME: &[u8] = b"kho";
+pub use crate::memory::NOTE_NAME;
 pub(crate) const VERSION: u32 = 1;
 
 /// What the note says of the arena as a whole.

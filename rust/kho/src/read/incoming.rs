@@ -6,6 +6,7 @@ use crate::abi::Abi;
 use crate::abi::detect::{self, Certainty, Hints, Known, Place, Reading};
 use crate::abi::layout::BitmapSize;
 use crate::error::{Error, Result, RootProblem};
+use crate::filter::{Absent, REMEDY, level_names};
 use crate::memory::{FileMemory, Machine, PhysMemory, PhysRange};
 use crate::payload::unlisted::{self, Unlisted};
 use crate::read::arena_note::{ArenaNote, NOTE_NAME, NOTE_TYPE, Recorded};
@@ -75,6 +76,11 @@ impl Options {
         } else if files.machine() == Some(Machine::X86_64) && self.page_size.is_none() {
             self.page_size = Some(PageSize::Size4K);
             self.page_why = Some("x86_64 has no other");
+        } else if self.page_size.is_none()
+            && let Some(page) = files.page_size()
+        {
+            self.page_size = Some(page);
+            self.page_why = Some("VMCOREINFO names it");
         }
     }
 }
@@ -454,6 +460,8 @@ fn best(memory: &dyn PhysMemory, found: &Found, options: &Options) -> Result<(Re
     let mut left = (8 << 20) + memory.room().held() / 2;
     let mut best: Option<(Reads, (bool, bool, bool, usize, u32))> = None;
     let mut first_error = None;
+    // What is wrong with the one that a kernel was told of, if its map is not in the file.
+    let mut lost = None;
     let mut roots: Vec<OtherRoot> = Vec::new();
     for (n, &fdt) in found.fdts.iter().enumerate() {
         let mut other = OtherRoot::of(memory, fdt);
@@ -482,7 +490,10 @@ fn best(memory: &dyn PhysMemory, found: &Found, options: &Options) -> Result<(Re
                     // What was read of it is not known.
                     left = left.saturating_sub(1 << 20);
                     other.state = RootState::of(&e);
-                    first_error.get_or_insert(e);
+                    match e.absent() {
+                        Some(_) if found.pointers.iter().any(|p| p.fdt == fdt) => lost = lost.or(Some(e)),
+                        _ => first_error = first_error.or(Some(e)),
+                    }
                 }
             }
         }
@@ -494,24 +505,13 @@ fn best(memory: &dyn PhysMemory, found: &Found, options: &Options) -> Result<(Re
         roots.retain(|other| other.phys != reads.0.phys);
         return Ok((reads, roots));
     }
-    match best {
-        Some((reads, _)) => {
+    match (best, lost) {
+        (None | Some((_, (false, ..))), Some(e)) => Err(e),
+        (Some((reads, _)), _) => {
             roots.retain(|other| other.phys != reads.0.phys);
             Ok((reads, roots))
         }
-        None => Err(first_error.unwrap_or_else(|| Error::NoHandover {
-            why: match found.searched {
-                Some(searched) => format!(
-                    "none in the first {searched:#x} bytes, and the dump is packed more tightly than memory ever is: if \
-                     it is sound, say where its FDT is"
-                ),
-                None => format!(
-                "no page of the {:#x} bytes here begins with an FDT whose compatible is kho-v...; if the image is \
-                 only a part of memory, say where its FDT is",
-                memory.nbytes()
-                ),
-            },
-        })),
+        (None, None) => Err(first_error.unwrap_or_else(|| none_found(memory, found))),
     }
 }
 
@@ -541,6 +541,58 @@ fn without_map(memory: &dyn PhysMemory, found: &Found, options: &Options, roots:
     let scratch = scratch_told(memory, other.phys, found, options).ok()?;
     let guessed = scratch_guessed(memory, other.phys, found, &reading);
     Some((root, reading, scratch_of(memory, scratch, guessed)))
+}
+
+/// The error of a memory without a root FDT.
+fn none_found(memory: &dyn PhysMemory, found: &Found) -> Error {
+    let bytes = |why| {
+        let gone = memory.absences().iter().filter(|absence| absence.why == why);
+        gone.map(|absence| u128::from(absence.range.len)).sum::<u128>()
+    };
+    let [left_out, cut_off] = Absent::ALL.map(bytes);
+    let absent = match (left_out, memory.cuts()) {
+        (_, [_, ..]) => Some(Absent::CutOff),
+        (1.., []) => Some(Absent::LeftOut),
+        (0, []) => None,
+    };
+    let why = match (found.searched, absent) {
+        (Some(searched), _) => format!(
+            "none in the first {searched:#x} bytes, and the dump is packed more tightly than memory ever is: if it is \
+             sound, say where its FDT is"
+        ),
+        (None, Some(why)) => {
+            let here = memory.nbytes() - left_out - cut_off;
+            let (gone, remedy) = match why {
+                Absent::CutOff if cut_off == 0 => (
+                    "the file is cut off: it ends before what its headers promise".to_owned(),
+                    "copy the whole file".to_owned(),
+                ),
+                Absent::CutOff => (
+                    format!(
+                        "the file is cut off: it ends before what its headers promise, and {cut_off:#x} bytes of memory \
+                         are missing"
+                    ),
+                    "copy the whole file".to_owned(),
+                ),
+                Absent::LeftOut => {
+                    let level = memory
+                        .dump_level()
+                        .map_or_else(String::new, |level| format!(" (level {level} = {})", level_names(level)));
+                    (format!("{left_out:#x} bytes of memory were left out of this dump{level}"), REMEDY.to_owned())
+                }
+            };
+            format!(
+                "{gone}; no page of the {here:#x} bytes that are there begins with an FDT whose compatible is kho-v...: \
+                 {remedy}"
+            )
+        }
+        (None, None) => format!(
+            "no page of the {:#x} bytes here begins with an FDT whose compatible is kho-v...; if the image is only a \
+             part of memory, say where its FDT is",
+            memory.nbytes()
+        ),
+    };
+    Error::NoHandover { why, absent }
 }
 
 /// The scratch areas the caller gave, those of the array the caller named, or of the one that a kernel was told of

@@ -22,7 +22,7 @@ pub enum RootState {
     Unset,
     /// Its map cannot be read, or its root is malformed.
     Broken(String),
-    /// There are too many roots to read all of them.
+    /// It was not read: there are too many roots, or its map is not in the file.
     Unread,
 }
 
@@ -31,6 +31,7 @@ impl RootState {
     pub(crate) fn of(error: &Error) -> RootState {
         match error {
             Error::Root { problem: RootProblem::MapIsZero, .. } => RootState::Unset,
+            error if error.absent().is_some() => RootState::Unread,
             error => RootState::Broken(error.to_string()),
         }
     }

@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+use crate::filter::Absent;
 use crate::memory::PhysRange;
 use crate::parallel::{join, processors};
 use crate::payload::Memfd;
@@ -113,6 +114,39 @@ pub fn check(incoming: &Incoming, numa: &[NodeRange], most: usize) -> Checks {
         spanning: spanning(tracker, numa, page, most),
         empty: stats.map(|s| (s.order, s.empty_blocks, s.blocks)).collect(),
     }
+}
+
+/// How much of what a handover preserves is not in its file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Lost {
+    /// Preserved pages that are not in the file, or not whole, by reason ([`Absent::ALL`]).
+    pub pages: [u64; 2],
+    /// Folios whose second page alone was left out.
+    pub second_pages: u64,
+}
+
+/// Counts what a handover's memory lacks of what it preserves.
+pub fn lost(incoming: &Incoming) -> Lost {
+    let mut lost = Lost::default();
+    let (tracker, memory) = (incoming.preserved(), incoming.memory());
+    let page = tracker.geometry().page();
+    for (at, why) in Absent::ALL.into_iter().enumerate() {
+        let ranges: Vec<_> =
+            memory.absences().iter().filter(|absence| absence.why == why).map(|absence| absence.range).collect();
+        if ranges.is_empty() {
+            continue;
+        }
+        for (start, end) in tracker.extents() {
+            for (low, high, _) in touching(page, &ranges, start, end) {
+                lost.pages[at] += high.0 - low.0;
+                if why == Absent::LeftOut && high.0 - low.0 == 1 {
+                    let folio = tracker.covering(low).filter(|(head, order)| order.get() > 0 && low.0 == head.0 + 1);
+                    lost.second_pages += u64::from(folio.is_some());
+                }
+            }
+        }
+    }
+    lost
 }
 
 /// A run of consecutive folios of one order, as pages `[start, end)`.

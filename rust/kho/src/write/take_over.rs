@@ -71,7 +71,7 @@ impl Incoming {
     pub fn take_over(arena: &Arc<Arena>, fdt_phys: Option<u64>, options: &Options) -> Result<Self> {
         let mut options = Options { fdt_phys, ..options.clone() };
         options.know_arena(arena);
-        let nothing = || Error::NoHandover { why: "nothing was finalized in this arena".into() };
+        let nothing = || Error::NoHandover { why: "nothing was finalized in this arena".into(), absent: None };
         let fdt_phys = options.fdt_phys.ok_or_else(nothing)?;
         arena.check_whole()?;
         // Bitmaps are read where they are, unless another process can cut the file (which would be fatal), or this process

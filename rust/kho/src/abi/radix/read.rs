@@ -198,6 +198,9 @@ fn data_runs(memory: &dyn PhysMemory) -> Result<Vec<PhysRange>> {
 /// A node's page; `None` if there are but zeros.
 fn read_node(memory: &dyn PhysMemory, data: &[PhysRange], shape: Shape, phys: u64) -> Result<Option<Vec<u8>>> {
     let page = shape.page.bytes();
+    if let Some(error) = memory.absent(Phys(phys), page) {
+        return Err(error);
+    }
     let run = data.get(data.partition_point(|run| run.start.0 + (run.len - 1) < phys));
     match run {
         Some(run) if run.start.0 <= phys | (page - 1) => memory.read_vec(NODE, Phys(phys), page).map(Some),

@@ -4,9 +4,11 @@
 #![forbid(unsafe_code)]
 
 use crate::error::{Result, SourceProblem};
+use crate::filter::Absent;
 use crate::memory::backing::{Backing, Segment};
-use crate::memory::note::{MAX_NOTES, Machine, NoteBytes};
-use crate::memory::{Coverage, Room};
+use crate::memory::note::{MAX_NOTES, Machine, NOTE_NAME, Note, NoteBytes};
+use crate::memory::{Absence, Coverage, PhysRange, Room};
+use crate::units::Phys;
 use object::LittleEndian as LE;
 use object::elf::{self, ELFCLASS64, ELFDATA2LSB, ELFMAG, FileHeader64, ProgramHeader64, SectionHeader64};
 use object::pod::{Pod, from_bytes, slice_from_all_bytes};
@@ -29,6 +31,10 @@ pub(crate) struct Core {
     /// first one's is taken.
     pub(crate) segments: Vec<Segment>,
     pub(crate) notes: Vec<NoteBytes>,
+    /// What the file leaves out.
+    pub(crate) absences: Vec<Absence>,
+    /// The level of the filter that left it out, if it is known.
+    pub(crate) level: Option<u32>,
 }
 
 /// Whether a file starts like an ELF file.
@@ -97,7 +103,11 @@ pub(crate) fn parse(file: &Backing) -> Result<Core> {
         },
         segments: Vec::new(),
         notes: Vec::new(),
+        absences: Vec::new(),
+        level: None,
     };
+    let mut loads = Vec::new();
+    let (mut noted, mut ours) = (false, true);
     let mut taken = Coverage::default();
     let mut notes_left = MAX_NOTES;
     for first in (0..count).step_by(HEADERS_AT_ONCE as usize) {
@@ -108,21 +118,11 @@ pub(crate) fn parse(file: &Backing) -> Result<Core> {
         for (index, header) in (first..).zip(headers) {
             match header.p_type.get(LE) {
                 elf::PT_LOAD => {
-                    let Some(segment) = load(file, header, index)? else {
-                        continue;
-                    };
-                    let free = taken.take(segment.first, segment.last());
-                    core.segments.extend(free.into_iter().map(|(a, b)| segment.part(a, b)));
-                    let most = Room::new(file.held).items();
-                    if core.segments.len() as u64 > most {
-                        let why = format!(
-                            "more than {most} segments of memory, which a file of {:#x} bytes cannot fill",
-                            file.held
-                        );
-                        return Err(elf(why));
-                    }
+                    ours &= is_ours(header);
+                    loads.extend(load(file, header, index)?);
                 }
                 elf::PT_NOTE => {
+                    noted = true;
                     let offset = header.p_offset.get(LE);
                     let len = header.p_filesz.get(LE).min(file.size.saturating_sub(offset)).min(notes_left);
                     if len > 0 {
@@ -137,8 +137,31 @@ pub(crate) fn parse(file: &Backing) -> Result<Core> {
             }
         }
     }
+    // What is not in the file is zeros where kho wrote it, which notes that, or did not before it had filtered dumps.
+    let zeros = core.notes.iter().flat_map(NoteBytes::iter).any(|note| note.name == NOTE_NAME) || !noted && ours;
+    let most = Room::new(file.held).items();
+    for segment in &loads {
+        let last = if zeros { segment.last() } else { segment.first.saturating_add(segment.filled).saturating_sub(1) };
+        if zeros || segment.filled > 0 {
+            let free = taken.take(segment.first, last);
+            core.segments.extend(free.into_iter().map(|(a, b)| segment.part(a, b)));
+        }
+        if !zeros && segment.filled < segment.len {
+            let range = PhysRange { start: Phys(segment.first + segment.filled), len: segment.len - segment.filled };
+            core.absences.push(Absence { range, why: Absent::LeftOut });
+        }
+        if (core.segments.len() + core.absences.len()) as u64 > most {
+            let why =
+                format!("more than {most} segments of memory, which a file of {:#x} bytes cannot fill", file.held);
+            return Err(elf(why));
+        }
+    }
+    if let Some((level, absences)) = core.notes.iter().flat_map(NoteBytes::iter).find_map(|note| absence_note(&note)) {
+        core.level = level;
+        core.absences.extend(absences);
+    }
     let xen = sections_contain(file, &header, b".xen_");
-    if core.segments.is_empty() {
+    if loads.is_empty() {
         let none = format!("none of its {count} program headers is memory (PT_LOAD)");
         return Err(elf(match xen {
             true => format!("this is a guest's core of Xen (xl dump-core), and {none}. {XEN}"),
@@ -239,6 +262,31 @@ fn header_count(file: &Backing, header: &FileHeader64<LE>) -> Result<u64> {
         return Err(file.error(SourceProblem::Elf { why }));
     }
     Ok(count)
+}
+
+/// Whether a PT_LOAD header is as kho writes them, and no other program does.
+fn is_ours(header: &ProgramHeader64<LE>) -> bool {
+    let all = elf::PF_R | elf::PF_W | elf::PF_X;
+    header.p_flags.get(LE) == all && header.p_vaddr.get(LE) == 0 && header.p_align.get(LE) == 0
+}
+
+/// The level and the memory that a note of kho's says is not in the file (python/kho/handover/elfcore.py writes it):
+/// version 1, the level or 2^32-1, then (address, bytes, 0 for left out and 1 for cut off).
+fn absence_note(note: &Note<'_>) -> Option<(Option<u32>, Vec<Absence>)> {
+    const NOTE_TYPE: u32 = 2;
+    let (head, rest) = note.desc.split_first_chunk::<8>()?;
+    let half = |at: usize| head[at..].first_chunk().map_or(0, |b| u32::from_le_bytes(*b));
+    if note.name != NOTE_NAME || note.kind != NOTE_TYPE || half(0) != 1 {
+        return None;
+    }
+    let one = |entry: &[u8; 24]| {
+        let word = |at: usize| entry[at..].first_chunk().map_or(0, |b| u64::from_le_bytes(*b));
+        let range = PhysRange { start: Phys(word(0)), len: word(8) };
+        let why = *Absent::ALL.get(usize::try_from(word(16)).ok()?)?;
+        (range.len > 0 && range.start.0.checked_add(range.len - 1).is_some()).then_some(Absence { range, why })
+    };
+    let level = Some(half(4)).filter(|level| *level != u32::MAX);
+    Some((level, rest.as_chunks::<24>().0.iter().filter_map(one).collect()))
 }
 
 /// The segment of a PT_LOAD header; none if it is empty or says that its physical address is unknown.

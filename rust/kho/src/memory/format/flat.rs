@@ -33,6 +33,8 @@ struct Flat {
     file: Backing,
     /// By start; disjoint.
     pieces: BTreeMap<u64, Piece>,
+    /// Whether its records have the end they are written with: what none of them wrote is zeros then, else missing.
+    whole: bool,
 }
 
 pub(crate) fn is_flat(file: &Backing) -> bool {
@@ -53,13 +55,14 @@ pub(crate) fn unflatten(file: Backing) -> Result<Backing> {
         return Err(wrong(format!("flattened file of type {kind}, version {version}, where 1 and 1 are known")));
     }
     let mut pieces = BTreeMap::new();
-    let (mut at, mut size) = (HEADER, 0);
+    let (mut at, mut size, mut whole) = (HEADER, 0, false);
     let mut window = Window { start: 0, bytes: Vec::new() };
     while at < file.size {
         let Some(record) = window.record(&file, at)? else { break };
         let (offset, len) = (be64(&record), be64(&record[8..]));
         if offset < 0 || len < 0 {
             if (offset, len) == (-1, -1) {
+                whole = true;
                 break;
             }
             return Err(wrong(format!("record at {at:#x}: offset {offset}, size {len}")));
@@ -76,10 +79,11 @@ pub(crate) fn unflatten(file: Backing) -> Result<Backing> {
         at = at.saturating_add(len);
     }
     if pieces.is_empty() {
-        return Err(wrong("flattened file without a record".into()));
+        let cut = if whole { "" } else { ": it is cut off" };
+        return Err(wrong(format!("flattened file without a record{cut}")));
     }
     let (path, held) = (file.path.clone(), file.held);
-    Ok(Backing { path, size, held, store: Box::new(Flat { file, pieces }) })
+    Ok(Backing { path, size, held, store: Box::new(Flat { file, pieces, whole }) })
 }
 
 fn be64(bytes: &[u8]) -> i64 {
@@ -142,16 +146,27 @@ impl Store for Flat {
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         buf.fill(0);
         let end = offset.checked_add(buf.len() as u64).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let mut at = offset;
         for (start, piece) in self.from(offset).take_while(|(start, _)| *start < end) {
             let (a, b) = (start.max(offset), piece.end.min(end));
+            if a > at && !self.whole {
+                break;
+            }
+            at = b;
             // Inside `buf`.
             let within = (a - offset) as usize..(b - offset) as usize;
             self.file.store.read_exact_at(piece.at + (a - start), &mut buf[within])?;
+        }
+        if at < end && !self.whole {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
         Ok(())
     }
 
     fn data_in(&self, within: Range<u64>) -> Option<Range<u64>> {
+        if !self.whole {
+            return Some(within);
+        }
         let (start, piece) = self.from(within.start).next().filter(|(start, _)| *start < within.end)?;
         Some(start.max(within.start)..piece.end.min(within.end))
     }

@@ -8,7 +8,9 @@
 
 use crate::error::{Result, SourceProblem};
 use crate::memory::backing::{Backing, Segment};
-use crate::memory::{Coverage, Room};
+use crate::memory::part::Cut;
+use crate::memory::{Coverage, PhysRange, Room};
+use crate::units::Phys;
 
 const MAGIC: [u8; 4] = *b"EMiL";
 const HEADER: usize = 32;
@@ -20,12 +22,13 @@ pub(crate) fn is_lime(file: &Backing) -> bool {
     file.store.read_exact_at(0, &mut magic).is_ok() && magic == MAGIC
 }
 
-/// The ranges, disjoint: of memory that is there twice, the first is taken. The last one may be cut short.
+/// The ranges, disjoint: of memory that is there twice, the first is taken. The last one may be cut off; where the file
+/// ends within a header, what follows is not known.
 ///
 /// # Errors
 /// [`SourceProblem::Segment`] for an invalid header.
-pub(crate) fn parse(file: &Backing) -> Result<Vec<Segment>> {
-    let mut segments = Vec::new();
+pub(crate) fn parse(file: &Backing) -> Result<(Vec<Segment>, Vec<Cut>)> {
+    let (mut segments, mut cuts) = (Vec::new(), Vec::new());
     let mut taken = Coverage::default();
     let mut at = 0;
     for index in 0.. {
@@ -34,7 +37,12 @@ pub(crate) fn parse(file: &Backing) -> Result<Vec<Segment>> {
             break;
         }
         if file.size - at < HEADER as u64 {
-            return Err(wrong(format!("its header at {at:#x} is cut short at {:#x}", file.size)));
+            if segments.is_empty() {
+                return Err(wrong(format!("its header at {at:#x} is cut off at {:#x}", file.size)));
+            }
+            let missing = PhysRange { start: Phys(u64::MAX), len: 0 };
+            cuts.push(Cut { path: file.path.clone(), claim: format!("{RANGE} {index}"), missing });
+            break;
         }
         let mut header = [0; HEADER];
         file.store.read_exact_at(at, &mut header).map_err(|e| file.error(SourceProblem::Io(e)))?;
@@ -59,5 +67,5 @@ pub(crate) fn parse(file: &Backing) -> Result<Vec<Segment>> {
         }
         at = offset.saturating_add(len);
     }
-    Ok(segments)
+    Ok((segments, cuts))
 }

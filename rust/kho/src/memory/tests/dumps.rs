@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::*;
+use crate::filter::Absent;
 use crate::units::PageSize;
 
 const PAGE: usize = 4096;
@@ -142,9 +143,11 @@ fn a_part_of_a_split_dump_has_its_pfns_alone() {
     let pages = |pfns: [u64; 2]| pfns.map(|pfn| (pfn, filled(pfn as u8), 0));
     let part = |pfns: [u64; 2], first: u64, end: u64| {
         let mut file = kdump(&pages(pfns), 100);
-        // Each part has the whole bitmap.
-        file[3 * PAGE] = 0b0001_0110;
-        file[3 * PAGE + 8] = 0b10;
+        // Each part has the whole bitmaps.
+        for bitmap in [2 * PAGE, 3 * PAGE] {
+            file[bitmap] = 0b0001_0110;
+            file[bitmap + 8] = 0b10;
+        }
         put(&mut file, PAGE + 12, &1u32.to_le_bytes());
         put(&mut file, PAGE + 80, &first.to_le_bytes());
         put(&mut file, PAGE + 88, &end.to_le_bytes());
@@ -155,19 +158,94 @@ fn a_part_of_a_split_dump_has_its_pfns_alone() {
     let second = part([4, 65], 3, 100);
     assert_eq!(second.ranges(), [range(0x4000, 0x1000), range(0x41000, 0x1000)]);
     assert_eq!(second.read_vec("x", Phys(0x41000), 0x1000).unwrap(), filled(65));
+    // makedumpfile may put all pages into the first part; the others are valid.
+    let none = part([4, 65], 70, 100);
+    assert!(none.ranges().is_empty() && none.absences().is_empty());
 }
 
 #[test]
-fn a_dump_that_is_cut_short_says_what_is_missing() {
+fn a_dump_that_is_cut_off_says_what_is_missing() {
     let whole = sample();
+    let cut_off = |m: &FileMemory| {
+        assert!(m.absences().iter().all(|absence| absence.why == Absent::CutOff));
+        m.absences().iter().map(|absence| (absence.range.start.0 >> 12, absence.range.len >> 12)).collect::<Vec<_>>()
+    };
+    // Within the descriptors, at their start, and within the pages, where pages of zeros are shared.
     let m = memory(whole[..4 * PAGE + 3 * 24 - 1].to_vec()).unwrap();
-    assert_eq!(m.ranges(), [range(0x3000, 0x2000)]);
-    assert_eq!(m.truncated()[0].missing, range(0x5000, 0x5000));
+    assert_eq!(m.ranges(), [range(0x3000, 0x3000), range(0x9000, 0x1000)]);
+    assert_eq!(cut_off(&m), [(3, 3), (9, 1)]);
+    let missing: Vec<_> = m.truncated().iter().map(|cut| cut.missing).collect();
+    assert_eq!(missing, [range(0x3000, 0x2000), range(0x5000, 0x1000), range(0x9000, 0x1000)]);
     assert_eq!(m.next_data(Phys(0)).unwrap(), None);
-    let error = m.read(Phys(0x3000), &mut [0]).unwrap_err().to_string();
-    let place = "test.elf: memory at 0x3000 (+0x1): descriptor 0 (offset 0x5060, size 0x1000, flags 0x0)";
-    assert_eq!(error, format!("{place}: the file is cut short before it"));
-    assert_eq!(refusal(whole[..4 * PAGE].to_vec()), "test.elf: not a usable kdump file: it ends before its pages");
+    assert_eq!(
+        m.read(Phys(0x3000), &mut [0]).unwrap_err().to_string(),
+        "test.elf: kdump file: memory at 0x3000 (+0x1) is missing or incomplete: the file is cut off, it ends before what its headers \
+         promise"
+    );
+    assert_eq!(cut_off(&memory(whole[..4 * PAGE].to_vec()).unwrap()), [(3, 3), (9, 1)]);
+    let m = memory(whole[..4 * PAGE + 4 * 24 + 2 * PAGE].to_vec()).unwrap();
+    assert_eq!(cut_off(&m), [(5, 1), (9, 1)]);
+    assert_eq!(m.read_vec("x", Phys(0x3000), 0x2000).unwrap(), [filled(3), vec![0; PAGE]].concat());
+    assert_eq!(
+        refusal(whole[..4 * PAGE - 1].to_vec()),
+        "test.elf: not a usable kdump file: it is cut off: its bitmaps end at 0x4000, and the file at 0x3fff, so that \
+         none of its pages is there"
+    );
+}
+
+#[test]
+fn pages_of_ram_that_were_not_dumped_were_left_out() {
+    let filtered = |level: u32| {
+        let mut file = sample();
+        put(&mut file, PAGE + 8, &level.to_le_bytes());
+        // RAM is 2 to 15; 3, 4, 5 and 9 were dumped.
+        put(&mut file, 2 * PAGE, &[0b1111_1100, 0xff]);
+        memory(file).unwrap()
+    };
+    let m = filtered(31);
+    assert_eq!(m.ranges(), [range(0x2000, 0xe000)]);
+    let absent: Vec<_> = m.absences().iter().map(|absence| (absence.range, absence.why)).collect();
+    let left_out = |start, len| (range(start, len), Absent::LeftOut);
+    assert_eq!(absent, [left_out(0x2000, 0x1000), left_out(0x6000, 0x3000), left_out(0xa000, 0x6000)]);
+    assert!(matches!(m.read(Phys(0x5fff), &mut [0; 2]), Err(Error::LeftOut { phys: 0x6000, len: 1, level: Some(31) })));
+    assert!(matches!(m.read(Phys(0x1fff), &mut [0; 2]), Err(Error::OutsideMemory { .. })));
+    // Level 1 leaves out pages of zeros alone.
+    let m = filtered(1);
+    assert_eq!(m.ranges(), [range(0x2000, 0xe000)]);
+    assert!(m.absences().is_empty());
+    assert_eq!(m.read_vec("x", Phys(0x6000), 0x3000).unwrap(), vec![0; 3 * PAGE]);
+    assert_eq!(m.next_data(Phys(0x6000)).unwrap(), Some(range(0x9000, 0x1000)));
+}
+
+#[test]
+fn a_flattened_dump_without_its_end_has_no_zeros_for_what_no_record_wrote() {
+    let flat = flatten(&sample(), PAGE);
+    // Without the record of -1 all is there.
+    let m = memory(flat[..flat.len() - 16].to_vec()).unwrap();
+    assert_eq!(m.read_vec("x", Phys(0x3000), 0x3000).unwrap(), [filled(3), vec![0; PAGE], filled(5)].concat());
+    for len in (FLAT_HEADER..flat.len()).step_by(511) {
+        let Ok(m) = memory(flat[..len].to_vec()) else { continue };
+        for (pfn, page) in [(3, filled(3)), (4, vec![0; PAGE]), (5, filled(5)), (9, filled(9))] {
+            if let Ok(read) = m.read_vec("x", Phys(pfn << 12), PAGE as u64) {
+                assert_eq!(read, page, "{len}: {pfn}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_dump_whose_header_counts_one_bitmap_is_read() {
+    let mut file = sample();
+    put(&mut file, 436, &1u32.to_le_bytes());
+    put(&mut file, 12 + 65, b"synthetic");
+    put(&mut file, 424, &1u32.to_le_bytes());
+    // Its flags: 4 for every page, and 1 for what is packed as the header says.
+    for (at, flags) in [(0, 4u32), (1, 4), (2, 5), (3, 4)] {
+        put(&mut file, 4 * PAGE + 24 * at + 12, &flags.to_le_bytes());
+    }
+    let m = memory(file).unwrap();
+    assert_eq!(m.ranges(), [range(0x3000, 0x3000), range(0x9000, 0x1000)]);
+    assert_eq!(m.read_vec("x", Phys(0x3000), 0x3000).unwrap(), [filled(3), vec![0; PAGE], filled(5)].concat());
 }
 
 #[test]
@@ -205,8 +283,8 @@ fn what_a_header_claims_is_bounded_by_the_file() {
         (8, 0, "header version 0, where 1 to 6 are known"),
         (8, 7, "header version 7, where 1 to 6 are known"),
         (428, 512, "page size 512 is none of 4096, 16384, 65536; only 64-bit little-endian machines have KHO"),
-        (432, u32::MAX, "bitmaps up to 0x100000002000, but the file ends at 0x"),
-        (436, u32::MAX, "bitmaps up to 0x100000001000, but the file ends at 0x"),
+        (432, u32::MAX, "it is cut off: its bitmaps end at 0x100000002000, and the file at 0x"),
+        (436, u32::MAX, "it is cut off: its bitmaps end at 0x100000001000, and the file at 0x"),
     ] {
         let mut file = sample();
         put(&mut file, at, &value.to_le_bytes());
@@ -256,7 +334,7 @@ fn lime_ranges_are_memory_and_the_first_of_two_is_taken() {
     let m = memory(cut).unwrap();
     assert_eq!(
         m.truncated()[0].to_string(),
-        "test.elf: LiME range 1: memory at 0x2004 (+0x2) is missing, the file is cut short"
+        "test.elf: LiME range 1: memory at 0x2004 (+0x2) is missing, the file is cut off"
     );
     assert!(m.read(Phys(0x2004), &mut [0]).unwrap_err().to_string().contains("LiME range 1: memory at 0x2004"));
     let mut bad = lime(&[(0x1000, b"first"), (0x2000, b"second")]);

@@ -6,6 +6,7 @@ mod dumps;
 mod sources;
 
 use super::*;
+use crate::filter::Absent;
 use proptest::prelude::*;
 use std::io::Write;
 use std::path::PathBuf;
@@ -45,7 +46,7 @@ fn core(headers: &[Header], content: &[u8]) -> Vec<u8> {
     for h in headers {
         elf.extend(h.kind.to_le_bytes());
         elf.extend(7u32.to_le_bytes());
-        for word in [h.offset, 0xffff_8000_0000_0000, h.paddr, h.filesz, h.memsz, 0] {
+        for word in [h.offset, 0, h.paddr, h.filesz, h.memsz, 0] {
             elf.extend(word.to_le_bytes());
         }
     }
@@ -254,10 +255,79 @@ fn a_core_that_is_cut_short_opens_and_says_what_is_missing() {
     assert_eq!(m.read_vec("x", Phys(0x2008), 8).unwrap(), [0; 8]);
     let error = m.read_vec("x", Phys(0x2002), 2).unwrap_err().to_string();
     assert!(error.starts_with(&f.path().display().to_string()), "{error}");
-    assert!(error.contains("ELF segment 1: memory at 0x2002 (+0x2)"), "{error}");
+    assert!(
+        error.contains("ELF segment 1: memory at 0x2002 (+0x2) is missing or incomplete: the file is cut off"),
+        "{error}"
+    );
+    let absent: Vec<_> = m.absences().iter().map(|absence| (absence.range, absence.why)).collect();
+    assert_eq!(absent, [(range(0x2003, 5), Absent::CutOff), (range(0x3000, 1), Absent::CutOff)]);
     assert_eq!(m.next_data(Phys(0x2000)).unwrap(), Some(range(0x2000, 3)));
     assert_eq!(m.next_data(Phys(0x2003)).unwrap(), None);
     assert!(m.truncated()[0].to_string().contains("memory at 0x2003 (+0x5) is missing"));
+}
+
+/// A note of this owner with these words.
+fn note(name: &[u8], kind: u32, desc: &[u8]) -> Vec<u8> {
+    let mut note = Vec::new();
+    for word in [name.len() as u32 + 1, desc.len() as u32, kind] {
+        note.extend(word.to_le_bytes());
+    }
+    for part in [&[name, b"\0"].concat(), desc] {
+        note.extend(part);
+        note.resize(note.len().next_multiple_of(4), 0);
+    }
+    note
+}
+
+#[test]
+fn what_a_foreign_core_has_no_bytes_for_was_left_out() {
+    let vmcoreinfo = note(b"VMCOREINFO", 0, b"OSRELEASE=7.3.4\nPAGESIZE=16384\n");
+    let len = vmcoreinfo.len() as u64;
+    let content = [&vmcoreinfo[..], b"leftmost"].concat();
+    let at = behind(4);
+    let headers = [
+        Header { kind: NOTE, ..load(at, 0, len, len) },
+        load(at + len, 0x2000, 4, 0x10),
+        load(at + len + 4, 0x2008, 4, 4),
+        load(0, 0x9000, 0, 0x10),
+    ];
+    let m = memory(core(&headers, &content)).unwrap();
+    assert_eq!(m.ranges(), [range(0x2000, 0x10), range(0x9000, 0x10)]);
+    assert_eq!((m.page_size().unwrap().bytes(), m.vmcoreinfo_value("OSRELEASE")), (16384, Some("7.3.4")));
+    let absent: Vec<_> = m.absences().iter().map(|absence| (absence.range, absence.why)).collect();
+    let left_out = |start, len| (range(start, len), Absent::LeftOut);
+    // What another header has bytes for is there.
+    assert_eq!(absent, [left_out(0x2004, 4), left_out(0x200c, 4), left_out(0x9000, 0x10)]);
+    assert_eq!(m.read_vec("x", Phys(0x2008), 4).unwrap(), b"most");
+    for (phys, len) in [(0x2003, 2), (0x2000, 0x10), (0x900f, 1)] {
+        assert!(matches!(m.read(Phys(phys), &mut vec![1; len]), Err(Error::LeftOut { .. })), "{phys:#x}");
+        assert!(matches!(m.read_vec("x", Phys(phys), len as u64), Err(Error::LeftOut { .. })), "{phys:#x}");
+    }
+    assert!(matches!(m.read(Phys(0x900f), &mut [0; 2]), Err(Error::OutsideMemory { .. })));
+    assert_eq!(m.next_data(Phys(0x2004)).unwrap(), Some(range(0x2008, 4)));
+    assert_eq!(m.next_to_read(Phys(0x2002), Phys(0x200a)).unwrap(), Some(range(0x2002, 2)));
+    assert_eq!(m.next_to_read(Phys(0x2005), Phys(0x200a)).unwrap(), Some(range(0x2005, 3)));
+    assert_eq!(m.next_to_read(Phys(0x2008), Phys(u64::MAX)).unwrap(), Some(range(0x2008, 4)));
+}
+
+#[test]
+fn a_note_of_kho_names_what_is_absent_and_the_rest_is_zeros() {
+    let mut desc = [1u32.to_le_bytes(), 31u32.to_le_bytes()].concat();
+    for word in [0x2000u64, 0x10, 0, 0x3000, 0x10, 1, u64::MAX, 2, 0, 0x5000, 1, 7] {
+        desc.extend(word.to_le_bytes());
+    }
+    let ours = note(b"kho", 2, &desc);
+    let (at, len) = (behind(2), ours.len() as u64);
+    let m = memory(core(&[Header { kind: NOTE, ..load(at, 0, len, len) }, load(0, 0x1000, 0, 0x10)], &ours)).unwrap();
+    assert_eq!(m.read_vec("x", Phys(0x1000), 0x10).unwrap(), [0; 0x10]);
+    assert_eq!(m.dump_level(), Some(31));
+    assert_eq!(
+        m.read(Phys(0x2000), &mut [0]).unwrap_err().to_string(),
+        "memory at 0x2000 (+0x1) was left out of this dump (level 31 = zero, cache, user, free pages): makedumpfile \
+         -d 17 or -d 1 keeps it, and so does running kho in the kdump kernel, on /proc/vmcore before makedumpfile"
+    );
+    assert!(matches!(m.read(Phys(0x300f), &mut [0]), Err(Error::CutOff { .. })));
+    assert_eq!(m.absences().len(), 2);
 }
 
 #[test]
@@ -288,7 +358,7 @@ fn exercise(bytes: Vec<u8>) -> bool {
     for range in m.ranges().iter().take(1000) {
         let n = page.len().min(range.len as usize);
         let readable = m.read(range.start, &mut page[..n]).is_ok();
-        assert!(readable || !m.truncated().is_empty());
+        assert!(readable || !m.absences().is_empty());
     }
     assert!(m.notes().count() < 1 << 20);
     true
