@@ -150,7 +150,11 @@ def check_commands(done_inspect: Done, path: Path, of: Whole, folder: Path, *, m
             assert entry["error"]
             continue
         data = files.pop(entry["path"])
-        right = of.extracted[entry["path"].removesuffix(".partial")]
+        right = of.extracted.get(entry["path"].removesuffix(".partial"))
+        if right is None:  # found by its content, as the lists of sessions are not in the dump
+            assert entry["kind"] == "memfd"
+            assert "missing" in entry or data in of.extracted.values()
+            continue
         holes = entry.get("missing", [])
         assert bool(holes) == entry["path"].endswith(".partial")
         assert entry["sha256"] == (None if holes else hashlib.sha256(right).hexdigest())
@@ -163,7 +167,8 @@ def check_commands(done_inspect: Done, path: Path, of: Whole, folder: Path, *, m
     owners = run("owners", "--json", path)
     assert owners.code in (0, 1)
     assert owners.json["preserved_bytes"] == of.owners["preserved_bytes"]
-    assert {row["owner"] for row in owners.json["rows"]} <= {row["owner"] for row in of.owners["rows"]} | {"unknown"}
+    named = {row["owner"] for row in owners.json["rows"] if not row["owner"].startswith("memfd at ")}
+    assert named <= {row["owner"] for row in of.owners["rows"]} | {"unknown"}
     assert run("map", "--json", path).code == 0
     compared = run("diff", "--json", of.path, path)
     if marked:
@@ -239,7 +244,11 @@ def test_what_a_cut_took_is_cut_off_and_not_left_out(name: str, form: str, tmp_p
     file, pages, path = written(name, set(), form), pages_of(name), tmp_path / "dump"
     for part in range(4, 20):
         path.write_bytes(file[: len(file) * part // 20])
-        memory = kho.Memory.open(path)
+        try:
+            memory = kho.Memory.open(path)
+        except kho.SourceError as error:
+            assert "cut off" in str(error)  # in the bitmaps, without which no page has a place
+            continue
         assert {why for _, _, why in memory.absent} == {"cut off"} or form == "lime"
         for phys, page in pages.items():
             try:

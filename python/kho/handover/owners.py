@@ -221,9 +221,11 @@ def _unlisted(inc: Incoming, payloads: Mapping[str, Payload], found: Mapping[str
     }
     places = [place for place in places if place[0] not in listed]
     budget = next((payload.blob.budget for payload in payloads.values()), None) or Budget(inc)
+    complete = not any(isinstance(payload, Broken) for payload in payloads.values())
+    listing = "in no session" if complete else "in no session that can be read"
     files: list[MemfdFile] = []
     for phys, version, in_map in sorted(places):
-        owner = f"memfd at {phys:#x}, " + ("in no session" if in_map else "not retrieved")
+        owner = f"memfd at {phys:#x}, " + (listing if in_map else "not retrieved")
         try:
             budget.take_objects(1, owner)
             blob = Blob(inc, f"memfd-v{version}", phys, None, owner, budget)
