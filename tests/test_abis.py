@@ -94,6 +94,8 @@ def test_what_is_written_is_the_luo_and_the_memfd_of_the_row(abi: _kho.Abi) -> N
 def test_rows_are_added_once_and_from_rows_there_are() -> None:
     with pytest.raises(ValueError, match='"kho-v4" exists'):
         _kho.Abi._add("kho-v4", like="kho-v1")
+    with pytest.raises(ValueError, match='radix-v1;vmalloc-v1" exists'):
+        _kho.Abi._add("kho-v4;radix-v1;vmalloc-v1", like="kho-v4")
     with pytest.raises(ValueError, match='no ABI "kho-v9"'):
         _kho.Abi._add("kho-v10", like="kho-v9")
     with pytest.raises(ValueError, match='no column "map"'):
@@ -293,7 +295,6 @@ def test_no_module_has_a_table_of_its_own(path: str) -> None:
 
 RUST = ROOT / "rust"
 RUST_CHOICES = {
-    ("kho/src/read/address.rs", b"luo-v5"),  # The structure is found by its first bytes, before there is a root FDT.
     ("kho-python/src/outgoing.rs", b"kho-v1"),  # The default of an argument.
 }
 

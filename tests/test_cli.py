@@ -20,6 +20,9 @@ from images import MIB, Image, sample_subtrees
 CAPTURE = captures.elf("linux-6.18.15-x86_64")
 SMALL = captures.elf("linux-6.16-layout-x86_64")
 KEYS = {
+    "read_as",
+    "unverified",
+    "drafts",
     "compatible",
     "kernels",
     "page_size",

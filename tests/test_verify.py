@@ -248,6 +248,12 @@ def luo_v1(abi: str, *, flb_node: bool) -> Edit:
     return Edit([(phys, arena.read(phys, size)) for phys, size in merged(pages)], arena.scratch_phys)
 
 
+def like_no_version(edit: Edit) -> None:
+    """Change the compatible, and the name of the map's property."""
+    page = edit.get(edit.fdt_phys, PAGE).replace(b"kho-v4\0", b"kho-v9\0")
+    edit.put(edit.fdt_phys, page.replace(b"preserved-memory-map\0", b"preserved-memory-tab\0"))
+
+
 def no_map() -> Edit:
     """A descriptor store of systemd whose map is not JSON."""
     arena = kho.Arena("96M", scratch="4M,8M,4M")
@@ -323,7 +329,7 @@ def node_without_property(edit: Edit) -> None:
 
 CORRUPTIONS: dict[str, Case] = {
     "KHO001": Case(lambda edit: root_value(edit.map_phys, 0)(edit)),
-    "KHO002": Case(lambda edit: edit.replace(edit.fdt_phys, b"kho-v4\0", b"kho-v9\0")),
+    "KHO002": Case(like_no_version),
     "KHO004": Case(put(lambda edit: edit.first_entry, "Q", 0x4000_0000_0000)),
     "KHO005": Case(shared_node),
     "KHO006": Case(a_level_too_low),
@@ -367,7 +373,9 @@ CORRUPTIONS: dict[str, Case] = {
     "KHO047": Case(lambda edit: root_value(edit.map_phys, 0)(edit), base=edited_root),
     "KHO048": Case(node_without_property, base=edited_root),
     "KHO043": Case(lambda edit: edit.put(edit.inc.luo.blob.phys + 16, bytes(16))),
+    "KHO044": Case(put(lambda edit: edit.file, "48s", b"memfd-v2;vmalloc-v1")),
     "KHO045": Case(base=no_map),
+    "KHO046": Case(lambda edit: edit.replace(edit.fdt_phys, b"kho-v4\0", b"kho-v9\0")),
 }
 
 

@@ -56,14 +56,33 @@ __all__ = [
     "open_memory",
     "parse_kho_scratch",
     "punch_hole",
+    "split_compatible",
+    "versions_of",
 ]
 
 __version__: Final[str]
 
-def abis() -> dict[str, Abi]:
+def abis(*, drafts: bool = False) -> dict[str, Abi]:
     """The versions of KHO's ABI that this library knows, oldest first, by `compatible`: abi.md section 1.
 
-    This is the one table of what differs between versions; Python keeps none of its own.
+    This is the one table of what differs between versions; Python keeps none of its own. With `drafts`, those of public
+    drafts follow, which no release of Linux writes or reads (abi.md section 9).
+    """
+
+def split_compatible(compatible: str) -> tuple[str, list[str], list[str]]:
+    """Take a compatible apart, as the draft of June 2026 composes it: `base;part;part` (abi.md section 9).
+
+    Returns: the base, the parts, and what speaks against reading each part as the known version of it: unknown parts by
+    name, and an order that no writer makes. A compatible without parts is its own base.
+    """
+
+def versions_of(fdt: Fdt) -> list[tuple[Abi, list[str]]]:
+    """As which versions a root FDT may be read, the most plausible first.
+
+    Each is `(abi, doubts)` (abi.md section 9). There is one, without doubts, if the FDT's `compatible` names a version,
+    released or draft. Otherwise its properties decide, and the doubts say what is not known.
+
+    Raises: FormatError without a `compatible`; UnsupportedAbiError if the FDT fits no version.
     """
 
 @final
@@ -79,6 +98,9 @@ class Abi:
     @property
     def released(self) -> bool:
         """Whether a release of Linux writes it; otherwise only development trees did."""
+    @property
+    def draft(self) -> bool:
+        """Whether only a public draft has it; such a version is written only if asked for by its name."""
     @property
     def decoded(self) -> bool:
         """Whether this library reads and writes it."""
@@ -1314,7 +1336,16 @@ class Incoming:
 
     @property
     def compatible(self) -> str:
-        """The ABI version that the root FDT names, as "kho-v1"."""
+        """The `compatible` of the root FDT, as "kho-v1"."""
+    @property
+    def abi(self) -> Abi:
+        """The ABI version that the handover is read as: the one that `compatible` names, if it names one."""
+    @property
+    def unverified(self) -> list[str]:
+        """Why the handover may not be what it is read as; empty if its version is known.
+
+        A version that is neither released nor a known draft is read as the one that fits best (abi.md section 9).
+        """
     @property
     def kernels(self) -> str:
         """The kernel versions that write this ABI, as text (abi.md section 1)."""

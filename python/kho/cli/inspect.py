@@ -15,7 +15,7 @@ from ..handover.describe import describe
 from ..handover.running import core_of, is_running
 from ..text import UNFINALIZED
 from . import output, snapshot
-from .options import read, source_options
+from .options import read_unmarked, source_options
 
 
 @click.command("inspect")
@@ -59,7 +59,7 @@ def command(
         return
     for line in lost_ranges(source):
         output.line(f"note: {line}", err=True)
-    inc = read(source, **options)
+    inc = read_unmarked(source, **options)
     report = describe(inc, full=full)
     if as_json:
         output.print_json(report)
@@ -112,6 +112,7 @@ def as_calls(source: tuple[str, ...], **given: int | None) -> str:
 def show(inc: Incoming, report: dict[str, Any], source: str, *, full: bool) -> None:
     """Print the report as text."""
     output.line((inc.compatible, "bold"), f" handover ({report['kernels']}) in {source}")
+    output.doubts(report["unverified"], report["drafts"])
     output.line()
     facts = output.table("", "", "", limit=output.LINE)
     facts.add("root FDT", f"{inc.fdt_phys:#x}", f"{inc.fdt.totalsize} bytes")
@@ -219,12 +220,12 @@ def show_payloads(report: dict[str, Any]) -> None:
 KNOWN = {
     *("compatible", "data", "token", "size", "folios", "sha256", "error", "raw"),
     *("pos", "seals", "flags", "nr_folios"),
-    *("unit", "fd"),
+    *("unit", "fd", "unverified"),
 }
 """What the table of files shows, or leaves out, of every file."""
 ABOUT = {"draft", "source", "units", "unsure"}
 """What a description says of the fields, next to them."""
-ENTRY = {"compatible", "data", "token", "sha256", "unit", "fd"}
+ENTRY = {"compatible", "data", "token", "sha256", "unit", "fd", "unverified"}
 """What a file's row has in addition to its fields."""
 MOST = 8
 """Maximum number of records of a list that are shown."""
@@ -313,6 +314,8 @@ def show_unlisted(memfds: list[dict[str, Any]]) -> None:
 def show_luo(luo: dict[str, Any]) -> None:
     """Print sessions, files and FLBs."""
     heading("LUO", f": {luo['compatible']}, live update {luo['liveupdate_num']}")
+    if "features" in luo:
+        output.line("; ".join(f"{what}: {', '.join(names) or 'none'}" for what, names in luo["features"].items()))
     files = output.table("session", ">token", "kind", ">size", ">folios", "sha256")
     for session in luo["sessions"]:
         for row in session["files"]:

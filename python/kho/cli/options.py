@@ -92,23 +92,22 @@ def read(
 ) -> Incoming:
     """Open the handover in the given sources or memory; show progress if stderr is a terminal.
 
+    Prints on stderr why the handover may not be what it is read as.
     Of a running machine that is the one in /proc/kcore. Raises: UnreadableError (`kho.handover.running`).
     """
+    inc = read_unmarked(source, fdt_phys=fdt_phys, bitmap_bytes=bitmap_bytes, page_size=page_size, scratch=scratch)
+    output.doubts(inc.unverified, err=True)
+    return inc
+
+
+def read_unmarked(source: tuple[str, ...] | Memory, **options: int | None) -> Incoming:
+    """Open a handover as `read`, without a line on why it may not be what it is read as: the caller prints it."""
     if not isinstance(source, Memory) and len(source) == 1 and is_running(source[0]):
-        return read_running(
-            source[0], fdt_phys=fdt_phys, bitmap_bytes=bitmap_bytes, page_size=page_size, scratch=scratch
-        )[0]
+        return read_running(source[0], **options)[0]
     with output.progress("searching") as told:
         opened = source if isinstance(source, Memory) else memory(source, progress=told)
         with output.noting_cuts(opened):
-            inc = open_source(
-                opened,
-                fdt_phys=fdt_phys,
-                bitmap_bytes=bitmap_bytes,
-                page_size=page_size,
-                scratch=scratch,
-                progress=told,
-            )
+            inc = open_source(opened, progress=told, **options)
     output.note_opened(inc)
     return inc
 

@@ -268,6 +268,14 @@ def note_opened(inc: Incoming, *, absent: bool = True) -> None:
         line(f"warning: {inc.pages_outside} preserved pages {text}", err=True)
 
 
+def doubts(unverified: Iterable[str], drafts: Sequence[str] = (), *, err: bool = False) -> None:
+    """Print what is read on evidence only, and the formats that no release of Linux has."""
+    for doubt in unverified:
+        line(("unverified", "bold yellow"), f": {doubt}", err=err)
+    if drafts:
+        line(("draft", "bold yellow"), f": no release of Linux has {', '.join(drafts)}", err=err)
+
+
 @contextmanager
 def progress(doing: str) -> Iterator[Callable[[int], None] | None]:
     """Show on stderr how many bytes were processed, if it is a terminal and the work takes longer than 0.5 s."""

@@ -16,7 +16,7 @@ from ..handover.owners import Owners, owners
 from ..handover.running import UnreadableError, shown_ranges
 from ..text import UNFINALIZED
 from . import output
-from .options import read, source_options
+from .options import read_unmarked, source_options
 
 
 @click.command("owners")
@@ -37,7 +37,7 @@ def command(source: tuple[str, ...], by_page: bool, as_json: bool, **options: in
     Exit codes: 0 everything referred to is preserved, 1 some is not, or has two owners, 2 no handover or not readable.
     """
     try:
-        inc = read(source, **options)
+        inc = read_unmarked(source, **options)
     except UnreadableError as error:
         show_debugfs(source[0], str(error), as_json=as_json)
         return
@@ -111,6 +111,9 @@ def left_out(inc: Incoming, found: Owners) -> int:
 def print_json(inc: Incoming, found: Owners, *, by_page: bool) -> None:
     """Print as JSON, one line per row, as there may be millions of rows."""
     head: dict[str, Any] = {
+        "compatible": inc.compatible,
+        "read_as": inc.abi.compatible,
+        "unverified": found.unverified,
         "preserved_bytes": inc.preserved_bytes,
         "totals": found.totals,
         "why_unowned": found.why_unowned if found.unowned else None,
@@ -132,6 +135,7 @@ def print_json(inc: Incoming, found: Owners, *, by_page: bool) -> None:
 
 def show(inc: Incoming, found: Owners, *, by_page: bool) -> None:
     """Print as text: every range, totals by owner, then unpreserved ranges and ranges with two owners."""
+    output.doubts(found.unverified)
     line = "{:<16}  {:>10}  {:<7}  {}"
     rows = (
         line.format(f"{row.phys:#x}", output.size(row.nbytes), orders(row), owner_and_part(row) + mark(inc, row))

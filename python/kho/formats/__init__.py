@@ -14,6 +14,8 @@ decoders, or a `Payload` class, with the compatible as the entry's name.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 from .._kho import Incoming
 from ..errors import FormatError, NotFoundError
 from .declare import (
@@ -83,6 +85,7 @@ __all__ = [
     "blocks",
     "decode",
     "decoder",
+    "drafts_in",
     "keytree",
     "known",
     "luo_of",
@@ -99,6 +102,7 @@ __all__ = [
     "u16",
     "u32",
     "u64",
+    "unverified_in",
     "vmalloc",
 ]
 
@@ -107,6 +111,33 @@ def payloads(inc: Incoming) -> dict[str, Payload]:
     """Decode every subtree of the root and return the payloads by name (`Incoming.payloads`)."""
     budget = Budget(inc)
     return {name: subtree(inc, name, budget) for name in inc.subtrees}
+
+
+def _all_payloads(decoded: Mapping[str, Payload]) -> Iterator[Payload]:
+    """Yield the payloads of all subtrees, and the files of sessions."""
+    for payload in decoded.values():
+        yield payload
+        if isinstance(payload, Luo):
+            for session in payload.all_sessions:
+                for entry in session.entries:
+                    yield session.files.decode(entry)
+
+
+def unverified_in(inc: Incoming, decoded: Mapping[str, Payload], most: int = 16) -> list[str]:
+    """List why a handover or its payloads may not be what they were read as; empty if all of it is known.
+
+    Args: decoded: `inc.payloads`. most: payloads that are listed one by one; then one line has the number of others.
+    """
+    doubts = [f"root FDT: {doubt}" for doubt in inc.unverified]
+    doubtful = [payload for payload in _all_payloads(decoded) if payload.unverified]
+    doubts += [f"{payload.blob.owner}: {'; '.join(payload.unverified)}" for payload in doubtful[:most]]
+    return [*doubts, f"and {len(doubtful) - most} more payloads"] if len(doubtful) > most else doubts
+
+
+def drafts_in(inc: Incoming, decoded: Mapping[str, Payload]) -> list[str]:
+    """List the formats of a handover that only public drafts have (abi.md section 9), sorted."""
+    found = {payload.compatible for payload in _all_payloads(decoded) if payload.draft and not payload.unverified}
+    return sorted(found | ({inc.compatible} if inc.abi.draft else set()))
 
 
 def luo_of(inc: Incoming) -> Luo:

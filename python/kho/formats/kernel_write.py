@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from .. import _kho
 from .._types import MemfdFolio
 from ..errors import KhoError, MisalignedError, ParameterError, StaleError
+from .features import MEMFD_BITS, Features
 from .kernel import KhoTest, Metadata
 from .registry import writer
 
@@ -57,10 +58,16 @@ class MemfdLayout(NamedTuple):
     compatible: str
     layout: struct.Struct
     has_seals: bool
+    draft: bool = False
+    header: bytes = b""
+    """What stands before the first field."""
 
 
+V2 = struct.Struct("<QQIIQ16s")
 MEMFD_V1 = writer(MemfdLayout("memfd-v1", struct.Struct("<QQQ16s"), has_seals=False))
-MEMFD_V2 = writer(MemfdLayout("memfd-v2", struct.Struct("<QQIIQ16s"), has_seals=True))
+MEMFD_V2 = writer(MemfdLayout("memfd-v2", V2, has_seals=True))
+MEMFD_V2_PARTS = writer(MemfdLayout("memfd-v2;vmalloc-v1", V2, has_seals=True, draft=True))
+MEMFD_FEATURES = writer(MemfdLayout("memfd", V2, has_seals=True, draft=True, header=Features.all_of(MEMFD_BITS).pack()))
 
 
 class Holding:
@@ -292,9 +299,9 @@ def memfd(
         struct.pack_into("<QQ", packed, 16 * at, word, record.index)
     blocks, _, _ = blocks_of(hold, packed)
     fields = (pos, size, seals, 0, len(records)) if version.has_seals else (pos, size, len(records))
-    layout = version.layout
+    end = len(version.header) + version.layout.size
     try:
-        memoryview(header)[: layout.size] = layout.pack(*fields, vmalloc(hold, blocks))
+        memoryview(header)[:end] = version.header + version.layout.pack(*fields, vmalloc(hold, blocks))
     except struct.error as error:
         raise ParameterError(f"memfd: pos {pos}, size {size}, seals {seals}: {error}") from error
     return header.phys

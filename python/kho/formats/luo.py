@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from .. import errors
 from .._kho import Fdt, Memfd, Vmalloc
 from .._types import MemfdFolio
-from .registry import Blob, Broken, Owned, Payload, decode, decoder, has_decoder
+from .features import HEADER, LUO_BITS, MEMFD_BITS, Features, is_header
+from .registry import Blob, Broken, Owned, Payload, by_content, decode, decoder, has_decoder
 from .systemd import MAP_TOKEN, MOST_BYTES, SESSION_NAME, FdStore, Stored
 
 BLOCK = struct.Struct("<QQ")
@@ -23,6 +24,8 @@ FILE = struct.Struct("<48sQQ")
 """`{ char compatible[48]; u64 data; u64 token; }`"""
 FLB = struct.Struct("<48sQQ")
 """`{ char name[48]; u64 data; u64 count; }`"""
+SEALS = 0x3F
+"""F_SEAL_* bits that there are, up to F_SEAL_EXEC."""
 
 
 def text(raw: bytes) -> str:
@@ -256,7 +259,10 @@ class Luo(Payload):
 
     def _row(self, session: Session, entry: FileEntry) -> dict[str, Any]:
         """Describe a file, with unit and FDNAME if it is in systemd's store."""
-        row = entry._asdict() | session.files.decode(entry).describe()
+        payload = session.files.decode(entry)
+        row = entry._asdict() | payload.describe()
+        if payload.unverified:
+            row["unverified"] = list(payload.unverified)
         if stored := self.stored(session.name, entry.token):
             row |= {"unit": stored.unit, "fd": stored.name}
         return row
@@ -282,7 +288,17 @@ class LuoV5(Luo):
 
     def __init__(self, blob: Blob) -> None:
         super().__init__(blob)
-        _, self.liveupdate_num, sessions, flbs = self.LAYOUT.unpack(blob.read(self.LAYOUT.size))
+        layout = self.layout(blob.compatible)
+        _, self.liveupdate_num, sessions, flbs = layout.unpack(blob.read(layout.size))
+        self._read_lists(sessions, flbs)
+
+    @staticmethod
+    def layout(compatible: str) -> struct.Struct:
+        """Return the structure that begins with a compatible: the string is padded to a multiple of 8 bytes."""
+        return struct.Struct(f"<{len(compatible.encode()) // 8 * 8 + 8}sQQQ")
+
+    def _read_lists(self, sessions: int, flbs: int) -> None:
+        """Read sessions, their files, and FLBs, from the addresses of their first blocks; 0 for none."""
         for name, files, count in self._list(SESSION, sessions, "session block", self.blocks):
             blocks: list[tuple[str, int, int]] = []
             entries = [
@@ -308,6 +324,48 @@ class LuoV5(Luo):
             blocks.append((what, phys, page))
             yield from entries
             phys = following
+
+
+@decoder("luo-v5;block-v1")
+class LuoV5Parts(LuoV5):
+    """The same in the draft of composite compatibles: the string takes 16 bytes, and the fields after it move by 8."""
+
+    LAYOUT = struct.Struct("<16sQQQ")
+    draft = True
+
+
+FEATURES = "luo-features"
+"""The name that kho gives to LUO's structure with a feature header, which has no string."""
+by_content("LUO", FEATURES)(is_header)
+
+
+@decoder("luo-features")
+class LuoFeatures(LuoV5):
+    """A feature header in place of the version string, then the same fields (a draft)."""
+
+    LAYOUT = struct.Struct(f"<{HEADER.size}sQQQ")
+    draft = True
+
+    def __init__(self, blob: Blob) -> None:
+        Luo.__init__(self, blob)
+        head, number, sessions, flbs = self.LAYOUT.unpack(blob.read(self.LAYOUT.size))
+        self.features = _features(self, head, LUO_BITS)
+        self.unverified = tuple(self.features.unknown())
+        self.liveupdate_num = number if self.features.has("NUMBER") else 0
+        used = (self.features.has("SESSIONS"), self.features.has("FLBS"))
+        self._read_lists(sessions if used[0] else 0, flbs if used[1] else 0)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the features, sessions, files and FLBs."""
+        return super().describe() | {"features": self.features.describe()}
+
+
+def _features(payload: Payload, head: bytes, names: tuple[str, ...]) -> Features:
+    """Read the feature header of a payload. Raises: FormatError for one that a reader must refuse."""
+    try:
+        return Features.of(head, names)
+    except ValueError as error:
+        raise payload.malformed(str(error)) from error
 
 
 @decoder("luo-v1")
@@ -361,11 +419,19 @@ class MemfdFile(Payload):
 
     VERSION: int
 
+    LAYOUT: struct.Struct
+
     def __init__(self, blob: Blob, *, in_map: bool = True) -> None:
         super().__init__(blob)
         self.in_map = in_map
         """Whether a map preserves it; without one, each folio reaches to the next one in the list."""
         self.memfd = Memfd(blob.inc, blob.phys, self.VERSION, orders_by_index=not in_map)
+
+    def misfits(self) -> int:
+        """Count lists that are not as long as the structure says, and values that no file has."""
+        memfd = self.memfd
+        wrong = memfd.nr_listed != memfd.nr_folios, memfd.list.total_pages != memfd.list.nr_pages
+        return sum((*wrong, memfd.seals > SEALS, memfd.flags != 0, memfd.pos >> 63 != 0, memfd.size >> 63 != 0))
 
     @property
     def size(self) -> int:
@@ -414,7 +480,7 @@ class MemfdFile(Payload):
 
     def owned(self) -> Iterator[Owned]:
         """Yield the memory of the structure, the folio list and the folios."""
-        yield Owned(self.blob.owner, "memfd header", (self.blob.phys, 40 if self.VERSION == 1 else 48))
+        yield Owned(self.blob.owner, "memfd header", (self.blob.phys, self.LAYOUT.size))
         yield Owned(self.blob.owner, "folio list", self.memfd.list)
         yield Owned(self.blob.owner, "data", self.memfd)
 
@@ -424,6 +490,41 @@ class MemfdV2(MemfdFile):
     """memfd-v2: Linux 7.1 and later (mm/memfd_luo.c)."""
 
     VERSION = 2
+    LAYOUT = struct.Struct("<QQIIQ16s")
+
+
+@decoder("memfd-v2;vmalloc-v1")
+class MemfdV2Parts(MemfdV2):
+    """The same in the draft of composite compatibles."""
+
+    draft = True
+
+
+@decoder("memfd")
+class MemfdFeatures(MemfdFile):
+    """A feature header, then the fields of version 2 (a draft: the entry names no version)."""
+
+    VERSION = 2
+    LAYOUT = struct.Struct(f"<{HEADER.size}sQQIIQ16s")
+    draft = True
+
+    def __init__(self, blob: Blob) -> None:
+        Payload.__init__(self, blob)
+        head = blob.read(HEADER.size)
+        self.features = _features(self, head, MEMFD_BITS)
+        self.unverified = tuple(self.features.unknown())
+        if not self.features.has("FOLIOS"):
+            raise self.malformed("the feature FOLIOS is not in use, and where else the contents are is not known")
+        self.memfd = Memfd(blob.inc, blob.phys + HEADER.size, self.VERSION)
+
+    @property
+    def seals(self) -> int:
+        """F_SEAL_* bits; 0 if the feature is not in use."""
+        return self.memfd.seals if self.features.has("SEALS") else 0
+
+    def describe(self) -> dict[str, Any]:
+        """Return the metadata of the file and its features."""
+        return super().describe() | {"features": self.features.describe()}
 
 
 @decoder("memfd-v1")
@@ -431,3 +532,4 @@ class MemfdV1(MemfdFile):
     """memfd-v1: Linux 6.19 and 7.0."""
 
     VERSION = 1
+    LAYOUT = struct.Struct("<QQQ16s")

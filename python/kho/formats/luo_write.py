@@ -15,9 +15,10 @@ from typing import Any
 
 from .. import _kho
 from ..errors import ExistsError, NotFoundError, ParameterError
+from .features import LUO_BITS, Features
 from .kernel_write import Holding
-from .luo import BLOCK, FILE, FLB, SESSION, FileEntry, Flb, LuoV1, LuoV5
-from .registry import writer, writer_of
+from .luo import BLOCK, FILE, FLB, SESSION, FileEntry, Flb, LuoFeatures, LuoV1, LuoV5, LuoV5Parts
+from .registry import writer, writer_for, writer_of
 
 __all__ = ["LuoOut", "LuoV1Out", "LuoV5Out"]
 
@@ -64,9 +65,13 @@ def word(what: str, value: int) -> int:
 
 
 class LuoOut(ABC):
-    """Common part of both versions: sessions, files and FLBs by name."""
+    """Common part of all versions: sessions, files and FLBs by name."""
 
     compatible: str
+    draft = False
+    """Whether only a public draft has this version; it is written only if asked for by name."""
+    memfd: str | None = None
+    """The compatible of the memfds in its sessions, if not that of the handover's ABI."""
 
     def __init__(self, hold: Callable[[], Holding], liveupdate_num: int, *, flb_node: bool = True) -> None:
         self._hold = hold
@@ -222,7 +227,8 @@ class LuoV5Out(LuoOut):
     """A packed struct that points to chains of blocks of one page each."""
 
     compatible = "luo-v5"
-    size = LuoV5.LAYOUT.size
+    LAYOUT = LuoV5.LAYOUT
+    size = LAYOUT.size
 
     def _set_up(self) -> None:
         self.phys = self._own.page().phys
@@ -274,12 +280,41 @@ class LuoV5Out(LuoOut):
         self._write_head(0, 0)
 
     def _write_head(self, sessions: int, flbs: int) -> None:
-        self._arena.write(self.phys, LuoV5.LAYOUT.pack(self.compatible.encode(), self.liveupdate_num, sessions, flbs))
+        self._arena.write(self.phys, self.LAYOUT.pack(self._first(), self.liveupdate_num, sessions, flbs))
+
+    def _first(self) -> bytes:
+        """Return what the structure begins with."""
+        return self.compatible.encode()
 
     def holdings(self) -> Iterator[Holding]:
         """Yield all memory that is held."""
         yield from self._blocks
         yield from super().holdings()
+
+
+@writer
+class LuoV5PartsOut(LuoV5Out):
+    """The same with the longer string of the draft of composite compatibles."""
+
+    compatible = "luo-v5;block-v1"
+    LAYOUT = LuoV5Parts.LAYOUT
+    size = LAYOUT.size
+    draft = True
+
+
+@writer
+class LuoFeaturesOut(LuoV5Out):
+    """The same with a feature header in place of the string (a draft)."""
+
+    compatible = "luo-features"
+    LAYOUT = LuoFeatures.LAYOUT
+    size = LAYOUT.size
+    draft = True
+    memfd = "memfd"
+    features = Features.all_of(LUO_BITS)
+
+    def _first(self) -> bytes:
+        return self.features.pack()
 
 
 @writer
@@ -347,11 +382,17 @@ class LuoV1Out(LuoOut):
             self._arena.write(self._flbs, BLOCK.pack(1, 0))
 
 
-def luo_out(compatible: str | None, whose: str, hold: Callable[[], Holding], **given: Any) -> LuoOut:
+def luo_out(
+    compatible: str | None, whose: str, hold: Callable[[], Holding], version: str | None = None, **given: Any
+) -> LuoOut:
     """Return a writer of a LUO version (abi.md section 1).
 
-    Args: whose: the kernels that it belongs to, for the message.
+    Args: whose: the kernels that it belongs to, for the message. version: the compatible to write in its place.
     Raises: UnsupportedAbiError.
     """
-    made: LuoOut = writer_of("LUO", compatible, whose, family="luo-")(hold, **given)
+    if version is not None:
+        make = writer_for(version, family="luo-")
+    else:
+        make = writer_of("LUO", compatible, whose, family="luo-")
+    made: LuoOut = make(hold, **given)
     return made

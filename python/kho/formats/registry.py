@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from .. import errors
-from .._kho import Fdt, Incoming, Memfd, Vmalloc
+from .._kho import Fdt, Incoming, Memfd, Vmalloc, split_compatible
 
 if TYPE_CHECKING:
     from ..handover.rules import Finding
@@ -46,8 +48,8 @@ class Budget:
         self.most_fdt = min(self._fdt_bytes, max(MOST_FDT, inc.room("held") // 64))
         """Maximum bytes of one devicetree."""
         self._page = inc.page_size
-        self._taken: set[int] = set()
-        """Page frame numbers of the pages that contain a list."""
+        self._taken: dict[int, None] = {}
+        """Page frame numbers of the pages that contain a list, in the order in which they were recorded."""
 
     def take_objects(self, count: int, what: str) -> None:
         """Count list entries. Raises: FormatError if the total exceeds what an image of this size can hold."""
@@ -84,7 +86,21 @@ class Budget:
                     f"{what} at {phys:#x}: the page at {page * self._page:#x} belongs to a list already: a cycle, or "
                     "a shared page"
                 )
-            self._taken.add(page)
+            self._taken[page] = None
+
+    @contextlib.contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Forget the pages recorded in the block if it raises, so that another decoder can read them.
+
+        What was counted stays counted.
+        """
+        before = len(self._taken)
+        try:
+            yield
+        except BaseException:
+            while len(self._taken) > before:
+                self._taken.popitem()
+            raise
 
 
 @dataclass(frozen=True)
@@ -156,7 +172,9 @@ class Payload:
     """A decoded payload. A subclass reads its blob in `__init__` and raises FormatError if the blob is malformed."""
 
     draft: ClassVar[bool] = False
-    """Whether the format is that of a public draft, which no released kernel writes."""
+    """Whether only a public draft has this format (abi.md section 9)."""
+    unverified: tuple[str, ...] = ()
+    """Why the blob may not be what it was decoded as: its version, or a part of its compatible, is not known."""
 
     def __init__(self, blob: Blob) -> None:
         self.blob = blob
@@ -177,6 +195,10 @@ class Payload:
     def findings(self) -> Iterator[Finding]:
         """Yield findings about the payload."""
         return iter(())
+
+    def misfits(self) -> int:
+        """Count what contradicts itself, to choose among the known versions for a blob of a version not known."""
+        return 0
 
     def read(self, n: int | None = None, offset: int = 0) -> bytes:
         """Copy `n` bytes of the contents from `offset`, by default all; for payloads that are files.
@@ -278,6 +300,17 @@ def writer(made: _W) -> _W:
     return made
 
 
+def writer_for(compatible: str, *, family: str) -> Any:
+    """Find what writes payloads of a compatible, drafts included.
+
+    Raises: UnsupportedAbiError, which names what kho writes.
+    """
+    if compatible in _writers:
+        return _writers[compatible]
+    names = ", ".join(sorted(name for name in _writers if name.startswith(family)))
+    raise errors.UnsupportedAbiError(f"{compatible}: kho cannot write it; it writes {names}")
+
+
 def writer_of(kind: str, compatible: str | None, whose: str, *, family: str) -> Any:
     """Find what writes the payloads that some kernels read.
 
@@ -295,7 +328,10 @@ def writer_of(kind: str, compatible: str | None, whose: str, *, family: str) -> 
         return _writers[compatible]
     if compatible is None:
         raise errors.UnsupportedAbiError(f"{kind}: there is none in {whose}")
-    known = ", ".join(sorted(name for name in _writers if name.startswith(family)))
+    released = (
+        name for name, made in _writers.items() if name.startswith(family) and not getattr(made, "draft", False)
+    )
+    known = ", ".join(sorted(released))
     raise errors.UnsupportedAbiError(f"{kind}: {whose} read {compatible}, which kho cannot write; it writes {known}")
 
 
@@ -312,12 +348,58 @@ def has_decoder(compatible: str) -> bool:
 
 
 def decode(blob: Blob) -> Payload:
-    """Decode a blob by its compatible: `Raw` if there is no decoder, `Broken` if the decoder refuses it."""
+    """Decode a blob by its compatible: `Raw` if there is no decoder, `Broken` if the decoder refuses it.
+
+    A version that has no decoder is decoded as the known version of the same payload that fits best, if one does; then
+    `Payload.unverified` says what is not known.
+    """
     _load_entry_points()
+    make = _decoders.get(blob.compatible)
+    if make is None:
+        return _as_known(blob) or Raw(blob)
     try:
-        return _decoders.get(blob.compatible, Raw)(blob)
+        return make(blob)
     except errors.KhoError as error:
         return Broken(blob, error)
+
+
+_VERSION = re.compile(r"(.+)-v([0-9]{1,9})")
+
+
+def _as_known(blob: Blob) -> Payload | None:
+    """Decode a blob as each known version of its payload; return the one with fewest misfits, of equals the newest."""
+    base, _, doubts = split_compatible(blob.compatible)
+    best: Payload | None = None
+    least = 0
+    for name in _versions_like(base):
+        try:
+            with blob.budget.attempt():
+                payload = _decoders[name](blob)
+                misfits = payload.misfits()
+        except errors.KhoError:
+            continue
+        if best is None or misfits < least:
+            best, least = payload, misfits
+            if name != base:
+                payload.unverified = (f"version {base!r} is not known: read as {name}", *doubts)
+            else:
+                payload.unverified = tuple(doubts) or (f"a combination of parts that no draft has: read as {name}",)
+            if not misfits:
+                break
+    return best
+
+
+def _versions_like(base: str) -> list[str]:
+    """List the decoders for versions of the same payload: the one of this name first, then the newest first."""
+    named = _VERSION.fullmatch(base)
+    if named is None:
+        return [base] if base in _decoders else []
+    others = []
+    for name in _decoders:
+        other = _VERSION.fullmatch(name)
+        if other is not None and other[1] == named[1]:
+            others.append((name != base, -int(other[2]), name))
+    return [name for _, _, name in sorted(others)]
 
 
 def subtree(inc: Incoming, name: str, budget: Budget | None = None) -> Payload:
@@ -336,14 +418,30 @@ def subtree(inc: Incoming, name: str, budget: Budget | None = None) -> Payload:
     return decode(blob)
 
 
+MOST_NAME = 256
+"""Maximum bytes of a compatible at the start of a packed struct, NUL included."""
+_content: dict[str, tuple[str, Callable[[bytes], bool]]] = {}
+
+
+def by_content(name: str, compatible: str) -> Callable[[Callable[[bytes], bool]], Callable[[bytes], bool]]:
+    """Register a test that recognizes the blob of the subtree `name` by its first bytes, if it has no compatible."""
+
+    def register(test: Callable[[bytes], bool]) -> Callable[[bytes], bool]:
+        _content[name] = (compatible, test)
+        return test
+
+    return register
+
+
 def _compatible(blob: Blob, name: str) -> str:
     """Return the compatible of a subtree's blob: that of an FDT, or the string at the start of a packed struct.
 
-    kexec-metadata has no compatible and is recognized by its name.
+    A string counts if it has a decoder, or if it names a version of a payload that has one. A blob without a string is
+    recognized by its content or, as kexec-metadata, by its name.
     """
     _load_entry_points()
     try:
-        head = blob.inc.read(blob.phys, 8 if blob.size is None else min(blob.size, 8))
+        head = _head(blob)
     except errors.MissingMemoryError:
         raise
     except errors.OutsideMemoryError:
@@ -355,7 +453,16 @@ def _compatible(blob: Blob, name: str) -> str:
             raise
         except errors.KhoError:
             return name
-    text = head.split(b"\0")[0]
-    if text.decode("ascii", "replace") in _decoders:
-        return text.decode("ascii")
-    return name
+    text = head.split(b"\0")[0].decode("ascii", "replace")
+    if text in _decoders or (len(text) < len(head) and text.isprintable() and _versions_like(text.split(";")[0])):
+        return text
+    compatible, test = _content.get(name, (name, None))
+    return compatible if test is not None and test(head) else name
+
+
+def _head(blob: Blob) -> bytes:
+    """Read the first bytes of a blob, as many as are there of those that can hold a name."""
+    size = MOST_NAME if blob.size is None else min(blob.size, MOST_NAME)
+    if not blob.inc.has(blob.phys, size):
+        size = min(size, 8)
+    return blob.inc.read(blob.phys, size)

@@ -90,7 +90,8 @@ def convert(
         bitmap_bytes: for kho-v1, 512 or the page size; default: the source's if it is kho-v1, else the page size.
         drop: losses that are allowed, each only where the target cannot take the object: "seals" of memfds, "files" of
             a kind that kho does not know, "flbs", "luo" (all sessions).
-        keep_unknown: keep files and FLBs of a kind that kho does not know as they are, as a driver may read them.
+        keep_unknown: keep files and FLBs of a kind that kho does not know as they are, as a driver may read them, and
+            convert a handover of a version that is not known as what it was read as.
 
     Raises:
         ParameterError: the target cannot take LUO data; the message has the object and the remedy.
@@ -116,6 +117,11 @@ def convert(
         if row is None:
             raise UnsupportedAbiError(f"ABI {abi!r}: known are {', '.join(_kho.abis())}")
         abi, formats = row.compatible, Formats.of_abi(row)
+    if inc.unverified and not keep_unknown:
+        raise ParameterError(
+            f"root FDT at {inc.fdt_phys:#x}: {'; '.join(inc.unverified)}; --keep-unknown (keep_unknown=True) converts "
+            "it as that"
+        )
     if inc.pages_outside:
         raise OutsideMemoryError(f"{inc.pages_outside} preserved pages are not in this memory")
     _check_runs(inc)

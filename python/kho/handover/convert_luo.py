@@ -150,7 +150,7 @@ def plan_luo(
     plan = LuoPlan(formats)
     if luo is None:
         return plan
-    if not isinstance(luo, Luo):
+    if not isinstance(luo, Luo) or luo.unverified:
         _plan_unreadable(luo, plan, drop)
         return plan
     if formats.luo is None:
@@ -174,7 +174,8 @@ def _plan_unreadable(luo: Payload, plan: LuoPlan, drop: Collection[Drop]) -> Non
     if luo.compatible == plan.formats.luo:
         return
     if "luo" not in drop:
-        why = str(luo.error) if isinstance(luo, Broken) else f"its version is not known ({luo.describe()})"
+        unknown = "; ".join(luo.unverified) or f"its version is not known ({luo.describe()})"
+        why = str(luo.error) if isinstance(luo, Broken) else unknown
         raise FormatError(
             f"subtree LUO at {luo.blob.phys:#x}: cannot be converted for {plan.formats.whom}: {why}; "
             "--drop-luo (drop=['luo']) leaves it out"
@@ -272,7 +273,7 @@ class _Files:
             payload = session.files.decode(entry)
             if entry.compatible == self.formats.memfd:
                 yield OutEntry(entry.token, entry.compatible, entry.data, None)
-            elif isinstance(payload, MemfdFile):
+            elif isinstance(payload, MemfdFile) and not payload.unverified:
                 yield self._memfd(entry, payload, name)
             elif self.keep_unknown and not isinstance(payload, Broken) and "\ufffd" not in entry.compatible:
                 yield OutEntry(entry.token, entry.compatible, entry.data, None)

@@ -21,7 +21,9 @@ from ..formats import (
     Payload,
     Raw,
     ReserveMem,
+    drafts_in,
     payloads,
+    unverified_in,
 )
 from ..formats.luo import LuoV1
 from ..kernels import Kernel, kernels_that_write, spanned
@@ -66,6 +68,9 @@ def describe(inc: Incoming, *, full: bool = False) -> dict[str, Any]:
     report: dict[str, Any] = {
         "compatible": inc.compatible,
         "kernels": spanned(wrote) if wrote else inc.kernels,
+        "read_as": inc.abi.compatible,
+        "unverified": unverified_in(inc, decoded),
+        "drafts": drafts_in(inc, decoded),
         "page_size": inc.page_size,
         "page_size_why": inc.page_size_why,
         "certainty": inc.certainty,
@@ -155,6 +160,8 @@ def _subtrees(inc: Incoming, decoded: Mapping[str, Payload], full: bool) -> dict
         payload = decoded[name]
         if isinstance(payload, Raw | Broken):
             row |= payload.describe()
+        if payload.unverified:
+            row["unverified"] = list(payload.unverified)
         rows[name] = row
     return rows
 

@@ -626,6 +626,8 @@ def save_all(
             done += content_bytes
         manifest = {
             "compatible": inc.compatible,
+            "read_as": inc.abi.compatible,
+            "unverified": inc.unverified,
             "page_size": inc.page_size,
             "fdt_phys": inc.fdt_phys,
             "entries": entries,

@@ -149,12 +149,17 @@ class Outgoing(_kho.Outgoing):
 
     # LUO
 
-    def add_luo(self, *, liveupdate_num: int = 1) -> None:
+    def add_luo(self, *, liveupdate_num: int = 1, version: str | None = None) -> None:
         """Add the subtree `LUO` without sessions; the other LUO methods create it if it is missing.
 
-        Args: liveupdate_num: number of live updates so far, including this one.
+        Args:
+            liveupdate_num: number of live updates so far, including this one.
+            version: the compatible to write, by default that of the ABI or kernel; "luo-features" is the draft with
+                feature headers, whose memfds have them too (abi.md section 9).
+
         Raises: ExistsError, OutOfMemoryError, FinalizedError; UnsupportedAbiError if the kernel has no LUO, or kho
             cannot write its version; so do the other methods that add to LUO.
+
         """
         if self._luo is not None or "LUO" in self.subtrees:
             raise ExistsError("subtree LUO exists")
@@ -166,7 +171,7 @@ class Outgoing(_kho.Outgoing):
             return out._hold()
 
         style = self._style
-        luo = luo_out(style.luo, style.whose, hold, liveupdate_num=liveupdate_num, flb_node=style.flb_node)
+        luo = luo_out(style.luo, style.whose, hold, version, liveupdate_num=liveupdate_num, flb_node=style.flb_node)
         try:
             self.link_subtree("LUO", luo.phys, luo.size)
         except BaseException:
@@ -218,7 +223,9 @@ class Outgoing(_kho.Outgoing):
             leaves the handover unchanged.
 
         """
-        version: MemfdLayout = writer_of("memfd", self._style.memfd, self._style.whose, family="memfd-")
+        named = self._luo.memfd if self._luo is not None else None
+        named = named or self._style.memfd
+        version: MemfdLayout = writer_of("memfd", named, self._style.whose, family="memfd-")
         luo = self._luo_open("add_memfd")
 
         def write() -> tuple[int, Holding]:

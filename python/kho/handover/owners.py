@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, overload
 from .. import errors
 from .._kho import Incoming, OwnerRows, find_outside_map, find_unlisted, join_owners
 from .._types import OwnedRange
-from ..formats import Blob, Broken, Budget, Declared, Luo, MemfdFile, Owned, Payload, Raw
+from ..formats import Blob, Broken, Budget, Declared, Luo, MemfdFile, Owned, Payload, Raw, unverified_in
 from ..formats.luo import MemfdV1, MemfdV2
 
 __all__ = ["HANDLE", "UNKNOWN", "Owners", "Ranges", "SharedRange", "claims", "owners", "unlisted"]
@@ -89,6 +89,8 @@ class Owners:
     """Number of ranges omitted from `unpreserved`: those beyond what an image of this size can plausibly hold."""
     more_shared: int = 0
     """As `more_unpreserved`, for `shared`."""
+    unverified: list[str] = field(default_factory=list)
+    """Why the handover or its payloads may not be what they were read as."""
 
     @property
     def why_unowned(self) -> str:
@@ -168,6 +170,7 @@ def owners(inc: Incoming, payloads: Mapping[str, Payload] | None = None) -> Owne
         before_jump=any(isinstance(payload, Luo) and payload.lists_nothing for payload in payloads.values()),
         more_unpreserved=found["more_unpreserved"],
         more_shared=found["more_shared"],
+        unverified=unverified_in(inc, payloads),
     )
 
 

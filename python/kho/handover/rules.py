@@ -89,7 +89,8 @@ RULES: dict[str, Rule] = {
     "KHO002": Rule(
         "error",
         "unknown ABI",
-        f"The compatible string of the root FDT is not one of {_which(lambda abi: abi.decoded)}.",
+        f"The compatible string of the root FDT is not one of {_which(lambda abi: abi.decoded)}, and its properties "
+        "are not those of any of them.",
         "A kernel accepts only its own compatible string; with any other it boots cold. The rest of the handover was "
         "not checked.",
         "Boot a kernel that writes the same compatible, or look for a newer version of this program.",
@@ -461,6 +462,16 @@ RULES: dict[str, Rule] = {
         "`kho extract --memfd PHYS` writes its contents; names and tokens are not in it.",
         f"{LUO}luo_session.c",
     ),
+    "KHO044": Rule(
+        "note",
+        "format of a draft",
+        "The compatible string of the root FDT, of LUO or of a memfd, or the feature header in its place, is that of a "
+        "public draft (abi.md section 9).",
+        "No release of Linux writes or reads it, and a draft may change: released kernels boot cold, or lose the "
+        "payload.",
+        "Boot the development kernel that wrote it.",
+        "abi.md section 9",
+    ),
     "KHO045": Rule(
         "warning",
         "descriptor store of systemd inconsistent",
@@ -470,6 +481,16 @@ RULES: dict[str, Rule] = {
         "file, is lost.",
         "Compare `kho inspect` with the log of systemd-shutdown: it names each descriptor that could not be preserved.",
         "abi.md section 6; systemd 262.1",
+    ),
+    "KHO046": Rule(
+        "warning",
+        "unknown version",
+        "The compatible string of the root FDT or of a payload is a version, or has a part after `;`, that kho does "
+        "not know. It is read as the known version that fits best, as far as that goes.",
+        "What is shown of it is not verified. A kernel accepts only its own compatible strings; with any other it "
+        "boots cold, or loses the payload.",
+        "Boot a kernel that writes the same compatible, or look for a newer version of this program.",
+        "abi.md section 9",
     ),
     "KHO047": Rule(
         "warning",

@@ -43,7 +43,7 @@ def style_of(abi: str | None, kernel: str | None, bitmap_bytes: int | None, page
     """
     if kernel is None:
         name = DEFAULT_ABI if abi is None else abi
-        row = _kho.abis().get(name)  # an unknown ABI is refused by `_kho.Outgoing`
+        row = _kho.abis(drafts=True).get(name)  # an unknown ABI is refused by `_kho.Outgoing`
         luo, memfd = (None, None) if row is None else (row.luo, row.memfd)
         return Style(name, bitmap_bytes, False, luo, True, memfd, True, False, f"the kernels of {name}")
     found = known_kernel(kernel)

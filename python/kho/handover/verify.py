@@ -26,11 +26,11 @@ from .._kho import (
     Memory,
     Snapshot,
     Vmalloc,
-    abis,
     check_map,
     check_memfd_folios,
     find_memory,
     open_memory,
+    versions_of,
 )
 from ..formats import Broken, Declared, KhoTest, Luo, MemfdFile, Payload, Raw, Session
 from ..sizes import PAGE_SIZES, PAGEBLOCK_ORDERS, SMALL_BITMAP
@@ -302,7 +302,7 @@ def _map_error(
                         tried.append((LATE.index(other.kind) if other.kind in LATE else len(LATE), page, other))
         if tried:
             _, page_size, best = min(tried, key=lambda t: t[:2])
-    abi = abis()[fdt.root.str("compatible")]
+    abi = versions_of(fdt)[0][0]
     pointer = fdt.root.u64(abi.map_property)
     sizes = PAGE_SIZES if page_size is None or best.kind is None else (page_size,)
     for page in sizes:
@@ -348,18 +348,32 @@ def _in_tree(read: Read, page: int, node: int, key: int, levels: int) -> bool:
 # Root FDT
 
 
-def _root(fdt: Fdt, place: str, read: Read | None, fdt_phys: int | None = None) -> Iterator[Finding]:
-    """Check a root FDT: compatible, map pointer, subtree nodes and, with `read`, the blobs they point to."""
+def _root(
+    fdt: Fdt,
+    place: str,
+    read: Read | None,
+    fdt_phys: int | None = None,
+    read_as: tuple[Abi, Sequence[str]] | None = None,
+) -> Iterator[Finding]:
+    """Check a root FDT: compatible, map pointer, subtree nodes and, with `read`, the blobs they point to.
+
+    Args: read_as: the version that the handover was read as, and why it may be another.
+    """
     root = fdt.root
     try:
         compatible = root.str("compatible")
     except errors.KhoError as error:
         yield Finding("KHO001", place, str(error), fdt_phys)
         return
-    abi = abis().get(compatible)
-    if abi is None or not abi.decoded:
+    try:
+        abi, doubts = read_as or versions_of(fdt)[0]
+    except errors.KhoError:
         yield Finding("KHO002", place, f"compatible {compatible!r}", fdt_phys)
         return
+    for doubt in doubts:
+        yield Finding("KHO046", place, f"compatible {compatible!r}: {doubt}", fdt_phys)
+    if abi.draft:
+        yield Finding("KHO044", place, f"compatible {compatible!r}", fdt_phys)
     try:
         if root.u64(abi.map_property) == 0 and abi.live:
             yield Finding("KHO001", place, f"{abi.map_property} is 0: nothing was serialized", fdt_phys)
@@ -414,17 +428,21 @@ def _handover(
     inc: Incoming, nodes: Sequence[tuple[int, int, int]], target: Target | None, most: int
 ) -> Iterator[Finding]:
     """Check a handover that was read: root FDT, scratch, map, payloads, owners."""
-    yield from _root(inc.fdt, f"root FDT at {inc.fdt_phys:#x}", inc.read, inc.fdt_phys)
+    yield from _root(inc.fdt, f"root FDT at {inc.fdt_phys:#x}", inc.read, inc.fdt_phys, (inc.abi, inc.unverified))
     if inc.scratch is not None or not (inc.absent() or inc.truncated):
         yield from _scratch(inc.scratch, inc.page_size)
-    if inc.finalized:
+    if inc.certainty == "not read":
+        value = f"not that of a version known to kho; {len(inc.subtrees)} subtrees are read without it"
+        yield Finding("KHO004", f"map at {inc.preserved_memory_map:#x}", value, inc.preserved_memory_map)
+    elif inc.finalized:
         yield from _map(inc, nodes, most)
     payloads = inc.payloads
     yield from _absence(inc, payloads)
     for name, payload in payloads.items():
         of_payload = _payload(payload, f"subtree {name} at {payload.blob.phys:#x}", most)
         yield from (found for found in of_payload if inc.finalized or found.id not in OF_PRESERVED)
-    yield from _owners(inc, payloads, most)
+    if inc.certainty != "not read":
+        yield from _owners(inc, payloads, most)
     if next(_undecoded(payloads), None) is not None:
         return  # what the next kernel does with them is not known
     offer = Offer.of(inc, payloads)
@@ -494,7 +512,7 @@ def _map(inc: Incoming, nodes: Sequence[tuple[int, int, int]], most: int) -> Ite
         if inc.bitmap_bytes is not None:
             value += f"; with bitmaps of {inc.bitmap_bytes} bytes: {inc.bitmap_bytes_why}"
         yield Finding("KHO008", f"map at {pointer:#x}", value, pointer)
-    depth = _wrong_depth(inc.read, abis()[inc.compatible], inc.page_size, pointer, inc.fdt_phys)
+    depth = _wrong_depth(inc.read, inc.abi, inc.page_size, pointer, inc.fdt_phys)
     if depth is not None:
         yield Finding("KHO006", f"map at {pointer:#x}", depth, pointer)
 
@@ -511,9 +529,13 @@ def _payload(payload: Payload, place: str, most: int) -> Iterator[Finding]:
         yield Finding(
             "KHO020",
             place,
-            f"{abis()[blob.inc.compatible].size_property or 'size'} {blob.size}, but a {name} has {layout.size} bytes",
+            f"{blob.inc.abi.size_property or 'size'} {blob.size}, but a {name} has {layout.size} bytes",
             phys,
         )
+    for doubt in payload.unverified:
+        yield Finding("KHO046", place, f"compatible {name!r}: {doubt}", phys)
+    if isinstance(payload, Luo | MemfdFile) and payload.draft and not payload.unverified:
+        yield Finding("KHO044", place, f"compatible {name!r}", phys)
     if isinstance(payload, Broken):
         if why_absent(payload.error):
             return

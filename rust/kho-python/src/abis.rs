@@ -2,8 +2,11 @@
 
 #![forbid(unsafe_code)]
 
-use kho::abi::{Abi, MapFormat, SubtreeOrder};
-use kho::units::PageSize;
+use crate::errors::OrRaise;
+use crate::fdt::PyFdt;
+use kho::abi::composite::Composite;
+use kho::abi::{Abi, DRAFTS, MapFormat, SubtreeOrder};
+use kho::units::{PageSize, Phys};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -11,19 +14,44 @@ use std::collections::BTreeMap;
 
 /// The versions of KHO's ABI that this library knows, oldest first, by `compatible`: abi.md section 1.
 ///
-/// This is the one table of what differs between versions; Python keeps none of its own.
+/// This is the one table of what differs between versions; Python keeps none of its own. With `drafts`, those of public
+/// drafts follow, which no release of Linux writes or reads (abi.md section 9).
 #[pyfunction]
-pub(crate) fn abis(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+#[pyo3(signature = (*, drafts = false))]
+pub(crate) fn abis(py: Python<'_>, drafts: bool) -> PyResult<Bound<'_, PyDict>> {
     let rows = PyDict::new(py);
-    for abi in Abi::all() {
+    let drafts: &'static [Abi] = if drafts { &DRAFTS } else { &[] };
+    for abi in Abi::all().chain(drafts) {
         rows.set_item(abi.compatible, PyAbi(abi))?;
     }
     Ok(rows)
 }
 
+/// Take a compatible apart, as the draft of June 2026 composes it: `base;part;part` (abi.md section 9).
+///
+/// Returns: the base, the parts, and what speaks against reading each part as the known version of it: unknown parts by
+/// name, and an order that no writer makes. A compatible without parts is its own base.
+#[pyfunction]
+pub(crate) fn split_compatible(compatible: &str) -> (String, Vec<String>, Vec<String>) {
+    let composite = Composite::of(compatible);
+    (composite.base.into(), composite.parts.iter().map(|part| part.to_string()).collect(), composite.doubts())
+}
+
+/// As which versions a root FDT may be read, the most plausible first.
+///
+/// Each is `(abi, doubts)` (abi.md section 9). There is one, without doubts, if the FDT's `compatible` names a version,
+/// released or draft. Otherwise its properties decide, and the doubts say what is not known.
+///
+/// Raises: FormatError without a `compatible`; UnsupportedAbiError if the FDT fits no version.
+#[pyfunction]
+pub(crate) fn versions_of(fdt: &PyFdt) -> PyResult<Vec<(PyAbi, Vec<String>)>> {
+    let versions = kho::root::versions(fdt.inner(), Phys(0)).or_raise()?;
+    Ok(versions.into_iter().map(|(abi, doubts)| (PyAbi(abi), doubts)).collect())
+}
+
 /// One version of KHO's ABI: what its kernels write and read, a row of `abis()`.
 #[pyclass(frozen, name = "Abi", module = "kho._kho")]
-pub(crate) struct PyAbi(&'static Abi);
+pub(crate) struct PyAbi(pub(crate) &'static Abi);
 crate::assert_object_alignment!(PyAbi);
 
 #[pymethods]
@@ -44,6 +72,12 @@ impl PyAbi {
     #[getter]
     fn released(&self) -> bool {
         self.0.released
+    }
+
+    /// Whether only a public draft has it; such a version is written only if asked for by its name.
+    #[getter]
+    fn draft(&self) -> bool {
+        self.0.draft
     }
 
     /// Whether this library reads and writes it.

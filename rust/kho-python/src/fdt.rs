@@ -52,6 +52,11 @@ impl PyFdt {
     pub(crate) fn of(blob: &[u8]) -> PyResult<Self> {
         Ok(PyFdt(Arc::new(Fdt::parse(blob).or_raise()?)))
     }
+
+    /// The devicetree.
+    pub(crate) fn inner(&self) -> &Fdt {
+        &self.0
+    }
 }
 
 #[pymethods]

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use crate::abis::PyAbi;
 use crate::arena::PyArena;
 use crate::args::{Number, Numbers};
 use crate::errors::{OrRaise, to_py};
@@ -301,16 +302,30 @@ impl PyIncoming {
         py.detach(|| FolioArray::of(self.inner.preserved())).or_raise()
     }
 
-    /// The ABI version that the root FDT names, as "kho-v1".
+    /// The `compatible` of the root FDT, as "kho-v1".
     #[getter]
-    fn compatible(&self) -> &'static str {
-        self.inner.abi().compatible
+    fn compatible(&self) -> &str {
+        &self.inner.root().compatible
+    }
+
+    /// The ABI version that the handover is read as: the one that `compatible` names, if it names one.
+    #[getter]
+    fn abi(&self) -> PyAbi {
+        PyAbi(self.inner.abi())
+    }
+
+    /// Why the handover may not be what it is read as; empty if its version is known.
+    ///
+    /// A version that is neither released nor a known draft is read as the one that fits best (abi.md section 9).
+    #[getter]
+    fn unverified(&self) -> Vec<String> {
+        self.inner.root().doubts.clone()
     }
 
     /// The kernel versions that write this ABI, as text (abi.md section 1).
     #[getter]
     fn kernels(&self) -> &'static str {
-        self.inner.abi().kernels
+        if self.inner.root().doubts.is_empty() { self.inner.abi().kernels } else { "no known kernel" }
     }
 
     /// Bytes in a page of the kernel that handed over.
@@ -631,7 +646,7 @@ impl PyIncoming {
 
     fn __repr__(&self) -> String {
         let root = self.inner.root();
-        format!("<kho.Incoming {} at {}: {} folios>", root.abi.compatible, root.phys, self.inner.preserved().len())
+        format!("<kho.Incoming {} at {}: {} folios>", root.compatible, root.phys, self.inner.preserved().len())
     }
 }
 

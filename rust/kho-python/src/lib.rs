@@ -37,7 +37,7 @@ mod _kho {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use crate::abis::{PyAbi, abis};
+    use crate::abis::{PyAbi, abis, split_compatible, versions_of};
     #[pymodule_export]
     use crate::arena::PyArena;
     #[pymodule_export]

@@ -29,6 +29,8 @@ pub enum Certainty {
     Likely,
     /// Nothing tells the readings apart.
     Guess,
+    /// No reading is possible: the map of a version that is not known.
+    Unread,
 }
 
 impl fmt::Display for Certainty {
@@ -38,6 +40,7 @@ impl fmt::Display for Certainty {
             Certainty::Certain => "certain",
             Certainty::Likely => "likely",
             Certainty::Guess => "guess",
+            Certainty::Unread => "not read",
         })
     }
 }

@@ -7,6 +7,7 @@
 
 mod budget;
 pub mod chunk;
+pub mod composite;
 pub mod detect;
 pub mod layout;
 pub mod preserved;
@@ -45,6 +46,8 @@ pub struct Abi {
     pub kernels: &'static str,
     /// Whether a release of Linux writes it; otherwise only development trees did.
     pub released: bool,
+    /// Whether only a public draft has it: it is in no list of versions, and is written only if asked for by its name.
+    pub draft: bool,
     /// Whether this version of the library reads and writes it.
     pub decoded: bool,
     /// The format of the preserved-memory map.
@@ -77,6 +80,7 @@ pub static ABIS: [Abi; 4] = [
         compatible: "kho-v1",
         kernels: "Linux 6.16 to 7.0",
         released: true,
+        draft: false,
         decoded: true,
         map: MapFormat::Chunks,
         bitmaps: &[(BitmapSize::Small, "Linux 6.16 and 6.17"), (BitmapSize::Page, "Linux 6.18 to 7.0")],
@@ -93,6 +97,7 @@ pub static ABIS: [Abi; 4] = [
         compatible: "kho-v2",
         kernels: "development trees between Linux 7.0 and 7.1",
         released: false,
+        draft: false,
         decoded: true,
         map: MapFormat::Radix { order_bit: false },
         bitmaps: &[],
@@ -109,6 +114,7 @@ pub static ABIS: [Abi; 4] = [
         compatible: "kho-v3",
         kernels: "Linux 7.1",
         released: true,
+        draft: false,
         decoded: true,
         map: MapFormat::Radix { order_bit: true },
         bitmaps: &[],
@@ -121,23 +127,42 @@ pub static ABIS: [Abi; 4] = [
         luo: Some("luo-v1"),
         memfd: Some("memfd-v2"),
     },
-    Abi {
-        compatible: "kho-v4",
-        kernels: "Linux 7.2 and 7.3",
-        released: true,
-        decoded: true,
-        map: MapFormat::Radix { order_bit: true },
-        bitmaps: &[],
-        live: true,
-        subtree_order: SubtreeOrder::Prepend,
-        map_property: "preserved-memory-map",
-        subtree_property: "preserved-data",
-        size_property: Some("blob-size"),
-        cuts_at_nodes: true,
-        luo: Some("luo-v5"),
-        memfd: Some("memfd-v2"),
-    },
+    KHO_V4,
 ];
+
+/// The version that the draft adds parts to.
+const KHO_V4: Abi = Abi {
+    compatible: "kho-v4",
+    kernels: "Linux 7.2 and 7.3",
+    released: true,
+    draft: false,
+    decoded: true,
+    map: MapFormat::Radix { order_bit: true },
+    bitmaps: &[],
+    live: true,
+    subtree_order: SubtreeOrder::Prepend,
+    map_property: "preserved-memory-map",
+    subtree_property: "preserved-data",
+    size_property: Some("blob-size"),
+    cuts_at_nodes: true,
+    luo: Some("luo-v5"),
+    memfd: Some("memfd-v2"),
+};
+
+/// Versions of public drafts (abi.md section 9): no release of Linux writes or reads them.
+pub static DRAFTS: [Abi; 1] = [Abi {
+    compatible: "kho-v4;radix-v1;vmalloc-v1",
+    kernels: "a draft of June 2026, in no release",
+    released: false,
+    draft: true,
+    luo: Some("luo-v5;block-v1"),
+    memfd: Some("memfd-v2;vmalloc-v1"),
+    ..KHO_V4
+}];
+
+/// The parts that a composite compatible of the draft names after its base, and what each is the format of.
+pub static PARTS: [(&str, &str); 3] =
+    [("block-v1", "chains of blocks"), ("radix-v1", "the radix tree of the map"), ("vmalloc-v1", "lists of pages")];
 
 /// The root node's property that names the version.
 pub const COMPATIBLE_PROPERTY: &str = "compatible";
@@ -146,15 +171,34 @@ pub const COMPATIBLE_PROPERTY: &str = "compatible";
 static ADDED: RwLock<Vec<&'static Abi>> = RwLock::new(Vec::new());
 
 impl Abi {
-    /// All versions, oldest first, then the rows that tests added.
+    /// All versions, oldest first, then the rows that tests added; not those of drafts.
     pub fn all() -> impl Iterator<Item = &'static Abi> {
         let added = ADDED.read().unwrap_or_else(PoisonError::into_inner).clone();
         ABIS.iter().chain(added)
     }
 
-    /// The version a `compatible` names.
+    /// The version a `compatible` names, be it a draft.
     pub fn named(compatible: &str) -> Option<&'static Abi> {
-        Abi::all().find(|abi| abi.compatible == compatible)
+        Abi::all().chain(&DRAFTS).find(|abi| abi.compatible == compatible)
+    }
+
+    /// The versions that read root FDT and map differently, the newest first: as which a version that is not known may
+    /// be read.
+    pub fn layouts() -> Vec<&'static Abi> {
+        let rows: Vec<&'static Abi> = Abi::all().filter(|abi| abi.decoded).collect();
+        let mut layouts: Vec<&'static Abi> = Vec::new();
+        for abi in rows.into_iter().rev() {
+            if layouts.iter().all(|known| !known.is_laid_out_as(abi)) {
+                layouts.push(abi);
+            }
+        }
+        layouts
+    }
+
+    /// Whether root FDT and map of two versions are read in the same way.
+    pub fn is_laid_out_as(&self, other: &Abi) -> bool {
+        let layout = |abi: &Abi| (abi.map, abi.map_property, abi.subtree_property, abi.size_property);
+        layout(self) == layout(other)
     }
 
     /// The versions this library decodes, for messages.
@@ -168,7 +212,7 @@ impl Abi {
     #[doc(hidden)]
     pub fn add(row: Abi) -> Option<&'static Abi> {
         let mut added = ADDED.write().unwrap_or_else(PoisonError::into_inner);
-        if ABIS.iter().chain(added.iter().copied()).any(|abi| abi.compatible == row.compatible) {
+        if ABIS.iter().chain(&DRAFTS).chain(added.iter().copied()).any(|abi| abi.compatible == row.compatible) {
             return None;
         }
         let row: &'static Abi = Box::leak(Box::new(row));
@@ -193,7 +237,7 @@ mod tests {
 
     #[test]
     fn a_tree_has_levels_and_a_chunk_list_has_bitmaps() {
-        for abi in &ABIS {
+        for abi in ABIS.iter().chain(&DRAFTS) {
             let tree = abi.map != MapFormat::Chunks;
             assert_eq!(abi.bitmaps.is_empty(), tree, "{}", abi.compatible);
             for page in PageSize::ALL {
@@ -207,6 +251,23 @@ mod tests {
         for abi in &ABIS {
             assert_eq!(abi.live, abi.subtree_order == SubtreeOrder::Prepend, "{}", abi.compatible);
         }
+    }
+
+    #[test]
+    fn a_draft_is_found_by_its_name_and_is_in_no_list() {
+        for draft in &DRAFTS {
+            assert_eq!(Abi::named(draft.compatible).map(|abi| abi.compatible), Some(draft.compatible));
+            assert!(draft.draft && !draft.released && draft.decoded);
+            assert!(Abi::all().all(|abi| !abi.draft && abi.compatible != draft.compatible));
+            assert!(!Abi::decoded().contains(draft.compatible));
+            assert!(Abi::add(draft.clone()).is_none());
+        }
+    }
+
+    #[test]
+    fn versions_of_one_layout_are_one_candidate_and_the_newest_is_first() {
+        let names: Vec<&str> = Abi::layouts().iter().map(|abi| abi.compatible).collect();
+        assert_eq!(names, ["kho-v4", "kho-v2", "kho-v1"]);
     }
 
     #[test]

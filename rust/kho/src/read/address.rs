@@ -307,13 +307,25 @@ fn blob_is(memory: &dyn PhysMemory, subtree: &root::Subtree) -> Option<bool> {
         let size = subtree.size.unwrap_or(total.into());
         return if u64::from(total) <= size && memory.contains(subtree.phys, size) { Some(true) } else { says_no };
     }
-    let luo = subtree.name == "LUO" && head.starts_with(LUO);
+    let luo = subtree.name == "LUO" && (head.starts_with(LUO) || is_feature_header(&head));
     let metadata =
         subtree.name == "kexec-metadata" && head.starts_with(&1u32.to_le_bytes()) && subtree.size == Some(73);
     if luo || metadata { Some(true) } else { says_no }
 }
 
-const LUO: &[u8] = b"luo-v5\0\0";
+/// What LUO's structure begins with, whatever its version.
+const LUO: &[u8] = b"luo-v";
+
+/// Whether memory begins with the header of a draft that has no version string (abi.md section 9): words of bits that
+/// are supported, required and active, then zeros.
+fn is_feature_header(head: &[u8]) -> bool {
+    let (words, rest) = head.as_chunks::<8>();
+    let [supported, required, active, reserved @ ..] = words else { return false };
+    let [supported, required, active] = [supported, required, active].map(|word| u64::from_le_bytes(*word));
+    let zeros = rest.is_empty() && !reserved.is_empty() && reserved.iter().all(|word| *word == [0; 8]);
+    supported != 0 && (required | active) & !supported == 0 && zeros
+}
+
 const FDT_MAGIC: &[u8] = &[0xd0, 0x0d, 0xfe, 0xed];
 
 /// A layout at which a handover is whole.

@@ -416,25 +416,86 @@ pub(crate) struct Scratch {
     phys: Option<Phys>,
 }
 
-/// Reads one handover.
+/// Reads one handover. One whose version is not known is read in the way that fits best, and is not taken over.
 pub(crate) fn read(place: Place<'_>, fdt: Phys, found: &Found, options: &Options) -> Result<Reads> {
     let memory = place.memory();
-    let root = root::read_root(memory, fdt)?;
+    let roots = root::read_roots(memory, fdt)?;
+    if let (Place::InPlace(_), Some(root)) = (place, roots.first().filter(|root| !root.doubts.is_empty())) {
+        return Err(root::unsupported(fdt, &root.compatible));
+    }
     let told = scratch_told(memory, fdt, found, options)?;
-    let areas = told.as_ref().map(|(scratch, _)| scratch.areas.clone());
-    let known =
-        Known { fdt, subtrees: root.subtrees.iter().map(|s| s.phys).collect(), scratch: areas.unwrap_or_default() };
     let page = options.page_size.map(|page| (page, options.page_why.unwrap_or(detect::GIVEN)));
     let hints = Hints { page, bitmap_bytes: options.bitmap_bytes, bitmap_why: options.bitmap_why };
-    let reading = match root.map {
-        Phys(0) => detect::unwritten(&known, hints)?,
-        map => detect::decide(place, root.abi, map, &known, hints)?,
+    let known = |root: &Root| Known {
+        fdt,
+        subtrees: root.subtrees.iter().map(|s| s.phys).collect(),
+        scratch: told.as_ref().map(|(scratch, _)| scratch.areas.clone()).unwrap_or_default(),
     };
+    let (root, reading) = as_fits(place, roots, known, hints)?;
     let scratch = match told {
         Some((scratch, None | Some(Soundness::Here))) => Some(scratch),
         told => scratch_of(memory, told, scratch_guessed(memory, fdt, found, &reading)),
     };
     Ok((root, reading, scratch))
+}
+
+/// Of the ways to read a root, the one whose map preserves most of what the root leads to, and the root itself; the
+/// first of those that are alike.
+///
+/// # Errors
+/// Of the first way, if its map can be read in none and its version is known.
+fn as_fits(
+    place: Place<'_>,
+    roots: Vec<Root>,
+    known: impl Fn(&Root) -> Known,
+    hints: Hints,
+) -> Result<(Root, Reading)> {
+    let mut best: Option<(Root, Reading, usize)> = None;
+    let mut failed: Option<(Root, Error)> = None;
+    for root in roots {
+        let reading = match root.map {
+            Phys(0) => detect::unwritten(&known(&root), hints),
+            map => detect::decide(place, root.abi, map, &known(&root), hints),
+        };
+        match reading {
+            Ok(reading) => {
+                let preserved =
+                    |phys: Phys| usize::from(reading.preserved.tracker().covering(reading.page.pfn(phys)).is_some());
+                let rank = preserved(root.phys) + root.subtrees.iter().map(|s| preserved(s.phys)).sum::<usize>();
+                if best.as_ref().is_none_or(|(_, _, other)| rank > *other) {
+                    best = Some((root, reading, rank));
+                }
+            }
+            Err(e) => _ = failed.get_or_insert((root, e)),
+        }
+    }
+    match (best, failed) {
+        (Some((root, reading, _)), _) => Ok((root, reading)),
+        (None, Some((root, e))) => with_unread_map(root, e, hints),
+        (None, None) => Err(Error::NoHandover { why: "no root FDT".into(), absent: None }),
+    }
+}
+
+/// A handover whose version is not known, and whose map is like no known one: what the root FDT leads to can be read.
+///
+/// # Errors
+/// The one given, for a version that is known, and for any error but that of a map.
+fn with_unread_map(mut root: Root, e: Error, hints: Hints) -> Result<(Root, Reading)> {
+    if root.doubts.is_empty() || !matches!(e, Error::Map { .. } | Error::NoLayout { .. } | Error::OutsideMemory { .. })
+    {
+        return Err(e);
+    }
+    root.doubts.push(format!("its map cannot be read as that of any known version, so no folio is known: {e}"));
+    let (page, page_why) = hints.page.unwrap_or((PageSize::Size4K, "assumed, as the map cannot be read"));
+    let reading = Reading {
+        page,
+        page_why: page_why.into(),
+        bitmap: None,
+        certainty: Certainty::Unread,
+        nodes: Vec::new(),
+        preserved: Tracker::new(Geometry::paged(page)).into(),
+    };
+    Ok((root, reading))
 }
 
 /// Of an array that was told and one that was found by its content: what was told, unless only the other one is in this

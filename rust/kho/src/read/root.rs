@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use crate::abi::composite::Composite;
 use crate::abi::{Abi, COMPATIBLE_PROPERTY};
 use crate::error::{Error, FdtProblem, Result, RootProblem};
 use crate::fdt::{Fdt, Node};
@@ -27,8 +28,12 @@ pub struct Subtree {
 /// A validated root.
 #[derive(Debug)]
 pub struct Root {
-    /// The ABI version.
+    /// The ABI version that it is read as.
     pub abi: &'static Abi,
+    /// The `compatible` string that it has.
+    pub compatible: String,
+    /// Why it may not be what it is read as; empty if it names a version, released or draft.
+    pub doubts: Vec<String>,
     /// The whole FDT.
     pub fdt: Fdt,
     /// The physical address of the FDT.
@@ -61,22 +66,97 @@ pub fn read_fdt(memory: &dyn PhysMemory, phys: Phys) -> Result<Fdt> {
 }
 
 /// Reads and validates a root as the next kernel does: header, `compatible`, the map. A map of 0 is real where the map is
-/// written by finalizing: the kernels that edit such a root pass it on as it is, and the next one boots cold.
+/// written by finalizing: the kernels that edit such a root pass it on as it is, and the next one boots cold. A version that
+/// is not known is read as the one that its properties fit best.
 ///
 /// # Errors
-/// As [`read_fdt`]; [`Error::UnsupportedAbi`]; [`Error::Root`] for a missing map, or one of 0 where it is always in force.
+/// As [`read_fdt`]; [`Error::UnsupportedAbi`] for a version that is not known and fits none; [`Error::Root`] for a missing
+/// map, or one of 0 where it is always in force.
 pub fn read_root(memory: &dyn PhysMemory, phys: Phys) -> Result<Root> {
+    // There is one, or an error.
+    read_roots(memory, phys).map(|mut roots| roots.swap_remove(0))
+}
+
+/// Reads a root in each way that it may be meant, the most plausible first: one if its `compatible` names a version.
+///
+/// # Errors
+/// As [`read_root`].
+pub fn read_roots(memory: &dyn PhysMemory, phys: Phys) -> Result<Vec<Root>> {
     PageSize::Size4K.pfn_exact("FDT address", phys)?;
     let fdt = read_fdt(memory, phys)?;
+    let mut roots = Vec::new();
+    let mut first_error = None;
+    for (abi, doubts) in versions(&fdt, phys)? {
+        match as_version(memory, phys, &fdt, abi, doubts) {
+            Ok(root) => roots.push(root),
+            Err(e) => _ = first_error.get_or_insert(e),
+        }
+    }
+    match first_error {
+        Some(e) if roots.is_empty() => Err(e),
+        _ => Ok(roots),
+    }
+}
+
+/// As which versions a root FDT may be read, the most plausible first, each with what speaks against it: one without
+/// doubts if `compatible` names it. A version that is not known is read as those whose properties it has.
+///
+/// # Errors
+/// [`Error::Root`] without a `compatible`; [`Error::UnsupportedAbi`] if it fits no version.
+pub fn versions(fdt: &Fdt, phys: Phys) -> Result<Vec<(&'static Abi, Vec<String>)>> {
+    let root = fdt.root()?;
+    let malformed = |e: Error| Error::Root { phys: phys.0, problem: RootProblem::Malformed { why: e.to_string() } };
+    let compatible = root.str(COMPATIBLE_PROPERTY).map_err(malformed)?;
+    let decoded = |name: &str| Abi::named(name).filter(|abi| abi.decoded);
+    if let Some(abi) = decoded(compatible) {
+        return Ok(vec![(abi, Vec::new())]);
+    }
+    let composite = Composite::of(compatible);
+    let base = decoded(composite.base);
+    let misfits = |abi: &Abi| {
+        let has = |node: &Node<'_>, property: &str| node.u64(property).is_ok();
+        let fits = |n: &Node<'_>| has(n, abi.subtree_property) && abi.size_property.is_none_or(|size| has(n, size));
+        root.children().filter(|node| !fits(node)).count()
+    };
+    let mut rows: Vec<&'static Abi> = Abi::layouts();
+    rows.retain(|abi| root.prop(abi.map_property).is_some());
+    // Stable: of those that fit alike the newest stays first.
+    rows.sort_by_cached_key(|abi| misfits(abi));
+    if let Some(base) = base {
+        rows.retain(|abi| !abi.is_laid_out_as(base));
+        rows.insert(0, base);
+    }
+    if rows.is_empty() || (base.is_none() && !is_version(compatible)) {
+        return Err(unsupported(phys, compatible));
+    }
+    Ok(rows.into_iter().map(|abi| (abi, doubts(&composite, base, abi))).collect())
+}
+
+/// The error for a version that is not known.
+pub fn unsupported(phys: Phys, compatible: &str) -> Error {
+    Error::UnsupportedAbi { phys: phys.0, compatible: compatible.into(), known: Abi::decoded() }
+}
+
+/// Why a root whose `compatible` names no version may not be one of `abi`.
+fn doubts(composite: &Composite<'_>, base: Option<&Abi>, abi: &Abi) -> Vec<String> {
+    const MOST_SHOWN: usize = 48;
+    let mut doubts = composite.doubts();
+    let as_named = base.is_some_and(|base| base.compatible == abi.compatible);
+    if !as_named {
+        let shown: String = composite.base.chars().take(MOST_SHOWN).collect();
+        doubts.insert(0, format!("version {shown:?} is not known: read as {}", abi.compatible));
+    } else if doubts.is_empty() {
+        doubts.push(format!("a combination of parts that no draft has: read as {}", abi.compatible));
+    }
+    doubts
+}
+
+/// Reads the root as one of a version.
+fn as_version(memory: &dyn PhysMemory, phys: Phys, fdt: &Fdt, abi: &'static Abi, doubts: Vec<String>) -> Result<Root> {
     let root = fdt.root()?;
     let problem = |problem| Error::Root { phys: phys.0, problem };
     let malformed = |e: Error| problem(RootProblem::Malformed { why: e.to_string() });
-    let compatible = root.str(COMPATIBLE_PROPERTY).map_err(malformed)?;
-    let abi = Abi::named(compatible).filter(|abi| abi.decoded).ok_or_else(|| Error::UnsupportedAbi {
-        phys: phys.0,
-        compatible: compatible.into(),
-        known: Abi::decoded(),
-    })?;
+    let compatible = root.str(COMPATIBLE_PROPERTY).map_err(malformed)?.to_string();
     if root.prop(abi.map_property).is_none() {
         return Err(problem(RootProblem::MapMissing));
     }
@@ -92,7 +172,7 @@ pub fn read_root(memory: &dyn PhysMemory, phys: Phys) -> Result<Root> {
             Err(e) => bad.push((node.name().to_string(), e.to_string())),
         }
     }
-    Ok(Root { abi, phys, map: Phys(map), subtrees, malformed: bad, fdt })
+    Ok(Root { abi, compatible, doubts, phys, map: Phys(map), subtrees, malformed: bad, fdt: fdt.clone() })
 }
 
 fn subtree(memory: &dyn PhysMemory, abi: &Abi, node: Node<'_>) -> Result<Subtree> {
@@ -115,5 +195,62 @@ fn fdt_size(memory: &dyn PhysMemory, phys: Phys) -> Option<u64> {
 pub fn is_root(memory: &dyn PhysMemory, phys: Phys) -> bool {
     let Ok(fdt) = read_fdt(memory, phys) else { return false };
     let Ok(root) = fdt.root() else { return false };
-    root.str(COMPATIBLE_PROPERTY).is_ok_and(|c| c.starts_with("kho-v"))
+    root.str(COMPATIBLE_PROPERTY).is_ok_and(is_version)
+}
+
+/// Whether a `compatible` is that of a handover, of any version.
+fn is_version(compatible: &str) -> bool {
+    compatible.starts_with("kho-v")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fdt::FdtWriter;
+
+    fn root(compatible: &str, properties: &[&str], of_node: &[&str]) -> Fdt {
+        let mut w = FdtWriter::new(4096);
+        w.begin_node("").unwrap();
+        w.property_str(COMPATIBLE_PROPERTY, compatible).unwrap();
+        for name in properties {
+            w.property_u64(name, 0x1000).unwrap();
+        }
+        w.begin_node("LUO").unwrap();
+        for name in of_node {
+            w.property_u64(name, 0x2000).unwrap();
+        }
+        w.end_node().unwrap();
+        w.end_node().unwrap();
+        Fdt::parse(&w.finish().unwrap()).unwrap()
+    }
+
+    fn read_as(fdt: &Fdt) -> Vec<&'static str> {
+        versions(fdt, Phys(0)).unwrap_or_default().iter().map(|(abi, _)| abi.compatible).collect()
+    }
+
+    #[test]
+    fn a_known_version_is_read_as_itself_alone() {
+        for abi in crate::abi::ABIS.iter().chain(&crate::abi::DRAFTS) {
+            let fdt = root(abi.compatible, &[abi.map_property], &[]);
+            assert_eq!(
+                versions(&fdt, Phys(0)).unwrap().iter().map(|(_, doubts)| doubts.len()).collect::<Vec<_>>(),
+                [0]
+            );
+            assert_eq!(read_as(&fdt), [abi.compatible]);
+        }
+    }
+
+    #[test]
+    fn an_unknown_version_is_read_first_as_the_one_whose_properties_it_has() {
+        let map = &["preserved-memory-map"];
+        let first = |of_node: &[&str]| read_as(&root("kho-v9", map, of_node))[0];
+        assert_eq!(first(&["preserved-data", "blob-size"]), "kho-v4");
+        assert_eq!(first(&["preserved-data"]), "kho-v2");
+        assert_eq!(first(&["fdt"]), "kho-v1");
+        assert_eq!(read_as(&root("kho-v9", map, &["fdt"])).len(), 3);
+        assert_eq!(read_as(&root("kho-v2;radix-v9", map, &["fdt"]))[0], "kho-v2");
+        for (compatible, properties) in [("kho-v9", &["map"][..]), ("acme,board", map), ("", map), (";kho-v4", map)] {
+            assert!(read_as(&root(compatible, properties, &["fdt"])).is_empty(), "{compatible}");
+        }
+    }
 }
