@@ -192,7 +192,7 @@ POINTS = st.fixed_dictionaries(
     }
 )
 ITEMS = st.fixed_dictionaries({"key": U64, "weight": st.integers(0, 255)})
-NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=3)
+NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=2)
 
 
 @pytest.mark.parametrize("page_size", PAGE_SIZES)

@@ -219,7 +219,7 @@ def test_missing_contents_are_an_error_and_not_zeros(tmp_path: Path) -> None:
     assert extract.sha256_of(file) == hashlib.sha256(b"x" * 4096).hexdigest()
     path.write_bytes(whole[:-4096])
     file = kho.open(path).luo.sessions["s"].files[1]
-    with pytest.raises(kho.SourceError, match="the file ends before"):
+    with pytest.raises(kho.SourceError, match="ends before what its headers promise"):
         extract.sha256_of(file)
     with pytest.raises(kho.SourceError):
         extract.save(extract.content_of(file), tmp_path / "out")

@@ -236,7 +236,10 @@ def _incomplete(memory: Memory | Arena, error: errors.KhoError, fdt_phys: int | 
         fdt, broken = _read_fdt(memory.read, fdt_phys)
         if fdt is not None and not broken:
             yield from _root(fdt, place, memory.read, fdt_phys)
-    yield Finding(rule, "preserved-memory map", f"{error}; the map and what it leads to were not checked", error.phys)
+    told = str(error)
+    for source in memory.sources if isinstance(memory, Memory) else ():
+        told = told.removeprefix(f"{source}: ")
+    yield Finding(rule, "preserved-memory map", f"{told}; the map and what it leads to were not checked", error.phys)
 
 
 def _unreadable(
