@@ -171,7 +171,9 @@ def test_kho_off_after_a_handover_keeps_the_inherited_scratch(tmp_path: Path) ->
     made = Machine(areas=SIZES, cold=False, cmdline="kho=off", messages=["KHO: found kexec handover data."])
     report = examine(made.write(tmp_path))
     assert (report.scratch, report.exit_code) == (592 * MIB, 1)
-    assert any("kho=off frees it at the next kexec or cold boot" in f.value for f in report.findings if f.id == "DOC001")
+    assert any(
+        "kho=off frees it at the next kexec or cold boot" in f.value for f in report.findings if f.id == "DOC001"
+    )
     assert any("cold boot" in note for note in what_if(report, "kho=off").notes)
 
 
