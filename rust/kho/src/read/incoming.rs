@@ -513,13 +513,17 @@ fn scratch_of(
     }
 }
 
+/// What speaks for a root: its own map preserves it; it has a map; a kernel was told of it; how many of its subtrees are
+/// preserved; how many handovers came before.
+type Rank = (bool, bool, bool, usize, u32);
+
 /// The most complete of several handovers: readable, its FDT and subtrees preserved by its own map.
 fn best(memory: &dyn PhysMemory, found: &Found, options: &Options) -> Result<(Reads, Vec<OtherRoot>)> {
     /// Handovers that are read to find the best; a machine's memory holds a few.
     const MOST: usize = 64;
     // Many that lead to one large map would have it read as many times.
     let mut left = (8 << 20) + memory.room().held() / 2;
-    let mut best: Option<(Reads, (bool, bool, bool, usize, u32))> = None;
+    let mut best: Option<(Reads, Rank)> = None;
     let mut first_error = None;
     // What is wrong with the one that a kernel was told of, if its map is not in the file.
     let mut lost = None;
