@@ -57,6 +57,7 @@ __all__ = [
     "parse_kho_scratch",
     "punch_hole",
     "split_compatible",
+    "unpack_bytes",
     "versions_of",
 ]
 
