@@ -205,9 +205,10 @@ impl Incoming {
         })
     }
 
-    /// This handover, its folios to be restored by `restore`.
+    /// This handover, its folios to be restored by `restore`. Its memory is not searched: terabytes that were never touched
+    /// would be read.
     pub(crate) fn restored_by(self, restore: Box<dyn Restore>) -> Self {
-        Incoming { restore, ..self }
+        Incoming { restore, memfds: Some(Vec::new()), ..self }
     }
 
     /// What restores its folios.
@@ -311,14 +312,18 @@ impl Incoming {
         self.memfds.as_ref().is_none_or(|pages| !pages.is_empty())
     }
 
-    /// The memfds whose structure lies in `unknown`, preserved memory that no payload refers to; ascending.
+    /// The memfds whose structure lies in `unknown`, preserved memory that no payload refers to; ascending. If the memory was
+    /// not searched when it was opened, `unknown` is searched, up to 16 GiB of it, and of more nothing.
     ///
     /// # Errors
     /// What reading the memory returns.
     pub fn unlisted_memfds(&self, unknown: &[PhysRange]) -> Result<Vec<Unlisted>> {
+        const MOST_SEARCHED: u64 = 16 << 30;
         let (page, preserved) = (self.layout.page, self.preserved());
+        let bytes = unknown.iter().fold(0u64, |sum, range| sum.saturating_add(range.len));
         let mut pages = match &self.memfds {
             Some(pages) => pages.clone(),
+            None if bytes > MOST_SEARCHED => Vec::new(),
             None => unlisted::scan(&*self.memory, unknown)?,
         };
         pages.retain(|phys| {
