@@ -189,7 +189,7 @@ pub fn parse_kho_scratch(value: &str, trailing: Trailing, zeros: Zeros) -> Resul
     for (given, size) in sizes.iter_mut().enumerate() {
         if given > 0 {
             rest = match rest.split_first() {
-                Some((b',', behind)) => behind,
+                Some((b',', after)) => after,
                 None => {
                     return Err(invalid(format!("needs three sizes LOW,GLOBAL,PERNODE; only {given} given")));
                 }
@@ -201,15 +201,15 @@ pub fn parse_kho_scratch(value: &str, trailing: Trailing, zeros: Zeros) -> Resul
                 }
             };
         }
-        let (number, behind) = memparse(rest);
-        if behind.len() == rest.len() {
+        let (number, after) = memparse(rest);
+        if after.len() == rest.len() {
             return Err(invalid(if rest.is_empty() {
                 format!("needs three sizes LOW,GLOBAL,PERNODE; size {} is empty", given + 1)
             } else {
                 format!("{:?} is not a size (digits, then K, M, G, T, P or E), and no percentage either", shown(rest))
             }));
         }
-        (*size, rest) = (number, behind);
+        (*size, rest) = (number, after);
     }
     if trailing == Trailing::Reject && !rest.is_empty() {
         return Err(invalid(format!(
@@ -255,10 +255,10 @@ fn memparse(text: &[u8]) -> (u64, &[u8]) {
     let value_of = |c: u8| char::from(c).to_digit(base).map(u64::from);
     let mut number = 0u64;
     let mut rest = digits;
-    while let Some((&c, behind)) = rest.split_first() {
+    while let Some((&c, after)) = rest.split_first() {
         let Some(value) = value_of(c) else { break };
         number = number.wrapping_mul(u64::from(base)).wrapping_add(value);
-        rest = behind;
+        rest = after;
     }
     let shift = match rest.first().map(u8::to_ascii_uppercase) {
         Some(b'K') => 10,

@@ -91,7 +91,7 @@ pub fn find(memory: &dyn PhysMemory, mut progress: impl FnMut(u64) -> Result<()>
             at += (WINDOW - OVERLAP) as u64;
         }
         next = match last.checked_add(1) {
-            Some(behind) => memory.next_to_search(Phys(behind))?,
+            Some(after) => memory.next_to_search(Phys(after))?,
             None => None,
         };
     }

@@ -130,7 +130,7 @@ fn a_flattened_dump_is_the_same_whatever_its_records() {
             assert_eq!(m.read_vec("x", r.start, r.len).unwrap(), whole.read_vec("x", r.start, r.len).unwrap());
         }
     }
-    let core = core(&[load(behind(1), 0x1000, 4, 4)], b"core");
+    let core = core(&[load(after_headers(1), 0x1000, 4, 4)], b"core");
     assert_eq!(memory(flatten(&core, 7)).unwrap().read_vec("x", Phys(0x1000), 4).unwrap(), b"core");
     assert_eq!(
         refusal(flatten(&[7; 99], 10)),

@@ -55,7 +55,7 @@ fn core(headers: &[Header], content: &[u8]) -> Vec<u8> {
 }
 
 /// Where the content of a core with `headers` headers begins.
-const fn behind(headers: u64) -> u64 {
+const fn after_headers(headers: u64) -> u64 {
     64 + 56 * headers
 }
 
@@ -87,7 +87,7 @@ fn range(start: u64, len: u64) -> PhysRange {
 
 #[test]
 fn segments_are_read_by_physical_address_with_zeros_behind() {
-    let at = behind(3);
+    let at = after_headers(3);
     let m = memory(core(&[load(at + 4, 0x2000, 4, 8), load(at, 0x1ffc, 4, 4), load(at, 0x9000, 0, 0x10)], b"leftmost"))
         .unwrap();
     assert_eq!(m.ranges(), [range(0x1ffc, 12), range(0x9000, 16)]);
@@ -102,7 +102,7 @@ fn segments_are_read_by_physical_address_with_zeros_behind() {
 
 #[test]
 fn data_runs_skip_zero_tails() {
-    let at = behind(2);
+    let at = after_headers(2);
     let m = memory(core(&[load(at, 0x1000, 4, 0x1000), load(at, 0x3000, 4, 4)], b"data")).unwrap();
     assert_eq!(m.next_data(Phys(0)).unwrap(), Some(range(0x1000, 4)));
     assert_eq!(m.next_data(Phys(0x1003)).unwrap(), Some(range(0x1003, 1)));
@@ -112,7 +112,7 @@ fn data_runs_skip_zero_tails() {
 
 #[test]
 fn of_memory_named_twice_the_first_header_is_taken() {
-    let at = behind(3);
+    let at = after_headers(3);
     let m = memory(core(
         &[load(at, 0x1004, 4, 4), load(at + 4, 0x1000, 12, 12), load(at + 4, 0x1000, 12, 12)],
         b"1111abcdefghijkl",
@@ -124,7 +124,7 @@ fn of_memory_named_twice_the_first_header_is_taken() {
 
 #[test]
 fn the_top_of_the_address_space_can_be_memory() {
-    let at = behind(2);
+    let at = after_headers(2);
     let m = memory(core(&[load(at, u64::MAX - 3, 4, 4), load(at, 0, 0, 1 << 63)], b"last")).unwrap();
     assert_eq!(m.read_vec("x", Phys(u64::MAX - 1), 2).unwrap(), b"st");
     assert!(m.read(Phys(u64::MAX), &mut [0; 2]).is_err());
@@ -137,8 +137,8 @@ fn the_top_of_the_address_space_can_be_memory() {
 
 #[test]
 fn headers_that_say_nothing_are_passed_over() {
-    let m =
-        memory(core(&[load(1, 2, 3, 0), load(0, u64::MAX, 0, 0x1000), load(behind(3), 0x1000, 1, 1)], b"x")).unwrap();
+    let m = memory(core(&[load(1, 2, 3, 0), load(0, u64::MAX, 0, 0x1000), load(after_headers(3), 0x1000, 1, 1)], b"x"))
+        .unwrap();
     assert_eq!(m.ranges(), [range(0x1000, 1)]);
     assert_eq!(
         refusal(core(&[load(1, 2, 3, 0)], b"")),
@@ -152,7 +152,7 @@ fn headers_that_say_nothing_are_passed_over() {
 
 #[test]
 fn what_is_no_core_is_told_why() {
-    let good = core(&[load(behind(1), 0, 1, 1)], b"x");
+    let good = core(&[load(after_headers(1), 0, 1, 1)], b"x");
     let with = |at: usize, bytes: &[u8]| {
         let mut elf = good.clone();
         elf[at..at + bytes.len()].copy_from_slice(bytes);
@@ -218,7 +218,7 @@ fn notes_are_handed_out_as_they_stand() {
         }
     }
     let len = notes.len() as u64;
-    let note = |len| Header { kind: NOTE, ..load(behind(2), 0, len, 0) };
+    let note = |len| Header { kind: NOTE, ..load(after_headers(2), 0, len, 0) };
     let m = memory(core(&[note(len), load(0, 0, 0, 1)], &notes)).unwrap();
     let found: Vec<_> = m.notes().collect();
     assert_eq!(found.len(), 2);
@@ -242,7 +242,7 @@ fn notes_are_read_up_to_a_limit() {
 
 #[test]
 fn a_core_that_is_cut_short_opens_and_says_what_is_missing() {
-    let at = behind(3);
+    let at = after_headers(3);
     let mut bytes =
         core(&[load(at, 0x1000, 8, 8), load(at + 8, 0x2000, 8, 0x10), load(1 << 60, 0x3000, 1, 1)], b"complete");
     bytes.extend(b"cut");
@@ -284,7 +284,7 @@ fn what_a_foreign_core_has_no_bytes_for_was_left_out() {
     let vmcoreinfo = note(b"VMCOREINFO", 0, b"OSRELEASE=7.3.4\nPAGESIZE=16384\n");
     let len = vmcoreinfo.len() as u64;
     let content = [&vmcoreinfo[..], b"leftmost"].concat();
-    let at = behind(4);
+    let at = after_headers(4);
     let headers = [
         Header { kind: NOTE, ..load(at, 0, len, len) },
         load(at + len, 0x2000, 4, 0x10),
@@ -317,7 +317,7 @@ fn a_note_of_kho_names_what_is_absent_and_the_rest_is_zeros() {
         desc.extend(word.to_le_bytes());
     }
     let ours = note(b"kho", 2, &desc);
-    let (at, len) = (behind(2), ours.len() as u64);
+    let (at, len) = (after_headers(2), ours.len() as u64);
     let m = memory(core(&[Header { kind: NOTE, ..load(at, 0, len, len) }, load(0, 0x1000, 0, 0x10)], &ours)).unwrap();
     assert_eq!(m.read_vec("x", Phys(0x1000), 0x10).unwrap(), [0; 0x10]);
     assert_eq!(m.dump_level(), Some(31));
@@ -412,7 +412,7 @@ proptest! {
         headers in proptest::collection::vec((0u64..48, 0u64..64, 0u64..16, 0u64..8), 1..8),
     ) {
         let content: Vec<u8> = (1..=64).collect();
-        let start = behind(headers.len() as u64);
+        let start = after_headers(headers.len() as u64);
         let mut model = std::collections::BTreeMap::new();
         let mut loads = Vec::new();
         for (offset, paddr, filesz, tail) in headers {

@@ -96,7 +96,7 @@ fn an_existing_name_with_an_at_sign_is_that_file() {
 
 #[test]
 fn a_file_without_magic_is_raw_and_a_core_with_an_address_too() {
-    let f = file(&core(&[load(behind(1), 0x1000, 1, 1)], b"x"));
+    let f = file(&core(&[load(after_headers(1), 0x1000, 1, 1)], b"x"));
     let plain = open_sources(&[Source::file(f.path())]).unwrap();
     assert_eq!(plain.ranges(), [range(0x1000, 1)]);
     let raw = open_raw(f.path(), Phys(0x5000), 1, Some(3)).unwrap();
