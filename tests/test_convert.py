@@ -210,9 +210,9 @@ def held(inc: kho.Incoming, path: Path, abi: str, **given: Any) -> kho.Incoming:
         assert digests(again) == digests(inc)
     assert (again.scratch, again.fdt_phys, again.machine) == (inc.scratch, inc.fdt_phys, made.machine)
     moved = {"LUO"} if made.luo == "write" else set()
-    for one, two in zip(again.subtrees.values(), inc.subtrees.values(), strict=True):
-        assert one.name == two.name
-        assert one.phys == two.phys or one.name in moved
+    assert {*again.subtrees} == {*inc.subtrees}
+    for name, sub in again.subtrees.items():
+        assert sub.phys == inc.subtrees[name].phys or name in moved
     preserved = [(phys, inc.page_size << order) for phys, order in again.folios]
     for page in again.map_pages:
         assert not images.overlap(page, inc.page_size, preserved)

@@ -76,7 +76,8 @@ def converted(inc: kho.Incoming, path: Path, **given: Any) -> kho.Incoming:
     made = kho.convert(inc, **given)
     made.save(path)
     again = kho.open(path, page_size=inc.page_size)
-    assert {f.id for f in verify(again)} <= {f.id for f in verify(inc)}
+    # A handover of Linux 6.19 has a note, as 7.0 panics on it (KHO037): that is no loss for a 6.19 that was named.
+    assert {f.id for f in verify(again, kernel=given.get("kernel"))} <= {f.id for f in verify(inc)}
     assert owners(again).totals["unknown"] if "unknown" in owners(inc).totals else "unknown" not in owners(again).totals
     if "kernel" in given:
         offer = Offer.of(again)

@@ -317,7 +317,7 @@ class Fix:
         return None if release.vendor else True
 
     def where(self) -> str:
-        """Say which releases have it: `6.19 to 6.19.8, 7.0 to 7.0.10`."""
+        """Say which releases have it: `6.19 (every release), before 7.0.11`."""
         spans = []
         for name, kernel in KERNELS.items():
             series = Release.parse(kernel.name).series

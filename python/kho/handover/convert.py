@@ -80,7 +80,8 @@ def convert(
 
     Folios, orders, contents, the address of the root FDT, and all other subtrees are unchanged. LUO's lists and memfd
     headers are written in the formats of the target if it does not read them as they are: their old pages are then no
-    longer preserved. For a kernel, kho_test is written in its form, and kexec-metadata left out where it is not read.
+    longer preserved. For a kernel, root FDT and kho_test are written in its form, and kexec-metadata left out where it
+    is not read.
     New map and lists go to unused pages of the source's memory and, since a core of a handover has
     few of these, of the gaps between its runs, the smallest gap first.
 
@@ -143,7 +144,7 @@ def convert(
     while True:
         gaps = _gaps(known, spare * page)
         try:
-            out, fresh = _write(inc, merged(known + gaps), abi, bitmap_bytes, plan)
+            out, fresh = _write(inc, merged(known + gaps), abi, bitmap_bytes, plan, target)
         except OutOfMemoryError as error:
             if sum(size for _, size in gaps) < spare * page:
                 raise OutOfMemoryError(
@@ -207,9 +208,17 @@ def _gaps(known: list[tuple[int, int]], nbytes: int) -> list[tuple[int, int]]:
 
 
 def _write(
-    inc: _kho.Incoming, regions: list[tuple[int, int]], abi: str, bitmap_bytes: int | None, plan: Plan
+    inc: _kho.Incoming,
+    regions: list[tuple[int, int]],
+    abi: str,
+    bitmap_bytes: int | None,
+    plan: Plan,
+    kernel: Kernel | None,
 ) -> tuple[Outgoing, list[tuple[int, int]]]:
     """Write map, root FDT and subtrees into an arena in which preserved memory is allocated.
+
+    Subtrees are added in the order in which the source's kernel added them, so that their nodes are in the order in
+    which the target's kernel would have them.
 
     Returns: the handover, and `(phys, nbytes)` of the preserved memory that was written.
     """
@@ -229,16 +238,34 @@ def _write(
             _take(arena, start, inc.fdt_phys)
             start = inc.fdt_phys + page
         _take(arena, start, end)
-    out = Outgoing(arena, abi, bitmap_bytes=bitmap_bytes, fdt_phys=inc.fdt_phys if own_page else None)
+    out = Outgoing(
+        arena,
+        abi,
+        kernel=None if kernel is None else kernel.name,
+        bitmap_bytes=bitmap_bytes,
+        fdt_phys=inc.fdt_phys if own_page else None,
+    )
     out.preserve_all(kept)
     subtrees = list(inc.subtrees)
-    for name in subtrees if _kho.abis()[abi].subtree_order == "append" else reversed(subtrees):
+    for name in reversed(subtrees) if _newest_first(inc) else subtrees:
         if name in linked:
             out.link_subtree(name, linked[name].phys, _size(inc, name, kept))
         elif name in plan.written:
             plan.write(name, out)
     out.finalize()
     return out, [(pfn * page, n * page) for pfn, n in (out.tracker() - kept).extents()]
+
+
+def _newest_first(inc: _kho.Incoming) -> bool:
+    """Say whether the root FDT was edited, with a new subtree before the others, or written in one pass.
+
+    libfdt's sequential writer puts each new property name before the earlier ones, its editor after them: in one pass
+    the strings are `fdt preserved-memory-map compatible`, edited `preserved-memory-map compatible fdt`.
+    """
+    if inc.abi.subtree_order == "prepend":
+        return True
+    head = struct.unpack(">10I", inc.read(inc.fdt_phys, 40))
+    return not inc.read(inc.fdt_phys + head[3], min(head[8], 4)).startswith(b"fdt\0")
 
 
 def _unpreserved(kept: _kho.Tracker, gone: list[tuple[int, int]]) -> _kho.Tracker:

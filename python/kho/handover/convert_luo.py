@@ -14,7 +14,7 @@ from .. import _kho
 from ..errors import FormatError, ParameterError
 from ..formats import Broken, Luo, MemfdFile, Payload, Session
 from ..formats.kernel_write import VMALLOC, MemfdLayout
-from ..formats.luo import FileEntry, Flb
+from ..formats.luo import FileEntry, Flb, LuoV1
 from ..formats.registry import writer_of
 from ..kernels import Kernel
 from .compat import Offer
@@ -43,7 +43,7 @@ class Formats(NamedTuple):
     """Compatible of the subtree; None if the target has no LUO."""
     memfd: str | None
     flb_node: bool
-    """Whether an FDT of LUO needs the node `luo-flb`."""
+    """Whether an FDT of LUO has the node `luo-flb`."""
     flbs: bool
     """Whether FLBs are handed over at all."""
 
@@ -120,7 +120,7 @@ class LuoPlan:
         if self.action == "keep":
             return
         written = self.action == "write"
-        offer.luo, offer.flb_node = (self.formats.luo, True) if written else (None, False)
+        offer.luo, offer.flb_node = (self.formats.luo, self.formats.flbs) if written else (None, False)
         offer.others = [name for name in offer.others if name != SUBTREE]
         offer.flbs = [flb.name for flb in self.flbs]
         offer.sessions = {
@@ -134,7 +134,8 @@ def plan_luo(
 ) -> LuoPlan:
     """Decide what becomes of the subtree LUO for a target, and what it cannot take.
 
-    A subtree that the target reads as it is stays as it is, byte for byte.
+    A subtree in the target's own form stays as it is, byte for byte. Linux 6.19 would also read one with a node
+    `luo-flb`, but does not write it.
 
     Args:
         luo: the decoded subtree, if there is one.
@@ -195,8 +196,8 @@ def _counted(luo: Luo) -> str:
 
 
 def _fits(luo: Luo, formats: Formats) -> bool:
-    """Say whether the target reads LUO, its memfds and FLBs as they are; files of other kinds are not judged."""
-    if luo.compatible != formats.luo or (formats.flb_node and not getattr(luo, "has_flb_node", True)):
+    """Say whether the target would write LUO, its memfds and FLBs as they are; files of other kinds are not judged."""
+    if luo.compatible != formats.luo or (isinstance(luo, LuoV1) and luo.has_flb_node != formats.flb_node):
         return False
     if luo.flbs and not formats.flbs:
         return False
