@@ -23,7 +23,10 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -path rust/fuzz -prune -
 PYTHON_SOURCES := $(shell find python -name '*.py' -o -name '*.pyi' -o -name py.typed)
 
 .NOTPARALLEL:
-.PHONY: help run test check fmt words clippy ruff mypy stubtest test-rust test-python test-debug test-v3 wheel wheel-check bench guard charts fuzz attack docs format clean need need-test
+LAB_OPTIONS = $(if $(ONLY),--only '$(ONLY)') $(if $(KERNEL),--kernel '$(KERNEL)') $(if $(KERNELS),--kernels '$(KERNELS)') \
+    $(if $(LAB_SAVE),--save)
+
+.PHONY: help run test check fmt words clippy ruff mypy stubtest test-rust test-python test-debug test-v3 wheel wheel-check bench guard charts fuzz attack lab docs format clean need need-test
 
 help:
 	@echo 'make run     build kho, show what a real Linux kernel handed over, then hand memory over and take it back'
@@ -37,6 +40,7 @@ help:
 	@echo 'make charts  docs/charts: overhead by density, time by size; two minutes, 1.2 GiB'
 	@echo 'make fuzz    hostile input for FUZZ_SECONDS=$(FUZZ_SECONDS) a target'
 	@echo 'make attack  laws over hostile input, and every fuzz target: ten minutes, from a new ATTACK_SEED'
+	@echo 'make lab     boot real kernels in virtual machines, and hold kho to them: lab/README.md; ONLY=, KERNEL=, KERNELS='
 	@echo 'make wheel   dist/: the source distribution, and a wheel built from it'
 	@echo 'make clean   remove everything that was built'
 	@echo
@@ -81,7 +85,7 @@ clippy: $(VENV)/.stamp-base
 	cargo clippy --quiet --locked --manifest-path benches/Cargo.toml --all-targets -- -D warnings
 
 # Banned words, options that no command has, references to sections that docs/abi.md does not have.
-WORDS := *.md docs findings benches contrib examples scripts python rust tests \
+WORDS := *.md docs findings benches contrib examples scripts python rust tests lab \
     Makefile .ci .github .pre-commit-config.yaml
 
 words: need
@@ -161,6 +165,10 @@ attack: need $(VENV)/.stamp-dev $(VENV)/.stamp-kho
 	@seed=$${ATTACK_SEED:-$$(date +%s)}; echo "ATTACK_SEED=$$seed ATTACK_SECONDS=$(ATTACK_SECONDS)"; \
 	ATTACK_SEED=$$seed ATTACK_SECONDS=$(ATTACK_SECONDS) $(PY) -m pytest --benchmark-skip tests/attack
 	PYTHON=$(PY) rust/fuzz/run $(ATTACK_FUZZ_SECONDS)
+
+# Real kernels: 40 minutes the first time, which builds them; 6 later. LAB_SAVE=1 keeps the results in lab/results.
+lab: need $(VENV)/.stamp-dev $(VENV)/.stamp-kho
+	$(PY) -m lab $(LAB_OPTIONS)
 
 docs: $(VENV)/.stamp-dev $(VENV)/.stamp-kho
 	$(PY) scripts/docs.py
