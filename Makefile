@@ -11,6 +11,9 @@ ATTACK_FUZZ_SECONDS ?= 30
 # Tests of the installed wheel: all except those that take long and have already passed with the same code.
 WHEEL_TESTS ?= -k 'not (terabyte or fleet or crash or examples or docs or attack)'
 
+# What uses click, rich, numpy, safetensors, matplotlib, dask, pyarrow and cryptography.
+OLDEST_TESTS ?= $(addprefix tests/test_,cli.py doctor_cli.py fleet.py live.py live_safetensors.py live_values.py map.py package.py)
+
 unexport PYTHONPATH PYTHONHOME CONDA_PREFIX
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export PYO3_PYTHON := $(CURDIR)/$(PY)
@@ -26,7 +29,7 @@ PYTHON_SOURCES := $(shell find python -name '*.py' -o -name '*.pyi' -o -name py.
 LAB_OPTIONS = $(if $(ONLY),--only '$(ONLY)') $(if $(KERNEL),--kernel '$(KERNEL)') $(if $(KERNELS),--kernels '$(KERNELS)') \
     $(if $(LAB_SAVE),--save)
 
-.PHONY: help run test check fmt words clippy ruff mypy stubtest test-rust test-python test-debug test-v3 wheel wheel-check bench guard charts fuzz attack lab docs format clean need need-test
+.PHONY: help run test check fmt words clippy ruff mypy stubtest test-rust test-python test-debug test-v3 wheel wheel-check test-oldest bench guard charts fuzz attack lab docs format clean need need-test
 
 help:
 	@echo 'make run     build kho, show what a real Linux kernel handed over, then hand memory over and take it back'
@@ -127,7 +130,7 @@ test-v3: $(VENV)/.stamp-dev
 
 check: need-test fmt words clippy ruff mypy stubtest
 
-test: check test-rust guard test-python test-debug test-v3 wheel-check
+test: check test-rust guard test-python test-debug test-v3 wheel-check test-oldest
 	@echo 'make test: all passed'
 
 # The wheel is built from the source distribution, so one build tests both.
@@ -148,6 +151,13 @@ wheel-check: dist/.stamp
 	.venv-wheel/bin/python -m pip install -q --upgrade 'pip>=25.1'
 	.venv-wheel/bin/python -m pip install -q --group dev
 	.venv-wheel/bin/python -m pytest -q --benchmark-skip $(WHEEL_TESTS)
+
+# The wheel with the oldest dependencies that pyproject.toml allows. What these warn of is theirs.
+test-oldest: dist/.stamp
+	rm -rf .venv-oldest
+	$(PY) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install -q $$($(PY) scripts/oldest.py pytest hypothesis ml_dtypes) dist/*.whl
+	.venv-oldest/bin/python -m pytest -q -o filterwarnings=default $(OLDEST_TESTS)
 
 bench: need $(VENV)/.stamp-dev $(VENV)/.stamp-kho
 	PYTHON=$(PY) sh benches/run $(if $(BENCH_JSON),--json $(abspath $(BENCH_JSON)))
@@ -181,5 +191,5 @@ format: $(VENV)/.stamp-dev
 
 clean:
 	-cargo clean --quiet
-	rm -rf $(VENV) .venv-wheel dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	rm -rf $(VENV) .venv-wheel .venv-oldest dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
 	find python tests -name __pycache__ -prune -exec rm -rf {} + -o -name '_kho*.so' -exec rm -f {} +

@@ -13,8 +13,6 @@ from hypothesis import HealthCheck, settings
 
 from kho.live.handover import sockets as live_sockets
 
-from livefiles import descriptors, folder
-
 # A shell starts what runs in the background with Ctrl-C ignored, for it and for all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -41,6 +39,8 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where kho.live has its sockets in this test alone; nothing is left there, or open."""
+    from livefiles import descriptors  # needs NumPy, which smoke tests do without
+
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     before = descriptors()
     yield tmp_path / "kho"
@@ -53,5 +53,7 @@ def sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def image() -> Iterator[Path]:
     """Where an image may be."""
+    from livefiles import folder
+
     with folder() as here:
         yield here / "image"

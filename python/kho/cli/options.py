@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -17,8 +17,14 @@ from . import output
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+if TYPE_CHECKING:
+    IntType = click.ParamType[int]
+    IntsType = click.ParamType[tuple[int, ...]]
+else:  # ParamType is a generic class from click 8.4 on
+    IntType = IntsType = click.ParamType
 
-class Number(click.ParamType[int]):
+
+class Number(IntType):
     """A number below 2^64, a size or an address: `parse_size`."""
 
     name = "number"
@@ -31,7 +37,7 @@ class Number(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
-class Range(click.ParamType[tuple[int, ...]]):
+class Range(IntsType):
     """Parameter type: `count` numbers separated by colons, as in `0xb400000:0x2000000`."""
 
     name = "range"
