@@ -75,10 +75,11 @@ def output(command: str, here: Path) -> str:
         kho.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m kho "$@"\n')
         kho.chmod(0o755)
         path = f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-        env = {**os.environ, "PATH": path, "COLUMNS": "120", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
+        env = {**os.environ, "PATH": path, "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
         env["XDG_RUNTIME_DIR"] = f"{folder}/run"
         Path(folder, "run").mkdir(0o700)
         env.pop("FORCE_COLOR", None)
+        env.pop("COLUMNS", None)
         done = subprocess.run(
             ["sh", "-c", command],
             cwd=here,

@@ -19,6 +19,7 @@ from images import MIB, Image, sample_subtrees
 
 CAPTURE = captures.elf("linux-6.18.15-x86_64")
 SMALL = captures.elf("linux-6.16-layout-x86_64")
+HOST = Path(__file__).parent / "data/hosts/default-scratch"
 KEYS = {
     "read_as",
     "unverified",
@@ -338,3 +339,29 @@ def test_stdin_with_an_address_goes_after_two_dashes() -> None:
     done = run("inspect", "-@0x40000000")
     assert done.code == 2
     assert "kho inspect -- -@0x40000000" in done.err
+
+
+def widest(shown: str) -> int:
+    """The length of the longest line."""
+    return max(map(len, shown.splitlines()))
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100])
+def test_without_a_terminal_lines_are_folded_at_columns(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = [run("owners", CAPTURE).out, run("doctor", HOST).out]
+    monkeypatch.setenv("COLUMNS", str(columns))
+    owned, doctor = run("owners", CAPTURE).out, run("doctor", HOST).out
+    table = owned.partition("\nPreserved")[0]
+    assert widest(table) <= columns
+    report, steps = doctor.split("To boot with kho=off")
+    assert widest(report) <= max(columns, *map(len, report.split()))
+    assert steps == wide[1].split("To boot with kho=off")[1]  # commands stay in one piece
+    for narrow, whole in zip([owned, report], [wide[0], wide[1].split("To boot with kho=off")[0]], strict=True):
+        assert narrow.split() == whole.split()  # nothing is lost
+
+
+@pytest.mark.parametrize("columns", ["", "0", "-1", "x"])
+def test_a_columns_variable_that_is_no_width_is_ignored(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = run("owners", CAPTURE).out
+    monkeypatch.setenv("COLUMNS", columns)
+    assert run("owners", CAPTURE).out == wide

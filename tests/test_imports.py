@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -13,6 +14,7 @@ import pytest
 from kho._moved import MOVED
 
 SOURCES = Path(__file__).parent.parent / "python"
+ROOT = Path(__file__).parent.parent
 PATHS = Path(__file__).parent / "data/import-paths.txt"
 
 
@@ -178,3 +180,12 @@ def test_a_module_that_moved_is_one_module_under_both_names() -> None:
 )
 def test_earlier_names_are_imported_first_as_well(line: str) -> None:
     subprocess.run([sys.executable, "-c", line], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md", "docs/diff.md", "docs/extract.md"])
+def test_what_a_page_names_is_there_after_import_kho(page: str) -> None:
+    text = (ROOT / page).read_text()
+    names = sorted({*re.findall(r"`(kho(?:\.[A-Za-z]\w*)+)[`(]", text)} - {"kho.decoders"})
+    code = f"import kho\nfor name in {names!r}:\n    eval(name)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -95,6 +95,15 @@ _moved.install()
 
 if TYPE_CHECKING:
     from . import doctor, fdt, live, luo
+    from . import formats as formats
+    from . import handover as handover
+    from . import sizing as sizing
+    from .handover import diff as diff
+    from .handover import extract as extract
+    from .handover import mapdraw as mapdraw
+    from .handover import memmap as memmap
+    from .handover import owners as owners
+    from .handover import verify as verify
     from .handover.convert import convert
     from .handover.elfcore import Image, save_elf
     from .handover.outgoing import Outgoing
@@ -102,15 +111,13 @@ if TYPE_CHECKING:
     from .sizing.simulate import Simulation, simulate
 else:
     _LATE = {
+        **dict.fromkeys(["doctor", "fdt", "formats", "handover", "live", "luo", "sizing"]),
+        **dict.fromkeys(["diff", "extract", "mapdraw", "memmap", "owners", "verify"], "handover"),
         "Image": "handover.elfcore",
         "Outgoing": "handover.outgoing",
         "Plan": "sizing.plan",
         "Simulation": "sizing.simulate",
         "convert": "handover.convert",
-        "doctor": None,
-        "fdt": None,
-        "live": None,
-        "luo": None,
         "plan": "sizing.plan",
         "save_elf": "handover.elfcore",
         "simulate": "sizing.simulate",
@@ -122,9 +129,12 @@ else:
         if name not in _LATE:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         module = _LATE[name]
-        found = import_module(f".{module or name}", __name__)
-        if module:
-            found = getattr(found, name)
+        if module is None:
+            found: object = import_module(f".{name}", __name__)
+        elif module == "handover":
+            found = import_module(f".{module}.{name}", __name__)
+        else:
+            found = getattr(import_module(f".{module}", __name__), name)
         globals()[name] = found
         return found
 

@@ -17,8 +17,10 @@ HELP = """Linux Kexec HandOver (KHO) in userspace.
 With KHO, Linux keeps memory across kexec: the old kernel marks folios as preserved, writes a map of them to physical
 memory, and passes a small FDT to the next kernel, which restores every folio in place.
 
-A SOURCE is an ELF core, a raw image followed by @ and the physical address of its first byte (ram.bin@0x40000000), or
-several of these that together form one memory. No vmlinux and no symbols are needed.
+A SOURCE is a core or vmcore (ELF), a kdump file of makedumpfile, a LiME or AVML dump, a raw image followed by @ and the
+physical address of its first byte (ram.bin@0x40000000), the memory file of a virtual machine (ram,machine=q35), an
+arena's file, any of these compressed, "-" for a pipe, or several files that are parts of one memory. "live" is the
+running machine. No vmlinux and no symbols are needed. `kho doctor` reads / or a copy of /proc and /sys instead.
 """
 
 TASKS = {
@@ -81,6 +83,12 @@ class Teaching(click.Group):
         """Return the names of the commands, in the order of `TASKS`."""
         order = list(TASKS)
         return sorted(self.commands, key=lambda name: (order.index(name) if name in order else len(order), name))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command of this name; `help` is not one, but people try it. Raises UsageError for it."""
+        if cmd_name == "help":
+            raise click.UsageError("use kho --help, and kho COMMAND --help")
+        return super().get_command(ctx, cmd_name)
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the description of KHO, then the examples."""

@@ -139,31 +139,37 @@ def rules() -> list[dict[str, str]]:
 
 def report_lines(report: Report, change: WhatIf | None) -> list[tuple[output.Part, ...]]:
     """Return a report as lines of parts: the headline, then the prediction, or the findings with their remedies."""
-    lines: list[tuple[output.Part, ...]] = [((report.headline, "bold"),), *plain_lines(machine_lines(report)), ()]
+    from ..doctor.bootline import instructions
+
+    lines = output.prose((report.headline, "bold"))
+    lines += prose_lines([*machine_lines(report), ""])
     if change is not None:
-        lines += plain_lines(what_if_text(report, change))
+        lines += prose_lines(what_if_text(report, change))
+        if change.accepted:
+            lines += verbatim([*instructions(change.parameters, report.platforms, report.container), ""])
     else:
         for finding in report.findings:
-            lines += finding_text(finding.to_dict())
+            for parts in finding_text(finding.to_dict()):
+                lines += output.prose(*parts)
         remedy = any(finding.id in ("DOC001", "DOC003", "DOC004") for finding in report.findings)
         if remedy:
-            from ..doctor.bootline import instructions
-
-            lines += plain_lines([*instructions("kho=off", report.platforms, report.container), ""])
+            lines += verbatim([*instructions("kho=off", report.platforms, report.container), ""])
     if report.looked:
-        import textwrap
-
-        where = f"no kernel log of this boot; searched {', '.join(report.looked)}"
-        lines += plain_lines([*textwrap.wrap(where, 79, subsequent_indent="  ", break_on_hyphens=False), ""])
+        lines += prose_lines([f"no kernel log of this boot; searched {', '.join(report.looked)}", ""])
     if report.unread:
-        lines += plain_lines(["not read:", *(f"  {file}: {why}" for file, why in report.unread)])
+        lines += prose_lines(["not read:", *(f"  {file}: {why}" for file, why in report.unread)])
     while lines and not any(lines[-1]):
         lines.pop()
     return lines
 
 
-def plain_lines(lines: list[str]) -> list[tuple[output.Part, ...]]:
-    """Return lines of one part each."""
+def prose_lines(lines: list[str]) -> list[tuple[output.Part, ...]]:
+    """Return lines of text, folded."""
+    return [parts for line in lines for parts in output.prose(line)]
+
+
+def verbatim(lines: list[str]) -> list[tuple[output.Part, ...]]:
+    """Return lines as they are: they have commands to copy."""
     return [(line,) for line in lines]
 
 
@@ -195,12 +201,11 @@ def finding_text(finding: dict[str, Any]) -> list[tuple[output.Part, ...]]:
     lines += [f"    and {more} more (--json)"] if more > 0 else []
     if severity != "note":
         lines.append(f"  fix: {finding['remedy']}")
-    return [((severity, COLOR[severity]), head), *plain_lines([*lines, ""])]
+    return [((severity, COLOR[severity]), head), *verbatim([*lines, ""])]
 
 
 def what_if_text(report: Report, change: WhatIf) -> list[str]:
-    """Return the lines of a prediction, and the steps to apply the parameters."""
-    from ..doctor.bootline import instructions
+    """Return the lines of a prediction."""
     from ..doctor.text import size
 
     lines = [change.headline]
@@ -211,10 +216,7 @@ def what_if_text(report: Report, change: WhatIf) -> list[str]:
         lines.append(f"  low {low}, global {anywhere}, {shown}")
     lines += [f"  {note}" for note in change.notes] if change.accepted else []
     lines += [f"  unknown: {what}" for what in change.unknown]
-    lines.append("")
-    return (
-        [*lines, *instructions(change.parameters, report.platforms, report.container), ""] if change.accepted else lines
-    )
+    return [*lines, ""]
 
 
 def table(reports: list[Report]) -> None:

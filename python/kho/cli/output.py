@@ -11,6 +11,7 @@ import codecs
 import io
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -170,10 +171,39 @@ size = format_size
 
 
 def width() -> int:
-    """Return the width of the terminal in columns; 120 without one, which is wide enough for addresses."""
-    from rich.console import Console
+    """Return the width in columns: that of the terminal, else COLUMNS, else 120, wide enough for addresses."""
+    return line_width() or 120
 
-    return Console().width if sys.stdout.isatty() else 120
+
+def line_width() -> int | None:
+    """Return the width that lines are folded at, from the terminal or else COLUMNS; None without either."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        return Console().width
+    columns = os.environ.get("COLUMNS", "")
+    return int(columns[:6]) if columns.isascii() and columns.isdigit() and int(columns[:6]) else None
+
+
+def folded(text: str, hang: int, width: int | None) -> list[str]:
+    """Fold a line at spaces to at most `width` columns, continued at column `hang`. Longer words stay whole."""
+    if width is None or len(text) <= width or hang >= width:
+        return [text]
+    head, rest = text[:hang], text[hang:]
+    pieces = textwrap.wrap(rest, width - hang, break_long_words=False, break_on_hyphens=False) or [""]
+    return [head + pieces[0], *(" " * hang + piece for piece in pieces[1:])]
+
+
+def prose(*parts: Part) -> list[tuple[Part, ...]]:
+    """Fold a line of parts at `line_width`, with a hanging indent; the first part keeps its style."""
+    texts = [part if isinstance(part, str) else part[0] for part in parts]
+    text = "".join(texts)
+    first, *rest = folded(text, len(text) - len(text.lstrip(" ")) + 2, line_width())
+    if not rest:
+        return [parts]
+    style = "" if isinstance(parts[0], str) else parts[0][1]
+    cut = min(len(texts[0]), len(first))
+    return [((first[:cut], style), first[cut:]), *((more if parts[1:] else (more, style),) for more in rest)]
 
 
 def charset() -> str:

@@ -137,9 +137,15 @@ def show(inc: Incoming, found: Owners, *, by_page: bool) -> None:
     """Print as text: every range, totals by owner, then unpreserved ranges and ranges with two owners."""
     output.doubts(found.unverified)
     line = "{:<16}  {:>10}  {:<7}  {}"
+    hang, width = len(line.format("", "", "", "")), output.line_width()
     rows = (
-        line.format(f"{row.phys:#x}", output.size(row.nbytes), orders(row), owner_and_part(row) + mark(inc, row))
+        folded
         for row in ranges(inc, found, by_page=by_page)
+        for folded in output.folded(
+            line.format(f"{row.phys:#x}", output.size(row.nbytes), orders(row), owner_and_part(row) + mark(inc, row)),
+            hang,
+            width,
+        )
     )
     output.lines(chain([line.format("address", "size", "orders", "owner")], rows), limit=output.LINE)
     if left := left_out(inc, found):
