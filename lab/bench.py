@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,6 +46,7 @@ class Lab:
         )
         """The versions to boot, newest first: those of lab/versions.toml, or those that KERNEL or KERNELS names."""
         self.boots = 0
+        self.lock = threading.Lock()
 
     @property
     def newest(self) -> str:
@@ -78,20 +82,28 @@ class Lab:
     def small_initramfs(self, program: Path, arch: str = "x86_64", files: Mapping[str, bytes] | None = None) -> Path:
         """An archive with a program of lab/guest, compiled, as PID 1."""
         data = initramfs.small(initramfs.compiled(program, arch, self.cache), files or {})
-        path = self._work(f"{program.stem}-{arch}.cpio")
-        path.write_bytes(data)
+        path = self.work(f"{program.stem}-{hashlib.sha256(data).hexdigest()[:16]}.cpio")
+        if not path.exists():
+            part = path.with_suffix(f".{threading.get_ident()}")
+            part.write_bytes(data)
+            part.rename(path)
         return path
 
-    def _work(self, name: str) -> Path:
+    def work(self, name: str) -> Path:
         """A file of this scenario that need not be kept."""
         folder = self.cache / "work" / self.scenario
         folder.mkdir(parents=True, exist_ok=True)
         return folder / name
 
+    def cmdline(self, arch: str, words: str) -> str:
+        """The whole command line of a kernel that kexec starts."""
+        return f"console={qemu.CONSOLES[arch]} {qemu.ALWAYS[arch]} {words}"
+
     def console_path(self) -> Path:
         """The file for the next console of this scenario."""
-        self.boots += 1
-        return self.cache / "consoles" / self.scenario / f"{self.boots:03}.txt"
+        with self.lock:
+            self.boots += 1
+            return self.cache / "consoles" / self.scenario / f"{self.boots:03}.txt"
 
     @contextmanager
     def start(
@@ -144,7 +156,7 @@ class Lab:
         `memory` is the guest's RAM in MiB, by default what the image needs.
         """
         arch = qemu.arch_of(kernel)
-        folder = self._work("parts")
+        folder = Path(tempfile.mkdtemp(prefix="parts-", dir=self.work("")))
         accel = qemu.accelerator(arch, kernel, self.cache)
         path = self.console_path()
         with (

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 from collections.abc import Iterable, Mapping
 from importlib.metadata import distribution
 from pathlib import Path
@@ -122,7 +123,7 @@ def compiled(source: Path, arch: str, cache: Path) -> Path:
         if compiler is None:
             raise LabError(f"{COMPILERS[arch]} is missing: apt-get install gcc-{arch.replace('_', '-')}-linux-gnu")
         out.parent.mkdir(parents=True, exist_ok=True)
-        part = out.with_suffix(".part")
+        part = out.with_suffix(f".{threading.get_ident()}")
         words = [compiler, "-static", "-O2", "-Wall", "-Wextra", "-o", str(part), str(source)]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -19,7 +19,7 @@ from pathlib import Path
 import kho
 
 from .claims import LabError
-from .qemu import CONSOLES, RAM, arch_of
+from .qemu import ALWAYS, CONSOLES, RAM, arch_of
 
 MIB = 1 << 20
 FDT_BYTES = 4096
@@ -140,7 +140,7 @@ def x86_layout(
     start = place(handover, room + MIB + len(archive), align)
     params, line, data, stub, initrd = (start + room + offset for offset in (0, 0x1000, 0x3000, 0x10000, MIB))
     words = (
-        f"console={CONSOLES['x86_64']} earlyprintk=serial kho=on liveupdate=on nokaslr panic=-1 {append}".encode()
+        f"console={CONSOLES['x86_64']} earlyprintk=serial kho=on liveupdate=on {ALWAYS['x86_64']} {append}".encode()
         + b"\0"
     )
     page = boot_params(
@@ -189,7 +189,7 @@ def arm64_layout(
     room = -(-max(size, len(kernel)) // (2 * MIB)) * 2 * MIB
     start = place(handover, room + 3 * MIB + len(archive), 2 * MIB)
     jump, at, initrd = start + room, start + room + MIB, start + room + 3 * MIB
-    line = f"console={CONSOLES['aarch64']} earlycon=pl011,0x9000000 kho=on liveupdate=on nokaslr panic=-1 {append}"
+    line = f"console={CONSOLES['aarch64']} earlycon=pl011,0x9000000 kho=on liveupdate=on {ALWAYS['aarch64']} {append}"
     chosen = {
         "bootargs": line.encode() + b"\0",
         "linux,kho-fdt": cells(handover.fdt, handover.fdt_len),
@@ -205,11 +205,9 @@ def arm64_layout(
 def loaded(
     kernel: Path, image: Path, initrd: Path, append: str, memory: int | None, folder: Path
 ) -> Iterator[tuple[int, list[str]]]:
-    """Prepare a boot: MiB of RAM, and arguments for QEMU. The files are removed with the block."""
+    """Prepare a boot: MiB of RAM, and arguments for QEMU. `folder` is removed with the block."""
     handover, arch = read(image), arch_of(kernel)
     size = memory or memory_for(handover, arch)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     try:
         if arch == "x86_64":
             stub, parts = x86_layout(kernel.read_bytes(), initrd.read_bytes(), handover, append, size)

@@ -197,6 +197,7 @@ class Kernels:
             if not (objects / ".config").exists() or not (objects / "configured").exists():
                 for words in ([*make, "-s", "tinyconfig"], [*merge, *map(str, names)], [*make, "-s", "olddefconfig"]):
                     self._step(words, tree, out, log)
+                self._has_kho(objects / ".config")
                 (objects / "configured").touch()  # an interrupted build goes on where it was
             self._compile([*make, target], tree, out, log, build.name)
         build.mkdir(parents=True, exist_ok=True)
@@ -204,6 +205,11 @@ class Kernels:
             shutil.copyfile(objects / file, build / name)
         shutil.rmtree(objects)
         self.say(f"built {build.name} in {time.monotonic() - began:.0f} s")
+
+    def _has_kho(self, config: Path) -> None:
+        """Refuse a configuration without KHO: its Kconfig has other conditions than the fragments meet."""
+        if "CONFIG_KEXEC_HANDOVER=y" not in config.read_text().splitlines():
+            raise LabError(f"{config} has no CONFIG_KEXEC_HANDOVER: lab/config does not meet what it depends on here")
 
     def _step(self, words: list[str], cwd: Path, out: object, log: Path) -> None:
         done = subprocess.run(words, cwd=cwd, stdout=out, stderr=subprocess.STDOUT, check=False)  # type: ignore[call-overload]

@@ -18,6 +18,8 @@ from .claims import LabError
 
 SYSTEMS = {"x86_64": ["qemu-system-x86_64"], "aarch64": ["qemu-system-aarch64", "-M", "virt"]}
 CONSOLES = {"x86_64": "ttyS0", "aarch64": "ttyAMA0"}
+ALWAYS = {"x86_64": "panic=-1 nokaslr no_timer_check", "aarch64": "panic=-1 nokaslr"}
+"""On every command line: end QEMU on a panic; addresses of System.map; no test of timers on a busy host."""
 RAM = {"x86_64": 0, "aarch64": 0x40000000}
 """Where the RAM of each machine begins."""
 
@@ -135,21 +137,40 @@ class Machine:
             time.sleep(0.05)
         return False
 
+    def type(self, text: str) -> None:
+        """Type on the guest's console."""
+        with socket.socket(socket.AF_UNIX) as typed:
+            typed.connect(str(self.folder / "console.sock"))
+            typed.sendall(text.encode())
+            typed.settimeout(1)
+            try:
+                while typed.recv(65536):  # QEMU drops what it has not read when this end closes
+                    pass
+            except TimeoutError:
+                pass
+
     def debugger(self) -> Debugger:
         """The guest's processor, stopped."""
         return Debugger(self.folder / "gdb.sock")
 
     def dump(self, path: Path) -> None:
         """Write the guest's memory as an ELF core (`dump-guest-memory`)."""
+        self.monitor("dump-guest-memory", paging=False, protocol=f"file:{path}")
+
+    def physical(self, phys: int, nbytes: int) -> bytes:
+        """Read physical memory of a stopped guest."""
+        path = self.folder / "memory"
+        self.monitor("pmemsave", val=phys, size=nbytes, filename=str(path))
+        return path.read_bytes()
+
+    def monitor(self, command: str, **arguments: object) -> None:
+        """Run a command of QMP."""
         with socket.socket(socket.AF_UNIX) as qmp:
             qmp.connect(str(self.folder / "qmp.sock"))
             stream = qmp.makefile("rw")
             stream.readline()
-            for command in (
-                {"execute": "qmp_capabilities"},
-                {"execute": "dump-guest-memory", "arguments": {"paging": False, "protocol": f"file:{path}"}},
-            ):
-                stream.write(json.dumps(command) + "\n")
+            for request in ({"execute": "qmp_capabilities"}, {"execute": command, "arguments": arguments}):
+                stream.write(json.dumps(request) + "\n")
                 stream.flush()
                 while "return" not in (answer := json.loads(stream.readline())):
                     if "error" in answer:
@@ -170,13 +191,13 @@ class Debugger:
         self.call("D")
         self.socket.close()
 
-    def call(self, text: str, timeout: float | None = 60) -> str:
+    def call(self, text: str, timeout: float = 60) -> str:
         """Send a packet, and return the answer."""
         raw = text.encode()
         self.socket.sendall(b"$" + raw + f"#{sum(raw) & 0xFF:02x}".encode())
         return self._packet(timeout)
 
-    def _packet(self, timeout: float | None) -> str:
+    def _packet(self, timeout: float) -> str:
         self.socket.settimeout(timeout)
         while True:
             start = self.buffer.find(b"$")
@@ -192,8 +213,8 @@ class Debugger:
 
     def run_to(self, address: int, timeout: float) -> bool:
         """Continue until the processor is about to execute `address`; False if the time is over or the guest ends."""
-        if self.call(f"Z1,{address:x},1") != "OK":
-            raise LabError("QEMU's gdb stub sets no hardware breakpoint")
+        if (said := self.call(f"Z1,{address:x},1")) != "OK":
+            raise LabError(f"QEMU's gdb stub sets no hardware breakpoint at {address:#x}: {said!r}")
         try:
             return self.call("c", timeout).startswith(("T", "S"))
         except (TimeoutError, LabError):
@@ -237,7 +258,8 @@ def started(
         console.parent.mkdir(parents=True, exist_ok=True)
         console.unlink(missing_ok=True)
         command = [*SYSTEMS[arch], *accel, "-m", memory, "-smp", "1", "-display", "none", "-nodefaults", "-no-reboot"]
-        command += ["-serial", f"file:{console}", "-monitor", "none"]
+        command += ["-chardev", f"socket,id=console,path={folder}/console.sock,server=on,wait=off,logfile={console}"]
+        command += ["-serial", "chardev:console", "-monitor", "none"]
         command += [
             "-gdb",
             f"unix:{folder}/gdb.sock,server=on,wait=off",
@@ -245,7 +267,7 @@ def started(
             f"unix:{folder}/qmp.sock,server=on,wait=off",
         ]
         if direct:
-            command += ["-kernel", str(kernel), "-append", f"console={CONSOLES[arch]} panic=-1 nokaslr {append}"]
+            command += ["-kernel", str(kernel), "-append", f"console={CONSOLES[arch]} {ALWAYS[arch]} {append}"]
             command += ["-initrd", str(initrd)] if initrd else []
         for drive in drives:
             kind = "qcow2" if drive.suffix == ".qcow2" else "raw"
