@@ -195,7 +195,10 @@ class Debugger:
         """Send a packet, and return the answer."""
         raw = text.encode()
         self.socket.sendall(b"$" + raw + f"#{sum(raw) & 0xFF:02x}".encode())
-        return self._packet(timeout)
+        answer = self._packet(timeout)
+        while answer.startswith("T") and text not in ("?", "c"):  # that the guest stopped for this client comes unasked
+            answer = self._packet(timeout)
+        return answer
 
     def _packet(self, timeout: float) -> str:
         self.socket.settimeout(timeout)
