@@ -176,9 +176,7 @@ def judge(console: Console, expected: Expected) -> list[str]:
             files[match[1], int(match[2], 16)] = (int(match[3]), int(match[4]), int(match[5], 16), match[6])
     for key, want in expected.files.items():
         got = files.get(key)
-        if got is not None and want[2] is None:
-            got = (got[0], got[1], None, got[3])
-        if got != want:
+        if got is None or (got if want[2] is not None else (*got[:2], None, got[3])) != want:
             wrong.append(f"session {key[0]}, file {key[1]:#x}: expected {want}, got {got}")
     memory = dict(re.findall(r"TAKE: memory (0x[0-9a-f]+) bytes \d+ sha256 ([0-9a-f]{64})", console.text))
     for name, (start, _, digest) in expected.regions.items():
