@@ -1,5 +1,7 @@
 """A machine with a live update device, for tests: the rules of Linux 7.3's kernel/liveupdate and mm/memfd_luo.c.
 
+tests/data/luo has the answers of real devices; tests/test_luo_recorded.py compares this one with them.
+
 The device is a Unix socket, a session the end of a socket pair: a session dies when the last copy of its descriptor is
 closed, in whatever process fork, exec or another socket has put it, and any process that knows the path can use the
 device.
@@ -9,9 +11,11 @@ device.
         ...
         machine.kexec()  # preserved files can be retrieved, everything else is gone
 
-Unlike on a real machine, processes survive a kexec, with descriptors that no longer answer; and a preserved file
-can still change its size, but `kexec` fails the test if it did. Numbers and layouts are written out here, apart from
-those of `kho.luo`, so that each checks the other.
+Unlike on a real machine, processes survive a kexec, with descriptors that no longer answer. While a file is preserved,
+`os.write`, `os.ftruncate`, `os.posix_fallocate` and kho's `punch_hole` refuse to change its size or its holes in this
+process (EPERM); another process can, but `kexec` fails the test if it did. The link of a retrieved memfd is
+`/memfd: (deleted)`, not `/ (deleted)`: no memfd without a name can be made here. Numbers and layouts are written out
+here, apart from those of `kho.luo`, so that each checks the other.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import fcntl
 import os
 import select
 import socket
+import stat
 import struct
 import threading
 from array import array
@@ -29,10 +34,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import kho
-from kho import luo
+from kho import _kho, luo
+from kho.live.file import mapping
 
 CREATE_SESSION, RETRIEVE_SESSION = 0xBA00, 0xBA01
 PRESERVE_FD, RETRIEVE_FD, FINISH, GET_NAME = 0xBA40, 0xBA41, 0xBA42, 0xBA43
@@ -100,6 +106,8 @@ class File:
 
     fd: int
     size: int
+    seals: int = 0
+    """As they were when it was preserved: later ones are lost."""
     status: int = 0
     """Of retrieving it: 0 not tried, 1 done, or the errno that stays, negative."""
 
@@ -122,8 +130,11 @@ class Session:
 class FakeLuo:
     """A machine that was booted with `liveupdate=on`, its device at `path`."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], memory: int | None = None) -> None:
+        """Switch it on. Args: memory: bytes that preserved files can take; preserving more is ENOMEM."""
         self.path = Path(path)
+        self.memory = memory
+        self.pid = os.getpid()
         self.kexecs = 0
         self._lock = threading.RLock()
         self._outgoing: dict[bytes, Session] = {}
@@ -137,6 +148,8 @@ class FakeLuo:
         self._waker, self._wake = socket.socketpair()
         self._thread = threading.Thread(target=self._serve, name="fake-luo", daemon=True)
         self._thread.start()
+        _machines.append(self)
+        _interpose()
 
     # What a test does and asks
 
@@ -175,7 +188,7 @@ class FakeLuo:
                     changed = os.fstat(file.fd).st_size
                     assert changed == file.size, f"file {token:#x} went from {file.size} to {changed} bytes: EPERM"
             arriving = {
-                name: Session(name, files={t: File(_reproduced(f.fd), f.size) for t, f in session.files.items()})
+                name: Session(name, files={t: File(reproduced(f), f.size) for t, f in session.files.items()})
                 for name, session in self._outgoing.items()
             }
             self._drop()
@@ -193,13 +206,22 @@ class FakeLuo:
                 for token, file in session.files.items():
                     contents = os.pread(file.fd, file.size, 0)
                     pos = os.lseek(file.fd, 0, os.SEEK_CUR)
-                    seals = fcntl.fcntl(file.fd, fcntl.F_GET_SEALS)
-                    out.add_memfd(session.name.decode(), token, contents, pos=pos, seals=seals)
+                    out.add_memfd(session.name.decode(), token, contents, pos=pos, seals=file.seals)
         out.finalize()
         return out
 
+    def is_frozen(self, fd: int) -> bool:
+        """Whether a file is preserved for the next kernel: its size and holes are fixed (SHMEM_F_MAPPING_FROZEN)."""
+        with self._lock:
+            self._reap()
+            found = os.fstat(fd)
+            frozen = [file.inode for session in self._outgoing.values() for file in session.files.values()]
+            return (found.st_dev, found.st_ino) in frozen
+
     def close(self) -> None:
         """Switch the machine off."""
+        _machines.remove(self)
+        _interpose()
         self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._listener.close()
@@ -322,7 +344,7 @@ class FakeLuo:
                 PRESERVE_FD: (16, 16, 16, False),
                 RETRIEVE_FD: (16, 16, 16, True),
                 FINISH: (8, 8, 8, True),
-                GET_NAME: (16, 16, 72, None),
+                GET_NAME: (72, 72, 72, None),
             }
             in_range = 0x40 <= nr < 0x44
         if not in_range:
@@ -353,6 +375,8 @@ class FakeLuo:
                 raise _error(errno.EINVAL)
             return user[:8] + session.name.ljust(64, b"\0"), -1
         if number == FINISH:
+            if struct.unpack_from("<I", user, 4) != (0,):
+                raise _error(errno.EINVAL)
             self._finish(session)
             return user, -1
         _, _, token = struct.unpack("<IiQ", user)
@@ -382,16 +406,22 @@ class FakeLuo:
     def _preserve(self, session: Session, token: int, given: int) -> None:
         if token in session.files:
             raise _error(errno.EEXIST)
-        if given < 0:
+        if given < 0 or fcntl.fcntl(given, fcntl.F_GETFL) & os.O_PATH:
             raise _error(errno.EBADF)
         if not _can_preserve(given):
             raise _error(errno.ENOENT)
-        file = File(given, os.fstat(given).st_size)
+        file = File(given, os.fstat(given).st_size, fcntl.fcntl(given, fcntl.F_GET_SEALS))
         if file.inode in self._preserved:
             raise _error(errno.EBUSY)
         self._fault("preserve", session, token)
-        if fcntl.fcntl(given, fcntl.F_GET_SEALS) & ~ALL_SEALS:
+        if file.seals & ~ALL_SEALS:
             raise _error(errno.EOPNOTSUPP)
+        taken = sum(other.size for one in self._outgoing.values() for other in one.files.values())
+        if self.memory is not None and taken + file.size > self.memory:
+            raise _error(errno.ENOMEM)
+        if file.size:  # memfd_pin_folios allocates what is not there
+            with Path(f"/proc/self/fd/{given}").open("r+b", buffering=0) as writable:  # it may be open for reading
+                _fallocate(writable.fileno(), 0, file.size)
         file.fd = os.dup(given)
         session.files[token] = file
         self._preserved.add(file.inode)
@@ -458,17 +488,23 @@ def _can_preserve(fd: int) -> bool:
     return os.fstat(fd).st_nlink == 0 and os.fstatvfs(fd).f_bsize == os.sysconf("SC_PAGESIZE")
 
 
-def _reproduced(old: int) -> int:
-    """A memfd as the next kernel makes it (memfd_luo_retrieve): contents, size, position and seals."""
+def reproduced(file: File) -> int:
+    """A memfd as the next kernel makes it (memfd_luo_retrieve): contents, size, position and seals.
+
+    It is a file of mode 0777, so this kernel adds the seals against writing to F_SEAL_EXEC, as that one does.
+    """
+    old = file.fd
     new = os.memfd_create("", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.truncate(new, os.fstat(old).st_size)
+    if file.size:
+        _fallocate(new, 0, file.size)
     for start, end in _data(old):
         at = start
         os.lseek(new, start, os.SEEK_SET)
         while at < end:
             at += os.sendfile(new, old, at, end - at)
     os.lseek(new, os.lseek(old, 0, os.SEEK_CUR), os.SEEK_SET)
-    fcntl.fcntl(new, fcntl.F_ADD_SEALS, fcntl.fcntl(old, fcntl.F_GET_SEALS))
+    fcntl.fcntl(new, fcntl.F_ADD_SEALS, file.seals)
     return new
 
 
@@ -487,6 +523,55 @@ def _data(fd: int) -> Iterator[tuple[int, int]]:
             raise
     finally:
         os.lseek(fd, pos, os.SEEK_SET)
+
+
+# Preserved files do not change their size
+
+_machines: list[FakeLuo] = []
+_fallocate = os.posix_fallocate
+_real: dict[tuple[Any, str], Any] = {}
+
+
+def _refused(fd: Any, changes: bool) -> None:
+    """Raise EPERM for a change of a preserved file."""
+    if changes and any(os.getpid() == machine.pid and machine.is_frozen(fd) for machine in _machines):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+def _is_memory(fd: Any) -> bool:
+    try:
+        found = os.fstat(fd)
+    except (OSError, TypeError):
+        return False
+    return stat.S_ISREG(found.st_mode) and not found.st_nlink
+
+
+def _interpose() -> None:
+    """Let the calls that change a file's size or holes fail for preserved files, while there is a machine."""
+    places = [(os, name) for name in ("write", "pwrite", "truncate", "ftruncate", "posix_fallocate")]
+    places += [(mapping, "punch_hole"), (_kho, "punch_hole")]
+    if not _machines:
+        for (place, name), real in _real.items():
+            setattr(place, name, real)
+        _real.clear()
+    elif not _real:
+        for place, name in places:
+            _real[place, name] = getattr(place, name)
+            setattr(place, name, _checked(name, getattr(place, name)))
+
+
+def _checked(name: str, real: Any) -> Any:
+    def checked(fd: Any, *args: Any) -> Any:
+        if _is_memory(fd):
+            size = os.fstat(fd).st_size
+            if name in ("write", "pwrite"):
+                at = args[1] if name == "pwrite" else os.lseek(fd, 0, os.SEEK_CUR)
+                _refused(fd, at + memoryview(args[0]).nbytes > size)
+            else:
+                _refused(fd, name not in ("truncate", "ftruncate") or args[0] != size)
+        return real(fd, *args)
+
+    return checked
 
 
 # What tests do with it

@@ -15,10 +15,14 @@ import pytest
 
 import kho
 import kho.live
+from kho import luo
 from kho.live.handover import registry
+from kho.live.transports import kexec
+from kho.live.transports.holder import Holder
 
 from command import kho as run
-from livefiles import process, service, wait_until
+from fake_luo import CLIENT, FakeLuo, opened
+from livefiles import Channel, process, service, wait_until
 
 SERVICE = """
 import os, signal, subprocess, sys, time, kho.live
@@ -195,3 +199,49 @@ def test_images_of_no_running_process_are_not_found() -> None:
     assert run("inspect", "live:nope").code == 2
     assert run("hold", "x", "--", "/nonexistent").code == 2
     assert run("hold", "x", "--size", "1", "--", "true").code == 2
+
+
+def test_a_holder_asks_the_kernel_first(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeLuo(tmp_path / "liveupdate") as machine:
+        monkeypatch.setattr(kexec, "machine", kexec.Machine(machine.path, CLIENT))
+        with kho.live.open("held", "4M", kexec=True) as h:
+            h.put("n", b"6")
+            h.commit()
+            machine.kexec()
+        command = [sys.executable, "-c", SERVICE + "if n < 9: os.kill(os.getpid(), signal.SIGKILL)"]
+        said: list[str] = []
+        with process(lambda line: line.say(Holder("held", command, size=1 << 20, log=said.append).run(), said)) as line:
+            code, told = line.hear()
+        assert code == 0
+        assert told[0] == "kho hold: held: memory of the last kernel"
+        assert lines(log) == ["7 hold 1 n", "8 hold 2 n", "9 hold 3 n"]
+        assert (machine.incoming(), machine.outgoing()) == ({}, {}), "finished: the command can preserve it"
+
+
+def test_a_holder_does_not_hide_that_the_kernel_was_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: Path
+) -> None:
+    said: list[str] = []
+
+    def run_one(line: Channel) -> None:
+        line.say(Holder("held", ["true"], log=said.append).run(), said)
+
+    with process(run_one) as line:
+        assert line.hear() == [0, []], "no device: nothing to say"
+    with FakeLuo(tmp_path / "liveupdate") as machine:
+        monkeypatch.setattr(kexec, "machine", kexec.Machine(machine.path, CLIENT))
+        with process(run_one) as line:
+            assert line.hear() == [0, []], "asked, and there is none"
+        with opened(machine) as device:
+            device.create_session("kho-live/held").detach()
+            machine.kexec()
+        with opened(machine) as device:
+            other = device.retrieve_session("kho-live/held")
+        with other, process(run_one) as line:
+            assert line.ended() == 1, "another process is taking it over: BusyError"
+        monkeypatch.setattr(luo, "available", lambda path=None: f"{path}: this user may not open it")
+        with process(run_one) as line:
+            code, told = line.hear()
+        assert (code, len(told)) == (0, 1)
+        assert "was not asked for memory of the last one" in told[0]
+        assert "this user may not open it" in told[0]

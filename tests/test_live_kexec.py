@@ -6,8 +6,9 @@ import errno
 import fcntl
 import gc
 import os
+import resource
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import pytest
 
 import kho
 import kho.live
-from kho import _kho, luo
-from kho.live.file import mapping
+from kho import luo
+from kho.live.file import mapping, memory
 from kho.live.transports import kexec
+from kho.live.transports.descriptors import create_memfd
 from kho.live.transports.kexec import TOKEN, Machine, session_name
 
 from fake_luo import CLIENT, FakeLuo, opened
@@ -35,28 +37,6 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeLuo
         yield made
         for name in list(kexec._arrivals):
             kexec.forget(name)
-
-
-@pytest.fixture(autouse=True)
-def _frozen(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """What is preserved refuses fallocate, as in the kernel (SHMEM_F_MAPPING_FROZEN)."""
-    if "machine" not in request.fixturenames:
-        return
-    machine: FakeLuo = request.getfixturevalue("machine")
-    fallocate, punch_hole = os.posix_fallocate, _kho.punch_hole
-
-    def unless_frozen(change: Callable[[int, int, int], None]) -> Callable[[int, int, int], None]:
-        def checked(fd: int, at: int, size: int) -> None:
-            found = os.fstat(fd)
-            machine.outgoing()  # sessions without an open descriptor are gone by then
-            if (found.st_dev, found.st_ino) in machine._preserved:
-                raise PermissionError(errno.EPERM, "frozen")
-            change(fd, at, size)
-
-        return checked
-
-    monkeypatch.setattr(os, "posix_fallocate", unless_frozen(fallocate))
-    monkeypatch.setattr(mapping, "punch_hole", unless_frozen(punch_hole))
 
 
 def start(version: str = "1", **more: Any) -> kho.live.Handle:
@@ -154,6 +134,7 @@ def test_a_preserved_image_changes_as_before(machine: FakeLuo) -> None:
         assert h.stats()["holes"] == 0
         machine.kexec()
     with start() as h:
+        assert h.stats()["holes"] == 0
         assert np.array_equal(h["vectors"], np.full(20000, 299))
 
 
@@ -262,6 +243,190 @@ def test_a_forked_child_cannot_preserve(machine: FakeLuo) -> None:
         assert ended(child(work)) == 0
 
 
+# Memory
+
+
+def test_holes_is_0_from_the_first_moment_an_image_is_preserved(machine: FakeLuo) -> None:
+    with start(kexec=False) as h:
+        assert h.stats()["holes"] == 1
+        h.preserve()
+        assert h.stats()["holes"] == 0
+        h.hand_over()
+        h.take_back()
+        assert h.stats()["holes"] == 0
+    with start() as h:
+        assert h.stats()["holes"] == 0
+        machine.kexec()
+    with start() as h:
+        assert h.stats()["holes"] == 0
+
+
+@pytest.mark.parametrize("size", ["4M", "64M"])
+def test_opening_after_a_kexec_touches_no_free_memory_however_large_the_image_is(
+    machine: FakeLuo, monkeypatch: pytest.MonkeyPatch, size: str
+) -> None:
+    with kho.live.open(NAME, size, kexec=True) as h:
+        h.put("a", bytes(100_000))
+        h.commit()
+        machine.kexec()
+    requests: list[tuple[str, int]] = []
+
+    def counted(place: Any, name: str) -> None:
+        def request(*args: Any) -> Any:
+            requests.append((name, args[1 if name == "pread" else 2]))
+            return real(*args)
+
+        real = getattr(place, name)
+        monkeypatch.setattr(place, name, request)
+
+    counted(mapping, "punch_hole")
+    counted(os, "posix_fallocate")
+    counted(os, "pread")
+    faults = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    with kho.live.open(NAME, size, kexec=True) as h:
+        faults = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - faults
+        assert h.inherited
+    assert [name for name, _ in requests if name == "punch_hole"] == []
+    # The head, and the metadata of a generation and of the next commit: not the free pages of the image.
+    assert sum(nbytes for name, nbytes in requests if name == "posix_fallocate") < 256 << 10
+    assert sum(nbytes for name, nbytes in requests if name == "pread") < 256 << 10
+    assert len(requests) < 40
+    assert faults < 1500, "64 MiB are 16384 pages"
+
+
+def test_free_memory_of_a_retrieved_image_is_punched_if_it_is_not_preserved_again(machine: FakeLuo) -> None:
+    with start() as h:
+        machine.kexec()
+        assert h.stats()["allocated_bytes"] > 4 << 20
+    with start(kexec=False) as h:
+        assert h.inherited
+        assert h.stats()["allocated_bytes"] < 1 << 20
+
+
+def meminfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **kib: int) -> None:
+    """Let /proc/meminfo have these numbers, and no memory cgroup a limit."""
+    file = tmp_path / "meminfo"
+    file.write_text("".join(f"{name}: {n} kB\n" for name, n in kib.items()))
+    monkeypatch.setattr(memory, "PLACES", memory.Places(cgroups=tmp_path / "none", meminfo=file))
+
+
+def test_what_does_not_fit_outside_scratch_is_refused_before_anything_is_allocated(
+    machine: FakeLuo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # 1280 MiB; scratch is 664 MiB, 600 MiB of it free.
+    meminfo(tmp_path, monkeypatch, MemAvailable=1000 << 10, CmaTotal=0, CmaFree=600 << 10)
+    assert memory.outside_scratch() == 400 << 20
+    with pytest.raises(kho.OutOfMemoryError, match=r"needs 3\.0 GiB.*400\.0 MiB are available outside.*scratch"):
+        kho.live.open(NAME, "3G", kexec=True)
+    with pytest.raises(kho.OutOfMemoryError):
+        kho.live.open(NAME, "450M", kexec=True)
+    assert machine.outgoing() == {}
+    with kho.live.open(NAME, "3G") as h:
+        before = h.stats()["allocated_bytes"]
+        with pytest.raises(kho.OutOfMemoryError):
+            h.preserve()
+        assert h.stats()["allocated_bytes"] == before
+        assert h.stats()["holes"] == 1
+    with start() as h:
+        assert machine.outgoing() == {SESSION: {TOKEN}}
+    meminfo(tmp_path, monkeypatch, MemAvailable=1000 << 10, CmaTotal=100 << 10, CmaFree=90 << 10)
+    assert memory.outside_scratch() == 1000 << 20, "a CMA area that is not KHO's"
+    meminfo(tmp_path, monkeypatch, MemTotal=1)
+    assert memory.outside_scratch() is None
+    with start():
+        pass
+
+
+def test_an_image_that_came_by_kexec_is_preserved_again_without_free_memory(
+    machine: FakeLuo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = kexeced(machine)
+    meminfo(tmp_path, monkeypatch, MemAvailable=0)
+    with start() as h:
+        assert contents(h) == found
+        assert machine.outgoing() == {SESSION: {TOKEN}}
+
+
+def cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, current: int) -> None:
+    """Let this process's memory cgroup have a limit."""
+    group = tmp_path / "cgroup/service"
+    group.mkdir(parents=True, exist_ok=True)
+    (group / "memory.max").write_text(str(limit))
+    (group / "memory.current").write_text(str(current))
+    (tmp_path / "own").write_text("0::/service\n")
+    (tmp_path / "meminfo").write_text("MemAvailable: 100000000 kB\n")
+    places = memory.Places(cgroups=tmp_path / "cgroup", own=tmp_path / "own", meminfo=tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "PLACES", places)
+
+
+def test_what_does_not_fit_a_cgroup_is_refused_before_it_is_preserved(
+    machine: FakeLuo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cgroup(tmp_path, monkeypatch, 100 << 20, 90 << 20)
+    with pytest.raises(kho.OutOfMemoryError, match="MemoryMax"):
+        kho.live.open(NAME, "40M", kexec=True)
+    assert machine.outgoing() == {}
+    with start() as h:
+        assert not h.inherited
+
+
+def test_a_cgroup_into_which_the_next_kernel_cannot_charge_the_image_is_said_to_be_one(
+    machine: FakeLuo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cgroup(tmp_path, monkeypatch, 5 << 20, 0)
+    with kho.live.open(NAME, "4M") as h:
+        h.put("a", b"a")
+        h.commit()
+        os.posix_fallocate(h.fileno(), 0, os.fstat(h.fileno()).st_size)
+        with pytest.warns(RuntimeWarning, match=r"6\.0 MiB are more than the limit .*cgroup/service, 5\.0 MiB"):
+            h.preserve()
+        machine.kexec()
+    with pytest.warns(
+        RuntimeWarning, match=r"retrieving it charges up to 8\.0 MiB .*has 5\.0 MiB left of 5\.0 MiB.*MemoryMax"
+    ):
+        h = kho.live.open(NAME, "8M")
+    assert h.inherited
+    h.close()
+
+
+def test_the_default_size_is_not_a_gibibyte_that_is_allocated_at_once(machine: FakeLuo) -> None:
+    with kho.live.open(NAME, kexec=True) as h:
+        assert h.stats()["size"] == 64 << 20
+        assert h.stats()["allocated_bytes"] == (64 << 20) + (2 << 20)
+    with kho.live.open(NAME) as h:
+        assert h.stats()["size"] == 1 << 30
+        assert h.stats()["allocated_bytes"] < 1 << 20
+
+
+# vm.memfd_noexec
+
+
+def test_every_memfd_of_an_image_is_made_executable(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    refused: list[int] = []
+    real = os.memfd_create
+
+    def create(name: str, flags: int) -> int:
+        if name.startswith("kho-live:"):
+            made.append(flags & 0x10)
+            if refused and flags & 0x10:
+                raise OSError(refused[0], os.strerror(refused[0]))
+        return real(name, flags)
+
+    monkeypatch.setattr(os, "memfd_create", create)
+    with kho.live.open(NAME, "1M", serve=False) as h:
+        assert made == [0x10]
+        assert not fcntl.fcntl(h.fileno(), fcntl.F_GET_SEALS) & 0x20
+    for number in (errno.EINVAL, errno.EACCES):  # Linux before 6.3; vm.memfd_noexec=2
+        made[:], refused[:] = [], [number]
+        with kho.live.open(NAME, "1M", serve=False):
+            assert made == [0x10, 0]
+    with pytest.raises(kho.AccessError, match=r"vm\.memfd_noexec is 2"):
+        create_memfd(NAME, NAME, kexec=True)
+    refused[:] = [errno.EINVAL]
+    os.close(create_memfd(NAME, NAME, kexec=True))
+
+
 # Errors
 
 
@@ -319,8 +484,10 @@ def test_after_a_reboot_without_kexec_a_service_starts_with_a_new_image(machine:
 def test_another_version_is_refused_and_the_image_stays_for_one_that_knows_it(machine: FakeLuo) -> None:
     found = kexeced(machine)
     for _ in range(2):
-        with pytest.raises(kho.SchemaError, match="version '1', not '2'"):
+        with pytest.raises(kho.SchemaError, match="version '1', not '2'") as caught:
             start("2")
+        assert "THE IMAGE IS LOST WHEN THIS PROCESS ENDS" in caught.value.__notes__[0]
+        assert f"kho.live.kexec.find({NAME!r})" in caught.value.__notes__[0]
     fd = kexec.find(NAME)
     assert fd is not None
     with kho.live.attach(fd) as candidate:

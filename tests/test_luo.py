@@ -484,7 +484,19 @@ def test_a_file_that_changed_its_size_fails_the_test(machine: FakeLuo) -> None:
     fd = memfd(b"x")
     with create(machine) as session:
         session.preserve_fd(fd, 1)
-        os.truncate(fd, 100)
+        for change in (
+            lambda: os.truncate(fd, 100),
+            lambda: os.pwrite(fd, b"xy", 0),
+            lambda: os.pwrite(fd, b"x", 1),
+            lambda: os.posix_fallocate(fd, 0, 1),
+            lambda: os.posix_fallocate(fd, 0, 100),
+        ):
+            with pytest.raises(PermissionError):
+                change()
+        os.pwrite(fd, b"y", 0)
+        os.truncate(fd, 1)
+        # Another process is not stopped here, as it would be on a real machine.
+        subprocess.run([sys.executable, "-c", f"import os; os.truncate({fd}, 100)"], pass_fds=[fd], check=True)
         with pytest.raises(AssertionError, match="went from 1 to 100 bytes"):
             machine.kexec()
     os.close(fd)

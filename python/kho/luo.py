@@ -73,7 +73,18 @@ from .formats.luo_write import text, word
 from .kernels import FIXES, Release
 from .owned import Uncopied
 
-__all__ = ["KERNEL", "NAME_BYTES", "PATH", "REQUESTS", "Device", "Request", "Session", "Transport", "available"]
+__all__ = [
+    "KERNEL",
+    "NAME_BYTES",
+    "PATH",
+    "REQUESTS",
+    "Device",
+    "Request",
+    "Session",
+    "Transport",
+    "available",
+    "session_link",
+]
 
 PATH = "/dev/liveupdate"
 NAME_BYTES = 64
@@ -369,7 +380,7 @@ class Session(_Descriptor):
             try:
                 _, raw = self._ask("GET_NAME", 0, bytes(NAME_BYTES), what="name", meanings={})
             except LuoAbiError:
-                raw = _linked_name(self._checked())
+                raw = session_link(self._checked())
                 if raw is None:
                     raise
             self._known = raw.split(b"\0")[0].decode("utf-8", "replace")
@@ -486,8 +497,11 @@ class Session(_Descriptor):
             raise _refusal(error, what, meanings) from error
 
 
-def _linked_name(fd: int) -> bytes | None:
-    """Read a session's name from the link of its descriptor, `anon_inode:[luo_session] NAME`; None if it has none."""
+def session_link(fd: int) -> bytes | None:
+    """Read a session's name from the link of its descriptor, `anon_inode:[luo_session] NAME`.
+
+    Returns: None for another file, or one that is not open.
+    """
     with suppress(OSError):
         link = os.readlink(os.fsencode(f"/proc/self/fd/{fd}"))  # noqa: PTH115 - a Path changes names with slashes
         if link.startswith(LINK):

@@ -17,13 +17,10 @@ from .file.trust import Policy, check_descriptor, open_directory
 from .handle import Handle
 from .handover.client import Ready
 from .oserrors import error_of
-from .transports.descriptors import Inherited
+from .transports.descriptors import Inherited, create_memfd
 
 __all__ = ["Request", "duplicate", "new_memfd", "own_descriptor", "own_inherited", "own_path"]
 
-MFD_HUGETLB = 0x4
-MFD_EXEC = 0x10
-"""From Linux 6.3: no F_SEAL_EXEC, whatever vm.memfd_noexec says; a kexec would turn that into F_SEAL_WRITE."""
 HUGE = 2 << 20
 RETRY = 0.002
 """Seconds between two attempts when another process has just made or removed the file."""
@@ -38,6 +35,9 @@ class Request(NamedTuple):
     ready: Ready | None
     serve: bool | None
     kexec: bool
+    """Whether the image is to cross a kexec."""
+    asked: int
+    """`size` if the caller gave one, or 0: what an existing image is expected to have."""
     huge: bool
     deadline: Deadline
     policy: Policy
@@ -110,15 +110,8 @@ def own_path(path: Path, request: Request) -> Handle:
 
 def new_memfd(request: Request) -> Handle:
     """Make an image in a new memfd. Raises: OutOfMemoryError, AccessError, DescriptorLimitError."""
-    huge, executable = MFD_HUGETLB if request.huge else 0, MFD_EXEC if request.kexec else 0
     where = f"memfd {request.name!r}"
-    try:
-        # The kernel accepts 249 bytes of a name.
-        label = f"kho-live:{request.name.encode()[:200].decode(errors='ignore')}"
-        fd = os.memfd_create(label, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | huge | executable)
-    except OSError as error:
-        hint = "vm.memfd_noexec is 2, and 1 is what kexec=True needs" if error.errno == errno.EACCES else ""
-        raise error_of(error, where, "memfd_create", hint) from error
+    fd = create_memfd(request.name, where, huge=request.huge, kexec=request.kexec)
     size = -(-request.size // HUGE) * HUGE if request.huge else request.size
     return _make(fd, request._replace(size=size), where, None)
 
@@ -135,6 +128,7 @@ def _is_blank(fd: int, where: str, policy: Policy) -> bool:
 def _adopt(candidate: Candidate, request: Request) -> Handle:
     """Check a candidate's schema and health, and adopt it; it is closed either way."""
     try:
+        candidate._image.keep_free = request.kexec
         candidate._check_schema(request.name, request.version)
         if request.ready is not None:
             with request.deadline.suspended():
@@ -147,6 +141,7 @@ def _adopt(candidate: Candidate, request: Request) -> Handle:
 def _make(fd: int, request: Request, where: str, path: Path | None) -> Handle:
     """Make an image in a blank file, and lock it before another process can find it."""
     image = ImageFile.create(fd, request.size, request.name, request.version, where)
+    image.keep_free = request.kexec
     try:
         if path is not None:
             _link(fd, path, request.policy)

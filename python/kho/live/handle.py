@@ -12,14 +12,23 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .._kho import MappedBytes
-from ..errors import BusyError, FinalizedError, FormatError, KhoError, LuoError, NotFoundError, StaleError
+from ..errors import (
+    BusyError,
+    FinalizedError,
+    FormatError,
+    KhoError,
+    LuoError,
+    NotFoundError,
+    OutOfMemoryError,
+    StaleError,
+)
 from ..formats.live import PAGE, Catalog, Item, Retired, check_name, nbytes_of
 from .file import header, pins
 from .file.allocator import Allocator
 from .file.arrays import View, dtype_of, make_readonly, plain_array, plain_bytes, shaped
 from .file.header import HEAD, Journal, Root
 from .file.image import ImageFile, State
-from .file.mapping import Mapping
+from .file.mapping import Mapping, punch
 from .file.pins import Pin
 from .file.space import Pinned, Run, Space
 from .oserrors import error_of
@@ -105,8 +114,7 @@ class Handle(Reader):
         self._bytes[header.OWNER_AT : header.OWNER_AT + 8] = os.getpid().to_bytes(8, "little")
         self._pin_inherited(state, predecessor)
         self._space.pin_unlisted(self.generation, self._bytes)
-        for start, n in list(self._space.runs.gaps()):
-            self._space.punch(start, n)
+        self._punch_free()
         self._space.replenish()
         _handles.add(self)
 
@@ -128,6 +136,16 @@ class Handle(Reader):
                 raise FormatError(f"{where}: its owner holds {run.pages} pages from {start}, which are retired")
             space.runs.take(start, run.pages)
             space.pin(start, run.pages, run.born, run.freed, [])
+
+    def _punch_free(self) -> None:
+        """Give free memory back to the machine: earlier owners, or a live update session, have allocated it."""
+        if not self._space.holes:
+            return
+        for start, n in list(self._space.runs.gaps()):
+            self._space.punch(start, n)
+        if self.inherited and os.fstatvfs(self._pin.fd).f_bsize <= PAGE:
+            # A session allocates the unused part of the head as well.
+            punch(self._pin.fd, header.JOURNAL_END, HEAD - header.JOURNAL_END)
 
     # Reading
 
@@ -483,7 +501,7 @@ class Handle(Reader):
             if self._preserve_again:
                 try:
                     self.preserve()
-                except LuoError as error:
+                except (LuoError, OutOfMemoryError) as error:
                     warnings.warn(f"taken back, but not preserved any more: {error}", RuntimeWarning, stacklevel=2)
 
     def preserve(self, device: Device | None = None, *, deadline: Deadline | None = None) -> Session:
@@ -494,18 +512,21 @@ class Handle(Reader):
         is allocated.
         Args: device: one that is open; by default the machine's is opened for the call. deadline: until when to
             wait for others that have it open.
-        Raises: ParameterError for an image that is not on a memfd of normal pages; LuoError; NotOwnerError.
+        Raises: ParameterError for an image that is not on a memfd of normal pages; OutOfMemoryError if it does not fit
+            outside scratch or into the memory cgroup; LuoError; NotOwnerError.
         """
         with self._lock:
             self._ownership.require_owner("preserve")
             image = self._image
             if image.session is None or image.session.closed:
                 image.session = kexec.preserve(image.fd, self.name, image.where, device, deadline)
+                self._space.holes = False
             return image.session
 
     def _end_session(self) -> bool:
         """Stop preserving the image for the next kernel; returns whether it was preserved."""
         was = self._image.end_session()
+        self._image.keep_free &= not was
         self._space.holes |= was
         return was
 

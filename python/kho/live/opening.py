@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Protocol
 
-from ..errors import BusyError, LuoBusyError, LuoExistsError, ParameterError, SourceError
+from ..errors import (
+    BusyError,
+    FormatError,
+    LuoBusyError,
+    LuoExistsError,
+    LuoPermissionError,
+    ParameterError,
+    ReadOnlyError,
+    SchemaError,
+    SourceError,
+)
 from ..formats.live import PAGE, check_name
 from ..sizes import parse_size
 from .acquire import Request, duplicate, new_memfd, own_descriptor, own_inherited, own_path
@@ -24,6 +35,8 @@ from .transports.environ import from_environment
 
 __all__ = ["attach", "open", "size_of"]
 
+SIZE, KEXEC_SIZE = "1G", "64M"
+"""Default sizes of a new image. Preserving it for the next kernel allocates all of it."""
 RETRY = 0.002
 """Seconds before the search for an image starts again, when another process has just made it."""
 PRESERVED = 0.02
@@ -32,7 +45,7 @@ PRESERVED = 0.02
 
 def open(  # noqa: A001 - kho.live.open reads like open()
     name: str,
-    size: int | str = "1G",
+    size: int | str | None = None,
     *,
     version: str = "1",
     backing: str | os.PathLike[str] | int = "memfd",
@@ -49,7 +62,8 @@ def open(  # noqa: A001 - kho.live.open reads like open()
 
     Args:
         name: the service's name, 1 to 255 bytes.
-        size: bytes for objects and metadata of a new image, as 4096 or "8G"; an existing image keeps its size.
+        size: bytes for objects and metadata of a new image, as 4096 or "8G"; by default 1 GiB, or 64 MiB with
+            kexec=True, which allocates all of it at once. An existing image keeps its size.
         version: the version of the service's data; an image of another version is refused and left as it is.
         backing: "memfd" or "hugetlb", which a transport passes on; the path of a file on tmpfs or pmem; or the
             descriptor of a memfd, empty or with an image.
@@ -61,6 +75,8 @@ def open(  # noqa: A001 - kho.live.open reads like open()
         serve: answer to the image's name, in a thread. Default: for memfds, unless a holder answers to it.
         kexec: preserve the image for the next kernel (`Handle.preserve`), or refuse. An image that the previous kernel
             preserved is found either way; with True a device that cannot be used is an error, with False it is ignored.
+            In a service with a descriptor store systemd preserves it, with FileDescriptorStorePreserve=yes in the unit,
+            and this process does not.
         trust: the files that are used: "private", files of this user and root that no other user may write, with one
             name, in a directory in which no other user may rename them; a number, also files of that user; "directory",
             the same in any directory; "any", any regular file: users who may write it can truncate it, which kills this
@@ -74,21 +90,33 @@ def open(  # noqa: A001 - kho.live.open reads like open()
     check_name(name)
     if "\0" in version or len(version.encode()) > 255:
         raise ParameterError(f"version {version!r}: at most 255 bytes without NUL")
-    nbytes = size_of(size)
+    asked = 0 if size is None else size_of(size)
+    nbytes = asked or size_of(KEXEC_SIZE if kexec else SIZE)
     deadline, policy = Deadline(timeout), policy_of(trust)
     if kexec:
         if not isinstance(backing, int) and backing != "memfd":
             raise ParameterError(f"backing {os.fspath(backing)!r}: memfds go across a kexec, use backing='memfd'")
         # First: no owner hands over to a process that then refuses.
-        across.check()
+        _check_device(backing)
     if backing in ("memfd", "hugetlb"):
-        return _open_named(Request(name, nbytes, version, ready, serve, kexec, backing == "hugetlb", deadline, policy))
-    request = Request(name, nbytes, version, ready, serve, kexec, False, deadline, policy)
+        return _open_named(
+            Request(name, nbytes, version, ready, serve, kexec, asked, backing == "hugetlb", deadline, policy)
+        )
+    request = Request(name, nbytes, version, ready, serve, kexec, asked, False, deadline, policy)
     if isinstance(backing, int):
         handle = _settle_with_kernel(own_descriptor(backing, request), request)
     else:
         handle = own_path(path_of(backing), request)
     return _serve(handle, request) if serve else handle
+
+
+def _check_device(backing: str | os.PathLike[str] | int) -> None:
+    """Check that this machine has live updates, and that who preserves the image may use them. Raises: LuoError."""
+    try:
+        across.check()
+    except LuoPermissionError:
+        if backing != "memfd" or not systemd.keeps():
+            raise
 
 
 def attach(source: str | os.PathLike[str] | int, *, lock_fd: int | None = None, trust: Trust = "private") -> Candidate:
@@ -147,8 +175,15 @@ class Passed:
         self._came = came
 
     def own(self, request: Request) -> Handle:
-        """Own it: it may be owned already, across exec."""
-        return own_inherited(self._came, request)
+        """Own it: it may be owned already, across exec. An image of another version stays in this process."""
+        spare = duplicate(self._came.fd, f"{request.name!r} ({self._came.transport})")
+        try:
+            return own_inherited(self._came, request)
+        except (SchemaError, ReadOnlyError):
+            across.keep(request.name, spare)
+            raise
+        finally:
+            os.close(spare)
 
     def close(self) -> None:
         """Close the socket of its name."""
@@ -184,13 +219,60 @@ class Kept:
         self._transport = transport
 
     def own(self, request: Request) -> Handle:
-        """Open it again, and own that."""
-        handle = own_descriptor(self._fd, request)
+        """Open it again, and own that.
+
+        Raises: as `open`. With an image of another version, or one that the caller's check refuses, the error has a
+        note: it is kept in systemd's store, or lost at the end of this process.
+        """
+        try:
+            handle = own_descriptor(self._fd, request)
+        except FormatError:
+            raise
+        except Exception as error:
+            error.add_note(_fate(request, self._fd))
+            raise
         handle.transport = self._transport
         return handle
 
     def close(self) -> None:
         """Do nothing: the transport keeps it."""
+
+
+def _fate(request: Request, fd: int) -> str:
+    """Keep an image of the last kernel that this process cannot use, and say where it is."""
+    name = request.name
+    reading = f"kho.live.attach(kho.live.kexec.find({name!r})) reads it here"
+    if systemd.keeps():
+        with request.deadline.wait() as seconds:
+            if systemd.store(name, fd, seconds):
+                return f"{name!r} came from the last kernel; systemd keeps it for the next process. {reading}"
+    return (
+        f"{name!r} came from the last kernel, and this process has the only descriptor: THE IMAGE IS LOST WHEN THIS "
+        f"PROCESS ENDS. {reading}; `open` with its version continues it; `kho hold` and systemd's descriptor store "
+        "keep it for another process"
+    )
+
+
+class StoredSession:
+    """An image in a live update session of the last kernel that systemd has kept: taken out of it, as it is incoming.
+
+    It could not be preserved again in that session, and systemd hands over only its name with the next kexec.
+    """
+
+    def __init__(self, memfd: Arrival, given: str) -> None:
+        self._memfd = memfd
+        self._given = given
+
+    def own(self, request: Request) -> Handle:
+        """Own the memfd, and let systemd drop the session."""
+        handle = self._memfd.own(request)
+        handle.transport = "systemd"
+        systemd.remove(self._given)
+        return handle
+
+    def close(self) -> None:
+        """Close what came with the memfd."""
+        self._memfd.close()
 
 
 class Environment:
@@ -237,8 +319,30 @@ class Systemd:
 
     def find(self, request: Request) -> Arrival | None:
         """Take what systemd has kept for this process."""
-        stored = systemd.from_systemd(request.name)
-        return None if stored is None else Passed(stored)
+        name = request.name
+        stored = systemd.from_systemd(name)
+        session = systemd.session_from_systemd(name)
+        if session is None:
+            return None if stored is None else Passed(stored)
+        fd, given = session
+        if stored is not None:
+            # The memfd is what systemd shall preserve, and a file is in one session at a time.
+            os.close(fd)
+            return StoredSession(Passed(stored), given)
+        if across.arrive(name, fd, request.asked):
+            memfd = across.find(name, insist=False, deadline=request.deadline)
+            if memfd is not None:
+                return StoredSession(Kept(memfd, "systemd"), given)
+        else:
+            warnings.warn(
+                f"{name!r}: systemd kept a live update session of this kernel without the memfd, which only the next "
+                "kernel can take out of it; it is dropped, and the service starts with a new image. Store "
+                "`fileno()` of the handle, not that of the session",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+        systemd.remove(given)
+        return None
 
 
 class Kexec:
@@ -246,7 +350,8 @@ class Kexec:
 
     def find(self, request: Request) -> Arrival | None:
         """Retrieve what it has preserved."""
-        fd = across.find(request.name, insist=request.kexec, deadline=request.deadline)
+        insist = request.kexec and not systemd.keeps()
+        fd = across.find(request.name, insist=insist, deadline=request.deadline, size=request.asked)
         return None if fd is None else Kept(fd, "kexec")
 
 
@@ -275,12 +380,15 @@ def _transports() -> Sequence[Transport]:
 
 def _open_named(request: Request) -> Handle:
     """Own a memfd by its image's name, from the first transport that finds it."""
-    name, deadline = request.name, request.deadline
+    deadline = request.deadline
     ordered = _transports()
     while True:
         arrival = next(arrival for transport in ordered if (arrival := transport.find(request)) is not None)
         try:
             handle = arrival.own(request)
+            if handle.inherited and handle.transport != "hold":
+                # Before the kernel forgets it: systemd keeps it even if this process dies in between.
+                _store(handle, request)
             try:
                 _settle_with_kernel(handle, request)
                 if request.serve or (request.serve is None and handle.transport != "hold"):
@@ -296,10 +404,17 @@ def _open_named(request: Request) -> Handle:
                 continue
         finally:
             arrival.close()
-        if handle.transport != "hold":
-            with deadline.wait() as seconds:
-                handle.stored = systemd.store(name, handle.fileno(), seconds)
+        if not handle.inherited and handle.transport != "hold":
+            _store(handle, request)
         return handle
+
+
+def _store(handle: Handle, request: Request) -> None:
+    """Ask systemd to keep an image."""
+    with request.deadline.wait() as seconds:
+        if handle.transport == "new" and systemd.received(request.name):
+            systemd.remove(systemd.fdname(request.name), seconds)  # an image that the caller has given up
+        handle.stored = systemd.store(request.name, handle.fileno(), seconds)
 
 
 def _serve(handle: Handle, request: Request, *, replace: bool = False) -> Handle:
@@ -318,7 +433,8 @@ def _settle_with_kernel(handle: Handle, request: Request) -> Handle:
     Raises: LuoError; the image stays in this process then, for another call of `open`.
     """
     try:
-        if request.kexec:
+        # systemd preserves what it stores when all services have ended; a file is in one session at a time.
+        if request.kexec and (not systemd.keeps() or handle.transport in ("hold", "descriptor")):
             handle.preserve(deadline=request.deadline)
         else:
             across.finish(handle.name)

@@ -19,6 +19,7 @@ from ...errors import (
     KhoError,
     OutOfMemoryError,
     ParameterError,
+    ReadOnlyError,
     SourceError,
     StaleError,
     UnsupportedAbiError,
@@ -52,6 +53,7 @@ LEAST_METADATA = 16
 MOST_METADATA = 256 << 20
 """Bytes. Larger metadata are neither written nor read."""
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+F_SEAL_FUTURE_WRITE = 0x10
 POLL = 0.005
 """Seconds between two attempts to take a lock."""
 UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -96,6 +98,8 @@ class ImageFile(Uncopied):
         self.path = path
         self.session: Session | None = None
         """The live update session that preserves the file for the next kernel."""
+        self.keep_free = False
+        """Whether its owner keeps free memory allocated, as preserving the file would allocate it again."""
         self._seen: tuple[tuple[int, bytes], State] | None = None
         try:
             size = _checked_size(fd, where, own, path is not None, policy)
@@ -302,7 +306,16 @@ class ImageFile(Uncopied):
     # One owner at a time
 
     def make_writable(self) -> None:
-        """Open the file for writing, unless its descriptor is for writing already. Raises: SourceError."""
+        """Open the file for writing, unless its descriptor is for writing already.
+
+        Raises: ReadOnlyError for a memfd that came back from a kexec sealed against writing; SourceError.
+        """
+        if sealed_for_good(self.fd):
+            raise ReadOnlyError(
+                f"{self.where}: the memfd is sealed against writing for good (F_SEAL_WRITE), as one with F_SEAL_EXEC "
+                "(vm.memfd_noexec=1) is after a kexec; it can be read, and copied to a new image: see docs/live.md, "
+                '"Across kexec"'
+            )
         if fcntl.fcntl(self.fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
             fd = reopen(self.fd, self.where)
             os.dup2(fd, self.fd, inheritable=False)
@@ -440,6 +453,14 @@ def blank(fd: int) -> bool:
     return head[:8] == bytes(8) and (begun or not any(head))
 
 
+def sealed_for_good(fd: int) -> bool:
+    """Return whether a memfd is sealed against writing."""
+    try:
+        return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & (fcntl.F_SEAL_WRITE | F_SEAL_FUTURE_WRITE))
+    except OSError:
+        return False
+
+
 def _seal(fd: int, where: str) -> None:
     """Seal a memfd against changes of its size; files with a name cannot be sealed."""
     if os.fstat(fd).st_nlink or _sealed(fd):
@@ -447,9 +468,19 @@ def _seal(fd: int, where: str) -> None:
     try:
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
     except OSError as error:
-        # A file that O_TMPFILE made has no name yet, and no seals.
-        if str(Path(f"/proc/self/fd/{fd}").readlink()).startswith("/memfd:"):
+        # A file that O_TMPFILE made has no name yet, and no seals. The link does not tell: a memfd that came by a kexec
+        # is `/ (deleted)`.
+        if _is_memfd(fd):
             raise ParameterError(f"{where}: make the memfd with MFD_ALLOW_SEALING ({error.strerror})") from error
+
+
+def _is_memfd(fd: int) -> bool:
+    """Return whether a file is on the kernel's own mount of tmpfs, on which memfds are."""
+    other = os.memfd_create("kho", os.MFD_CLOEXEC)
+    try:
+        return os.fstat(fd).st_dev == os.fstat(other).st_dev
+    finally:
+        os.close(other)
 
 
 def reopen(fd: int, where: str, *, reading: bool = False) -> int:

@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import mmap
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from pathlib import Path
 from ...errors import OutOfMemoryError
 from ...sizes import format_size as _size
 
-__all__ = ["Limit", "Meter", "Places", "check", "huge_pool", "limits", "unallocated"]
+__all__ = ["Limit", "Meter", "Places", "check", "check_pinned", "huge_pool", "limits", "outside_scratch", "unallocated"]
 
 UNLIMITED = 1 << 62
 """Bytes. A cgroup v1 without a limit has one near 2**63."""
@@ -165,6 +166,46 @@ def unallocated(fd: int, nbytes: int) -> int:
     except OSError:
         return 0
     return min(nbytes, max(status.st_size - status.st_blocks * 512, 0))
+
+
+def outside_scratch(places: Places | None = None) -> int | None:
+    """Return the bytes of memory that can be pinned for long; None if /proc/meminfo does not tell.
+
+    This is MemAvailable without free scratch. No long-term pin is in scratch, whose pageblocks are of type MIGRATE_CMA:
+    their free pages count as CmaFree, but their size not as CmaTotal.
+    """
+    table = _table((places or PLACES).meminfo)
+    if "MemAvailable" not in table:
+        return None
+    return max(table["MemAvailable"] - max(table.get("CmaFree", 0) - table.get("CmaTotal", 0), 0), 0)
+
+
+def check_pinned(fd: int, what: str, places: Places | None = None) -> None:
+    """Check that there is memory to allocate all of a memfd and pin it, as a live update session does.
+
+    Warns (RuntimeWarning) of a memory cgroup whose limit is below the file's size: in the next kernel, retrieving the
+    file charges all of it at once.
+    Raises: OutOfMemoryError with what is needed and available: the OOM killer would end this process, or others.
+    """
+    size, nbytes = os.fstat(fd).st_size, unallocated(fd, os.fstat(fd).st_size)
+    check(nbytes, what, places)
+    available = outside_scratch(places)
+    if available is not None and nbytes > available:
+        raise OutOfMemoryError(
+            f"{what} needs {_size(nbytes)}, all at once, and {_size(available)} are available outside KHO's scratch "
+            "areas, in which nothing can be pinned (MemAvailable - (CmaFree - CmaTotal) of /proc/meminfo); the kernel "
+            "would kill processes. Take a smaller size=, or free memory; `kho doctor` shows what scratch takes"
+        )
+    for limit in limits(places):
+        if size > limit.limit:
+            warnings.warn(
+                f"{what}: {_size(size)} are more than the limit of the memory cgroup {limit.path}, "
+                f"{_size(limit.limit)}: the next kernel charges them at once to the process that retrieves them, and "
+                "kills it at that limit, with the image. Raise the limit (MemoryMax=)",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+            break
 
 
 class Meter:

@@ -66,8 +66,9 @@ class Space:
         self._meter = Meter()
         sup = image.sup
         self.runs = Allocator(sup.size // PAGE)
-        self.holes = True
-        """Whether freed pages are punched out of the file; False where the file system cannot do that."""
+        self.holes = not image.keep_free
+        """Whether freed pages are punched out of the file; False where the file system cannot do that, and for a file
+        that a live update session preserves: the kernel has allocated all of it, and refuses to punch."""
         for item in state.catalog.items.values():
             if item.nbytes:
                 self.runs.take((item.phys - sup.base) // PAGE, item.pages)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import stat
 from typing import NamedTuple
 
-__all__ = ["FIRST", "Inherited", "require_memfd", "set_inheritable"]
+from ..file import header
+from ..file.image import SEALS, blank
+from ..oserrors import error_of
+
+__all__ = ["FIRST", "Inherited", "create_memfd", "has_superblock", "make_safe", "require_image", "set_inheritable"]
 
 FIRST = 3
 """The lowest descriptor that is passed: SD_LISTEN_FDS_START of sd_listen_fds(3)."""
+MFD_HUGETLB = 0x4
+MFD_EXEC = 0x10
+"""From Linux 6.3: no F_SEAL_EXEC, whatever vm.memfd_noexec says. The next kernel makes every memfd with mode 0777, and
+for an executable file F_SEAL_EXEC stands for the seals against writing as well (memfd_add_seals)."""
 
 
 class Inherited(NamedTuple):
@@ -23,10 +33,63 @@ class Inherited(NamedTuple):
     transport: str
 
 
-def require_memfd(fd: int) -> None:
-    """Check that a descriptor leads to an image's memfd: its number may have been reused. Raises: OSError."""
-    if not os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:kho-live:"):  # noqa: PTH115
-        raise OSError(9, f"descriptor {fd} is another file")
+def create_memfd(name: str, where: str, *, huge: bool = False, kexec: bool = False) -> int:
+    """Make a blank memfd for an image, without F_SEAL_EXEC.
+
+    It may cross a kexec, by systemd's store for example, and would come back sealed against writing.
+
+    Args: huge: of huge pages. kexec: refuse a memfd that would come back from a kexec sealed against writing.
+    Returns: the descriptor, close-on-exec.  Raises: OutOfMemoryError, AccessError, DescriptorLimitError.
+    """
+    # The kernel accepts 249 bytes of a name.
+    label = f"kho-live:{name.encode()[:200].decode(errors='ignore')}"
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | (MFD_HUGETLB if huge else 0)
+    try:
+        try:
+            return os.memfd_create(label, flags | MFD_EXEC)
+        except OSError as error:
+            # EINVAL: before Linux 6.3, which has no such seal. EACCES: vm.memfd_noexec is 2.
+            if error.errno != errno.EINVAL and (kexec or error.errno != errno.EACCES):
+                raise
+            return os.memfd_create(label, flags)
+    except OSError as error:
+        hint = "vm.memfd_noexec is 2, and 1 is what kexec=True needs" if error.errno == errno.EACCES else ""
+        raise error_of(error, where, "memfd_create", hint) from error
+
+
+def require_image(fd: int) -> None:
+    """Check that a descriptor leads to an image's memfd, or a blank one: its number may have been reused.
+
+    A memfd that came by a kexec has no name (its link is `/ (deleted)`): an image is recognized by its superblock, and
+    a memfd by having seals and no link. Raises: OSError.
+    """
+    status = os.fstat(fd)
+    try:
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+        if stat.S_ISREG(status.st_mode) and not status.st_nlink and (has_superblock(fd) or blank(fd)):
+            return
+    except OSError:  # no memfd, or not open for reading
+        pass
+    raise OSError(errno.EBADF, f"descriptor {fd} is another file")
+
+
+def has_superblock(fd: int) -> bool:
+    """Return whether a file has the superblock of an image. Raises: OSError."""
+    return os.pread(fd, len(header.MAGIC), header.SUPER_AT) == header.MAGIC
+
+
+def make_safe(fd: int) -> None:
+    """Restore seals and mode of an image's memfd.
+
+    Kernels before 7.1 lose the seals, and all kernels the mode.
+    """
+    try:
+        # `ImageFile` refuses a memfd without seals.
+        if not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+        os.fchmod(fd, 0o600)
+    except OSError:
+        pass
 
 
 def set_inheritable(fd: int, inheritable: bool) -> None:

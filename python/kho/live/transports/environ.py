@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from urllib.parse import quote, unquote
 
 from ...errors import SourceError
-from .descriptors import Inherited, require_memfd, set_inheritable
+from .descriptors import Inherited, require_image, set_inheritable
 
 __all__ = ["VARIABLE", "described", "from_environment"]
 
@@ -50,7 +50,7 @@ def from_environment(name: str) -> Inherited | None:
             if fd is not None:
                 set_inheritable(fd, False)
         if found.lock_fd is None:
-            require_memfd(found.fd)
+            require_image(found.fd)
         if found.listener is not None and not stat.S_ISSOCK(os.fstat(found.listener).st_mode):
             raise OSError(errno.ENOTSOCK, f"descriptor {found.listener} is no socket")
     except OSError as error:

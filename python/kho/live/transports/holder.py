@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import signal
 import sys
@@ -19,7 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from ...errors import BusyError, KhoError, ParameterError, SourceError
+from ... import luo
+from ...errors import BusyError, KhoError, LuoBusyError, ParameterError, SourceError
 from ...formats.live import PAGE, check_name
 from ...owned import Uncopied
 from ..file.header import HEAD
@@ -27,6 +29,8 @@ from ..file.image import ImageFile, blank, reopen
 from ..handover import wire
 from ..handover.server import Server, reading
 from ..oserrors import error_of
+from . import kexec
+from .descriptors import create_memfd, has_superblock
 from .environ import VARIABLE, described
 
 __all__ = ["Holder", "Restart"]
@@ -118,13 +122,13 @@ class Holder(Uncopied):
         failures: int = 10,
         log: Callable[[str], object] = lambda text: print(text, file=sys.stderr, flush=True),
     ) -> None:
-        """Make the memory, and answer to the name.
+        """Make the memory, or take that of the last kernel, and answer to the name.
 
         Args: size: bytes of memory; by default what the command asks for. restart: "on-failure": start the command
             again unless it exits with 0; "always"; "never". grace: seconds it has to end before it is killed. settled:
             seconds after which a run does not count as a failure to start. failures: the number of failures to start in
             a row after which the holder ends.
-        Raises: BusyError if another process has the name; ParameterError; SourceError.
+        Raises: BusyError if another process has the name; ParameterError; SourceError; LuoError.
         """
         check_name(name)
         if not argv:
@@ -138,10 +142,11 @@ class Holder(Uncopied):
         self._ended = threading.Event()
         self._giving_up = self._ending = False
         try:
-            label = f"kho-live:{name.encode()[:200].decode(errors='ignore')}"
-            self._fd = os.memfd_create(label, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            if size is not None:
-                os.ftruncate(self._fd, HEAD + -(-size // PAGE) * PAGE)
+            self._fd = self._from_last_kernel()
+            if self._fd < 0:
+                self._fd = create_memfd(name, repr(name))
+                if size is not None:
+                    os.ftruncate(self._fd, HEAD + -(-size // PAGE) * PAGE)
             os.fchmod(self._fd, 0o600)
         except OSError as error:
             raise error_of(error, repr(name), "make its memory") from error
@@ -152,6 +157,36 @@ class Holder(Uncopied):
         except BaseException:
             self._close()
             raise
+
+    def _from_last_kernel(self) -> int:
+        """Retrieve the memory that a command of this name has preserved for this kernel; -1 if there is none.
+
+        Raises: BusyError if another process is taking it over; LuoError for errors that may be temporary.
+        """
+        if reason := luo.available(kexec.machine.path):
+            if os.path.lexists(kexec.machine.path):
+                self._log(f"kho hold: {self.name}: the kernel was not asked for memory of the last one: {reason}")
+            return -1
+        found = kexec.find(self.name)
+        if found is None:
+            return -1
+        fd = fcntl.fcntl(found, fcntl.F_DUPFD_CLOEXEC, 0)
+        try:
+            kexec.finish(self.name)
+        except LuoBusyError as error:
+            self._log(f"kho hold: {self.name}: {error}")
+        except BaseException:
+            os.close(fd)
+            raise
+        kexec.forget(self.name)
+        if has_superblock(fd):
+            self._log(f"kho hold: {self.name}: memory of the last kernel")
+            return fd
+        self._log(
+            f"kho hold: {self.name}: the memory that the last kernel has handed over is not an image; it is freed"
+        )
+        os.close(fd)
+        return -1
 
     def _close(self) -> None:
         os.close(self._fd)

@@ -13,6 +13,9 @@ because the kernel discards a session with its last descriptor. After the kexec:
 After an error, session and memfd stay open in this process (`_arrivals`), because they would be lost with their last
 descriptor: another call of `open`, with another version perhaps, finds them there. If a process dies before it has
 preserved the image again, the image is lost.
+
+Preserving allocates all of the memfd and pins it. Pinned memory is outside scratch, and what cannot be allocated ends
+in the OOM killer, so `preserve` reads what there is first (`file.memory`).
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -42,10 +45,25 @@ from ...errors import (
     LuoUnavailableError,
     ParameterError,
 )
+from ...sizes import format_size
 from ..deadline import Deadline
-from ..file.image import SEALS
+from ..file import memory
+from .descriptors import make_safe
 
-__all__ = ["Machine", "check", "find", "finish", "forget", "keep", "machine", "preserve", "session_name"]
+__all__ = [
+    "Machine",
+    "arrive",
+    "check",
+    "find",
+    "finish",
+    "forget",
+    "is_kept",
+    "is_session_of",
+    "keep",
+    "machine",
+    "preserve",
+    "session_name",
+]
 
 PREFIX = "kho-live/"
 TOKEN = 1
@@ -118,10 +136,60 @@ def _device(deadline: Deadline | None) -> luo.Device:
                 raise
 
 
-def find(name: str, *, insist: bool = True, deadline: Deadline | None = None) -> int | None:
+def is_session_of(fd: int, name: str, *, named: bool) -> bool:
+    """Return whether a descriptor is an image's session.
+
+    Args: named: whether its link need not tell that it is a session, for descriptors that may be asked (GET_NAME).
+    """
+    if not named and luo.session_link(fd) is None:
+        return False
+    try:
+        with luo.Session(os.dup(fd), transport=machine.transport) as session:
+            return session.name == session_name(name)
+    except (LuoError, OSError):
+        return False
+
+
+def arrive(name: str, fd: int, size: int = 0) -> bool:
+    """Take an image out of its session, which came by another transport; `find` returns the memfd then.
+
+    Args: fd: the session's descriptor, which belongs to this module from now on. size: as for `find`.
+    Returns: whether it is a session of the last kernel: the files of one for the next kernel cannot be retrieved here;
+        it is closed then.
+    Raises: LuoError for errors that may be temporary.
+    """
+    with _lock:
+        if name in _arrivals:
+            os.close(fd)
+            return True
+        session = luo.Session(fd, name=session_name(name), transport=machine.transport)
+        _warn_charge(name, size)
+        try:
+            arrival = Arrival(session, session.retrieve_fd(TOKEN))
+        except LuoStateError:
+            session.close()
+            return False
+        except (LuoRetrieveError, LuoNotFoundError) as error:
+            session.close()
+            _warn_lost(name, error)
+            return True
+        except BaseException:
+            session.close()
+            raise
+        _arrivals[name] = arrival
+        return True
+
+
+def _warn_lost(name: str, error: LuoError) -> None:
+    text = f"{name!r} was handed over by the last kernel, and is lost; the service starts with a new image"
+    warnings.warn(f"{text}: {error}", RuntimeWarning, stacklevel=4)
+
+
+def find(name: str, *, insist: bool = True, deadline: Deadline | None = None, size: int = 0) -> int | None:
     """Return the memfd that the last kernel handed over for an image, or None; kept until `forget`.
 
     Args: insist: whether a device that cannot be used is an error. deadline: until when to wait for other callers.
+        size: bytes of the image, as far as the caller knows: retrieving charges them to this process's memory cgroup.
     Raises: BusyError if another process is taking the image over; LuoError for errors that may be temporary.
     """
     with _alone(name, deadline):
@@ -130,15 +198,29 @@ def find(name: str, *, insist: bool = True, deadline: Deadline | None = None) ->
             return None
         _arrivals[name] = arrival
         if arrival.fd < 0 and arrival.session is not None:
+            _warn_charge(name, size)
             try:
                 arrival.fd = arrival.session.retrieve_fd(TOKEN)
             except (LuoRetrieveError, LuoNotFoundError) as error:
                 _arrivals.pop(name).close()
-                text = f"{name!r} was handed over by the last kernel, and is lost; the service starts with a new image"
-                warnings.warn(f"{text}: {error}", RuntimeWarning, stacklevel=3)
+                _warn_lost(name, error)
                 return None
-        _make_safe(arrival.fd)
+        make_safe(arrival.fd)
         return arrival.fd
+
+
+def _warn_charge(name: str, size: int) -> None:
+    """Warn before the kernel charges an image to a cgroup without room for it, which ends in the OOM killer."""
+    for limit in memory.limits():
+        if size > limit.left:
+            warnings.warn(
+                f"{name!r} comes from the last kernel: retrieving it charges up to {format_size(size)} to the memory "
+                f"cgroup {limit.path}, which has {format_size(limit.left)} left of {format_size(limit.limit)}; the "
+                "kernel kills this process if it does not fit, and the image is lost. Raise the limit (MemoryMax=)",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+            return
 
 
 @contextmanager
@@ -170,15 +252,6 @@ def _retrieve(name: str, insist: bool, deadline: Deadline | None) -> Arrival | N
         return None
 
 
-def _make_safe(fd: int) -> None:
-    """Restore a memfd's seals, which kernels before 7.1 lose, and its mode, which all kernels lose."""
-    with suppress(OSError):
-        # `ImageFile` refuses a memfd without seals.
-        if not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
-        os.fchmod(fd, 0o600)
-
-
 def finish(name: str) -> None:
     """Finish an image's session, when the image is adopted. Raises: LuoError; it can be tried again."""
     with _lock:
@@ -193,6 +266,11 @@ def keep(name: str, fd: int) -> None:
     with _lock:
         if name not in _arrivals:
             _arrivals[name] = Arrival(None, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0), finished=True)
+
+
+def is_kept(name: str) -> bool:
+    """Return whether this process keeps an image that it could not adopt."""
+    return name in _arrivals
 
 
 def forget(name: str) -> None:
@@ -210,8 +288,9 @@ def preserve(
 
     Args: device: an open one; by default the machine's is opened for the call. deadline: until when to wait for it.
     Returns: the session, which must be open when the kernel jumps.
-    Raises: ParameterError if it is not a memfd of normal pages, or is sealed against execution; LuoExistsError if
-        another process preserves an image of that name; LuoError. Nothing is preserved then.
+    Raises: ParameterError if it is not a memfd of normal pages, or is sealed against execution; OutOfMemoryError if
+        its memory does not fit outside scratch, or into the memory cgroup; LuoExistsError if another process preserves
+        an image of that name; LuoError. Nothing is preserved then.
     """
     try:
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
@@ -222,10 +301,12 @@ def preserve(
     if seals & F_SEAL_EXEC:
         raise ParameterError(
             f"{where}: preserve: the memfd is sealed against execution (vm.memfd_noexec), and would come back sealed "
-            "against writing; open(..., kexec=True) makes one that is not"
+            "against writing; a memfd that kho.live makes is not"
         )
     if device is None:
         check()
+    memory.check_pinned(fd, f"{where}: preserve")
+    if device is None:
         with _device(deadline) as opened:
             session = opened.create_session(session_name(name))
     else:
