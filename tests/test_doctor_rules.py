@@ -44,7 +44,7 @@ def asked(value: str, boot: str = "kho=on") -> Callable[[Path], Path]:
 
 
 def gigantic(tree: Path) -> Path:
-    machine(tree, nodes=(64 * GIB,), scratch=(20 * GIB,), cmdline="hugepagesz=1G hugepages=4 kho=on")
+    machine(tree, nodes=(64 * GIB,), scratch=(20 * GIB,), cmdline="hugepagesz=1G hugepages=4 kho=on", release="7.2.13")
     return write(tree, "sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages", "4\n")
 
 
@@ -245,6 +245,7 @@ TRIGGERS: list[tuple[str, str, Callable[[Path], Path]]] = [
     ("DOC044", "kexec_load", stores(kexecs=0)),
     ("DOC045", "a session in the store", held_session),
     ("DOC046", "shmem", held_session),
+    ("DOC047", "a crashed kernel's log", host("ubuntu-7.0.0-14-crashed")),
 ]
 
 
@@ -311,6 +312,13 @@ def test_a_kernel_message_makes_a_rejected_value_certain(tmp_path: Path) -> None
     assert [f.certainty for f in examine(tree).findings if f.id == "DOC005"] == ["certain"]
 
 
+def test_huge_pages_no_longer_inflate_scratch_from_7_3_on(tmp_path: Path) -> None:
+    tree = gigantic(tmp_path)
+    assert "DOC010" in finding_ids(examine(tree))
+    write(tree, "proc/sys/kernel/osrelease", "7.3.4\n")
+    assert "DOC010" not in finding_ids(examine(tree))
+
+
 def test_a_sufficient_size_is_not_reported_as_too_small(tmp_path: Path) -> None:
     tree = machine(tmp_path, nodes=(8 * GIB,), scratch=(512 * MIB,), cmdline="kho=on kho_scratch=64M,384M,64M")
     log(tree, "Memory: 8000000K/8388608K available (1K kernel code, 800000K reserved, 0K cma-reserved)")
@@ -326,6 +334,14 @@ def test_rules_are_complete_and_in_order() -> None:
         for text in (rule.means, rule.matters, rule.advice, rule.case, rule.source):
             assert re.search(r"\w", text), rule_id
         assert rule.title == rule.title.rstrip(".")
+
+
+def test_every_page_says_what_it_is_how_it_is_known_what_to_do_and_how_to_see_that_it_helped() -> None:
+    for rule_id in RULES:
+        parts = re.split(r"^## (.*)$", (DOCS / "doctor" / f"{rule_id}.md").read_text(), flags=re.MULTILINE)
+        sections = {"what it is": parts[0].split("\n\n", 2)[2], **dict(zip(parts[1::2], parts[2::2], strict=True))}
+        for name in ("what it is", "What to do", "How to see that it helped", "How this is known"):
+            assert re.search(r"\w", sections.get(name, "")), (rule_id, name)
 
 
 def test_every_section_of_abi_md_that_the_doctor_cites_exists() -> None:

@@ -39,6 +39,8 @@ def command(
     address than the one given, the image is read at that address, unless ,check=no is appended.
 
     In a crash kernel SOURCE is /proc/vmcore; a note names the range that this kernel itself overwrote, if there is one.
+    Of a saved dump the note follows from the crash kernel's log next to it (kexec-dmesg.log), or from the log in
+    the dump itself.
 
     SOURCE can also be a debugfs directory, a directory with proc and sys in it, "live" or a single FDT; these show
     the FDTs without memory.
@@ -60,6 +62,8 @@ def command(
     for line in lost_ranges(source):
         output.line(f"note: {line}", err=True)
     inc = read_unmarked(source, **options)
+    for line in lost_of_saved(inc, source):
+        output.line(f"note: {line}", err=True)
     report = describe(inc, full=full)
     if as_json:
         output.print_json(report)
@@ -96,6 +100,15 @@ def lost_ranges(source: tuple[str, ...]) -> Iterator[str]:
             from ..doctor import examine
 
             yield from (found.value for found in examine(root).findings if found.id == "DOC028")
+
+
+def lost_of_saved(inc: Incoming, source: tuple[str, ...]) -> Iterator[str]:
+    """Yield what a saved dump has lost, if a crash kernel wrote it: KHO was on, because it has a handover."""
+    if len(source) == 1 and source[0] != "-" and inc.vmcoreinfo("CRASHTIME") is not None:
+        from ..doctor.dumps import notes_of_dump
+
+        if not source[0].endswith("/proc/vmcore"):
+            yield from notes_of_dump(inc, source[0], is_on=True)
 
 
 def as_calls(source: tuple[str, ...], **given: int | None) -> str:

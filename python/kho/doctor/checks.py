@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from .._kho import kho_is_enabled
-from . import crash, releasechecks
+from . import crash, dumps, releasechecks
 from .facts import Facts
 from .kernellog import Evidence
 from .releases import affected, sure, unsure_text
@@ -17,6 +17,8 @@ from .text import share, size
 
 LARGE = 0.1
 """Share of RAM from which DOC002 applies."""
+NO_HUGETLB = (7, 3)
+"""The first Linux whose percentages do not count huge pages that are reserved during boot."""
 UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50, "E": 60}
 
 
@@ -175,16 +177,20 @@ def check_kho_parameter(facts: Facts, report: Report, found: Figures) -> None:
 def check_sizing(facts: Facts, report: Report, found: Figures) -> None:
     """DOC009, DOC010: scratch is too small; boot-time reservations inflate it."""
     gigantic, crash = facts.gigantic, facts.crash_kernel
+    numbers = version(report.release)
     if report.scale and report.state in ("active", "failed"):
-        sources = [("gigantic pages", gigantic), ("the crash kernel", crash)]
-        counted = [(what, amount) for what, amount in sources if amount is not None and amount.bytes >= 64 << 20]
-        total = sum(amount.bytes for _, amount in counted)
-        part = total * (4 if facts.numa is False else 2) * report.scale // 100
+        # Without NUMA the node's share counts the low and the global area too. With it a crash kernel is no node's.
+        times = (4, 4) if facts.numa is False else (2, 1)
+        if numbers is not None and numbers >= NO_HUGETLB:
+            gigantic = None
+        sources = [("gigantic pages", gigantic, times[0]), ("the crash kernel", crash, times[1])]
+        counted = [(what, amount, n) for what, amount, n in sources if amount is not None and amount.bytes >= 64 << 20]
+        part = sum(amount.bytes * n for _, amount, n in counted) * report.scale // 100
         at_boot = _cmdline_words(facts, r"hugepages=|hugepagesz=|default_hugepagesz=|crashkernel=")
-        if total and at_boot is not None and (report.state == "failed" or (report.scratch or 0) >= part):
-            what = " and ".join(f"{size(amount.bytes)} of {name}" for name, amount in counted)
+        if part and at_boot is not None and (report.state == "failed" or (report.scratch or 0) >= part):
+            what = " and ".join(f"{size(amount.bytes)} of {name}" for name, amount, _ in counted)
             text = f"{what}, reserved at boot, add up to {size(part)} to scratch at {report.scale} %"
-            report.add("DOC010", text, "likely", *(amount.seen for _, amount in counted), at_boot)
+            report.add("DOC010", text, "likely", *(amount.seen for _, amount, _ in counted), at_boot)
     if report.state != "active" or not report.scratch or report.scratch_how == "at least":
         return
     need = report.needed_at_boot
@@ -389,5 +395,6 @@ CHECKS: tuple[Check, ...] = (
     check_preserved,
     check_live_update,
     *crash.CHECKS,
+    *dumps.CHECKS,
     *releasechecks.CHECKS,
 )

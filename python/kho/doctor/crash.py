@@ -1,7 +1,7 @@
 """What a crash of this machine would leave: whether a crash kernel is there, where it would run, what it would save.
 
 The facts were measured on Linux 6.19.11, 7.0.9, 7.0.11 and 7.3.4, x86_64 (docs/crash-dumps.md). `checks` of this module
-are the rules DOC026 to DOC031.
+are the rules DOC026, DOC027 and DOC029 to DOC031; those about a dump are in `dumps`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from .text import size
 CrashDumps = Literal["ok", "damaged", "none", "none after the next live update", "not set up", "cannot tell"]
 ALIGN = 16 << 20
 """CRASH_ALIGN of x86: the crash kernel's memory begins at a multiple of it."""
+ALIGN_ARM = 2 << 20
+"""CRASH_ALIGN of arm64."""
 STEP = 64 << 20
 """Proposed sizes of the global area are multiples of it."""
 NOKASLR = re.compile(r"(?:^|[\s\"'=])nokaslr(?=[\s\"']|$)")
@@ -102,7 +104,7 @@ def _is_arm(facts: Facts) -> bool:
 def check_placement(facts: Facts, report: Report, found: Figures) -> None:
     """DOC026: KASLR places the crash kernel in scratch."""
     crash = facts.crash
-    if crash.inside is not None or not is_on(facts, report) or crash.is_loaded is False:
+    if crash.inside is not None or crash.crashed or not is_on(facts, report) or crash.is_loaded is False:
         return
     level, why = affected(facts, "crash-kernel"), unsure_text(facts, "crash-kernel")
     if level is False:
@@ -124,7 +126,8 @@ def check_placement(facts: Facts, report: Report, found: Figures) -> None:
     if _is_arm(facts):
         text += ", which may fail while it boots (reported for arm64, not run)"
     else:
-        text += ", and KASLR places it there: about 10 MiB of the crashed machine are overwritten"
+        text += ", and KASLR places it there: a part of the crashed machine's memory as large as the crash kernel is "
+        text += "overwritten (58 MiB with Ubuntu's 7.0.0-14)"
         if report.boot == "kho":
             text += "; after a handover the kernel itself is in scratch, so the dump of it is at stake"
     if known:
@@ -174,51 +177,6 @@ def check_finalized(facts: Facts, report: Report, found: Figures) -> None:
         crash.loaded,
         *shown(facts),
     )
-
-
-def lost_range(facts: Facts) -> tuple[int, int, Evidence] | None:
-    """Return the range in which a crash kernel runs outside the memory reserved for it; None if there is none.
-
-    The kernel's code is then in a System RAM of its own. The memory reserved for it is the piece that `elfcorehdr=` is
-    next to, otherwise the largest piece without the kernel's code.
-    """
-    crash = facts.crash
-    if crash.inside is None or crash.code is None:
-        return None
-    start = crash.code[0]
-    own = next((piece for piece in crash.ram if piece[0] <= start < piece[1]), None)
-    match = re.search(r"elfcorehdr=(?:\d+[KMG]?@)?(0x[0-9a-f]{1,16})", facts.cmdline.text if facts.cmdline else "")
-    header = int(match[1], 16) if match is not None else None
-    others = [piece for piece in crash.ram if piece is not own and piece[1] - piece[0] >= 16 << 20]
-    if own is None or not others:
-        return None
-    if header is None:
-        return own
-
-    def distance(piece: tuple[int, int, Evidence]) -> int:
-        return 0 if piece[0] <= header < piece[1] else min(abs(piece[0] - header), abs(piece[1] - header))
-
-    return None if distance(own) <= min(map(distance, others)) else own
-
-
-def check_dump(facts: Facts, report: Report, found: Figures) -> None:
-    """DOC028: this crash dump has lost a range."""
-    crash, log = facts.crash, facts.log
-    said = next((seen for seen in log.others if seen.text.startswith(".text .data .bss")), None) if log else None
-    if crash.inside is None and said is not None and facts.meminfo:
-        return  # a boot with memmap= on a running machine
-    lost = lost_range(facts)
-    if said is None and lost is None:
-        return
-    where = f"at {lost[0]:#x} to {lost[1] - 1:#x}, in {size(lost[1] - lost[0])}" if lost is not None else "in memory"
-    text = (
-        f"the crash kernel runs {where} of the crashed kernel's memory: pages there cannot be read from /proc/vmcore "
-    )
-    text += "(EFAULT), or read as the crash kernel's own bytes"
-    unread = [seen for seen in log.others if seen.text.startswith("ioremap on RAM")] if log else []
-    code = crash.code[2] if crash.code is not None else None
-    certainty: Certainty = "certain" if said is not None and (lost is not None or not crash.iomem) else "likely"
-    report.add("DOC028", text, certainty, said, lost[2] if lost else None, code, crash.inside, *unread[:2])
 
 
 # Whether a crash kernel is there
@@ -280,15 +238,20 @@ def reserved_bytes(facts: Facts) -> int:
     return areas or (wanted_size(facts) if reserved(facts) else 0)
 
 
-def fits_after_handover(areas: list[int], wanted: int, others: int | None) -> bool | None:
+def fits_after_handover(
+    areas: list[int], wanted: int, others: int | None, places: list[int | None] | None = None, align: int = ALIGN
+) -> bool | None:
     """Return whether a crash kernel fits into one scratch area of these sizes; None if it depends on its neighbors.
 
-    Args: wanted: its bytes. others: what the kernel reserves besides during boot; None if unknown.
+    Args: wanted: its bytes. others: what the kernel reserves besides during boot; None if unknown. places: the address
+    of each area, where it is known: the crash kernel's memory begins at a multiple of `align`.
     """
-    largest = max(areas, default=0)
+    starts = places if places is not None and len(places) == len(areas) else [None] * len(areas)
+    rooms = [nbytes - (-start % align if start is not None else 0) for nbytes, start in zip(areas, starts, strict=True)]
+    largest = max(rooms, default=0)
     if largest < wanted:
         return False
-    return True if others is not None and largest >= wanted + others + ALIGN else None
+    return True if others is not None and largest >= wanted + others + align else None
 
 
 def proposed(areas: list[int], wanted: int, others: int, ram: int | None, pageblock: int) -> str | None:
@@ -337,14 +300,17 @@ def check_reservation(facts: Facts, report: Report, found: Figures) -> None:
         return
     if report.boot == "kho" or not is_on(facts, report) or not areas:
         return
-    fits = fits_after_handover(areas, wanted, others)
+    align = ALIGN_ARM if _is_arm(facts) else ALIGN
+    fits = fits_after_handover(areas, wanted, others, [area.phys for area in report.areas], align)
     short = others is not None and max(areas) < wanted + others
     if fits is False or (fits is None and short):
         text = (
             f"crashkernel= asks for {size(wanted)}; after the next live update it must fit into one scratch area, and "
         )
         if fits is False:
-            text += f"the largest has {size(max(areas))}: there will be no crash kernel until a cold boot"
+            text += f"the largest has {size(max(areas))}"
+            text += f", and does not begin at a multiple of {size(align)}" if max(areas) >= wanted else ""
+            text += ": there will be no crash kernel until a cold boot"
         else:
             text += f"the largest, {size(max(areas))}, also has to hold {size(others or 0)} that the kernel reserves"
         seen = [_asked(facts), *_area_lines(facts), size_seen, *(each for _, _, each in crash.areas)]
@@ -388,6 +354,8 @@ def verdict(facts: Facts, report: Report) -> tuple[CrashDumps, str]:
         return ("damaged", ids["DOC028"].value) if "DOC028" in ids else ("ok", "this is the crash kernel")
     if "DOC028" in ids:
         return "damaged", ids["DOC028"].value
+    if "DOC047" in ids:
+        return ("damaged" if ids["DOC047"].certainty == "certain" else "cannot tell"), ids["DOC047"].value
     if "DOC027" in ids:
         return "none", ids["DOC027"].value
     if "DOC029" in ids:
@@ -433,4 +401,4 @@ def affected_unknown(facts: Facts) -> bool:
     return affected(facts, "crash-kernel") is None and not (image is not None and image.has_kho)
 
 
-CHECKS = (check_placement, check_finalized, check_dump, check_reservation, check_inside)
+CHECKS = (check_placement, check_finalized, check_reservation, check_inside)

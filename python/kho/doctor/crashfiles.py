@@ -48,6 +48,7 @@ def crash_kernel(tree: Tree, facts: Facts) -> None:
 def inside_crash_kernel(tree: Tree, facts: Facts) -> None:
     """Determine whether this kernel is itself a crash kernel; after the log and the command line are known."""
     crash = facts.crash
+    crash.signature = crash.signature or (facts.log.signature if facts.log is not None else None)
     if facts.log is not None and facts.log.kdump is not None:
         crash.inside = facts.log.kdump
     elif facts.cmdline is not None and (match := re.search(r"(?:^| )(elfcorehdr=\S{1,60})", facts.cmdline.text)):

@@ -91,6 +91,10 @@ class CrashKernel:
     """Lines of the configuration of kdump that add to its command line or its call."""
     inside: Evidence | None = None
     """The evidence that this kernel is itself a crash kernel."""
+    crashed: bool = False
+    """True if the kernel log is that of a kernel that crashed, as a dump or a collector keeps it."""
+    saved_by: KernelLog | None = None
+    """The log of the crash kernel that saved a dump, where it is kept next to the dump (kexec-dmesg.log)."""
 
     @property
     def is_loaded(self) -> bool | None:

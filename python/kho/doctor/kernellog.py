@@ -19,6 +19,8 @@ REBOOT = 2.0
 AREAS = re.compile(r"KHO: scratch areas: lowmem: (\d{1,12})MiB global: (\d{1,12})MiB pernode: (\d{1,12})MiB")
 EXEC_FROM = re.compile(r"KHO: exec from: (\S{1,65}) \(count:? (\d{1,10})\)")
 MEMORY = re.compile(r"Memory: (\d{1,15})K/(\d{1,15})K available .*?(\d{1,15})K reserved(?:, (\d{1,15})K cma-reserved)?")
+SIGNATURE = re.compile(r"\((Ubuntu \S{1,80} \d{1,3}\.\d{1,3}\.\d{1,5})\)$")
+"""The end of the first message of Ubuntu's kernels: what /proc/version_signature contains."""
 CMA = re.compile(r"cma: Reserved (\d{1,12}) MiB at (?:0x)?([0-9a-fA-F]{1,16})")
 OTHERS = (
     "crashkernel reserved: ",
@@ -35,6 +37,7 @@ OTHERS = (
     "FDT 'memblock' ",
     "failed to prepare memblock FDT",
     "Kernel panic - not syncing: ",
+    "Kdump: loaded ",
     "Initmem setup node ",
 )
 """Beginnings of the messages in `KernelLog.others`."""
@@ -58,6 +61,8 @@ class KernelLog:
     version: str | None = None
     banner: str | None = None
     """The line that begins with `Linux version`, with the same text as /proc/version."""
+    signature: Evidence | None = None
+    """What the first message of Ubuntu's kernels has of /proc/version_signature."""
     boots: int = 1
     """Number of boots in the log."""
     boot_id: str | None = None
@@ -184,6 +189,8 @@ def _record(log: KernelLog, text: str, seen: Evidence) -> None:
         if log.version is None:
             log.version = text.removeprefix("Linux version ").split(" ")[0][:80]
             log.banner = text[:1024]
+            if match := SIGNATURE.search(text.rstrip()):
+                log.signature = Evidence(seen.file, seen.line, match[1])
     elif text.startswith("Kernel command line: "):
         # Linux 6.19 and later wrap a long command line: each line but the last ends with " \\".
         before = log.cmdline.text if log.cmdline is not None and log.cmdline.text.endswith(" \\") else ""

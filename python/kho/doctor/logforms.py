@@ -25,7 +25,7 @@ TOKENS = re.compile(
     r"kexec_file: |kexec_file_load: type:|\.text \.data \.bss are not marked|ioremap on RAM at |"
     r"Passed KHO data, but |KHO reserve-mem '|Revived memory reservation '|memfd_luo: |test_kho: |"
     r"FDT 'memblock' has no child |failed to prepare memblock FDT for KHO|"
-    r"Kernel panic - not syncing: The incoming tree |Initmem setup node \d{1,5} as memoryless|"
+    r"Kernel panic - not syncing: The incoming tree |Kdump: loaded |Initmem setup node \d{1,5} as memoryless|"
     r"-- Boot [0-9a-f]{32} --|-- Reboot --"
 )
 BANNER = re.compile(r"Linux version \d+\.\d\S{0,80} \(|-- Boot [0-9a-f]{32} --|-- Reboot --")

@@ -289,20 +289,25 @@ def _more_candidates(tree: Tree, facts: Facts) -> Iterator[str]:
 
 
 def _use_crash_log(tree: Tree, facts: Facts) -> None:
-    """Use the log of a crashed kernel, if there are no files of a running machine."""
+    """Use the logs of a crashed kernel and of its crash kernel, if there are no files of a running machine."""
     for file in logs.crash_logs(tree):
-        if logs.CAPTURING.fullmatch(file) and facts.log is not None:
-            continue
-        saved = "that saved a crash dump" if logs.CAPTURING.fullmatch(file) else "that crashed"
+        capturing = logs.CAPTURING.fullmatch(file.rpartition("/")[2]) is not None
+        saved = "that saved a crash dump" if capturing else "that crashed"
         if facts.meminfo or facts.zones or facts.blocks or facts.cmdline is not None:
             tree.note_unread(file, f"the log of a kernel {saved}, which is an earlier boot")
+            continue
+        if capturing and facts.crash.saved_by is not None:
             continue
         piece = logs.read(tree, file)
         found = parse(piece) if piece is not None else None
         facts.looked.append(file)
-        first = facts.log is None or (facts.log.version is None and found is not None and found.version is not None)
-        if piece is not None and found is not None and first:
-            facts.log = _with_file_lines(found, piece)
+        if piece is None or found is None:
+            continue
+        found = _with_file_lines(found, piece)
+        if capturing:
+            facts.crash.saved_by = found
+        if facts.log is None or (facts.log.version is None and found.version is not None and not capturing):
+            facts.log, facts.crash.crashed = found, not capturing
             tree.layout = tree.layout or f"the log of a kernel {saved}"
 
 

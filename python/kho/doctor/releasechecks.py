@@ -71,7 +71,7 @@ def check_memfds(facts: Facts, report: Report, found: Figures) -> None:
 def check_nodes(facts: Facts, report: Report, found: Figures) -> None:
     """DOC036: a NUMA node without memory makes the reservation fail."""
     level = affected(facts, "memoryless-node")
-    empty = _said(facts, "Initmem setup node ")
+    empty = [seen for seen in _said(facts, "Initmem setup node ") if seen.text.endswith(" as memoryless")]
     if report.state != "failed" or level is False or not empty:
         return
     text = f"{len(empty)} NUMA node{'' if len(empty) == 1 else 's'} without memory, for which Linux {report.release} "

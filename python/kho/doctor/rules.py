@@ -71,6 +71,12 @@ RULES: dict[str, Rule] = {
         "Ubuntu's 7.0 kernels enable KHO by default. A database image for 800 MiB cloud VMs lost about 128 MiB to it "
         "(532 of 800 MiB were available at boot, 666 with kho=off). The image now ships with kho=off.",
         f"{RESERVE}, kho_init",
+        "Seen in each captured machine with KHO (tests/data/hosts, 6.18.15 to 7.3.4): debugfs out/scratch_len, the "
+        "pageblocks of pagetypeinfo and CmaFree agree. MemTotal does not fall with scratch, only `Memory: X/Y "
+        "available` of the kernel log does: with 192 MiB of scratch on 1 GiB, 7.3.4 logs 808664K available, 997052K "
+        "after a handover, and MemTotal is 1009300 kB and 1009280 kB (30 November 2026, QEMU).",
+        "After a boot with kho=off `CmaFree` of /proc/meminfo is no larger than `CmaTotal`, and `Memory:` of dmesg "
+        "has more available. MemTotal stays the same.",
     ),
     "DOC002": Rule(
         "warning",
@@ -83,6 +89,10 @@ RULES: dict[str, Rule] = {
         "128 MiB of an 800 MiB cloud VM (16 %); guests of a hypervisor that were killed early by the out-of-memory "
         "killer.",
         f"{CORE}, scratch_size_update: 200 % of the low and of the other reserved memory, and 200 % again per node",
+        "The amounts are those of DOC001. Ubuntu's 7.0.0-14-generic with crashkernel=192M in a guest of 1400 MiB "
+        "holds 884 MiB, 81 % of RAM; a guest of 2 GiB with Linux 7.3.4 and crashkernel=128M 79.8 % (30 November "
+        "2026, QEMU).",
+        "kho doctor prints a smaller share after the boot with the new line.",
     ),
     "DOC003": Rule(
         "error",
@@ -95,6 +105,10 @@ RULES: dict[str, Rule] = {
         "one contiguous piece below 4 GiB: 'Failed to reserve lowmem scratch buffer' at each boot of Ubuntu 7.0. In "
         "the captures: kho_scratch=64M,3G,64M on 2 GiB.",
         f"{RESERVE}: err_disable_kho",
+        "tests/data/hosts/scratch-too-big (7.3.4, 2 GiB), and a guest of 512 MiB with crashkernel=128M and no "
+        "kho_scratch=: 'KHO: Failed to reserve nid 0 scratch buffer' (7.3.4, 30 November 2026, QEMU). The messages "
+        "of each release are from its source.",
+        "dmesg has no `Failed to reserve scratch area`, and /sys/kernel/debug/kho exists.",
     ),
     "DOC004": Rule(
         "warning",
@@ -107,6 +121,9 @@ RULES: dict[str, Rule] = {
         "kho_scratch=64M,3G,64M on a 2 GiB guest: the 64 MiB of the first area were left in CMA. zoneinfo does not "
         "count them as CMA; pagetypeinfo and CmaFree do.",
         f"{RESERVE}: err_free_scratch_areas; mm/mm_init.c",
+        "tests/data/hosts/scratch-too-big: 32 pageblocks stay CMA. A guest of 512 MiB (7.3.4, 30 November 2026, "
+        "QEMU): 100 MiB, 50 pageblocks.",
+        "CmaFree is 0, or no larger than CmaTotal, after the boot.",
     ),
     "DOC005": Rule(
         "error",
@@ -119,6 +136,9 @@ RULES: dict[str, Rule] = {
         "Examples of early versions of the patches have one size (512M) or two (512M,512M). Search engines still find "
         "that documentation first.",
         f"{CORE}, kho_parse_scratch_size; abi.md section 5",
+        "The parser was read in 6.17.8 to 7.3.4, and kho parses with the same rules; the table of cases is in "
+        "rust/kho/src/cmdline.rs.",
+        "dmesg has `KHO: scratch areas:` or `KHO: scratch scale is` with the values that were meant.",
     ),
     "DOC006": Rule(
         "warning",
@@ -131,6 +151,9 @@ RULES: dict[str, Rule] = {
         "064M is 52 MiB; 64,256,64 is three pageblocks; 64M,256M,64MB worked until kernels began to reject the "
         "trailing B.",
         "lib/cmdline.c, memparse; abi.md section 5",
+        "memparse was read in lib/cmdline.c of 6.17.8 to 7.3.4; the octal and the truncated sizes were compared with "
+        "`KHO: scratch areas:` of booted kernels.",
+        "`KHO: scratch areas:` of dmesg has the sizes that were meant, in MiB.",
     ),
     "DOC007": Rule(
         "warning",
@@ -140,6 +163,8 @@ RULES: dict[str, Rule] = {
         "Write kho=on or kho=off.",
         "`kho` without a value, or kho=auto, as other parameters accept it.",
         f"{CORE}, kho_parse_enable; lib/kstrtox.c, kstrtobool",
+        "kstrtobool was read in lib/kstrtox.c of 6.17.8 to 7.3.4; the kernel logs 'Malformed early option'.",
+        "dmesg has no `Malformed early option 'kho'`.",
     ),
     "DOC008": Rule(
         "note",
@@ -150,6 +175,8 @@ RULES: dict[str, Rule] = {
         "Nothing, or remove the parameter. New sizes take effect with a cold boot.",
         "The second boot of a chain keeps the areas of the first, whatever its own command line requests.",
         f"{CORE}, kho_memory_init; abi.md section 5",
+        "Seen after each handover of the captures (stage2) and with kho=off (tests/data/hosts/kho-off).",
+        "`cat /sys/kernel/debug/kho/out/scratch_len` shows the sizes in effect.",
     ),
     "DOC009": Rule(
         "warning",
@@ -162,18 +189,28 @@ RULES: dict[str, Rule] = {
         "Explicit sizes copied from a small test guest: 16M,32M,16M suits a 256 MiB guest, but not one with 8 GiB, "
         "whose page structures alone take 128 MiB.",
         f"mm/memblock.c, memblock_set_kho_scratch_only; {CORE}, kho_populate",
+        "That the next kernel allocates from scratch alone was read in mm/memblock.c. A guest of 1280 MiB with 107 "
+        "MiB of initramfs and the default scratch: 'Initramfs unpacking failed: write error', panic (7.3.4, QEMU).",
+        "The next kexec boots; `kho doctor --what-if` of the new sizes exits 0.",
     ),
     "DOC010": Rule(
         "warning",
         "boot-time reservations inflate scratch",
         "The size of scratch is a percentage of all memory reserved during boot, including gigantic pages and the "
-        "crash kernel. At N %, a reserved byte adds N % of its size to low or global scratch, and again to its node's.",
-        "With the default of 200 %, a 1 GiB page may cost 4 GiB of scratch, or the reservation fails. Newer kernels "
-        "do not count huge pages, but still count the crash kernel.",
+        "crash kernel. At N %, a reserved byte adds N % of its size to low or global scratch, and again to its "
+        "node's; a "
+        "crash kernel is no node's. Without NUMA each byte adds 4 N %.",
+        "With the default of 200 %, a 1 GiB page may cost 4 GiB of scratch, or the reservation fails. Linux 7.3 and "
+        "later do not count huge pages, but still count the crash kernel.",
         f"Use sizes instead of a percentage: {SIZES}. Or reserve gigantic pages after boot.",
         "Virtualization hosts with hugepagesz=1G hugepages=N. Huge pages of 2 MiB are allocated later and do not "
         "count: the capture with hugepages=600 has the same scratch as the one without.",
         f"{CORE}, scratch_size_update: memblock_reserved_kern_size",
+        "crashkernel=128M in guests without NUMA: 1456, 2268 and 2828 MiB of scratch with 2, 4 and 8 GiB, 8 bytes "
+        "for each byte (7.3.4). With NUMA a crash kernel counts for low or global memory only: Ubuntu's 7.0.0-44 "
+        "with crashkernel=192M has areas of 640 and 248 MiB, and the node's does not contain it (30 November 2026, "
+        "QEMU). Huge pages: memblock_reserved_hugetlb_size is in 7.3.4 and not in 7.1.13.",
+        "/sys/kernel/debug/kho/out/scratch_len has the smaller sizes after a cold boot.",
     ),
     "DOC011": Rule(
         "note",
@@ -183,6 +220,8 @@ RULES: dict[str, Rule] = {
         "If they are not wanted, check hugepages= on the command line and vm.nr_hugepages.",
         "hugepages=600 on a 2 GiB guest: 1200 MiB are huge pages, 192 MiB are scratch.",
         "Documentation/admin-guide/mm/hugetlbpage.rst",
+        "tests/data/hosts/hugepages: 600 huge pages, and the scratch of the same machine without them.",
+        "HugePages_Total of /proc/meminfo is the wanted number.",
     ),
     "DOC012": Rule(
         "note",
@@ -194,6 +233,8 @@ RULES: dict[str, Rule] = {
         "A workstation with a CmaTotal of 32 MiB, from the kernel's default, and a CmaFree of 9.3 GiB: the 32 MiB "
         "were blamed.",
         "mm/cma.c: totalcma_pages",
+        "mm/cma.c was read; the captures have a CmaTotal of 0 with CmaFree above it.",
+        "CmaTotal of /proc/meminfo falls when the areas are gone.",
     ),
     "DOC013": Rule(
         "warning",
@@ -206,6 +247,9 @@ RULES: dict[str, Rule] = {
         "Two 128 GB workstations (GB10, ConnectX-7) with 9.36 GiB of scratch: ibv_reg_mr fails with ENOMEM under GPU "
         "memory pressure, and NCCL does not start. With kho=off all 4096 registrations succeed.",
         "mm/gup.c, migrate_longterm_unpinnable_folios",
+        "Public reports from two GB10 machines, which also tried kho=off; mm/gup.c was read. Not run here: the "
+        "guests have no such device.",
+        "The registration that failed succeeds under the same memory pressure.",
     ),
     "DOC014": Rule(
         "note",
@@ -216,6 +260,9 @@ RULES: dict[str, Rule] = {
         "Ubuntu's 7.0 HWE kernels enabled it on machines that had run 6.x without it. Some vendors turn the default "
         "off in their own builds.",
         "kernel/liveupdate/Kconfig",
+        "CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT=y in the configuration of Ubuntu's 7.0.0-14-generic, which boots with "
+        "scratch and without kho= (30 November 2026, QEMU).",
+        "With kho=off on the line /sys/kernel/debug/kho does not exist.",
     ),
     "DOC015": Rule(
         "note",
@@ -228,6 +275,9 @@ RULES: dict[str, Rule] = {
         "Nothing; kho=on enables it.",
         f"kho=off after kho=on, as a vendor's package appends it: the last one wins ({GUEST}).",
         f"{CORE}, kho_parse_enable",
+        "tests/data/hosts/kho-off: no pageblock of type CMA. tests/data/hosts/kdump-kernel: 'KHO: disabled in the "
+        "kdump kernel' (7.3.4).",
+        "If KHO is wanted: after a boot with kho=on /sys/kernel/debug/kho exists.",
     ),
     "DOC016": Rule(
         "note",
@@ -239,6 +289,8 @@ RULES: dict[str, Rule] = {
         "Nothing.",
         "Most machines.",
         "kernel/liveupdate/Kconfig: KEXEC_HANDOVER selects CMA; ARCH_SUPPORTS_KEXEC_HANDOVER in arch/x86, arch/arm64",
+        "Kconfig was read in 6.16 to 7.3.4: KEXEC_HANDOVER selects CMA, and x86 and arm64 alone support it.",
+        "Not applicable: nothing is to be changed.",
     ),
     "DOC017": Rule(
         "note",
@@ -250,6 +302,9 @@ RULES: dict[str, Rule] = {
         "Nothing; kho verify checks the handover.",
         "The second kernel of a chain. From 7.1 on it logs the previous kernel's release and the number of kexecs.",
         f"{CORE}, kho_populate; kexec-metadata, abi.md section 6",
+        "Seen in the second kernel of each chain of the captures (6.18.15 to 7.3.4). MemTotal and the small tmpfs: "
+        "systemd 262.1 on 7.3.4, 30 November 2026.",
+        "MemTotal rises as memory is retrieved; `mount -o remount,size=50% /tmp` gives a tmpfs its size back.",
     ),
     "DOC018": Rule(
         "warning",
@@ -262,6 +317,9 @@ RULES: dict[str, Rule] = {
         "'KHO: setup: handover FDT (0x1e7000) is incompatible with ...' and 'disabling KHO revival' after a "
         "kexec from 7.0 to 7.1. 'is invalid: -9' on 6.16 and 6.17.0 to 6.17.3 is harmless (DOC037).",
         f"{CORE}, kho_populate",
+        "30 November 2026, QEMU: 7.0's code to 7.1.13, 7.1.13 to 7.3.4, 6.19.11 to 7.1.13, and 6.19.11 that never "
+        "finalized.",
+        "After the next kexec dmesg has `KHO: found kexec handover data` and no `disabling KHO revival`.",
     ),
     "DOC019": Rule(
         "warning",
@@ -274,6 +332,9 @@ RULES: dict[str, Rule] = {
         "is EINVAL, and only a reboot undoes it.",
         "A live update that was prepared and canceled; the 6.18 captures before their kexec.",
         "kernel/kexec_handover.c, kho_out_finalize_set; abi.md section 2",
+        "The captures of 6.18.15 before their kexec; 6.19.11 and 7.0's code: echo 0 is EINVAL, a second 1 is "
+        "accepted (30 November 2026, QEMU).",
+        "out/finalize is 0, or absent after the reboot.",
     ),
     "DOC020": Rule(
         "note",
@@ -283,6 +344,8 @@ RULES: dict[str, Rule] = {
         "kho inspect shows the content of the subtrees, from debugfs or memory.",
         "LUO, kexec-metadata, memblock (reserve_mem=), kho_test in the captures.",
         f"{CORE}, kho_add_subtree",
+        "Seen in each capture; debugfs shows the subtrees.",
+        "After the kexec `in/sub_fdts` of debugfs has the same names.",
     ),
     "DOC021": Rule(
         "note",
@@ -292,6 +355,9 @@ RULES: dict[str, Rule] = {
         "Enable KHO (kho=on) with scratch that fits.",
         "liveupdate=on with kho=off: 'luo: Disabling liveupdate because KHO is disabled'.",
         "kernel/liveupdate/luo_core.c",
+        "'luo: Disabling liveupdate because KHO is disabled' in 6.19.11 to 7.3.4 (source), and seen on 7.0's code "
+        "and 7.3.4 (30 November 2026, QEMU).",
+        "/dev/liveupdate exists.",
     ),
     "DOC022": Rule(
         "note",
@@ -303,6 +369,10 @@ RULES: dict[str, Rule] = {
         "systemd 261 and later hand their descriptor store over in a session named systemd. systemd-shutdown makes it "
         "in the last moment before the jump: on a running machine there is none of that name.",
         "kernel/liveupdate/luo_core.c; abi.md section 7",
+        "Captures of 6.19.11 to 7.3.4. systemd 262.1 on 7.3.4: the session exists only at the end of "
+        "systemd-shutdown (30 November 2026).",
+        "`kho doctor` names the sessions that are open; `in/sub_fdts/LUO` of 7.2 and later shows freed memory and is "
+        "not read.",
     ),
     "DOC023": Rule(
         "warning",
@@ -312,6 +382,8 @@ RULES: dict[str, Rule] = {
         "Take the snapshot again, with all files at the same time.",
         "Snapshots assembled from several collections; Android and vendor kernels with CMA areas of their own.",
         "kho.doctor.scratch",
+        "The figures of the captures agree to a pageblock; a difference was only seen in snapshots that mix machines.",
+        "A snapshot of one time gives no such finding.",
     ),
     "DOC024": Rule(
         "note",
@@ -326,6 +398,9 @@ RULES: dict[str, Rule] = {
         "made from a container image has a .dockerenv but is not a container: its process 2 is kthreadd, or / is a "
         "whole disk.",
         "lxcfs, src/proc_fuse.c; container= of /proc/1/environ, cgroups, mounts; run/.containerenv, .dockerenv",
+        "Public reports of lxcfs containers with such figures; lxcfs was read. docs/doctor.md has the evidence in "
+        "order.",
+        "kho doctor on the host has no such finding.",
     ),
     "DOC025": Rule(
         "warning",
@@ -338,6 +413,9 @@ RULES: dict[str, Rule] = {
         "Boot lines reused with a kernel of another vendor, who turns CONFIG_KEXEC_HANDOVER off; machines whose kernel "
         "log was overwritten since the reservation failed.",
         f"{CORE}, kho_parse_enable; kernel/liveupdate/Kconfig",
+        "Debian's 7.2.13 is built without KHO and ignores kho=on; a failed reservation leaves no debugfs directory "
+        "(7.3.4, 30 November 2026, QEMU).",
+        "/sys/kernel/debug/kho exists after the boot.",
     ),
     "DOC026": Rule(
         "warning",
@@ -345,8 +423,9 @@ RULES: dict[str, Rule] = {
         "This release passes KHO's scratch areas to every image that kexec_file_load loads, also to a crash kernel. On "
         "x86_64 the decompressor then takes the place for KASLR from these areas alone, so that the crash kernel runs "
         "in memory of the crashed machine instead of the memory reserved by crashkernel=.",
-        "A piece of the crashed machine's memory as large as the crash kernel (10 MiB here) is overwritten, about 1000 "
-        "pages of /proc/vmcore cannot be read, and nothing reports it: makedumpfile -d 31 drops the pages of page "
+        "A piece of the crashed machine's memory as large as the crash kernel is overwritten (58 MiB with Ubuntu's "
+        "7.0.0-14, 10 MiB with a small kernel), its pages of /proc/vmcore cannot be read, and nothing reports it: "
+        "makedumpfile -d 31 drops the pages of page "
         "cache and processes and exits 0. Dumps with user pages (-d 1, -d 17), and memfds read from them, are damaged. "
         "After a live update scratch also holds the kernel itself, and makedumpfile can fail.",
         NOKASLR,
@@ -360,9 +439,13 @@ RULES: dict[str, Rule] = {
         "With nokaslr, with kexec_load, with kho=off on the first kernel's line, and with 7.0.11: nothing overwritten. "
         "After a live update 5 of 5 were in scratch, and makedumpfile -d 31 failed in 1 of 5. The other releases of "
         "6.19 and 7.0.0 to 7.0.10 have the same lines. 6.16 and 6.17.0 to 6.17.3 pass the areas too (from the sources, "
-        "not run).",
-        "`kexec -d -p -s ...` prints the segments of the image to the kernel log: without the small one (bufsz=0x30 "
-        "for three areas) the image has no KHO data. /var/crash/kexec_cmd shows nokaslr or -c. In the crash kernel, "
+        "not run). Ubuntu's own kernels, kexec-tools 2.0.32, the same day: 7.0.0-14-generic (7.0.0): 6 segments, one "
+        "of "
+        "0x30 bytes, the crash kernel at 0x28a00000 in scratch; 7.0.0-44-generic (7.0.14): 5 segments, in its own "
+        "memory.",
+        "`kexec -d -p -s ...` of kexec-tools 2.0.32 prints the segments of the image to the kernel log (2.0.25 does "
+        "not): without the small one (bufsz=0x30 for three areas) the image has no KHO data. /var/crash/kexec_cmd "
+        "shows nokaslr or -c. In the crash kernel, "
         "dmesg does not have `.text .data .bss are not marked as E820_TYPE_RAM!`.",
     ),
     "DOC027": Rule(
@@ -494,6 +577,10 @@ RULES: dict[str, Rule] = {
         "there, and neither open nor close sessions during the kexec.",
         "6.19 and 7.0 on machines with liveupdate=on.",
         "kho.kernels.FIXES; docs/compat.md",
+        "The sources of 6.19.6 to 6.19.11, 7.0 (files of Linus' tree and stable mails), 7.1.3 and 7.1.13, and the "
+        "stable patches; 30 November 2026. 6.19.11 and 7.0.11's code were booted: EIO if the first page of a memfd "
+        "cannot be restored, and 7.0 accepts PRESERVE_FD on two tokens of one memfd.",
+        "`uname -r` (Ubuntu: the last word of /proc/version_signature) is a release that the value names, or later.",
     ),
     "DOC036": Rule(
         "warning",
@@ -558,6 +645,9 @@ RULES: dict[str, Rule] = {
         'The value names the meaning of each message; `kho doctor --explain "MESSAGE"` prints it.',
         "'luo: No registered handler for compatible ...', then EIO on /dev/liveupdate.",
         "docs/messages.md",
+        "The wordings and their releases are those of the sources of 6.17.8, 6.18.15, 6.19.11, 7.1.13, 7.2.13 and "
+        "7.3.4; a test compares docs/messages.md with a list of them (tests/data/messages.txt).",
+        "The message is absent after the next live update.",
     ),
     "DOC041": Rule(
         "warning",
@@ -639,6 +729,30 @@ RULES: dict[str, Rule] = {
         "64 MiB of a service: shmem 67108864 in its cgroup before the kexec, 0 after it.",
         "mm/memfd_luo.c; systemd, core/manager.c",
         "30 November 2026, systemd 262.1, kexec-tools 2.0.32, Linux 7.3.4 in QEMU.",
+        "Shmem of the root cgroup (`grep ^shmem /sys/fs/cgroup/memory.stat`) equals the sum of its children again "
+        "once the services have released it.",
+    ),
+    "DOC047": Rule(
+        "warning",
+        "this crash dump may have lost memory",
+        "The machine that crashed passed its scratch areas to its crash kernel (DOC026), so that KASLR placed the "
+        "crash "
+        "kernel there. The dump does not name the range: its filter drops page cache and process memory anyway, and "
+        "the "
+        "crash kernel's own log, which names it, is not part of the dump.",
+        "Pages of scratch in this dump can be bytes of the crash kernel, or missing. What is read from them, memfds "
+        "among it, may be wrong; structures of the crashed kernel are not affected unless it was booted by a handover.",
+        "Look for the log of the crash kernel (kexec-dmesg.log next to the dump, or its console): `.text .data .bss "
+        "are "
+        "not marked as E820_TYPE_RAM!` proves it, and `Early memory node ranges` name the range. Before the next "
+        "crash: " + NOKASLR,
+        "Ubuntu 7.0.0-14: makedumpfile -d 31 saved the dump and exited 0.",
+        f"{CORE}, kho_fill_kimage; arch/x86/boot/compressed/kaslr.c, process_kho_entries",
+        "30 November 2026, QEMU (TCG, BIOS, x86_64): Ubuntu's 7.0.0-14-generic, kexec-tools 2.0.32, makedumpfile "
+        "1.7.8.",
+        "The next dump's crash kernel does not log `.text .data .bss are not marked as E820_TYPE_RAM!`; `kho "
+        "inspect` of "
+        "the next dump prints no such note.",
     ),
 }
 

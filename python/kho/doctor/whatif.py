@@ -185,7 +185,9 @@ def _sizes(made: WhatIf, report: Report, spec: ScratchSpec | None) -> None:
         if not made.exact:
             made.notes.append(f"scaled from the size at {report.scale} % now; each area is rounded up separately")
     elif report.reserved_at_boot is not None:
-        made.then = (4 if report.numa is False else 2) * report.reserved_at_boot * percent // 100
+        crash = min(report.crash_kernel or 0, report.reserved_at_boot)
+        counted = 4 * report.reserved_at_boot if report.numa is False else 2 * report.reserved_at_boot - crash
+        made.then = counted * percent // 100
         made.notes.append("estimated from the memory reserved at boot, which counts for low or global and per node")
         if report.crash_kernel:
             made.notes.append(f"{size(report.crash_kernel)} of it are the crash kernel's")
@@ -224,7 +226,10 @@ def _fits(made: WhatIf, report: Report) -> None:
 
 def _crash_kernel(made: WhatIf, report: Report) -> None:
     """Compare the largest area with the memory that `crashkernel=` asks for: after a handover it must fit into one."""
-    if not report.crash_wanted or len(made.sizes) < 3:
+    if not report.crash_wanted:
+        return
+    if len(made.sizes) < 3:
+        _crash_kernel_by_percentage(made, report)
         return
     others = report.needed_at_boot
     besides = others if others is not None else 64 << 20
@@ -239,3 +244,29 @@ def _crash_kernel(made: WhatIf, report: Report) -> None:
         made.notes.append(f"no crash kernel after a live update: {text}")
     else:
         made.unknown.append(f"whether a crash kernel has room after a live update: {text}")
+
+
+def _crash_kernel_by_percentage(made: WhatIf, report: Report) -> None:
+    """Say whether a crash kernel has room if scratch is a percentage, in proportion to the areas of now."""
+    if made.then is None:
+        return
+    if report.scale and report.scratch and [area for area in report.areas if area.phys is not None]:
+        sizes = [area.bytes * made.then // report.scratch for area in report.areas]
+    elif report.reserved_at_boot is not None and report.numa is False:
+        low = made.then // 4  # R of low memory at 200 %, and three times that for the node
+        sizes = [low, 0, made.then - low]
+    else:
+        made.unknown.append(
+            f"whether one area of a percentage has room for the crash kernel's {size(report.crash_wanted)} after a "
+            f"live "
+            "update: kho_scratch=LOW,GLOBAL,PERNODE decides it"
+        )
+        return
+    made.crash_kernel = fits_after_handover(sizes, report.crash_wanted, report.needed_at_boot)
+    text = f"the crash kernel's {size(report.crash_wanted)}, the largest area would be about {size(max(sizes))}"
+    if made.crash_kernel:
+        made.notes.append(f"after a live update there is room for {text}")
+    elif made.crash_kernel is False:
+        made.notes.append(f"no crash kernel after a live update: {text}")
+    else:
+        made.unknown.append(f"whether there is room after a live update for {text}")
