@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -231,10 +232,10 @@ def test_records_that_are_being_written_and_cut_lengths_are_skipped() -> None:
 # What kho inspect says of a saved dump
 
 
-def saved(folder: Path, texts: list[str], form: str = "elf", **info: object) -> Path:
+def saved(folder: Path, texts: list[str], form: str = "elf", **info: Any) -> Path:
     """Write a dump of a machine with a handover and this kernel log."""
     pages = pages_of("linux-7.0-layout-x86_64") | printk_ring.pages(texts)
-    notes = note(b"VMCOREINFO", 0, printk_ring.vmcoreinfo(**info))  # type: ignore[arg-type]
+    notes = note(b"VMCOREINFO", 0, printk_ring.vmcoreinfo(**info))
     path = folder / "dump.202611301920"
     path.write_bytes(dump(pages, set(), form, notes=notes))
     return path
@@ -271,7 +272,7 @@ def test_inspect_is_certain_if_the_log_in_the_dump_shows_the_segments(tmp_path: 
     ],
     ids=["the fix", "nokaslr", "no crash kernel", "7.3", "not of a crash"],
 )
-def test_inspect_says_nothing_where_nothing_is_lost(texts: list[str], info: dict[str, object], tmp_path: Path) -> None:
+def test_inspect_says_nothing_where_nothing_is_lost(texts: list[str], info: dict[str, Any], tmp_path: Path) -> None:
     done = run("inspect", saved(tmp_path, texts, **info))
     assert done.code == 0
     assert "crash kernel" not in done.err

@@ -87,7 +87,7 @@ MESSAGES = (
         "DOC018",
     ),
     Meaning(
-        "KHO: failed to mark the scratch region",
+        "KHO: failed to mark the scratch region %",
         "6.16 and later",
         "memblock has no room for the scratch areas: the handover is refused and this kernel boots cold: everything "
         "that was preserved is lost.",
@@ -113,7 +113,7 @@ MESSAGES = (
     ),
     Meaning(
         "KHO: failed to restore folio for KHO fdt",
-        "6.16, 6.17",
+        "6.16 to 6.18",
         "the page of the FDT was not preserved by the previous kernel.",
         bad=True,
     ),
@@ -223,19 +223,24 @@ MESSAGES = (
         "debugfs does not show the handover, which is not affected.",
     ),
     Meaning(
-        "KHO: node % prop % has invalid length",
+        "KHO: node % prop % has invalid length: %",
         "6.16 and later",
         "debugfs does not show a subtree.",
     ),
     Meaning(
-        "KHO: failed to add fdt % to debugfs",
+        "KHO: failed to add fdt % to debugfs: %",
         "6.16 to 7.0",
         "debugfs does not show a subtree.",
     ),
     Meaning(
-        "KHO: failed to add blob % to debugfs",
+        "KHO: failed to add blob % to debugfs: %",
         "7.1 and later",
         "debugfs does not show a subtree.",
+    ),
+    Meaning(
+        "KHO: node % missing or invalid % property",
+        "7.1 and later",
+        "debugfs does not show a subtree, whose node lacks the address of its data.",
     ),
     Meaning(
         "luo: Disabling liveupdate because KHO is disabled",
@@ -326,9 +331,9 @@ MESSAGES = (
     ),
     Meaning(
         "luo: Failed to deserialize files for session [%] %",
-        "6.19 and later",
-        "a session's files could not be read: EIO on /dev/liveupdate from 6.19.13 and 7.0 on; before, it opens and "
-        "files are missing.",
+        "7.0 and later",
+        "a session's files could not be read: EIO on /dev/liveupdate. 6.19.0 to 6.19.12 print nothing: the device "
+        "opens, and files are missing; 6.19.13 has the message.",
         bad=True,
     ),
     Meaning(
@@ -350,6 +355,89 @@ MESSAGES = (
         bad=True,
     ),
     Meaning(
+        "luo: failed to allocate/preserve FDT memory",
+        "6.19 to 7.1",
+        "LUO could not set up its part of the handover at boot: there is no live update until the next boot.",
+        bad=True,
+    ),
+    Meaning(
+        "luo: failed to prepare LUO FDT: %",
+        "6.19 to 7.1",
+        "LUO could not set up its part of the handover at boot: there is no live update until the next boot.",
+        bad=True,
+    ),
+    Meaning(
+        "luo: failed to allocate/preserve LUO state memory",
+        "7.2 and later",
+        "LUO could not set up its part of the handover at boot: there is no live update until the next boot.",
+        bad=True,
+    ),
+    Meaning(
+        "luo: failed to prepare LUO state: %",
+        "7.2 and later",
+        "LUO could not set up its part of the handover at boot: there is no live update until the next boot.",
+        bad=True,
+    ),
+    Meaning(
+        "luo: Unable to get session node: [%]",
+        "6.19 to 7.1",
+        "the LUO subtree has no list of sessions: a panic follows.",
+        "DOC039",
+    ),
+    Meaning(
+        "luo: Unable to get session header '%' [%]",
+        "6.19 to 7.1",
+        "the list of sessions has no address: a panic follows.",
+        "DOC039",
+    ),
+    Meaning(
+        "luo: Session node incompatible [%]",
+        "6.19 to 7.1",
+        "the previous kernel writes another list of sessions: a panic follows.",
+        "DOC039",
+    ),
+    Meaning(
+        "luo: Failed to allocate session [%] during deserialization %",
+        "6.19 and later",
+        "memory ran out while the sessions of the previous kernel were read: the rest of them is lost.",
+        bad=True,
+    ),
+    Meaning(
+        "luo: Failed to insert session [%] %",
+        "6.19 and later",
+        "two sessions of the previous kernel have one name: one of them is lost.",
+        bad=True,
+    ),
+    Meaning(
+        "luo: Unable to finish session [%] on release",
+        "6.19 and later",
+        "the last descriptor of a retrieved session was closed before FINISH, and a file could not be given back: "
+        "its memory stays reserved until a cold boot.",
+        bad=True,
+    ),
+    Meaning(
+        "luo: Freeze failed for token[%] handler[%] err[%]",
+        "6.19 and later",
+        "a file could not be frozen, and the kexec was refused: the machine runs on, and nothing was handed over.",
+        bad=True,
+    ),
+    Meaning(
+        "luo: The file was successfully preserved, but response to user failed",
+        "6.19 and later",
+        "PRESERVE_FD preserved the file, and its answer could not be copied to the process (EFAULT).",
+        bad=True,
+    ),
+    Meaning(
+        "luo: File handler registration failed: Compatible string '%' already registered.",
+        "6.19 and later",
+        "two drivers register for one kind of file: the second one is not used.",
+    ),
+    Meaning(
+        "luo: Failed to unregister FLB '%': not found in file handler '%'",
+        "7.1 and later",
+        "a driver unregistered data that it had not registered.",
+    ),
+    Meaning(
         "memfd_luo: Unable to restore folio at physical address: %",
         "6.19 and later",
         "a page of a memfd is lost. To 7.0.10 RETRIEVE_FD can succeed with a short file all the same; from 7.0.11 on "
@@ -364,6 +452,42 @@ MESSAGES = (
         bad=True,
     ),
     Meaning(
+        "memfd_luo: failed to pin folios: %",
+        "6.19 and later",
+        "PRESERVE_FD failed: pages of the memfd could not be pinned, for want of memory outside scratch and other CMA.",
+        bad=True,
+    ),
+    Meaning(
+        "memfd_luo: failed to setup file: %",
+        "6.19 and later",
+        "RETRIEVE_FD failed: no file could be made for the memfd, whose pages are lost.",
+        bad=True,
+    ),
+    Meaning(
+        "memfd_luo: failed to add seals: %",
+        "7.1 and later",
+        "RETRIEVE_FD failed: the seals of the memfd could not be set.",
+        bad=True,
+    ),
+    Meaning(
+        "memfd_luo: shmem: failed to account folio index %",
+        "6.19 and later",
+        "RETRIEVE_FD failed: the memory of the memfd exceeds a limit of shared memory; the file is lost.",
+        bad=True,
+    ),
+    Meaning(
+        "memfd_luo: shmem: failed to add to page cache folio index %: %",
+        "6.19 and later",
+        "RETRIEVE_FD failed: memory ran out while the pages of the memfd were inserted; the file is lost.",
+        bad=True,
+    ),
+    Meaning(
+        "memfd_luo: Could not register luo filesystem handler: %",
+        "6.19 and later",
+        "memfds cannot be preserved until the next boot.",
+        bad=True,
+    ),
+    Meaning(
         "memfd_luo: %",
         "6.19 and later",
         "a memfd could not be preserved or restored.",
@@ -375,27 +499,38 @@ MESSAGES = (
         "memory of reserve_mem= has its old address and content.",
     ),
     Meaning(
-        "KHO reserve-mem '%' has wrong alignment%",
+        "KHO reserve-mem '%' has wrong alignment (%, %)",
         "6.16 and later",
         "reserve_mem= asks for another alignment than before the kexec: the old content is not used.",
         bad=True,
     ),
     Meaning(
-        "KHO reserve-mem '%' has wrong size%",
+        "KHO reserve-mem '%' has wrong size (% != %)",
         "6.16 and later",
         "reserve_mem= asks for another size than before the kexec: the old content is not used.",
         bad=True,
     ),
     Meaning(
-        "FDT 'memblock' has no child '%'",
+        "FDT 'memblock' has no child '%': %",
         "6.16 and later",
         "reserve_mem= names an area that the previous kernel did not hand over: it is new and empty.",
     ),
     Meaning(
-        "failed to prepare memblock FDT for KHO",
+        "failed to prepare memblock FDT for KHO: %",
         "6.16 and later",
         "memory of reserve_mem= will not be handed over.",
         bad=True,
+    ),
+    Meaning(
+        "failed to retrieve FDT '%' from KHO: %",
+        "6.16 and later",
+        "the handover has no list of reserve_mem= areas: they are new and empty. After a handover of a kernel "
+        "without reserve_mem= it is no fault.",
+    ),
+    Meaning(
+        "FDT '%' is incompatible with '%': %",
+        "6.16 and later",
+        "the previous kernel writes another list of reserve_mem= areas: they are new and empty.",
     ),
     Meaning(
         "Passed KHO data, but CONFIG_KEXEC_HANDOVER not set. Ignoring.",
@@ -415,6 +550,11 @@ MESSAGES = (
         "6.16 and later",
         "in a crash kernel: it runs outside its own memory, and the dump has lost that range.",
         "DOC028",
+    ),
+    Meaning(
+        "test_kho: failed to retrieve % FDT: %",
+        "6.16 and later",
+        "the handover has nothing of the kernel's own test module, as after a cold boot: no fault.",
     ),
     Meaning(
         "test_kho: KHO restore succeeded",
