@@ -77,7 +77,8 @@ def converted(inc: kho.Incoming, path: Path, **given: Any) -> kho.Incoming:
     made.save(path)
     again = kho.open(path, page_size=inc.page_size)
     # A handover of Linux 6.19 has a note, as 7.0 panics on it (KHO037): that is no loss for a 6.19 that was named.
-    assert {f.id for f in verify(again, kernel=given.get("kernel"))} <= {f.id for f in verify(inc)}
+    # Flags of folios prove a release in memfd-v1 alone (KHO049).
+    assert {f.id for f in verify(again, kernel=given.get("kernel"))} <= {f.id for f in verify(inc)} | {"KHO049"}
     assert owners(again).totals["unknown"] if "unknown" in owners(inc).totals else "unknown" not in owners(again).totals
     if "kernel" in given:
         offer = Offer.of(again)

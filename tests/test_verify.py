@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 import struct
 from collections.abc import Callable
 from functools import cache, cached_property
@@ -327,6 +328,39 @@ def node_without_property(edit: Edit) -> None:
     edit.put(edit.fdt_phys, model.write_fdt(root))
 
 
+def of_kernel(kernel: str, files: list[list[tuple[int, int]]]) -> tuple[kho.Outgoing, list[list[kho.Folio]]]:
+    """A handover of a kernel with a memfd for each list of (order, flags)."""
+    arena = kho.Arena("64M", scratch="2M,2M,2M")
+    out = kho.Outgoing(arena, kernel=kernel)
+    made = []
+    for token, folios in enumerate(files):
+        held = [arena.alloc(order) for order, _ in folios]
+        index, entries = 0, []
+        for folio, (order, flags) in zip(held, folios, strict=True):
+            entries.append(kho.MemfdFolio(folio.phys, order, index, flags))
+            index += 1 << order
+        out.add_memfd("vm-1", token, entries, size=index * PAGE)
+        made.append(held)
+    return out, made
+
+
+def edit_of(out: kho.Outgoing) -> Edit:
+    out.finalize()
+    arena = out.arena
+    inc = kho.open(arena)
+    assert arena.scratch_phys is not None
+    areas = [(phys, PAGE << order) for phys, order in inc.folios] + inc.map_nodes + [(arena.scratch_phys, PAGE)]
+    return Edit([(phys, arena.read(phys, size)) for phys, size in merged(areas)], arena.scratch_phys)
+
+
+def memfd_without(kernel: str, *lost: int) -> Edit:
+    """A memfd of three folios; the `lost` ones are not preserved."""
+    out, (folios,) = of_kernel(kernel, [[(1, 3), (0, 3), (0, 3)]])
+    for n in lost:
+        out.unpreserve_folio(folios[n])
+    return edit_of(out)
+
+
 CORRUPTIONS: dict[str, Case] = {
     "KHO001": Case(lambda edit: root_value(edit.map_phys, 0)(edit)),
     "KHO002": Case(like_no_version),
@@ -372,6 +406,10 @@ CORRUPTIONS: dict[str, Case] = {
     "KHO039": Case(options=lambda edit: {"kernel": "7.1"}),
     "KHO047": Case(lambda edit: root_value(edit.map_phys, 0)(edit), base=edited_root),
     "KHO048": Case(node_without_property, base=edited_root),
+    "KHO049": Case(base=lambda: edit_of(of_kernel("6.19", [[(0, 1)]])[0])),
+    "KHO050": Case(options=lambda edit: {"scratch": [(2 * MIB, 3 * MIB)]}, base=edited_root),
+    "KHO051": Case(options=lambda edit: {"kernel": "6.19"}, base=lambda: edit_of(of_kernel("6.17", [])[0])),
+    "KHO052": Case(options=lambda edit: {"kernel": "7.0.3"}, base=lambda: memfd_without("7.0", 1)),
     "KHO043": Case(lambda edit: edit.put(edit.inc.luo.blob.phys + 16, bytes(16))),
     "KHO044": Case(put(lambda edit: edit.file, "48s", b"memfd-v2;vmalloc-v1")),
     "KHO045": Case(base=no_map),
@@ -406,6 +444,78 @@ def test_each_corruption_is_found_under_its_id(rule: str, base: str) -> None:
     assert finding.place
     assert finding.value
     assert (finding.severity, finding.title) == (RULES[rule].severity, RULES[rule].title)
+
+
+# Faults of releases
+
+
+@pytest.mark.parametrize(("flags", "n"), [([3, 3], 0), ([3, 1], 1), ([2, 0], 2), ([0, 3], 1)])
+def test_folios_that_were_not_settled_prove_a_kernel_that_loses_late_writes(flags: list[int], n: int) -> None:
+    out, _ = of_kernel("6.19", [[(1, each) for each in flags], [(0, 3)]])
+    edit = edit_of(out)
+    found = [f for f in verify(edit.memory) if f.id == "KHO049"]
+    wanted = [("session vm-1, file 0x0", f"{n} of 2 folios were not dirty, or not up to date")] if n else []
+    assert [(f.place.partition(" at")[0], f.value.partition(", when")[0]) for f in found] == wanted
+
+
+@pytest.mark.parametrize(
+    ("release", "found"),
+    [
+        ("6.19.8", True),
+        ("6.19.9", False),
+        ("6.19", False),
+        ("6.19.0-5-generic", True),
+        ("7.0.0", False),
+        ("6.18.1", False),
+    ],
+)
+def test_the_release_of_a_machine_tells_which_faults_it_has(release: str, found: bool, tmp_path: Path) -> None:
+    root = tmp_path / "machine"
+    shutil.copytree(captures.DATA / "linux-7.0-layout-x86_64/host/stage1", root)
+    (root / "proc/version").write_text(f"Linux version {release} (a@b) #1\n")
+    listed = [f for f in verify(root) if f.id == "KHO049"]
+    assert bool(listed) == found
+    assert all(("your vendor may" in f.value) == ("generic" in release) for f in listed)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "size", "found"),
+    [
+        ("7.0", 3 * MIB, True),
+        ("7.0", 4 * MIB, False),
+        ("6.19", 2 * MIB + PAGE, True),
+        ("7.1", 3 * MIB, True),
+        ("7.2", 3 * MIB, False),
+    ],
+)
+def test_sizes_of_scratch_are_compared_with_what_the_kernel_rounds(kernel: str, size: int, found: bool) -> None:
+    out, _ = of_kernel(kernel, [[(0, 3)]])
+    memory = edit_of(out).memory
+    for n, area in enumerate(("low memory", "global", "node 0")):
+        areas = [(8 * MIB * (each + 5), size if each == n else 2 * MIB) for each in range(3)]
+        places = [f.place.partition(" at")[0] for f in verify(memory, scratch=areas) if f.id == "KHO050"]
+        assert places == ([f"scratch area for {area}"] if found and n < 2 else [])
+
+
+@pytest.mark.parametrize(
+    ("lost", "kernel", "found"),
+    [
+        ((1,), "7.0.10", True),
+        ((1, 2), "6.19.11", True),
+        ((2,), "7.0.0-14-generic", True),
+        ((1,), "7.0.11", False),
+        ((0,), "7.0.10", False),
+        ((0, 2), "7.0.10", False),
+        ((), "7.0.10", False),
+    ],
+)
+def test_a_memfd_that_is_restored_in_part_is_found_for_the_kernel(
+    lost: tuple[int, ...], kernel: str, found: bool
+) -> None:
+    listed = [f for f in verify(memfd_without("7.0", *lost).memory, kernel=kernel) if f.id == "KHO052"]
+    assert [f.place for f in listed] == (["session vm-1, file 0x0"] if found else [])
+    if found:
+        assert f"offset {[0, 2, 3][lost[0]] * PAGE:#x} cannot be restored" in listed[0].value
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -475,7 +585,7 @@ def test_bitmaps_of_another_size_under_the_same_compatible_are_found_for_a_named
         (large, "6.17", 4096),
     ):
         (found,) = verify(elf, kernel=kernel)
-        assert found.id == "KHO039"
+        assert found.id == "KHO051"
         assert f"Linux {kernel}: panics: bitmaps of {nbytes} bytes under the same compatible" in found.value
     assert [f.id for f in verify(small)] == []
 

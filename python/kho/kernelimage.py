@@ -9,6 +9,7 @@ drivers/firmware/efi/libstub/zboot-header.S, kernel/configs.c (IKCFG_ST). Sectio
 from __future__ import annotations
 
 import contextlib
+import lzma
 import os
 import re
 import stat
@@ -32,12 +33,18 @@ MOST = 1 << 31
 WINDOW = 16 << 20
 MOST_UNPACKED = 256 << 20
 """Bytes that a packed kernel may come to."""
-BANNER = re.compile(rb"Linux version ([0-9]+\.[0-9]+[!-~]{0,64}) \(")
+BANNER = re.compile(rb"Linux version ([0-9]+\.[0-9]+[!-~]{0,64}) \(([ -~]{0,512})")
 CONFIG_HEAD = re.compile(r"^# Linux/\S+ (\S+) Kernel Configuration", re.MULTILINE)
 MOST_PACKED = 128 << 20
 """Bytes of a packed kernel that are read."""
 PACKED = (b"\x1f\x8b", b"\xfd7zXZ\0", b"BZh", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"\x02\x21\x4c\x18")
 """What packed files begin with: gzip, xz, bzip2, zstd, and both forms of lz4."""
+LZMA, LZO = b"\x5d\0\0", b"\x89LZO\0\r\n\x1a\n"
+"""What the kernel's two older packings begin with: LZMA's usual properties and a dictionary's size; lzop's magic."""
+LZMA_ROOM = 128 << 20
+"""Bytes that unpacking LZMA may take; the kernel's build uses dictionaries of up to 64 MiB."""
+NOT_KERNELS = {1: "an object file", 4: "a memory image (ELF core)"}
+"""ELF types that are no kernel, although the first contains a banner, and the second the running kernel's."""
 LVUP = 0x4C565550
 VERSIONS, FEATURES = b".liveupdate_versions", b".liveupdate_features"
 FEATURE_BITS = struct.Struct("<QQQ")
@@ -68,6 +75,8 @@ class KernelImage(NamedTuple):
     """Compatibles that LUO accepts, from `.liveupdate_versions`; None without that section."""
     features: dict[str, Features] | None = None
     """Feature bits by structure (`luo`, `memfd`), from `.liveupdate_features`; None without that section."""
+    unread: str | None = None
+    """Why the packed kernel in the file was not read, so that only its boot header told its release."""
 
     @property
     def page_size(self) -> int | None:
@@ -108,9 +117,10 @@ def read_kernel(path: str | os.PathLike[str]) -> KernelImage:
         return _boot_image(where, head, status.st_size)
     if head[4:8] == b"zimg":
         return _unpacked(where, "zboot", _zboot(where, head, status.st_size))
-    if head.startswith(PACKED):
+    if head.startswith((*PACKED, LZMA, LZO)):
         return _unpacked(where, "Image", _bytes_of(where, 0, min(status.st_size, MOST_PACKED)))
     if head.startswith(b"\x7fELF"):
+        _refuse_elf(where, head)
         return _plain(where, "vmlinux")
     if head[0x38:0x3C] == b"ARM\x64":
         return _plain(where, "Image")
@@ -123,6 +133,13 @@ def read_kernel(path: str | os.PathLike[str]) -> KernelImage:
     raise SourceError(
         f"{where}: no kernel: a vmlinux, bzImage, arm64 Image, EFI zboot image, or a configuration is expected"
     )
+
+
+def _refuse_elf(path: Path, head: bytes) -> None:
+    """Refuse ELF files that are no kernel. Raises: SourceError."""
+    kind = NOT_KERNELS.get(int.from_bytes(head[16:18], "little")) if head.startswith(b"\x7fELF") else None
+    if kind is not None:
+        raise SourceError(f"{path}: {kind}, not a kernel")
 
 
 def _text_of(path: Path) -> str:
@@ -150,13 +167,15 @@ def _boot_image(path: Path, head: bytes, size: int) -> KernelImage:
     # Protocol 2.08 has the payload's place, which counts from the end of the real-mode code.
     if version >= 0x208 and 0 < nbytes <= min(max(size - begin - offset, 0), MOST_PACKED):
         packed = _bytes_of(path, begin + offset, nbytes)
-        # LZMA and LZO are not unpacked here, and an unreadable payload leaves the configuration unknown.
-        with contextlib.suppress(SourceError, ParameterError):
-            whole = unpack_bytes(path, packed, MOST_UNPACKED)
-            read = lambda at, n: whole[at : at + n]  # noqa: E731 - as in `_unpacked`
-            _, config = _search(read, len(whole), release)
-            return _named(path, "bzImage", release, config, read, len(whole))
-    return _named(path, "bzImage", release)
+        try:
+            whole = _unpack(path, packed)
+        except (SourceError, ParameterError) as error:
+            # An unreadable payload leaves the configuration unknown.
+            return _named(path, "bzImage", release, unread=str(error).removeprefix(f"{path}: "))
+        read = lambda at, n: whole[at : at + n]  # noqa: E731 - as in `_unpacked`
+        _, signature, config = _search(read, len(whole))
+        return _named(path, "bzImage", release, config, read, len(whole), signature=signature)
+    return _named(path, "bzImage", release, unread="its boot header names no packed kernel in it")
 
 
 def _boot_version(path: Path, head: bytes) -> str:
@@ -180,11 +199,37 @@ def _zboot(path: Path, head: bytes, size: int) -> bytes:
 def _unpacked(path: Path, kind: str, packed: bytes) -> KernelImage:
     """Unpack a kernel, or the payload of one, and search it."""
     try:
-        # Kernels are padded after the packed stream, and what comes before damage may hold the banner.
-        whole = unpack_bytes(path, packed, MOST_UNPACKED)
+        whole = _unpack(path, packed)
     except ParameterError as error:
         raise SourceError(f"{path}: its payload is {error}") from error
+    _refuse_elf(path, whole[:64])
+    if kind == "Image" and not whole.startswith(b"\x7fELF") and whole[0x38:0x3C] != b"ARM\x64":
+        raise SourceError(f"{path}: what is packed in it is no vmlinux and no arm64 Image")
     return _found(path, kind, lambda at, n: whole[at : at + n], len(whole))
+
+
+def _unpack(path: Path, packed: bytes) -> bytes:
+    """Unpack a kernel, up to `MOST_UNPACKED` bytes; of a damaged one, what comes before the damage.
+
+    Kernels are padded after the packed stream, and what comes before damage may hold the banner.
+    Raises: SourceError, if nothing comes out of it; ParameterError for bytes that no known packing begins with.
+    """
+    if packed.startswith(LZO):
+        raise SourceError(f"{path}: packed with LZO (lzop), which is not unpacked here: unpack it with lzop -d first")
+    if not packed.startswith(LZMA):
+        return unpack_bytes(path, packed, MOST_UNPACKED)
+    parts: list[bytes] = []
+    try:
+        stream = lzma.LZMADecompressor(format=lzma.FORMAT_ALONE, memlimit=LZMA_ROOM)
+        parts.append(stream.decompress(packed, WINDOW))
+        while not stream.eof and not stream.needs_input and sum(map(len, parts)) < MOST_UNPACKED:
+            parts.append(stream.decompress(b"", WINDOW))
+    except lzma.LZMAError as error:
+        if not any(parts):
+            raise SourceError(f"{path}: packed with LZMA: {error}") from error
+    if not any(parts):
+        raise SourceError(f"{path}: packed with LZMA: nothing comes out of it")
+    return b"".join(parts)
 
 
 def _plain(path: Path, kind: str) -> KernelImage:
@@ -193,24 +238,24 @@ def _plain(path: Path, kind: str) -> KernelImage:
 
 
 def _found(path: Path, kind: str, read: _Read, nbytes: int) -> KernelImage:
-    release, config = _search(read, nbytes)
+    release, signature, config = _search(read, nbytes)
     if release is None:
         raise SourceError(f"{path}: no kernel's banner in it ('Linux version ...')")
-    return _named(path, kind, release, config, read, nbytes)
+    return _named(path, kind, release, config, read, nbytes, signature=signature)
 
 
-def _search(read: _Read, nbytes: int, release: str | None = None) -> tuple[str | None, dict[str, str] | None]:
-    """Search for the banner, unless the release is known, and the configuration."""
-    config = None
+def _search(read: _Read, nbytes: int) -> tuple[str | None, str | None, dict[str, str] | None]:
+    """Search for the banner, and the configuration: the release, the rest of the banner, and the options."""
+    release = signature = config = None
     for at in range(0, min(nbytes, MOST), WINDOW):
         part = read(at, WINDOW + (1 << 12))
         if release is None and (banner := BANNER.search(part)) is not None:
-            release = banner[1].decode("ascii")
+            release, signature = (text.decode("ascii") for text in banner.groups())
         if config is None and (begin := part.find(b"IKCFG_ST\x1f\x8b")) >= 0:
             config = _embedded(read(at + begin + 8, 1 << 20))
         if release is not None and config is not None:
             break
-    return release, config
+    return release, signature, config
 
 
 def _embedded(raw: bytes) -> dict[str, str] | None:
@@ -228,10 +273,13 @@ def _named(
     config: dict[str, str] | None = None,
     read: _Read | None = None,
     nbytes: int = 0,
+    *,
+    signature: str | None = None,
+    unread: str | None = None,
 ) -> KernelImage:
     """Complete what a file tells with the configuration next to it, `config-RELEASE` or `config`.
 
-    Args: read, nbytes: the vmlinux, if it was found.
+    Args: read, nbytes: the vmlinux, if it was found. signature: the banner, which may end with the upstream release.
     """
     if len(release) > LONGEST or "/" in release:
         raise SourceError(f"{path}: {release[:LONGEST]!r} is not a kernel's release")
@@ -249,12 +297,13 @@ def _named(
         return KernelImage(
             str(path),
             kind,
-            Release.parse(release),
+            Release.parse(release, signature),
             config,
             None if versions is None else [_text(entry) for entry in _split(versions, 48)],
             None
             if features is None
             else {_text(e[:48]): Features(*FEATURE_BITS.unpack_from(e, 56)) for e in _split(features, 80)},
+            unread,
         )
     except ParameterError as error:
         raise SourceError(f"{path}: {error}") from error

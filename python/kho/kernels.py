@@ -189,6 +189,10 @@ KERNELS = {
 """Every series that has KHO, by name, oldest first."""
 
 
+SIGNED = re.compile(r"\S [^\s()]*[0-9][^\s()]* ([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,5})\)?\s*$")
+"""The end of a distribution's signature, `Ubuntu 7.0.0-14.14-generic 7.0.3`, in parentheses or not."""
+
+
 class Release(NamedTuple):
     """A kernel's release, as `uname -r` has it."""
 
@@ -205,14 +209,15 @@ class Release(NamedTuple):
     def parse(cls, text: str, signature: str | None = None) -> Release:
         """Read `7.0`, `7.0.11`, `7.1-rc3`, `7.0.0-14-generic`.
 
-        Args: signature: the contents of /proc/version_signature, whose last word is the upstream release.
+        Args: signature: the contents of /proc/version_signature, whose last word is the upstream release, or a banner
+            that ends with them in parentheses.
         Raises: ParameterError.
         """
         found = re.match(r"v?([0-9]{1,3})\.([0-9]{1,3})(?:\.([0-9]{1,5}))?(.*)$", text.strip(), re.DOTALL)
         if found is None:
             raise ParameterError(f"kernel release {text!r}: write 7.0 or 7.0.11")
         series = int(found[1]), int(found[2])
-        upstream = re.search(r"([0-9]+)\.([0-9]+)\.([0-9]+)\s*$", signature or "")
+        upstream = SIGNED.search(signature or "")
         if upstream is not None and (int(upstream[1]), int(upstream[2])) == series:
             return cls(text.strip(), series, int(upstream[3]), vendor=False)
         rest = found[4]

@@ -21,6 +21,8 @@ from .options import Number, read, read_options, read_running
 
 STYLES = {"taken": "green", "unknown": "yellow", "lost": "red", "refused": "red", "panics": "bold red"}
 CODES = {"taken": 0, "unknown": 2, "lost": 1, "refused": 1, "panics": 1}
+KERNEL_IS = "a release (7.0.11), or a kernel's file (vmlinux, bzImage, Image, EFI zboot, or a configuration)"
+HANDOVER_IS = "HANDOVER is a memory image, live, or a directory with debugfs files"
 RELEASE = re.compile(r"v?[0-9]{1,3}\.[0-9]{1,3}([.+-]\S*)?$")
 
 
@@ -55,12 +57,13 @@ def command(
     TARGET is a release (7.0.11), a kernel's file (vmlinux, bzImage, arm64 Image, EFI zboot, packed or not), a
     configuration, or a directory such as /boot: then each kernel in it is judged.
 
-    Of two releases it prints what differs between them.
+    Of two kernels, each a release or a kernel's file, it prints what differs between them.
 
     \b
       kho compat handover.elf 7.0
       kho compat live /boot/vmlinuz-7.1.13
       kho compat 6.19 7.0
+      kho compat 6.19 /boot/vmlinuz-7.1.13
 
     Each object is taken; lost (the kernel boots with the rest); refused (it boots cold); the kernel panics; or unknown.
 
@@ -73,8 +76,11 @@ def command(
     if len(args) < 2:
         raise click.UsageError("HANDOVER and TARGET are needed: kho compat handover.elf 7.0, or two releases")
     *source, target = args
-    if len(source) == 1 and is_release(source[0]) and is_release(target):
-        show_differences(Release.parse(source[0]), Release.parse(target), markdown=markdown, as_json=as_json)
+    if len(source) == 1 and (kernel := kernel_named(source[0])) is not None:
+        (other,) = targets(target)[:1] if not Path(target).is_dir() else (None,)
+        if other is None:
+            raise ParameterError(f"{target}: a directory; of two kernels each is {KERNEL_IS}")
+        show_differences(kernel, other, markdown=markdown, as_json=as_json)
         return
     offer = offer_of(tuple(source), **options)
     judged = [(kernel, judge(offer, kernel)) for kernel in targets(target, cmdline)]
@@ -89,6 +95,25 @@ def command(
 def is_release(text: str) -> bool:
     """Say whether an argument is a release, and not a file of that name."""
     return RELEASE.match(text) is not None and not Path(text).exists()
+
+
+def kernel_named(text: str) -> Target | None:
+    """Return the kernel that the first argument names, a release or a kernel's file; None for another source.
+
+    Raises: ParameterError for what does not exist.
+    """
+    if is_release(text):
+        return Target(Release.parse(text))
+    path = Path(text)
+    if not path.exists() and "@" not in text and "," not in text and text not in ("live", "-"):
+        raise ParameterError(f"{text}: no such file: {HANDOVER_IS}; to compare two kernels, {KERNEL_IS}")
+    if not path.is_file():
+        return None
+    try:
+        image = read_kernel(path)
+    except (SourceError, OSError):
+        return None
+    return Target(image.release, image)
 
 
 def offer_of(source: tuple[str, ...], **options: int | None) -> Offer:
@@ -113,16 +138,25 @@ def targets(text: str, cmdline: str | None = None) -> list[Target]:
     if is_release(text):
         return [Target(Release.parse(text), None, cmdline)]
     path = Path(text)
+    if not path.exists():
+        raise SourceError(f"{text}: no such file: TARGET is {KERNEL_IS}, or a directory such as /boot")
     if not path.is_dir():
         image = read_kernel(path)
         return [Target(image.release, image, cmdline)]
-    found = []
+    found, refused = [], []
     for file in sorted(path.iterdir()):
         if file.name.startswith(("vmlinu", "bzImage", "Image", "kernel-")) and file.is_file():
-            image = read_kernel(file)
-            found.append(Target(image.release, image, cmdline))
+            try:
+                image = read_kernel(file)
+            except SourceError as error:
+                refused.append(str(error))
+            else:
+                found.append(Target(image.release, image, cmdline))
     if not found:
-        raise SourceError(f"{path}: no kernel in it (vmlinuz-*, vmlinux, bzImage, Image)")
+        raise SourceError("; ".join([f"{path}: no kernel in it (vmlinuz-*, vmlinux, bzImage, Image)", *refused]))
+    # A checksum or a symbol table next to a kernel is no error; a damaged kernel is told.
+    for line in refused:
+        output.line(f"warning: {line}", err=True)
     return found
 
 
@@ -184,16 +218,54 @@ def cell(rows: list[Judged]) -> str:
     return "taken" if not missing else f"without {', '.join(dict.fromkeys(missing))}"
 
 
-def show_differences(one: Release, two: Release, *, markdown: bool, as_json: bool) -> None:
-    """Print what differs between two kernels: formats and rules, then faults that one of the releases has."""
-    first, second = known_kernel(one.text), known_kernel(two.text)
-    rows, mended = list(differences(first, second)), list(faults(one, two))
+OPTIONS = (
+    "KEXEC_HANDOVER",
+    "KEXEC_HANDOVER_ENABLE_DEFAULT",
+    "KEXEC_HANDOVER_DEBUG",
+    "LIVEUPDATE",
+    "LIVEUPDATE_MEMFD",
+    "LIVEUPDATE_TEST",
+    "TEST_KEXEC_HANDOVER",
+    "DEFERRED_STRUCT_PAGE_INIT",
+)
+"""Configuration options that decide about a handover."""
+
+
+def built(target: Target) -> dict[str, object]:
+    """List what a kernel's file tells that its release does not; None where it does not tell, or there is none."""
+    image = target.image
+    rows: dict[str, object] = {
+        "page_size": None if image is None else image.page_size,
+        "largest_order": None if image is None else image.max_page_order,
+    }
+    rows |= {f"CONFIG_{name}": target.option(name) for name in OPTIONS}
+    rows["versions"] = None if image is None or image.versions is None else ", ".join(sorted(image.versions))
+    features = None if image is None else image.features
+    rows["features"] = (
+        None
+        if features is None
+        else ", ".join(
+            f"{name} {row.supported:#x}, requires {row.required:#x}" for name, row in sorted(features.items())
+        )
+    )
+    return rows
+
+
+def show_differences(one: Target, two: Target, *, markdown: bool, as_json: bool) -> None:
+    """Print what differs between two kernels: formats and rules, what their files tell, then faults of one of them."""
+    first, second = known_kernel(one.release.text), known_kernel(two.release.text)
+    rows, mended = list(differences(first, second)), list(faults(one.release, two.release))
+    theirs = built(two)
+    both = [(name, a, theirs[name]) for name, a in built(one).items()]
+    configured = [(name, a, b) for name, a, b in both if a != b and None not in (a, b)]
     if as_json:
         output.print_json(
             {
                 "kernels": [first.name, second.name],
                 "differences": {name: [a, b] for name, a, b in rows},
-                "releases": [one.text, two.text],
+                "configured": {name: [a, b] for name, a, b in configured},
+                "files": [None if each.image is None else each.image.path for each in (one, two)],
+                "releases": [one.release.text, two.release.text],
                 "faults": {
                     fix.name: {
                         "affects": [a, b],
@@ -208,24 +280,33 @@ def show_differences(one: Release, two: Release, *, markdown: bool, as_json: boo
         )
         return
     listed = [(fix.name, has(a), has(b), fix.remedied(), fix.effect) for fix, a, b in mended]
+    shown = [(label(name), said(a), said(b)) for name, a, b in rows]
+    shown += [(label(name), said(a), said(b)) for name, a, b in configured]
+    heads = [
+        f"Linux {kernel.name}" if each.image is None else Path(each.image.path).name
+        for kernel, each in ((first, one), (second, two))
+    ]
+    for each in (one, two):
+        if each.image is not None and each.option("KEXEC_HANDOVER") is False:
+            output.line(f"warning: {each.image.path}: built without CONFIG_KEXEC_HANDOVER", err=True)
     if markdown:
-        print_markdown("", first.name, second.name, rows=[(label(name), said(a), said(b)) for name, a, b in rows])
+        print_markdown("", *(head.removeprefix("Linux ") for head in heads), rows=shown)
         if listed:
             output.line()
-            print_markdown("fault", one.text, two.text, "fixed in", "effect", rows=listed)
+            print_markdown("fault", one.release.text, two.release.text, "fixed in", "effect", rows=listed)
         return
-    if rows:
-        table = output.table("", f"Linux {first.name}", f"Linux {second.name}")
-        for name, a, b in rows:
-            table.add(label(name), said(a), said(b))
+    if not rows:
+        output.line(f"Linux {one.release} and {two.release} write the same formats")
+    if shown:
+        table = output.table("", *heads)
+        for row in shown:
+            table.add(*row)
         table.show()
-    else:
-        output.line(f"Linux {one} and {two} write the same formats")
     if listed:
         output.line()
-        table = output.table("fault", f"in {one}", f"in {two}", "fixed in", "effect", limit=output.LINE)
-        for row in listed:
-            table.add(*row)
+        table = output.table("fault", f"in {one.release}", f"in {two.release}", "fixed in", "effect", limit=output.LINE)
+        for entry in listed:
+            table.add(*entry)
         table.show()
 
 
@@ -263,12 +344,16 @@ LABELS = {
     "scratch_alignment": "scratch sizes rounded up to a",
     "extends_scratch": "scratch extended after a handover",
     "off_in_kdump": "off in a crash kernel",
+    "page_size": "page size",
+    "largest_order": "MAX_PAGE_ORDER",
+    "versions": "versions that LUO lists",
+    "features": "features that LUO lists",
 }
 
 
 def label(name: str) -> str:
     """Name a column for people."""
-    return LABELS.get(name, name.replace("_", " "))
+    return LABELS.get(name, name if name.startswith("CONFIG_") else name.replace("_", " "))
 
 
 def said(value: object) -> str:

@@ -7,18 +7,23 @@ read in its sources, and part of it was run (docs/compat.md).
 from __future__ import annotations
 
 import contextlib
+import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from .._kho import Fdt, Incoming, Snapshot, kho_is_enabled
 from ..crashline import crash_kernel_bytes
 from ..errors import FdtError, KhoError, ParameterError
 from ..formats import KhoTest, Luo, Metadata, Payload, ReserveMem, payloads
-from ..formats.luo import LuoV1
+from ..formats.features import HEADER, LUO_BITS, MEMFD_BITS, Features, is_header
+from ..formats.luo import FEATURES, LuoV1
 from ..kernelimage import KernelImage
 from ..kernels import FIXES, KERNELS, LUO_SINCE, Kernel, Release, kernel_of, kernels_that_write
 from ..sizes import MAX_PAGE_ORDERS, PAGEBLOCK_ORDERS, SMALL_BITMAP, format_size, parse_size
+from .depth import levels_written
 
 __all__ = ["Judged", "Offer", "Target", "judge", "worst"]
 
@@ -30,6 +35,10 @@ VERDICTS: tuple[Verdict, ...] = ("taken", "unknown", "lost", "refused", "panics"
 CORE = "kernel/liveupdate/kexec_handover.c"
 LUO = "kernel/liveupdate/luo_core.c"
 SETUP = "arch/x86/kernel/setup.c"
+FEATURED_MEMFD = "memfd"
+"""What stands in place of a version where a memfd has a feature header."""
+TEST_FLB = "liveupdate-test-flb-v"
+"""FLBs of the kernel's own test (lib/tests/liveupdate.c)."""
 ORDER_CHECKED = "kho_restore_page, " + CORE
 
 
@@ -68,6 +77,8 @@ class Offer:
     flbs: list[str] = field(default_factory=list)
     sessions: dict[str, list[tuple[int, str]]] | None = field(default_factory=dict)
     """Token and compatible of each file, by session; None if they are not seen."""
+    features: dict[str, Features] = field(default_factory=dict)
+    """Feature headers in place of versions (a draft), by what has them: `luo`, `session vm-1, file 0x10`."""
     reserve_mem: dict[str, int | None] = field(default_factory=dict)
     """Size of each region by name; None if it is not seen."""
     kho_test: str | None = None
@@ -81,7 +92,7 @@ class Offer:
         """Take it from a memory image; `found`: its payloads, if they were decoded already."""
         offer = cls(inc.compatible, page_size=inc.page_size, bitmap_bytes=inc.bitmap_bytes)
         offer.map, offer.orders, offer.scratch = inc.preserved_memory_map, dict(inc.folios_by_order), inc.scratch
-        offer.ram = sum(nbytes for _, nbytes in inc.ranges)
+        offer.ram, offer.levels = sum(nbytes for _, nbytes in inc.ranges), levels_written(inc)
         node: bool | None = None
         for name, payload in (payloads(inc) if found is None else found).items():
             if isinstance(payload, Luo):
@@ -94,6 +105,7 @@ class Offer:
                     files = sessions.setdefault(session.name, [])
                     files += [(entry.token, entry.compatible) for entry in session.entries]
                 offer.sessions = sessions
+                offer.features = _features_of(payload)
             elif isinstance(payload, ReserveMem):
                 offer.reserve_mem = {name: region.size for name, region in payload.regions.items()}
             elif isinstance(payload, Metadata):
@@ -102,11 +114,18 @@ class Offer:
                     offer.release = Release.parse(payload.previous_release)
             elif isinstance(payload, KhoTest):
                 offer.kho_test = "array" if payload.list is None else "vmalloc"
+            elif name == "LUO" and (header := _header(inc, payload.blob.phys, LUO_BITS)) is not None:
+                # kho refuses bits that it does not know; the target may support them.
+                offer.luo, offer.flb_node, offer.sessions, offer.features = FEATURES, True, None, {"luo": header}
             else:
                 offer.others.append(name)
         if offer.release is None:
             writers = kernels_that_write(offer.abi, offer.bitmap_bytes, offer.luo, flb_node=node)
             offer.release = Release.parse(writers[0].name) if len(writers) == 1 else None
+            dumped = _dumped_release(inc)
+            # The kernel that was dumped may have been handed it by another one.
+            if dumped is not None and dumped.name in [kernel.name for kernel in writers]:
+                offer.release = dumped
         return offer
 
     def unwritten(self, shown: Snapshot) -> Offer:
@@ -168,10 +187,56 @@ class Offer:
 
 
 def _release_of(shown: Snapshot) -> Release | None:
-    """Read /proc/version; None without it, or for a release that no kernel has."""
+    """Read /proc/version and /proc/version_signature; None without the first, or for a release that no kernel has."""
     if shown.version is not None and len(words := shown.version.split()) > 2:
         with contextlib.suppress(ParameterError):
-            return Release.parse(words[2])
+            return Release.parse(words[2], _signature_of(shown) or shown.version)
+    return None
+
+
+def _signature_of(shown: Snapshot) -> str | None:
+    """Read /proc/version_signature of the machine or of a directory; None if it is missing, or no regular file."""
+    if shown.kind not in ("live", "root"):
+        return None
+    path = (Path("/") if shown.kind == "live" else Path(shown.path)) / "proc/version_signature"
+    with contextlib.suppress(OSError):
+        # A FIFO without a writer would block the open.
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(path, flags), "rb") as file:
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return file.read(256).decode("ascii", "replace")
+    return None
+
+
+def _dumped_release(inc: Incoming) -> Release | None:
+    """Return the release of the kernel whose memory was dumped; None if VMCOREINFO does not have it."""
+    text = inc.vmcoreinfo("OSRELEASE")
+    with contextlib.suppress(ParameterError):
+        return None if text is None else Release.parse(text)
+    return None
+
+
+def _features_of(luo: Luo) -> dict[str, Features]:
+    """List the feature headers of LUO and of its memfds (a draft), also those that kho refuses."""
+    inc, found = luo.blob.inc, {}
+    header = _header(inc, luo.blob.phys, LUO_BITS) if luo.compatible == FEATURES else None
+    if header is not None:
+        found["luo"] = header
+    for session in luo.all_sessions:
+        for entry in session.entries:
+            header = _header(inc, entry.data, MEMFD_BITS) if entry.compatible == FEATURED_MEMFD else None
+            if header is not None:
+                found[f"session {session.name}, file {entry.token:#x}"] = header
+    return found
+
+
+def _header(inc: Incoming, phys: int, names: tuple[str, ...]) -> Features | None:
+    """Read a feature header as it is, whatever it requires; None if there is none."""
+    with contextlib.suppress(KhoError):
+        data = inc.read(phys, HEADER.size)
+        if is_header(data):
+            supp, req, active, reserved = HEADER.unpack(data)
+            return Features(supp, req, active, names, reserved)
     return None
 
 
@@ -225,6 +290,14 @@ class Target:
         """Compatibles and names that its file lists (`.liveupdate_versions`, `.liveupdate_features`, both drafts)."""
         image = self.image
         return set() if image is None else {*(image.versions or ()), *(image.features or ())}
+
+    def lacks(self, what: str, header: Features) -> list[str] | None:
+        """List the bits that a feature header requires and its file does not support for `what`, `luo` or `memfd`.
+
+        None if the file lists no features of that name.
+        """
+        row = None if self.image is None else (self.image.features or {}).get(what)
+        return None if row is None else header.listed(header.req & ~row.supported)
 
     @property
     def kernel(self) -> Kernel | None:
@@ -417,7 +490,13 @@ def _judge_luo(offer: Offer, target: Target, kernel: Kernel) -> Iterator[Judged]
     if built is False:
         yield Judged("LUO", "lost", "built without CONFIG_LIVEUPDATE: its memory stays reserved", LUO)
         return
-    if offer.luo != kernel.luo and offer.luo not in target.listed:
+    header = offer.features.get("luo")
+    missing = None if header is None else target.lacks("luo", header)
+    if missing:
+        why = f"it requires {', '.join(missing)}, which .liveupdate_features of the kernel does not support"
+        yield Judged("LUO", "panics", why, f"luo_early_startup, {LUO}")
+        return
+    if offer.luo != kernel.luo and offer.luo not in target.listed and missing is None:
         why = f"compatible {offer.luo!r}, and Linux {kernel.name} takes {kernel.luo!r} only, or panics"
         why += _parts(offer.luo, kernel)
         yield Judged("LUO", "panics", why, f"luo_early_startup, {LUO}")
@@ -432,22 +511,36 @@ def _judge_luo(offer: Offer, target: Target, kernel: Kernel) -> Iterator[Judged]
         why = "no liveupdate=on on its command line: there is no /dev/liveupdate, and the memory stays reserved"
         yield Judged("LUO", "lost", why, LUO)
         return
-    yield Judged("LUO", "taken", offer.luo, f"luo_early_startup, {LUO}")
+    said = "" if header is None or missing is None else f": it requires {', '.join(header.listed(header.req))}"
+    yield Judged("LUO", "taken", offer.luo + said, f"luo_early_startup, {LUO}")
+    tested = target.option("LIVEUPDATE_TEST")
     for name in offer.flbs:
         if not kernel.flbs:
             yield Judged(f"FLB {name}", "lost", f"Linux {kernel.name} has no FLBs", LUO)
+        elif name.startswith(TEST_FLB) and tested is not None:
+            verdict: Verdict = "taken" if tested else "lost"
+            why = (
+                "CONFIG_LIVEUPDATE_TEST"
+                if tested
+                else "built without CONFIG_LIVEUPDATE_TEST: its memory stays reserved"
+            )
+            yield Judged(f"FLB {name}", verdict, why, "lib/tests/liveupdate.c")
         else:
             why = "taken by the driver of that name, if the kernel has it"
             yield Judged(f"FLB {name}", "unknown", why, "kernel/liveupdate/luo_flb.c")
     if offer.sessions is None:
         why = "sessions are written while the kexec is under way: debugfs does not show them"
+        if "luo" in offer.features:
+            why = "its feature header requires what kho does not know, so that its lists are not read"
         yield Judged("sessions", "unknown", why, "kernel/liveupdate/luo_session.c")
         return
     for name, files in offer.sessions.items():
-        yield from _judge_session(name, files, target, kernel)
+        yield from _judge_session(name, files, target, kernel, offer.features)
 
 
-def _judge_session(name: str, files: list[tuple[int, str]], target: Target, kernel: Kernel) -> Iterator[Judged]:
+def _judge_session(
+    name: str, files: list[tuple[int, str]], target: Target, kernel: Kernel, features: Mapping[str, Features]
+) -> Iterator[Judged]:
     """Judge a session: one file that no handler takes fails all of them from Linux 7.0 on."""
     where = "luo_file_deserialize, kernel/liveupdate/luo_file.c"
     listed = target.listed
@@ -456,6 +549,15 @@ def _judge_session(name: str, files: list[tuple[int, str]], target: Target, kern
         yield Judged(f"session {name}", "taken", "it has no files", where)
     for token, compatible in files:
         what = f"session {name}, file {token:#x}"
+        header = features.get(what)
+        missing = None if header is None else target.lacks(compatible, header)
+        if missing:
+            why = (
+                f"it requires {', '.join(missing)}, which .liveupdate_features of the kernel does not support: every "
+                "session is lost"
+            )
+            yield Judged(what, "lost", why, where)
+            continue
         if listed:
             known: bool | None = compatible in listed
         elif compatible == kernel.memfd:
@@ -543,6 +645,9 @@ OF_TARGET = ("retrieve-partial", "session-error-ignored", "crash-kernel")
 def notes(offer: Offer, target: Target) -> list[tuple[str, str]]:
     """List the faults of both releases that bear on a handover: the release, and the fault with its remedy."""
     found = []
+    if target.image is not None and target.image.unread is not None:
+        why = f"{target.image.path}: {target.image.unread}; its configuration is not known"
+        found.append((f"Linux {target.release}", why))
     for release, names in ((offer.release, OF_SOURCE), (target.release, OF_TARGET)):
         for fix in (FIXES[name] for name in names):
             affected = None if release is None else fix.affects(release)

@@ -17,7 +17,7 @@ from ..formats.kernel_write import VMALLOC, MemfdLayout
 from ..formats.luo import FileEntry, Flb, LuoV1
 from ..formats.registry import writer_of
 from ..kernels import Kernel
-from .compat import Offer
+from .compat import TEST_FLB, Offer
 from .outgoing import Outgoing
 
 __all__ = ["DROPPABLE", "Formats", "LuoPlan", "plan_luo"]
@@ -26,8 +26,6 @@ Drop = Literal["seals", "files", "flbs", "luo"]
 DROPPABLE: tuple[Drop, ...] = get_args(Drop)
 """What a conversion may leave out if it is told to."""
 SUBTREE = "LUO"
-TEST_FLB = "liveupdate-test-flb-v"
-"""FLBs of the kernel's own test (lib/tests/liveupdate.c): their data is a number, the same in all versions."""
 KEEP = "--keep-unknown (keep_unknown=True) keeps what kho does not know as it is"
 SHOWN = 3
 """How many objects a message names."""

@@ -74,6 +74,12 @@ def _bitmaps() -> str:
     return ", ".join(f"{'a page' if nbytes is None else f'{nbytes} bytes'} in {kernels}" for nbytes, kernels in sizes)
 
 
+def _remedy(fix: str) -> str:
+    """Return what helps against a fault of a release, as a sentence without its end."""
+    text = FIXES[fix].remedy
+    return text[:1].upper() + text[1:]
+
+
 RULES: dict[str, Rule] = {
     "KHO001": Rule(
         "error",
@@ -130,7 +136,8 @@ RULES: dict[str, Rule] = {
         "With the number of levels that belongs to its compatible, the tree does not contain the page of the root FDT; "
         f"with another number it does. Levels at 16 KiB pages: {_each(lambda abi: abi.levels.get(16384))}.",
         "The next kernel reads tables as bitmaps, or bitmaps as tables, and preserves the wrong pages.",
-        "Write the tree with the depth of its compatible (`kho convert --abi`), or boot a kernel that uses this depth.",
+        "Write the tree with the depth of its compatible (`kho convert --abi`), or boot a kernel that uses this depth. "
+        f"kho-v3 with 4 levels at 16 KiB was written {FIXES['tree-depth'].where()} alone.",
         f"{ABI_H}, KHO_TREE_MAX_DEPTH",
     ),
     "KHO007": Rule(
@@ -164,7 +171,8 @@ RULES: dict[str, Rule] = {
         "map in scratch",
         "A chunk, bitmap or node of the map lies in a scratch area.",
         "The next kernel allocates from scratch at boot: it may overwrite the map before it has read it.",
-        "Allocate metadata outside scratch. If the scratch areas were guessed, give them with --scratch.",
+        "Allocate metadata outside scratch. If the scratch areas were guessed, give them with --scratch. With KFENCE, "
+        f"Linux {FIXES['metadata-allocator'].where()} does it by itself: {FIXES['metadata-allocator'].remedy}.",
         f"{CORE}, kho_alloc_preserve, kho_scratch_overlap",
     ),
     "KHO011": Rule(
@@ -511,6 +519,46 @@ RULES: dict[str, Rule] = {
         "kho_add_subtree failed for this producer: its data is not handed over. The rest of the handover is intact.",
         "Take the node as absent. Add fewer subtrees, or use Linux 7.0.9.",
         f"{CORE}, kho_add_subtree; upstream {FIXES['subnode-left'].upstream}",
+    ),
+    "KHO049": Rule(
+        "warning",
+        "memfd may lack what was written late",
+        f"Linux 6.19 {FIXES['memfd-dirty'].where()} records a folio of a memfd as it was at PRESERVE_FD. Folios that "
+        "are not dirty, or not up to date, prove such a release; else it is that of the machine, or of the dump.",
+        "What is written to such a folio afterwards can be lost: a folio recorded as clean may be reclaimed before the "
+        "kexec, one that is not up to date is zeroed by the next kernel.",
+        f"{_remedy('memfd-dirty')}. Compare what was restored with what was written.",
+        f"{MEMFD}, memfd_luo_preserve_folios; upstream {FIXES['memfd-dirty'].upstream}",
+    ),
+    "KHO050": Rule(
+        "error",
+        "scratch size that its kernel did not round",
+        "The scratch area for low memory, or the global one, is no multiple of a pageblock (2 MiB by default at 4 KiB "
+        f"pages), and the kernel that reserved it does not round these sizes: {FIXES['scratch-rounding'].where()}.",
+        "That kernel gives whole pageblocks to its page allocator, so that pages after the area, which may be in use, "
+        "are allocated again: it corrupts its memory, and with it what it hands over.",
+        f"{_remedy('scratch-rounding')}. Do not trust contents of this machine.",
+        f"{CORE}, kho_init; upstream {FIXES['scratch-rounding'].upstream}; docs/compat.md",
+    ),
+    "KHO051": Rule(
+        "error",
+        "bitmaps of another size than the named kernel reads",
+        f"Kernels of one compatible read bitmaps of different sizes: {_bitmaps()}. The kernel that --kernel names "
+        "reads the other size.",
+        "It takes memory in use for free, and dies before its first message: a finalized handover of Linux 6.17 kills "
+        "6.19. Nothing refuses it, as the compatible is the same.",
+        "Boot cold, or kexec before anything is finalized. `kho convert --kernel RELEASE` writes the other size.",
+        "kernel/kexec_handover.c, PRESERVE_BITS; docs/compat.md",
+    ),
+    "KHO052": Rule(
+        "warning",
+        "memfd that the named kernel restores in part",
+        "A folio of a memfd, not its first, cannot be restored, and the kernel that --kernel names does not report it "
+        f"({FIXES['retrieve-partial'].where()}).",
+        "RETRIEVE_FD succeeds, and part of the file is missing; only the kernel log tells: 'Unable to restore folio "
+        "at physical address'.",
+        f"{_remedy('retrieve-partial')}.",
+        f"{MEMFD}, memfd_luo_retrieve_folios; upstream {FIXES['retrieve-partial'].upstream}",
     ),
 }
 

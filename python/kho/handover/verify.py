@@ -13,7 +13,6 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 from .. import errors
 from .._kho import (
@@ -39,13 +38,20 @@ from ..text import UNFINALIZED
 from .absence import LEFT_OUT, absence, why_absent
 from .addresses import checked
 from .compat import Offer, Target
+from .depth import MOST_LEVELS, Read, in_tree
 from .owners import HANDLE, owners
 from .rules import SEVERITIES, Finding, note_omitted
-from .verify_kernel import luo_findings, target_findings, target_named
+from .verify_kernel import (
+    luo_findings,
+    partial_findings,
+    release_findings,
+    target_findings,
+    target_named,
+    unsettled_findings,
+)
 
 __all__ = ["verify", "verify_fdt"]
 
-Read: TypeAlias = Callable[[int, int], bytes]
 PAGEBLOCK = {page: page << order for page, order in PAGEBLOCK_ORDERS.items()}
 """Page size -> alignment of scratch areas in bytes (CMA_MIN_ALIGNMENT_BYTES of a default kernel)."""
 BY_KIND = {
@@ -208,8 +214,12 @@ def _snapshot(shown: Snapshot, target: Target | None, most: int) -> Iterator[Fin
     path = os.fspath(shown.path)
     if target is not None:
         yield from target_findings(Offer.of_snapshot(shown), target, path, most=most)
-    elif shown.outgoing is not None and shown.outgoing.compatible is not None:
-        yield from luo_findings(Offer.of_snapshot(shown), f"{path}: LUO", None, most)
+    if shown.outgoing is None or shown.outgoing.compatible is None:
+        return
+    offer = Offer.of_snapshot(shown)
+    yield from release_findings(offer, f"{path}: LUO")
+    if target is None:
+        yield from luo_findings(offer, f"{path}: LUO", None, most)
 
 
 def _bare_fdt(source: str | os.PathLike[str]) -> bytes | None:
@@ -322,30 +332,14 @@ def _wrong_depth(read: Read, abi: Abi, page: int, root: int, fdt_phys: int) -> s
     shift = page.bit_length() - 1
     key = 1 << (64 - shift) | fdt_phys >> shift
     expected = abi.levels.get(page)
-    if expected is None or _in_tree(read, page, root, key, expected):
+    if expected is None or in_tree(read, page, root, key, expected):
         return None
-    for levels in sorted(range(2, 9), key=lambda n: abs(n - expected)):
-        if levels != expected and _in_tree(read, page, root, key, levels):
+    for levels in sorted(range(2, MOST_LEVELS + 1), key=lambda n: abs(n - expected)):
+        if levels != expected and in_tree(read, page, root, key, levels):
             return (
                 f"with {expected} levels, as {abi.compatible} has, it does not preserve the FDT; with {levels} it does"
             )
     return None
-
-
-def _in_tree(read: Read, page: int, node: int, key: int, levels: int) -> bool:
-    """Look `key` up in a radix tree with `levels` levels, as kho_radix_walk_tree does: is its bit set?"""
-    shift = page.bit_length() - 1
-    table, leaf = shift - 3, shift + 3
-    try:
-        for level in range(levels - 1, 0, -1):
-            index = key >> ((level - 1) * table + leaf) & ((1 << table) - 1)
-            node = int.from_bytes(read(node + 8 * index, 8), "little")
-            if not node or node % page:
-                return False
-        bit = key & ((1 << leaf) - 1)
-        return bool(read(node + bit // 8, 1)[0] >> bit % 8 & 1)
-    except errors.KhoError:
-        return False
 
 
 # Root FDT
@@ -445,13 +439,17 @@ def _handover(
         of_payload = _payload(payload, f"subtree {name} at {payload.blob.phys:#x}", most)
         yield from (found for found in of_payload if inc.finalized or found.id not in OF_PRESERVED)
     if inc.certainty != "not read":
-        yield from _owners(inc, payloads, most)
+        yield from _owners(inc, payloads, target, most)
+    luo = payloads.get("LUO")
+    if isinstance(luo, Luo):
+        yield from unsettled_findings(luo, most)
     if next(_undecoded(payloads), None) is not None:
         return  # what the next kernel does with them is not known
     offer = Offer.of(inc, payloads)
+    yield from release_findings(offer, "LUO")
     if target is not None:
         yield from target_findings(offer, target, f"root FDT at {inc.fdt_phys:#x}", inc.fdt_phys, most=most)
-    elif (luo := payloads.get("LUO")) is not None:
+    elif luo is not None:
         yield from luo_findings(offer, f"LUO at {luo.blob.phys:#x}", luo.blob.phys, most)
 
 
@@ -658,11 +656,13 @@ def _has_more_records(memfd: Memfd) -> bool:
 # Owners
 
 
-def _owners(inc: Incoming, payloads: Mapping[str, Payload], most: int) -> Iterator[Finding]:
+def _owners(inc: Incoming, payloads: Mapping[str, Payload], target: Target | None, most: int) -> Iterator[Finding]:
     try:
         found = owners(inc, payloads)
     except errors.MissingMemoryError:
         return
+    if target is not None:
+        yield from partial_findings(found.unpreserved, target, most)
     lost: dict[str, list[Finding]] = {"KHO021": [], "KHO022": []}
     counts = Counter({"KHO022": found.more_unpreserved})
     for row in found.unpreserved:
