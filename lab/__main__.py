@@ -56,6 +56,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--save", action="store_true", help="also write lab/results, which docs/real-kernels.md is made from"
     )
+    parser.add_argument(
+        "--record", action="store_true", help="also write what devices answered to tests/data, to be checked in"
+    )
     parser.add_argument("--build", action="store_true", help="build the kernels and stop")
     options = parser.parse_args(argv)
     known = names()
@@ -80,6 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     except LabError as error:
         print(f"lab: {error}", file=sys.stderr)
         return 2
+    lab.record = options.record
     lab.say(f"kernels {', '.join(lab.versions)}; everything is kept in {lab.cache}")
     table, today = Table([]), datetime.now(UTC).date().isoformat()
     for name in wanted:

@@ -39,6 +39,8 @@ class Lab:
         self.kernels = Kernels(self.cache, self.say, kernel)
         self.arches = tuple(arches)
         self.scenario = "lab"
+        self.record = False
+        """Whether scenarios write what they recorded to tests/data instead of comparing it."""
         if kernel is not None and self.kernels.own_version is not None:
             versions = [self.kernels.own_version]
         self.versions: tuple[str, ...] = tuple(versions) or tuple(

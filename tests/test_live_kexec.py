@@ -87,23 +87,32 @@ def test_a_retrieved_image_is_sealed_private_and_writable(machine: FakeLuo) -> N
         assert not fcntl.fcntl(h.fileno(), fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE
 
 
-def test_a_memfd_that_a_kernel_before_7_2_returns_unsealed_is_sealed_again(
-    machine: FakeLuo, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("sealable", [True, False])
+def test_a_memfd_that_an_older_kernel_returns_unsealed_is_sealed_again(
+    machine: FakeLuo, monkeypatch: pytest.MonkeyPatch, sealable: bool
 ) -> None:
     def unsealed(self: luo.Session, token: int) -> int:
-        fd, new = retrieve(self, token), os.memfd_create("", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        # As 6.19.11 (tests/data/luo): F_SEAL_SEAL alone, so that no seal can be added.
+        fd, new = retrieve(self, token), os.memfd_create("", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING * sealable)
         os.truncate(new, os.fstat(fd).st_size)
         os.pwrite(new, os.pread(fd, 1 << 24, 0), 0)
         os.close(fd)
         return new
 
     retrieve = luo.Session.retrieve_fd
-    found = kexeced(machine)
+    with start() as h:
+        h.put("large", np.arange(300_000))
+        h.commit()
+        found = contents(h)
+        machine.kexec()
     monkeypatch.setattr(luo.Session, "retrieve_fd", unsealed)
     with start(kexec=False) as h:
         assert h.inherited
         assert contents(h) == found
         assert fcntl.fcntl(h.fileno(), fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
+        assert h.verify() > 2_400_000
+        h.put("more", b"more")
+        h.commit()
 
 
 def test_preserving_by_hand_is_found_without_being_asked_for(machine: FakeLuo) -> None:

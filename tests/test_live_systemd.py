@@ -238,6 +238,7 @@ def test_in_a_service_with_a_store_systemd_preserves_the_image_and_this_process_
         assert machine.outgoing() == {}
         line.ask("put", "a", "one")
         line.ask("commit")
+        assert line.ask("stats")["holes"] == 1
     # What systemd-shutdown does then is not refused: the memfd is in no session.
     (fd,) = manager.store.values()
     with fake_luo.create(machine, "systemd") as session:

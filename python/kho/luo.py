@@ -136,7 +136,11 @@ class _Kernel:
     """The kernel that runs this process."""
 
     def open(self, path: str) -> int:
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except PermissionError:
+            # The kernel does not check how the device is open: a user who may read it may make every request.
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def ioctl(self, fd: int, number: int, buffer: bytearray) -> None:
         fcntl.ioctl(fd, number, buffer)
@@ -541,7 +545,7 @@ def available(path: str | os.PathLike[str] = PATH, *, cmdline: str | None = None
     """
     path = os.fspath(path)
     if Path(path).exists():
-        return None if os.access(path, os.R_OK | os.W_OK) else f"{path}: this user may not open it; by default root may"
+        return None if os.access(path, os.R_OK) else f"{path}: this user may not open it; by default root may"
     if cmdline is None:
         cmdline = ""
         with suppress(OSError):

@@ -523,6 +523,12 @@ class Handle(Reader):
                 self._space.holes = False
             return image.session
 
+    def _free_at_once(self) -> None:
+        """Punch memory that is freed from now on: no session of this process preserves the image."""
+        with self._lock:
+            if self._image.keep_free:
+                self._image.keep_free, self._space.holes = False, True
+
     def _end_session(self) -> bool:
         """Stop preserving the image for the next kernel; returns whether it was preserved."""
         was = self._image.end_session()

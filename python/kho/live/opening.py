@@ -437,6 +437,7 @@ def _settle_with_kernel(handle: Handle, request: Request) -> Handle:
         if request.kexec and (not systemd.keeps() or handle.transport in ("hold", "descriptor")):
             handle.preserve(deadline=request.deadline)
         else:
+            handle._free_at_once()
             across.finish(handle.name)
     except BaseException as error:
         if isinstance(error, LuoBusyError) and not request.kexec:

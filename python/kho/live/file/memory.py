@@ -180,6 +180,18 @@ def outside_scratch(places: Places | None = None) -> int | None:
     return max(table["MemAvailable"] - max(table.get("CmaFree", 0) - table.get("CmaTotal", 0), 0), 0)
 
 
+def _is_whole(fd: int, size: int) -> bool:
+    """Return whether a file has no hole; its position stays. Memory that was allocated and never written is a hole."""
+    try:
+        at = os.lseek(fd, 0, os.SEEK_CUR)
+        try:
+            return os.lseek(fd, 0, os.SEEK_HOLE) >= size
+        finally:
+            os.lseek(fd, at, os.SEEK_SET)
+    except OSError:
+        return False
+
+
 def check_pinned(fd: int, what: str, places: Places | None = None) -> None:
     """Check that there is memory to allocate all of a memfd and pin it, as a live update session does.
 
@@ -187,7 +199,9 @@ def check_pinned(fd: int, what: str, places: Places | None = None) -> None:
     file charges all of it at once.
     Raises: OutOfMemoryError with what is needed and available: the OOM killer would end this process, or others.
     """
-    size, nbytes = os.fstat(fd).st_size, unallocated(fd, os.fstat(fd).st_size)
+    size = os.fstat(fd).st_size
+    # Before Linux 7.1 the blocks of a retrieved memfd are too few: a large folio counts as one page.
+    nbytes = 0 if _is_whole(fd, size) else unallocated(fd, size)
     check(nbytes, what, places)
     available = outside_scratch(places)
     if available is not None and nbytes > available:

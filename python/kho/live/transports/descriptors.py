@@ -8,14 +8,18 @@ import os
 import stat
 from typing import NamedTuple
 
+from ...errors import KhoError
 from ..file import header
 from ..file.image import SEALS, blank
+from ..file.mapping import punch
 from ..oserrors import error_of
 
 __all__ = ["FIRST", "Inherited", "create_memfd", "has_superblock", "make_safe", "require_image", "set_inheritable"]
 
 FIRST = 3
 """The lowest descriptor that is passed: SD_LISTEN_FDS_START of sd_listen_fds(3)."""
+STEP = 4 << 20
+"""Bytes that are moved at a time."""
 MFD_HUGETLB = 0x4
 MFD_EXEC = 0x10
 """From Linux 6.3: no F_SEAL_EXEC, whatever vm.memfd_noexec says. The next kernel makes every memfd with mode 0777, and
@@ -78,18 +82,50 @@ def has_superblock(fd: int) -> bool:
     return os.pread(fd, len(header.MAGIC), header.SUPER_AT) == header.MAGIC
 
 
-def make_safe(fd: int) -> None:
-    """Restore seals and mode of an image's memfd.
+def make_safe(fd: int, name: str) -> bool:
+    """Restore seals and mode of an image's memfd; the descriptor may lead to another memfd then.
 
-    Kernels before 7.1 lose the seals, and all kernels the mode.
+    All kernels lose the mode. Linux 6.19 and 7.0 lose the seals, and the memfd cannot be sealed (F_SEAL_SEAL): it could
+    be shrunk under its readers. It is moved to a new one there, in steps, so that little more memory is in use.
+
+    Returns: whether it was moved.  Raises: KhoError if there is no memory for that.
     """
+    moved = False
     try:
-        # `ImageFile` refuses a memfd without seals.
-        if not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+        if not seals & fcntl.F_SEAL_SHRINK:
+            if moved := bool(seals & fcntl.F_SEAL_SEAL):
+                _move(fd, name)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
         os.fchmod(fd, 0o600)
+    except KhoError:
+        raise
     except OSError:
         pass
+    return moved
+
+
+def _move(fd: int, name: str) -> None:
+    """Move a memfd's contents to a new memfd, and let the descriptor lead to that. Raises: KhoError."""
+    where = f"memfd {name!r}"
+    new = create_memfd(name, where)
+    try:
+        size, at = os.fstat(fd).st_size, 0
+        os.ftruncate(new, size)
+        while at < size:
+            part = os.pread(fd, min(STEP, size - at), at)
+            # What was preserved has no holes; zeros need no memory here.
+            if part.count(0) != len(part):
+                done = 0
+                while done < len(part):
+                    done += os.pwrite(new, memoryview(part)[done:], at + done)
+            punch(fd, at, len(part))
+            at += len(part)
+        os.dup2(new, fd, inheritable=False)
+    except OSError as error:
+        raise error_of(error, where, "move what a kexec has brought to a memfd that can be sealed") from error
+    finally:
+        os.close(new)
 
 
 def set_inheritable(fd: int, inheritable: bool) -> None:

@@ -205,7 +205,7 @@ def find(name: str, *, insist: bool = True, deadline: Deadline | None = None, si
                 _arrivals.pop(name).close()
                 _warn_lost(name, error)
                 return None
-        make_safe(arrival.fd)
+        make_safe(arrival.fd, name)
         return arrival.fd
 
 

@@ -83,7 +83,8 @@ def from_systemd(name: str) -> Inherited | None:
             continue
         _taken.add((os.getpid(), fd))
         _names.add(given)
-        make_safe(fd)
+        if make_safe(fd, name):
+            remove(given)  # the memfd that systemd has is empty; the new one is stored as any other
         return Inherited(fd, None, None, "systemd")
     if wrong is not None:
         raise wrong

@@ -1,0 +1,35 @@
+"""kho.live over three kernels: sizes, late changes, deaths, `kho hold`, exec, and a store like systemd's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from lab import Claim, Lab
+from lab.initramfs import GUEST
+
+APPEND = "kho=on liveupdate=on kho_scratch=32M,320M,32M retain_initrd lab=live_images.py loglevel=1"
+LARGE = {(7, 3): "8M,64M,256M"}
+"""Sizes of the images by series; guests of the others have the small ones."""
+SMALL = "8M,64M"
+FIRST = (6, 19)
+"""The first version with a live update device."""
+
+
+def run(lab: Lab) -> Iterator[Claim]:
+    """One guest of three kernels for every version that has the device."""
+    for version in lab.versions:
+        series = tuple(int(part) for part in version.split(".")[:2])
+        if series < FIRST:
+            continue
+        kernel = lab.kernel(version)
+        initrd = lab.python_initramfs([GUEST / "live_images.py", GUEST / "kexec.py"], {"next": kernel})
+        append = f"{APPEND} phase=1 sizes={LARGE.get(series, SMALL)}"
+        console = lab.boot(kernel, initrd, append, memory="1536M", timeout=1800)
+        decoder = json.JSONDecoder()
+        for line in console.lines("CLAIM "):
+            said = decoder.raw_decode(line)[0]
+            yield Claim(f"kho.live: {said['text']}", version, "x86_64", said["held"], said["evidence"])
+        ended = console.lines("END ")
+        held = ended == ["1", "2", "3"] and not console.lines("BROKEN")
+        yield Claim("kho.live: three kernels run to their end", version, "x86_64", held, console.tail(25))
