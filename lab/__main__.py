@@ -85,12 +85,13 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     lab.record = options.record
     lab.say(f"kernels {', '.join(lab.versions)}; everything is kept in {lab.cache}")
+    whole = not (versions or options.kernel or options.arch)
     table, today = Table([]), datetime.now(UTC).date().isoformat()
     for name in wanted:
         claims = run(lab, name)
         table.rows += [(name, claim) for claim in claims]
         if options.save:
-            save(RESULTS / f"{name}.json", name, claims, today)
+            save(RESULTS / f"{name}.json", name, claims, today, whole=whole)
     print(table.text(), end="")
     return table.exit_code
 

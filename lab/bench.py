@@ -101,11 +101,11 @@ class Lab:
         """The whole command line of a kernel that kexec starts."""
         return f"console={qemu.CONSOLES[arch]} {qemu.ALWAYS[arch]} {words}"
 
-    def console_path(self) -> Path:
-        """The file for the next console of this scenario."""
+    def console_path(self, kernel: Path) -> Path:
+        """The file for the next console of this scenario: a number, and the folder of the kernel's build."""
         with self.lock:
             self.boots += 1
-            return self.cache / "consoles" / self.scenario / f"{self.boots:03}.txt"
+            return self.cache / "consoles" / self.scenario / f"{self.boots:03}-{kernel.parent.name}.txt"
 
     @contextmanager
     def start(
@@ -122,7 +122,7 @@ class Lab:
         accel = qemu.accelerator(qemu.arch_of(kernel), kernel, self.cache)
         with qemu.started(
             kernel,
-            self.console_path(),
+            self.console_path(kernel),
             accel=accel,
             initrd=initrd,
             append=append,
@@ -160,7 +160,7 @@ class Lab:
         arch = qemu.arch_of(kernel)
         folder = Path(tempfile.mkdtemp(prefix="parts-", dir=self.work("")))
         accel = qemu.accelerator(arch, kernel, self.cache)
-        path = self.console_path()
+        path = self.console_path(kernel)
         with (
             inject.loaded(kernel, image, initrd, append, memory, folder) as (size, more),
             qemu.started(kernel, path, accel=accel, memory=f"{size}M", more=more, direct=False) as machine,

@@ -55,16 +55,16 @@ class Table:
         return "\n".join(shown) + "\n"
 
 
-def save(path: Path, scenario: str, claims: Iterable[Claim], date: str) -> None:
-    """Write the rows of one scenario to `path`; rows of kernels and architectures that were not run now stay.
+def save(path: Path, scenario: str, claims: Iterable[Claim], date: str, *, whole: bool) -> None:
+    """Write the rows of one scenario to `path`.
 
-    `date` is that of the run, as YYYY-MM-DD. A row that is new replaces one with the same text, kernel and
-    architecture.
+    A run that was not of the `whole` scenario (some kernels, one architecture) replaces rows with the same text, kernel
+    and architecture, and leaves the others. `date` is that of the run, as YYYY-MM-DD.
     """
     claims = list(claims)
-    ran = {(claim.kernel, claim.arch) for claim in claims}
-    old = json.loads(path.read_text())["claims"] if path.exists() else []
-    rows = [row for row in old if (row["kernel"], row["arch"]) not in ran]
+    ran = {(claim.text, claim.kernel, claim.arch) for claim in claims}
+    old = json.loads(path.read_text())["claims"] if path.exists() and not whole else []
+    rows = [row for row in old if (row["text"], row["kernel"], row["arch"]) not in ran]
     rows += [{**asdict(claim), "date": date} for claim in claims]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"scenario": scenario, "claims": rows}, indent=1, ensure_ascii=False) + "\n")

@@ -142,6 +142,14 @@ def small(program: Path, files: Mapping[str, bytes]) -> bytes:
     return archive.bytes()
 
 
+def _stripped(data: bytes) -> bytes:
+    """A program or library without its symbols for debuggers: the guest's memory is small."""
+    with tempfile.NamedTemporaryFile() as file:
+        Path(file.name).write_bytes(data)
+        done = subprocess.run(["strip", "--strip-unneeded", file.name], stderr=subprocess.DEVNULL, check=False)
+        return data if done.returncode else Path(file.name).read_bytes()
+
+
 class Root:
     """Files of this machine that a guest needs, with the shared libraries of each."""
 
@@ -161,6 +169,8 @@ class Root:
             return
         data = Path(source).read_bytes()
         elf = data[:4] == b"\x7fELF"
+        if elf and ".libs/" not in source:  # what auditwheel has patched does not load once it is stripped
+            data = _stripped(data)
         self.archive.file(name, data, 0o755 if elf or os.access(source, os.X_OK) else 0o644)
         if elf:
             said = subprocess.run(["ldd", source], capture_output=True, text=True, check=False).stdout

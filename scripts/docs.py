@@ -30,6 +30,9 @@ def main() -> int:
     check = sys.argv[1:] == ["--check"]
     import man
 
+    sys.path.insert(0, str(ROOT))
+    from lab import page
+
     import kho
     from kho.doctor import messages, rules
     from kho.handover import mapdraw, memmap
@@ -40,6 +43,7 @@ def main() -> int:
     wanted |= {DOCS / "man" / name: text for name, text in man.pages().items()}
     wanted |= {DOCS / "doctor" / f"{rule_id}.md": rules.page(rule_id) for rule_id in rules.RULES}
     wanted[DOCS / "messages.md"] = messages.page()
+    wanted[DOCS / "real-kernels.md"] = page.page()
     wanted[DOCS / "map.svg"] = mapdraw.to_svg(drawn, f"kho-v4 handover in {CAPTURE}")
     stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text() != text]
     for path in stale:

@@ -11,7 +11,7 @@ from pathlib import Path
 import lab
 import pytest
 from lab import __main__ as command
-from lab import inject, kernels, qemu
+from lab import inject, kernels, page, qemu
 from lab.claims import Claim, LabError, Table, load, save
 from lab.initramfs import Cpio
 
@@ -71,14 +71,18 @@ def test_an_error_in_a_scenario_is_a_failed_claim(tmp_path: Path, monkeypatch: p
     assert claim.evidence == "no kernel"
 
 
-def test_results_replace_the_rows_of_the_kernels_that_ran(tmp_path: Path) -> None:
+def test_results_of_some_kernels_leave_the_others(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    save(path, "x", [Claim("a", "7.1.13", "x86_64", True), Claim("a", "7.3.4", "x86_64", True)], "2026-11-30")
-    save(path, "x", [Claim("b", "7.3.4", "x86_64", True)], "2026-12-01")
-    assert [(row["text"], row["kernel"], row["date"]) for row in load(path)[1]] == [
-        ("a", "7.1.13", "2026-11-30"),
-        ("b", "7.3.4", "2026-12-01"),
-    ]
+
+    def rows() -> list[tuple[str, str, str]]:
+        return [(row["text"], row["kernel"], row["date"]) for row in load(path)[1]]
+
+    older = [Claim("a", "7.1.13", "x86_64", True), Claim("a", "7.3.4", "x86_64", True)]
+    save(path, "x", older, "2026-11-30", whole=True)
+    save(path, "x", [Claim("a", "7.3.4", "x86_64", False)], "2026-12-01", whole=False)
+    assert rows() == [("a", "7.1.13", "2026-11-30"), ("a", "7.3.4", "2026-12-01")]
+    save(path, "x", [Claim("b", "7.3.4", "x86_64", True)], "2026-12-02", whole=True)
+    assert rows() == [("b", "7.3.4", "2026-12-02")]
 
 
 def test_the_kernel_is_told_of_the_handover_as_its_headers_say() -> None:
@@ -151,3 +155,25 @@ def test_archives_are_what_the_kernel_unpacks(tmp_path: Path) -> None:
     head = raw[raw.index(b"a/b\0") - 110 :][:110]
     assert int(head[14:22], 16) == 0o100755
     assert int(head[54:62], 16) == 5
+
+
+def test_the_page_is_made_from_the_results() -> None:
+    """What scripts/docs.py --check compares, without the other pages; no row may be missing or have failed."""
+    text = (ROOT / "docs/real-kernels.md").read_text()
+    assert text == page.page(), "run make docs"
+    rows = [row for _, rows in page.results() for row in rows]
+    assert text.count("| held |") == sum(row["held"] for row in rows) == len(rows) > 40
+    assert {"images", "compat", "capture", "doctor"} <= {name for name, _ in page.results()}
+
+
+def test_a_failed_result_is_shown_as_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(
+        tmp_path / "hello.json",
+        "hello",
+        [Claim("a | b", "7.3.4", "x86_64", False, "no\nbanner")],
+        "2026-11-30",
+        whole=True,
+    )
+    monkeypatch.setattr(page, "RESULTS", tmp_path)
+    assert "| a \\| b | 7.3.4 | x86_64 | **failed** | 2026-11-30 | no banner |" in page.page()
+    assert "0 of 1 claims held on Linux 7.3.4 (x86_64), the last run on 2026-11-30" in page.page()

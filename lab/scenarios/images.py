@@ -71,8 +71,7 @@ def noise(nbytes: int, seed: int) -> bytes:
 
 def command(*words: str) -> tuple[int, str]:
     """Run `kho` with this Python, and return its exit code and output."""
-    start = "import sys; from kho.cli import main; sys.exit(main())"
-    done = subprocess.run([sys.executable, "-c", start, *words], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-m", "kho", *words], capture_output=True, text=True, check=False)
     return done.returncode, (done.stdout + done.stderr).strip()
 
 
