@@ -43,6 +43,8 @@ class Lab:
         """Whether scenarios write what they recorded to tests/data instead of comparing it."""
         if kernel is not None and self.kernels.own_version is not None:
             versions = [self.kernels.own_version]
+            if kernel.is_file():
+                self.arches = (qemu.arch_of(kernel),)
         self.versions: tuple[str, ...] = tuple(versions) or tuple(
             pin.version for pin in self.kernels.pinned if pin.default
         )

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from .claims import LabError
 from .packages import Apt
+from .qemu import arch_of
 
 HERE = Path(__file__).parent
 CONFIG = HERE / "config"
@@ -90,6 +91,7 @@ class Kernels:
         self.apt = Apt(cache / "apt", suites)
         self.images: dict[str, Path] = {}
         self.trees: dict[str, Path] = {}
+        self.made: set[Path] = set()
         self.own_version: str | None = None
         if own is not None:
             if own.is_dir():
@@ -108,22 +110,34 @@ class Kernels:
         """
         if arch not in ARCHES:
             raise LabError(f"no architecture {arch!r}; there are {', '.join(ARCHES)}")
-        if version in self.images and tuple(fragments) == ("lean",):
+        if version in self.images:
+            if arch_of(self.images[version]) != arch or tuple(fragments) != ("lean",):
+                raise LabError(
+                    f"{self.images[version]} is not for {arch} with {', '.join(fragments)}: name a source tree"
+                )
             return self.images[version]
         name, target = build_name(version, arch, fragments), ARCHES[arch][2]
         for folder in filter(None, os.environ.get("KHO_LAB_PREBUILT", "").split(":")):
             if (found := Path(folder) / name / target).exists():
                 return found
         build = self.cache / "kernels" / name
-        key = self._key(version, arch, fragments)
+        if build in self.made:
+            return build / target
+        own = version == self.own_version  # a tree that may have changed since
+        key = "" if own else self._key(version, arch, fragments)
         stamp = build / "built.json"
-        if not (stamp.exists() and json.loads(stamp.read_text())["key"] == key):
+
+        def done() -> bool:
+            return not own and stamp.exists() and json.loads(stamp.read_text())["key"] == key
+
+        if not done():
             self.cache.mkdir(parents=True, exist_ok=True)
             with (self.cache / "build.lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # two builds at once take longer than one after the other
-                if not (stamp.exists() and json.loads(stamp.read_text())["key"] == key):
-                    self._build(version, arch, fragments, build)
+                if not done() and build not in self.made:
+                    self._build(version, arch, fragments, build, keep=own)
                     stamp.write_text(json.dumps({"key": key, "version": version, "arch": arch}) + "\n")
+        self.made.add(build)
         return build / target
 
     def symbols(self, image: Path) -> dict[str, int]:
@@ -144,9 +158,7 @@ class Kernels:
         )
 
     def _key(self, version: str, arch: str, fragments: Sequence[str]) -> str:
-        digest = hashlib.sha256()
-        tree = self.trees.get(version)
-        digest.update(str(tree.resolve() if tree else self._pin(version).sha256).encode())
+        digest = hashlib.sha256(self._pin(version).sha256.encode())
         for name in fragments:
             digest.update(fragment(name, arch).read_bytes())
         return digest.hexdigest()
@@ -182,7 +194,7 @@ class Kernels:
         self.trees[version] = tree
         return tree
 
-    def _build(self, version: str, arch: str, fragments: Sequence[str], build: Path) -> None:
+    def _build(self, version: str, arch: str, fragments: Sequence[str], build: Path, *, keep: bool) -> None:
         names = [fragment(name, arch) for name in fragments]
         tree, (karch, prefix, target, made) = self.tree(version), ARCHES[arch]
         objects, log = self.cache / "objects" / build.name, self.cache / "logs" / f"build-{build.name}.log"
@@ -203,7 +215,8 @@ class Kernels:
         build.mkdir(parents=True, exist_ok=True)
         for file, name in ((made, target), ("System.map", "System.map"), (".config", "config"), ("vmlinux", "vmlinux")):
             shutil.copyfile(objects / file, build / name)
-        shutil.rmtree(objects)
+        if not keep:
+            shutil.rmtree(objects)
         self.say(f"built {build.name} in {time.monotonic() - began:.0f} s")
 
     def _has_kho(self, config: Path) -> None:
