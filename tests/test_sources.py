@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import kho
 from kho import errors
 from kho._kho import Memory
 
@@ -117,13 +120,40 @@ def test_a_source_that_is_not_an_image_is_refused_by_name(tmp_path: Path) -> Non
         Memory.open(3)  # type: ignore[arg-type]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_read_permission_is_refused_by_name(tmp_path: Path) -> None:
-    secret = tmp_path / "secret"
+def as_a_user(act: Callable[[], object]) -> str:
+    """Return the class and text of what `act` raises in a child without root's rights; empty if nothing."""
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        said = ""
+        try:
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            act()
+        except BaseException as error:  # noqa: BLE001
+            said = f"{type(error).__name__}: {error}"
+        os.write(write, said.encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as told:
+        text = told.read()
+    os.waitpid(child, 0)
+    return text
+
+
+def test_what_a_user_may_not_read_is_an_access_error(tmp_path: Path) -> None:
+    secret, folder = tmp_path / "secret", tmp_path / "kho"
     secret.write_bytes(b"x")
+    (folder / "in").mkdir(parents=True)
     secret.chmod(0)
-    with pytest.raises(errors.SourceError, match="secret: Permission denied"):
-        Memory.open(secret)
+    folder.chmod(0)
+    try:
+        assert re.match("AccessError: .*secret: Permission denied", as_a_user(lambda: Memory.open(secret)))
+        assert re.match("AccessError: .*kho.*: Permission denied", as_a_user(lambda: kho.Snapshot.open(folder)))
+    finally:
+        folder.chmod(0o700)
 
 
 def test_an_executable_is_refused(tmp_path: Path) -> None:

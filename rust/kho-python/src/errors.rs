@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use kho::Error;
+use kho::error::SourceProblem;
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 use std::io::ErrorKind;
@@ -37,6 +38,11 @@ pub(crate) fn to_py(error: Error) -> PyErr {
         Error::NoHandover { .. } => "NoHandoverError",
         Error::Io { source, .. } if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
             "OutOfMemoryError"
+        }
+        Error::Source { problem: SourceProblem::Io(source), .. } | Error::Io { source, .. }
+            if source.kind() == ErrorKind::PermissionDenied =>
+        {
+            "AccessError"
         }
         Error::Source { .. } | Error::Io { .. } | Error::Unsealed { .. } | Error::Cut { .. } => "SourceError",
         _ => "KhoError",
