@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 import kexec
 
@@ -59,6 +60,12 @@ def run(*words: str, uid: int = 0) -> tuple[int, str]:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said.decode(errors="replace")
 
 
+def data_of(said: str) -> dict[str, Any]:
+    """The JSON in the output of a command, which notes may precede or follow."""
+    at = said.find("{")
+    return json.JSONDecoder().raw_decode(said[at:])[0] if at >= 0 else {}
+
+
 def check(held: bool, text: str, evidence: str) -> None:
     """Print one claim."""
     print(f"\nCHECK {int(held)} {text} {WHEN} :: {' | '.join(evidence.split(chr(10)))[:1500]}", flush=True)
@@ -73,7 +80,7 @@ def doctor() -> None:
     """`kho doctor` against debugfs and the release."""
     truth = sum(numbers("scratch_len"))
     code, said = run("doctor", "--json")
-    data = json.loads(said) if said.startswith("{") else {}
+    data = data_of(said)
     seen = f"debugfs {truth}, doctor {data.get('scratch')} ({data.get('scratch_how')}), exit code {code}"
     check(
         data.get("scratch") == truth and code in (0, 1),
@@ -81,7 +88,7 @@ def doctor() -> None:
         seen,
     )
     code, said = run("doctor", "--json", uid=USER)
-    data = json.loads(said) if said.startswith("{") else {}
+    data = data_of(said)
     seen = f"debugfs {truth}, doctor {data.get('scratch')} ({data.get('scratch_how')}), exit code {code}"
     held = 0 < data.get("scratch", 0) <= truth and code in (0, 1)
     check(held, "`kho doctor` as a user reports scratch, or a lower bound of it", seen)
@@ -112,7 +119,7 @@ def kcore() -> None:
     """The running kernel's own memory."""
     names = sorted(path.name for path in (OUT / "sub_fdts").iterdir())
     code, said = run("inspect", "--json", "/proc/kcore")
-    data = json.loads(said) if said.startswith("{") else {}
+    data = data_of(said)
     missing = [name for name in names if f'"{name}"' not in said]
     lacks = " ".join(missing) or "none"
     seen = f"exit code {code}, {data.get('nr_folios')} folios, missing: {lacks}"
