@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 import traceback
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +126,7 @@ def hold() -> None:
     """A holder and its command, which is killed once in each kernel."""
     log = open("/run/hold.log", "w+")  # noqa: SIM115, PTH123
     command = [sys.executable, "-m", "kho", "hold", "held", "--size", "2M", "--", sys.executable, "-c", SERVICE]
-    TAKEN.append(subprocess.Popen(command, stdout=log, stderr=log))
+    TAKEN.extend([log, subprocess.Popen(command, stdout=log, stderr=log)])
     ready = wait_for("/run/held")
     said = Path("/run/hold.log").read_text()
     counts = [int(line.split()[1]) for line in said.splitlines() if line.startswith("HELD")]
@@ -141,7 +140,8 @@ def store() -> None:
     address = "/run/notify"
     conn = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     conn.bind(address)
-    conn.settimeout(20)
+    conn.settimeout(120)
+    TAKEN.append(conn)
     environ = os.environ | {"NOTIFY_SOCKET": address, "FDSTORE": "4"}
     code = 'h = kho.live.open("sysd", "2M", kexec=True)\nprint(h.transport, h.generation, *h.names())\n'
     code += f'h.put("kernel-{PHASE}", b"x"); h.commit()\n'
@@ -271,7 +271,6 @@ def sealed() -> None:
 
 def main() -> None:
     """Check what came from the last kernel, then start the next."""
-    warnings.simplefilter("always")
     print("PHASE", PHASE, os.uname().release, flush=True)
     for part in (
         memory,

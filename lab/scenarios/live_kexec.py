@@ -9,9 +9,9 @@ from lab import Claim, Lab
 from lab.initramfs import GUEST
 
 APPEND = "kho=on liveupdate=on kho_scratch=32M,320M,32M retain_initrd lab=live_images.py loglevel=1"
-LARGE = {(7, 3): "8M,64M,256M"}
-"""Sizes of the images by series; guests of the others have the small ones."""
-SMALL = "8M,64M"
+SIZES = "8M,64M"
+LARGE = "8M,64M,512M"
+"""Sizes of the images; the large one is for the newest kernel."""
 FIRST = (6, 19)
 """The first version with a live update device."""
 
@@ -24,8 +24,9 @@ def run(lab: Lab) -> Iterator[Claim]:
             continue
         kernel = lab.kernel(version)
         initrd = lab.python_initramfs([GUEST / "live_images.py", GUEST / "kexec.py"], {"next": kernel})
-        append = f"{APPEND} phase=1 sizes={LARGE.get(series, SMALL)}"
-        console = lab.boot(kernel, initrd, append, memory="1536M", timeout=1800)
+        # Outside scratch: the images, the archive as files, as it came, and once more for the next kernel.
+        sizes, memory = (LARGE, "2560M") if version == lab.newest else (SIZES, "1536M")
+        console = lab.boot(kernel, initrd, f"{APPEND} phase=1 sizes={sizes}", memory=memory, timeout=1800)
         decoder = json.JSONDecoder()
         for line in console.lines("CLAIM "):
             said = decoder.raw_decode(line)[0]
