@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -11,6 +12,7 @@ import pytest
 import kho
 from kho.cli import simulate as command_module
 from kho.errors import OutOfMemoryError, ParameterError, SourceError
+from kho.kernels import KERNELS
 from kho.sizing.plan import LAYOUTS, Calibration
 from kho.sizing.simulate import calibrate, simulate
 
@@ -66,6 +68,32 @@ def test_a_kept_image_contains_the_handover(layout: str, tmp_path: Path) -> None
     assert inc.compatible == LAYOUTS[layout].abi
     with pytest.raises(SourceError, match="exists"):
         simulate("64G", ["1x2M"], keep=path)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_kernel_decides_layout_and_root(kernel: str, tmp_path: Path) -> None:
+    path = tmp_path / "kept.elf"
+    done = simulate("1G", ["30x2M", "50x4K@random"], kernel=kernel, keep=path)
+    assert done.as_planned
+    inc = kho.open(path)
+    row = KERNELS[kernel]
+    assert (inc.compatible, inc.bitmap_bytes) == (row.abi, row.bitmap_bytes(4096))
+    wanted = kho.Outgoing(kho.Arena("64M"), kernel=kernel)
+    wanted.finalize()
+    theirs = kho.open(wanted.arena)
+    # The address of the map is the last number of 8 bytes.
+    (mine, other) = (
+        each.read(each.fdt_phys, each.fdt.totalsize).rpartition(struct.pack("<Q", each.preserved_memory_map))
+        for each in (inc, theirs)
+    )
+    assert (mine[0], mine[2]) == (other[0], other[2])
+
+
+def test_a_layout_that_the_kernel_does_not_write_is_refused() -> None:
+    done = run(*ARGS, "--no-calibrate", "--kernel", "7.0", "--abi", "kho-v4")
+    assert (done.code, done.out) == (2, "")
+    assert "layout 'kho-v4' and kernel '7.0': Linux 7.0 writes kho-v1" in done.err
+    assert "kho-v1, pages of 4.0 KiB" in run(*ARGS, "--no-calibrate", "--kernel", "7.0").out
 
 
 def test_a_scale_reduces_memory_and_folios() -> None:

@@ -17,8 +17,9 @@ from .plan import folio_options, kept, seconds, show_folios
 @click.command("simulate")
 @folio_options
 @click.option(
-    "--abi", type=click.Choice(list(LAYOUTS)), default=DEFAULT_LAYOUT, show_default=True, help="The layout to write."
+    "--abi", type=click.Choice(list(LAYOUTS)), help=f"The layout to write; default: {DEFAULT_LAYOUT}, or --kernel's."
 )
+@click.option("--kernel", metavar="RELEASE", help="Write what this kernel (7.0) writes: its layout and root FDT.")
 @click.option("--page-size", type=Number(), default=4096, metavar="N", help="4K (the default), 16K or 64K.")
 @click.option("--scale", type=float, default=1.0, metavar="F", help="Do a part of it, as 0.1: of memory and folios.")
 @click.option("--restore", is_flag=True, help="Also restore every folio, one call each.")
@@ -32,7 +33,8 @@ def command(
     folios: tuple[str, ...],
     preserve: tuple[str, ...],
     random: bool,
-    abi: str,
+    abi: str | None,
+    kernel: str | None,
     page_size: int,
     scale: float,
     restore: bool,
@@ -51,6 +53,7 @@ def command(
       kho simulate --memory 2T --preserve 80%:2M
       kho simulate --memory 1T --folios 10000000x4K --random --restore
       kho simulate --memory 64G --preserve 50%:4K --abi kho-v1-512 --keep old.elf; kho inspect old.elf
+      kho simulate --memory 64G --preserve 50%:4K --kernel 7.0 --keep new.elf
       kho simulate --memory 16T --preserve 90%:4K --scale 0.1
 
     \b
@@ -65,6 +68,7 @@ def command(
             random=random,
             page_size=page_size,
             layout=abi,
+            kernel=kernel,
             calibration=speed or (calibrate() if measure else None),
             scale=scale,
             restore=restore,

@@ -88,7 +88,8 @@ def simulate(
     preserve: Sequence[str] = (),
     random: bool = False,
     page_size: int = 4096,
-    layout: str = DEFAULT_LAYOUT,
+    layout: str | None = None,
+    kernel: str | None = None,
     calibration: Calibration | None = None,
     scale: float = 1.0,
     restore: bool = False,
@@ -100,7 +101,8 @@ def simulate(
 
     Args:
         memory, folios, preserve, random, calibration: as in `kho.plan`.
-        page_size, layout: the page size and layout to write.
+        page_size, layout: the page size and layout to write; default: the newest layout.
+        kernel: a release, "7.0.11": write the layout and the root FDT that it writes.
         scale: factor for memory and numbers of folios, above 0 and at most 1.
         restore: also restore every folio, in batches.
         keep: path of a new, sparse ELF core to which the arena is written.
@@ -120,7 +122,8 @@ def simulate(
         preserve=preserve,
         random=random,
         page_sizes=[page_size],
-        layouts=[layout],
+        layouts=[layout] if layout is not None else [DEFAULT_LAYOUT] if kernel is None else None,
+        kernel=kernel,
         calibration=calibration,
     )
     if not 0 < scale <= 1:
@@ -129,7 +132,7 @@ def simulate(
     if not made.costs:
         raise ParameterError("; ".join(f"{row}: {why}" for row, why in made.left_out.items()))
     _check_memory(made, restore=restore, available=_available())
-    return _run(made, restore=restore, keep=keep, seed=seed, progress=progress)
+    return _run(made, restore=restore, keep=keep, seed=seed, progress=progress, kernel=kernel)
 
 
 def _scaled(whole: Plan, scale: float) -> Plan:
@@ -224,10 +227,16 @@ class _Clock:
 
 
 def _run(
-    made: Plan, *, restore: bool, keep: str | os.PathLike[str] | None, seed: int, progress: Progress | None
+    made: Plan,
+    *,
+    restore: bool,
+    keep: str | os.PathLike[str] | None,
+    seed: int,
+    progress: Progress | None,
+    kernel: str | None = None,
 ) -> Simulation:
     with _output_file(keep) as save:
-        return _run_in(made, restore=restore, keep=keep, seed=seed, progress=progress, save=save)
+        return _run_in(made, restore=restore, keep=keep, seed=seed, progress=progress, kernel=kernel, save=save)
 
 
 @contextmanager
@@ -281,6 +290,7 @@ def _run_in(
     keep: str | os.PathLike[str] | None,
     seed: int,
     progress: Progress | None,
+    kernel: str | None,
     save: Callable[[_kho.Arena], None],
 ) -> Simulation:
     cost, clock = made.costs[0], _Clock()
@@ -292,7 +302,7 @@ def _run_in(
     regions = [(0, made.memory), (top, room)]
     arena = _kho.Arena(regions, page_size=page, backing=None if keep is None else "memfd")
     taken = sum(_alloc(arena, zone) for zone in made.zones)
-    out = Outgoing(arena, layout.abi, bitmap_bytes=layout.bitmap_bytes, fdt_phys=page)
+    out = Outgoing(arena, layout.abi, kernel=kernel, bitmap_bytes=layout.bitmap_bytes, fdt_phys=page)
     done = 0
     for number, zone in enumerate(made.zones):
         clock.start()
