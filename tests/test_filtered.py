@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import kho
 from kho.handover.absence import level_names
+from kho.handover.owners import HANDLE
 from kho.handover.rules import RULES
 
 from captures import NAMES, contents, expected
@@ -57,7 +58,20 @@ class Whole:
     code: int
     extracted: dict[str, bytes]
     owners: dict[str, Any]
+    map: dict[str, Any]
+    compat: dict[str, Done]
+    fdt: str
+    converted: Path
     path: Path
+
+
+TARGETS = ("7.3.4", "7.0.5", "6.18.15")
+"""Releases that `kho compat` judges."""
+
+
+def convert(path: Path, target: Path) -> Done:
+    """Convert to the newest version: of kho-v1 to v4 the map is written again."""
+    return run("convert", path, "--abi", "kho-v4", "-o", target)
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +85,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Any:
         verified = run("verify", "--json", path)
         folder = root / f"{name}.d"
         assert run("extract", path, "--all", folder).code == 0
+        converted = root / f"{name}.v4"
+        assert convert(path, converted).code == 0
         return Whole(
             run("inspect", "--json", path).json,
             {(found["id"], found["place"]) for found in verified.json["findings"]},
             verified.code,
             files_of(folder),
             run("owners", "--json", path).json,
+            run("map", "--json", path).json,
+            {target: run("compat", "--json", path, target) for target in TARGETS},
+            run("fdt", path).out,
+            converted,
             path,
         )
 
@@ -167,13 +187,88 @@ def check_commands(done_inspect: Done, path: Path, of: Whole, folder: Path, *, m
     owners = run("owners", "--json", path)
     assert owners.code in (0, 1)
     assert owners.json["preserved_bytes"] == of.owners["preserved_bytes"]
-    named = {row["owner"] for row in owners.json["rows"] if not row["owner"].startswith("memfd at ")}
-    assert named <= {row["owner"] for row in of.owners["rows"]} | {"unknown"}
-    assert run("map", "--json", path).code == 0
+    check_owners(owners.json["rows"], of.owners["rows"])
+    mapped = run("map", "--json", path)
+    assert mapped.code == 0
+    check_map(mapped.json["spans"], of.map["spans"])
+    shown = run("fdt", path)
+    assert (shown.code, shown.out) == (0, of.fdt)
+    check_compat(path, of, lost=lost)
+    if marked:
+        check_converted(path, of, folder.with_name("converted"))
     compared = run("diff", "--json", of.path, path)
     if marked:
         assert (compared.code, compared.json["different"]) == (0, False), compared.out
         assert ("note: " in compared.err) == lost
+
+
+FOUND = "memfd at "
+"""How the owner is named of a memfd that is found by its content."""
+
+
+def check_owners(part: list[dict[str, Any]], of: list[dict[str, Any]]) -> None:
+    """Check that each preserved byte has the owner and the part that it has in the whole, or none."""
+    right = iter(of)
+    row = next(right)
+    for mine in part:
+        at, end = mine["phys"], mine["phys"] + mine["nbytes"]
+        while at < end:
+            while row["phys"] + row["nbytes"] <= at:
+                row = next(right)
+            assert row["phys"] <= at
+            known = mine["owner"] in ("unknown", row["owner"]) or mine["owner"].startswith(FOUND)
+            assert known, (hex(at), mine, row)
+            if mine["owner"] == row["owner"] and mine["what"] != HANDLE:
+                assert mine["what"] == row["what"]
+                if mine["offset"] is not None:
+                    assert mine["offset"] - mine["phys"] == row["offset"] - row["phys"]
+            at = row["phys"] + row["nbytes"]
+
+
+def check_map(part: list[dict[str, Any]], of: list[dict[str, Any]]) -> None:
+    """Check that what the map draws is of the kind and owner that it has in the whole, or of an unknown one."""
+    right: dict[tuple[str, str], list[list[int]]] = {}
+    for span in of:
+        right.setdefault((span["kind"], span["owner"]), []).extend(span["intervals"])
+    for span in part:
+        if span["kind"] == "unknown" or span["owner"] == "unknown" or span["owner"].startswith(FOUND):
+            continue
+        there = right.get((span["kind"], span["owner"]), [])
+        for start, end in span["intervals"]:
+            assert any(first <= start and end <= last for first, last in there), (span, start, end)
+
+
+def check_compat(path: Path, of: Whole, *, lost: bool) -> None:
+    """Check that the verdict of each object is that of the whole, and that what is not judged is named."""
+    for target, whole in of.compat.items():
+        done = run("compat", "--json", path, target)
+        if done.out and whole.out:
+            (judged,), (right,) = done.json["targets"], whole.json["targets"]
+            theirs = {row["object"]: row for row in right["objects"]}
+            for row in judged["objects"]:
+                known = theirs.get(row["object"])
+                same = known is not None and {**row, "source": None} == {**known, "source": None}
+                assert same or (lost and row["verdict"] == "unknown"), (target, row, known)
+        assert done.code == whole.code or (lost and done.code in (1, 2)), (target, done.out, done.err)
+
+
+def check_converted(path: Path, of: Whole, target: Path) -> None:
+    """Check that a conversion has the contents that the whole's has, and that no zeros stand for what is not there."""
+    done = convert(path, target)
+    if done.code:
+        assert any(word in done.err for word in ("left out", "cut off")), done.err
+        return
+    mine, right = kho.open(target), kho.open(of.converted)
+    size = right.page_size
+    assert (mine.compatible, mine.preserved_bytes) == (right.compatible, right.preserved_bytes)
+    assert set(mine.subtrees) == set(right.subtrees)
+    for phys, order in map(tuple, right.folios):
+        # Where the map lies in scratch, which the root tells, depends on what else is there.
+        for at in range(phys, phys + (size << order), size) if phys != right.fdt_phys else ():
+            try:
+                assert mine.read(at, size) == right.read(at, size), hex(at)
+            except (kho.LeftOutError, kho.CutOffError):
+                assert done.err
 
 
 def check_findings(verified: Done, of: Whole, *, marked: bool) -> None:

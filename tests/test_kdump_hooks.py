@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
+import kho
+
 import captures
+from filtered import kernel_dump
 
 CONTRIB = Path(__file__).resolve().parents[1] / "contrib" / "kdump"
 SAVE = CONTRIB / "kho-save"
@@ -138,3 +141,94 @@ def test_the_scripts_are_sound_shell(script: Path) -> None:
     if shellcheck is not None:
         done = subprocess.run([shellcheck, "-s", shell, str(script)], capture_output=True, text=True)
         assert done.stdout == ""
+
+
+DRACUT = Path(os.environ.get("KHO_TEST_DRACUT", "/usr/lib/dracut"))
+"""The directory of dracut's modules."""
+
+
+@pytest.mark.skipif(
+    not (DRACUT / "dracut-init.sh").exists(), reason="dracut is not installed: apt-get install dracut-core"
+)
+def test_dracut_builds_an_initramfs_in_which_kho_saves_the_handover(tmp_path: Path) -> None:
+    """The whole module, next to an empty one of the name that kdump-utils has. In its root, as root, the hook runs."""
+    base = tmp_path / "dracut"
+    shutil.copytree(DRACUT, base, ignore=shutil.ignore_patterns("modules.d"))
+    module, needed = base / "modules.d" / "99kho", base / "modules.d" / "98kdumpbase"
+    for made in (module, needed):
+        made.mkdir(parents=True)
+    for file in (MODULE, SAVE):
+        shutil.copy2(file, module)
+    (needed / "module-setup.sh").write_text(
+        "#!/bin/bash\ncheck() { return 255; }\ndepends() { :; }\ninstall() { :; }\n"
+    )
+    (needed / "module-setup.sh").chmod(0o755)
+    (tmp_path / "conf").mkdir()
+    command = shutil.which("dracut") or DRACUT.parents[1] / "bin" / "dracut"
+    options = ["--no-kernel", "--no-hostonly", "--nostrip", "--nohardlink", "--force", "--no-compress", "-m", "kho"]
+    places = ["--conf", os.devnull, "--confdir", tmp_path / "conf", "--tmpdir", tmp_path]
+    env = {"dracutbasedir": str(base), "DRACUT_INSTALL": str(base / "dracut-install"), "KHO": str(KHO)}
+    image = tmp_path / "initrd"
+    done = subprocess.run(
+        ["bash", command, *options, *places, image],
+        env=env | {"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Including module: kho" in done.stdout + done.stderr
+    root = tmp_path / "root"
+    root.mkdir()
+    with image.open("rb") as packed:
+        subprocess.run(["cpio", "-idm", "--quiet"], cwd=root, stdin=packed, check=True, timeout=120)
+    hook = root / "etc" / "kdump" / "pre.d" / "kho-save"
+    assert hook.read_bytes() == SAVE.read_bytes()
+    assert os.access(hook, os.X_OK)
+    if os.geteuid() != 0:
+        return
+    shutil.copy2(VMCORE, root / "vmcore")
+    (root / "var" / "crash").mkdir(parents=True, exist_ok=True)
+    settings = {"KHO": str(KHO), "KHO_VMCORE": "/vmcore", "KHO_CONTENTS": "yes", "KHO_RESERVE": "0"}
+    ran = subprocess.run(
+        ["chroot", root, shutil.which("sh") or "/bin/sh", "/etc/kdump/pre.d/kho-save"],
+        env=settings | {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0
+    (made,) = (root / "var" / "crash").glob("kho-*")
+    assert json.loads((made / "inspect.json").read_text())["luo"]["sessions"][0]["name"] == "vm-1", ran.stderr
+    assert (made / "contents" / "sessions" / "vm-1" / "0x10").is_file()
+
+
+KDUMP_CONFIG = Path(os.environ.get("KHO_TEST_KDUMP_CONFIG", "/usr/sbin/kdump-config"))
+"""The script of kdump-tools that saves a dump."""
+
+
+@pytest.mark.skipif(
+    not KDUMP_CONFIG.exists() or shutil.which("makedumpfile") is None,
+    reason="kdump-tools is not installed: apt-get install kdump-tools",
+)
+def test_kdump_tools_writes_its_dump_next_to_what_was_saved_before(tmp_path: Path) -> None:
+    """What the units do with the drop-in: the script, then `kdump-config savecore`, of another file than /proc's."""
+    name = "linux-6.18.15-x86_64"
+    core = tmp_path / "core"
+    runs = captures.contents(name)
+    pages = {phys + at: data[at : at + 4096] for phys, data in runs for at in range(0, len(data), 4096)}
+    core.write_bytes(kernel_dump(pages, {}))
+    folder = tmp_path / "crash"
+    folder.mkdir()
+    made, said = save(folder, KHO_VMCORE=core)
+    assert made is not None, said
+    script = KDUMP_CONFIG.read_text().replace("vmcore_file=/proc/vmcore", f"vmcore_file={core}")
+    assert str(core) in script
+    (tmp_path / "kdump-config").write_text(script)
+    env = {"PATH": os.environ["PATH"], "KDUMP_COREDIR": str(folder), "KDUMP_DUMP_DMESG": "0"}
+    done = subprocess.run(
+        ["sh", tmp_path / "kdump-config", "savecore"], env=env, capture_output=True, text=True, timeout=300
+    )
+    (dump,) = (file for file in folder.glob("*/dump.*") if file.is_file())
+    report = json.loads((made / "inspect.json").read_text())
+    assert kho.open(dump).fdt_phys == report["fdt_phys"], done.stdout + done.stderr

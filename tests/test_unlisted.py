@@ -155,12 +155,8 @@ def after_update(name: str, rng: Random, *, count: int) -> Image:
     The next handover's root, which is in force from boot on, is in the same memory.
     """
     inc = kho.open(captures.elf(name))
-    reused = [(phys, nbytes) for phys, nbytes in inc.map_nodes]
-    reused += [(phys, nbytes) for _, phys, nbytes in inc.luo.blocks]
-    for session in inc.luo.all_sessions:
-        reused += session.blocks
     pages = captures.contents(name)
-    for phys, nbytes in reused:
+    for phys, nbytes in given_back(name):
         pages.append((phys, rng.randbytes(nbytes)))
     start = -(-max(phys + len(data) for phys, data in pages) // MIB) * MIB
     return Image(
@@ -173,6 +169,15 @@ def after_update(name: str, rng: Random, *, count: int) -> Image:
         machine=EM_AARCH64 if "aarch64" in name else EM_X86_64,
         whole_ram=True,
     )
+
+
+def given_back(name: str) -> list[tuple[int, int]]:
+    """What a kernel frees early in boot of the handover that it booted from: map and LUO's lists."""
+    inc = kho.open(captures.elf(name))
+    freed = [*inc.map_nodes, *((phys, nbytes) for _, phys, nbytes in inc.luo.blocks)]
+    for session in inc.luo.all_sessions:
+        freed += session.blocks
+    return freed
 
 
 def split(pages: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:

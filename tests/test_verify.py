@@ -361,6 +361,19 @@ def memfd_without(kernel: str, *lost: int) -> Edit:
     return edit_of(out)
 
 
+def before_the_jump(edit: Edit) -> None:
+    """Empty LUO's list of sessions."""
+    edit.put(edit.inc.luo.blob.phys + 16, bytes(16))
+
+
+def two_structures_of_one_memfd(edit: Edit) -> None:
+    """Copy a memfd's structure over its own first page of data: both name one list, and no session has either."""
+    session = next(session for session in edit.inc.luo.all_sessions if session.entries)
+    file = next(f for f in map(session.files.decode, session.entries) if isinstance(f, kho.formats.MemfdFile))
+    edit.put(file.folios[0].phys, edit.get(file.blob.phys, 48).ljust(PAGE, b"\0"))
+    before_the_jump(edit)
+
+
 CORRUPTIONS: dict[str, Case] = {
     "KHO001": Case(lambda edit: root_value(edit.map_phys, 0)(edit)),
     "KHO002": Case(like_no_version),
@@ -410,7 +423,9 @@ CORRUPTIONS: dict[str, Case] = {
     "KHO050": Case(options=lambda edit: {"scratch": [(2 * MIB, 3 * MIB)]}, base=edited_root),
     "KHO051": Case(options=lambda edit: {"kernel": "6.19"}, base=lambda: edit_of(of_kernel("6.17", [])[0])),
     "KHO052": Case(options=lambda edit: {"kernel": "7.0.3"}, base=lambda: memfd_without("7.0", 1)),
-    "KHO043": Case(lambda edit: edit.put(edit.inc.luo.blob.phys + 16, bytes(16))),
+    "KHO043": Case(before_the_jump),
+    "KHO056": Case(before_the_jump),
+    "KHO057": Case(two_structures_of_one_memfd),
     "KHO044": Case(put(lambda edit: edit.file, "48s", b"memfd-v2;vmalloc-v1")),
     "KHO045": Case(base=no_map),
     "KHO046": Case(lambda edit: edit.replace(edit.fdt_phys, b"kho-v4\0", b"kho-v9\0")),

@@ -71,13 +71,14 @@ class OtherRoot(NamedTuple):
     Fields:
         phys: its physical address.
         state: whole: its map can be read; stale: the map's pages hold something else by now; unset: its map pointer is
-            0, nothing was serialized; broken: the map or the FDT cannot be read; unread: there are too many roots.
+            0, nothing was serialized; broken: the map or the FDT cannot be read; left out, cut off: a part of the map
+            is not in the dump; unread: there are too many roots.
         why: of a broken one, the error; else None.
         kexec_count: handovers before the kernel that it is for, from its kexec-metadata; None without.
     """
 
     phys: int
-    state: Literal["whole", "stale", "unset", "broken", "unread"]
+    state: Literal["whole", "stale", "unset", "broken", "left out", "cut off", "unread"]
     why: str | None
     kexec_count: int | None
 

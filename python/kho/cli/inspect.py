@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
 
 from .._kho import Incoming, Snapshot
-from .._types import OtherRoot
 from ..handover.absence import level_names
 from ..handover.describe import describe
+from ..handover.owners import OUTSIDE_MAP
 from ..handover.running import core_of, is_running
 from ..text import UNFINALIZED
 from . import output, snapshot
@@ -72,23 +72,8 @@ def command(
         if inc.scratch is None and options["fdt_phys"] is not None:
             hint = "note: with --fdt-phys the memory is not searched; --scratch A names the array of scratch areas"
             output.line(hint, err=True)
-    for other in inc.other_roots:
-        output.line(f"note: {about(other, report)}", err=True)
-
-
-def about(other: OtherRoot, report: Mapping[str, Any]) -> str:
-    """Say what another root FDT in the same memory is, and what can be done with it."""
-    count, own = other.kexec_count, report.get("kexec_metadata", {}).get("kexec_count")
-    place = f"{other.phys:#x}" if count is None else f"{other.phys:#x} (kexec {count})"
-    if other.state in ("stale", "broken"):
-        if count is not None and own is not None and count == own - 1:
-            return f"the root FDT at {place} is of the handover this kernel booted from; its map was given back"
-        if count is not None and own is not None and count < own:
-            return f"the root FDT at {place} is of an earlier handover; its map was given back"
-        return f"the root FDT at {place} is of another handover, whose map is gone: a kernel that boots gives it back"
-    if other.state == "unset":
-        return f"the root FDT at {place} has no map yet: that handover was not finalized"
-    return f"another handover's FDT is at {place}; read it with --fdt-phys {other.phys:#x}"
+    for row in report.get("refused_memfds", ()):
+        output.line(f"note: memfd at {row['phys']:#x}, found by its content, is not read: {row['error']}", err=True)
 
 
 def lost_ranges(source: tuple[str, ...]) -> Iterator[str]:
@@ -311,7 +296,7 @@ def show_unlisted(memfds: list[dict[str, Any]]) -> None:
     """Print the memfds in no session: those preserved before the jump, then those that were not retrieved."""
     for in_map, why in (
         (True, "preserved; a session lists its files from the jump on"),
-        (False, "not retrieved from the handover this kernel booted from, or freed since and not overwritten"),
+        (False, OUTSIDE_MAP),
     ):
         found = [row for row in memfds if row["in_map"] is in_map]
         if not found:
@@ -319,8 +304,8 @@ def show_unlisted(memfds: list[dict[str, Any]]) -> None:
         heading("Memfds in no session" if in_map else "Memfds outside the map", f": {len(found)}, {why}")
         files = output.table("address", "kind", ">size", ">folios", "sha256")
         for row in found:
-            digest = row.get("sha256") or row.get("error") or ""
-            files.add(f"{row['phys']:#x}", row["compatible"], output.size(row["size"]), str(row["folios"]), digest[:16])
+            digest = (row.get("sha256") or "")[:16] or row.get("absent") or row.get("error") or ""
+            files.add(f"{row['phys']:#x}", row["compatible"], output.size(row["size"]), str(row["folios"]), digest)
         files.show()
 
 

@@ -23,6 +23,7 @@ import click
 from .. import errors
 from .._kho import Arena, Incoming, Memory
 from ..handover.absence import CUT_OFF, absence, why_absent
+from ..handover.roots import about_roots
 from ..sizes import format_size
 from ..text import printable
 
@@ -287,8 +288,14 @@ def noting_cuts(opened: Memory | Arena) -> Iterator[None]:
 
 
 def note_opened(inc: Incoming, *, absent: bool = True) -> None:
-    """Print notes on stderr: what the dump does not have, and if a raw image is read at another address than given."""
+    """Print notes on stderr.
+
+    They tell what the dump does not have, which other root FDTs are in it, and if a raw image is read at an address
+    that was not given.
+    """
     for text in absence(inc).lines() if absent else ():
+        line(f"note: {text}", err=True)
+    for text in about_roots(inc):
         line(f"note: {text}", err=True)
     if (at := inc.placement) is not None:
         text = f"{at.named} is read as {at.argument} ({at.certainty}): {at.why}; {at.as_is} reads it as given"

@@ -12,7 +12,7 @@ import click
 from .._kho import Incoming, Snapshot
 from .._types import OwnedRange
 from ..handover.absence import CUT_OFF, LEFT_OUT
-from ..handover.owners import Owners, owners
+from ..handover.owners import OUTSIDE_MAP, Owners, owners
 from ..handover.running import UnreadableError, shown_ranges
 from ..text import UNFINALIZED
 from . import output
@@ -123,6 +123,7 @@ def print_json(inc: Incoming, found: Owners, *, by_page: bool) -> None:
             {"phys": f.blob.phys, "compatible": f.compatible, "size": f.size, "in_map": f.in_map}
             for f in found.unlisted
         ],
+        "refused_memfds": [{"phys": phys, "error": error} for phys, error in found.refused],
     }
     if found.more_unpreserved or found.more_shared:
         head |= {"more_unpreserved": found.more_unpreserved, "more_shared": found.more_shared}
@@ -162,7 +163,9 @@ def show(inc: Incoming, found: Owners, *, by_page: bool) -> None:
         output.line(f"{len(found.unowned)} ranges have no owner: {found.why_unowned}")
     for file in found.unlisted:
         if not file.in_map:
-            output.line(f"{file.blob.owner}: {output.size(file.size)}, outside the map; kho extract --memfd")
+            output.line(f"{file.blob.owner}: {output.size(file.size)}, {OUTSIDE_MAP}; kho extract --memfd")
+    for phys, error in found.refused:
+        output.line(f"memfd at {phys:#x}, found by its content, is not read: {error}")
     for row in found.unpreserved:
         what = f"{row.phys:#x}: {output.size(row.nbytes)} of {owner_and_part(row)} are not preserved"
         output.line(("not preserved", "bold red"), f" at {what}")

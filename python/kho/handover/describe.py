@@ -129,12 +129,15 @@ def describe(inc: Incoming, *, full: bool = False) -> dict[str, Any]:
                     report["systemd"] = payload.fd_store.describe()
                 elif payload.fd_store_error is not None:
                     report["systemd"] = {"error": payload.fd_store_error}
-    files = unlisted(inc, decoded)
+    refused: list[tuple[int, str]] = []
+    files = unlisted(inc, decoded, refused=refused)
     if files:
         report["unlisted_memfds"] = rows = [
             {"phys": f.blob.phys, "compatible": f.compatible, "in_map": f.in_map, **f.describe()} for f in files
         ]
         _add_digests_of(inc, zip(files, rows, strict=True), full)
+    if refused:
+        report["refused_memfds"] = [{"phys": phys, "error": error} for phys, error in refused]
     return report
 
 

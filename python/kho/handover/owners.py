@@ -21,12 +21,14 @@ from .._types import OwnedRange
 from ..formats import Blob, Broken, Budget, Declared, Luo, MemfdFile, Owned, Payload, Raw, unverified_in
 from ..formats.luo import MemfdV1, MemfdV2
 
-__all__ = ["HANDLE", "UNKNOWN", "Owners", "Ranges", "SharedRange", "claims", "owners", "unlisted"]
+__all__ = ["HANDLE", "OUTSIDE_MAP", "UNKNOWN", "Owners", "Ranges", "SharedRange", "claims", "owners", "unlisted"]
 
 UNKNOWN = "unknown"
 """Owner of pages that nothing refers to."""
 HANDLE = "data of an unknown kind"
 """Part name of a page that an undecoded reference points to."""
+OUTSIDE_MAP = "not retrieved from the handover this kernel booted from, or freed since and not overwritten"
+"""Why a memfd is found that no map preserves."""
 
 
 class Ranges(Sequence[OwnedRange]):
@@ -83,6 +85,8 @@ class Owners:
     """Payloads without a decoder, or refused by it: unowned pages may belong to them."""
     unlisted: list[MemfdFile] = field(default_factory=list)
     """The memfds that no session lists, as `unlisted` returns them; those in the map are owners."""
+    refused: list[tuple[int, str]] = field(default_factory=list)
+    """Structures of memfds that were found by content and cannot be decoded: (physical address, error)."""
     before_jump: bool = False
     """LUO's lists are empty, as until the jump: of the memory of sessions only `unlisted` files have an owner."""
     more_unpreserved: int = 0
@@ -151,7 +155,8 @@ def owners(inc: Incoming, payloads: Mapping[str, Payload] | None = None) -> Owne
     # A root without a map preserves nothing yet, so that nothing is missing from the map.
     owned = list(claims(inc, payloads)) if inc.preserved_memory_map else []
     names, found = _join(inc, owned)
-    files = _unlisted(inc, payloads, found)
+    refused: list[tuple[int, str]] = []
+    files = _unlisted(inc, payloads, found, refused)
     more = [part for file in files if file.in_map for part in file.owned()]
     if more:
         names, found = _join(inc, owned + more)
@@ -167,6 +172,7 @@ def owners(inc: Incoming, payloads: Mapping[str, Payload] | None = None) -> Owne
         totals={o: n for o, n in sorted(totals.items(), key=lambda item: -item[1]) if n},
         undecoded=list(_undecoded(payloads)),
         unlisted=files,
+        refused=refused,
         before_jump=any(isinstance(payload, Luo) and payload.lists_nothing for payload in payloads.values()),
         more_unpreserved=found["more_unpreserved"],
         more_shared=found["more_shared"],
@@ -191,7 +197,12 @@ def _join(inc: Incoming, owned: Iterable[Owned]) -> tuple[list[tuple[str, str]],
     return names, join_owners(inc, names, claimed)
 
 
-def unlisted(inc: Incoming, payloads: Mapping[str, Payload] | None = None) -> list[MemfdFile]:
+def unlisted(
+    inc: Incoming,
+    payloads: Mapping[str, Payload] | None = None,
+    *,
+    refused: list[tuple[int, str]] | None = None,
+) -> list[MemfdFile]:
     """Find the memfds that no session lists, by address.
 
     From PRESERVE_FD until it is retrieved, a memfd has its structure and folio list in pages of their own, but LUO
@@ -199,17 +210,23 @@ def unlisted(inc: Incoming, payloads: Mapping[str, Payload] | None = None) -> li
     a memory that also has the root FDT of a handover whose map was given back, so are all other pages: what is found
     there was not retrieved, or was retrieved and its pages were not used again; its `in_map` is False.
 
-    Args: payloads: `inc.payloads`, if they were decoded already.
+    Args:
+        payloads: `inc.payloads`, if they were decoded already.
+        refused: what cannot be decoded is appended: (physical address of the structure, error).
+
     Raises: SourceError on a read error.
+
     """
     if not inc.may_have_unlisted:
         return []
     payloads = inc.payloads if payloads is None else payloads
     _, found = _join(inc, claims(inc, payloads))
-    return _unlisted(inc, payloads, found)
+    return _unlisted(inc, payloads, found, [] if refused is None else refused)
 
 
-def _unlisted(inc: Incoming, payloads: Mapping[str, Payload], found: Mapping[str, Any]) -> list[MemfdFile]:
+def _unlisted(
+    inc: Incoming, payloads: Mapping[str, Payload], found: Mapping[str, Any], refused: list[tuple[int, str]]
+) -> list[MemfdFile]:
     """Find the memfds that no session lists, given the join of all other claims."""
     if not inc.may_have_unlisted:
         return []
@@ -228,11 +245,11 @@ def _unlisted(inc: Incoming, payloads: Mapping[str, Payload], found: Mapping[str
     listing = "in no session" if complete else "in no session that can be read"
     files: list[MemfdFile] = []
     for phys, version, in_map in sorted(places):
-        owner = f"memfd at {phys:#x}, " + (listing if in_map else "not retrieved")
+        owner = f"memfd at {phys:#x}, " + (listing if in_map else "outside the map")
         try:
             budget.take_objects(1, owner)
             blob = Blob(inc, f"memfd-v{version}", phys, None, owner, budget)
             files.append((MemfdV1 if version == 1 else MemfdV2)(blob, in_map=in_map))
-        except errors.KhoError:
-            continue  # its list is that of a file that was found before
+        except errors.KhoError as error:
+            refused.append((phys, str(error)))  # for one, its list is that of a file that was found before
     return files

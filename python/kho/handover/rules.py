@@ -384,8 +384,7 @@ RULES: dict[str, Rule] = {
         "Pages are preserved, but no payload that kho can decode refers to them.",
         "Pages that are never restored stay reserved until the next boot: a leak. They may also belong to a payload "
         "without a decoder (KHO025).",
-        "List them with `kho owners`. Before the jump LUO's lists are empty, and of what sessions preserved, only "
-        "memfds have an owner (KHO043). At the jump, look for a preserve call without a matching reference.",
+        "List them with `kho owners`, and look for a preserve call without a matching reference.",
         "abi.md section 5",
     ),
     "KHO035": Rule(
@@ -466,7 +465,8 @@ RULES: dict[str, Rule] = {
         "note",
         "memfd in no session",
         "A memfd is preserved, or was preserved for the kernel that runs, and no session lists it.",
-        "Before the jump that is every memfd: LUO's lists are written then. After a live update, it was not retrieved.",
+        "Before the jump that is every memfd: LUO's lists are written then. After a live update, it was not retrieved, "
+        "or the pages of its structure and its list were freed since and are not overwritten.",
         "`kho extract --memfd PHYS` writes its contents; names and tokens are not in it.",
         f"{LUO}luo_session.c",
     ),
@@ -559,6 +559,25 @@ RULES: dict[str, Rule] = {
         "at physical address'.",
         f"{_remedy('retrieve-partial')}.",
         f"{MEMFD}, memfd_luo_retrieve_folios; upstream {FIXES['retrieve-partial'].upstream}",
+    ),
+    "KHO056": Rule(
+        "note",
+        "preserved before the jump, in no list yet",
+        "Pages are preserved that nothing refers to, and LUO's lists are empty, as in every dump of a machine before "
+        "its kexec: the kernel writes them at the jump.",
+        "They may be of any session: lists of files, devices, page tables of an iommufd. A leak cannot be told from "
+        "them until the jump.",
+        "List them with `kho owners`. Memfds of sessions are found by their content (KHO043).",
+        f"{LUO}luo_session.c, luo_session_serialize; abi.md section 6",
+    ),
+    "KHO057": Rule(
+        "note",
+        "memfd found by its content and not read",
+        "A page holds the structure of a memfd, with a list that fits it, and cannot be decoded: for one, another "
+        "memfd that was found has the same list.",
+        "Its contents are not extracted. A copy of a structure that was freed looks like this.",
+        "Read the memory at that address (`kho owners` names what is preserved there).",
+        "kho.handover.owners, unlisted",
     ),
 }
 

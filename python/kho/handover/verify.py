@@ -39,7 +39,7 @@ from .absence import LEFT_OUT, absence, why_absent
 from .addresses import checked
 from .compat import Offer, Target
 from .depth import MOST_LEVELS, Read, in_tree
-from .owners import HANDLE, owners
+from .owners import HANDLE, OUTSIDE_MAP, owners
 from .rules import SEVERITIES, Finding, note_omitted
 from .verify_kernel import (
     luo_findings,
@@ -682,12 +682,21 @@ def _owners(inc: Incoming, payloads: Mapping[str, Payload], target: Target | Non
     yield from note_omitted(shared, len(found.shared) + found.more_shared)
     if found.unowned and next(_undecoded(payloads), None) is None:
         rows = found.unowned
-        value = f"{found.totals['unknown']:#x} bytes in {len(rows)} ranges: {found.why_unowned}"
-        yield Finding("KHO034", f"pages from {rows[0].phys:#x}", value, rows[0].phys)
+        size = f"{found.totals['unknown']:#x} bytes in {len(rows)} range{'s' * (len(rows) != 1)}"
+        # Before the jump no list has what sessions preserved, so that nothing tells a leak from it.
+        rule = "KHO056" if found.before_jump else "KHO034"
+        yield Finding(rule, f"pages from {rows[0].phys:#x}", f"{size}: {found.why_unowned}", rows[0].phys)
     files = [
-        Finding("KHO043", f.blob.owner, f"{f.size} bytes, {f.memfd.nr_listed} folios", f.blob.phys)
+        Finding(
+            "KHO043",
+            f.blob.owner,
+            f"{f.size} bytes, {f.memfd.nr_listed} folios" + ("" if f.in_map else f"; {OUTSIDE_MAP}"),
+            f.blob.phys,
+        )
         for f in found.unlisted[:most]
     ]
+    refused = [Finding("KHO057", f"memfd at {phys:#x}", error, phys) for phys, error in found.refused[:most]]
+    yield from note_omitted(refused, len(found.refused))
     # Lists that cannot be read may have it.
     if not any(isinstance(payload, Broken) for payload in payloads.values()):
         yield from note_omitted(files, len(found.unlisted))

@@ -3,9 +3,15 @@
 # script of /etc/kdump/pre.d, which kdump runs before the core collector. Install the directory as
 # /usr/lib/dracut/modules.d/99kho, add "dracut_args --add kho" to /etc/kdump.conf, and run kdumpctl rebuild.
 
+# Prints the path of kho, or of the one that KHO names. dracut leaves nothing but the directories of the system in PATH.
+kho_path() (
+    PATH=$PATH:/usr/local/sbin:/usr/local/bin
+    command -v "${KHO:-kho}"
+)
+
 # Only where it is asked for, and where kho is installed.
 check() {
-    command -v "${KHO:-kho}" >/dev/null || return 1
+    kho_path >/dev/null || return 1
     return 255
 }
 
@@ -17,12 +23,14 @@ depends() {
 # run of kho loads, kho itself and the packages it imports.
 kho_files() {
     local kho python
-    kho=$(command -v "${KHO:-kho}") || return 1
+    kho=$(kho_path) || return 1
     python=$(sed -n '1s/^#! *//p' "$kho")
     echo "$kho"
     echo "$python"
     "$python" - <<'PYTHON'
+import glob
 import os
+import site
 import sys
 import sysconfig
 
@@ -55,7 +63,14 @@ for name in ("rich", "click"):
         walk(os.path.dirname(__import__(name).__file__))
     except ImportError:
         pass
-for file in (os.path.join(sys.prefix, "pyvenv.cfg"), os.path.realpath(sys.executable)):
+# An editable install is a file that names the directory of the sources; other such files run code of other packages.
+paths = []
+for folder in site.getsitepackages():
+    for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*.pth"))):
+        with open(path, encoding="utf-8", errors="surrogateescape") as lines:
+            if all(os.path.isdir(line.rstrip("\n")) for line in lines):
+                paths.append(path)
+for file in (os.path.join(sys.prefix, "pyvenv.cfg"), os.path.realpath(sys.executable), *paths):
     if os.path.exists(file):
         print(file)
 PYTHON
