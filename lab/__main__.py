@@ -12,7 +12,7 @@ from pathlib import Path
 
 from . import scenarios
 from .bench import Lab
-from .claims import Claim, LabError, Table, save
+from .claims import Claim, LabError, SkipError, Table, save
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -23,7 +23,7 @@ def names() -> list[str]:
 
 
 def run(lab: Lab, name: str) -> list[Claim]:
-    """Run a scenario; an error in it is a failed claim."""
+    """Run a scenario; an error in it is a failed claim. Raises: SkipError."""
     module = importlib.import_module(f"lab.scenarios.{name}")
     lab.scenario, lab.boots = name, 0
     claims: list[Claim] = []
@@ -31,6 +31,8 @@ def run(lab: Lab, name: str) -> list[Claim]:
         for claim in module.run(lab):
             lab.say(f"{name}: {'held' if claim.held else 'FAILED'}: {claim.text} ({claim.kernel}, {claim.arch})")
             claims.append(claim)
+    except SkipError:
+        raise
     except LabError as error:
         claims.append(Claim("the scenario runs to its end", lab.newest, "", False, str(error)))
     except Exception:  # noqa: BLE001
@@ -88,7 +90,12 @@ def main(argv: list[str] | None = None) -> int:
     whole = not (versions or options.kernel or options.arch)
     table, today = Table([]), datetime.now(UTC).date().isoformat()
     for name in wanted:
-        claims = run(lab, name)
+        try:
+            claims = run(lab, name)
+        except SkipError as skip:
+            lab.say(f"{name}: skipped: {skip}")
+            table.skipped.append((name, str(skip)))
+            continue
         table.rows += [(name, claim) for claim in claims]
         if options.save:
             save(RESULTS / f"{name}.json", name, claims, today, whole=whole)

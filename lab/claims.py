@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 
 class LabError(Exception):
     """A run that cannot go on: a package, a build or a guest failed. The message names the remedy."""
+
+
+class SkipError(LabError):
+    """A scenario that cannot run on this machine: a tool is missing, or it is not root. It names the remedy."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +30,10 @@ class Claim:
 
 @dataclass
 class Table:
-    """The rows of a run, with the scenario of each."""
+    """The rows of a run, with the scenario of each, and the scenarios that were skipped, with the reason."""
 
     rows: list[tuple[str, Claim]]
+    skipped: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def failed(self) -> list[tuple[str, Claim]]:
@@ -37,8 +42,8 @@ class Table:
 
     @property
     def exit_code(self) -> int:
-        """0 if every row held, 1 if one failed or there is none."""
-        return 0 if self.rows and not self.failed else 1
+        """0 if every row held, or all was skipped; 1 if a row failed or there is nothing."""
+        return 0 if (self.rows or self.skipped) and not self.failed else 1
 
     def text(self) -> str:
         """The table for a terminal; the evidence of rows that failed is below each."""
@@ -50,6 +55,7 @@ class Table:
             shown.append("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
             if not claim.held:
                 shown += [f"    {part}" for part in claim.evidence.splitlines()[:40]]
+        shown += [f"{name}: skipped: {reason}" for name, reason in self.skipped]
         held = len(self.rows) - len(self.failed)
         shown.append(f"{held} of {len(self.rows)} claims held" if self.rows else "no claims: nothing was run")
         return "\n".join(shown) + "\n"
