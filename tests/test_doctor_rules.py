@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kho.doctor import RULES, Report, examine, rules
+from kho.doctor import RULES, Report, examine, fdstore, rules
 from kho.doctor.rules import SEVERITIES, page
+from kho.doctor.tree import Tree
 
 from doctor_crash_hosts import inside, layout70, say
 from doctor_hosts import HOSTS, MIB, copied, debugfs, log, machine, write
@@ -378,3 +380,15 @@ def test_hostile_output_of_systemctl_is_bounded_and_escaped(tmp_path: Path) -> N
     [found] = [finding for finding in examine(tree).findings if finding.id == "DOC043"]
     assert "\x1b" not in found.value
     assert len(found.value) <= 600
+
+
+def test_a_systemd_that_does_not_answer_is_listed_as_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run/systemd/system").mkdir(parents=True)
+
+    def late(argv: list[str], *, timeout: float, **_: object) -> None:
+        raise subprocess.TimeoutExpired(argv, timeout)
+
+    monkeypatch.setattr(subprocess, "run", late)
+    tree = Tree(tmp_path)
+    assert fdstore._ask(tree) == []
+    assert [(each.file, each.why) for each in tree.unread] == [("systemctl show", f"no answer in {fdstore.SECONDS} s")]

@@ -19,7 +19,8 @@ from .tree import FILE_LIMIT, Tree, clean
 
 PROPERTIES = "Id,LoadState,NFileDescriptorStore,FileDescriptorStorePreserve,KExecCount"
 ASK = ("systemctl", "show", "--no-pager", f"--property={PROPERTIES}")
-SECONDS = 5
+SECONDS = 30
+"""For systemctl, which answers in milliseconds, but not on a machine that is short of memory or overloaded."""
 SAVED = (
     ("sos_commands/systemd", "systemctl_show"),
     ("insights_commands", "systemctl_show"),
@@ -55,7 +56,8 @@ def _ask(tree: Tree) -> list[tuple[str, str]]:
         try:
             done = subprocess.run([*ASK, *units], capture_output=True, timeout=SECONDS, check=False)
         except (OSError, subprocess.SubprocessError) as error:
-            tree.note_unread("systemctl show", type(error).__name__)
+            late = isinstance(error, subprocess.TimeoutExpired)
+            tree.note_unread("systemctl show", f"no answer in {SECONDS} s" if late else type(error).__name__)
             break
         found.append(("systemctl show", done.stdout[:FILE_LIMIT].decode("utf-8", "replace")))
     return found
