@@ -1480,6 +1480,21 @@ class Incoming:
         """Physical address of the array that lists the scratch areas; None if not known."""
 
     @property
+    def scratch_how(self) -> Literal["given", "told", "doubtful", "content", "kho_scratch"] | None:
+        """How `scratch` is known: "given", "told", "doubtful", "content" or "kho_scratch"; None if it is not.
+
+        told: a kernel was told of the array with its FDT; doubtful: the same, of areas that are not all in this memory
+        or that no kernel aligns so; content: an array was found by its content; kho_scratch: by the variable of the
+        kernel (`kho.handover.symbols`).
+        """
+    def _know_scratch(self, areas: list[tuple[int, int]], phys: int) -> bool: ...
+    @property
+    def vmcoreinfo_pages(self) -> list[int]:
+        """Physical addresses of the pages with VMCOREINFO that the search found, ascending.
+
+        Such a page begins with `OSRELEASE=`. After a handover that of the kernel before may still be there.
+        """
+    @property
     def others(self) -> list[int]:
         """Physical addresses of other root FDTs that the search found in the same memory."""
 

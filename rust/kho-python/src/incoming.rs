@@ -13,7 +13,7 @@ use crate::memory::{Memory, absence, memory_of, truncated, vmcoreinfo, with_prog
 use crate::tracker::PyTracker;
 use kho::Error;
 use kho::arena::ScratchArea;
-use kho::incoming::{Address, Incoming, Options};
+use kho::incoming::{Address, Incoming, Options, ScratchHow};
 use kho::memory::{PhysMemory, absences_in};
 use kho::others::RootState;
 use kho::payload::ChunkOwners;
@@ -543,6 +543,30 @@ impl PyIncoming {
     #[getter]
     fn scratch(&self) -> Option<Vec<(u64, u64)>> {
         self.inner.scratch().map(|areas| areas.iter().map(|a| (a.addr, a.size)).collect())
+    }
+
+    /// How `scratch` is known: "given", "told", "doubtful", "content" or "kho_scratch"; None if it is not.
+    ///
+    /// told: a kernel was told of the array with its FDT; doubtful: the same, of areas that are not all in this memory
+    /// or that no kernel aligns so; content: an array was found by its content; kho_scratch: by the variable of the
+    /// kernel (`kho.handover.symbols`).
+    #[getter]
+    fn scratch_how(&self) -> Option<&'static str> {
+        self.inner.scratch_how().map(ScratchHow::name)
+    }
+
+    /// Use scratch areas that the kernel's variable `kho_scratch` names, unless better ones are known.
+    fn _know_scratch(&self, areas: Vec<(u64, u64)>, phys: Number) -> bool {
+        let areas = areas.iter().map(|&(addr, size)| ScratchArea { addr, size }).collect();
+        self.inner.know_own_scratch(areas, Phys(phys.0))
+    }
+
+    /// Physical addresses of the pages with VMCOREINFO that the search found, ascending.
+    ///
+    /// Such a page begins with `OSRELEASE=`. After a handover that of the kernel before may still be there.
+    #[getter]
+    fn vmcoreinfo_pages(&self) -> Vec<u64> {
+        self.inner.vmcoreinfo_pages().iter().map(|phys| phys.0).collect()
     }
 
     /// Physical addresses of other root FDTs that the search found in the same memory.

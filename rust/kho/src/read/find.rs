@@ -1,7 +1,8 @@
 //! Searches a memory for handovers, in one pass over everything that is not a hole.
 //!
 //! Three traces are looked for: root FDTs (page-aligned, `compatible = "kho-v..."`), what tells a kernel of one (x86's
-//! `struct kho_data` in setup_data, arm64's `/chosen`), and pages that can be a scratch array (abi.md section 2).
+//! `struct kho_data` in setup_data, arm64's `/chosen`), and pages that can be a scratch array (abi.md section 2). What else
+//! is of use is noted on the way: pages that can be the structure of a memfd, and VMCOREINFO.
 
 #![forbid(unsafe_code)]
 
@@ -40,6 +41,8 @@ pub struct Found {
     pub open_arrays: Vec<(Phys, Vec<ScratchArea>)>,
     /// Pages that can be the structure of a memfd, ascending ([`unlisted::candidate`]).
     pub memfds: Vec<Phys>,
+    /// Pages that begin as VMCOREINFO does, ascending.
+    pub vmcoreinfo: Vec<Phys>,
     /// The bytes that were searched, where that was not all data there is.
     pub searched: Option<u64>,
     boot_fdts: usize,
@@ -54,6 +57,10 @@ const STEP: usize = PageSize::Size4K.bytes() as usize;
 const MOST: usize = 4096;
 /// Devicetrees that are looked into for `/chosen`: each may be megabytes.
 const MOST_BOOT_FDTS: usize = 64;
+/// Pages with VMCOREINFO that are kept: a kernel has one, and those before it may have left theirs.
+const MOST_VMCOREINFO: usize = 64;
+/// How VMCOREINFO begins, in a page of its own (kernel/vmcore_info.c).
+const VMCOREINFO: &[u8] = b"OSRELEASE=";
 /// `{ u32 type = SETUP_KEXEC_KHO (10); u32 len = 32; }` of a setup_data entry, then `struct kho_data`.
 const SETUP_KEXEC_KHO: [u8; 8] = [10, 0, 0, 0, 32, 0, 0, 0];
 const FDT_MAGIC: [u8; 4] = [0xd0, 0x0d, 0xfe, 0xed];
@@ -117,6 +124,10 @@ fn look(
             } else if found.boot_fdts < MOST_BOOT_FDTS {
                 found.boot_fdts += 1;
                 found.pointers.extend(chosen(memory, phys));
+            }
+        } else if page.starts_with(VMCOREINFO) {
+            if found.vmcoreinfo.len() < MOST_VMCOREINFO && found.vmcoreinfo.last().is_none_or(|p| *p < phys) {
+                found.vmcoreinfo.push(phys);
             }
         } else if let Some((areas, closed)) = scratch_array(page) {
             let arrays = if closed { &mut found.scratch_arrays } else { &mut found.open_arrays };

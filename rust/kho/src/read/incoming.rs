@@ -17,7 +17,7 @@ use crate::read::root::{self, Root, Subtree};
 use crate::scratch::ScratchArea;
 use crate::tracker::{Geometry, Tracker};
 use crate::units::{Order, PageSize, Pfn, Phys};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// What the caller knows or requires; the rest is detected.
 #[derive(Clone, Debug, Default)]
@@ -152,6 +152,10 @@ pub struct Incoming {
     others: Vec<OtherRoot>,
     /// Pages that can be the structure of a memfd; `None` if the memory was not searched.
     memfds: Option<Vec<Phys>>,
+    /// Pages with VMCOREINFO that a search found.
+    vmcoreinfo: Vec<Phys>,
+    /// The scratch areas that the kernel's own variable names, if that was read later.
+    own_scratch: OnceLock<Scratch>,
     address: Address,
 }
 
@@ -171,7 +175,8 @@ impl Incoming {
         let Some(phys) = options.fdt_phys else {
             let found = find::find(&*memory, progress)?;
             let (reads, others) = best(&*memory, &found, options)?;
-            return Ok(Incoming { memfds: Some(found.memfds), ..Self::new(memory, reads, others, options)? });
+            let incoming = Self::new(memory, reads, others, options)?;
+            return Ok(Incoming { memfds: Some(found.memfds), vmcoreinfo: found.vmcoreinfo, ..incoming });
         };
         let reads = read(Place::Memory(&*memory), Phys(phys), &Found::default(), options)?;
         Self::new(memory, reads, Vec::new(), options)
@@ -201,6 +206,8 @@ impl Incoming {
             machine: options.machine,
             others,
             memfds: None,
+            vmcoreinfo: Vec::new(),
+            own_scratch: OnceLock::new(),
             address: Address::Own,
         })
     }
@@ -284,7 +291,29 @@ impl Incoming {
 
     /// Where the scratch array lies, when it was found.
     pub fn scratch_phys(&self) -> Option<Phys> {
-        self.scratch.as_ref().and_then(|scratch| scratch.phys)
+        self.known_scratch().and_then(|scratch| scratch.phys)
+    }
+
+    fn known_scratch(&self) -> Option<&Scratch> {
+        self.own_scratch.get().or(self.scratch.as_ref())
+    }
+
+    /// How the scratch areas are known; `None` if they are not.
+    pub fn scratch_how(&self) -> Option<ScratchHow> {
+        self.known_scratch().map(|scratch| scratch.how)
+    }
+
+    /// Uses the scratch areas that a kernel's own variable names (`kho_scratch`), unless the caller named them or a
+    /// kernel was told of areas that are in this memory. Returns whether they are used.
+    pub fn know_own_scratch(&self, areas: Vec<ScratchArea>, phys: Phys) -> bool {
+        let kept = matches!(self.scratch_how(), Some(ScratchHow::Given | ScratchHow::Told | ScratchHow::Own));
+        let sound = find::soundness(&*self.memory, &areas) >= Some(Soundness::Sound);
+        !kept && sound && self.own_scratch.set(Scratch { areas, phys: Some(phys), how: ScratchHow::Own }).is_ok()
+    }
+
+    /// Pages with VMCOREINFO that a search found, ascending; empty if the memory was not searched.
+    pub fn vmcoreinfo_pages(&self) -> &[Phys] {
+        &self.vmcoreinfo
     }
 
     /// The machine, when the source names one.
@@ -299,7 +328,7 @@ impl Incoming {
 
     /// The scratch areas, when known.
     pub fn scratch(&self) -> Option<&[ScratchArea]> {
-        self.scratch.as_ref().map(|scratch| &*scratch.areas)
+        self.known_scratch().map(|scratch| &*scratch.areas)
     }
 
     /// Other root FDTs that were found, ascending.
@@ -419,6 +448,42 @@ pub(crate) type Reads = (Root, Reading, Option<Scratch>);
 pub(crate) struct Scratch {
     areas: Vec<ScratchArea>,
     phys: Option<Phys>,
+    how: ScratchHow,
+}
+
+/// How scratch areas are known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ScratchHow {
+    /// The caller, or the file of an arena, named them.
+    Given,
+    /// A kernel was told of them, and all of them are in this memory.
+    Told,
+    /// A kernel was told of them, and some of them are not in this memory or no kernel aligns them so.
+    Doubtful,
+    /// They were found by their content.
+    Content,
+    /// The kernel's own variable names them.
+    Own,
+}
+
+impl ScratchHow {
+    /// A word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            ScratchHow::Given => "given",
+            ScratchHow::Told => "told",
+            ScratchHow::Doubtful => "doubtful",
+            ScratchHow::Content => "content",
+            ScratchHow::Own => "kho_scratch",
+        }
+    }
+
+    const fn told(soundness: Soundness) -> Self {
+        match soundness {
+            Soundness::Here => ScratchHow::Told,
+            Soundness::Odd | Soundness::Sound => ScratchHow::Doubtful,
+        }
+    }
 }
 
 /// Reads one handover. One whose version is not known is read in the way that fits best, and is not taken over.
@@ -678,13 +743,15 @@ fn scratch_told(
 ) -> Result<Option<(Scratch, Option<Soundness>)>> {
     let phys = options.scratch_phys.map(Phys);
     if let Some(areas) = options.scratch.clone() {
-        return Ok(Some((Scratch { areas, phys }, None)));
+        return Ok(Some((Scratch { areas, phys, how: ScratchHow::Given }, None)));
     }
     if let Some(phys) = phys {
-        return Ok(Some((Scratch { areas: find::scratch_array_at(memory, phys)?, phys: Some(phys) }, None)));
+        let areas = find::scratch_array_at(memory, phys)?;
+        return Ok(Some((Scratch { areas, phys: Some(phys), how: ScratchHow::Given }, None)));
     }
     let told = find::told_scratch(memory, found, fdt);
-    Ok(told.map(|(phys, areas, sound)| (Scratch { areas, phys: Some(phys) }, Some(sound))))
+    let scratch = |phys, areas, sound| Scratch { areas, phys: Some(phys), how: ScratchHow::told(sound) };
+    Ok(told.map(|(phys, areas, sound)| (scratch(phys, areas, sound), Some(sound))))
 }
 
 /// The page that must be the scratch array: page-aligned, not preserved, its areas overlapping nothing that was handed
@@ -706,7 +773,7 @@ fn scratch_guessed(memory: &dyn PhysMemory, fdt: Phys, found: &Found, reading: &
     const MOST: usize = 256;
     let only = |fitting: Vec<&(Phys, Vec<ScratchArea>)>| {
         let (phys, areas) = fitting.first()?;
-        let scratch = || Scratch { areas: areas.clone(), phys: Some(*phys) };
+        let scratch = || Scratch { areas: areas.clone(), phys: Some(*phys), how: ScratchHow::Content };
         fitting.iter().all(|(_, others)| others == areas).then(scratch)
     };
     let own = |(phys, areas): &&&(Phys, Vec<ScratchArea>)| areas.iter().any(|a| a.overlaps(phys.0, 1));
