@@ -80,11 +80,19 @@ def open(  # noqa: A001 - kho.open reads like open()
             max_page_order=max_page_order,
             progress=progress,
         )
+        if inc.vmcoreinfo_pages or inc.vmcoreinfo("OSRELEASE"):
+            _know_scratch(inc)
         return inc if inc.address in ("own", "named") else _checked(inc)
     except (NoHandoverError, FormatError, SourceError):
         if isinstance(opened, Memory) and bare_fdt(opened) is not None:
             raise SourceError(f"{opened.sources[0]}: this is a devicetree, not memory; kho fdt prints it") from None
         raise
+
+
+def _know_scratch(inc: Incoming) -> None:
+    from .handover.symbols import know_scratch  # a dump has symbols, most sources have none
+
+    know_scratch(inc)
 
 
 def _checked(inc: Incoming) -> Incoming:

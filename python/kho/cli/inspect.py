@@ -210,6 +210,8 @@ def show_payloads(report: dict[str, Any]) -> None:
         show_luo(report["luo"])
     if "systemd" in report:
         show_store(report["systemd"])
+    if "kernel" in report:
+        show_kernel(report["kernel"], unlisted=report.get("luo", {}).get("sessions") == [])
     if "unlisted_memfds" in report:
         show_unlisted(report["unlisted_memfds"])
     show_fields(list(fielded(report)))
@@ -307,6 +309,52 @@ def show_unlisted(memfds: list[dict[str, Any]]) -> None:
             digest = (row.get("sha256") or "")[:16] or row.get("absent") or row.get("error") or ""
             files.add(f"{row['phys']:#x}", row["compatible"], output.size(row["size"]), str(row["folios"]), digest)
         files.show()
+
+
+def show_kernel(kernel: dict[str, Any], *, unlisted: bool) -> None:
+    """Print what the kernel's own variables tell: its sessions before the jump, and those that it got.
+
+    If they cannot be read, say so only where LUO's lists have no session either.
+    """
+    if "error" in kernel:
+        if unlisted:
+            output.line()
+            output.line(f"the kernel's own list of sessions cannot be read: {kernel['error']}")
+        return
+    heading("Kernel", f": Linux {kernel['release']}, by its symbols and types ({kernel['source']})")
+    facts = output.table("", "", "")
+    if "previous_release" in kernel:
+        facts.add("previous kernel", kernel["previous_release"], f"kexec {kernel.get('kexec_count', 0)}")
+    for side, what in (("out_fdt", "for the next kernel"), ("in_fdt", "this kernel got")):
+        if side in kernel:
+            facts.add("root FDT", f"{kernel[side]:#x}", what)
+    if "scratch_phys" in kernel:
+        facts.add("kho_scratch", f"{kernel['scratch_phys']:#x}", f"{len(kernel['scratch'])} areas")
+    facts.show(header=False)
+    for key, title, why in (
+        ("sessions", "Sessions before the jump", "the kernel writes them into LUO's lists at the jump"),
+        ("incoming_sessions", "Sessions this kernel got", "not finished yet"),
+    ):
+        if kernel.get(key):
+            show_sessions(title, why, kernel[key])
+    for problem in kernel.get("problems", ()):
+        output.line(f"kernel: {problem}")
+
+
+def show_sessions(title: str, why: str, sessions: list[dict[str, Any]]) -> None:
+    """Print the sessions of one of the kernel's lists."""
+    heading(title, f": {len(sessions)}, {why}")
+    files = output.table("session", ">token", "kind", ">size", "name", "address", "")
+    for session in sessions:
+        name = session["name"] or '""'
+        for row in session["files"]:
+            size = output.size(row["size"]) if "size" in row else ""
+            state = "" if "retrieved" not in row else "retrieved" if row["retrieved"] else "waits"
+            kind = row["compatible"] or "unknown"
+            files.add(name, f"{row['token']:#x}", kind, size, row.get("name", ""), f"{row['data']:#x}", state)
+        if not session["files"]:
+            files.add(name, "", "no files")
+    files.show()
 
 
 def show_luo(luo: dict[str, Any]) -> None:

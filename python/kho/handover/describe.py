@@ -30,6 +30,7 @@ from ..kernels import Kernel, kernels_that_write, spanned
 from .absence import NOT_IN_DUMP, absence, dump_facts
 from .extract import Allowance, memory_content, sha256_of
 from .owners import unlisted
+from .symbols import SOURCE, find_kernel
 
 __all__ = ["describe"]
 
@@ -104,6 +105,7 @@ def describe(inc: Incoming, *, full: bool = False) -> dict[str, Any]:
     if inc.scratch is not None:
         report["scratch"] = [list(area) for area in inc.scratch]
         report["scratch_phys"] = inc.scratch_phys
+        report["scratch_how"] = inc.scratch_how
     if lists_folios(inc, full=full):
         folios = inc.folios
         report["folios"] = [list(folio) for folio in folios]
@@ -129,6 +131,11 @@ def describe(inc: Incoming, *, full: bool = False) -> dict[str, Any]:
                     report["systemd"] = payload.fd_store.describe()
                 elif payload.fd_store_error is not None:
                     report["systemd"] = {"error": payload.fd_store_error}
+    kernel, why = find_kernel(inc)
+    if kernel is not None:
+        report["kernel"] = kernel.describe()
+    elif why:
+        report["kernel"] = {"source": SOURCE, "error": why[0]}
     refused: list[tuple[int, str]] = []
     files = unlisted(inc, decoded, refused=refused)
     if files:

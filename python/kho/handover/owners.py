@@ -19,12 +19,17 @@ from .. import errors
 from .._kho import Incoming, OwnerRows, find_outside_map, find_unlisted, join_owners
 from .._types import OwnedRange
 from ..formats import Blob, Broken, Budget, Declared, Luo, MemfdFile, Owned, Payload, Raw, unverified_in
-from ..formats.luo import MemfdV1, MemfdV2
+from ..formats.luo import MemfdV1, MemfdV2, title
+from .symbols import kernel_of, session_files, waiting_files
 
 __all__ = ["HANDLE", "OUTSIDE_MAP", "UNKNOWN", "Owners", "Ranges", "SharedRange", "claims", "owners", "unlisted"]
 
 UNKNOWN = "unknown"
 """Owner of pages that nothing refers to."""
+VERSIONS = {"memfd-v1": 1, "memfd-v2": 2}
+"""Formats of memfds, by what their handler names itself."""
+MOST_NAMED = 8
+"""Files of the kernel's lists that are named."""
 HANDLE = "data of an unknown kind"
 """Part name of a page that an undecoded reference points to."""
 OUTSIDE_MAP = "not retrieved from the handover this kernel booted from, or freed since and not overwritten"
@@ -89,6 +94,8 @@ class Owners:
     """Structures of memfds that were found by content and cannot be decoded: (physical address, error)."""
     before_jump: bool = False
     """LUO's lists are empty, as until the jump: of the memory of sessions only `unlisted` files have an owner."""
+    kernel_files: list[str] = field(default_factory=list)
+    """Other files in the sessions of the kernel's own lists (`kho.handover.symbols`), if `before_jump`."""
     more_unpreserved: int = 0
     """Number of ranges omitted from `unpreserved`: those beyond what an image of this size can plausibly hold."""
     more_shared: int = 0
@@ -106,6 +113,8 @@ class Owners:
             why += (
                 "; LUO's lists are empty: the kernel writes them at the jump, so what sessions preserved is in none yet"
             )
+            if self.kernel_files:
+                why += f"; the kernel's own lists have {', '.join(self.kernel_files)}"
         return why
 
 
@@ -164,6 +173,7 @@ def owners(inc: Incoming, payloads: Mapping[str, Payload] | None = None) -> Owne
     for (owner, _), nbytes in zip(names, found["totals"], strict=True):
         totals[owner] = totals.get(owner, 0) + nbytes
     totals[UNKNOWN] = totals.get(UNKNOWN, 0) + found["unowned_bytes"]
+    before_jump = any(isinstance(payload, Luo) and payload.lists_nothing for payload in payloads.values())
     return Owners(
         rows=Ranges(found["rows"]),
         unowned=Ranges(found["unowned"]),
@@ -173,11 +183,23 @@ def owners(inc: Incoming, payloads: Mapping[str, Payload] | None = None) -> Owne
         undecoded=list(_undecoded(payloads)),
         unlisted=files,
         refused=refused,
-        before_jump=any(isinstance(payload, Luo) and payload.lists_nothing for payload in payloads.values()),
+        before_jump=before_jump,
+        kernel_files=_kernel_files(inc, files) if before_jump and len(found["unowned"]) else [],
         more_unpreserved=found["more_unpreserved"],
         more_shared=found["more_shared"],
         unverified=unverified_in(inc, payloads),
     )
+
+
+def _kernel_files(inc: Incoming, files: Iterable[MemfdFile]) -> list[str]:
+    """Name the files in the kernel's own lists that are no memfd with an owner, at most `MOST_NAMED`."""
+    state = kernel_of(inc)
+    known = {file.blob.phys for file in files}
+    rest = [] if state is None else [one for one in state.files() if not one[0] and one[2].data not in known]
+    names = [
+        f"{title(session.name)}, file {file.token:#x} ({file.compatible})" for _, session, file in rest[:MOST_NAMED]
+    ]
+    return [*names, f"{len(rest) - MOST_NAMED} more"] if len(rest) > MOST_NAMED else names
 
 
 def _join(inc: Incoming, owned: Iterable[Owned]) -> tuple[list[tuple[str, str]], dict[str, Any]]:
@@ -232,6 +254,10 @@ def _unlisted(
         return []
     places = [(*place, True) for place in (find_unlisted(inc, found["unowned"]) if len(found["unowned"]) else [])]
     places += [(*place, False) for place in find_outside_map(inc)]
+    # The kernel's own list has them also while the map that it got is still intact.
+    waiting = {file.data: VERSIONS[file.compatible] for file in waiting_files(inc) if file.compatible in VERSIONS}
+    waiting = {phys: version for phys, version in waiting.items() if phys not in {place[0] for place in places}}
+    places += [(phys, version, False) for phys, version in waiting.items()]
     listed = {
         entry.data
         for payload in payloads.values()
@@ -243,9 +269,12 @@ def _unlisted(
     budget = next((payload.blob.budget for payload in payloads.values()), None) or Budget(inc)
     complete = not any(isinstance(payload, Broken) for payload in payloads.values())
     listing = "in no session" if complete else "in no session that can be read"
+    names = session_files(inc) if places else {}
     files: list[MemfdFile] = []
     for phys, version, in_map in sorted(places):
         owner = f"memfd at {phys:#x}, " + (listing if in_map else "outside the map")
+        if phys in names:
+            owner = f"{names[phys]}, memfd at {phys:#x}, " + ("before the jump" if in_map else "not retrieved")
         try:
             budget.take_objects(1, owner)
             blob = Blob(inc, f"memfd-v{version}", phys, None, owner, budget)

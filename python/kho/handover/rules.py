@@ -467,7 +467,8 @@ RULES: dict[str, Rule] = {
         "A memfd is preserved, or was preserved for the kernel that runs, and no session lists it.",
         "Before the jump that is every memfd: LUO's lists are written then. After a live update, it was not retrieved, "
         "or the pages of its structure and its list were freed since and are not overwritten.",
-        "`kho extract --memfd PHYS` writes its contents; names and tokens are not in it.",
+        "`kho extract --memfd PHYS` writes its contents. Its session and token are known if the dump's kernel has "
+        "CONFIG_KALLSYMS_ALL and BTF (docs/vmcore.md).",
         f"{LUO}luo_session.c",
     ),
     "KHO044": Rule(

@@ -17,6 +17,7 @@ from .._kho import Fdt, Incoming, Memory, Snapshot, abis, find_memory, open_memo
 from .._types import OwnedRange
 from ..errors import AccessError, FdtError, KhoError, NoHandoverError, SourceError
 from ..fdt import likely_names
+from .symbols import know_scratch
 
 __all__ = ["UnreadableError", "core_of", "is_running", "looked_at", "missing_root", "open_running", "shown_ranges"]
 
@@ -85,6 +86,7 @@ def open_running(
         raise UnreadableError(
             f"{path}: {error}; KHO is off, or this kernel finalizes first (Linux 6.16 to 7.0)"
         ) from error
+    know_scratch(inc)
     return inc, memory
 
 

@@ -41,6 +41,7 @@ from .compat import Offer, Target
 from .depth import MOST_LEVELS, Read, in_tree
 from .owners import HANDLE, OUTSIDE_MAP, owners
 from .rules import SEVERITIES, Finding, note_omitted
+from .symbols import know_scratch
 from .verify_kernel import (
     luo_findings,
     partial_findings,
@@ -153,6 +154,7 @@ def verify(
         if isinstance(memory, Memory) and memory.truncated:
             return _sorted(_incomplete(memory, error, fdt_phys))
         return _sorted(_unreadable(memory, error, fdt_phys, scratch, given))
+    know_scratch(inc)
     checked(inc)
     if opened is not None:
         opened(inc)
