@@ -26,7 +26,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import shared_memory
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -170,11 +169,21 @@ def read_file(path: Path, nbytes: int) -> None:
         zlib.crc32(mapped)
 
 
-def read_on(read: Callable[[Path, int], None], path: Path, nbytes: int, end: Event, count: Any) -> None:
-    """Read as fast as can be until the end, and count."""
-    while not end.is_set():
-        read(path, nbytes)
-        count.value += 1
+IDLE, SPIN, OTHER, OWN = range(4)
+"""What the other processes do during a phase: sleep; compute; read another image; read the image that is replaced."""
+
+
+def work(read: Callable[[Path, int], None], paths: tuple[Path, Path], nbytes: int, phase: Any, count: Any) -> None:
+    """Do what the phase says until it is negative, and count what was read of the image that is replaced."""
+    while (now := phase.value) >= 0:
+        if now == IDLE:
+            time.sleep(0.001)
+        elif now == SPIN:
+            sum(range(2000))
+        else:
+            read(paths[now == OTHER], nbytes)
+            if now == OWN:
+                count.value += 1
 
 
 def plain_writer(path: Path, nbytes: int) -> Callable[[int], None]:
@@ -196,14 +205,17 @@ def plain_writer(path: Path, nbytes: int) -> Callable[[int], None]:
 
 
 def readers() -> None:
-    """What being read costs an owner that commits, and the writer of a plain file.
+    """Print what being read costs an owner that commits, and the writer of a plain file.
 
-    Processor time of the owner's, in pairs of rounds one right after the other; the medians of the pairs. Readers of
-    another image take the same caches and processors from the owner, so what is left is the cost of being read. Part of
-    it is the machine's: pages that another processor has read go from its cache to the owner's when they are used
-    again. The plain file, which nothing guards from torn reads, pays that and no more.
+    The measure is the owner's processor time per commit, not its rate: with as many busy processes as processors, the
+    rate depends on the scheduler, whatever they do. It is compared with that of the same owner while the same number of
+    processes does something else: they sleep, compute, or read another image, and so take the same share of the
+    processors and caches as readers of the image do. Part of the cost of being read is the machine's: memory that
+    another processor has read is slower to write again. The plain file, which nothing protects from torn reads, has
+    this cost alone.
     """
-    print("   object    readers   not read   being read   more   reads")
+    print("processor time of a commit while processes ...                      of being read, to that")
+    print("   object            sleep     spin  read other  are readers    sleep   spin  other     wall   attaches/s")
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
         for nbytes in SIZES:
             path, other = Path(folder) / f"image-{nbytes}", Path(folder) / f"other-{nbytes}"
@@ -215,11 +227,16 @@ def readers() -> None:
                     h.put("a", bytes([i % 251]) * nbytes)
                     h.commit()
 
+                commit(0)
                 for n in (1, 2):
-                    compare(f"{nbytes:9}  {n} of it", commit, read_image, (path, other), nbytes, n)
+                    compare(f"{nbytes:9}, {n}", commit, read_image, (path, other), nbytes, n)
         plain, other = Path(folder) / "plain", Path(folder) / "other"
+        plain.write_bytes(bytes(2 * SIZES[-1]))
         other.write_bytes(bytes(2 * SIZES[-1]))
-        compare(f"{SIZES[-1]:9}  1 of file", plain_writer(plain, SIZES[-1]), read_file, (plain, other), SIZES[-1], 1)
+        for n in (1, 2):
+            compare(
+                f"{SIZES[-1]:9}, {n}, file", plain_writer(plain, SIZES[-1]), read_file, (plain, other), SIZES[-1], n
+            )
 
 
 def compare(
@@ -230,31 +247,45 @@ def compare(
     nbytes: int,
     n: int,
 ) -> None:
-    """Print what `replace` costs while `n` processes read the first of the paths, or the second."""
+    """Print what `replace` costs in each phase of `n` other processes, and the medians of the ratios.
+
+    A round is a short phase of each kind, in an order that rotates; a ratio is of two phases of one round. So what
+    other programs do to the machine in the meantime changes both.
+    """
     context = multiprocessing.get_context("spawn")
-    rounds, commits = 7, 1000
-
-    def cost(path: Path) -> tuple[float, int]:
-        end, count = context.Event(), context.Value("q", 0)
-        processes = [context.Process(target=read_on, args=(read, path, nbytes, end, count)) for _ in range(n)]
-        for process in processes:
-            process.start()
-        while not count.value:
-            time.sleep(0.01)
-        begun, began = count.value, time.process_time()
-        for i in range(commits):
-            replace(i)
-        took = (time.process_time() - began) / commits * 1e6
-        end.set()
-        for process in processes:
-            process.join()
-        return took, count.value - begun
-
-    pairs = [(cost(paths[0]), cost(paths[1])) for _ in range(rounds)]
-    read_us = statistics.median(own[0] for own, _ in pairs)
-    alone_us = statistics.median(others[0] for _, others in pairs)
-    more = statistics.median(own[0] / others[0] for own, others in pairs)
-    print(f"{row:20} {alone_us:8.0f} us  {read_us:8.0f} us  {more:6.2f}  {sum(own[1] for own, _ in pairs):6}")
+    rounds, commits = int(os.environ.get("KHO_LIVE_ROUNDS", "60")), 100
+    phase, counts = context.Value("i", OWN, lock=False), [context.Value("q", 0, lock=False) for _ in range(n)]
+    processes = [context.Process(target=work, args=(read, paths, nbytes, phase, count)) for count in counts]
+    for process in processes:
+        process.start()
+    while not all(count.value for count in counts):
+        time.sleep(0.01)
+    used: dict[int, list[float]] = {kind: [] for kind in range(4)}
+    took: dict[int, list[float]] = {kind: [] for kind in range(4)}
+    reads = 0
+    for at in range(rounds):
+        for kind in sorted(range(4), key=lambda kind: (kind + at) % 4):
+            phase.value = kind
+            time.sleep(0.005)
+            before, cpu, wall = sum(count.value for count in counts), time.process_time(), time.perf_counter()
+            for i in range(commits):
+                replace(i)
+            used[kind].append((time.process_time() - cpu) / commits * 1e6)
+            took[kind].append(time.perf_counter() - wall)
+            reads += sum(count.value for count in counts) - before
+    phase.value = -1
+    for process in processes:
+        process.join()
+    us = [statistics.median(used[kind]) for kind in range(4)]
+    ratios = [
+        statistics.median(own / base for own, base in zip(used[OWN], used[kind], strict=True)) for kind in range(3)
+    ]
+    wall = statistics.median(own / base for own, base in zip(took[OWN], took[SPIN], strict=True))
+    print(
+        f"{row:18}{us[IDLE]:6.0f} us{us[SPIN]:6.0f} us {us[OTHER]:8.0f} us {us[OWN]:9.0f} us  {ratios[IDLE]:7.2f}"
+        f"{ratios[SPIN]:7.2f}{ratios[OTHER]:7.2f}  {wall:7.2f} {reads / sum(took[OWN]):12.0f}",
+        flush=True,
+    )
 
 
 def main() -> None:

@@ -35,6 +35,24 @@ def test_two_mappings_of_a_file_show_the_same_bytes(fd: int) -> None:
     assert (whole.size, part.size) == (SIZE, PAGE)
 
 
+def test_an_update_stores_the_pages_that_differ_and_no_others(fd: int) -> None:
+    mapping = Mapping(fd, 0, SIZE, writable=True)
+    data = bytes(range(1, 251)) * 40
+    for at in (0, 1, PAGE - 1):
+        os.pwrite(fd, bytes(SIZE), 0)
+        assert mapping.update(at, data) == 3
+        assert mapping.update(at, data) == 0
+        assert os.pread(fd, SIZE, 0) == bytes(at) + data + bytes(SIZE - at - len(data))
+    changed = data[:5000] + b"\0" + data[5001:]
+    assert mapping.update(PAGE - 1, changed) == 1
+    assert os.pread(fd, len(data), PAGE - 1) == changed
+    assert mapping.update(SIZE, b"") == 0
+    with pytest.raises(kho.OutsideMemoryError):
+        mapping.update(SIZE - len(data) + 1, data)
+    with pytest.raises(TypeError):
+        Mapping(fd, 0, SIZE, writable=False).update(0, data[::-1])
+
+
 def test_what_was_mapped_for_reading_gives_no_writable_view(fd: int) -> None:
     exporter = Mapping(fd, 0, SIZE, writable=False).exporter(0, 16)
     assert memoryview(exporter).readonly

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import gc
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -17,11 +18,11 @@ import kho
 import kho.live
 from kho.formats.live import Catalog, Item, Retired, decode_catalog, encode_catalog
 from kho.live import Handle
-from kho.live.file import header, pins, space
+from kho.live.file import header, metadata, pins, space
 from kho.live.file.pins import Pin
 from kho.live.handle import Change
 
-from livefiles import child, die, ended, sample
+from livefiles import blocks, child, die, ended, sample
 
 BASE = 1 << 32
 
@@ -293,6 +294,230 @@ def test_short_lived_readers_cause_no_allocation_of_metadata(image: Path, monkey
         reader.close()
         assert (allocated, punched) == ([], [])
         assert h.stats()["metadata_bytes"] < 1 << 20
+
+
+@pytest.mark.parametrize("nbytes", [8, 250_000])
+def test_an_object_that_is_replaced_again_and_again_takes_and_gives_back_no_memory(
+    image: Path, monkeypatch: pytest.MonkeyPatch, nbytes: int
+) -> None:
+    """Also while readers attach to each generation and are closed after the next commit."""
+    calls: list[tuple[str, int]] = []
+
+    def punching(fd: int, offset: int, n: int) -> bool:
+        calls.append(("punch", n))
+        return True
+
+    with kho.live.open("x", "8M", backing=image) as h:
+        readers, places = [], set()
+        for i in range(60):
+            if i == 20:
+                monkeypatch.setattr(space, "allocate", lambda *run: calls.append(("allocate", run[2])))
+                monkeypatch.setattr(space, "punch", punching)
+            h.put("a", sample(i, nbytes))
+            h.commit()
+            places.add(h.info("a").phys)
+            readers.append(kho.live.attach(image))
+            if len(readers) > 2:
+                reader = readers.pop(0)
+                assert bytes(reader["a"]) == sample(i - 2, nbytes).tobytes()
+                reader.close()
+        for reader in readers:
+            reader.close()
+        assert calls == []
+        assert len(places) <= 5
+        assert len(h._space._builder._arenas) <= 4
+
+
+def test_memory_that_is_kept_for_later_commits_is_bounded_and_given_up_when_it_is_needed(image: Path) -> None:
+    with kho.live.open("x", "8M", backing=image) as h:
+        stats = h.stats()
+        for i in range(40):
+            h.put(f"{i % 7}", sample(i, 1 + i * 9000 % 300_000))
+            h.commit()
+            stats = h.stats()
+            assert stats["kept_bytes"] <= 1 << 20
+            assert blocks(image) <= stats["size"] - stats["free"] + stats["kept_bytes"] + (68 << 10)
+        assert stats["kept_bytes"] > 0
+        for name in h.names():
+            del h[name]
+        h.commit()
+        kept = h.stats()["kept_bytes"]
+        h.put("large", bytes(6 << 20))
+        assert h.stats()["kept_bytes"] < kept, "it has some of these pages"
+        h.commit()
+        h.verify()
+    with kho.live.open("x", backing=image) as h:
+        assert blocks(image) <= h.stats()["size"] - h.stats()["free"] + (68 << 10), "the next owner gives it back"
+
+
+def test_pages_that_are_used_again_hold_zeros_and_not_what_was_replaced(image: Path) -> None:
+    with kho.live.open("x", "8M", backing=image) as h:
+        reused = 0
+        for i in range(6):
+            h.put("a", b"\xff" * 8192)
+            h.commit()
+            del h["a"]
+            h.commit()
+            kept = h.stats()["kept_bytes"]
+            if i % 2:
+                h.empty("b", 5000)
+            else:
+                h.put("b", bytes(4100))
+            reused += kept - h.stats()["kept_bytes"]
+            assert not np.asarray(h["b"]).any()
+            offset = h._image.sup.offset + h.info("b").phys - h._image.sup.base
+            assert os.pread(h.fileno(), 8192, offset) == bytes(8192)
+            h.rollback()
+        assert reused == 6 * 8192
+
+
+def test_a_commit_that_found_no_room_while_generations_were_read_succeeds_once_they_are_not(image: Path) -> None:
+    with kho.live.open("x", "1M", backing=image) as h:
+        h.put("a", b"0")
+        h.commit()
+        h.put("large", bytes(512 << 10))
+        h.commit()
+        readers = []
+        with pytest.raises(kho.OutOfMemoryError, match="wait for readers"):
+            for i in range(60):
+                readers.append(kho.live.attach(image))
+                h.put("a", bytes([i]))
+                h.commit()
+        assert 2 <= len(readers) < 60
+        for reader in readers:
+            reader.close()
+        assert h.commit() == len(readers) + 2
+        h.verify()
+
+
+def test_locks_of_children_are_queried_only_while_there_may_be_children(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    query = pins.held
+
+    def held(fd: int, region: int, first: int, end: int) -> pins.Held:
+        asked.append(region)
+        return query(fd, region, first, end)
+
+    with filled(image) as h:
+        replace(h, 2)
+        monkeypatch.setattr(pins, "held", held)
+        replace(h, 2)
+        assert asked == [pins.READERS] * 2
+        old = h["a"]
+        h.put("a", sample(7, 50_000))
+        h.commit()
+        go, told = os.pipe(), os.pipe()
+
+        def work() -> None:
+            os.write(told[1], b".")
+            os.read(go[0], 1)
+            same(h["a"], 7)
+
+        pid = child(work)
+        assert os.read(told[0], 1) == b"."
+        # The sweep of this call looks for children of the generation before, and there are none of it.
+        assert h.stats()["pinned_bytes"]
+        del old
+        gc.collect()
+        h.commit()
+        replace(h)
+        assert h.stats()["reader_bytes"] > 0
+        os.write(go[1], b".")
+        assert ended(pid) == 0
+        replace(h, 2)
+        asked.clear()
+        replace(h, 2)
+        assert asked == [pins.READERS] * 2
+        for end in (*go, *told):
+            os.close(end)
+
+
+def test_metadata_that_are_built_in_an_arena_that_was_used_before_are_the_same() -> None:
+    builder, size = metadata.Builder(BASE, 64 << 20), 16384
+    for i in range(40):
+        start, n = [(16000, 12), (16012, 12), (16100, 20), (15000, 40), (15100, 100)][i * 7 % 5]
+        items = {
+            f"name {k}": Item(
+                f"name {k}", BASE + (k * 300 + i % 3) * 4096, 1 + k * i * 7777 % 900_000, None, (1,), i, i
+            )
+            for k in range(1 + i * 5 % 30)
+        }
+        made = Catalog("x", "1", i, items, tuple(Retired(BASE + (size - 9 - k) * 4096, 1, i, i) for k in range(i % 5)))
+        try:
+            expected = metadata.Builder(BASE, size * 4096).build(start, n, made)
+        except kho.OutOfMemoryError:
+            with pytest.raises(kho.OutOfMemoryError):
+                builder.build(start, n, made)
+            continue
+        assert builder.build(start, n, made) == expected
+        assert len(builder._arenas) <= metadata.MOST_ARENAS
+    assert len(builder._arenas) > 1
+
+
+def no_page_is_a_hole(h: Handle, image: Path) -> None:
+    """Check that the file has blocks for exactly the head, the pages in use, and those that are kept."""
+    space = h._space
+    assert blocks(image) == header.JOURNAL_END + (space.runs.used + space.kept.used) * 4096
+
+
+def test_a_new_owner_keeps_no_page_that_is_a_hole(image: Path) -> None:
+    old = filled(image)
+    reader = kho.live.attach(image)
+    old.put("a", sample(2, 50_000))
+    old.commit()
+    old.close()
+    reader.close()
+    with kho.live.open("x", backing=image) as h:
+        no_page_is_a_hole(h, image)
+        replace(h, 2)
+        no_page_is_a_hole(h, image)
+
+
+def test_an_owner_that_takes_back_keeps_no_page_that_its_successor_gave_back(image: Path) -> None:
+    old = filled(image, "8M")
+    readers = []
+    for i in range(3):
+        readers.append(kho.live.attach(image))
+        old.put("a", sample(10 + i, 50_000))
+        old.commit()
+    old.hand_over()
+    for reader in readers:
+        reader.close()
+
+    def successor() -> None:
+        with kho.live.attach(image).adopt() as h:
+            assert h.stats()["reader_bytes"] == 0
+
+    assert ended(child(successor)) == 0
+    old.take_back()
+    no_page_is_a_hole(old, image)
+    replace(old, 3)
+    no_page_is_a_hole(old, image)
+    old.close()
+
+
+def test_arenas_for_metadata_are_not_kept_where_address_space_costs_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = Catalog("x", "1", 1, {})
+
+    def kept(size: int) -> int:
+        builder = metadata.Builder(BASE, size)
+        for start in range(0, 120, 12):
+            builder.build(start, 12, made)
+        return len(builder._arenas)
+
+    assert [kept(size) for size in (1 << 20, 1 << 38, 1 << 39, 1 << 41)] == [4, 4, 2, 0]
+    monkeypatch.setattr(metadata, "OVERCOMMIT", tmp_path / "overcommit_memory")
+    assert kept(1 << 20) == 0
+    for mode, most in (("0\n", 4), ("1\n", 4), ("2\n", 0)):
+        metadata.OVERCOMMIT.write_text(mode)
+        assert kept(1 << 20) == most
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1 << 40, 1 << 40))
+    metadata.OVERCOMMIT.write_text("0\n")
+    assert kept(1 << 20) == 0
 
 
 def test_a_full_image_uses_the_memory_of_spare_metadata(image: Path) -> None:

@@ -19,7 +19,7 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, starmap
 from typing import Any, NamedTuple
 
 from .. import errors
@@ -129,7 +129,7 @@ def encode_catalog(catalog: Catalog) -> bytes:
         writer.property_str("version", catalog.version)
         writer.property_u64("generation", catalog.generation)
         if catalog.retired:
-            writer.property("retired", b"".join(_RETIRED.pack(*run) for run in catalog.retired))
+            writer.property("retired", b"".join(starmap(_RETIRED.pack, catalog.retired)))
         for at, item in enumerate(catalog.items.values()):
             with writer.node(str(at)):
                 writer.property_str("key", item.name)

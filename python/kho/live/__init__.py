@@ -18,10 +18,11 @@ sizes and its map does not depend on a bitmap size, which kho-v1 does not record
 object dtypes.
 
 *Commits.* A crash would tear a handover whose map is changed in place. So a commit builds all its metadata in private
-memory (`image.build`) and copies them to free pages as one run. Then it fills one of two slots (generation, address,
+memory (`file.metadata`) and copies them to free pages as one run. Then it fills one of two slots (generation, address,
 checksum) and stores one aligned word: `fdt_phys` of the arena's note, which every reader of the file follows
 (`file.header`). Memory that a committed generation refers to is neither written nor freed before a newer generation is
-committed. Freed memory is punched out of the file, unless it is still read (`file.space`, `file.pins`). A process that
+committed. Freed memory that is no longer read is punched out of the file, except for up to 1 MiB, to which the next
+commits write (`file.space`, `file.pins`). A process that
 is killed at any instruction leaves either the old word or the new one, so the word always leads to a complete
 generation; there is no older generation to fall back to, and a reader refuses a file with a wrong checksum. A commit
 that was cut short before its word is reported (`torn`, `dropped`).

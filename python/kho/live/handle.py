@@ -28,7 +28,7 @@ from .file.allocator import Allocator
 from .file.arrays import View, dtype_of, make_readonly, plain_array, plain_bytes, shaped
 from .file.header import HEAD, Journal, Root
 from .file.image import ImageFile, State
-from .file.mapping import Mapping, punch
+from .file.mapping import Mapping, in_memory, punch
 from .file.pins import Pin
 from .file.space import Pinned, Run, Space
 from .oserrors import error_of
@@ -107,6 +107,8 @@ class Handle(Reader):
         self._memory = Mapping(self._pin.fd, sup.offset, sup.size, writable=True)
         self._head = Mapping(self._pin.fd, 0, HEAD, writable=True)
         self._bytes = self._head.view(0, HEAD)
+        self._on_medium = not in_memory(image.fd)
+        """Whether the file has a medium to which its pages are flushed."""
         self._space = Space(image, self._pin.fd, state)
         header.retire(self._bytes, state.root.generation)
         self._journal = Journal(self._bytes)
@@ -258,7 +260,11 @@ class Handle(Reader):
         pages = -(-nbytes // PAGE)
         sup = self._image.sup
         objects = len(self._state.catalog.items) + len(self._changes) + 1
-        start = self._space.allocate(f"{what} {name!r}", pages, objects) if pages else 0
+        start, stale = self._space.allocate(f"{what} {name!r}", pages, objects) if pages else (0, False)
+        if stale:
+            # What is not filled reads as zeros, as in pages that were allocated just now.
+            filled = 0 if what == "empty" else nbytes
+            self._memory.update(start * PAGE + filled, bytes(pages * PAGE - filled))
         self._note(name)
         gone = self._changes.pop(name, None)
         phys = sup.base + start * PAGE if pages else 0
@@ -327,8 +333,8 @@ class Handle(Reader):
                 raise BusyError(
                     f"{self._image.where}: commit: a successor is reading generation {self.generation}; withdraw"
                 )
-            self._space.sweep()
             if not self._changes:
+                self._space.sweep()
                 return self.generation
             before, generation = self._state, self.generation + 1
             items = {name: item for name, item in before.catalog.items.items() if name not in self._changes}
@@ -337,7 +343,13 @@ class Handle(Reader):
                     crc = zlib.crc32(self._bytes_of(change.item)) if change.item.nbytes else 0
                     items[name] = replace(change.item, crc32=crc, generation=generation)
             catalog = Catalog(self.name, self.version, generation, items, self._retired(generation))
-            zone, meta, fdt_phys = self._space.lay_out(catalog)
+            try:
+                zone, meta, fdt_phys = self._space.lay_out(catalog)
+            except OutOfMemoryError:
+                # The sweep at the end of the previous commit found readers, which may have ended.
+                self._space.sweep()
+                catalog = replace(catalog, retired=self._retired(generation))
+                zone, meta, fdt_phys = self._space.lay_out(catalog)
             meta_phys = self._image.sup.base + zone[0] * PAGE
             root = Root(generation, fdt_phys, meta_phys, len(meta), zlib.crc32(meta))
             try:
@@ -354,10 +366,12 @@ class Handle(Reader):
         """List the pages that the next owner must not reuse while they are read, once `generation` is committed."""
         base, before = self._image.sup.base, self._state
         start, n = self._space.zone
-        runs = [Retired(base + pinned.start * PAGE, pinned.n, pinned.born, pinned.freed) for pinned in self._pinned]
+        runs = [Retired(base + run.start * PAGE, run.n, run.born, run.freed) for run in self._space.pinned]
         runs.append(Retired(base + start * PAGE, n, before.root.generation, generation))
-        gone = [old for name in self._changes if (old := before.catalog.items.get(name)) is not None and old.nbytes]
-        runs += [Retired(old.phys, old.pages, old.generation, generation) for old in gone]
+        for name in self._changes:
+            old = before.catalog.items.get(name)
+            if old is not None and old.nbytes:
+                runs.append(Retired(old.phys, old.pages, old.generation, generation))
         return tuple(runs)
 
     @property
@@ -372,8 +386,8 @@ class Handle(Reader):
         """
         sup = self._image.sup
         at = root.meta_phys - sup.base
-        self._memory.view(at, len(meta))[:] = meta
-        if self._image.path is not None:
+        self._memory.update(at, meta)
+        if self._on_medium:
             for item in items.values():
                 if item.generation == root.generation and item.nbytes:
                     self._memory.flush(item.phys - sup.base, item.nbytes)
@@ -384,7 +398,7 @@ class Handle(Reader):
         self._flush_head()
 
     def _flush_head(self) -> None:
-        if self._image.path is not None:
+        if self._on_medium:
             self._head.flush(0, header.JOURNAL_AT)
 
     def _committed(self, before: State, now: State, zone: Run) -> None:
@@ -639,6 +653,7 @@ class Handle(Reader):
         held = self._lock.acquire(timeout=FORK)
         pin, now = None, self.generation
         if os.getpid() == self._ownership.pid and self._image.fd >= 0 and self._pin.supported:
+            self._space.forked()
             try:
                 pin = Pin(self._pin.fd, self._image.where)
                 if pin.take(pins.FORKS + now) and self._ownership.owns:
@@ -751,7 +766,8 @@ class Handle(Reader):
     def stats(self) -> dict[str, int]:
         """Return what the image takes, in bytes unless it says otherwise.
 
-        `size`: memory there can be; `free`, `largest_free` of it; `objects` (how many), `object_bytes`;
+        `size`: memory there can be; `free`, `largest_free` of it; `kept_bytes`: of the free memory what stays allocated
+        for the next commits, at most 1 MiB together with that for metadata; `objects` (how many), `object_bytes`;
         `metadata_bytes`: of this generation, and kept for later commits'; `uncommitted` (how many),
         `uncommitted_bytes`; `pinned_bytes`: of replaced objects and metadata that are still read, and `reader_bytes` of
         these by readers in other processes, or children; `allocated_bytes`: what the file takes of the machine;
@@ -767,6 +783,7 @@ class Handle(Reader):
                 "size": space.runs.pages * PAGE,
                 "free": (space.runs.pages - space.runs.used) * PAGE,
                 "largest_free": space.runs.largest * PAGE,
+                "kept_bytes": space.kept.used * PAGE,
                 "objects": len(self._names()),
                 "object_bytes": sum(item.nbytes for item in self._names().values()),
                 "metadata_bytes": (space.zone[1] + space.reserve[1] + sum(n for _, n in space.spares)) * PAGE,

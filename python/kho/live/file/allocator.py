@@ -57,6 +57,11 @@ class Allocator:
         begin = self._ends[after - 1] if after else 0
         return begin, (self._starts[after] if after < len(self._starts) else self.pages) - begin
 
+    def taken(self) -> Iterator[tuple[int, int]]:
+        """Iterate over the used runs, ascending: (start, n)."""
+        for start, end in zip(self._starts, self._ends, strict=True):
+            yield start, end - start
+
     def gaps(self) -> Iterator[tuple[int, int]]:
         """Iterate over the free runs, ascending: (start, n)."""
         at = 0

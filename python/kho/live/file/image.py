@@ -1,4 +1,4 @@
-"""An image's file: creating it, reading and checking what is committed, its lock; building a generation's metadata."""
+"""An image's file: creating it, reading and checking what is committed, its lock."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from ...errors import (
     StaleError,
     UnsupportedAbiError,
 )
-from ...formats.kernel_write import aligned_blocks
-from ...formats.live import PAGE, SUBTREE, Catalog, decode_catalog, encode_catalog
+from ...formats.live import PAGE, SUBTREE, Catalog, decode_catalog
 from ...handover.elfcore import clipped, merged
 from ...owned import Uncopied
 from ...sizes import format_size
@@ -34,6 +33,7 @@ from . import header, pins
 from .header import HEAD, JOURNAL_END, Journal, Root, Super
 from .mapping import Mapping, allocate
 from .memory import huge_pool
+from .metadata import LARGEST_ORDER, LEAST_METADATA, MOST_METADATA, build, meta_zone
 from .pins import Pin
 from .trust import PRIVATE, Policy, check_descriptor, open_trusted, same_file
 
@@ -44,14 +44,7 @@ __all__ = ["Image", "ImageFile", "State", "blank", "build", "meta_zone", "open_f
 
 BASE = 1 << 32
 """Physical address of an image's memory: an arbitrary one, so that no address in it is 0."""
-ABI = "kho-v4"
-"""The version of an image's handover: chosen once, as every version of kho reads it."""
-LARGEST_ORDER = 20
 LEAST = 1 << 20
-LEAST_METADATA = 16
-"""Pages that suffice for the metadata of a few objects."""
-MOST_METADATA = 256 << 20
-"""Bytes. Larger metadata are neither written nor read."""
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 F_SEAL_FUTURE_WRITE = 0x10
 POLL = 0.005
@@ -513,42 +506,6 @@ def open_file(path: Path, policy: Policy = PRIVATE, *, reading: bool = False) ->
         if not reading or not isinstance(cause, OSError) or cause.errno not in UNWRITABLE:
             raise
         return open_trusted(path, policy, os.O_RDONLY)
-
-
-def meta_zone(pages: int, objects: int, map_pages: int) -> int:
-    """Return how many pages at the end are kept for metadata: of two generations, so a full image can be emptied."""
-    return max(min(pages // 8, 1024), 2 * (objects * 256 // PAGE + map_pages + 8))
-
-
-def build(base: int, size: int, start: int, n: int, catalog: Catalog) -> tuple[bytes, int, int]:
-    """Build a generation's root FDT, subtree and map for `n` pages from page `start`.
-
-    A handover builds them in a private arena in which only these pages are free; the image is not touched.
-    Returns: the bytes, which end with the last page that is needed; the FDT's address; the number of pages needed.
-    Raises: OutOfMemoryError if the pages do not suffice.
-    """
-    blob = encode_catalog(catalog)
-    blob_pages = -(-len(blob) // PAGE)
-    if blob_pages >= n:
-        raise OutOfMemoryError(f"{blob_pages} pages of names do not fit {n}")
-    private = _kho.Arena([(base, size)], max_page_order=LARGEST_ORDER)
-    first = base // PAGE
-    for begin, end in ((0, start + blob_pages), (start + n, size // PAGE)):
-        for pfn, order in aligned_blocks(first + begin, first + end):
-            private.alloc_at(pfn * PAGE, order)
-    at = base + start * PAGE
-    private.write(at, blob)
-    out = _kho.Outgoing(private, ABI)
-    for item in catalog.items.values():
-        if item.pages:
-            out.preserve_pages(item.phys, item.pages)
-    out.preserve_pages(at, blob_pages)
-    out.link_subtree(SUBTREE, at, len(blob))
-    out.serialize()
-    used = n - private.free_pages
-    while private.page(at + (n - 1) * PAGE).state == "free":
-        n -= 1
-    return private.read(at, n * PAGE), out.fdt_phys, used
 
 
 def free_text(used: Iterable[tuple[str, int]]) -> str:

@@ -7,15 +7,17 @@ has an exporter that can be: memory is reused only after the last array that sho
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from typing import Self
 
 from ..._kho import FileMapping, punch_hole
+from ...formats.live import PAGE
 from ...owned import Uncopied
 from ..oserrors import error_of
 from .memory import huge_pool
 
-__all__ = ["Mapping", "allocate", "punch"]
+__all__ = ["Mapping", "allocate", "in_memory", "punch"]
 
 UNSUPPORTED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM}
 """EPERM is that of a memfd that a live update session preserves, as its pages are frozen."""
@@ -44,12 +46,34 @@ class Mapping(Uncopied, FileMapping):
         """Return a view of mapped bytes. Raises: OutsideMemoryError."""
         return memoryview(self.exporter(at, nbytes))
 
+    def update(self, at: int, data: bytes) -> int:
+        """Store the pages of `data` that differ from those at `at`; returns how many. Raises: OutsideMemoryError.
+
+        Cache lines that are not written stay in the caches of the processors on which readers read them.
+        """
+        view, stored = self.view(at, len(data)), 0
+        for begin in range(0, len(data), PAGE):
+            piece = data[begin : begin + PAGE]
+            if bytes(view[begin : begin + PAGE]) != piece:
+                view[begin : begin + PAGE] = piece
+                stored += 1
+        return stored
+
     def flush(self, at: int, nbytes: int) -> None:
         """Flush bytes to the medium of the file, if it has one (msync). Raises: SourceError; OutsideMemoryError."""
         try:
             super().flush(at, nbytes)
         except OSError as error:
             raise error_of(error, "msync") from error
+
+
+def in_memory(fd: int) -> bool:
+    """Return whether a file is on tmpfs or hugetlbfs, or a memfd: only these have seals, and no medium."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        return False
+    return True
 
 
 def punch(fd: int, offset: int, nbytes: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
@@ -12,16 +13,17 @@ from ..oserrors import error_of
 from . import header, pins
 from .allocator import Allocator
 from .header import Root
-from .image import LEAST_METADATA, MOST_METADATA, ImageFile, State, build, meta_zone, no_memory
+from .image import ImageFile, State, no_memory
 from .mapping import allocate, punch
 from .memory import Meter, huge_pool
+from .metadata import LEAST_METADATA, MOST_METADATA, Builder, meta_zone
 
 __all__ = ["Pinned", "Space"]
 
 ALIGN = (2 << 20) // PAGE
 """Pages. Large objects start at a multiple of this: huge pages can map them, and they are few folios."""
-MOST_SPARE = (1 << 20) // PAGE
-"""Pages of replaced metadata that are kept allocated for later commits, at most, while readers hold newer ones."""
+MOST_KEPT = (1 << 20) // PAGE
+"""Pages of replaced objects and metadata that stay allocated for later ones, at most."""
 
 Run = tuple[int, int]
 """First page and number of pages."""
@@ -50,8 +52,11 @@ class Space:
     """Allocates an image's pages, with the file's memory for them, and frees those that are no longer read.
 
     Pages that are in use always have memory: without it, a store to a full file system would be a SIGBUS. Freed pages
-    are punched out of the file. The metadata of one commit are written while those of the previous one are still in
-    use, so the pages for the next ones are allocated in advance (`reserve`): a full image can still delete and commit.
+    are punched out of the file, except for up to `MOST_KEPT`: an owner that replaces the same objects again and again
+    writes to the same pages. To punch and allocate these for each commit costs a page fault and the zeroing of each
+    page, and waits for locks of the file's mappings that readers take. The metadata of one commit are written while
+    those of the previous one are still in use, so the pages for the next ones are allocated in advance (`reserve`): a
+    full image can still delete and commit.
 
     The caller holds the handle's lock.
     """
@@ -78,12 +83,22 @@ class Space:
         self.reserve: Run = (0, 0)
         """Allocated pages for the metadata of the next commit."""
         self.spares: list[Run] = []
-        """More such pages, of metadata that readers no longer hold: allocating and punching for each commit is slow."""
+        """More such pages, of metadata that readers no longer hold."""
+        self.kept = Allocator(self.runs.pages)
+        """Free pages that are still allocated in the file, of replaced objects."""
+        self._keeps = os.fstatvfs(fd).f_bsize == PAGE
+        """Whether pages are kept: if the file's blocks are larger, one block may be of kept pages and of others."""
         self.pinned: list[Pinned] = []
         self.reader_pages = 0
         """Pages of `pinned` that readers in other processes, or forked children, keep."""
         self.unlocked_forks: list[int] = []
         """Generations that a child may read for which no lock could be taken when it was forked."""
+        self._builder = Builder(sup.base, sup.size)
+        self._forks = True
+        """Whether generations may be locked by children of this process, or of earlier owners (`pins.FORKS`)."""
+        self._elders = True
+        """Whether handles of earlier owners may exist, whose processes may still fork."""
+        self._opened = state.root.generation
         self._map_pages = LEAST_METADATA
         # The inverse of `next_metadata`, so that the next metadata take as many pages as the present ones.
         self._metadata_pages = self.zone[1] - max(2, self.zone[1] // 8)
@@ -102,14 +117,19 @@ class Space:
 
     # Allocation
 
-    def allocate(self, what: str, pages: int, objects: int) -> int:
+    def allocate(self, what: str, pages: int, objects: int) -> tuple[int, bool]:
         """Allocate a run of pages for an object.
 
         Args: what: the act and the object, for messages. objects: how many objects the image will have.
-        Returns: the first page.  Raises: OutOfMemoryError.
+        Returns: the first page; whether the pages may hold other bytes than zeros.  Raises: OutOfMemoryError.
         """
         limit = self.runs.pages - meta_zone(self.runs.pages, objects, self._map_pages)
         align = min(ALIGN, 1 << (pages.bit_length() - 1))
+        start = self._kept_run(pages, align, limit)
+        if start is not None:
+            self.kept.free(start, pages)
+            self.runs.take(start, pages)
+            return start, True
         start = self.runs.lowest(pages, align, limit)
         if start is None:
             self.sweep()
@@ -122,10 +142,13 @@ class Space:
             gaps = [min(at + n, limit) - at for at, n in self.runs.gaps() if at < limit]
             raise no_memory(self._image.where, what, pages, sum(gaps), max(gaps, default=0), self.reader_pages)
         self.allocate_at(what, start, pages)
-        return start
+        return start, not self.holes
 
     def allocate_at(self, what: str, start: int, pages: int) -> None:
         """Allocate free pages, with the file's memory for them. Raises: OutOfMemoryError, SourceError."""
+        for at, n in [(at, n) for at, n in self.kept.taken() if at < start + pages and start < at + n]:
+            self.kept.free(at, n)
+            self.punch(at, n)
         self.runs.take(start, pages)
         try:
             try:
@@ -135,12 +158,12 @@ class Space:
                     raise
                 self._back(what, start, pages)
         except OSError as error:
-            self.punch(*self.runs.free(start, pages))
+            self._free(start, pages)
             kept = f"; {self.reader_pages * PAGE:#x} bytes of replaced objects wait for readers"
             doing = f"{what} needs {pages * PAGE:#x} bytes{kept if self.reader_pages else ''}"
             raise error_of(error, self._image.where, doing, pool=huge_pool(self._fd)) from error
         except OutOfMemoryError:
-            self.punch(*self.runs.free(start, pages))
+            self._free(start, pages)
             raise
 
     def _back(self, what: str, start: int, pages: int) -> None:
@@ -153,6 +176,49 @@ class Space:
         if self.holes:
             self.holes = punch(self._fd, self._image.sup.offset + start * PAGE, n * PAGE)
 
+    def _free(self, start: int, n: int) -> None:
+        """Free pages, and punch the whole free run that they are in, as far as it is not kept.
+
+        Blocks of the file may be larger than pages, and earlier parts of the run may still be allocated because a full
+        file system could not punch them.
+        """
+        begin, free = self.runs.free(start, n)
+        end = begin + free
+        for at, kept in self.kept.taken():
+            if at + kept <= start:
+                begin = max(begin, at + kept)
+            elif at >= start + n:
+                end = min(end, at)
+        self.punch(begin, end - begin)
+
+    def _keep(self, start: int, n: int) -> None:
+        """Free pages of an object; they stay allocated in the file if they are few."""
+        room = MOST_KEPT - self._spare_pages()
+        if not self._keeps or not self.holes or n > min(MOST_KEPT // 4, room):
+            self._free(start, n)
+            return
+        if self.kept.used + n > room:
+            self._drop_kept()
+        self.runs.free(start, n)
+        self.kept.take(start, n)
+
+    def _kept_run(self, pages: int, align: int, limit: int) -> int | None:
+        """Find kept pages for an object in the smallest run that fits: at a multiple of `align`, below `limit`."""
+        best = None
+        for start, n in self.kept.taken():
+            at = -(-start // align) * align
+            if at + pages <= min(start + n, limit) and (best is None or n < best[0]):
+                best = n, at
+        return None if best is None else best[1]
+
+    def _drop_kept(self, *, punching: bool = True) -> bool:
+        """Punch the kept pages; returns whether there were any."""
+        kept, self.kept = self.kept, Allocator(self.runs.pages)
+        if punching:
+            for start, n in kept.taken():
+                self.punch(start, n)
+        return kept.used > 0
+
     # Pages that may still be read
 
     def pin(self, start: int, n: int, born: int, freed: int, by: list[Callable[[], object]]) -> None:
@@ -162,10 +228,13 @@ class Space:
     def pin_unlisted(self, generation: int, head: memoryview) -> None:
         """Pin what arrays of earlier owners' children may write, and drop reserved pages; for a new owner.
 
-        Another owner may have punched these pages, or given them to a child, if this handle was an owner before.
+        Another owner may have punched these pages, or given them to a child, if this handle was an owner before. It may
+        also have punched pages that were pinned and are no longer read, so none of them is kept.
         """
         self.drop_spares(punching=False)
         self.set_reserve((0, 0), punching=False)
+        self._forks = self._elders = True
+        self._opened = generation
         if self.held(pins.WRITERS, generation, generation + 1):
             left = header.Left(head).runs(generation)
             for start, n in list(self.runs.gaps()) if left is None else left:
@@ -173,34 +242,65 @@ class Space:
                 if n and self.is_free(start, n):
                     self.runs.take(start, n)
                     self.pin(start, n, generation + 1, generation + 1, [])
-        self.sweep()
+        self.sweep(keeping=False)
         self.replenish()
 
-    def sweep(self) -> None:
-        """Free pinned pages that no array of this process, forked child or reader of their generations can read."""
+    def sweep(self, *, keeping: bool = True) -> None:
+        """Free pinned pages that no array of this process, forked child or reader of their generations can read.
+
+        Args: keeping: few of them stay allocated in the file for later commits.
+        """
         if not self.pinned:
             return
-        first, end = min(pinned.born for pinned in self.pinned), max(pinned.freed for pinned in self.pinned)
-        readers, forks = self.held(pins.READERS, first, end), self.held(pins.FORKS, first - 1, end)
-        others = readers or forks or self.unlocked_forks
+        _, _, first, end, _, _ = self.pinned[0]
+        for _, _, born, freed, _, _ in self.pinned:
+            if born < first:
+                first = born
+            if freed > end:
+                end = freed
+        readers = self.held(pins.READERS, first, end)
+        forks = self._held_by_forks(first - 1, end) if self._forks else pins.NONE
+        others = readers is not pins.NONE or forks is not pins.NONE or self.unlocked_forks
         kept: list[Pinned] = []
         self.reader_pages = 0
-        for pinned in self.pinned:
-            start, n, born, freed, by, zone = pinned
-            if by and pinned.is_referenced():
-                kept.append(pinned)
+        for run in self.pinned:
+            start, n, born, freed, by, zone = run
+            if by and run.is_referenced():
+                kept.append(run)
             elif others and (
                 readers.any_of(born, freed)
-                or forks.any_of(max(born - 1, 0), freed)
-                or any(born - 1 <= lost < freed for lost in self.unlocked_forks)
+                or (forks is not pins.NONE and forks.any_of(max(born - 1, 0), freed))
+                or (self.unlocked_forks and any(born - 1 <= lost < freed for lost in self.unlocked_forks))
             ):
-                kept.append(pinned)
+                kept.append(run)
                 self.reader_pages += n
-            elif zone and n >= self.next_metadata() and self._keeps_spare(n):
+            elif not keeping:
+                self._free(start, n)
+            elif not zone:
+                self._keep(start, n)
+            elif n >= self.next_metadata() and self._keeps_spare(n):
                 self.spares.append((start, n))
             else:
-                self.punch(*self.runs.free(start, n))
+                self._free(start, n)
         self.pinned = kept
+
+    def forked(self) -> None:
+        """Query the locks of children from now on: this process forks."""
+        self._forks = True
+
+    def _held_by_forks(self, first: int, end: int) -> pins.Held:
+        """Return which generations children have locked; if there are no such children, later sweeps need not query.
+
+        A child's lock is taken by its parent before the fork: by this owner (`forked`), or by a handle of an earlier
+        owner, which has the lock of a reader on its generation until its last mapping is gone. If no generation up to
+        this owner's first one has such a lock, there is no such handle; children that it had are seen by the query
+        after that one.
+        """
+        held = self.held(pins.FORKS, first, end)
+        if not held:
+            self._elders = self._elders and bool(self.held(pins.READERS, 0, self._opened + 1))
+            self._forks = self._elders or bool(self.held(pins.FORKS, 0, pins.GENERATIONS))
+        return held
 
     # Metadata
 
@@ -214,7 +314,6 @@ class Space:
 
         Returns: the pages, the bytes, the physical address of the root FDT.  Raises: OutOfMemoryError.
         """
-        sup = self._image.sup
         self._reserve_spare()
         start, pages = self.reserve
         if not pages:
@@ -229,7 +328,7 @@ class Space:
                     raise no_memory(self._image.where, "commit", pages, free, self.runs.largest, self.reader_pages)
                 start = found
             try:
-                meta, fdt_phys, used = build(sup.base, sup.size, start, pages, catalog)
+                meta, fdt_phys, used = self._builder.build(start, pages, catalog)
             except OutOfMemoryError:
                 start, pages = -1, pages + -(-pages // 2)
                 continue
@@ -262,10 +361,10 @@ class Space:
     def set_reserve(self, zone: Run, *, punching: bool = True) -> None:
         """Reserve other pages for the next metadata, and free those that were reserved."""
         (start, n), self.reserve = self.reserve, zone
-        if n:
-            freed = self.runs.free(start, n)
-            if punching:
-                self.punch(*freed)
+        if n and punching:
+            self._free(start, n)
+        elif n:
+            self.runs.free(start, n)
 
     def _reserve_spare(self) -> None:
         """Reserve the first spare run that is large enough, if none is reserved; free the smaller ones."""
@@ -274,18 +373,22 @@ class Space:
             if zone[1] >= self.next_metadata():
                 self.reserve = zone
             else:
-                self.punch(*self.runs.free(*zone))
+                self._free(*zone)
+
+    def _spare_pages(self) -> int:
+        return sum(pages for _, pages in self.spares) if self.spares else 0
 
     def _keeps_spare(self, n: int) -> bool:
-        """Return whether `n` pages of old metadata are to be kept: as the reserve, or within `MOST_SPARE`."""
-        spare = sum(pages for _, pages in self.spares)
-        return spare + n <= MOST_SPARE or (not self.reserve[1] and not self.spares)
+        """Return whether `n` pages of old metadata are to be kept: as the reserve, or within `MOST_KEPT`."""
+        return self.kept.used + self._spare_pages() + n <= MOST_KEPT or (not self.reserve[1] and not self.spares)
 
     def drop_spares(self, *, punching: bool = True) -> bool:
-        """Free the spare runs; returns whether there were any."""
+        """Free the spare runs, and punch the kept pages; returns whether there were any of both."""
+        dropped = self._drop_kept(punching=punching)
         spares, self.spares = self.spares, []
         for zone in spares:
-            freed = self.runs.free(*zone)
             if punching:
-                self.punch(*freed)
-        return bool(spares)
+                self._free(*zone)
+            else:
+                self.runs.free(*zone)
+        return dropped or bool(spares)
