@@ -12,8 +12,8 @@ from kho.kernels import FIXES
 from test_doctor_rules import live_update_on, memoryless, panicked, refused
 
 from command import kho as run
-from doctor_crash_hosts import LAYOUT, layout70, say
-from doctor_hosts import HOSTS, MIB, edit, log, machine, write
+from doctor_crash_hosts import LAYOUT, layout70, loads, say
+from doctor_hosts import HOSTS, MIB, copied, edit, log, machine, write
 
 DOCS = HOSTS.parents[2] / "docs"
 VERDICTS = {
@@ -122,6 +122,75 @@ def test_inherited_scratch_comes_back_at_the_next_kexec_or_cold_boot(tmp_path: P
     report = examine(layout70(tmp_path, stage=2, cmdline="kho=off"))
     [found] = [f for f in report.findings if f.id == "DOC001"]
     assert "kho=off frees it at the next kexec or cold boot" in found.value
+
+
+@pytest.mark.parametrize(
+    ("mounts", "said"),
+    [
+        ("tmpfs /dev/shm tmpfs rw,nosuid,nodev,size=700000k,inode64 0 0\n", "/dev/shm has 683.6 MiB"),
+        ("tmpfs /run tmpfs rw,size=300000k,mode=755 0 0\n", "/run has 293.0 MiB"),
+        ("tmpfs /dev/shm tmpfs rw,nosuid,nodev,inode64 0 0\n", None),
+        ("tmpfs /dev/shm tmpfs rw,size=1020000k 0 0\n", None),
+        ("tmpfs /dev/shm tmpfs rw,size=65536k 0 0\n", None),
+        ("tmpfs /srv/cache tmpfs rw,size=700000k 0 0\n", None),
+    ],
+)
+def test_a_tmpfs_that_stayed_small_after_a_handover_is_named(mounts: str, said: str | None, tmp_path: Path) -> None:
+    tree = copied("no-crash-kernel", tmp_path)
+    [amount] = [line for line in (tree / "proc/meminfo").read_text().splitlines() if line.startswith("MemTotal")]
+    edit(tree, "proc/meminfo", (amount, "MemTotal:        2048000 kB"))
+    write(tree, "proc/mounts", "proc /proc proc rw 0 0\n" + mounts)
+    [found] = [f for f in examine(tree).findings if f.id == "DOC017"]
+    assert ("waited to be retrieved" in found.value) == (said is not None)
+    assert said is None or said in found.value
+    assert any("tmpfs" in seen.text for seen in found.evidence) == (said is not None)
+
+
+# What makes a finding certain
+
+SEEN = {
+    "DOC026": {"6.19.6", "6.19.8", "6.19.11", "7.0.9"},
+    "DOC027": {"6.19.6", "6.19.8", "6.19.11", "7.0.9"},
+    "DOC032": {"6.16.1", "6.17.8", "6.18.15", "6.19.11", "7.0.9", "7.1.3"},
+    "DOC033": {"6.19.6", "6.19.8"},
+    "DOC035": {"6.19.6", "6.19.8", "6.19.11", "7.0.9", "7.0.11", "7.1.3"},
+    "DOC037": {"6.16.1", "6.17.3"},
+    "DOC038": {"6.17.3", "6.17.8", "6.19.6", "6.19.8", "6.19.11"},
+}
+"""Releases in which a run showed the fault, or a source that was read has it, by rule; docs/doctor has the evidence.
+
+6.16 and the point releases before a fix are those of the sources that the pages name.
+"""
+RELEASES = ("6.16.1", "6.17.3", "6.17.8", "6.18.15", "6.18.42", "6.19.6", "6.19.8", "6.19.11", "7.0.9", "7.0.11")
+RELEASES += ("7.1.3", "7.1.13", "7.2.13", "7.3.4")
+
+
+def everything(at: Path, release: str) -> Report:
+    """A machine that gives each rule by release its occasion."""
+    tree = layout70(at, release=release, finalize="1", cmdline="crashkernel=16M liveupdate=on kho_scratch=17M,64M,16M")
+    write(tree, "proc/misc", "125 liveupdate\n")
+    for name in ("scratch_len", "scratch_phys", "sub_fdts/LUO"):
+        (tree / "sys/kernel/debug/kho/out" / name).unlink(missing_ok=True)
+    loads(tree, kho=True)
+    return examine(say(tree, "KHO: setup: handover FDT (0x10116b000) is invalid: -9"))
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_certain_is_only_what_a_run_or_a_source_shows_for_that_release(release: str, tmp_path: Path) -> None:
+    report = everything(tmp_path / "a", release)
+    certain = {f.id for f in report.findings if f.id in SEEN and f.certainty == "certain"}
+    assert certain <= {rule_id for rule_id, releases in SEEN.items() if release in releases}
+    if release in ("7.0.9", "6.19.11"):
+        assert {"DOC026", "DOC027", "DOC035"} <= certain, "the machine gives them their occasion"
+    vendor = everything(tmp_path / "b", f"{release}-7-generic")
+    assert not {f.id for f in vendor.findings if f.id in SEEN and f.certainty == "certain"}, "its level is unknown"
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_no_claim_without_its_line(release: str, tmp_path: Path) -> None:
+    for finding in everything(tmp_path, release).findings:
+        assert finding.evidence, finding.id
+        assert all(seen.file and seen.text for seen in finding.evidence), finding.id
 
 
 def test_freed_memory_of_the_incoming_luo_is_not_decoded() -> None:

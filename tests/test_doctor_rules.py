@@ -147,6 +147,19 @@ def stores(preserve: str = "restart", load: str = "loaded", kexecs: int = 1) -> 
     return build
 
 
+def stored(*rows: str) -> Callable[[Path], Path]:
+    """The same with `systemd-analyze fdstore` of units whose descriptors cross a kexec."""
+
+    def build(tree: Path) -> Path:
+        stores("yes")(tree)
+        for number, text in enumerate(rows):
+            head = "FDNAME TYPE DEVNO   INODE RDEVNO PATH             ACCESS\n"
+            write(tree, f"sos_commands/systemd/systemd-analyze_fdstore_{'xyz'[number]}.service", head + text)
+        return tree
+
+    return build
+
+
 def held_session(tree: Path) -> Path:
     chained(tree)
     write(tree, "proc/misc", "125 liveupdate\n")
@@ -248,6 +261,7 @@ TRIGGERS: list[tuple[str, str, Callable[[Path], Path]]] = [
     ("DOC045", "a session in the store", held_session),
     ("DOC046", "shmem", held_session),
     ("DOC047", "a crashed kernel's log", host("ubuntu-7.0.0-14-crashed")),
+    ("DOC048", "a socket", stored("stored sock 0:8   4218620 -      socket:[4218620] ro\n")),
 ]
 
 
@@ -370,6 +384,63 @@ def test_a_store_that_crosses_is_no_finding(tmp_path: Path) -> None:
     write(tmp_path, "proc/sys/kernel/bootloader_type", "114\n")
     write(tmp_path, "sos_commands/systemd/systemctl_show", "KExecCount=0\n")
     assert "DOC044" not in finding_ids(examine(tmp_path)), "a cold boot"
+
+
+MEMFD = "img    reg  0:1      1027 -      /memfd:img (deleted) rw\n"
+
+
+def test_descriptors_that_the_kernel_takes_are_no_finding(tmp_path: Path) -> None:
+    came = "old    reg  0:1      1030 -      / (deleted)       rw\n"
+    session = "sess   -    0:15     1055 -      anon_inode:[luo_session] mine rw\n"
+    assert "DOC048" not in finding_ids(examine(stored(MEMFD + came + session)(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("row", "path"),
+    [
+        ("a fifo 0:14 77 - pipe:[77] rw\n", "pipe:[77]"),
+        ("two words - 0:15 1055 - anon_inode:[eventfd] rw\n", "anon_inode:[eventfd]"),
+        ("c dir 8:1 2 - /srv ro\n", "/srv"),
+        ("d reg 8:1 9 - /var/lib/x/state.db rw\n", "/var/lib/x/state.db"),
+    ],
+)
+def test_a_descriptor_that_is_no_memfd_is_named(row: str, path: str, tmp_path: Path) -> None:
+    [found] = [f for f in examine(stored(MEMFD + row)(tmp_path)).findings if f.id == "DOC048"]
+    assert f"is no memfd ({path})" in found.value
+    assert found.value.startswith("the kernel will refuse 1 of 2")
+    assert any(path in seen.text for seen in found.evidence)
+
+
+def test_one_memfd_in_two_stores_is_refused_the_second_time(tmp_path: Path) -> None:
+    [found] = [f for f in examine(stored(MEMFD, MEMFD.replace("img ", "copy"))(tmp_path)).findings if f.id == "DOC048"]
+    assert "x.service img and y.service copy are one memfd" in found.value
+    other = stored(MEMFD, MEMFD.replace("1027", "1028"))(tmp_path / "other")
+    assert "DOC048" not in finding_ids(examine(other))
+
+
+def test_a_memfd_that_process_1_holds_twice_is_found_by_its_inode(tmp_path: Path) -> None:
+    live_update_on("7.3.4")(tmp_path)
+    (tmp_path / "proc/1/fd").mkdir(parents=True)
+    for fd, inode in ((41, 1027), (42, 1028), (43, 1027)):
+        (tmp_path / f"proc/1/fd/{fd}").symlink_to("/memfd:img (deleted)")
+        write(tmp_path, f"proc/1/fdinfo/{fd}", f"pos:\t0\nflags:\t02\nmnt_id:\t15\nino:\t{inode}\n")
+    [found] = [f for f in examine(tmp_path).findings if f.id == "DOC048"]
+    assert found.certainty == "likely"
+    assert "proc/1/fd/41 and proc/1/fd/43 are one memfd" in found.value
+
+
+def test_supportconfig_has_a_section_for_each_unit(tmp_path: Path) -> None:
+    live_update_on("7.3.4")(tmp_path)
+    unit = "#==[ Command ]======================================#\n# /usr/bin/systemctl --no-pager show '{}'\n{}\n"
+    shown = "Id={}\nLoadState={}\nNFileDescriptorStore=3\nFileDescriptorStorePreserve={}\n"
+    rows = (("a.service", "loaded", "restart"), ("b.service", "not-found", "yes"), ("c.service", "loaded", "yes"))
+    text = "".join(unit.format(row[0], shown.format(*row)) for row in rows)
+    write(tmp_path, "systemd.txt", unit.format("manager", "Version=262.1\nKExecCount=1\n") + text)
+    report = examine(tmp_path)
+    values = {f.id: f.value for f in report.findings}
+    assert "a.service (3, restart)" in values["DOC042"]
+    assert "b.service" in values["DOC043"]
+    assert "c.service" not in values["DOC042"] + values["DOC043"]
 
 
 def test_hostile_output_of_systemctl_is_bounded_and_escaped(tmp_path: Path) -> None:

@@ -330,7 +330,14 @@ def check_handover(facts: Facts, report: Report, found: Figures) -> None:
     seen = [log.found, log.exec_from[2] if log.exec_from else None] if log is not None else []
     if shown is not None:
         seen += [shown.previous[2] if shown.previous else None, shown.incoming]
-    report.add("DOC017", text, "certain", *seen, facts.handed_over)
+    if facts.small_tmpfs and not report.container:
+        point, nbytes, part, _ = facts.small_tmpfs[0]
+        text += (
+            f"; {point} has {size(nbytes)}, and its share of MemTotal is {size(part)}: it can have been mounted while "
+        )
+        text += "memory waited to be retrieved"
+    small = [each[3] for each in facts.small_tmpfs]
+    report.add("DOC017", text, "certain", *seen, facts.handed_over, *small)
 
 
 def check_preserved(facts: Facts, report: Report, found: Figures) -> None:

@@ -120,7 +120,7 @@ def check_placement(facts: Facts, report: Report, found: Figures) -> None:
         return
     certainty: Certainty = "guess" if crash.is_loaded is None or _is_arm(facts) else "likely"
     known = image is not None and crash.is_loaded and not _is_arm(facts)
-    if known and level:
+    if known and affected(facts, "crash-kernel"):  # 6.16 and 6.17.0 to 6.17.3 were not run
         certainty = "certain"
     text = f"Linux {report.release} passes its scratch areas to a crash kernel that kexec_file_load loads"
     if _is_arm(facts):

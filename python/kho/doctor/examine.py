@@ -68,6 +68,7 @@ def diagnose(facts: Facts, report: Report) -> None:
     _fill_amounts(facts, report, found)
     checks.run(facts, report, found)
     fdstore.check_store(facts, report, found)
+    fdstore.check_entries(facts, report, found)
     report.crash_dumps, report.crash_dumps_why = crash.verdict(facts, report)
     report.crash_dumps_needs = crash.needs(report)
     report.headline = headline(facts, report, found)

@@ -113,11 +113,26 @@ class Unit:
     seen: Evidence
 
 
+class Entry(NamedTuple):
+    """A descriptor in a store."""
+
+    unit: str
+    """Empty if only the manager's descriptor is known."""
+    name: str
+    kind: str
+    """The type of the inode: reg, sock, fifo, dir, chr."""
+    inode: str
+    """Device and number."""
+    path: str
+    seen: Evidence
+
+
 @dataclass
 class Store:
     """What systemd shows of its stores."""
 
     units: list[Unit] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
     kexecs: tuple[int, Evidence] | None = None
     """KExecCount of the manager."""
     by_kexec: Evidence | None = None
@@ -172,6 +187,8 @@ class Facts:
     """Boot parameters without such an entry."""
     device: Evidence | None = None
     device_usable: bool | None = None
+    small_tmpfs: list[tuple[str, int, int, Evidence]] = field(default_factory=list)
+    """(mount point, bytes, bytes that its usual share of MemTotal is, evidence) of each tmpfs that is smaller."""
     sessions: list[Evidence] = field(default_factory=list)
     store: Store | None = None
     pins: list[Evidence] = field(default_factory=list)

@@ -1,6 +1,7 @@
-"""systemd's descriptor store: what of it will cross a kexec, what is held for no unit. Checks DOC042 to DOC046.
+"""systemd's descriptor store: what of it will cross a kexec, what is held for no unit. Checks DOC042 to DOC046, DOC048.
 
-Live, `systemctl show` is asked; in a snapshot its saved output is read (sos, Insights, systemctl_show*).
+Live, `systemctl show` and `systemd-analyze fdstore` are asked; in a snapshot their saved output is read (sos, Insights,
+supportconfig, systemctl_show*, systemd-analyze_fdstore*).
 What systemd 262.1 does with the store was run on Linux 7.3.4 on 30 November 2026.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import re
 
 from . import layout
-from .facts import Facts, Store, Unit
+from .facts import Entry, Facts, Store, Unit
 from .kernellog import Evidence
 from .releasechecks import live_update
 from .report import Report
@@ -28,6 +29,13 @@ SAVED = (
     ("", "systemctl-show"),
 )
 """Directories, and how the names of files with the output of `systemctl show` begin in them."""
+FDSTORES = (("sos_commands/systemd", "systemd-analyze_fdstore"), ("", "systemd-analyze_fdstore"), ("", "fdstore"))
+"""Directories, and how the names of files with the output of `systemd-analyze fdstore UNIT` begin in them."""
+ROW = re.compile(r"(.{1,255}?) +(\S+) +(\d+:\d+) +(\d+) +(\S+) +(\S.*?) +(ro|rw|wo|\S{1,3})\s*$")
+"""A row of it: FDNAME TYPE DEVNO INODE RDEVNO PATH ACCESS."""
+UNIT = re.compile(r"[\w@.:\\-]{1,240}\.(?:service|socket|scope)")
+ASKED, ENTRIES = 16, 512
+SESSION = "anon_inode:[luo_session]"
 LEAST = 16 << 20
 """Bytes of shared memory outside of every cgroup from which it is reported."""
 BY_KEXEC = "208"
@@ -39,6 +47,7 @@ def store(tree: Tree, facts: Facts) -> Store:
     made = Store()
     for file, text in _ask(tree) if facts.live else _saved(tree):
         _parse(made, file, text)
+    _entries(tree, made, live=facts.live)
     file = "proc/sys/kernel/bootloader_type"
     piece = layout.read(tree, file, 64) if tree.exists(file) else None
     if piece is not None and clean(piece.head) == BY_KEXEC:
@@ -66,6 +75,8 @@ def _ask(tree: Tree) -> list[tuple[str, str]]:
 def _saved(tree: Tree) -> list[tuple[str, str]]:
     """Read the saved outputs of `systemctl show`."""
     found = []
+    if (kept := tree.kept.get(layout.SHOW)) is not None:
+        found.append((kept.file, kept.head.decode("utf-8", "replace")))
     for folder, start in SAVED:
         names = tree.names(folder) if not folder or tree.exists(folder) else []
         for name in [each for each in names if each.startswith(start)][:8]:
@@ -97,6 +108,81 @@ def _parse(made: Store, file: str, text: str) -> None:
         if kexecs.isdigit() and len(kexecs) < 10 and made.kexecs is None:
             made.kexecs = int(kexecs), Evidence(file, first, f"KExecCount={kexecs}")
         values, first = {}, line + 1
+
+
+def _entries(tree: Tree, made: Store, *, live: bool) -> None:
+    """Read the descriptors of stores whose units keep them, and the memfds that process 1 holds twice."""
+    kept = [unit for unit in made.units if unit.preserve in ("yes", "on-success")]
+    for unit in kept[:ASKED] if live else []:
+        if UNIT.fullmatch(unit.name):
+            _rows(made, unit.name, f"systemd-analyze fdstore {unit.name}", _analyze(unit.name))
+    for folder, start in FDSTORES if not live else ():
+        for file in [name for name in tree.names(folder) if name.startswith(start)][:64]:
+            piece = tree.read(f"{folder}/{file}" if folder else file, 1 << 20)
+            unit_name = UNIT.search(file.removeprefix(start))
+            if piece is not None:
+                text = piece.head.decode("utf-8", "replace")
+                _rows(made, unit_name[0].lstrip("_-") if unit_name is not None else "", piece.file, text)
+    if not made.entries:
+        for fd, target in tree.links("proc/1/fd") if tree.exists("proc/1/fd") else []:
+            about = tree.peek(f"proc/1/fdinfo/{fd}", 4096) if target.startswith("/memfd:") else b""
+            inode = re.search(rb"^ino:\s*(\d{1,20})$", about, re.MULTILINE)
+            if inode is not None and len(made.entries) < ENTRIES:
+                seen = Evidence(f"proc/1/fd/{fd}", None, clean(f"{target}, inode {inode[1].decode()}"))
+                made.entries.append(Entry("", clean(target), "reg", inode[1].decode(), target, seen))
+
+
+def _analyze(unit: str) -> str:
+    import subprocess
+
+    ask = ["systemd-analyze", "--no-pager", "fdstore", unit]
+    try:
+        done = subprocess.run(ask, capture_output=True, timeout=SECONDS, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout[: 1 << 20].decode("utf-8", "replace")
+
+
+def _rows(made: Store, unit: str, file: str, text: str) -> None:
+    """Parse the table of `systemd-analyze fdstore`."""
+    for line, content in enumerate(text.split("\n")[:4096], 1):
+        match = ROW.match(content.strip()[:1024])
+        if match is not None and len(made.entries) < ENTRIES:
+            seen = Evidence(file, line, clean(content))
+            made.entries.append(Entry(unit, clean(match[1]), match[2], f"{match[3]} {match[4]}", clean(match[6]), seen))
+
+
+def is_refused(entry: Entry) -> bool:
+    """Return whether the kernel has no way to preserve a descriptor: it is no memfd, and no session."""
+    return not (entry.path.startswith(SESSION) or (entry.kind == "reg" and entry.path.endswith("(deleted)")))
+
+
+def check_entries(facts: Facts, report: Report, found: Figures) -> None:
+    """DOC048: descriptors in stores that cross a kexec, and that the kernel refuses."""
+    made, available = facts.store, live_update(facts, report)
+    if made is None or available is None:
+        return
+    keep = {unit.name for unit in made.units if unit.preserve in ("no", "restart")}
+    entries = [entry for entry in made.entries if entry.unit not in keep]
+    refused = [entry for entry in entries if is_refused(entry)]
+    seen: dict[str, Entry] = {}
+    twice: list[tuple[Entry, Entry]] = []
+    for entry in entries:
+        if entry in refused or entry.path.startswith(SESSION):
+            continue
+        if entry.inode in seen:
+            twice.append((seen[entry.inode], entry))
+        seen.setdefault(entry.inode, entry)
+    parts = [f"{_place(entry)} is no memfd ({entry.path[:40]})" for entry in refused[:6]]
+    parts += [f"{_place(one)} and {_place(other)} are one memfd" for one, other in twice[:6]]
+    if parts:
+        text = f"the kernel will refuse {len(refused) + len(twice)} of {len(entries)}: {'; '.join(parts)}"
+        shown = [entry.seen for entry in refused[:6]] + [entry.seen for pair in twice[:6] for entry in pair]
+        report.add("DOC048", text, "certain" if all(entry.unit for entry in entries) else "likely", available, *shown)
+
+
+def _place(entry: Entry) -> str:
+    return f"{entry.unit} {entry.name}" if entry.unit else entry.seen.file
 
 
 def _shmem(tree: Tree, made: Store) -> None:

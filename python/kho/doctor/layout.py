@@ -55,6 +55,8 @@ FLAT = {
     "proc/modules": ("ProcModules.txt",),
 }
 """Additional names of /proc files in trees without proc/."""
+SHOW = "systemctl_show"
+"""The outputs of `systemctl show`, one after the other."""
 COMMANDS = {"dmesg": "dmesg", "uname": "uname", "lsmod": "proc/modules", "journalctl": "journalctl"}
 FIELDS = {
     "ProcKernelCmdLine": "proc/cmdline",
@@ -177,7 +179,11 @@ def _keep_sections(
             fits = FITS.get(target) if target is not None else None
             if fits is not None and not fits.search(body):
                 continue
-        if target is not None and body.strip() and (shown or target not in tree.kept):
+        if target == SHOW and target in tree.kept and body.strip():
+            before_it = tree.kept[target]  # a section for each unit
+            if before_it.file == name and len(before_it.head) + len(body) < FILE_LIMIT:
+                tree.kept[target] = before_it._replace(head=before_it.head + b"\n\n" + body, before=None)
+        elif target is not None and body.strip() and (shown or target not in tree.kept):
             tree.kept[target] = Piece(name, body, b"", before if numbered else None)
 
 
@@ -186,6 +192,8 @@ def _file_of_section(title: str) -> str | None:
     words = title.split()
     if not words:
         return None
+    if words[0].rpartition("/")[2] == "systemctl" and "show" in words[1:]:
+        return SHOW
     if words[0] in ("zcat", "/usr/bin/zcat") and "config.gz" in title:
         return "config"
     command = words[0].rpartition("/")[2]

@@ -64,6 +64,7 @@ def gather(tree: Tree) -> Facts:
         config(tree, facts)
     crashfiles.inside_crash_kernel(tree, facts)
     surroundings.boot_loaders(tree, facts)
+    surroundings.small_tmpfs(tree, facts)
     return facts
 
 

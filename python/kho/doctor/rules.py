@@ -299,7 +299,7 @@ RULES: dict[str, Rule] = {
         "Memory that was preserved and is never restored stays reserved until the next cold boot. MemTotal is lower by "
         "what still waits to be retrieved; a tmpfs that is mounted in that time with a size in percent of RAM stays "
         "small.",
-        "Nothing; kho verify checks the handover.",
+        "Nothing; kho verify checks the handover. A tmpfs that stayed small: mount -o remount,size=50% /dev/shm.",
         "The second kernel of a chain. From 7.1 on it logs the previous kernel's release and the number of kexecs.",
         f"{CORE}, kho_populate; kexec-metadata, abi.md section 6",
         "Seen in the second kernel of each chain of the captures (6.18.15 to 7.3.4). MemTotal and the small tmpfs: "
@@ -753,6 +753,23 @@ RULES: dict[str, Rule] = {
         "The next dump's crash kernel does not log `.text .data .bss are not marked as E820_TYPE_RAM!`; `kho "
         "inspect` of "
         "the next dump prints no such note.",
+    ),
+    "DOC048": Rule(
+        "note",
+        "descriptors in a store that the kernel refuses",
+        "A unit keeps its store across a kexec (FileDescriptorStorePreserve=yes), and some of its descriptors are no "
+        "memfds, or two of them are one memfd. The kernel has no way to preserve a pipe, socket, eventfd, directory or "
+        "linked file (ENOENT), and preserves a memfd once (EBUSY).",
+        "systemd-shutdown skips them with a warning on the console, after the journal has ended, and without the name "
+        "of the unit. The service starts without them.",
+        "Store memfds only, each in one place, and not in a session as well. A socket unit makes its sockets again by "
+        "itself: those of journald are no loss.",
+        "'systemd-shutdown[1]: Failed to preserve LUO fd 48 (name 'event') with token 7, will be lost across kexec: No "
+        "such file or directory'.",
+        "systemd-analyze(1), fdstore; kernel/liveupdate/luo_file.c, luo_preserve_file",
+        "30 November 2026, systemd 262.1, Linux 7.3.4 in QEMU: pipe, eventfd, socket, directory, file: ENOENT; one "
+        "memfd twice: EBUSY; an empty memfd and an O_TMPFILE file of tmpfs arrive.",
+        "`systemd-analyze fdstore UNIT` lists only paths that end in (deleted), each inode once.",
     ),
 }
 

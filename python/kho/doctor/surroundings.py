@@ -275,6 +275,30 @@ def boot_loaders(tree: Tree, facts: Facts) -> None:
     facts.platforms = bootline.detect(there, "\n".join(names), line, release)
 
 
+TMPFS = re.compile(rb"^\S+ (/dev/shm|/tmp|/run) tmpfs (\S+)", re.MULTILINE)
+SHARES = {"/dev/shm": 2, "/tmp": 2, "/run": 5}
+"""The part of RAM that systemd and the kernel give to a tmpfs."""
+MISSING = 8 << 20
+"""Bytes from which a tmpfs is smaller than its part: counters of the boot differ by less."""
+
+
+def small_tmpfs(tree: Tree, facts: Facts) -> None:
+    """Find each tmpfs that has less than its usual part of MemTotal: memory was missing when it was mounted.
+
+    /proc/mounts has `size=` of a tmpfs where it differs from half of the RAM of now, or was asked for.
+    """
+    total = facts.mem_total.bytes if facts.mem_total is not None else None
+    file = "proc/mounts" if tree.exists("proc/mounts") else "proc/self/mounts"
+    text = tree.peek(file, 1 << 18) if total is not None and tree.exists(file) else b""
+    for match in TMPFS.finditer(text):
+        given = re.search(rb"(?:^|,)size=(\d{1,15})k(?:,|$)", match[2])
+        point = match[1].decode()
+        part = (total or 0) // SHARES[point]
+        if given is not None and 0 < (nbytes := int(given[1]) << 10) < part - MISSING and nbytes > part // 2:
+            line = text.count(b"\n", 0, match.start()) + 1
+            facts.small_tmpfs.append((point, nbytes, part, Evidence(file, line, clean(match[0]))))
+
+
 def managed_memory(facts: Facts) -> Amount | None:
     """Return the managed memory of all zones; None if there are none or the page size is only assumed."""
     managed = sum(zone.managed for zone in facts.zones)
