@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kho.doctor import Finding, Report, examine, what_if
-from kho.doctor.crash import proposed
+from kho.doctor.crash import fits_after_handover, proposed
 from kho.doctor.export import prometheus, row
 from kho.fleet import doctor_row
 
@@ -308,6 +308,18 @@ def test_crashkernel_is_parsed_as_the_kernel_does(value: str, wanted: int, tmp_p
     assert ("DOC029" in crash_ids(report)) == (wanted > 0)
     if wanted:
         assert f"asks for {wanted}.0 MiB" in one(report, "DOC029").value.replace("1.0 GiB", "1024.0 MiB")
+
+
+def test_areas_that_adjoin_are_one_piece_for_a_crash_kernel() -> None:
+    """7.3.4, 1 GiB, crashkernel=128M: 32M,128M,32M reserved it at 0x2d000000, across two areas; 16M,64M,16M did not."""
+    areas, places = [32 * MIB, 128 * MIB, 32 * MIB], [0x33C00000, 0x2BC00000, 0x29C00000]
+    assert fits_after_handover(areas, 128 * MIB, 41 * MIB, list(places)) is True
+    assert fits_after_handover(areas, 128 * MIB, 41 * MIB, [0x33C00000, 0x2AC00000, 0x10000000]) is False
+    assert fits_after_handover(areas, 128 * MIB, None) is None
+    small = [16 * MIB, 64 * MIB, 16 * MIB]
+    assert fits_after_handover(small, 128 * MIB, 41 * MIB, [0x34C00000, 0x30C00000, 0x2FC00000]) is False
+    assert fits_after_handover(small, 128 * MIB, 41 * MIB) is False
+    assert fits_after_handover([16 * MIB, 256 * MIB, 16 * MIB], 128 * MIB, 41 * MIB) is True
 
 
 def test_a_proposal_is_whole_pageblocks_and_leaves_memory() -> None:

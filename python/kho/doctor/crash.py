@@ -241,15 +241,25 @@ def reserved_bytes(facts: Facts) -> int:
 def fits_after_handover(
     areas: list[int], wanted: int, others: int | None, places: list[int | None] | None = None, align: int = ALIGN
 ) -> bool | None:
-    """Return whether a crash kernel fits into one scratch area of these sizes; None if it depends on its neighbors.
+    """Return whether a crash kernel fits into scratch areas of these sizes; None if it depends on what is next to it.
+
+    Areas that adjoin are one piece: with 32M,128M,32M Linux 7.3.4 reserved 128 MiB across two of them.
 
     Args: wanted: its bytes. others: what the kernel reserves besides during boot; None if unknown. places: the address
     of each area, where it is known: the crash kernel's memory begins at a multiple of `align`.
     """
-    starts = places if places is not None and len(places) == len(areas) else [None] * len(areas)
-    rooms = [nbytes - (-start % align if start is not None else 0) for nbytes, start in zip(areas, starts, strict=True)]
-    largest = max(rooms, default=0)
-    if largest < wanted:
+    known = [place for place in places or [] if place is not None]
+    if len(known) == len(areas):
+        runs: list[list[int]] = []
+        for start, nbytes in sorted(zip(known, areas, strict=True)):
+            if runs and runs[-1][1] == start:
+                runs[-1][1] += nbytes
+            elif nbytes:
+                runs.append([start, start + nbytes])
+        most = largest = max((end - start - -start % align for start, end in runs), default=0)
+    else:
+        most, largest = sum(areas), max(areas, default=0)
+    if most < wanted:
         return False
     return True if others is not None and largest >= wanted + others + align else None
 

@@ -506,7 +506,10 @@ RULES: dict[str, Rule] = {
         "crashkernel=128M kho_scratch=16M,64M,16M has no crash kernel after the live update; with "
         "kho_scratch=16M,256M,16M it has one.",
         "kernel/crash_reserve.c; mm/memblock.c, memblock_set_kho_scratch_only",
-        "30 November 2026, Linux 7.3.4, a guest of 2 GiB: both lines were booted and handed over.",
+        "30 November 2026, Linux 7.3.4, guests of 1 and 2 GiB: these lines and 16M,192M,16M, which is proposed for 1 "
+        "GiB, "
+        "were booted and handed over. Areas that adjoin are one piece: with 32M,128M,32M the crash kernel got 128 MiB "
+        "across two of them.",
         "After the next live update /sys/kernel/kexec_crash_size is not 0.",
     ),
     "DOC031": Rule(
