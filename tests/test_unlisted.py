@@ -15,8 +15,10 @@ from kho.handover.extract import sha256_of
 from kho.handover.owners import owners, unlisted
 
 import captures
+import filtered
 import handovers
 from command import kho as run
+from filtered import MARKED
 from images import EM_AARCH64, EM_X86_64, MIB, Image, sample_subtrees
 
 LUO = [name for name in captures.NAMES if "luo" in captures.expected(name)]
@@ -207,6 +209,35 @@ def test_memfds_that_were_not_retrieved_come_out_of_the_memory_after_a_live_upda
     assert memfds == [f["sha256"] for f in files_of(name)]
 
 
+SMALL_PAGES = [name for name in LUO if "64k" not in name]
+
+
+@pytest.mark.parametrize("form", MARKED)
+@pytest.mark.parametrize("name", SMALL_PAGES)
+def test_a_filter_that_leaves_out_the_map_that_was_given_back_loses_no_memfd(
+    name: str, form: str, tmp_path: Path
+) -> None:
+    """Level 31 leaves out free pages, and the map's are free after a live update, unless they were used again."""
+    pages = {
+        phys: page.ljust(4096, b"\0")
+        for phys, page in after_update(name, Random(name), count=2).lay_out().pages.items()
+    }
+    freed = {at for phys, nbytes in given_back(name) for at in range(phys & -4096, phys + nbytes, 4096)}
+    path = tmp_path / "vmcore"
+    machine = "aarch64" if "aarch64" in name else "x86_64"
+    path.write_bytes(filtered.dump(pages, freed, form, machine=machine))
+    inc = kho.open(path)
+    old = kho.open(captures.elf(name)).fdt_phys
+    assert [(other.phys, other.state) for other in inc.other_roots] == [(old, "left out")]
+    assert found_in(inc) == [(f["data"], f["size"], f["sha256"], False) for f in files_of(name)]
+    for command in ("inspect", "verify", "owners", "map", "compat"):
+        done = run(command, path, *(["7.3.4"] if command == "compat" else []))
+        assert f"note: the root FDT at {old:#x}" in done.err
+        assert "--fdt-phys" not in done.err
+    made = run("extract", "--json", path, "--all", tmp_path / "all").json["entries"]
+    assert [e["sha256"] for e in made if e["kind"] == "memfd"] == [f["sha256"] for f in files_of(name)]
+
+
 def test_without_an_earlier_handover_only_preserved_pages_are_searched(tmp_path: Path) -> None:
     """What a closed session leaves in free pages is no memfd that was not retrieved."""
     made = after_update(X86, Random(1), count=1)
@@ -366,6 +397,32 @@ def test_of_two_roots_the_one_that_its_map_preserves_is_read(tmp_path: Path) -> 
     inc = kho.open(new.write(tmp_path / "ram.elf"))
     assert inc.fdt_phys == 0x20_0000
     assert [(other.phys, other.state) for other in inc.other_roots] == [(laid.fdt_phys, "stale")]
+
+
+@pytest.mark.parametrize("left", ["memfds", "nothing"])
+def test_next_to_a_root_without_a_map_no_root_is_read_whose_map_was_given_back(left: str, tmp_path: Path) -> None:
+    """Of Linux before 7.1 the root without a map is that of the kernel that runs, whatever the other's map reads as."""
+    name = "linux-7.0-layout-x86_64"
+    made = after_update(name, Random(7), count=1)
+    laid = made.lay_out()
+    root = bytearray(laid.pages[laid.fdt_phys])
+    at = root.index(struct.pack("<Q", laid.map_phys))
+    root[at : at + 8] = bytes(8)
+    laid.put_root(bytes(root))
+    freed = {at for phys, nbytes in given_back(name) for at in range(phys & -4096, phys + nbytes, 4096)}
+    lost = set(freed)
+    if left == "nothing":
+        lost |= {f["data"] for f in files_of(name)}
+    pages = {phys: page.ljust(4096, b"\0") for phys, page in laid.pages.items()}
+    for dropped in (lost, lost - freed):
+        path = tmp_path / "vmcore"
+        zeroed = pages | dict.fromkeys(freed, bytes(4096))
+        path.write_bytes(filtered.dump(zeroed, dropped, "kdump"))
+        inc = kho.open(path)
+        assert (inc.fdt_phys, inc.nr_folios, inc.finalized) == (laid.fdt_phys, 0, False)
+        assert len(unlisted(inc)) == (len(files_of(name)) if left == "memfds" else 0)
+        checked = run("verify", "--json", path).json["findings"]
+        assert "KHO047" in [f["id"] for f in checked]
 
 
 def test_without_any_map_what_was_not_retrieved_is_found_next_to_the_root_that_has_none(tmp_path: Path) -> None:

@@ -335,6 +335,11 @@ class Memory:
 
         `why` is "left out" (by the filter of the dump: reading it raises LeftOutError) or "cut off" (CutOffError).
         """
+    def next_absent(self, phys: int) -> tuple[int, int, str] | None:
+        """Find the first run at or after `phys` that is not in the files.
+
+        Returns: (phys, nbytes, why), the part of the run from `phys` on; None if there is none.
+        """
     @property
     def dump_level(self) -> int | None:
         """The level of the filter that wrote the dump (makedumpfile's -d); None if the files name none."""
@@ -1434,6 +1439,19 @@ class Incoming:
         """The value of a line of VMCOREINFO, as `Memory.vmcoreinfo`."""
     def absent(self, phys: int | None = None, nbytes: int | None = None) -> list[tuple[int, int, str]]:
         """List what of the memory in `nbytes` from `phys` on is not in the files (`Memory.absent`)."""
+    def absent_bytes(self, phys: int | None = None, nbytes: int | None = None) -> tuple[int, int]:
+        """Count the bytes of the memory in `nbytes` from `phys` on that are not in the files.
+
+        Returns: bytes that were left out, and bytes that are cut off.
+        """
+    def next_absent(self, phys: int) -> tuple[int, int, str] | None:
+        """Find the first run at or after `phys` that is not in the files.
+
+        Returns: (phys, nbytes, why), the part of the run from `phys` on; None if there is none.
+        """
+    @property
+    def cut_files(self) -> list[str]:
+        """The files that are cut off, each once."""
     def count_absent(self) -> tuple[int, int, int]:
         """Count what is preserved and not in the files.
 

@@ -82,10 +82,8 @@ def ranges(inc: Incoming, found: Owners, *, by_page: bool) -> Iterator[OwnedRang
 
 def absent(inc: Incoming, row: OwnedRange) -> dict[str, int]:
     """Return the bytes of a range that are not in the dump, by reason; empty if all are there."""
-    nbytes: dict[str, int] = {}
-    for _, size, why in inc.absent(row.phys, row.nbytes):
-        nbytes[why] = nbytes.get(why, 0) + size
-    return nbytes
+    left_out, cut_off = inc.absent_bytes(row.phys, row.nbytes)
+    return {why: nbytes for why, nbytes in ((LEFT_OUT, left_out), (CUT_OFF, cut_off)) if nbytes}
 
 
 def mark(inc: Incoming, row: OwnedRange) -> str:
@@ -129,7 +127,7 @@ def print_json(inc: Incoming, found: Owners, *, by_page: bool) -> None:
         head |= {"more_unpreserved": found.more_unpreserved, "more_shared": found.more_shared}
     if left := left_out(inc, found):
         head["more_rows"] = left
-    partly = bool(inc.absent())
+    partly = any(inc.absent_bytes())
     rows = (as_dict(inc, row, partly=partly) for row in ranges(inc, found, by_page=by_page))
     output.print_json_rows(head, "rows", rows)
 

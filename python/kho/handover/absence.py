@@ -132,16 +132,14 @@ class Absence:
 
 def absence(inc: Incoming) -> Absence:
     """Count what the dump of a handover does not have."""
-    totals = {LEFT_OUT: 0, CUT_OFF: 0}
-    for _, nbytes, why in inc.absent():
-        totals[why] += nbytes
+    left_out, cut_off = inc.absent_bytes()
     preserved_left_out, preserved_cut_off, second_pages = inc.count_absent()
     return Absence(
         page_size=inc.page_size,
         level=inc.dump_level,
-        left_out=totals[LEFT_OUT],
-        cut_off=totals[CUT_OFF],
-        cut_files=tuple(dict.fromkeys(os.fsdecode(path) for path, _, _ in inc.truncated)),
+        left_out=left_out,
+        cut_off=cut_off,
+        cut_files=tuple(map(os.fsdecode, inc.cut_files)),
         preserved_left_out=preserved_left_out,
         preserved_cut_off=preserved_cut_off,
         second_pages=second_pages,

@@ -122,7 +122,7 @@ def diff(a: Incoming, b: Incoming, *, progress: Callable[[int], object] | None =
     facts = {name: (getattr(a, name), getattr(b, name)) for name in names}
     scratch = (a.scratch, b.scratch)
     uncompared: list[str] = []
-    if any(inc.scratch is None and inc.absent() for inc in (a, b)) and scratch[0] != scratch[1]:
+    if any(inc.scratch is None and any(inc.absent_bytes()) for inc in (a, b)) and scratch[0] != scratch[1]:
         scratch = (None, None)
         uncompared.append("scratch")
     changes = list(_changes(a, b, progress, uncompared))

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
-from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
@@ -159,28 +158,27 @@ Absent = list[tuple[int, int, str]]
 """Memory that is not in a dump, as `Memory.absent`."""
 
 
-def absent_of(memory: Readable) -> Absent:
-    """Return the memory that is not in the files of a source: (phys, nbytes, why)."""
-    if isinstance(memory, _kho.Memory):
-        return memory.absent
-    return memory.absent() if isinstance(memory, _kho.Incoming) else []
+def absent_in(part: Part) -> Iterator[tuple[int, int, str]]:
+    """Yield what of a part is not in the files of its source: (phys, nbytes, why)."""
+    memory, at, end = part.memory, part.phys, part.phys + part.nbytes
+    if not isinstance(memory, _kho.Memory | _kho.Incoming):
+        return
+    while at < end and (found := memory.next_absent(at)) is not None and found[0] < end:
+        phys, nbytes, why = found
+        yield phys, min(nbytes, end - phys), why
+        at = phys + nbytes
 
 
 def present(parts: Iterable[Part]) -> tuple[list[Part], Absent]:
     """Return the parts without what is not in their source, and what that is."""
     there: list[Part] = []
     gone: Absent = []
-    known: dict[int, Absent] = {}
     for part in parts:
-        absent = known.setdefault(id(part.memory), absent_of(part.memory))
-        lost = clipped([part[:2]], [(phys, nbytes) for phys, nbytes, _ in absent]) if absent else []
-        whys = {phys: why for phys, _, why in absent}
-        starts = sorted(whys)
         at = part.phys
-        for phys, nbytes in lost:
+        for phys, nbytes, why in absent_in(part):
             if at < phys:
                 there.append(Part(at, phys - at, part.memory))
-            gone.append((phys, nbytes, whys[starts[bisect_right(starts, phys) - 1]]))
+            gone.append((phys, nbytes, why))
             at = phys + nbytes
         if at < part.phys + part.nbytes:
             there.append(Part(at, part.phys + part.nbytes - at, part.memory))

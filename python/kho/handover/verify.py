@@ -428,7 +428,7 @@ def _handover(
 ) -> Iterator[Finding]:
     """Check a handover that was read: root FDT, scratch, map, payloads, owners."""
     yield from _root(inc.fdt, f"root FDT at {inc.fdt_phys:#x}", inc.read, inc.fdt_phys, (inc.abi, inc.unverified))
-    if inc.scratch is not None or not (inc.absent() or inc.truncated):
+    if inc.scratch is not None or not (any(inc.absent_bytes()) or inc.cut_files):
         yield from _scratch(inc.scratch, inc.page_size)
     if inc.certainty == "not read":
         value = f"not that of a version known to kho; {len(inc.subtrees)} subtrees are read without it"

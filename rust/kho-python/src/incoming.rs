@@ -14,7 +14,7 @@ use crate::tracker::PyTracker;
 use kho::Error;
 use kho::arena::ScratchArea;
 use kho::incoming::{Address, Incoming, Options, ScratchHow};
-use kho::memory::{PhysMemory, absences_in};
+use kho::memory::{PhysMemory, absences_in, absent_bytes, next_absence};
 use kho::others::RootState;
 use kho::payload::ChunkOwners;
 use kho::units::{Order, PageSize, Pfn, Phys};
@@ -479,6 +479,35 @@ impl PyIncoming {
     fn absent(&self, phys: Option<Number>, nbytes: Option<Number>) -> Vec<(u64, u64, &'static str)> {
         let (phys, nbytes) = (phys.map_or(0, |n| n.0), nbytes.map_or(u64::MAX, |n| n.0));
         absences_in(self.inner.memory().absences(), Phys(phys), nbytes).map(|one| absence(&one)).collect()
+    }
+
+    /// Count the bytes of the memory in `nbytes` from `phys` on that are not in the files.
+    ///
+    /// Returns: bytes that were left out, and bytes that are cut off.
+    #[pyo3(signature = (phys=None, nbytes=None))]
+    fn absent_bytes(&self, phys: Option<Number>, nbytes: Option<Number>) -> (u128, u128) {
+        let (phys, nbytes) = (phys.map_or(0, |n| n.0), nbytes.map_or(u64::MAX, |n| n.0));
+        let [left_out, cut_off] = absent_bytes(self.inner.memory().absences(), Phys(phys), nbytes);
+        (left_out, cut_off)
+    }
+
+    /// Find the first run at or after `phys` that is not in the files.
+    ///
+    /// Returns: (phys, nbytes, why), the part of the run from `phys` on, as `Memory.absent` has it; None if there is none.
+    fn next_absent(&self, phys: Number) -> Option<(u64, u64, &'static str)> {
+        next_absence(self.inner.memory().absences(), Phys(phys.0)).map(|one| absence(&one))
+    }
+
+    /// The files that are cut off, each once.
+    #[getter]
+    fn cut_files(&self) -> Vec<OsString> {
+        let mut files: Vec<OsString> = Vec::new();
+        for cut in self.inner.memory().cuts() {
+            if files.iter().all(|file| *file != *cut.path) {
+                files.push(cut.path.to_path_buf().into_os_string());
+            }
+        }
+        files
     }
 
     /// Count what is preserved and not in the files.

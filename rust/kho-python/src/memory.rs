@@ -6,7 +6,9 @@ use crate::arena::PyArena;
 use crate::args::Number;
 use crate::errors::OrRaise;
 use kho::filter::Absent;
-use kho::memory::{Absence, FileMemory, PhysMemory, SliceMemory, Source, open_sources_with, unpack_bytes as unpacked};
+use kho::memory::{
+    Absence, FileMemory, PhysMemory, SliceMemory, Source, next_absence, open_sources_with, unpack_bytes as unpacked,
+};
 use kho::units::Phys;
 use kho::{Error, Result};
 use pyo3::exceptions::PyTypeError;
@@ -47,7 +49,7 @@ pub(crate) fn memory_of(object: &Bound<'_, PyAny>) -> PyResult<Arc<dyn PhysMemor
 /// What a truncated file claims, for Python.
 pub(crate) fn truncated(memory: &dyn PhysMemory) -> Vec<(OsString, u64, u64)> {
     let cuts = memory.cuts().iter();
-    cuts.map(|cut| (cut.path.clone().into_os_string(), cut.missing.start.0, cut.missing.len)).collect()
+    cuts.map(|cut| (cut.path.to_path_buf().into_os_string(), cut.missing.start.0, cut.missing.len)).collect()
 }
 
 /// A run of memory that is not in its file, for Python.
@@ -211,6 +213,13 @@ impl Memory {
     #[getter]
     fn absent(&self) -> Vec<(u64, u64, &'static str)> {
         self.inner.absences().iter().map(absence).collect()
+    }
+
+    /// Find the first run at or after `phys` that is not in the files.
+    ///
+    /// Returns: (phys, nbytes, why), the part of the run from `phys` on, as in `absent`; None if there is none.
+    fn next_absent(&self, phys: Number) -> Option<(u64, u64, &'static str)> {
+        next_absence(self.inner.absences(), Phys(phys.0)).map(|one| absence(&one))
     }
 
     /// The level of the filter that wrote the dump (makedumpfile's -d); None if the files name none.

@@ -218,8 +218,17 @@ pub fn decide(place: Place<'_>, abi: &Abi, map: Phys, known: &Known, hints: Hint
         };
         let mut less = Scored { candidate, preserved, doubts };
         if let Some(best) = &mut best {
-            if less.doubts < best.doubts {
+            let excuse = excuse(place.memory(), &less, best).or_else(|| excuse(place.memory(), best, &less));
+            let better = match &excuse {
+                Some(excuse) => excuse.right == less.candidate.bitmap,
+                None => less.doubts < best.doubts,
+            };
+            if better {
                 std::mem::swap(best, &mut less);
+            }
+            if let Some(Excuse { why, .. }) = excuse {
+                beaten.push((less.candidate.page, less.candidate.bitmap, best.doubts, why));
+                continue;
             }
             // Of two with the same doubts the first stays, so that what is said of one here stays true if both are beaten.
             beaten.push((less.candidate.page, less.candidate.bitmap, less.doubts, why_same(&less, best)));
@@ -277,6 +286,51 @@ fn check_runs(memory: &dyn PhysMemory, tracker: &Tracker, map: Phys) -> Result<(
         true => Err(Error::Map { node: "map", phys: map.0, problem: MapProblem::TooManyRuns { runs, max } }),
         false => Ok(()),
     }
+}
+
+/// Which of two bitmap sizes is right where pages outside this memory tell them apart, and what is said of the other.
+struct Excuse {
+    right: Option<BitmapSize>,
+    why: String,
+}
+
+/// A dump may lack pages and not name them. Of two bitmap sizes the larger one names all that the smaller one does, and
+/// thus more that is not there; but it is the right one if much of the rest is. `None` if the readings differ in more,
+/// or pages beyond all of this memory speak against the larger one.
+///
+/// Bitmaps of 512 bytes are allocated one after the other, eight to a page, and bitmaps of a page at pages: that four of
+/// the former are all at the start of a page, as the larger reading requires, is a chance of 1 in 4096.
+fn excuse(memory: &dyn PhysMemory, small: &Scored, large: &Scored) -> Option<Excuse> {
+    const ENOUGH: usize = 4;
+    let bitmaps = match &large.candidate.map {
+        Map::Chunks(chunks) => chunks.iter().map(|chunk| chunk.entries.len()).sum::<usize>(),
+        Map::Tree(_) => return None,
+    };
+    let page = large.candidate.page;
+    let outside = large.doubts.pages_outside.checked_sub(small.doubts.pages_outside).filter(|pages| *pages > 0)?;
+    let alike = |doubts: Doubts| Doubts { pages_outside: 0, ..doubts };
+    let (less, more) = (small.preserved.tracker(), large.preserved.tracker());
+    if small.candidate.page != page || alike(small.doubts) != alike(large.doubts) || !less.is_subset(more) {
+        return None;
+    }
+    let inside = more.nr_pages().saturating_sub(less.nr_pages()).saturating_sub(outside);
+    let (first, last) = (memory.ranges().first()?, memory.ranges().last()?);
+    let (first, last) = (page.pfn(first.start), page.pfn(Phys(last.start.0 + (last.len - 1))));
+    let beyond = more.extents().any(|(start, end)| start < first || end.0 - 1 > last.0);
+    let lacks = small.doubts.pages_outside > 0;
+    let enough = bitmaps >= ENOUGH;
+    if beyond && !lacks && !enough {
+        return None;
+    }
+    let found = format!("{inside} pages more lie in this memory, and {outside} do not");
+    let why = match enough || (lacks && inside >= outside) {
+        true => format!(
+            "{found}: {bitmaps} bitmaps are each at the start of a page, and pages may be missing from this dump"
+        ),
+        false => format!("{UNDECIDED} for certain: {found}; pages may be missing from this dump"),
+    };
+    let right = if inside > 0 || enough { large } else { small };
+    Some(Excuse { right: right.candidate.bitmap, why })
 }
 
 /// Why another reading with the same doubts is not the one chosen.
@@ -485,7 +539,7 @@ fn explain(
     let certainty = match given {
         true => Certainty::Given,
         _ if beaten.iter().all(|b| b.2 == SAME) => Certainty::Certain,
-        _ if beaten.iter().any(|b| b.2 == UNDECIDED) => Certainty::Guess,
+        _ if beaten.iter().any(|b| b.2.starts_with(UNDECIDED)) => Certainty::Guess,
         _ => Certainty::Likely,
     };
     let bitmap = bitmap.map(|bitmap| {

@@ -33,6 +33,22 @@ pub fn absences_in(all: &[Absence], phys: Phys, len: u64) -> impl Iterator<Item 
     })
 }
 
+/// The part of the first of sorted, disjoint `all` that lies at or after `phys`.
+pub fn next_absence(all: &[Absence], phys: Phys) -> Option<Absence> {
+    let absence = all.get(all.partition_point(|absence| absence.last() < phys.0))?;
+    let start = absence.range.start.0.max(phys.0);
+    Some(Absence { range: PhysRange { start: Phys(start), len: absence.last() - start + 1 }, why: absence.why })
+}
+
+/// Bytes of sorted, disjoint `all` within `len` bytes from `phys`, for each of [`Absent::ALL`].
+pub fn absent_bytes(all: &[Absence], phys: Phys, len: u64) -> [u128; 2] {
+    let mut bytes = [0; 2];
+    for absence in absences_in(all, phys, len) {
+        bytes[usize::from(absence.why == Absent::CutOff)] += u128::from(absence.range.len);
+    }
+    bytes
+}
+
 /// Sorts runs that may overlap, takes out what is in the sorted, disjoint `present` (first and last address), and what
 /// is there twice; of two, the one that starts first stays.
 pub(crate) fn without(mut runs: Vec<Absence>, present: impl Iterator<Item = (u64, u64)>) -> Vec<Absence> {
@@ -110,7 +126,10 @@ mod tests {
                 let named = sorted.iter().any(|&(start, len, _)| start <= at && at < start + len);
                 let inside = absences_in(&found, Phys(at), 1).next();
                 prop_assert_eq!(inside.is_some(), named && !present.contains(&at), "{}", at);
+                prop_assert_eq!(next_absence(&found, Phys(at)), absences_in(&found, Phys(at), u64::MAX).next());
             }
+            let sum = |why| found.iter().filter(|run| run.why == why).map(|run| u128::from(run.range.len)).sum::<u128>();
+            prop_assert_eq!(absent_bytes(&found, Phys(0), u64::MAX), Absent::ALL.map(sum));
         }
     }
 }

@@ -126,8 +126,8 @@ impl FileMemory {
                 let missing = PhysRange { start: Phys(segment.first + present), len: segment.filled - present };
                 absences.push(Absence { range: missing, why: Absent::CutOff });
                 self.truncated.push(Cut {
-                    path: backing.path.clone(),
-                    claim: segment.index.map_or_else(|| kind.to_owned(), |index| format!("{kind} {index}")),
+                    path: backing.path.as_path().into(),
+                    claim: segment.index.map_or_else(|| kind.into(), |index| format!("{kind} {index}").into()),
                     missing,
                 });
                 if present > 0 {

@@ -16,7 +16,7 @@ mod slices;
 mod source;
 mod unpack;
 
-pub use absence::{Absence, absences_in};
+pub use absence::{Absence, absences_in, absent_bytes, next_absence};
 pub(crate) use backing::data_in;
 pub(crate) use coverage::Coverage;
 pub use file::FileMemory;

@@ -7,15 +7,16 @@ use super::note::{Machine, NoteBytes};
 use super::source::Source;
 use super::{Absence, PhysRange};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::Path;
+use std::sync::Arc;
 
 /// Memory that a file claims and, cut short, does not have.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Cut {
     /// The file.
-    pub path: PathBuf,
+    pub path: Arc<Path>,
     /// What claims it: "ELF segment 3".
-    pub claim: String,
+    pub claim: Arc<str>,
     /// The memory that is missing; empty if the file does not name it.
     pub missing: PhysRange,
 }

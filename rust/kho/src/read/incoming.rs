@@ -367,8 +367,9 @@ impl Incoming {
     /// where there is such a handover.
     pub fn memfds_outside_map(&self) -> Vec<Unlisted> {
         let (page, preserved) = (self.layout.page, self.preserved());
-        let given_back = |other: &OtherRoot| matches!(other.state, RootState::Stale | RootState::Broken(_));
-        if !self.others.iter().any(given_back) && preserved.covering(page.pfn(self.root.phys)).is_some() {
+        if !self.others.iter().any(|other| other.state.is_gone())
+            && preserved.covering(page.pfn(self.root.phys)).is_some()
+        {
             return Vec::new();
         }
         let pages = self.memfds.iter().flatten().copied();
@@ -583,8 +584,9 @@ fn scratch_of(
     }
 }
 
-/// What speaks for a root: its own map preserves it; it has a map; a kernel was told of it; how many of its subtrees are
-/// preserved; how many handovers came before.
+/// What speaks for a root: its own map preserves it; it has no map, as that of a running kernel before it is finalized,
+/// next to which every other map was given back; a kernel was told of it; how many of its subtrees are preserved; how
+/// many handovers came before.
 type Rank = (bool, bool, bool, usize, u32);
 
 /// The most complete of several handovers: readable, its FDT and subtrees preserved by its own map.
@@ -616,7 +618,7 @@ fn best(memory: &dyn PhysMemory, found: &Found, options: &Options) -> Result<(Re
                         (false, false) => RootState::Stale,
                     };
                     // Pages of a map that was given back can hold what reads as another map.
-                    let rank = (preserved(&fdt), !unset, told, subtrees, other.kexec_count.unwrap_or(0));
+                    let rank = (preserved(&fdt), unset, told, subtrees, other.kexec_count.unwrap_or(0));
                     if best.as_ref().is_none_or(|(_, other)| rank > *other) {
                         best = Some((reads, rank));
                     }
@@ -641,7 +643,7 @@ fn best(memory: &dyn PhysMemory, found: &Found, options: &Options) -> Result<(Re
         return Ok((reads, roots));
     }
     match (best, lost) {
-        (None | Some((_, (false, ..))), Some(e)) => Err(e),
+        (None | Some((_, (false, false, ..))), Some(e)) => Err(e),
         (Some((reads, _)), _) => {
             roots.retain(|other| other.phys != reads.0.phys);
             Ok((reads, roots))
@@ -653,9 +655,8 @@ fn best(memory: &dyn PhysMemory, found: &Found, options: &Options) -> Result<(Re
 /// A handover that preserves nothing, next to one whose map was given back and that left memfds: a kernel before Linux 7.1
 /// that booted from a handover has a root without a map until the next one is finalized.
 fn without_map(memory: &dyn PhysMemory, found: &Found, options: &Options, roots: &[OtherRoot]) -> Option<Reads> {
-    let given_back = |other: &OtherRoot| matches!(other.state, RootState::Stale | RootState::Broken(_));
     let other = roots.iter().find(|other| other.state == RootState::Unset)?;
-    if !roots.iter().any(given_back) {
+    if !roots.iter().any(|other| other.state.is_gone()) {
         return None;
     }
     let sizes = options.page_size.map_or(PageSize::ALL.to_vec(), |page| vec![page]);

@@ -7,6 +7,7 @@
 
 use crate::abi::Abi;
 use crate::error::{Error, RootProblem};
+use crate::filter::Absent;
 use crate::memory::PhysMemory;
 use crate::read::root;
 use crate::units::Phys;
@@ -22,7 +23,10 @@ pub enum RootState {
     Unset,
     /// Its map cannot be read, or its root is malformed.
     Broken(String),
-    /// It was not read: there are too many roots, or its map is not in the file.
+    /// A part of its map is not in the dump. A filter leaves out no page of a map that is in use: what is left out was
+    /// given back.
+    Absent(Absent),
+    /// It was not read: there are too many roots.
     Unread,
 }
 
@@ -31,9 +35,16 @@ impl RootState {
     pub(crate) fn of(error: &Error) -> RootState {
         match error {
             Error::Root { problem: RootProblem::MapIsZero, .. } => RootState::Unset,
-            error if error.absent().is_some() => RootState::Unread,
-            error => RootState::Broken(error.to_string()),
+            error => match error.absent() {
+                Some(why) => RootState::Absent(why),
+                None => RootState::Broken(error.to_string()),
+            },
         }
+    }
+
+    /// Whether its map is no map of this root any more, or not in the dump: memfds that it preserved may be in no map.
+    pub const fn is_gone(&self) -> bool {
+        matches!(self, RootState::Stale | RootState::Broken(_) | RootState::Absent(_))
     }
 
     /// A word for it.
@@ -43,6 +54,8 @@ impl RootState {
             RootState::Stale => "stale",
             RootState::Unset => "unset",
             RootState::Broken(_) => "broken",
+            RootState::Absent(Absent::LeftOut) => "left out",
+            RootState::Absent(Absent::CutOff) => "cut off",
             RootState::Unread => "unread",
         }
     }

@@ -25,6 +25,7 @@ use crate::units::{PageSize, Pfn};
 use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 const SIGNATURE: &[u8; 8] = b"KDUMP   ";
@@ -89,10 +90,14 @@ pub(crate) fn open(source: Source, file: Backing) -> Result<Part> {
         runs.found = pages.still_there(&runs.found, &mut missing, most)?;
     }
     let range = |first: u64, pages: u64| PhysRange { start: page.phys(Pfn(first)), len: pages << page.shift() };
-    let cuts: Vec<_> = missing
-        .iter()
-        .map(|&(first, pages)| Cut { path: path.clone(), claim: "kdump file".into(), missing: range(first, pages) })
-        .collect();
+    // Shared by all: there may be millions.
+    let (cut_path, claim): (Arc<Path>, Arc<str>) = (path.as_path().into(), "kdump file".into());
+    let cut = |&(first, pages): &(u64, u64)| Cut {
+        path: Arc::clone(&cut_path),
+        claim: Arc::clone(&claim),
+        missing: range(first, pages),
+    };
+    let cuts: Vec<_> = missing.iter().map(cut).collect();
     let mut absences: Vec<_> = cuts.iter().map(|cut| Absence { range: cut.missing, why: Absent::CutOff }).collect();
     let segment = |run: &Run, filled: u64| Segment {
         first: page.phys(Pfn(run.first)).0,

@@ -41,7 +41,7 @@ pub(crate) fn parse(file: &Backing) -> Result<(Vec<Segment>, Vec<Cut>)> {
                 return Err(wrong(format!("its header at {at:#x} is cut off at {:#x}", file.size)));
             }
             let missing = PhysRange { start: Phys(u64::MAX), len: 0 };
-            cuts.push(Cut { path: file.path.clone(), claim: format!("{RANGE} {index}"), missing });
+            cuts.push(Cut { path: file.path.as_path().into(), claim: format!("{RANGE} {index}").into(), missing });
             break;
         }
         let mut header = [0; HEADER];

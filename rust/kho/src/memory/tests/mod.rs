@@ -248,7 +248,7 @@ fn a_core_that_is_cut_short_opens_and_says_what_is_missing() {
     bytes.extend(b"cut");
     let f = file(&bytes);
     let m = open_elf(f.path()).unwrap();
-    let missing: Vec<_> = m.truncated().iter().map(|cut| (cut.claim.as_str(), cut.missing)).collect();
+    let missing: Vec<_> = m.truncated().iter().map(|cut| (&*cut.claim, cut.missing)).collect();
     assert_eq!(missing, [("ELF segment 1", range(0x2003, 5)), ("ELF segment 2", range(0x3000, 1))]);
     assert_eq!(m.read_vec("x", Phys(0x1000), 8).unwrap(), b"complete");
     assert_eq!(m.read_vec("x", Phys(0x2000), 3).unwrap(), b"cut");
