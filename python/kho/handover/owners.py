@@ -26,8 +26,8 @@ __all__ = ["HANDLE", "OUTSIDE_MAP", "UNKNOWN", "Owners", "Ranges", "SharedRange"
 
 UNKNOWN = "unknown"
 """Owner of pages that nothing refers to."""
-VERSIONS = {"memfd-v1": 1, "memfd-v2": 2}
-"""Formats of memfds, by what their handler names itself."""
+VERSIONS = {f"memfd-v{version}": version for version in (1, 2)}
+"""Versions of `find_unlisted`, by what the handler of such a memfd names itself."""
 MOST_NAMED = 8
 """Files of the kernel's lists that are named."""
 HANDLE = "data of an unknown kind"
