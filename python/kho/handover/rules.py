@@ -137,7 +137,7 @@ RULES: dict[str, Rule] = {
         f"with another number it does. Levels at 16 KiB pages: {_each(lambda abi: abi.levels.get(16384))}.",
         "The next kernel reads tables as bitmaps, or bitmaps as tables, and preserves the wrong pages.",
         "Write the tree with the depth of its compatible (`kho convert --abi`), or boot a kernel that uses this depth. "
-        f"kho-v3 with 4 levels at 16 KiB was written {FIXES['tree-depth'].where()} alone.",
+        f"Linux {FIXES['tree-depth'].where()} wrote one level less at 16 KiB, under the compatible of 7.1.",
         f"{ABI_H}, KHO_TREE_MAX_DEPTH",
     ),
     "KHO007": Rule(

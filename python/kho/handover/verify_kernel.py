@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from .._types import OwnedRange
 from ..errors import KhoError
 from ..formats import Luo, MemfdFile
-from ..kernels import FIXES, Kernel, Release, kernels_that_write, known_kernel, spanned
+from ..kernels import FIXES, KERNELS, Kernel, Release, kernels_that_write, known_kernel, spanned
 from ..sizes import PAGEBLOCK_ORDERS, format_size
 from .compat import Judged, Offer, Target, judge
 from .rules import Finding, note_omitted
@@ -71,6 +71,8 @@ def release_findings(offer: Offer, place: str) -> Iterator[Finding]:
         yield Finding("KHO049", place, f"handed over by Linux {release}: {FIXES['memfd-dirty'].effect}{vendor}")
 
 
+UNSETTLED_MEMFD = KERNELS["{}.{}".format(*FIXES["memfd-dirty"].since)].memfd
+"""Compatible of the memfds whose folios a kernel with the fault lists."""
 SETTLED = bytes(0x30 & ~byte and 1 for byte in range(256))
 """Of the byte of a folio's record that holds its flags, dirty (0x10) and up to date (0x20): 1 if either is missing."""
 RECORD, FLAGS_AT = 16, 6
@@ -80,13 +82,13 @@ WINDOW = 1 << 20
 def unsettled_findings(luo: Luo, most: int) -> Iterator[Finding]:
     """Report memfds with folios that were not dirty and up to date, which only Linux 6.19.0 to 6.19.8 record (KHO049).
 
-    memfd-v2 came later.
+    Later formats of memfds came with kernels without the fault.
     """
     found: list[Finding] = []
     count = 0
     for session in luo.all_sessions:
         for entry in session.entries:
-            file = session.files.decode(entry) if entry.compatible == "memfd-v1" else None
+            file = session.files.decode(entry) if entry.compatible == UNSETTLED_MEMFD else None
             if not isinstance(file, MemfdFile) or not (n := _unsettled(file)):
                 continue
             count += 1
