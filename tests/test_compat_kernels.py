@@ -169,6 +169,20 @@ def test_the_levels_of_real_trees_are_those_of_their_kernels(name: str) -> None:
     assert Offer.of(inc).levels == inc.abi.levels.get(inc.page_size)
 
 
+def test_a_tree_of_a_release_candidate_panics_released_kernels(tmp_path: Path) -> None:
+    """Linux 7.1-rc1 to rc5 wrote kho-v3 with four levels at 16 KiB; every release has five."""
+    arena = kho.Arena(256 * MIB, page_size=16384, scratch="32M,32M,32M")
+    out = kho.Outgoing(arena, "kho-v2")
+    out.finalize()
+    out.save(tmp_path / "x.elf")
+    image = (tmp_path / "x.elf").read_bytes()
+    assert image.count(b"kho-v2\0") == 1
+    path = written(tmp_path / "rc.elf", image.replace(b"kho-v2\0", b"kho-v3\0"))
+    (row,) = judge(Offer.of(kho.open(path, page_size=16384)), Target(Release.parse("7.1.13")))
+    assert (row.object, row.verdict) == ("map", "panics")
+    assert "a tree of 4 levels, and Linux 7.1 reads 5 at 16 KiB pages" in row.why
+
+
 # Feature headers, a draft
 
 

@@ -532,3 +532,23 @@ def test_repr_and_attributes_show_what_was_read() -> None:
         inc.retrieve_subtree("absent")
     assert inc.fdt["/producer"].u64("fdt") == handover.blob
     assert inc.read(handover.blob, len(BLOB)) == BLOB
+
+
+@pytest.mark.parametrize(("abi", "cut"), [("kho-v1", False), ("kho-v2", False), ("kho-v3", True), ("kho-v4", True)])
+def test_pages_of_an_image_are_restored_as_they_were_cut_at_nodes(abi: str, cut: bool, tmp_path: Path) -> None:
+    """The image does not tell where its machine's nodes begin; what was preserved does."""
+    page, border = 4096, 0x80_6000
+    arena = kho.Arena([(0, border, 0), (border, (16 << 20) - border, 1)])
+    start, n = 0x80_0000, 16
+    for pfn in range(start // page, start // page + n):
+        arena.alloc_at(pfn * page)
+    out = kho.Outgoing(arena, abi)
+    out.preserve_pages(start, n)
+    out.finalize()
+    out.save(tmp_path / "x.elf")
+    inc = kho.open(tmp_path / "x.elf", page_size=page)
+    assert inc.order_at(start) == (2 if cut else 4)
+    inc.restore_pages(start, n)
+    assert not [folio for folio in inc.unrestored() if start <= folio.phys < start + n * page]
+    with pytest.raises(kho.errors.NotRestorableError):
+        inc.restore_pages(start, n)

@@ -191,6 +191,10 @@ impl PyIncoming {
 
     /// Restore `n` pages that were preserved as a range, all or nothing (kho_restore_pages).
     ///
+    /// From kho-v3 on, ranges are cut where the NUMA node changes (kho_preserve_pages): here at the arena's nodes, or, of
+    /// an image, where they were cut. kho_restore_pages of Linux 7.1 to 7.3 does not cut: it restores the first folio
+    /// of each piece of the uncut split, and the rest of the piece stays reserved.
+    ///
     /// Args:
     ///     phys: physical address of the first page, or a `Folio` or `Pages` there.
     ///     n: the number of pages.

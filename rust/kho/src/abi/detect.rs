@@ -405,6 +405,7 @@ fn candidates(place: Place<'_>, abi: &Abi, map: Phys, known: &Known, hints: Hint
             continue;
         }
         if let Some(shape) = Shape::of(abi, page) {
+            let shape = radix::written(memory, shape, map, page.pfn(known.fdt));
             let read = match place {
                 Place::Memory(memory) => radix::read(memory, shape, map).map(|tree| (tree.tracker.into(), tree.nodes)),
                 Place::InPlace(arena) => radix::inherit(arena, shape, map),

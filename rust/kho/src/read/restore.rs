@@ -10,6 +10,9 @@ use parking_lot::{Mutex, MutexGuard};
 use std::any::Any;
 use std::sync::{Arc, OnceLock};
 
+/// The most cuts of one range that are looked for: an order each at the borders of 1024 nodes.
+const MOST_CUTS: usize = 1024 * Order::COUNT;
+
 /// How the next kernel marks the head page of a preserved folio, in `page->private`, until it is restored
 /// (abi.md section 5).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -199,6 +202,35 @@ impl Claims {
         Ok(pfn)
     }
 
+    /// Where a range of an image was cut when it was preserved, as the nodes of its machine are not known: after each folio
+    /// that is smaller than the split of the whole range would make it.
+    ///
+    /// ```text
+    /// pages 0 to 15, a node begins at 6     preserved: [0 4) [4 6) [6 8) [8 16)     cuts: 4, 6
+    /// ```
+    /// # Errors
+    /// [`Error::OutOfRange`]; [`Error::NotRestorable`] for an address inside a page.
+    pub(crate) fn cuts_of(&self, phys: Phys, nr_pages: u64) -> Result<Vec<Pfn>> {
+        let mut at = self.head_page(phys)?;
+        let end = self.page().end_of(at, nr_pages)?;
+        let mut cuts = Vec::new();
+        while let Some((_, order)) = aligned_blocks(at, end).next() {
+            if self.preserved().contains(at, order) {
+                at.0 += order.nr_pages();
+                continue;
+            }
+            match self.head_order(at) {
+                // Each node costs a cut for every order at most.
+                Some(smaller) if smaller < order && cuts.len() < MOST_CUTS => {
+                    at.0 += smaller.nr_pages();
+                    cuts.push(at);
+                }
+                _ => break,
+            }
+        }
+        Ok(cuts)
+    }
+
     #[inline(always)]
     fn head_page(&self, phys: Phys) -> Result<Pfn> {
         let unaligned = NotRestorable::Unaligned { page: self.page().bytes() };
@@ -285,8 +317,9 @@ impl Restore for FromImage {
         self.claims.restore_many(phys, self.max_page_order, None, &[])
     }
 
-    fn restore_pages(&self, phys: Phys, nr_pages: u64, _cuts_at_nodes: bool) -> Result<Pfn> {
-        self.claims.restore_pages(phys, nr_pages, &[])
+    fn restore_pages(&self, phys: Phys, nr_pages: u64, cuts_at_nodes: bool) -> Result<Pfn> {
+        let cuts = if cuts_at_nodes { self.claims.cuts_of(phys, nr_pages)? } else { Vec::new() };
+        self.claims.restore_pages(phys, nr_pages, &cuts)
     }
 }
 

@@ -14,7 +14,7 @@
 mod read;
 mod write;
 
-pub use read::{Tree, inherit, leads_to, read};
+pub use read::{Tree, inherit, leads_to, read, written};
 pub use write::serialize;
 
 use super::{ABIS, Abi, MapFormat};
@@ -44,6 +44,11 @@ impl Shape {
         }
     }
 
+    /// The other shape of this page size, which differs at 16 KiB pages only.
+    const fn other(self) -> Shape {
+        Shape { order_bit: !self.order_bit, ..self }
+    }
+
     /// The page size.
     pub const fn page(self) -> PageSize {
         self.page
@@ -64,7 +69,8 @@ impl Shape {
         self.page.shift() + 3
     }
 
-    /// Levels, the leaves included (KHO_TREE_MAX_DEPTH): 6 at 4 KiB, 4 at 64 KiB; at 16 KiB 4 in kho-v2, 5 from v3 on.
+    /// Levels, the leaves included (KHO_TREE_MAX_DEPTH): 6 at 4 KiB, 4 at 64 KiB; at 16 KiB 4 in kho-v2, 5 from v3 on
+    /// (but for kho-v3 of 7.1-rc1 to rc5, see [`written`]).
     pub const fn depth(self) -> u32 {
         let width = self.order_0_bit() + self.order_bit as u32;
         (width - self.leaf_bits()).div_ceil(self.table_bits()) + 1

@@ -61,6 +61,14 @@ pub fn read(memory: &dyn PhysMemory, shape: Shape, root: Phys) -> Result<Tree> {
     Ok(Tree { tracker, nodes })
 }
 
+/// The shape that a tree was written with: the given one, unless only the other one of its page size leads to the page of
+/// the root FDT. At 16 KiB pages Linux 7.1-rc1 to rc5 wrote a level less than every release, under the same compatible.
+pub fn written(memory: &dyn PhysMemory, shape: Shape, root: Phys, fdt: Pfn) -> Shape {
+    let other = shape.other();
+    let leads = |shape| leads_to(memory, shape, root, fdt);
+    if other.depth() != shape.depth() && !leads(shape) && leads(other) { other } else { shape }
+}
+
 /// Whether the one path of a single page's key leads through a tree to a bit that is set. No more is read than the path.
 pub fn leads_to(memory: &dyn PhysMemory, shape: Shape, root: Phys, page: Pfn) -> bool {
     let key = shape.key(page, Order::ZERO);
