@@ -60,6 +60,8 @@ def differences(objects: list[dict[str, str]], done: dict[str, str]) -> list[str
     if "refused" in (verdicts["root"], done["root"]):
         same = verdicts["root"] == done["root"]
         return [] if same else [f"root: kho compat says {verdicts['root']}, and it was {done['root']}"]
+    if verdicts.get("map") == "lost":
+        return [] if "lost" in done.values() else ["map: kho compat says that a part is lost, and all was taken"]
     wrong = []
     if verdicts.get("LUO") == "lost":
         verdicts |= {name: "lost" for name in done if name.startswith("session ")}

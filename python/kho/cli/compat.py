@@ -215,6 +215,8 @@ def cell(rows: list[Judged]) -> str:
     if verdict == "panics":
         return "panics"
     missing = [row.object.split(",")[0].split(" ")[0] for row in rows if row.verdict in ("lost", "unknown")]
+    if "map" in missing:
+        return "lost in part"
     return "taken" if not missing else f"without {', '.join(dict.fromkeys(missing))}"
 
 

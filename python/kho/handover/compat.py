@@ -318,12 +318,12 @@ def worst(rows: list[Judged]) -> Verdict:
 def judge(offer: Offer, target: Target) -> list[Judged]:
     """Judge every object of a handover: the root first, as nothing is taken where that is refused.
 
-    What follows from the root alone (`refused`, `panics`) is said once, for the root; then the other objects are not
-    judged, because the kernel does not come to them.
+    What follows from the root or the map (`refused`, `panics`, `lost`) is said once, for these; then the other objects
+    are not judged: the kernel does not come to them, or any of them may have been in the memory that it gives away.
     """
     rows = list(_judge_root(offer, target))
     kernel = target.kernel
-    if kernel is None or worst(rows) in ("refused", "panics"):
+    if kernel is None or worst(rows) in ("refused", "panics", "lost"):
         return rows
     rows += _judge_scratch(offer, target, kernel)
     rows += _judge_folios(offer, target, kernel)
@@ -371,16 +371,20 @@ def _judge_root(offer: Offer, target: Target) -> Iterator[Judged]:
         return
     bitmap_bytes = kernel.bitmap_bytes(offer.page_size or 4096)
     if offer.bitmap_bytes is not None and bitmap_bytes is not None and offer.bitmap_bytes != bitmap_bytes:
-        why = (
-            f"bitmaps of {offer.bitmap_bytes} bytes under the same compatible; Linux {kernel.name} reads "
-            f"{kernel.bitmap}: it takes pages in use for free ones, and dies before its first message"
-        )
+        why = f"bitmaps of {offer.bitmap_bytes} bytes under the same compatible; Linux {kernel.name} reads {kernel.bitmap}"
+        verdict: Verdict = "panics"
+        if bitmap_bytes < offer.bitmap_bytes:
+            # Seen from 6.18.15 to 6.17.8 (docs/real-kernels.md): it boots, without a part of what is preserved.
+            verdict = "lost"
+            why += ": it gives away all memory that the rest of a bitmap marks, and boots if that is not in its way"
+        else:
+            why += ": it takes pages in use for free ones, and dies before its first message"
         where = "PRESERVE_BITS, kernel/kexec_handover.c"
         if release.vendor and bitmap_bytes == SMALL_BITMAP:
             why += f"; your vendor's {kernel.name} may have bitmaps of a page ({FIXES['metadata-allocator'].upstream})"
             yield Judged("map", "unknown", why, where)
             return
-        yield Judged("map", "panics", why, where)
+        yield Judged("map", verdict, why, where)
         return
     if kernel.levels_16k is not None and offer.page_size == 16384 and offer.levels not in (None, kernel.levels_16k):
         why = f"a tree of {offer.levels} levels, and Linux {kernel.name} reads {kernel.levels_16k} at 16 KiB pages"

@@ -546,8 +546,10 @@ RULES: dict[str, Rule] = {
         "bitmaps of another size than the named kernel reads",
         f"Kernels of one compatible read bitmaps of different sizes: {_bitmaps()}. The kernel that --kernel names "
         "reads the other size.",
-        "It takes memory in use for free, and dies before its first message: a finalized handover of Linux 6.17 kills "
-        "6.19. Nothing refuses it, as the compatible is the same.",
+        "If it reads more than was written, it takes memory in use for free and dies before its first message: a "
+        "finalized handover of Linux 6.17 kills 6.19. If it reads less, it loses what the rest of each bitmap marks: "
+        "6.17.8 booted with a handover of 6.18.15, without a part of it. Nothing refuses either, as the compatible is "
+        "the same.",
         "Boot cold, or kexec before anything is finalized. `kho convert --kernel RELEASE` writes the other size.",
         "kernel/kexec_handover.c, PRESERVE_BITS; docs/compat.md",
     ),
