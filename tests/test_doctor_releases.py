@@ -21,6 +21,7 @@ VERDICTS = {
     "hosts/hugepages": ("active", 1, {"DOC001"}, "KHO holds 192.0 MiB (9.6 % of RAM)"),
     "hosts/kho-off": ("off", 0, set(), "KHO is off (kho=off on the command line) and holds nothing."),
     "hosts/scratch-too-big": ("failed", 1, {"DOC003", "DOC004"}, "KHO could not reserve"),
+    "hosts/systemd-kexec": ("active", 1, {"DOC001", "DOC002", "DOC043"}, "KHO holds 384.0 MiB (25.9 % of RAM)"),
     "linux-7.0-layout-x86_64/host/stage1": ("active", 1, {"DOC001", "DOC002", "DOC019"}, "KHO holds 104.0 MiB"),
     "linux-7.0-layout-x86_64/host/stage2": ("active", 1, {"DOC001", "DOC002"}, "KHO holds 104.0 MiB"),
     "linux-7.1.13-x86_64/host/stage1": ("active", 1, {"DOC001", "DOC002"}, "KHO holds"),

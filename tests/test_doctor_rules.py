@@ -453,6 +453,19 @@ def test_hostile_output_of_systemctl_is_bounded_and_escaped(tmp_path: Path) -> N
     assert len(found.value) <= 600
 
 
+def test_the_store_of_a_real_machine_after_systemctl_kexec() -> None:
+    """systemd 262.1 after its first kexec: three services that will not cross, one removed, two images of 48 MiB."""
+    found = {finding.id: finding for finding in examine(HOSTS / "systemd-kexec").findings}
+    assert re.findall(r"[\w-]+\.service \(1, \w+\)", found["DOC042"].value) == [
+        "plain-no.service (1, no)",
+        "plain-default.service (1, restart)",
+        "plain-restart.service (1, restart)",
+    ]
+    assert re.findall(r"[\w-]+\.service", found["DOC043"].value) == ["plain-removed.service"]
+    assert found["DOC046"].value.startswith("96.3 MiB of shared memory belong to no cgroup")
+    assert {"DOC044", "DOC045"}.isdisjoint(found)
+
+
 def test_a_systemd_that_does_not_answer_is_listed_as_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "run/systemd/system").mkdir(parents=True)
 
