@@ -78,7 +78,7 @@ def alone(source: str, fdt_phys: int) -> float:
 
 def owners_of(inc: kho.Incoming) -> None:
     """Do what `unlisted` does before it looks at pages."""
-    join_owners(inc, ["root FDT"], [(0, 0, (inc.fdt_phys, inc.fdt.totalsize))])
+    join_owners(inc, [("root FDT", "FDT")], [(0, 0, (inc.fdt_phys, inc.fdt.totalsize))])
 
 
 def false_hits(mib: int, seed: int) -> int:

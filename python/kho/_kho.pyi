@@ -338,7 +338,7 @@ class Memory:
     def next_absent(self, phys: int) -> tuple[int, int, str] | None:
         """Find the first run at or after `phys` that is not in the files.
 
-        Returns: (phys, nbytes, why), the part of the run from `phys` on; None if there is none.
+        Returns: (phys, nbytes, why), the part of the run from `phys` on, as in `absent`; None if there is none.
         """
     @property
     def dump_level(self) -> int | None:
@@ -1270,8 +1270,8 @@ class Incoming:
     def restore_pages(self, phys: Folio | Pages | int, n: int) -> Pages:
         """Restore `n` pages that were preserved as a range, all or nothing (kho_restore_pages).
 
-        From kho-v3 on, ranges are cut where the NUMA node changes (kho_preserve_pages): here at the arena's nodes, or, of
-        an image, where they were cut. kho_restore_pages of Linux 7.1 to 7.3 does not cut: it restores the first folio
+        From kho-v3 on, ranges are cut where the NUMA node changes (kho_preserve_pages): here at the arena's nodes, or
+        where those of an image were cut. kho_restore_pages of Linux 7.1 to 7.3 does not cut: it restores the first folio
         of each piece of the uncut split, and the rest of the piece stays reserved.
 
         Args:
@@ -1451,7 +1451,7 @@ class Incoming:
     def next_absent(self, phys: int) -> tuple[int, int, str] | None:
         """Find the first run at or after `phys` that is not in the files.
 
-        Returns: (phys, nbytes, why), the part of the run from `phys` on; None if there is none.
+        Returns: (phys, nbytes, why), the part of the run from `phys` on, as `Memory.absent` has it; None if there is none.
         """
     @property
     def cut_files(self) -> list[str]:

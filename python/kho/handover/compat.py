@@ -371,7 +371,8 @@ def _judge_root(offer: Offer, target: Target) -> Iterator[Judged]:
         return
     bitmap_bytes = kernel.bitmap_bytes(offer.page_size or 4096)
     if offer.bitmap_bytes is not None and bitmap_bytes is not None and offer.bitmap_bytes != bitmap_bytes:
-        why = f"bitmaps of {offer.bitmap_bytes} bytes under the same compatible; Linux {kernel.name} reads {kernel.bitmap}"
+        why = f"bitmaps of {offer.bitmap_bytes} bytes under the same compatible; "
+        why += f"Linux {kernel.name} reads {kernel.bitmap}"
         verdict: Verdict = "panics"
         if bitmap_bytes < offer.bitmap_bytes:
             # Seen from 6.18.15 to 6.17.8 (docs/real-kernels.md): it boots, without a part of what is preserved.

@@ -191,8 +191,8 @@ impl PyIncoming {
 
     /// Restore `n` pages that were preserved as a range, all or nothing (kho_restore_pages).
     ///
-    /// From kho-v3 on, ranges are cut where the NUMA node changes (kho_preserve_pages): here at the arena's nodes, or, of
-    /// an image, where they were cut. kho_restore_pages of Linux 7.1 to 7.3 does not cut: it restores the first folio
+    /// From kho-v3 on, ranges are cut where the NUMA node changes (kho_preserve_pages): here at the arena's nodes, or
+    /// where those of an image were cut. kho_restore_pages of Linux 7.1 to 7.3 does not cut: it restores the first folio
     /// of each piece of the uncut split, and the rest of the piece stays reserved.
     ///
     /// Args:
