@@ -454,7 +454,7 @@ def test_hostile_output_of_systemctl_is_bounded_and_escaped(tmp_path: Path) -> N
 
 
 def test_the_store_of_a_real_machine_after_systemctl_kexec() -> None:
-    """systemd 262.1 after its first kexec: three services that will not cross, one removed, two images of 48 MiB."""
+    """Systemd 262.1 after its first kexec: three services that will not cross, one removed, two images of 48 MiB."""
     found = {finding.id: finding for finding in examine(HOSTS / "systemd-kexec").findings}
     assert re.findall(r"[\w-]+\.service \(1, \w+\)", found["DOC042"].value) == [
         "plain-no.service (1, no)",

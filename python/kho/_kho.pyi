@@ -1271,8 +1271,8 @@ class Incoming:
         """Restore `n` pages that were preserved as a range, all or nothing (kho_restore_pages).
 
         From kho-v3 on, ranges are cut where the NUMA node changes (kho_preserve_pages): here at the arena's nodes, or
-        where those of an image were cut. kho_restore_pages of Linux 7.1 to 7.3 does not cut: it restores the first folio
-        of each piece of the uncut split, and the rest of the piece stays reserved.
+        where those of an image were cut. kho_restore_pages of Linux 7.1 to 7.3 does not cut: it restores the first
+        folio of each piece of the uncut split, and the rest of the piece stays reserved.
 
         Args:
             phys: physical address of the first page, or a `Folio` or `Pages` there.
@@ -1451,7 +1451,7 @@ class Incoming:
     def next_absent(self, phys: int) -> tuple[int, int, str] | None:
         """Find the first run at or after `phys` that is not in the files.
 
-        Returns: (phys, nbytes, why), the part of the run from `phys` on, as `Memory.absent` has it; None if there is none.
+        Returns: (phys, nbytes, why), the part of the run from `phys` on, as `Memory.absent` has it, or None.
         """
     @property
     def cut_files(self) -> list[str]:
