@@ -166,11 +166,11 @@ def test_dracut_builds_an_initramfs_in_which_kho_saves_the_handover(tmp_path: Pa
     (tmp_path / "conf").mkdir()
     command = shutil.which("dracut") or DRACUT.parents[1] / "bin" / "dracut"
     options = ["--no-kernel", "--no-hostonly", "--nostrip", "--nohardlink", "--force", "--no-compress", "-m", "kho"]
-    places = ["--conf", os.devnull, "--confdir", tmp_path / "conf", "--tmpdir", tmp_path]
+    places = ["--conf", os.devnull, "--confdir", str(tmp_path / "conf"), "--tmpdir", str(tmp_path)]
     env = {"dracutbasedir": str(base), "DRACUT_INSTALL": str(base / "dracut-install"), "KHO": str(KHO)}
     image = tmp_path / "initrd"
     done = subprocess.run(
-        ["bash", command, *options, *places, image],
+        ["bash", str(command), *options, *places, str(image)],
         env=env | {"PATH": os.environ["PATH"]},
         capture_output=True,
         text=True,

@@ -219,7 +219,7 @@ def test_a_filter_that_leaves_out_the_map_that_was_given_back_loses_no_memfd(
 ) -> None:
     """Level 31 leaves out free pages, and the map's are free after a live update, unless they were used again."""
     pages = {
-        phys: page.ljust(4096, b"\0")
+        phys: bytes(page).ljust(4096, b"\0")
         for phys, page in after_update(name, Random(name), count=2).lay_out().pages.items()
     }
     freed = {at for phys, nbytes in given_back(name) for at in range(phys & -4096, phys + nbytes, 4096)}
@@ -413,7 +413,7 @@ def test_next_to_a_root_without_a_map_no_root_is_read_whose_map_was_given_back(l
     lost = set(freed)
     if left == "nothing":
         lost |= {f["data"] for f in files_of(name)}
-    pages = {phys: page.ljust(4096, b"\0") for phys, page in laid.pages.items()}
+    pages = {phys: bytes(page).ljust(4096, b"\0") for phys, page in laid.pages.items()}
     for dropped in (lost, lost - freed):
         path = tmp_path / "vmcore"
         zeroed = pages | dict.fromkeys(freed, bytes(4096))
