@@ -87,7 +87,7 @@ def false_hits(mib: int, seed: int) -> int:
     size = mib * MIB
     noise = b"".join(rng.randbytes(MIB) if n % 2 else words(rng, size // 4096) for n in range(mib))
     made = bytearray(noise)
-    image = Image(compatible="kho-v4", ram=[(0, size)], subtrees=sample_subtrees(), metadata_phys=MIB)
+    image = Image(compatible="kho-v1", ram=[(0, size)], subtrees=sample_subtrees(), metadata_phys=MIB)
     laid = image.lay_out()
     root = bytearray(laid.pages[laid.fdt_phys])
     at = root.index(struct.pack("<Q", laid.map_phys))

@@ -118,6 +118,10 @@ def without(found: Any, *, names: tuple[str, ...]) -> Any:
     return [without(value, names=names) for value in found] if isinstance(found, list) else found
 
 
+SCRATCH = ("scratch", "scratch_phys", "scratch_how")
+"""Keys that are gone with the page of the array."""
+
+
 def check_part(part: Any, of: Any, place: str, *, marked: bool) -> None:
     """Check that JSON has the values of the whole, except for what is said not to be in the dump."""
     if isinstance(of, dict) and isinstance(part, dict):
@@ -129,7 +133,7 @@ def check_part(part: Any, of: Any, place: str, *, marked: bool) -> None:
             if key in part:
                 check_part(part[key], of[key], f"{place}.{key}", marked=marked)
             else:
-                assert excused or key in ("sha256", "scratch", "scratch_phys"), f"{place}.{key} is gone without a word"
+                assert excused or key in ("sha256", *SCRATCH), f"{place}.{key} is gone without a word"
         return
     if isinstance(of, list) and isinstance(part, list) and len(of) == len(part):
         for at, (mine, theirs) in enumerate(zip(part, of, strict=True)):
@@ -139,7 +143,7 @@ def check_part(part: Any, of: Any, place: str, *, marked: bool) -> None:
         words = ("left out of this dump", "is cut off") if marked else ("not in this memory",)
         assert any(word in part for word in words), part
         return
-    if place.endswith((".size", "scratch", "scratch_phys")) and part is None:
+    if place.endswith((".size", *SCRATCH)) and part is None:
         return
     assert part == of, place
 

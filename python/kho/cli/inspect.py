@@ -11,7 +11,7 @@ import click
 from .._kho import Incoming, Snapshot
 from ..handover.absence import level_names
 from ..handover.describe import describe
-from ..handover.owners import OUTSIDE_MAP
+from ..handover.owners import why_outside
 from ..handover.running import core_of, is_running
 from ..text import UNFINALIZED
 from . import output, snapshot
@@ -213,7 +213,7 @@ def show_payloads(report: dict[str, Any]) -> None:
     if "kernel" in report:
         show_kernel(report["kernel"], unlisted=report.get("luo", {}).get("sessions") == [])
     if "unlisted_memfds" in report:
-        show_unlisted(report["unlisted_memfds"])
+        show_unlisted(report["unlisted_memfds"], finalized=report["finalized"])
     show_fields(list(fielded(report)))
 
 
@@ -294,11 +294,11 @@ def value_text(value: Any, name: str, units: dict[str, str]) -> str:
     return f"{value:#o}" if unit == "mode" else f"{value} {unit}"
 
 
-def show_unlisted(memfds: list[dict[str, Any]]) -> None:
+def show_unlisted(memfds: list[dict[str, Any]], *, finalized: bool) -> None:
     """Print the memfds in no session: those preserved before the jump, then those that were not retrieved."""
     for in_map, why in (
         (True, "preserved; a session lists its files from the jump on"),
-        (False, OUTSIDE_MAP),
+        (False, why_outside(finalized=finalized)),
     ):
         found = [row for row in memfds if row["in_map"] is in_map]
         if not found:

@@ -12,7 +12,7 @@ import click
 from .._kho import Incoming, Snapshot
 from .._types import OwnedRange
 from ..handover.absence import CUT_OFF, LEFT_OUT
-from ..handover.owners import OUTSIDE_MAP, Owners, owners
+from ..handover.owners import Owners, owners, why_outside
 from ..handover.running import UnreadableError, shown_ranges
 from ..text import UNFINALIZED
 from . import output
@@ -161,7 +161,8 @@ def show(inc: Incoming, found: Owners, *, by_page: bool) -> None:
         output.line(f"{len(found.unowned)} ranges have no owner: {found.why_unowned}")
     for file in found.unlisted:
         if not file.in_map:
-            output.line(f"{file.blob.owner}: {output.size(file.size)}, {OUTSIDE_MAP}; kho extract --memfd")
+            why = why_outside(finalized=inc.finalized)
+            output.line(f"{file.blob.owner}: {output.size(file.size)}, {why}; kho extract --memfd")
     for phys, error in found.refused:
         output.line(f"memfd at {phys:#x}, found by its content, is not read: {error}")
     for row in found.unpreserved:

@@ -22,7 +22,17 @@ from ..formats import Blob, Broken, Budget, Declared, Luo, MemfdFile, Owned, Pay
 from ..formats.luo import MemfdV1, MemfdV2, title
 from .symbols import kernel_of, session_files, waiting_files
 
-__all__ = ["HANDLE", "OUTSIDE_MAP", "UNKNOWN", "Owners", "Ranges", "SharedRange", "claims", "owners", "unlisted"]
+__all__ = [
+    "HANDLE",
+    "UNKNOWN",
+    "Owners",
+    "Ranges",
+    "SharedRange",
+    "claims",
+    "owners",
+    "unlisted",
+    "why_outside",
+]
 
 UNKNOWN = "unknown"
 """Owner of pages that nothing refers to."""
@@ -32,8 +42,6 @@ MOST_NAMED = 8
 """Files of the kernel's lists that are named."""
 HANDLE = "data of an unknown kind"
 """Part name of a page that an undecoded reference points to."""
-OUTSIDE_MAP = "not retrieved from the handover this kernel booted from, or freed since and not overwritten"
-"""Why a memfd is found that no map preserves."""
 
 
 class Ranges(Sequence[OwnedRange]):
@@ -217,6 +225,15 @@ def _join(inc: Incoming, owned: Iterable[Owned]) -> tuple[list[tuple[str, str]],
         claimed.append((number(owner, what), number(owner, f"{what} chunk"), memory))
     names = list(numbers)
     return names, join_owners(inc, names, claimed)
+
+
+def why_outside(*, finalized: bool) -> str:
+    """Explain why a memfd is found that no map preserves.
+
+    Args: finalized: whether the handover has a map: Linux 6.19 and 7.0 write it when they finalize.
+    """
+    why = "not retrieved from the handover this kernel booted from, or freed since and not overwritten"
+    return why if finalized else f"preserved for a map that is not written yet, {why}"
 
 
 def unlisted(

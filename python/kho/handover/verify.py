@@ -39,7 +39,7 @@ from .absence import LEFT_OUT, absence, why_absent
 from .addresses import checked
 from .compat import Offer, Target
 from .depth import MOST_LEVELS, Read, in_tree
-from .owners import HANDLE, OUTSIDE_MAP, owners
+from .owners import HANDLE, owners, why_outside
 from .rules import SEVERITIES, Finding, note_omitted
 from .symbols import know_scratch
 from .verify_kernel import (
@@ -692,7 +692,8 @@ def _owners(inc: Incoming, payloads: Mapping[str, Payload], target: Target | Non
         Finding(
             "KHO043",
             f.blob.owner,
-            f"{f.size} bytes, {f.memfd.nr_listed} folios" + ("" if f.in_map else f"; {OUTSIDE_MAP}"),
+            f"{f.size} bytes, {f.memfd.nr_listed} folios"
+            + ("" if f.in_map else f"; {why_outside(finalized=inc.finalized)}"),
             f.blob.phys,
         )
         for f in found.unlisted[:most]
