@@ -252,7 +252,7 @@ CHOICES = {
     ("doctor/messages.py", "MESSAGES"),
     ("doctor/reading.py", "LUO_STRUCT"),
     ("handover/style.py", "DEFAULT_ABI"),
-    ("live/file/image.py", "ABI"),
+    ("live/file/metadata.py", "ABI"),
     ("sizing/plan.py", "MEASURED_TREE"),
 }
 """Constants that choose a version, tell a structure by its name, or quote what kernels print."""

@@ -45,6 +45,7 @@ KEYS = {
     "malformed_subtrees",
     "scratch",
     "scratch_phys",
+    "scratch_how",
     "folios",
     "folios_sha256",
     "kho_test",

@@ -232,7 +232,7 @@ TRIGGERS: list[tuple[str, str, Callable[[Path], Path]]] = [
     (
         "DOC030",
         "before a live update",
-        lambda tree: layout70(tree, release="7.3.4", cmdline="crashkernel=64M", size=64 * MIB),
+        lambda tree: layout70(tree, release="7.3.4", cmdline="crashkernel=88M", size=88 * MIB),
     ),
     (
         "DOC031",
