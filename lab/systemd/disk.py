@@ -23,6 +23,8 @@ UNITS = "etc/systemd/system"
 GENERATORS = "usr/lib/systemd/system-generators"
 """They make no unit that the guest needs. systemd gives them 90 seconds and then freezes, which is too short for a
 guest under TCG on a busy machine."""
+FSTAB_GENERATOR = "systemd-fstab-generator"
+"""initrd-parse-etc.service runs it by another name."""
 MACHINE_ID = "0123456789abcdef0123456789abcdef\n"
 BINARIES = ("sh", "dash", "mount", "umount", "systemctl", "journalctl", "kmod")
 """What the initrd has of /usr/bin."""
@@ -143,7 +145,11 @@ def _initrd(tree: Path) -> bytes:
     """Pack an initrd (cpio newc) in which systemd is process 1, mounts the disk and switches to it."""
     libraries = tree / "usr/lib/x86_64-linux-gnu"
     paths = [tree / "usr/bin" / name for name in BINARIES] + [tree / name for name in FILES]
-    paths += [path for path in sorted((tree / "usr/lib/systemd").rglob("*")) if path.parent != tree / GENERATORS]
+    paths += [
+        path
+        for path in sorted((tree / "usr/lib/systemd").rglob("*"))
+        if path.parent != tree / GENERATORS or path.name == FSTAB_GENERATOR
+    ]
     for path in sorted(libraries.rglob("*")):
         if not str(path.relative_to(libraries)).startswith(NOT_IN_INITRD):
             paths.append(path)
