@@ -57,11 +57,11 @@ def differences(objects: list[dict[str, str]], done: dict[str, str]) -> list[str
         return [] if fatal else ["the kernel died, and kho compat did not say so"]
     if fatal:
         return [f"{name}: kho compat says that the kernel panics, and it booted" for name in fatal]
+    if verdicts.get("map") == "lost":
+        return [] if "lost" in done.values() else ["map: kho compat says that a part is lost, and all was taken"]
     if "refused" in (verdicts["root"], done["root"]):
         same = verdicts["root"] == done["root"]
         return [] if same else [f"root: kho compat says {verdicts['root']}, and it was {done['root']}"]
-    if verdicts.get("map") == "lost":
-        return [] if "lost" in done.values() else ["map: kho compat says that a part is lost, and all was taken"]
     wrong = []
     if verdicts.get("LUO") == "lost":
         verdicts |= {name: "lost" for name in done if name.startswith("session ")}
