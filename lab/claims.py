@@ -65,12 +65,13 @@ def save(path: Path, scenario: str, claims: Iterable[Claim], date: str, *, whole
     """Write the rows of one scenario to `path`.
 
     A run that was not of the `whole` scenario (some kernels, one architecture) replaces rows with the same text, kernel
-    and architecture, and leaves the others. `date` is that of the run, as YYYY-MM-DD.
+    and architecture, and leaves the others. That a scenario broke off is no result: it is in the table alone, without
+    an architecture. `date` is that of the run, as YYYY-MM-DD.
     """
-    claims = list(claims)
+    claims = [claim for claim in claims if claim.arch]
     ran = {(claim.text, claim.kernel, claim.arch) for claim in claims}
     old = json.loads(path.read_text())["claims"] if path.exists() and not whole else []
-    rows = [row for row in old if (row["text"], row["kernel"], row["arch"]) not in ran]
+    rows = [row for row in old if row["arch"] and (row["text"], row["kernel"], row["arch"]) not in ran]
     rows += [{**asdict(claim), "date": date} for claim in claims]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"scenario": scenario, "claims": rows}, indent=1, ensure_ascii=False) + "\n")

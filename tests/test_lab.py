@@ -168,6 +168,13 @@ def test_the_page_is_made_from_the_results() -> None:
     assert {"images", "compat", "capture"} <= {name for name, _ in page.results()}
 
 
+def test_that_a_scenario_broke_off_is_no_result(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    broke = Claim("the scenario runs to its end", "7.3.4", "", False, "Traceback")
+    save(path, "x", [Claim("a", "7.3.4", "x86_64", True), broke], "2026-11-30", whole=True)
+    assert [row["text"] for row in load(path)[1]] == ["a"]
+
+
 def test_a_failed_result_is_shown_as_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(
         tmp_path / "hello.json",
