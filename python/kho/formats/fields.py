@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar, cast, overload
@@ -11,7 +12,23 @@ from .. import errors
 from .._kho import FdtNode, FdtWriter, Vmalloc
 from .registry import Blob, Owned
 
-__all__ = ["Field", "Int", "Member", "Place", "Room", "raw", "s32", "s64", "text", "u8", "u16", "u32", "u64"]
+__all__ = [
+    "Field",
+    "Int",
+    "Member",
+    "NodesField",
+    "Place",
+    "Room",
+    "TailField",
+    "raw",
+    "s32",
+    "s64",
+    "text",
+    "u8",
+    "u16",
+    "u32",
+    "u64",
+]
 
 T = TypeVar("T")
 Member = int | bytes
@@ -50,7 +67,7 @@ class Values:
     _values: dict[str, Any]
 
 
-class Field(Generic[T]):
+class Field(ABC, Generic[T]):
     """A member of a structure. The functions of this module, `u64(...)` and so on, make one."""
 
     code: str
@@ -63,10 +80,6 @@ class Field(Generic[T]):
     """Of a list: its length, or the name of the field that contains it."""
     late = False
     """Whether other fields must be read before it."""
-    variable = False
-    """Whether it is a list that ends the structure, of as many records as another field contains."""
-    subnodes = False
-    """Whether it is the subnodes of a devicetree's node."""
     equals: Any = None
     """The only value that is accepted; None for any."""
 
@@ -106,24 +119,13 @@ class Field(Generic[T]):
         """Whether descriptions include it: not if its name begins with an underscore."""
         return not self.name.startswith("_")
 
+    @abstractmethod
     def load(self, data: Member, place: Place, values: dict[str, Any]) -> T:
         """Return the value of `data`. Raises: FormatError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def dump(self, value: Any, room: Room | None) -> Member:
         """Return what stands in the structure for a value. Raises: ParameterError."""
-        raise NotImplementedError
-
-    def load_tail(self, place: Place, offset: int, room: int | None, values: dict[str, Any]) -> T:
-        """Read a list that ends the structure, `offset` bytes into it. Raises: FormatError."""
-        raise NotImplementedError
-
-    def load_nodes(self, node: FdtNode, place: Place) -> T:
-        """Read the subnodes of a node. Raises: FormatError."""
-        raise NotImplementedError
-
-    def write_nodes(self, w: FdtWriter, value: Any, room: Room | None) -> None:
-        """Write the subnodes of an open node. Raises: ParameterError; OutOfMemoryError."""
 
     def cut(self, value: T, values: Mapping[str, Any], place: Place) -> T:
         """Return the value once all fields were read. Raises: FormatError if another one contradicts it."""
@@ -152,6 +154,39 @@ class Field(Generic[T]):
     def areas(self, value: T) -> Iterator[tuple[str, Vmalloc]]:
         """Yield the vmalloc areas of the value."""
         return iter(())
+
+
+class TailField(Field[T]):
+    """A list that may end the structure."""
+
+    variable: bool
+    """Whether it does, with as many records as another field contains."""
+
+    @abstractmethod
+    def load_tail(self, place: Place, offset: int, room: int | None, values: dict[str, Any]) -> T:
+        """Read the list that ends the structure, `offset` bytes into it. Raises: FormatError."""
+
+
+class NodesField(Field[T]):
+    """The subnodes of a devicetree's node."""
+
+    code = ""
+
+    def load(self, data: Member, place: Place, values: dict[str, Any]) -> T:
+        """Refuse: subnodes are no member. Raises: FormatError."""
+        raise place.malformed(f"{self.name}: subnodes stand in no structure")
+
+    def dump(self, value: Any, room: Room | None) -> bytes:
+        """Return no bytes: `write_nodes` writes them."""
+        return b""
+
+    @abstractmethod
+    def load_nodes(self, node: FdtNode, place: Place) -> T:
+        """Read the subnodes of a node. Raises: FormatError."""
+
+    @abstractmethod
+    def write_nodes(self, w: FdtWriter, value: Any, room: Room | None) -> None:
+        """Write the subnodes of an open node. Raises: ParameterError; OutOfMemoryError."""
 
 
 class Int(Field[int]):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self, cast
 
 from .. import errors
 from .._kho import FdtNode, FdtWriter, Vmalloc
-from .fields import Field, Int, Member, Place, Room, Values
+from .fields import Field, Int, Member, NodesField, Place, Room, TailField, Values
 from .registry import Owned
 
 __all__ = ["Layout", "Record"]
@@ -22,9 +22,9 @@ class Layout:
 
     def __init__(self, fields: Iterable[Field[Any]], *, packed: bool, fdt: bool) -> None:
         self.fields = {field.name: field for field in fields}
-        self.tail: Field[Any] | None = None
+        self.tail: TailField[Any] | None = None
         """The list of variable length at the end."""
-        self.children: Field[Any] | None = None
+        self.children: NodesField[Any] | None = None
         """The subnodes of a devicetree."""
         self._items: list[list[tuple[Field[Any], int, int]]] = []
         """For each item that `struct` returns: the fields in it, each with shift and mask; a mask of 0 is all of it."""
@@ -32,7 +32,7 @@ class Layout:
         self.size: int = 0
         self.align = 1
         if fdt:
-            self.children = next((field for field in self.fields.values() if field.subnodes), None)
+            self.children = next((field for field in self.fields.values() if isinstance(field, NodesField)), None)
             for field in self.fields.values():
                 if field.bits is not None:
                     raise TypeError(f"{field.name}: a bit field in a devicetree")
@@ -45,12 +45,13 @@ class Layout:
         for field in self.fields.values():
             if self.tail is not None:
                 raise TypeError(f"{field.name}: follows {self.tail.name}, a list of variable length")
-            if field.subnodes or not (field.size or field.variable):
+            tail = field if isinstance(field, TailField) and field.variable else None
+            if isinstance(field, NodesField) or not (field.size or tail):
                 raise TypeError(f"{field.name}: has no size; only a devicetree (fdt=True) can have it")
-            if field.variable:
+            if tail is not None:
                 if field.count is None:
                     raise TypeError(f"{field.name}: a list of variable length needs a count")
-                self.tail = field
+                self.tail = tail
                 continue
             if field.bits is not None:
                 width = 8 * field.size
@@ -117,7 +118,7 @@ class Layout:
         """Read the values from the properties of a devicetree's node. Raises: FormatError."""
         found: dict[str, Member] = {}
         for field in self.fields.values():
-            if field.subnodes:
+            if isinstance(field, NodesField):
                 continue
             if field.key not in node:
                 raise place.malformed(f"node {node.name!r}: no property {field.key!r}")
@@ -161,7 +162,7 @@ class Layout:
         found = self.dump({k: v for k, v in given.items() if self.children is None or k != self.children.name}, room)
         for name, field in self.fields.items():
             value = found[name]
-            if field.subnodes:
+            if isinstance(field, NodesField):
                 continue
             w.property(field.key, struct.pack(f"<{field.code}", value) if field.size else cast("bytes", value))
         if self.children is not None:

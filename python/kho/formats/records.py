@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, overload
 
 from .. import errors
 from .._kho import FdtNode, FdtWriter, Vmalloc
-from .fields import Field, Int, Member, Place, Room
+from .fields import Field, Int, Member, NodesField, Place, Room, TailField
 from .layout import Layout, Record
 from .registry import Owned
 
@@ -228,7 +228,7 @@ class _List(Field[Records]):
         yield from value.owned()
 
 
-class _Array(_List):
+class _Array(_List, TailField[Records]):
     """Records in the structure itself."""
 
     def __init__(self, of: Of, count: int | str | None, used: str | None, *, listed: bool, key: str | None) -> None:
@@ -415,10 +415,7 @@ def blocks(of: Of, count: str | None = None, *, listed: bool = True, key: str | 
     return _Blocks(of, count, listed=listed, key=key)
 
 
-class _Nodes(Field[dict[str, Any]]):
-    code = ""
-    subnodes = True
-
+class _Nodes(NodesField[dict[str, Any]]):
     def __init__(self, of: type[Record]) -> None:
         super().__init__()
         self.of = of
@@ -432,9 +429,6 @@ class _Nodes(Field[dict[str, Any]]):
         for name, values in value.items():
             with w.node(name):
                 self.of.layout.write_node(w, values, room)
-
-    def dump(self, value: Any, room: Room | None) -> bytes:
-        return b""
 
     def missing(self) -> Any:
         return {}
