@@ -166,9 +166,9 @@ class Recorder:
         """Everything that needs no handover."""
         self.devices()
         device = self.open(self.path)
-        behind = self.forms(device)
-        self.directions(behind)
-        second, path_only = self.sizes_of_preserve(device, behind)
+        session = self.forms(device)
+        self.directions(session)
+        second, path_only = self.sizes_of_preserve(device, session)
         self.files(device, second)
         self.preserved_file(second)
         kid = self.lives(device)
