@@ -110,27 +110,11 @@ pub static ABIS: [Abi; 4] = [
         luo: Some("luo-v1"),
         memfd: Some("memfd-v1"),
     },
-    Abi {
-        compatible: "kho-v3",
-        kernels: "Linux 7.1",
-        released: true,
-        draft: false,
-        decoded: true,
-        map: MapFormat::Radix { order_bit: true },
-        bitmaps: &[],
-        live: true,
-        subtree_order: SubtreeOrder::Prepend,
-        map_property: "preserved-memory-map",
-        subtree_property: "preserved-data",
-        size_property: Some("blob-size"),
-        cuts_at_nodes: true,
-        luo: Some("luo-v1"),
-        memfd: Some("memfd-v2"),
-    },
+    Abi { compatible: "kho-v3", kernels: "Linux 7.1", luo: Some("luo-v1"), ..KHO_V4 },
     KHO_V4,
 ];
 
-/// The version that the draft adds parts to.
+/// The version that 7.1's differs from in LUO alone, and that the draft adds parts to.
 const KHO_V4: Abi = Abi {
     compatible: "kho-v4",
     kernels: "Linux 7.2 and 7.3",
