@@ -19,7 +19,7 @@ import filtered
 import handovers
 from command import kho as run
 from filtered import MARKED
-from images import EM_AARCH64, EM_X86_64, MIB, Image, sample_subtrees
+from images import EM_AARCH64, EM_X86_64, MIB, Image, Layout, sample_subtrees
 
 LUO = [name for name in captures.NAMES if "luo" in captures.expected(name)]
 X86 = "linux-7.3.4-x86_64"
@@ -399,16 +399,22 @@ def test_of_two_roots_the_one_that_its_map_preserves_is_read(tmp_path: Path) -> 
     assert [(other.phys, other.state) for other in inc.other_roots] == [(laid.fdt_phys, "stale")]
 
 
-@pytest.mark.parametrize("left", ["memfds", "nothing"])
-def test_next_to_a_root_without_a_map_no_root_is_read_whose_map_was_given_back(left: str, tmp_path: Path) -> None:
-    """Of Linux before 7.1 the root without a map is that of the kernel that runs, whatever the other's map reads as."""
-    name = "linux-7.0-layout-x86_64"
-    made = after_update(name, Random(7), count=1)
+def laid_out_without_map(made: Image) -> Layout:
+    """Lay out an image whose root has the address 0 for its map: nothing was finalized."""
     laid = made.lay_out()
     root = bytearray(laid.pages[laid.fdt_phys])
     at = root.index(struct.pack("<Q", laid.map_phys))
     root[at : at + 8] = bytes(8)
     laid.put_root(bytes(root))
+    return laid
+
+
+@pytest.mark.parametrize("left", ["memfds", "nothing"])
+def test_next_to_a_root_without_a_map_no_root_is_read_whose_map_was_given_back(left: str, tmp_path: Path) -> None:
+    """Of Linux before 7.1 the root without a map is that of the kernel that runs, whatever the other's map reads as."""
+    name = "linux-7.0-layout-x86_64"
+    made = after_update(name, Random(7), count=1)
+    laid = laid_out_without_map(made)
     freed = {at for phys, nbytes in given_back(name) for at in range(phys & -4096, phys + nbytes, 4096)}
     lost = set(freed)
     if left == "nothing":
@@ -429,11 +435,7 @@ def test_without_any_map_what_was_not_retrieved_is_found_next_to_the_root_that_h
     """Linux 6.19 and 7.0 after a live update: the outgoing root has no map until it is finalized."""
     name = "linux-7.0-layout-x86_64"
     made = after_update(name, Random(7), count=1)
-    laid = made.lay_out()
-    root = bytearray(laid.pages[laid.fdt_phys])
-    at = root.index(struct.pack("<Q", laid.map_phys))
-    root[at : at + 8] = bytes(8)
-    laid.put_root(bytes(root))
+    laid = laid_out_without_map(made)
     path = tmp_path / "ram.elf"
     path.write_bytes(laid.to_elf())
     inc = kho.open(path)
