@@ -13,9 +13,11 @@ import kho
 import printk_ring
 from kho.doctor import Finding, Report, examine
 from kho.doctor.dumps import notes_of_dump
+from kho.handover import kernellog
 from kho.handover.kernellog import kernel_log
 from test_filtered import pages_of
 
+from bounded import bounded
 from command import kho as run
 from doctor_hosts import HOSTS, edit, write
 from filtered import dump, note
@@ -227,6 +229,35 @@ def test_records_that_are_being_written_and_cut_lengths_are_skipped() -> None:
     log = kernel_log(Memory(pages, printk_ring.vmcoreinfo()))
     assert log is not None
     assert [line.partition("] ")[2] for line in log.splitlines()] == ["one", "three"]
+
+
+@pytest.mark.parametrize(("at", "value"), [(0, 1 << 31), (0, 0xFFFFFFFF), (48, 25), (48, 0xFFFFFFFF)])
+def test_a_ring_larger_than_any_is_refused_before_its_size_is_computed(at: int, value: int) -> None:
+    pages = printk_ring.pages(TEXTS)
+    image = bytearray(pages[0x10000000])
+    struct.pack_into("<I", image, printk_ring.RING + at, value)
+    pages[0x10000000] = bytes(image)
+    with bounded(0.2):
+        assert kernel_log(Memory(pages, printk_ring.vmcoreinfo())) is None
+
+
+def test_records_that_all_have_the_same_text_are_read_up_to_a_bound() -> None:
+    """Of 16 Ki records each claims the 60 KiB of the first: a gigabyte."""
+    count = 1 << 14
+    pages = printk_ring.pages(["x" * 60_000] + ["y"] * (count - 1), count_bits=14, text_bits=20)
+    descs = printk_ring.DESCS
+    image = bytearray(b"".join(pages[at] for at in sorted(pages)))
+    infos_at = 0x400000
+    assert len(image) < infos_at
+    image = image.ljust(infos_at, b"\0") + bytes(count * 112)
+    struct.pack_into("<Q", image, printk_ring.RING + 16, printk_ring.IMAGE + infos_at)
+    for i in range(count):
+        struct.pack_into("<QQQ", image, descs + 24 * i, printk_ring.FINALIZED | i, 0, 60_008)
+        struct.pack_into("<QQH", image, infos_at + 112 * i, i, 0, 60_000)
+    pages = {0x10000000 + at: bytes(image[at : at + 4096]).ljust(4096, b"\0") for at in range(0, len(image), 4096)}
+    log = kernel_log(Memory(pages, printk_ring.vmcoreinfo()))
+    assert log is not None
+    assert len(log) <= kernellog.MOST_TEXT + 70_000
 
 
 # What kho inspect says of a saved dump

@@ -17,7 +17,12 @@ IMAGE = 0xFFFFFFFF80000000
 """__START_KERNEL_map of x86_64: the kernel's image is mapped from here on."""
 PRESENT, HUGE, FRAME = 1, 1 << 7, 0x000FFFFFFFFFF000
 """Bits of an entry of x86's page tables: present, large page, address."""
-MOST_RECORDS, MOST_TEXT = 1 << 20, 1 << 28
+COUNT_BITS, SIZE_BITS = 19, 24
+"""The largest ring that is read: binary logarithms of its records, and of its bytes of text."""
+MOST_TEXT = 1 << 23
+"""Characters of the log that are returned, the oldest ones, with their time stamps."""
+WINDOW = 1024
+"""Records that are read at once."""
 COMMITTED, FINALIZED = 1, 2
 """States of a record that can be read."""
 NO_DATA = 1
@@ -37,8 +42,8 @@ class Dump(Protocol):
 def kernel_log(memory: Dump) -> str | None:
     """Return the kernel log in a dump, a line per message, with time stamps as dmesg prints them.
 
-    Returns: None without VMCOREINFO, or if the ring buffer is not in the dump or malformed. Time and memory are bounded
-    by the size of the buffer, and that by `MOST_TEXT`.
+    Returns: None without VMCOREINFO, or if the ring buffer is not in the dump, malformed or larger than 16 MiB; at most
+    `MOST_TEXT` characters, the oldest. Records may overlap in a malformed one, and still no more is returned.
     """
     try:
         return "".join(_records(memory))
@@ -88,37 +93,55 @@ def _records(memory: Dump) -> Iterator[str]:
 
     def size(name: str) -> int:
         found = _number(memory, f"SIZE({name})")
-        if not 0 < found <= 4096:
+        if not 0 < found <= 512:
             raise ValueError(name)
         return found
 
     pointer = memory.read(_phys(memory, _number(memory, "SYMBOL(prb)", 16)), 8)
     ring = memory.read(_phys(memory, _word(pointer, 0)), size("printk_ringbuffer"))
     descs_at, text_at = offset("printk_ringbuffer.desc_ring"), offset("printk_ringbuffer.text_data_ring")
-    count = 1 << _word(ring, descs_at + offset("prb_desc_ring.count_bits"), 4)
+    count_bits = _word(ring, descs_at + offset("prb_desc_ring.count_bits"), 4)
     bits = _word(ring, text_at + offset("prb_data_ring.size_bits"), 4)
-    nbytes = 1 << bits
-    if count > MOST_RECORDS or nbytes > MOST_TEXT:
-        raise ValueError(count, nbytes)
+    if count_bits > COUNT_BITS or bits > SIZE_BITS:
+        raise ValueError(count_bits, bits)
+    count, nbytes = 1 << count_bits, 1 << bits
     each, info = size("prb_desc"), size("printk_info")
-    descs = memory.read(_phys(memory, _word(ring, descs_at + offset("prb_desc_ring.descs"))), count * each)
-    infos = memory.read(_phys(memory, _word(ring, descs_at + offset("prb_desc_ring.infos"))), count * info)
-    text = memory.read(_phys(memory, _word(ring, text_at + offset("prb_data_ring.data"))), nbytes)
+    descs_phys, infos_phys, text_phys = (
+        _phys(memory, _word(ring, at + offset(name)))
+        for at, name in (
+            (descs_at, "prb_desc_ring.descs"),
+            (descs_at, "prb_desc_ring.infos"),
+            (text_at, "prb_data_ring.data"),
+        )
+    )
     tail, head = (_word(ring, descs_at + offset(f"prb_desc_ring.{name}")) for name in ("tail_id", "head_id"))
     state, block = offset("prb_desc.state_var"), offset("prb_desc.text_blk_lpos")
     begin_at, next_at = block + offset("prb_data_blk_lpos.begin"), block + offset("prb_data_blk_lpos.next")
     stamp_at, length_at = offset("printk_info.ts_nsec"), offset("printk_info.text_len")
     ids = (1 << 62) - 1
-    for number in range(min(((head - tail) & ids) + 1, count)):
-        ident = (tail + number) & ids
-        at = ident & (count - 1)
-        value = _word(descs, at * each + state)
-        begin, after = _word(descs, at * each + begin_at), _word(descs, at * each + next_at)
-        if value & ids != ident or value >> 62 not in (COMMITTED, FINALIZED) or begin & NO_DATA:
-            continue
-        start = 0 if begin >> bits != (after - 1) >> bits else begin & (nbytes - 1)  # a block never wraps around
-        start += 8  # the id of its record
-        length = min(_word(infos, at * info + length_at, 2), nbytes - start)
-        seconds, rest = divmod(_word(infos, at * info + stamp_at), 1_000_000_000)
-        for line in text[start : start + max(length, 0)].decode("utf-8", "replace").split("\n"):
-            yield f"[{seconds:5}.{rest // 1000:06}] {line}\n"
+    number, end, left = 0, min(((head - tail) & ids) + 1, count), MOST_TEXT
+    while number < end:
+        slot = (tail + number) & (count - 1)
+        here = min(WINDOW, end - number, count - slot)
+        descs = memory.read(descs_phys + slot * each, here * each)
+        infos = memory.read(infos_phys + slot * info, here * info) if any(descs) else b""
+        for at in range(here if infos else 0):
+            value = _word(descs, at * each + state)
+            begin, after = _word(descs, at * each + begin_at), _word(descs, at * each + next_at)
+            if (
+                value & ids != (tail + number + at) & ids
+                or value >> 62 not in (COMMITTED, FINALIZED)
+                or begin & NO_DATA
+            ):
+                continue
+            start = 0 if begin >> bits != (after - 1) >> bits else begin & (nbytes - 1)  # a block never wraps around
+            start += 8  # the id of its record
+            length = max(min(_word(infos, at * info + length_at, 2), nbytes - start), 0)
+            seconds, rest = divmod(_word(infos, at * info + stamp_at), 1_000_000_000)
+            text = memory.read(text_phys + start, length) if length else b""
+            for line in text.decode("utf-8", "replace").split("\n"):
+                yield (shown := f"[{seconds:5}.{rest // 1000:06}] {line}\n")
+                left -= len(shown)
+                if left <= 0:
+                    return
+        number += here
