@@ -16,6 +16,7 @@ def vmcoreinfo(
 ) -> bytes:
     """Write VMCOREINFO with the offsets of Linux 7.0, for an image at `base`."""
     lines = [f"OSRELEASE={release}", "PAGESIZE=4096", f"NUMBER(phys_base)={base}", f"SYMBOL(prb)={IMAGE + PRB:x}"]
+    lines += [] if "swapper_pg_dir" in more else [f"SYMBOL(swapper_pg_dir)={IMAGE:x}"]
     for name, nbytes in (("printk_ringbuffer", 88), ("prb_desc", 24), ("printk_info", 112)):
         lines.append(f"SIZE({name})={nbytes}")
     offsets = {

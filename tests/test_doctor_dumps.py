@@ -148,6 +148,8 @@ def test_a_crash_without_a_crash_kernel_has_no_dump_to_doubt(tmp_path: Path) -> 
 class Memory:
     """Pages and the lines of VMCOREINFO."""
 
+    machine = "x86_64"
+
     def __init__(self, pages: dict[int, bytes], info: bytes) -> None:
         self.pages = pages
         self.info = dict(line.split("=", 1) for line in info.decode().splitlines())

@@ -24,7 +24,7 @@ from .text import size
 from .tree import Piece, clean
 
 if TYPE_CHECKING:
-    from ..handover.kernellog import Dump
+    from ..handover.symbols.vmcoreinfo import Readable
 
 LEAST = 16 << 20
 """Bytes of a range from which it can be the memory reserved for a crash kernel."""
@@ -165,7 +165,7 @@ def suspicion(facts: Facts, *, is_on: bool | None) -> tuple[str, Certainty, list
 # Of a dump's file
 
 
-def facts_of_dump(memory: Dump, name: str) -> Facts | None:
+def facts_of_dump(memory: Readable, name: str) -> Facts | None:
     """Return what a dump shows about the machine that crashed: its release and its kernel log; None without both."""
     from ..handover.kernellog import kernel_log
 
@@ -201,7 +201,7 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def notes_of_dump(memory: Dump, path: str, *, is_on: bool | None) -> Iterator[str]:
+def notes_of_dump(memory: Readable, path: str, *, is_on: bool | None) -> Iterator[str]:
     """Yield what a saved dump has lost: by the log of its crash kernel that is next to it, or by its own log.
 
     Args: is_on: whether KHO was on in the machine that crashed; None if unknown.
