@@ -581,3 +581,36 @@ def test_an_owner_that_takes_back_commits_to_no_page_that_a_child_of_its_success
         reader.verify()
     os.write(go[1], b".")
     old.close()
+
+
+def test_an_owner_that_replaces_an_object_in_turn_makes_no_page_fault_and_no_write(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it next to readers: each of both takes locks of pages that the page faults of readers take."""
+    written: list[int] = []
+    pwrite = os.pwrite
+
+    def count(fd: int, data: Any, at: int) -> int:
+        written.append(len(data))
+        return pwrite(fd, data, at)
+
+    monkeypatch.setattr(os, "pwrite", count)
+    h, nbytes = filled(image), 250_000
+
+    def faults() -> list[int]:
+        found = []
+        for value in [bytes([i]) * nbytes for i in range(8)]:
+            with kho.live.attach(image) as reader:
+                reader.verify()
+            before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+            h.put("a", value)
+            h.commit()
+            found.append(resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before)
+            assert bytes(h["a"]) == value
+        return found
+
+    faults()
+    assert written, "new pages are written without a page fault"
+    written.clear()
+    assert sum(faults()) < 8
+    assert not written

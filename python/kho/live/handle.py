@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from .handover.server import Server
 
 LARGE = 64 << 10
-"""Bytes. Objects of this size and more are filled by write(2), which takes no page faults."""
+"""Bytes. Objects of this size and more are filled by write(2), which takes no page faults, if their pages are new."""
 FORK = 10.0
 """Seconds that a fork waits for calls of other threads on a handle."""
 
@@ -59,6 +59,8 @@ class Change:
 
     item: Item
     """Its checksum and generation are not set yet."""
+    stale: bool = False
+    """Whether its pages were those of another object: most of them are mapped already."""
     writer: weakref.ref[MappedBytes] | None = None
     view: weakref.ref[Any] | None = None
     """The writable array that was handed out."""
@@ -205,7 +207,7 @@ class Handle(Reader):
             with self._lock:
                 change = self._new("put", name, array.nbytes, code, array.shape)
                 if array.nbytes >= LARGE and array.flags.c_contiguous:
-                    self._write(change.item, memoryview(array.reshape(-1).view("u1")))
+                    self._write(change, memoryview(array.reshape(-1).view("u1")))
                 elif array.nbytes:
                     target: Any = shaped(self._bytes_of(change.item), code, array.shape)
                     target[...] = array
@@ -214,7 +216,7 @@ class Handle(Reader):
         with self._lock:
             change = self._new("put", name, raw.nbytes, None, (raw.nbytes,))
             if raw.nbytes:
-                self._write(change.item, raw.cast("B") if raw.c_contiguous else memoryview(raw.tobytes()))
+                self._write(change, raw.cast("B") if raw.c_contiguous else memoryview(raw.tobytes()))
 
     def edit(self, name: str) -> View:
         """Copy an object into a writable array; with the commit the copy replaces the object.
@@ -227,7 +229,7 @@ class Handle(Reader):
             source = self._exporter(item.phys, item.nbytes)
             change = self._new("edit", name, item.nbytes, item.dtype, item.shape)
             if item.nbytes:
-                self._write(change.item, memoryview(source).cast("B"))
+                self._write(change, memoryview(source).cast("B"))
             return self._writable(change)
 
     def __delitem__(self, name: str) -> None:
@@ -268,7 +270,7 @@ class Handle(Reader):
         self._note(name)
         gone = self._changes.pop(name, None)
         phys = sup.base + start * PAGE if pages else 0
-        change = self._changes[name] = Change(Item(name, phys, nbytes, dtype, shape, 0, 0))
+        change = self._changes[name] = Change(Item(name, phys, nbytes, dtype, shape, 0, 0), stale)
         if gone is not None:
             self._free_uncommitted(gone.item)
             self._space.sweep()
@@ -277,10 +279,14 @@ class Handle(Reader):
     def _bytes_of(self, item: Item) -> memoryview:
         return self._memory.view(item.phys - self._image.sup.base, item.nbytes)
 
-    def _write(self, item: Item, raw: memoryview) -> None:
-        """Fill an object: a large one by write(2), where the file can be written, a small one through the mapping."""
-        done = 0
-        if item.nbytes >= LARGE:
+    def _write(self, change: Change, raw: memoryview) -> None:
+        """Fill an object: a large one in new pages by write(2), if the file can be written, else through the mapping.
+
+        In pages that are mapped already, write(2) would take ten times as long: it looks up and locks each of them,
+        next to readers whose page faults do the same.
+        """
+        item, done = change.item, 0
+        if item.nbytes >= LARGE and not change.stale:
             offset = self._image.sup.offset + item.phys - self._image.sup.base
             try:
                 while done < item.nbytes:
