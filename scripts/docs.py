@@ -5,7 +5,7 @@
     scripts/docs.py --check    exit 1 and list those that are not up to date
 
 A page is prose with blocks that begin with ```console. In these, each line `$ COMMAND` is run by sh in a directory that
-has tests/data as `captures`, and examples. The lines after it, up to the next such line or the end of the block, are
+has tests/data and examples. The lines after it, up to the next such line or the end of the block, are
 replaced by its output. A line `...` is kept: it stands for omitted output, and the numbers of lines before and after it
 do not change.
 """
@@ -58,7 +58,8 @@ def rendered(page: str) -> str:
     """Return a page with the current output of its commands."""
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
-        (here / "captures").symlink_to(ROOT / "tests" / "data")
+        (here / "tests").mkdir()
+        (here / "tests" / "data").symlink_to(ROOT / "tests" / "data")
         (here / "examples").symlink_to(ROOT / "examples")
         return BLOCK.sub(lambda block: f"```console\n{session(block[1], here)}```", page)
 
@@ -80,7 +81,7 @@ def output(command: str, here: Path) -> str:
         kho.chmod(0o755)
         path = f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         env = {**os.environ, "PATH": path, "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
-        env["XDG_RUNTIME_DIR"] = f"{folder}/run"
+        env["XDG_RUNTIME_DIR"], env["KHO_LIVE_DIR"] = f"{folder}/run", f"{folder}/run/kho"
         Path(folder, "run").mkdir(0o700)
         env.pop("FORCE_COLOR", None)
         env.pop("COLUMNS", None)

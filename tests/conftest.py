@@ -5,13 +5,17 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from kho.live.handover import sockets as live_sockets
+
+SHM = Path("/dev/shm")
 
 # A shell starts what runs in the background with Ctrl-C ignored, for it and for all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -22,30 +26,31 @@ settings.register_profile("thorough", settings.get_profile("quick"), max_example
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
-@pytest.fixture(autouse=True, scope="session")
-def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where kho.live has its sockets; nothing is left there."""
-    here = tmp_path_factory.mktemp("run")
-    here.chmod(0o700)
-    before = os.environ.get("XDG_RUNTIME_DIR")
-    os.environ["XDG_RUNTIME_DIR"] = str(here)
-    yield here
-    if before is None:
-        del os.environ["XDG_RUNTIME_DIR"]
-    else:
-        os.environ["XDG_RUNTIME_DIR"] = before
+@contextmanager
+def _runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A runtime directory of this test, on tmpfs if there is one, as on a machine with systemd."""
+    with tempfile.TemporaryDirectory(dir=SHM if os.access(SHM, os.W_OK) else None, prefix="kho-run-") as here:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", here)
+        monkeypatch.setenv("KHO_LIVE_DIR", f"{here}/kho")
+        yield Path(here)
+
+
+@pytest.fixture(autouse=True)
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where kho.live has its sockets and its images; nothing is left there."""
+    with _runtime(monkeypatch) as here:
+        yield here
 
 
 @pytest.fixture
-def sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where kho.live has its sockets in this test alone; nothing is left there, or open."""
+def sockets(runtime: Path) -> Iterator[Path]:
+    """Where kho.live has its sockets in this test alone; no process answers there in the end, and nothing is open."""
     from livefiles import descriptors  # needs NumPy, which smoke tests do without
 
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     before = descriptors()
-    yield tmp_path / "kho"
+    yield runtime / "kho"
     gc.collect()
-    left = [file.name for file in (tmp_path / "kho").iterdir()] if (tmp_path / "kho").is_dir() else []
+    left = list((runtime / "kho").glob("*.sock")) if (runtime / "kho").is_dir() else []
     assert descriptors() <= before
     assert left == [] or all(live_sockets.connect("x") is None for _ in left), left
 

@@ -22,7 +22,7 @@ import numpy as np
 import kho
 import kho.live
 from kho.live import Candidate, Handle
-from kho.live.handover import registry
+from kho.live.handover import kept, registry
 
 SHM = Path("/dev/shm")
 DTYPES = ["|b1", "|u1", "<i2", "<f4", "<c16", "<M8[ns]", "|S3", "<U2", ">i4"]
@@ -230,9 +230,16 @@ def owner(**options: Any) -> AbstractContextManager[Channel]:
     return process(partial(service, **options))
 
 
+def forget_left() -> None:
+    """Remove the images that ended processes have left, as for the first start of a service."""
+    for path, _ in kept.left():
+        path.unlink()
+
+
 @contextmanager
 def filled(**options: Any) -> Iterator[Channel]:
-    """A process that has `x` with an object `a` in it."""
+    """A process that has made `x`, with an object `a` in it."""
+    forget_left()
     with owner(**options) as old:
         assert old.hear() == ["new", 0, []]
         assert old.ask("put", "a", "one") == "put"

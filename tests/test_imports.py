@@ -182,10 +182,14 @@ def test_earlier_names_are_imported_first_as_well(line: str) -> None:
     subprocess.run([sys.executable, "-c", line], check=True, timeout=60)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/python.md", "docs/diff.md", "docs/extract.md"])
+ENTRY_POINTS = {"kho.decoders"}
+FILES = {"kho.cfg", "kho.conf"}
+
+
+@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))])
 def test_what_a_page_names_is_there_after_import_kho(page: str) -> None:
     text = (ROOT / page).read_text()
-    names = sorted({*re.findall(r"`(kho(?:\.[A-Za-z]\w*)+)[`(]", text)} - {"kho.decoders"})
+    names = sorted({*re.findall(r"(?<![\w./-])(kho(?:\.[A-Za-z]\w*)+)(?=[`(])", text)} - ENTRY_POINTS - FILES)
     code = f"import kho\nfor name in {names!r}:\n    eval(name)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

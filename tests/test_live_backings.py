@@ -20,7 +20,7 @@ MIB = 1 << 20
 
 def test_a_memfd_is_sealed_and_goes_by_its_descriptor() -> None:
     before = descriptors()
-    with kho.live.open("x", "1M") as h:
+    with kho.live.open("x", "1M", backing="memfd") as h:
         h.put("a", b"1")
         h.commit()
         with pytest.raises(OSError):

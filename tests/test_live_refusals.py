@@ -15,6 +15,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -232,12 +233,8 @@ def test_no_umask_makes_the_runtime_directory_unusable(umask: int) -> None:
         run = here / "run"
         run.mkdir()
         run.chmod(0o1777)
-        before = os.environ["XDG_RUNTIME_DIR"]
-        os.environ["XDG_RUNTIME_DIR"] = str(run)
-        try:
+        with mock.patch.dict(os.environ, {"XDG_RUNTIME_DIR": str(run), "KHO_LIVE_DIR": str(run / "kho")}):
             assert ended(child(work)) == 0
-        finally:
-            os.environ["XDG_RUNTIME_DIR"] = before
 
 
 @pytest.mark.parametrize("kind", ["missing", "file", "relative", "empty"])

@@ -333,7 +333,7 @@ def test_a_session_for_the_next_kernel_that_systemd_passes_next_to_the_memfd_is_
 def test_a_session_for_the_next_kernel_without_the_memfd_is_dropped_with_a_warning(
     manager: Manager, machine: FakeLuo
 ) -> None:
-    with kho.live.open("x", "4M") as h:
+    with kho.live.open("x", "4M", backing="memfd") as h:
         manager.store[systemd.fdname("x")] = os.dup(h.preserve().fileno())
     assert machine.outgoing() == {"kho-live/x": {1}}
 

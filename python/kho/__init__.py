@@ -97,6 +97,7 @@ if TYPE_CHECKING:
     from . import doctor, fdt, live, luo
     from . import formats as formats
     from . import handover as handover
+    from . import kernels as kernels
     from . import sizing as sizing
     from .handover import diff as diff
     from .handover import extract as extract
@@ -111,7 +112,7 @@ if TYPE_CHECKING:
     from .sizing.simulate import Simulation, simulate
 else:
     _LATE = {
-        **dict.fromkeys(["doctor", "fdt", "formats", "handover", "live", "luo", "sizing"]),
+        **dict.fromkeys(["doctor", "fdt", "formats", "handover", "kernels", "live", "luo", "sizing"]),
         **dict.fromkeys(["diff", "extract", "mapdraw", "memmap", "owners", "verify"], "handover"),
         "Image": "handover.elfcore",
         "Outgoing": "handover.outgoing",

@@ -17,7 +17,8 @@ def command(as_json: bool) -> None:
     """List the memory that services of this user keep with kho.live, and the process that holds each.
 
     Queries every process with a socket in the runtime directory ($XDG_RUNTIME_DIR/kho) and removes the sockets of
-    killed processes. Images with a path are listed if they were opened with serve=True.
+    killed processes. Images that ended processes have left there, or in /dev/shm, have the state "left". Images with a
+    path are listed if they were opened with serve=True.
 
     \b
     Exit codes: 0 listed, 2 other users have access to the directory.
@@ -35,7 +36,7 @@ def command(as_json: bool) -> None:
         used = "" if row.state == "silent" else output.size(row.used)
         table.add(
             row.name,
-            str(row.child or row.pid),
+            str(row.child or row.pid or ""),
             row.state,
             str(row.generation),
             str(row.objects),

@@ -116,6 +116,16 @@ def check_name(name: str) -> str:
     return name
 
 
+def check_service(name: str) -> str:
+    """Check a service's name, which is part of the paths of its socket and its image. Raises: ParameterError."""
+    if "/" in check_name(name):
+        raise errors.ParameterError(
+            f"name {name!r}: a service's name has no slash, as that of an image's file has; take another name, or open "
+            "it with the path as backing="
+        )
+    return name
+
+
 def encode_catalog(catalog: Catalog) -> bytes:
     """Return the subtree's FDT."""
     writer = FdtWriter(

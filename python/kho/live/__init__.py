@@ -1,6 +1,6 @@
 """Memory that outlives its process: a restarted service finds its arrays in place, without a copy.
 
-    >>> with kho.live.open("search-index", size="8G", version="2", backing="/dev/shm/search-index") as h:
+    >>> with kho.live.open("search-index", size="8G", version="2") as h:
     ...     if not h.inherited:
     ...         vectors = h.empty("vectors", (1_000_000, 768), "f4")
     ...         fill(vectors)
@@ -38,11 +38,11 @@ successor first reads the image (`attach`), and adopts it once the owner has rel
 takes it back (`take_back`). Of several processes that try to lock it one succeeds; the others get BusyError.
 `ownership` has the states.
 
-*Transports* find a memfd by its image's name; a path or a descriptor needs none. `opening` asks them in this order:
+*Transports* find an image by its name; a path or a descriptor needs none. `opening` asks them in this order:
 descriptors that came with the process across exec or from a holder (`transports.environ`); the process that answers to
-the name (`handover`); systemd's store (`transports.systemd`); the previous kernel (`transports.kexec`). The owner of a
-memfd answers to its name, so that of several processes that start at the same time one makes the image and the others
-find it.
+the name (`handover`); systemd's store (`transports.systemd`); the previous kernel (`transports.kexec`); the files that
+ended processes have left (`handover.kept`). The owner of an image answers to its name, so that of several processes
+that start at the same time one makes the image and the others find it.
 
 *Handover by socket* (`handover/`). prepare: the owner passes a descriptor for reading and delays changes; the successor
 checks the image. adopt: the owner unlocks the image and passes a descriptor for writing; the successor takes the lock,
@@ -68,6 +68,7 @@ from .handle import Handle
 from .opening import attach, open  # noqa: A004 - kho.live.open reads like open()
 from .opening import size_of as size_of
 from .reader import Reader
+from .transports import kexec as kexec
 from .transports.exec import execute as exec  # noqa: A004 - kho.live.exec reads like os.execv
 
 __all__ = ["Candidate", "Handle", "Item", "Reader", "Trust", "attach", "exec", "open", "transports"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,13 +14,14 @@ from .candidate import Candidate
 from .deadline import Deadline
 from .file.header import HEAD
 from .file.image import ImageFile, blank, open_file
-from .file.trust import Policy, check_descriptor, open_directory
+from .file.trust import PRIVATE, Policy, check_descriptor, open_directory
 from .handle import Handle
+from .handover import kept
 from .handover.client import Ready
 from .oserrors import error_of
 from .transports.descriptors import Inherited, create_memfd
 
-__all__ = ["Request", "duplicate", "new_memfd", "own_descriptor", "own_inherited", "own_path"]
+__all__ = ["Request", "duplicate", "new_image", "own_descriptor", "own_inherited", "own_left", "own_path"]
 
 HUGE = 2 << 20
 RETRY = 0.002
@@ -39,6 +41,8 @@ class Request(NamedTuple):
     asked: int
     """`size` if the caller gave one, or 0: what an existing image is expected to have."""
     huge: bool
+    keep: bool
+    """Whether a new image is to be found by its name after the end of this process."""
     deadline: Deadline
     policy: Policy
 
@@ -67,6 +71,34 @@ def own_inherited(came: Inherited, request: Request) -> Handle:
     else:
         handle = _adopt(Candidate._of(ImageFile(came.fd, where, lock_fd=came.lock_fd, policy=request.policy)), request)
     handle.transport = came.transport
+    kept.recognize(handle._image, request.name)
+    return handle
+
+
+def own_left(path: Path, request: Request) -> Handle:
+    """Own an image that a process has left in its user's directory.
+
+    Raises: BusyError if another process owns or removes it at this moment: look for that process first.
+    """
+    try:
+        image = ImageFile(open_file(path), str(path), path)
+        image.kept = True
+        try:
+            # Before the caller's check is called, which may take long.
+            image.lock()
+        except BaseException:
+            image.close()
+            raise
+        candidate = Candidate._of(image)
+        unused = not candidate.generation
+        if unused and (candidate.version != request.version or image.sup.size != request.size):
+            with candidate:
+                candidate.adopt().release()
+            raise BusyError(f"{path}: an image without a commit is removed")
+        handle = _adopt(candidate, request, 0.0)
+    except (FileNotFoundError, StaleError) as error:
+        raise BusyError(f"{path}: another process has released it at this moment") from error
+    handle.transport = "new" if unused else "file"
     return handle
 
 
@@ -108,8 +140,42 @@ def own_path(path: Path, request: Request) -> Handle:
                 raise BusyError(f"{path}: other processes make and release it all the time") from error
 
 
-def new_memfd(request: Request) -> Handle:
-    """Make an image in a new memfd. Raises: OutOfMemoryError, AccessError, DescriptorLimitError."""
+def new_image(request: Request) -> Handle:
+    """Make an image: in a file that the next process finds (`Request.keep`), or in a memfd.
+
+    Warns (RuntimeWarning) if it is to be found, and there is no place for its file.
+    Raises: BusyError if another process makes it at this moment; OutOfMemoryError, AccessError, DescriptorLimitError.
+    """
+    if request.keep:
+        room = kept.blank_file(request.name, request.size)
+        if not isinstance(room, str):
+            return _make_left(room, request)
+        warnings.warn(
+            f"{request.name!r}: the image will be lost if this process ends before another has it, as there is no "
+            f"place to leave it: {room}. Take a smaller size=, or a path on tmpfs as backing=; backing='memfd' does "
+            "without a place",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+    return _new_memfd(request)
+
+
+def _make_left(room: kept.Room, request: Request) -> Handle:
+    """Make an image in a file, and give it its name, unless there is one of that name. Raises: BusyError."""
+    handle = _make(room.fd, request, str(room.path), None)
+    try:
+        with kept.locked(request.deadline):
+            if (other := kept.find(request.name)) is not None:
+                raise BusyError(f"{other}: another process has made the image at this moment")
+            _link(room.fd, room.path, PRIVATE)
+    except BaseException:
+        handle.close()
+        raise
+    handle._image.path, handle._image.kept = room.path, True
+    return handle
+
+
+def _new_memfd(request: Request) -> Handle:
     where = f"memfd {request.name!r}"
     fd = create_memfd(request.name, where, huge=request.huge, kexec=request.kexec)
     size = -(-request.size // HUGE) * HUGE if request.huge else request.size
@@ -125,15 +191,18 @@ def _is_blank(fd: int, where: str, policy: Policy) -> bool:
         raise error_of(error, where, "read") from error
 
 
-def _adopt(candidate: Candidate, request: Request) -> Handle:
-    """Check a candidate's schema and health, and adopt it; it is closed either way."""
+def _adopt(candidate: Candidate, request: Request, timeout: float | None = None) -> Handle:
+    """Check a candidate's schema and health, and adopt it; it is closed either way.
+
+    Args: timeout: seconds to wait for its owner; by default until the deadline.
+    """
     try:
         candidate._image.keep_free = request.kexec
         candidate._check_schema(request.name, request.version)
         if request.ready is not None:
             with request.deadline.suspended():
                 request.ready(candidate)
-        return candidate.adopt(request.deadline.left(), version=request.version)
+        return candidate.adopt(request.deadline.left() if timeout is None else timeout, version=request.version)
     finally:
         candidate.close()
 

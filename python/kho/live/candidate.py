@@ -72,5 +72,6 @@ class _Closed(ImageFile):
         self.session = None
         self.where = image.where
         self.path = image.path
+        self.kept = image.kept
         self.sup = image.sup
         self.head = image.head

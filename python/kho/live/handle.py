@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import warnings
@@ -85,7 +86,7 @@ class Handle(Reader):
         self.inherited = inherited and state.root.generation > 0
         """Whether there was something to take over: an owner that died before its first commit left nothing."""
         self.transport = "path" if image.path is not None else "descriptor"
-        """How the image came to this process: new, exec, socket, hold, systemd, found, kexec, path or descriptor."""
+        """How the image came to this process: new, exec, socket, hold, systemd, kexec, file, path or descriptor."""
         self.stored = False
         """Whether systemd was asked to keep the image."""
         self._ownership = Ownership(image, self._lock)
@@ -602,13 +603,15 @@ class Handle(Reader):
         return self._state, {"size": self._image.sup.size, "used": self._space.runs.used * PAGE}
 
     def _across_exec(self) -> tuple[str, int, int, int | None] | None:
-        """Return what goes across exec: name, descriptor, lock, socket; None for what is not an owner's memfd.
+        """Return what goes across exec: name, descriptor, lock, socket; None for a file that the caller named.
 
         Raises: FinalizedError with uncommitted changes; BusyError.
         """
         with self._lock:
             image, ownership = self._image, self._ownership
-            if os.getpid() != ownership.pid or not ownership.owns or image.fd < 0 or image.path is not None:
+            if os.getpid() != ownership.pid or not ownership.owns or image.fd < 0:
+                return None
+            if image.path is not None and not image.kept:
                 return None
             if self._changes:
                 raise FinalizedError(f"{image.where}: exec: {len(self._changes)} changes are not committed")
@@ -755,12 +758,20 @@ class Handle(Reader):
             ownership = self._ownership
             if ownership.owns and os.getpid() == ownership.pid and self._image.lock_fd >= 0:
                 self._lock_shown(listed=False)
+                self._remove_unused()
             ownership.close()
             super().close()
             if self._predecessor is not None:
                 self._predecessor.close()
             for mapped in ("_memory", "_head", "_bytes", "_journal"):
                 vars(self).pop(mapped, None)
+
+    def _remove_unused(self) -> None:
+        """Remove the file of an image without a commit, while it is locked."""
+        image = self._image
+        if image.kept and image.path is not None and not self._state.root.generation and image.still_there():
+            with contextlib.suppress(OSError):
+                image.path.unlink()
 
     def __del__(self) -> None:
         """Close."""

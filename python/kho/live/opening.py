@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 from ..errors import (
@@ -18,29 +19,29 @@ from ..errors import (
     SchemaError,
     SourceError,
 )
-from ..formats.live import PAGE, check_name
-from ..sizes import parse_size
-from .acquire import Request, duplicate, new_memfd, own_descriptor, own_inherited, own_path
+from ..formats.live import PAGE, check_service
+from ..sizes import format_size, parse_size
+from .acquire import Request, duplicate, new_image, own_descriptor, own_inherited, own_left, own_path
 from .candidate import Candidate
 from .deadline import Deadline
 from .file.image import LEAST, ImageFile, open_file
 from .file.trust import Trust, path_of, policy_of
 from .handle import Handle
-from .handover import client
+from .handover import client, kept
 from .handover.client import Offer, Ready
 from .transports import kexec as across
 from .transports import systemd
-from .transports.descriptors import Inherited
+from .transports.descriptors import Inherited, copied
 from .transports.environ import from_environment
 
-__all__ = ["attach", "open", "size_of"]
+__all__ = ["attach", "open", "open_at", "size_of"]
 
 SIZE, KEXEC_SIZE = "1G", "64M"
 """Default sizes of a new image. Preserving it for the next kernel allocates all of it."""
 RETRY = 0.002
 """Seconds before the search for an image starts again, when another process has just made it."""
-PRESERVED = 0.02
-"""The same, when another process has preserved its image and will soon answer to the name."""
+PRESERVED = STARTING = 0.02
+"""The same, when another process has preserved its image, or has its file, and will soon answer to the name."""
 
 
 def open(  # noqa: A001 - kho.live.open reads like open()
@@ -48,7 +49,7 @@ def open(  # noqa: A001 - kho.live.open reads like open()
     size: int | str | None = None,
     *,
     version: str = "1",
-    backing: str | os.PathLike[str] | int = "memfd",
+    backing: str | os.PathLike[str] | int | None = None,
     timeout: float | None = 0.0,
     ready: Ready | None = None,
     serve: bool | None = None,
@@ -61,12 +62,15 @@ def open(  # noqa: A001 - kho.live.open reads like open()
     ends. It refuses (BusyError) while it has uncommitted changes, or another successor.
 
     Args:
-        name: the service's name, 1 to 255 bytes.
+        name: the service's name, 1 to 255 bytes without a slash.
         size: bytes for objects and metadata of a new image, as 4096 or "8G"; by default 1 GiB, or 64 MiB with
-            kexec=True, which allocates all of it at once. An existing image keeps its size.
+            kexec=True, which allocates all of it at once. An existing image keeps its size (RuntimeWarning if that
+            is smaller).
         version: the version of the service's data; an image of another version is refused and left as it is.
-        backing: "memfd" or "hugetlb", which a transport passes on; the path of a file on tmpfs or pmem; or the
-            descriptor of a memfd, empty or with an image.
+        backing: where a new image is. None: a file in this user's runtime directory, which the next process finds by
+            `name` even after a crash, or a memfd where systemd's store, a holder or the kernel keeps it; without a
+            place for it a memfd, with a RuntimeWarning. "memfd" or "hugetlb", which another process has to take over.
+            The path of a file on tmpfs or pmem; or the descriptor of a memfd, empty or with an image: that is used.
         timeout: seconds to wait for other processes: for an owner that is busy, and for locks. The call ends at most
             half a second later, apart from the time that `ready` and reading the image take. 0: wait only for the
             answers of a process that hands over, at most 0.3 seconds in all. None: no limit.
@@ -87,35 +91,60 @@ def open(  # noqa: A001 - kho.live.open reads like open()
         users may change; OutOfMemoryError; DescriptorLimitError; ParameterError; SourceError; LuoError with kexec=True.
 
     """
-    check_name(name)
+    check_service(name)
     if "\0" in version or len(version.encode()) > 255:
         raise ParameterError(f"version {version!r}: at most 255 bytes without NUL")
     asked = 0 if size is None else size_of(size)
     nbytes = asked or size_of(KEXEC_SIZE if kexec else SIZE)
     deadline, policy = Deadline(timeout), policy_of(trust)
     if kexec:
-        if not isinstance(backing, int) and backing != "memfd":
+        if not isinstance(backing, int) and backing not in (None, "memfd"):
             raise ParameterError(f"backing {os.fspath(backing)!r}: memfds go across a kexec, use backing='memfd'")
         # First: no owner hands over to a process that then refuses.
         _check_device(backing)
-    if backing in ("memfd", "hugetlb"):
-        return _open_named(
-            Request(name, nbytes, version, ready, serve, kexec, asked, backing == "hugetlb", deadline, policy)
-        )
-    request = Request(name, nbytes, version, ready, serve, kexec, asked, False, deadline, policy)
+    # What else keeps a memfd: the kernel, systemd's store, and with serve=False no process shall find it.
+    keep = backing is None and serve is not False and not kexec and not systemd.keeps()
+    huge = backing == "hugetlb"
+    request = Request(name, nbytes, version, ready, serve, kexec, asked, huge, keep, deadline, policy)
+    if backing is None or backing in ("memfd", "hugetlb"):
+        return _sized(_open_named(request), request)
     if isinstance(backing, int):
         handle = _settle_with_kernel(own_descriptor(backing, request), request)
     else:
         handle = own_path(path_of(backing), request)
-    return _serve(handle, request) if serve else handle
+    return _sized(_serve(handle, request) if serve else handle, request)
 
 
-def _check_device(backing: str | os.PathLike[str] | int) -> None:
+def open_at(path: Path, name: str, size: int, *, version: str, timeout: float | None, trust: Trust) -> Handle:
+    """Own the image at a path, of whatever size, or make one there. Raises: as `open`."""
+    deadline, policy = Deadline(timeout), policy_of(trust)
+    request = Request(check_service(name), size_of(size), version, None, None, False, 0, False, False, deadline, policy)
+    return own_path(path, request)
+
+
+def _sized(handle: Handle, request: Request) -> Handle:
+    """Warn (RuntimeWarning) if an image that was found is smaller than the size that was asked for."""
+    size = handle._image.sup.size
+    if size < request.asked and handle.inherited:
+        try:
+            warnings.warn(
+                f"{handle._image.where}: {handle.name!r} has {format_size(size)}, not {format_size(request.asked)}: an "
+                "image keeps the size that it was made with. For a larger one, release it and fill it again",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        except BaseException:  # warnings can be errors
+            handle.close()
+            raise
+    return handle
+
+
+def _check_device(backing: str | os.PathLike[str] | int | None) -> None:
     """Check that this machine has live updates, and that who preserves the image may use them. Raises: LuoError."""
     try:
         across.check()
     except LuoPermissionError:
-        if backing != "memfd" or not systemd.keeps():
+        if backing not in (None, "memfd") or not systemd.keeps():
             raise
 
 
@@ -355,8 +384,31 @@ class Kexec:
         return None if fd is None else Kept(fd, "kexec")
 
 
+class File:
+    """A file in this user's runtime directory, which an earlier process has left."""
+
+    def find(self, request: Request) -> Arrival | None:
+        """Look for the file."""
+        path = kept.find(request.name)
+        return None if path is None else Left(path)
+
+
+class Left:
+    """An image in a file that an earlier process has left."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def own(self, request: Request) -> Handle:
+        """Own it."""
+        return own_left(self._path, request)
+
+    def close(self) -> None:
+        """Do nothing: the file stays."""
+
+
 class New:
-    """A new memfd: no process has the image."""
+    """A new image: there is none of this name."""
 
     def find(self, request: Request) -> Arrival:
         """Always there."""
@@ -364,7 +416,7 @@ class New:
 
     def own(self, request: Request) -> Handle:
         """Make it."""
-        handle = new_memfd(request)
+        handle = new_image(request)
         handle.transport = "new"
         return handle
 
@@ -375,25 +427,33 @@ class New:
 def _transports() -> Sequence[Transport]:
     """List the transports in the order in which `open` asks them; the last one always finds something."""
     environment = Environment()
-    return environment, RunningProcess(), Unusable(environment), Systemd(), Kexec(), New()
+    return environment, RunningProcess(), Unusable(environment), Systemd(), Kexec(), File(), New()
 
 
 def _open_named(request: Request) -> Handle:
-    """Own a memfd by its image's name, from the first transport that finds it."""
+    """Own an image by its name, from the first transport that finds it."""
     deadline = request.deadline
     ordered = _transports()
     while True:
         arrival = next(arrival for transport in ordered if (arrival := transport.find(request)) is not None)
         try:
-            handle = arrival.own(request)
-            if handle.inherited and handle.transport != "hold":
+            try:
+                handle = arrival.own(request)
+            except BusyError:
+                # Another process makes, owns or releases the file at this moment, and will soon answer to the name.
+                if not isinstance(arrival, Left | New) or not deadline.sleep(STARTING):
+                    raise
+                continue
+            if moved := handle._image.kept and (request.kexec or systemd.keeps()):
+                handle = _moved(handle, request)
+            if handle.inherited and not handle.stored and handle.transport != "hold":
                 # Before the kernel forgets it: systemd keeps it even if this process dies in between.
                 _store(handle, request)
             try:
                 _settle_with_kernel(handle, request)
                 if request.serve or (request.serve is None and handle.transport != "hold"):
                     # An image that was passed on brings its name. For a new one another process may have the name now.
-                    _serve(handle, request, replace=handle.transport == "exec")
+                    _serve(handle, request, replace=moved or handle.transport == "exec")
             except BusyError:
                 if handle.transport != "new" or not deadline.sleep(RETRY):
                     raise
@@ -409,8 +469,33 @@ def _open_named(request: Request) -> Handle:
         return handle
 
 
+def _moved(handle: Handle, request: Request) -> Handle:
+    """Move an image from a file that a process has left to a memfd, which is what systemd and the kernel keep.
+
+    Raises: OutOfMemoryError: the copy is made while the file is there; the image stays in the file then.
+    """
+    try:
+        fd = copied(handle.fileno(), request.name)
+        try:
+            moved = own_descriptor(fd, request)
+        finally:
+            os.close(fd)
+    except BaseException:
+        handle.close()
+        raise
+    moved.transport, moved._dropped = handle.transport, handle.dropped
+    _store(moved, request)
+    # Processes that read the file keep its memory until they end.
+    if (path := handle._image.path) is not None and handle._image.still_there():
+        path.unlink()
+    handle.close()
+    return moved
+
+
 def _store(handle: Handle, request: Request) -> None:
-    """Ask systemd to keep an image."""
+    """Ask systemd to keep an image; a file that the next process finds needs no keeper."""
+    if handle._image.kept:
+        return
     with request.deadline.wait() as seconds:
         if handle.transport == "new" and systemd.received(request.name):
             systemd.remove(systemd.fdname(request.name), seconds)  # an image that the caller has given up

@@ -37,8 +37,7 @@ from .file import memory
 from .file.space import ALIGN
 from .file.trust import Trust, path_of, private_directory, same_file
 from .handle import Handle
-from .opening import attach
-from .opening import open as open_image
+from .opening import attach, open_at
 from .oserrors import error_of
 from .reader import Reader
 
@@ -554,7 +553,7 @@ def _fill_file(where: Path, name: str, source: Source, deadline: Deadline, trust
     # Unused pages take no memory, so the size includes what alignment may waste.
     room = ROOM + sum(-(-spec.nbytes // PAGE) * PAGE + min(spec.nbytes, ALIGN * PAGE) + PAGE for spec in specs)
     timeout = None if deadline.timeout is None else deadline.left()
-    with open_image(name, room, version=VERSION, backing=where, timeout=timeout, trust=trust) as h:
+    with open_at(where, name, room, version=VERSION, timeout=timeout, trust=trust) as h:
         if (found := _tensors(h, source.identity)) is not None:
             return found
         if not (same := _unchanged(h, "", source, specs, metadata)):

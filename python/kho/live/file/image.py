@@ -91,6 +91,8 @@ class ImageFile(Uncopied):
         self.path = path
         self.session: Session | None = None
         """The live update session that preserves the file for the next kernel."""
+        self.kept = False
+        """Whether `path` is the place at which the next process finds an image by its name (`handover.kept`)."""
         self.keep_free = False
         """Whether its owner keeps free memory allocated, as preserving the file would allocate it again."""
         self._seen: tuple[tuple[int, bytes], State] | None = None

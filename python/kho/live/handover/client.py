@@ -17,7 +17,7 @@ from ..deadline import Deadline
 from ..file.image import ImageFile
 from ..file.trust import PRIVATE, Policy, same_file
 from ..handle import Handle
-from . import sockets, wire
+from . import kept, sockets, wire
 from .predecessor import Predecessor
 
 __all__ = ["Offer", "Predecessor", "Ready", "ask"]
@@ -112,6 +112,7 @@ class Offer(Uncopied):
         """Answer to the name; on an error close the image, to which nothing was committed: its owner takes it back."""
         try:
             handle.transport = "socket"
+            kept.recognize(handle._image, handle.name)
             if serve:
                 handle.serve(replace=True, deadline=deadline)
         except BaseException:

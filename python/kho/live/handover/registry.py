@@ -8,13 +8,14 @@ import socket
 import time
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from ...errors import KhoError, NotFoundError
 from ..candidate import Candidate
 from ..file.image import ImageFile, open_file
-from ..file.trust import check_descriptor, path_of
+from ..file.trust import check_descriptor, open_trusted, path_of
 from ..handle import Handle
-from . import sockets, wire
+from . import kept, sockets, wire
 
 __all__ = ["Holding", "holdings", "readable", "release"]
 
@@ -25,13 +26,14 @@ RELEASE = 60.0
 
 
 class Holding(NamedTuple):
-    """An image, and the process that answers to its name."""
+    """An image, and the process that answers to its name, if there is one."""
 
     name: str
-    pid: int
+    pid: int | None
     uid: int
     state: str
-    """serving, handing over, draining (the previous owner still reads), idle (a holder without its command), silent."""
+    """serving, handing over, draining (the previous owner still reads), idle (a holder without its command), silent;
+    left (no process has it), or unreadable (as left, but not an image that can be used)."""
     transport: str
     """How the image came to the process (`Handle.transport`)."""
     version: str
@@ -42,11 +44,11 @@ class Holding(NamedTuple):
     size: int
     """Bytes of memory, used or not."""
     since: float
-    """When the process began to answer, in seconds since the epoch."""
+    """When the process began to answer, in seconds since the epoch; or when the file that was left was changed."""
     child: int | None
     """For a holder: the process of its command."""
     command: str
-    """The command line of the process, or of a holder's command."""
+    """The command line of the process, or of a holder's command; the path of a file that was left."""
 
 
 def _command(pid: int) -> str:
@@ -65,7 +67,37 @@ def holdings() -> list[Holding]:
     for file, conn in sockets.entries():
         with conn, contextlib.suppress(KhoError, OSError):
             found.append(_holding(file.name.removesuffix(sockets.SUFFIX), conn))
-    return sorted(found)
+    found += [_left(path, status) for path, status in kept.left()]
+    return sorted(found, key=lambda row: row.name)
+
+
+def _left(path: Path, status: os.stat_result) -> Holding:
+    """Describe an image that no process has."""
+    used, since = status.st_blocks * 512, status.st_mtime
+    try:
+        image = ImageFile(open_file(path, reading=True), str(path), path)
+        try:
+            catalog, size = image.committed().catalog, image.sup.size
+        finally:
+            image.close()
+    except (KhoError, OSError):
+        name = unquote(path.name.removesuffix(kept.SUFFIX))
+        return Holding(name, None, status.st_uid, "unreadable", "file", "", 0, 0, used, 0, since, None, str(path))
+    return Holding(
+        catalog.image,
+        None,
+        status.st_uid,
+        "left",
+        "file",
+        catalog.version,
+        catalog.generation,
+        len(catalog.items),
+        used,
+        size,
+        since,
+        None,
+        str(path),
+    )
 
 
 def _holding(file: str, conn: socket.socket) -> Holding:
@@ -108,9 +140,12 @@ def _holding(file: str, conn: socket.socket) -> Holding:
 
 
 def _connected(name: str) -> socket.socket:
+    """Connect to the process that has an image. Raises: NotFoundError if none has; SourceError; BusyError."""
     conn = sockets.connect(name)
     if conn is None:
-        raise NotFoundError(f"no process has {name!r}: none answers in {sockets.folder()}; `kho ps` lists the images")
+        raise NotFoundError(
+            f"no process has {name!r}, and none has left it: nothing in {sockets.folder()}; `kho ps` lists the images"
+        )
     try:
         wire.peer(conn)
     except BaseException:
@@ -119,11 +154,25 @@ def _connected(name: str) -> socket.socket:
     return conn
 
 
-def readable(name: str) -> int:
-    """Get a descriptor for reading a running service's image; it belongs to the caller.
+def _left_by(name: str) -> Path | None:
+    """Return the path of an image that no process has; None if a process answers to the name, or there is none."""
+    path = kept.find(name)
+    if path is None or (conn := sockets.connect(name)) is None:
+        return path
+    conn.close()
+    return None
 
-    Raises: NotFoundError if there is none; BusyError if it does not answer; SourceError.
+
+def readable(name: str) -> int:
+    """Get a descriptor for reading an image, of a running service or left by one; it belongs to the caller.
+
+    Raises: NotFoundError if there is none; BusyError if its process does not answer; SourceError.
     """
+    if (path := _left_by(name)) is not None:
+        try:
+            return open_trusted(path, flags=os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise NotFoundError(f"{path}: no such file") from error
     with _connected(name) as conn:
         _, fds = wire.ask(conn, {"do": "read"}, fds=1)
     try:
@@ -148,6 +197,8 @@ def release(name: str | os.PathLike[str], *, force: bool = False) -> int:
     text = os.fspath(name)
     if "/" in text:
         return _release_path(path_of(text))
+    if (path := _left_by(text)) is not None:
+        return _release_path(path)
     with _connected(text) as conn:
         answer, _ = wire.ask(conn, {"do": "release", "force": force}, within=RELEASE)
     freed = answer.get("freed")

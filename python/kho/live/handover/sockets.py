@@ -24,7 +24,7 @@ from ..deadline import Deadline
 from ..file.trust import private_directory, trusted
 from ..oserrors import error_of
 
-__all__ = ["Published", "connect", "entries", "folder", "publish", "retract", "trusted"]
+__all__ = ["Published", "connect", "connect_file", "entries", "folder", "publish", "retract", "trusted"]
 
 SUFFIX = ".sock"
 LOCKED = 5.0
@@ -127,9 +127,14 @@ def _socket(where: Path) -> socket.socket:
 
 def connect(name: str) -> socket.socket | None:
     """Connect to the process that answers to a name; None if there is none. Raises: SourceError, BusyError."""
+    return connect_file(file_of(name))
+
+
+def connect_file(file: str) -> socket.socket | None:
+    """Connect to the process that listens at a socket of the directory. Raises: as `connect`."""
     try:
         with opened(make=False) as at:
-            return _connected(at, file_of(name))
+            return _connected(at, file)
     except FileNotFoundError:
         return None
 

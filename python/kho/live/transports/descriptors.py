@@ -14,7 +14,16 @@ from ..file.image import SEALS, blank
 from ..file.mapping import punch
 from ..oserrors import error_of
 
-__all__ = ["FIRST", "Inherited", "create_memfd", "has_superblock", "make_safe", "require_image", "set_inheritable"]
+__all__ = [
+    "FIRST",
+    "Inherited",
+    "copied",
+    "create_memfd",
+    "has_superblock",
+    "make_safe",
+    "require_image",
+    "set_inheritable",
+]
 
 FIRST = 3
 """The lowest descriptor that is passed: SD_LISTEN_FDS_START of sd_listen_fds(3)."""
@@ -126,6 +135,30 @@ def _move(fd: int, name: str) -> None:
         raise error_of(error, where, "move what a kexec has brought to a memfd that can be sealed") from error
     finally:
         os.close(new)
+
+
+def copied(fd: int, name: str) -> int:
+    """Copy an image's file to a new memfd, without its holes; returns its descriptor. Raises: KhoError."""
+    where = f"memfd {name!r}"
+    new = create_memfd(name, where)
+    try:
+        size, at = os.fstat(fd).st_size, 0
+        os.ftruncate(new, size)
+        while at < size:
+            try:
+                at = os.lseek(fd, at, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                break
+            end = os.lseek(fd, at, os.SEEK_HOLE)
+            while at < end:
+                at += os.pwrite(new, os.pread(fd, min(STEP, end - at), at), at)
+        fcntl.fcntl(new, fcntl.F_ADD_SEALS, SEALS)
+    except OSError as error:
+        os.close(new)
+        raise error_of(error, where, "copy the image to a memfd") from error
+    return new
 
 
 def set_inheritable(fd: int, inheritable: bool) -> None:

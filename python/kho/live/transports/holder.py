@@ -22,7 +22,7 @@ from typing import Any, Literal, NoReturn
 
 from ... import luo
 from ...errors import BusyError, KhoError, LuoBusyError, ParameterError, SourceError
-from ...formats.live import PAGE, check_name
+from ...formats.live import PAGE, check_service
 from ...owned import Uncopied
 from ..file.header import HEAD
 from ..file.image import ImageFile, blank, reopen
@@ -130,7 +130,7 @@ class Holder(Uncopied):
             a row after which the holder ends.
         Raises: BusyError if another process has the name; ParameterError; SourceError; LuoError.
         """
-        check_name(name)
+        check_service(name)
         if not argv:
             raise ParameterError("hold: no command to run")
         self.name = name

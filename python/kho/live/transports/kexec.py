@@ -262,7 +262,9 @@ def finish(name: str) -> None:
 
 
 def keep(name: str, fd: int) -> None:
-    """Keep an image whose handle failed, from whatever transport: the next `find` returns it."""
+    """Keep a memfd whose handle failed, from whatever transport: the next `find` returns it."""
+    if os.fstat(fd).st_nlink:
+        return  # a file, which is found by its name
     with _lock:
         if name not in _arrivals:
             _arrivals[name] = Arrival(None, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0), finished=True)
@@ -297,7 +299,9 @@ def preserve(
     except OSError:
         seals = -1
     if seals < 0 or os.fstat(fd).st_nlink or os.fstatvfs(fd).f_bsize != mmap.PAGESIZE:
-        raise ParameterError(f"{where}: preserve: a memfd of normal pages goes across a kexec; use backing='memfd'")
+        raise ParameterError(
+            f"{where}: preserve: a memfd of normal pages goes across a kexec: say kexec=True or backing='memfd'"
+        )
     if seals & F_SEAL_EXEC:
         raise ParameterError(
             f"{where}: preserve: the memfd is sealed against execution (vm.memfd_noexec), and would come back sealed "
