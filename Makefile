@@ -29,7 +29,7 @@ PYTHON_SOURCES := $(shell find python -name '*.py' -o -name '*.pyi' -o -name py.
 LAB_OPTIONS = $(if $(ONLY),--only '$(ONLY)') $(if $(KERNEL),--kernel '$(KERNEL)') $(if $(KERNELS),--kernels '$(KERNELS)') \
     $(if $(LAB_SAVE),--save)
 
-.PHONY: help run test check fmt words clippy ruff mypy stubtest test-rust test-python test-debug test-v3 wheel wheel-check test-oldest bench guard charts fuzz attack lab docs format clean need need-test
+.PHONY: help run test check fmt words clippy ruff mypy stubtest test-rust test-python test-debug test-v3 wheel wheel-check test-oldest bench guard charts fuzz attack lab docs site format clean need need-test
 
 help:
 	@echo 'make run     build kho, show what a real Linux kernel handed over, then hand memory over and take it back'
@@ -38,6 +38,7 @@ help:
 	@echo 'make words   banned words, unknown options and references in documentation'
 	@echo 'make format  reformat the sources'
 	@echo 'make docs    run the commands in docs/ and store their output there; write manual pages'
+	@echo 'make site    dist/site: the documentation as a site, with the API; SITE_VERSION=V publishes it (mike)'
 	@echo 'make bench   speed, as a table of ratios: ten minutes; BENCH_JSON=FILE keeps every sample'
 	@echo 'make guard   compare the instruction counts of the hot paths with the committed ones'
 	@echo 'make charts  docs/charts: overhead by density, time by size; two minutes, 1.2 GiB'
@@ -65,6 +66,10 @@ $(VENV)/.stamp-base: pyproject.toml | need
 
 $(VENV)/.stamp-dev: $(VENV)/.stamp-base
 	$(PY) -m pip install -q --group dev
+	@touch $@
+
+$(VENV)/.stamp-site: $(VENV)/.stamp-base
+	$(PY) -m pip install -q --group site
 	@touch $@
 
 $(VENV)/.stamp-kho: $(VENV)/.stamp-base $(RUST_SOURCES)
@@ -130,7 +135,7 @@ test-v3: $(VENV)/.stamp-dev
 
 check: need-test fmt words clippy ruff mypy stubtest
 
-test: check test-rust guard test-python test-debug test-v3 wheel-check test-oldest
+test: check site test-rust guard test-python test-debug test-v3 wheel-check test-oldest
 	@echo 'make test: all passed'
 
 # The wheel is built from the source distribution, so one build tests both.
@@ -182,6 +187,12 @@ lab: need $(VENV)/.stamp-dev $(VENV)/.stamp-kho
 
 docs: $(VENV)/.stamp-dev $(VENV)/.stamp-kho
 	$(PY) scripts/docs.py
+
+# A link or an anchor without its target is an error.
+site: export NO_MKDOCS_2_WARNING := 1
+site: $(VENV)/.stamp-kho $(VENV)/.stamp-site
+	$(PY) -m mkdocs build --strict --quiet
+	$(if $(SITE_VERSION),$(VENV)/bin/mike deploy --push --update-aliases '$(SITE_VERSION)' latest)
 
 format: $(VENV)/.stamp-dev
 	cargo fmt --all
