@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import pkgutil
 import sys
+import time
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +40,11 @@ def run(lab: Lab, name: str) -> list[Claim]:
     except Exception:  # noqa: BLE001
         claims.append(Claim("the scenario runs to its end", lab.newest, "", False, traceback.format_exc()))
     return claims
+
+
+def spent() -> tuple[float, float]:
+    """Seconds so far, and seconds of CPU, of this process and of those that have ended."""
+    return time.monotonic(), sum(os.times()[:4])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -89,7 +96,9 @@ def main(argv: list[str] | None = None) -> int:
     lab.say(f"kernels {', '.join(lab.versions)}; everything is kept in {lab.cache}")
     whole = not (versions or options.kernel or options.arch)
     table, today = Table([]), datetime.now(UTC).date().isoformat()
+    first = spent()
     for name in wanted:
+        before = spent()
         try:
             claims = run(lab, name)
         except SkipError as skip:
@@ -99,7 +108,11 @@ def main(argv: list[str] | None = None) -> int:
         table.rows += [(name, claim) for claim in claims]
         if options.save:
             save(RESULTS / f"{name}.json", name, claims, today, whole=whole)
+        seconds, cpu = (now - then for now, then in zip(spent(), before, strict=True))
+        lab.say(f"{name}: {len(claims)} claims in {seconds:.0f} s, {cpu:.0f} s of CPU")
+    seconds, cpu = (now - then for now, then in zip(spent(), first, strict=True))
     print(table.text(), end="")
+    print(f"{seconds:.0f} s, {cpu:.0f} s of CPU")
     return table.exit_code
 
 

@@ -8,13 +8,18 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from . import initramfs, inject, qemu
 from .kernels import Kernels, Pin
 from .qemu import Console, Machine
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def default_cache() -> Path:
@@ -92,6 +97,11 @@ class Lab:
             part.write_bytes(data)
             part.rename(path)
         return path
+
+    def side_by_side(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """Call `function` with each item, two at a time, as a guest has one processor; the results are in order."""
+        with ThreadPoolExecutor(2) as pool:
+            yield from pool.map(function, items)
 
     def work(self, name: str) -> Path:
         """A file of this scenario that need not be kept."""

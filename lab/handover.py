@@ -132,7 +132,12 @@ def hand_over(
     names = "".join(f"{file.session} {file.token:#x}\n" for file in plan if file.token is not None)
     line = f"kho=on liveupdate=on kho_scratch={scratch} {append}"
     taking = lab.small_initramfs(GUEST / "take.c", arch, {"list": names.encode()})
-    files = {"plan": "".join(file.line for file in plan).encode(), "kernel": then.read_bytes()}
+    # `first` makes the archive this handover's own: it is removed below.
+    files = {
+        "first": str(first).encode(),
+        "plan": "".join(file.line for file in plan).encode(),
+        "kernel": then.read_bytes(),
+    }
     files |= {"next.cpio": taking.read_bytes(), "line": lab.cmdline(arch, line).encode()}
     giving = lab.small_initramfs(GUEST / "hand.c", arch, files)
     with lab.start(first, initrd=giving, append=line, memory=f"{memory}M") as machine:

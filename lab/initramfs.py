@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import os
+import py_compile
 import re
 import shutil
 import stat
@@ -150,6 +152,17 @@ def _stripped(data: bytes) -> bytes:
         return data if done.returncode else Path(file.name).read_bytes()
 
 
+def _bytecode(source: str) -> bytes | None:
+    """A module's compiled code, which is not compared with its source; None if it does not compile."""
+    with tempfile.NamedTemporaryFile(suffix=".pyc") as file:
+        mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+        try:
+            py_compile.compile(source, file.name, source, doraise=True, invalidation_mode=mode)
+        except py_compile.PyCompileError:
+            return None
+        return Path(file.name).read_bytes()
+
+
 class Root:
     """Files of this machine that a guest needs, with the shared libraries of each."""
 
@@ -177,17 +190,26 @@ class Root:
             self.libraries.update(re.findall(r"(/\S+) \(0x", said))
 
     def tree(self, top: str, unused: re.Pattern[str], name: str | None = None) -> None:
-        """Copy a folder without what `unused` finds, to its own path or to `name`."""
+        """Copy a folder without what `unused` finds, to its own path or to `name`; modules as bytecode, without source.
+
+        An interpreter under TCG takes ten times as long to compile modules as to load them.
+        """
         for folder, _, files in os.walk(top):
             for file in files:
                 path = os.path.join(folder, file)
-                if not unused.search(path):
-                    self.put(path, None if name is None else name + path[len(top) :])
+                if unused.search(path):
+                    continue
+                to = path if name is None else name + path[len(top) :]
+                code = _bytecode(path) if path.endswith(".py") else None
+                if code is None:
+                    self.put(path, to)
+                else:
+                    self.archive.file(f"{to}c", code)
 
     def finish(self) -> bytes:
         """Add the libraries, and return the archive."""
         for library in sorted(self.libraries):
-            if not library.startswith("/opt/kho/"):
+            if not Path(library).resolve().parent.name.endswith(".libs"):  # a wheel's own, next to its package
                 self.put(os.path.realpath(library), library)
         return self.archive.bytes()
 
@@ -256,12 +278,14 @@ def python(scripts: Iterable[Path], cache: Path, arch: str, kernels: Mapping[str
     folder = cache / "initramfs"
     folder.mkdir(parents=True, exist_ok=True)
     base = folder / f"base-{_fingerprint()}.cpio"
-    if not base.exists():
-        for old in folder.glob("base-*.cpio"):
-            old.unlink()
-        part = base.with_suffix(f".{os.getpid()}")
-        part.write_bytes(_base())
-        part.rename(base)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not base.exists():
+            for old in folder.glob("*.cpio"):
+                old.unlink()
+            part = base.with_suffix(".part")
+            part.write_bytes(_base())
+            part.rename(base)
     archive = Cpio()
     archive.file("init", compiled(GUEST / "init.c", arch, cache).read_bytes(), 0o755)
     for script in scripts:

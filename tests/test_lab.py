@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.machinery
+import importlib.util
 import inspect
 import re
 import struct
+import threading
 from pathlib import Path
 
 import lab
@@ -13,7 +15,7 @@ import pytest
 from lab import __main__ as command
 from lab import inject, kernels, page, qemu
 from lab.claims import Claim, LabError, Table, load, save
-from lab.initramfs import Cpio
+from lab.initramfs import Cpio, Root
 
 import kho
 
@@ -155,6 +157,36 @@ def test_archives_are_what_the_kernel_unpacks(tmp_path: Path) -> None:
     head = raw[raw.index(b"a/b\0") - 110 :][:110]
     assert int(head[14:22], 16) == 0o100755
     assert int(head[54:62], 16) == 5
+
+
+def test_modules_are_in_the_archive_as_bytecode(tmp_path: Path) -> None:
+    """An interpreter under TCG needs 10 seconds to compile numpy and kho."""
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from/fine.py").write_text("ANSWER = 42\n")
+    (tmp_path / "from/broken.py").write_text("ANSWER = \n")
+    (tmp_path / "from/data.json").write_text("{}")
+    root = Root()
+    root.tree(str(tmp_path / "from"), re.compile("$^"), "/opt/kho/x")
+    names = {name for name in root.archive.names if "." in name}
+    assert names == {"opt/kho/x/fine.pyc", "opt/kho/x/broken.py", "opt/kho/x/data.json"}
+    code = next(part for part in root.archive.parts if part.startswith(importlib.util.MAGIC_NUMBER))
+    (tmp_path / "fine.pyc").write_bytes(code)
+    loader = importlib.machinery.SourcelessFileLoader("fine", str(tmp_path / "fine.pyc"))
+    spec = importlib.util.spec_from_loader("fine", loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    assert module.ANSWER == 42
+
+
+def test_guests_run_two_at_a_time_and_results_keep_their_order(tmp_path: Path) -> None:
+    both = threading.Barrier(2, timeout=60)
+
+    def guest(number: int) -> int:
+        both.wait()
+        return number * number
+
+    assert list(lab.Lab(tmp_path).side_by_side(guest, range(4))) == [0, 1, 4, 9]
 
 
 def test_the_page_is_made_from_the_results() -> None:

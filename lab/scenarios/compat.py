@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 from lab import Claim, Lab
@@ -108,7 +107,5 @@ def run(lab: Lab) -> Iterator[Claim]:
     """Two guests at a time."""
     for version in lab.versions:
         lab.kernel(version)
-    with ThreadPoolExecutor(2) as pool:
-        yield from pool.map(
-            lambda pair: trial(lab, *pair), pairs(tuple(sorted(lab.versions, key=release, reverse=True)))
-        )
+    newest_first = tuple(sorted(lab.versions, key=release, reverse=True))
+    yield from lab.side_by_side(lambda pair: trial(lab, *pair), pairs(newest_first))

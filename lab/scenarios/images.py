@@ -12,8 +12,8 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import kho
@@ -245,5 +245,4 @@ def boot(lab: Lab, trial: Trial) -> Claim:
 
 def run(lab: Lab) -> Iterator[Claim]:
     """Two guests at a time."""
-    with ThreadPoolExecutor(2) as pool:
-        yield from pool.map(lambda trial: boot(lab, trial), list(trials(lab)))
+    yield from lab.side_by_side(partial(boot, lab), list(trials(lab)))

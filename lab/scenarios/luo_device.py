@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lab import Claim, Lab
+from lab import Claim, Console, Lab
 from lab.claims import LabError
 from lab.initramfs import GUEST
+
+from .images import release
 
 DATA = Path(__file__).parents[2] / "tests/data/luo"
 DOCS = Path(__file__).parents[2] / "docs/luo.md"
@@ -82,13 +85,9 @@ def shortened(answers: list[str]) -> list[str]:
 
 
 def run(lab: Lab) -> Iterator[Claim]:
-    """Make the same requests of every kernel that has the device."""
-    for version in lab.versions:
-        if tuple(int(part) for part in version.split(".")[:2]) < FIRST:
-            continue
-        kernel = lab.kernel(version)
-        initrd = lab.python_initramfs([GUEST / "luo_device.py", GUEST / "kexec.py"], {"next": kernel})
-        console = lab.boot(kernel, initrd, f"{APPEND} phase=1", timeout=1500)
+    """Make the same requests of every kernel that has the device, two guests at a time."""
+    versions = [version for version in lab.versions if release(version) >= FIRST]
+    for version, console in zip(versions, lab.side_by_side(partial(asked, lab), versions), strict=True):
         made = records(console.lines("R "))
         ended = console.lines("END ")
         text = "the device answers three kernels' requests, the guest ends by itself"
@@ -107,6 +106,13 @@ def run(lab: Lab) -> Iterator[Claim]:
             continue
         wrong = differences(json.loads(path.read_text())["records"], made)
         yield Claim(text, version, "x86_64", not wrong, "\n".join(wrong) or f"{len(made)} answers")
+
+
+def asked(lab: Lab, version: str) -> Console:
+    """Make the requests of a kernel, and of the two that it starts."""
+    kernel = lab.kernel(version)
+    initrd = lab.python_initramfs([GUEST / "luo_device.py", GUEST / "kexec.py"], {"next": kernel})
+    return lab.boot(kernel, initrd, f"{APPEND} phase=1", timeout=1500)
 
 
 def write(path: Path, version: str, made: list[dict[str, Any]]) -> None:
