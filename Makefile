@@ -27,7 +27,7 @@ PYTHON_SOURCES := $(shell find python -name '*.py' -o -name '*.pyi' -o -name py.
 
 .NOTPARALLEL:
 LAB_OPTIONS = $(if $(ONLY),--only '$(ONLY)') $(if $(KERNEL),--kernel '$(KERNEL)') $(if $(KERNELS),--kernels '$(KERNELS)') \
-    $(if $(LAB_SAVE),--save)
+    $(if $(ALL),--all) $(if $(LAB_SAVE),--save)
 
 .PHONY: help run test check fmt words clippy ruff mypy stubtest test-rust test-python test-debug test-v3 wheel wheel-check test-oldest bench guard charts fuzz attack lab docs site format clean need need-test
 
@@ -44,7 +44,7 @@ help:
 	@echo 'make charts  docs/charts: overhead by density, time by size; two minutes, 1.2 GiB'
 	@echo 'make fuzz    hostile input for FUZZ_SECONDS=$(FUZZ_SECONDS) a target'
 	@echo 'make attack  laws over hostile input, and every fuzz target: ten minutes, from a new ATTACK_SEED'
-	@echo 'make lab     boot real kernels in virtual machines, and hold kho to them: lab/README.md; ONLY=, KERNEL=, KERNELS='
+	@echo 'make lab     boot real kernels in virtual machines, and hold kho to them: lab/README.md; ONLY=, ALL=1, KERNEL=, KERNELS='
 	@echo 'make wheel   dist/: the source distribution, and a wheel built from it'
 	@echo 'make clean   remove everything that was built'
 	@echo

@@ -59,6 +59,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--kernels", default="", metavar="VERSIONS", help='versions of lab/versions.toml, as "6.18.15 7.3.4"'
     )
+    parser.add_argument(
+        "--all", action="store_true", help="long scenarios, too, run on every version, not on the newest"
+    )
     parser.add_argument("--arch", action="append", default=[], help="x86_64 or aarch64; may be repeated; default: both")
     parser.add_argument("--cache", type=Path, help="where everything is kept; default: $KHO_LAB, or ~/.cache/kho-lab")
     parser.add_argument("--list", action="store_true", help="list the scenarios and stop")
@@ -93,8 +96,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"lab: {error}", file=sys.stderr)
         return 2
     lab.record = options.record
+    if not (options.all or versions):
+        lab.long_versions = lab.versions[:1]
     lab.say(f"kernels {', '.join(lab.versions)}; everything is kept in {lab.cache}")
-    whole = not (versions or options.kernel or options.arch)
+    whole = options.all and not (versions or options.kernel or options.arch)
     table, today = Table([]), datetime.now(UTC).date().isoformat()
     first = spent()
     for name in wanted:

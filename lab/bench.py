@@ -54,6 +54,8 @@ class Lab:
             pin.version for pin in self.kernels.pinned if pin.default
         )
         """The versions to boot, newest first: those of lab/versions.toml, or those that KERNEL or KERNELS names."""
+        self.long_versions = self.versions
+        """Those for scenarios that take minutes a version: the newest alone, unless --all or KERNELS names more."""
         self.boots = 0
         self.lock = threading.Lock()
 

@@ -33,6 +33,10 @@ CREATE, RETRIEVE, PRESERVE, TAKE, FINISH, NAME = 0xBA00, 0xBA01, 0xBA40, 0xBA41,
 NAMES = {request.number: name for name, request in luo.REQUESTS.items()}
 ADD_SEALS, GET_SEALS = 1033, 1034
 PHASES = 3
+WIDE = (2**64 - 1, 1 << 63, 7 << 32 | 7)
+"""Tokens that do not fit 32 bits."""
+LONG = "\u00fc" * 31 + "l"
+"""A name of 63 bytes."""
 
 
 def name_of(error: OSError) -> str:
@@ -172,8 +176,7 @@ class Recorder:
         self.files(device, second)
         self.preserved_file(second)
         kid = self.lives(device)
-        big, never, lost, none = self.api(path_only)
-        self.kept = [second, kid, big, never, lost, none]
+        self.kept = [second, kid, *self.api(path_only)]
 
     def devices(self) -> None:
         """Opening the device."""
@@ -382,9 +385,13 @@ class Recorder:
             for name in ("", "n" * 64, "a\0b", "\ud800"):
                 self.say(f"api: name {name[:4]!r} of {len(name)}", tried(device.create_session, name))
             self.say("api: retrieve nothing", tried(device.retrieve_session, "nothing"))
+            long = device.create_session(LONG)
+            self.say("api: long name", len(LONG.encode()))
             discarded = device.create_session("discarded")
         self.say("api: closed device", tried(device.create_session, "x"))
         self.say("api: preserve", tried(big.preserve_fd, memfd(pattern(70000, 9), pos=70), 7))
+        for token in WIDE:
+            self.say(f"api: preserve {token:#x}", tried(big.preserve_fd, memfd(f"{token:x}".encode()), token))
         pipe, _ = os.pipe()
         self.say("api: pipe", tried(big.preserve_fd, pipe, 8))
         self.say("api: bad fd", tried(big.preserve_fd, 9999, 8))
@@ -409,7 +416,7 @@ class Recorder:
             lost = device.create_session("lost")
             lost.preserve_fd(memfd(b"lost"), 1)
             none = device.create_session("none")
-        return big, never, lost, none
+        return big, never, lost, none, long
 
     # The second kernel
 
@@ -424,6 +431,9 @@ class Recorder:
         self.say("empty session: take", self.take(none, 1)[0])
         os.close(none)
         self.say("empty session again", self.session(device, "none")[0])
+        result, long = self.session(device, LONG)
+        self.say("long name", result)
+        os.close(long)
         result, s = self.session(device, "second")
         self.say("retrieve", result)
         self.say("retrieve again", self.session(device, "second")[0])
@@ -513,6 +523,10 @@ class Recorder:
         self.say("api: take", shown(fd) if isinstance(fd, int) else fd)
         if not isinstance(fd, int):
             return a  # before 7.1.5 FINISH of an outgoing session has dropped its files
+        for token in WIDE:
+            self.say(f"api: take {token:#x}", tried(lambda token=token: os.pread(a.retrieve_fd(token), 20, 0)))
+            result, again = self.take(a.fileno(), token)
+            self.say(f"take {token:#x} of api", (result, tried(os.pread, again, 20, 0)))
         with luo.Session(os.dup(a.fileno()), transport=self) as adopted:
             self.say("api: name of a descriptor", tried(lambda: adopted.name))
             self.say("api: preserve_fd of a descriptor", tried(adopted.preserve_fd, memfd(b"x"), 1))

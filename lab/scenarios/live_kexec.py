@@ -20,8 +20,8 @@ FIRST = (6, 19)
 
 
 def run(lab: Lab) -> Iterator[Claim]:
-    """One guest of three kernels for every version that has the device, two guests at a time."""
-    versions = [version for version in lab.versions if release(version) >= FIRST]
+    """One guest of three kernels for each version, two guests at a time."""
+    versions = [version for version in lab.long_versions if release(version) >= FIRST]
     for claims in lab.side_by_side(partial(kernels, lab), versions):
         yield from claims
 
