@@ -243,7 +243,7 @@ def noexec() -> None:
         return
     if PHASE == 1:
         sysctl.write_text("1\n")
-        h = opened("noexec", kexec=False)
+        h = opened("noexec", kexec=False, backing="memfd")
         sysctl.write_text("0\n")
         h.put("a", b"a")
         h.commit()
