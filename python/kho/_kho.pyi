@@ -1377,6 +1377,14 @@ class Incoming:
         """How certain the layout is: "given", "certain", "likely" or "guess"."""
 
     @property
+    def map_lost(self) -> tuple[int, str] | None:
+        """The page of the map that is not in the dump, as (phys, why), else None.
+
+        `why` is "left out" (by the filter that wrote the dump) or "cut off" (with the end of the file). What was
+        preserved is not known then, so that no folio is; the root FDT, the subtrees and what they lead to are read.
+        """
+
+    @property
     def fdt(self) -> Fdt:
         """The root FDT (abi.md section 2).
 
@@ -1679,7 +1687,7 @@ class Memfd:
         phys: physical address of the structure.
         version: 1 for memfd-v1, 2 for memfd-v2.
         orders_by_index: the map that preserved the file is gone, so each folio reaches to the next one in the list; by
-            default a folio is as large as it was preserved.
+            default a folio is as large as it was preserved, unless the map is not in the dump (`Incoming.map_lost`).
 
     Raises: OutsideMemoryError; FormatError for a list of folios that cannot be followed; ParameterError for another
     version.

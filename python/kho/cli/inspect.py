@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from .._kho import Incoming, Snapshot
-from ..handover.absence import level_names
+from ..handover.absence import level_names, map_line
 from ..handover.describe import describe
 from ..handover.owners import why_outside
 from ..handover.running import core_of, is_running
@@ -115,6 +115,8 @@ def show(inc: Incoming, report: dict[str, Any], source: str, *, full: bool) -> N
     facts = output.table("", "", "", limit=output.LINE)
     facts.add("root FDT", f"{inc.fdt_phys:#x}", f"{inc.fdt.totalsize} bytes")
     about = f"{inc.metadata_pages} pages of metadata" if inc.finalized else UNFINALIZED
+    if inc.map_lost is not None:
+        about = map_line(*inc.map_lost)
     facts.add("preserved-memory-map", f"{inc.preserved_memory_map:#x}", about)
     if inc.bitmap_bytes is None:
         facts.add("page size", str(inc.page_size), f"{inc.certainty}: {inc.page_size_why}")
@@ -125,12 +127,15 @@ def show(inc: Incoming, report: dict[str, Any], source: str, *, full: bool) -> N
         facts.add("dump", *dump_line(dump))
     facts.show(header=False)
 
-    heading("Preserved", f": {inc.nr_folios} folios, {output.size(inc.preserved_bytes)}")
-    orders = output.table(">order", ">folio", ">folios", ">bytes")
-    for order, count in sorted(inc.folios_by_order.items()):
-        each = inc.page_size << order
-        orders.add(str(order), output.size(each), str(count), output.size(count * each))
-    orders.show()
+    if inc.map_lost is not None:
+        heading("Preserved", f": not known, as {map_line(*inc.map_lost)}")
+    else:
+        heading("Preserved", f": {inc.nr_folios} folios, {output.size(inc.preserved_bytes)}")
+        orders = output.table(">order", ">folio", ">folios", ">bytes")
+        for order, count in sorted(inc.folios_by_order.items()):
+            each = inc.page_size << order
+            orders.add(str(order), output.size(each), str(count), output.size(count * each))
+        orders.show()
     if inc.pages_outside:
         output.line(f"{inc.pages_outside} preserved pages are not in this memory")
 
@@ -153,7 +158,7 @@ def show(inc: Incoming, report: dict[str, Any], source: str, *, full: bool) -> N
     for name, why in inc.malformed_subtrees.items():
         output.line(f"{name}: {why}")
     show_payloads(report)
-    if full:
+    if full and inc.map_lost is None:
         output.line()
         if "folios" in report:
             listed = output.table("address", ">order")
@@ -213,7 +218,7 @@ def show_payloads(report: dict[str, Any]) -> None:
     if "kernel" in report:
         show_kernel(report["kernel"], unlisted=report.get("luo", {}).get("sessions") == [])
     if "unlisted_memfds" in report:
-        show_unlisted(report["unlisted_memfds"], finalized=report["finalized"])
+        show_unlisted(report["unlisted_memfds"], finalized=report["finalized"], lost="map_lost" in report)
     show_fields(list(fielded(report)))
 
 
@@ -294,16 +299,16 @@ def value_text(value: Any, name: str, units: dict[str, str]) -> str:
     return f"{value:#o}" if unit == "mode" else f"{value} {unit}"
 
 
-def show_unlisted(memfds: list[dict[str, Any]], *, finalized: bool) -> None:
+def show_unlisted(memfds: list[dict[str, Any]], *, finalized: bool, lost: bool) -> None:
     """Print the memfds in no session: those preserved before the jump, then those that were not retrieved."""
     for in_map, why in (
         (True, "preserved; a session lists its files from the jump on"),
-        (False, why_outside(finalized=finalized)),
+        (False, why_outside(finalized=finalized, lost=lost)),
     ):
         found = [row for row in memfds if row["in_map"] is in_map]
         if not found:
             continue
-        heading("Memfds in no session" if in_map else "Memfds outside the map", f": {len(found)}, {why}")
+        heading("Memfds in no session" if in_map or lost else "Memfds outside the map", f": {len(found)}, {why}")
         files = output.table("address", "kind", ">size", ">folios", "sha256")
         for row in found:
             digest = (row.get("sha256") or "")[:16] or row.get("absent") or row.get("error") or ""

@@ -11,7 +11,7 @@ import click
 
 from .._kho import Incoming, Snapshot
 from .._types import OwnedRange
-from ..handover.absence import CUT_OFF, LEFT_OUT
+from ..handover.absence import CUT_OFF, LEFT_OUT, map_line
 from ..handover.owners import Owners, owners, why_outside
 from ..handover.running import UnreadableError, shown_ranges
 from ..text import UNFINALIZED
@@ -103,7 +103,7 @@ def as_dict(inc: Incoming, row: OwnedRange, *, partly: bool) -> dict[str, Any]:
 
 def left_out(inc: Incoming, found: Owners) -> int:
     """Return the number of ranges not printed: those beyond what an image of this size can plausibly hold."""
-    return max(len(found.rows) - inc.room("items"), 0)
+    return max(len(found.rows) - inc.room("items"), 0) + found.more_rows
 
 
 def print_json(inc: Incoming, found: Owners, *, by_page: bool) -> None:
@@ -112,7 +112,7 @@ def print_json(inc: Incoming, found: Owners, *, by_page: bool) -> None:
         "compatible": inc.compatible,
         "read_as": inc.abi.compatible,
         "unverified": found.unverified,
-        "preserved_bytes": inc.preserved_bytes,
+        "preserved_bytes": None if found.map_lost else inc.preserved_bytes,
         "totals": found.totals,
         "why_unowned": found.why_unowned if found.unowned else None,
         "unpreserved": (row._asdict() for row in found.unpreserved),
@@ -150,8 +150,11 @@ def show(inc: Incoming, found: Owners, *, by_page: bool) -> None:
     if left := left_out(inc, found):
         output.line(f"and {left} more ranges; kho.owners.owners() lists all")
     output.line()
-    why = "" if inc.finalized else f"; {UNFINALIZED}"
-    output.line(("Preserved", "bold"), f": {output.size(inc.preserved_bytes)}{why}")
+    if found.map_lost:
+        output.line(("Referred to", "bold"), f", by owner; {map_line(*found.map_lost)}, which tells what is preserved")
+    else:
+        why = "" if inc.finalized else f"; {UNFINALIZED}"
+        output.line(("Preserved", "bold"), f": {output.size(inc.preserved_bytes)}{why}")
     totals = output.table("owner", ">bytes")
     for owner, nbytes in found.totals.items():
         totals.add(owner, output.size(nbytes))
@@ -161,7 +164,7 @@ def show(inc: Incoming, found: Owners, *, by_page: bool) -> None:
         output.line(f"{len(found.unowned)} ranges have no owner: {found.why_unowned}")
     for file in found.unlisted:
         if not file.in_map:
-            why = why_outside(finalized=inc.finalized)
+            why = why_outside(finalized=inc.finalized, lost=found.map_lost is not None)
             output.line(f"{file.blob.owner}: {output.size(file.size)}, {why}; kho extract --memfd")
     for phys, error in found.refused:
         output.line(f"memfd at {phys:#x}, found by its content, is not read: {error}")

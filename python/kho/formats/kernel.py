@@ -97,7 +97,8 @@ class KhoTest(Payload):
     def _inline(self, info: bytes) -> list[int] | None:
         """Read the inline array of Linux 6.16 and 6.17; later kernels have a `struct kho_vmalloc` in its place.
 
-        An array of two folios has the same length as that struct; it is an array if both folios are preserved.
+        An array of two folios has the same length as that struct; it is an array if both folios are preserved, and, if
+        the map is not in the dump, unless it is the struct of an area of one page.
         """
         if len(info) != 8 * self.nr_folios:
             if len(info) != 16:
@@ -106,6 +107,8 @@ class KhoTest(Payload):
         words = [word for (word,) in struct.iter_unpack("<Q", info)]
         if len(info) == 16:
             inc = self.blob.inc
+            if inc.map_lost is not None:
+                return None if words[1] == 1 << 32 | 1 else words  # VM_ALLOC, and total_pages
             if not all(inc.preserves(word & self.PHYS_MASK, word & 0xFFF) for word in words):
                 return None
         return words

@@ -28,6 +28,8 @@ __all__ = [
     "absence",
     "dump_facts",
     "level_names",
+    "map_line",
+    "require_map",
     "why_absent",
 ]
 
@@ -59,13 +61,15 @@ class Absence:
     """Bytes of memory that the end of the file cut off, as far as its headers name them."""
     cut_files: tuple[str, ...]
     """The files that are cut off."""
-    preserved_left_out: int
-    """Preserved pages among `left_out`."""
-    preserved_cut_off: int
+    preserved_left_out: int | None
+    """Preserved pages among `left_out`; None if the map that has them is not in the dump."""
+    preserved_cut_off: int | None
     second_pages: int
     """Folios whose second page alone was left out."""
     release: str | None
     """OSRELEASE of VMCOREINFO."""
+    map_page: tuple[int, str] | None
+    """The page of the map that is not in the dump, and why: `Incoming.map_lost`."""
 
     def __bool__(self) -> bool:
         return bool(self.left_out or self.cut_files)
@@ -73,18 +77,24 @@ class Absence:
     @property
     def compound_fault(self) -> bool:
         """Whether makedumpfile dropped the second pages of compound pages of Linux 7.1 and later, as up to 1.7.9."""
+        return bool(self.second_pages) and self._may_be_compound_fault(known=False)
+
+    def _may_be_compound_fault(self, *, known: bool) -> bool:
+        """Whether level and release are those of the fault; with `known`, not if the release is not known."""
         found = re.match(r"(\d{1,4})\.(\d{1,4})", self.release or "")
         release = (int(found[1]), int(found[2])) if found else None
         user = self.level is None or self.level & USER
-        return bool(self.second_pages and user and (release is None or release >= COMPOUND))
+        return bool(user) and (not known if release is None else release >= COMPOUND)
 
     def lines(self) -> Iterator[str]:
-        """Yield one line for a file that is cut off, one for what was left out, one for the fault of makedumpfile."""
+        """Yield a line each: for a file that is cut off, what was left out, the map, and the fault of makedumpfile."""
         if self.cut_files:
             yield f"{', '.join(self.cut_files)}: {self.cut_line()}; {COPY}"
         if self.left_out:
-            remedy = f"; {REMEDY}" if self.preserved_left_out else ""
+            remedy = "" if self.preserved_left_out == 0 else f"; {REMEDY}"
             yield f"{self.left_out_line()}{remedy}"
+        if self.map_page is not None:
+            yield self.map_line()
         if self.compound_fault:
             yield self.compound_line()
 
@@ -100,6 +110,18 @@ class Absence:
         level = "" if self.level is None else f": level {self.level} = {level_names(self.level)}"
         return f"{self._pages(self.left_out)} were left out of this dump{level}; {self._of(self.preserved_left_out)}"
 
+    def map_line(self) -> str:
+        """Say which page of the map is not in the dump, and what follows from that."""
+        assert self.map_page is not None
+        _, why = self.map_page
+        cause = ""
+        if why == LEFT_OUT and self._may_be_compound_fault(known=True):
+            cause = (
+                "; makedumpfile up to 1.7.9 leaves out pages of the kernel, Linux 7.1 and later, at level 8 and above: "
+                "take the dump with a later one, or with -d 17"
+            )
+        return f"{map_line(*self.map_page)}: which memory is preserved is not known, the rest is shown{cause}"
+
     def compound_line(self) -> str:
         """Say that makedumpfile dropped pages that it should have kept."""
         return (
@@ -112,7 +134,9 @@ class Absence:
         count = -(-nbytes // self.page_size)
         return f"{count} page{'s' * (count != 1)}, {format_size(nbytes)}"
 
-    def _of(self, pages: int) -> str:
+    def _of(self, pages: int | None) -> str:
+        if pages is None:
+            return "how much of it is preserved memory is not known"
         if not pages:
             return "no preserved memory is among them"
         return f"{pages} of them ({format_size(pages * self.page_size)}) are preserved memory of the handover"
@@ -130,10 +154,23 @@ class Absence:
         }
 
 
+def map_line(phys: int, why: str) -> str:
+    """Say that a page of the map is not in the dump. Args: `Incoming.map_lost`."""
+    end = "was left out of this dump" if why == LEFT_OUT else "is cut off with the end of the file"
+    return f"the map's page at {phys:#x} {end}"
+
+
+def require_map(inc: Incoming, what: str) -> None:
+    """Raise LeftOutError or CutOffError if a page of the map is not in the dump; `what` cannot be done without it."""
+    if inc.map_lost is not None:
+        error = errors.LeftOutError if inc.map_lost[1] == LEFT_OUT else errors.CutOffError
+        raise error(f"{map_line(*inc.map_lost)}: which memory is preserved is not known; {what}")
+
+
 def absence(inc: Incoming) -> Absence:
     """Count what the dump of a handover does not have."""
     left_out, cut_off = inc.absent_bytes()
-    preserved_left_out, preserved_cut_off, second_pages = inc.count_absent()
+    preserved_left_out, preserved_cut_off, second_pages = (None, None, 0) if inc.map_lost else inc.count_absent()
     return Absence(
         page_size=inc.page_size,
         level=inc.dump_level,
@@ -144,6 +181,7 @@ def absence(inc: Incoming) -> Absence:
         preserved_cut_off=preserved_cut_off,
         second_pages=second_pages,
         release=inc.vmcoreinfo("OSRELEASE"),
+        map_page=inc.map_lost,
     )
 
 

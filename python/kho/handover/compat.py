@@ -65,8 +65,8 @@ class Offer:
     """Address of the map; 0 if nothing was finalized."""
     levels: int | None = None
     """Levels of the tree."""
-    orders: dict[int, int] = field(default_factory=dict)
-    """Folios by order."""
+    orders: dict[int, int] | None = field(default_factory=dict)
+    """Folios by order; None if the map is not in the dump."""
     scratch: list[tuple[int, int]] | None = None
     ram: int = 0
     """Bytes of memory that are known to be there; the machine may have more."""
@@ -91,7 +91,8 @@ class Offer:
     def of(cls, inc: Incoming, found: Mapping[str, Payload] | None = None) -> Offer:
         """Take it from a memory image; `found`: its payloads, if they were decoded already."""
         offer = cls(inc.compatible, page_size=inc.page_size, bitmap_bytes=inc.bitmap_bytes)
-        offer.map, offer.orders, offer.scratch = inc.preserved_memory_map, dict(inc.folios_by_order), inc.scratch
+        offer.map, offer.scratch = inc.preserved_memory_map, inc.scratch
+        offer.orders = None if inc.map_lost else dict(inc.folios_by_order)
         offer.ram, offer.levels = sum(nbytes for _, nbytes in inc.ranges), levels_written(inc)
         node: bool | None = None
         for name, payload in (payloads(inc) if found is None else found).items():
@@ -391,6 +392,12 @@ def _judge_root(offer: Offer, target: Target) -> Iterator[Judged]:
         why = f"a tree of {offer.levels} levels, and Linux {kernel.name} reads {kernel.levels_16k} at 16 KiB pages"
         yield Judged("map", "panics", why, "include/linux/kho/abi/kexec_handover.h")
         return
+    if offer.orders is None:
+        why = "the map is not in this dump: whether the kernel reads it is not known"
+        if bitmap_bytes is not None:
+            why += f"; Linux {kernel.name} reads bitmaps of {bitmap_bytes} bytes"
+        yield Judged("map", "unknown", why, f"kho_mem_deserialize, {CORE}")
+        return
     how = f"what Linux {kernel.name} writes itself" if offer.abi == kernel.abi else "listed in the kernel's file"
     yield Judged("root", "taken", f"{offer.abi}: {how}", populate)
     if offer.bitmap_bytes is None and bitmap_bytes is not None:
@@ -468,6 +475,12 @@ def _order(name: str) -> tuple[int, int]:
 def _judge_folios(offer: Offer, target: Target, kernel: Kernel) -> Iterator[Judged]:
     """Judge folios that the kernel marks, but cannot restore."""
     most = None if target.image is None else target.image.max_page_order
+    if offer.orders is None and kernel.max_page_order:
+        why = (
+            f"the map that is not in this dump would tell whether there are folios above MAX_PAGE_ORDER: Linux "
+            f"{kernel.name} cannot restore them"
+        )
+        yield Judged("folios", "unknown", why, ORDER_CHECKED)
     if not offer.orders or not kernel.max_page_order:
         return
     limit = MAX_PAGE_ORDERS.get(offer.page_size or 4096, 10) if most is None else most

@@ -12,6 +12,7 @@ from ..formats import subtree
 from ..formats.kernel_write import aligned_blocks
 from ..kernels import Kernel, known_kernel
 from ..text import UNFINALIZED
+from .absence import require_map
 from .compat import Offer
 from .convert_luo import DROPPABLE, Drop, Formats
 from .convert_subtrees import Plan
@@ -158,8 +159,9 @@ def convert(
 def _check_runs(inc: _kho.Incoming) -> None:
     """Check that there is a map, and no more runs of preserved memory than an image of this size can plausibly hold.
 
-    Raises: FormatError.
+    Raises: FormatError; LeftOutError or CutOffError if the map is not in the dump.
     """
+    require_map(inc, "there is nothing to convert")
     if not inc.finalized:
         raise FormatError(f"root FDT at {inc.fdt_phys:#x}: {UNFINALIZED}; there is nothing to convert")
     most = inc.room("items")

@@ -36,6 +36,11 @@ __all__ = ["describe"]
 
 MOST_FOLIOS = 1 << 16
 """Maximum number of folios listed in a report that is not `full`."""
+OF_MAP = (
+    *("metadata_pages", "nr_folios", "preserved_bytes", "folios_by_order", "pages_outside"),
+    *("folios", "folios_sha256"),
+)
+"""What only the map tells: null if it is not in the dump."""
 MOST_BYTES = 1 << 30
 """Maximum number of bytes hashed in a report that is not `full`."""
 
@@ -92,6 +97,9 @@ def describe(inc: Incoming, *, full: bool = False) -> dict[str, Any]:
         report["dump"] = facts
     if gone := absence(inc):
         report["absent"] = gone.as_dict()
+    if inc.map_lost is not None:
+        phys, reason = inc.map_lost
+        report |= {"map_lost": {"phys": phys, "why": reason}} | dict.fromkeys(OF_MAP)
     if inc.placement is not None:
         report["placement"] = inc.placement._asdict()
     if inc.bitmap_bytes is not None:
@@ -106,7 +114,9 @@ def describe(inc: Incoming, *, full: bool = False) -> dict[str, Any]:
         report["scratch"] = [list(area) for area in inc.scratch]
         report["scratch_phys"] = inc.scratch_phys
         report["scratch_how"] = inc.scratch_how
-    if lists_folios(inc, full=full):
+    if inc.map_lost is not None:
+        pass
+    elif lists_folios(inc, full=full):
         folios = inc.folios
         report["folios"] = [list(folio) for folio in folios]
         report["folios_sha256"] = _folios_digest(memoryview(folios).cast("B"))

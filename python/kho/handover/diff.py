@@ -126,11 +126,15 @@ def diff(a: Incoming, b: Incoming, *, progress: Callable[[int], object] | None =
         scratch = (None, None)
         uncompared.append("scratch")
     changes = list(_changes(a, b, progress, uncompared))
+    lost = a.map_lost or b.map_lost
+    if lost:
+        uncompared.insert(0, "folios, page size and bitmap size")
+        del facts["page_size"], facts["bitmap_bytes"]
     return Diff(
         page_size=page,
         facts={name: pair for name, pair in facts.items() if pair[0] != pair[1]},
         scratch=None if scratch[0] == scratch[1] else scratch,
-        folios=_folios(a, b, page),
+        folios=[] if lost else _folios(a, b, page),
         subtrees=[change for change in changes if change.kind == "subtree"],
         sessions=[change for change in changes if change.kind in ("session", "sessions")],
         files=[change for change in changes if change.kind == "file"],

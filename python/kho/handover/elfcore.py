@@ -15,6 +15,7 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 from .. import _kho
 from ..errors import NoHandoverError, OutsideMemoryError, ParameterError, SourceError
+from .absence import require_map
 
 __all__ = ["Image", "Part", "Segment", "save_elf"]
 
@@ -364,6 +365,7 @@ class Image:
         inc = self._inc
         if everything:
             return [Part(phys, nbytes, inc) for phys, nbytes in inc.ranges]
+        require_map(inc, "a core of all memory (everything=True) can be saved")
         page = self.page_size
         runs = [(pfn * page, n * page) for pfn, n in inc.tracker().extents()]
         pages = [*inc.map_pages, inc.fdt_phys, *(sub.phys for sub in inc.subtrees.values())]

@@ -104,6 +104,10 @@ class Owners:
     """LUO's lists are empty, as until the jump: of the memory of sessions only `unlisted` files have an owner."""
     kernel_files: list[str] = field(default_factory=list)
     """Other files in the sessions of the kernel's own lists (`kho.handover.symbols`), if `before_jump`."""
+    map_lost: tuple[int, str] | None = None
+    """`Incoming.map_lost`: `rows` are what payloads refer to, as what is preserved is not known."""
+    more_rows: int = 0
+    """As `more_unpreserved`, for `rows` if `map_lost`."""
     more_unpreserved: int = 0
     """Number of ranges omitted from `unpreserved`: those beyond what an image of this size can plausibly hold."""
     more_shared: int = 0
@@ -174,18 +178,24 @@ def owners(inc: Incoming, payloads: Mapping[str, Payload] | None = None) -> Owne
     names, found = _join(inc, owned)
     refused: list[tuple[int, str]] = []
     files = _unlisted(inc, payloads, found, refused)
-    more = [part for file in files if file.in_map for part in file.owned()]
+    lost = inc.map_lost
+    more = [part for file in files if file.in_map or lost for part in file.owned()]
     if more:
         names, found = _join(inc, owned + more)
     totals: dict[str, int] = {}
     for (owner, _), nbytes in zip(names, found["totals"], strict=True):
         totals[owner] = totals.get(owner, 0) + nbytes
     totals[UNKNOWN] = totals.get(UNKNOWN, 0) + found["unowned_bytes"]
+    # Without the map there are no rows, and all that is referred to is, as far as is known, not preserved.
+    rows, referred = Ranges(found["rows"]), Ranges(found["unpreserved"])
+    if lost:
+        for row in referred:
+            totals[row.owner] = totals.get(row.owner, 0) + row.nbytes
     before_jump = any(isinstance(payload, Luo) and payload.lists_nothing for payload in payloads.values())
     return Owners(
-        rows=Ranges(found["rows"]),
+        rows=referred if lost else rows,
         unowned=Ranges(found["unowned"]),
-        unpreserved=Ranges(found["unpreserved"]),
+        unpreserved=rows if lost else referred,
         shared=[SharedRange(phys, nbytes, names[a], names[b]) for phys, nbytes, a, b in found["shared"]],
         totals={o: n for o, n in sorted(totals.items(), key=lambda item: -item[1]) if n},
         undecoded=list(_undecoded(payloads)),
@@ -193,7 +203,9 @@ def owners(inc: Incoming, payloads: Mapping[str, Payload] | None = None) -> Owne
         refused=refused,
         before_jump=before_jump,
         kernel_files=_kernel_files(inc, files) if before_jump and len(found["unowned"]) else [],
-        more_unpreserved=found["more_unpreserved"],
+        map_lost=lost,
+        more_rows=found["more_unpreserved"] if lost else 0,
+        more_unpreserved=0 if lost else found["more_unpreserved"],
         more_shared=found["more_shared"],
         unverified=unverified_in(inc, payloads),
     )
@@ -227,12 +239,17 @@ def _join(inc: Incoming, owned: Iterable[Owned]) -> tuple[list[tuple[str, str]],
     return names, join_owners(inc, names, claimed)
 
 
-def why_outside(*, finalized: bool) -> str:
+def why_outside(*, finalized: bool, lost: bool = False) -> str:
     """Explain why a memfd is found that no map preserves.
 
-    Args: finalized: whether the handover has a map: Linux 6.19 and 7.0 write it when they finalize.
+    Args:
+        finalized: whether the handover has a map: Linux 6.19 and 7.0 write it when they finalize.
+        lost: whether a page of it is not in the dump.
+
     """
     why = "not retrieved from the handover this kernel booted from, or freed since and not overwritten"
+    if lost:
+        return f"preserved, which the map would tell that is not in this dump, or {why}"
     return why if finalized else f"preserved for a map that is not written yet, {why}"
 
 
@@ -289,7 +306,7 @@ def _unlisted(
     names = session_files(inc) if places else {}
     files: list[MemfdFile] = []
     for phys, version, in_map in sorted(places):
-        owner = f"memfd at {phys:#x}, " + (listing if in_map else "outside the map")
+        owner = f"memfd at {phys:#x}, " + (listing if in_map or inc.map_lost else "outside the map")
         if phys in names:
             owner = f"{names[phys]}, memfd at {phys:#x}, " + ("before the jump" if in_map else "not retrieved")
         try:

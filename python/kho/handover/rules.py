@@ -582,6 +582,17 @@ RULES: dict[str, Rule] = {
         "Read the memory at that address (`kho owners` names what is preserved there).",
         "kho.handover.owners, unlisted",
     ),
+    "KHO058": Rule(
+        "note",
+        "map not in the dump",
+        "A page of the preserved-memory map was left out of the dump, or cut off. In a machine that was booted by a "
+        "handover the map of that one was given back; of a map that is in use, makedumpfile up to 1.7.9 leaves out "
+        "pages at level 8 and above, with Linux 7.1 and later.",
+        "Which memory is preserved is not known, and whether it has an owner was not checked. The root FDT, subtrees, "
+        "LUO's sessions and memfds are read all the same; sizes of a memfd's folios follow from its list.",
+        "Take the dump with `makedumpfile -d 17`, or a later makedumpfile; of a file that is cut off, copy the whole.",
+        "docs/vmcore.md; abi.md sections 3 and 4",
+    ),
 }
 
 UNKNOWN = Rule(

@@ -90,7 +90,7 @@ MAP_MESSAGES = (
 )
 """Checks of the map that Rust returns: rule id, name of the check, format of the place, format of the value."""
 OF_PRESERVED = ("KHO021", "KHO022")
-"""Rules that compare with what is preserved, which is nothing in a handover that was not finalized."""
+"""Rules that compare with what is preserved: nothing is that is known, without a map."""
 DATA = {"data", "folio", "region", HANDLE}
 """Parts of a payload that are content; the other parts are metadata that leads to it."""
 MEMFD_FOLIO = 16
@@ -430,17 +430,18 @@ def _handover(
     yield from _root(inc.fdt, f"root FDT at {inc.fdt_phys:#x}", inc.read, inc.fdt_phys, (inc.abi, inc.unverified))
     if inc.scratch is not None or not (any(inc.absent_bytes()) or inc.cut_files):
         yield from _scratch(inc.scratch, inc.page_size)
-    if inc.certainty == "not read":
+    if inc.certainty == "not read" and inc.map_lost is None:
         value = f"not that of a version known to kho; {len(inc.subtrees)} subtrees are read without it"
         yield Finding("KHO004", f"map at {inc.preserved_memory_map:#x}", value, inc.preserved_memory_map)
-    elif inc.finalized:
+    elif inc.finalized and inc.map_lost is None:
         yield from _map(inc, nodes, most)
     payloads = inc.payloads
     yield from _absence(inc, payloads)
     for name, payload in payloads.items():
         of_payload = _payload(payload, f"subtree {name} at {payload.blob.phys:#x}", most)
-        yield from (found for found in of_payload if inc.finalized or found.id not in OF_PRESERVED)
-    if inc.certainty != "not read":
+        mapped = inc.finalized and inc.map_lost is None
+        yield from (found for found in of_payload if mapped or found.id not in OF_PRESERVED)
+    if inc.certainty != "not read" or inc.map_lost is not None:
         yield from _owners(inc, payloads, target, most)
     luo = payloads.get("LUO")
     if isinstance(luo, Luo):
@@ -467,6 +468,9 @@ def _absence(inc: Incoming, payloads: Mapping[str, Payload]) -> Iterator[Finding
             mine = [owner for owner, why in lost.items() if (why == LEFT_OUT) == (rule == "KHO040")]
             unread = f"; not decoded for that: {', '.join(mine)}" if mine else ""
             yield Finding(rule, ", ".join(found.cut_files) if rule == "KHO041" else "this dump", text() + unread)
+    if found.map_page is not None:
+        pointer = inc.preserved_memory_map
+        yield Finding("KHO058", f"map at {pointer:#x}", found.map_line(), found.map_page[0])
     if found.compound_fault:
         yield Finding("KHO042", "this dump", found.compound_line())
 
@@ -693,7 +697,7 @@ def _owners(inc: Incoming, payloads: Mapping[str, Payload], target: Target | Non
             "KHO043",
             f.blob.owner,
             f"{f.size} bytes, {f.memfd.nr_listed} folios"
-            + ("" if f.in_map else f"; {why_outside(finalized=inc.finalized)}"),
+            + ("" if f.in_map else f"; {why_outside(finalized=inc.finalized, lost=inc.map_lost is not None)}"),
             f.blob.phys,
         )
         for f in found.unlisted[:most]

@@ -362,6 +362,15 @@ impl PyIncoming {
         self.inner.layout().certainty.to_string()
     }
 
+    /// The page of the map that is not in the dump, as (phys, why), else None.
+    ///
+    /// `why` is "left out" (by the filter that wrote the dump) or "cut off" (with the end of the file). What was
+    /// preserved is not known then, so that no folio is; the root FDT, the subtrees and what they lead to are read.
+    #[getter]
+    fn map_lost(&self) -> Option<(u64, &'static str)> {
+        self.inner.map_lost().map(|(phys, why)| (phys.0, why.name()))
+    }
+
     /// The root FDT (abi.md section 2).
     ///
     /// Raises: FdtError.

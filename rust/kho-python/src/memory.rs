@@ -5,7 +5,6 @@
 use crate::arena::PyArena;
 use crate::args::Number;
 use crate::errors::OrRaise;
-use kho::filter::Absent;
 use kho::memory::{
     Absence, FileMemory, PhysMemory, SliceMemory, Source, next_absence, open_sources_with, unpack_bytes as unpacked,
 };
@@ -54,11 +53,7 @@ pub(crate) fn truncated(memory: &dyn PhysMemory) -> Vec<(OsString, u64, u64)> {
 
 /// A run of memory that is not in its file, for Python.
 pub(crate) fn absence(absence: &Absence) -> (u64, u64, &'static str) {
-    let why = match absence.why {
-        Absent::LeftOut => "left out",
-        Absent::CutOff => "cut off",
-    };
-    (absence.range.start.0, absence.range.len, why)
+    (absence.range.start.0, absence.range.len, absence.why.name())
 }
 
 /// The value of a line of VMCOREINFO, as text.

@@ -149,7 +149,7 @@ impl PyVmalloc {
 ///     phys: physical address of the structure.
 ///     version: 1 for memfd-v1, 2 for memfd-v2.
 ///     orders_by_index: the map that preserved the file is gone, so each folio reaches to the next one in the list; by
-///         default a folio is as large as it was preserved.
+///         default a folio is as large as it was preserved, unless the map is not in the dump (`Incoming.map_lost`).
 ///
 /// Raises: OutsideMemoryError; FormatError for a list of folios that cannot be followed; ParameterError for another
 /// version.
@@ -192,9 +192,14 @@ impl PyMemfd {
         };
         let phys = Phys(phys.0);
         let PyIncoming { inner, chunk_owners } = inc.get();
-        let page = inner.layout().page;
-        let inner = py.detach(|| Memfd::read(&**inner.memory(), page, phys, version, chunk_owners)).or_raise()?;
-        let inner = Memfd { orders_by_index, ..inner };
+        let (memory, page, lost) = (inner.memory(), inner.layout().page, inner.map_lost());
+        let inner = py.detach(|| Memfd::read(&**memory, page, phys, version, chunk_owners)).or_raise()?;
+        if let Some((map, _)) = lost.filter(|_| !inner.tells_orders())
+            && let Some(absent) = memory.absent(map, page.bytes())
+        {
+            return Err(to_py(absent)); // the map alone has the sizes of the folios
+        }
+        let inner = Memfd { orders_by_index: orders_by_index || lost.is_some(), ..inner };
         Ok(PyMemfd { inner, extents: OnceLock::new(), phys, inc })
     }
 

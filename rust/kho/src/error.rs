@@ -815,8 +815,7 @@ impl Error {
     pub fn place(&self) -> (Option<&'static str>, Option<u64>) {
         match self {
             Error::Map { phys, problem, .. } => (Some(problem.kind()), Some(*phys)),
-            Error::NoHandover { absent: Some(Absent::LeftOut), .. } => (Some("left out"), None),
-            Error::NoHandover { absent: Some(Absent::CutOff), .. } => (Some("cut off"), None),
+            Error::NoHandover { absent: Some(why), .. } => (Some(why.name()), None),
             Error::Root { phys, .. }
             | Error::UnsupportedAbi { phys, .. }
             | Error::NoLayout { phys, .. }

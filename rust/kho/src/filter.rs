@@ -14,6 +14,14 @@ pub enum Absent {
 impl Absent {
     /// Both, in the order of their numbers.
     pub const ALL: [Absent; 2] = [Absent::LeftOut, Absent::CutOff];
+
+    /// A word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Absent::LeftOut => "left out",
+            Absent::CutOff => "cut off",
+        }
+    }
 }
 
 /// What a dump's level leaves out (makedumpfile's `-d`): "zero, cache, user, free pages".

@@ -11,6 +11,7 @@ use super::preserved::{InPlace, Preserved};
 use super::radix::{self, Shape};
 use super::{Abi, MapFormat};
 use crate::error::{Error, MapProblem, Result};
+use crate::filter::Absent;
 use crate::memory::{PhysMemory, PhysRange};
 use crate::scratch::{ScratchArea, ranges_of};
 use crate::tracker::{Geometry, Tracker};
@@ -29,7 +30,7 @@ pub enum Certainty {
     Likely,
     /// Nothing tells the readings apart.
     Guess,
-    /// No reading is possible: the map of a version that is not known.
+    /// No reading is possible: the map of a version that is not known, or one that is not in its dump.
     Unread,
 }
 
@@ -85,6 +86,8 @@ pub struct Reading {
     pub nodes: Vec<PhysRange>,
     /// What the map preserves.
     pub preserved: Preserved,
+    /// The page of the map that is not in its dump, and why: then nothing is known of what it preserves.
+    pub lost: Option<(Phys, Absent)>,
 }
 
 struct Candidate {
@@ -275,6 +278,7 @@ pub fn unwritten(known: &Known, hints: Hints) -> Result<Reading> {
         certainty,
         nodes: Vec::new(),
         preserved: nothing.into(),
+        lost: None,
     })
 }
 
@@ -561,5 +565,5 @@ fn explain(
         None => of_page.join("; "),
     };
     let nodes = map.nodes(page, bitmap.as_ref().map(|(bitmap, _)| *bitmap));
-    Reading { page, page_why, bitmap, certainty, nodes, preserved }
+    Reading { page, page_why, bitmap, certainty, nodes, preserved, lost: None }
 }

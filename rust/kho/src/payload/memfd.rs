@@ -199,6 +199,21 @@ impl Memfd {
         preserved.head_order(pfn).unwrap_or_default()
     }
 
+    /// Whether the list alone tells the sizes of the folios: it names the whole file without holes, as the kernel's does,
+    /// and each folio is aligned to the size that reaches to the next one.
+    pub fn tells_orders(&self) -> bool {
+        let pages = self.size.div_ceil(self.list.page.bytes());
+        let next = self.folios.iter().skip(1).map(|folio| folio.index).chain([pages]);
+        let starts = self.folios.first().is_none_or(|first| first.index == 0);
+        starts
+            && self.folios.iter().zip(next).all(|(folio, next)| {
+                let span = next.saturating_sub(folio.index);
+                // The last folio may reach beyond the end of the file.
+                let whole = if next == pages { span.checked_next_power_of_two().unwrap_or(0) } else { span };
+                span > 0 && whole.is_power_of_two() && (folio.pfn().0 | folio.index).is_multiple_of(whole)
+            })
+    }
+
     /// The order of the `n`th folio of the list.
     pub fn order(&self, preserved: &Tracker, n: usize) -> Order {
         let Some(folio) = self.folios.get(n) else { return Order::ZERO };

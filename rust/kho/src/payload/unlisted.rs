@@ -226,24 +226,17 @@ fn folios_fit(memory: &dyn PhysMemory, page: PageSize, memfd: &Memfd, preserved:
     let start = memory.ranges().first().map_or(0, |range| range.start.0) >> page.shift();
     let end = memory.ranges().last().map_or(0, |range| range.start.0 + (range.len - 1)) >> page.shift();
     let next = memfd.folios.iter().skip(1).map(|folio| folio.index).chain([pages]);
-    let mut first = true;
-    memfd.folios.iter().zip(next).all(|(folio, next)| {
-        let MemfdFolio { index, .. } = *folio;
-        let starts = !std::mem::take(&mut first) || preserved.is_some() || index == 0;
-        let pfn = folio.pfn();
-        let place =
-            starts && index < next && next <= pages && folio.flags() & !3 == 0 && (start.max(1)..=end).contains(&pfn.0);
-        place
-            && match preserved {
-                Some(map) => map.head_order(pfn).is_some_and(|order| next == pages || index + order.nr_pages() <= next),
-                None => {
-                    // The last folio may reach beyond the end of the file.
-                    let span = next - index;
-                    let whole = if next == pages { span.next_power_of_two() } else { span };
-                    whole.is_power_of_two() && pfn.0.is_multiple_of(whole) && index.is_multiple_of(whole)
-                }
-            }
-    })
+    let fit = |order: Order, index: u64, next: u64| next == pages || index + order.nr_pages() <= next;
+    let mut all = memfd.folios.iter().zip(next);
+    (preserved.is_some() || memfd.tells_orders())
+        && all.all(|(folio, next)| {
+            let MemfdFolio { index, .. } = *folio;
+            let pfn = folio.pfn();
+            let place = index < next && next <= pages && folio.flags() & !3 == 0;
+            place
+                && (start.max(1)..=end).contains(&pfn.0)
+                && preserved.is_none_or(|map| map.head_order(pfn).is_some_and(|order| fit(order, index, next)))
+        })
 }
 
 /// The memfds whose structure lies at one of `candidates` and passes [`read`], ascending.

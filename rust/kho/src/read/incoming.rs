@@ -14,8 +14,9 @@ use crate::read::find::{self, Found, Soundness};
 use crate::read::others::{OtherRoot, RootState};
 use crate::read::restore::{Claims, FromImage, Marker, Restore};
 use crate::read::root::{self, Root, Subtree};
+use crate::read::without_map;
 use crate::scratch::ScratchArea;
-use crate::tracker::{Geometry, Tracker};
+use crate::tracker::Tracker;
 use crate::units::{Order, PageSize, Pfn, Phys};
 use std::sync::{Arc, OnceLock};
 
@@ -146,6 +147,7 @@ pub struct Incoming {
     root: Root,
     layout: Layout,
     map_nodes: Vec<PhysRange>,
+    map_lost: Option<(Phys, Absent)>,
     claims: Arc<Claims>,
     scratch: Option<Scratch>,
     machine: Option<Machine>,
@@ -200,6 +202,7 @@ impl Incoming {
             restore,
             root,
             map_nodes: reading.nodes,
+            map_lost: reading.lost,
             layout: Layout { page: reading.page, page_why: reading.page_why, bitmap, certainty: reading.certainty },
             claims,
             scratch,
@@ -251,6 +254,12 @@ impl Incoming {
     /// Whether there is a map: `false` for a root whose map is 0, because nothing was finalized.
     pub fn is_finalized(&self) -> bool {
         self.root.map.0 != 0
+    }
+
+    /// The page of its map that is not in the dump, and why: then no folio is known, and the sizes of a memfd's folios
+    /// follow from its list.
+    pub fn map_lost(&self) -> Option<(Phys, Absent)> {
+        self.map_lost
     }
 
     /// How page size and bitmap size were decided.
@@ -502,7 +511,7 @@ pub(crate) fn read(place: Place<'_>, fdt: Phys, found: &Found, options: &Options
         subtrees: root.subtrees.iter().map(|s| s.phys).collect(),
         scratch: told.as_ref().map(|(scratch, _)| scratch.areas.clone()).unwrap_or_default(),
     };
-    let (root, reading) = as_fits(place, roots, known, hints)?;
+    let (root, reading) = as_fits(place, roots, known, hints, &found.memfds)?;
     let scratch = match told {
         Some((scratch, None | Some(Soundness::Here))) => Some(scratch),
         told => scratch_of(memory, told, scratch_guessed(memory, fdt, found, &reading)),
@@ -511,7 +520,7 @@ pub(crate) fn read(place: Place<'_>, fdt: Phys, found: &Found, options: &Options
 }
 
 /// Of the ways to read a root, the one whose map preserves most of what the root leads to, and the root itself; the
-/// first of those that are alike.
+/// first of those that are alike. If its map is not in the dump, what the root FDT leads to can be read.
 ///
 /// # Errors
 /// Of the first way, if its map can be read in none and its version is known.
@@ -520,6 +529,7 @@ fn as_fits(
     roots: Vec<Root>,
     known: impl Fn(&Root) -> Known,
     hints: Hints,
+    memfds: &[Phys],
 ) -> Result<(Root, Reading)> {
     let mut best: Option<(Root, Reading, usize)> = None;
     let mut failed: Option<(Root, Error)> = None;
@@ -542,7 +552,10 @@ fn as_fits(
     }
     match (best, failed) {
         (Some((root, reading, _)), _) => Ok((root, reading)),
-        (None, Some((root, e))) => with_unread_map(root, e, hints),
+        (None, Some((root, e))) => match without_map::lost(place.memory(), &root, memfds, hints, &e) {
+            Some(reading) => Ok((root, reading)),
+            None => with_unread_map(root, e, hints),
+        },
         (None, None) => Err(Error::NoHandover { why: "no root FDT".into(), absent: None }),
     }
 }
@@ -557,16 +570,7 @@ fn with_unread_map(mut root: Root, e: Error, hints: Hints) -> Result<(Root, Read
         return Err(e);
     }
     root.doubts.push(format!("its map cannot be read as that of any known version, so no folio is known: {e}"));
-    let (page, page_why) = hints.page.unwrap_or((PageSize::Size4K, "assumed, as the map cannot be read"));
-    let reading = Reading {
-        page,
-        page_why: page_why.into(),
-        bitmap: None,
-        certainty: Certainty::Unread,
-        nodes: Vec::new(),
-        preserved: Tracker::new(Geometry::paged(page)).into(),
-    };
-    Ok((root, reading))
+    Ok((root, without_map::unread(hints)))
 }
 
 /// Of an array that was told and one that was found by its content: what was told, unless only the other one is in this
@@ -585,9 +589,9 @@ fn scratch_of(
 }
 
 /// What speaks for a root: its own map preserves it; it has no map, as that of a running kernel before it is finalized,
-/// next to which every other map was given back; a kernel was told of it; how many of its subtrees are preserved; how
-/// many handovers came before.
-type Rank = (bool, bool, bool, usize, u32);
+/// next to which every other map was given back; its map is not in the dump, and was in use; a kernel was told of it; how
+/// many of its subtrees are preserved; how many handovers came before.
+type Rank = (bool, bool, bool, bool, usize, u32);
 
 /// The most complete of several handovers: readable, its FDT and subtrees preserved by its own map.
 fn best(memory: &dyn PhysMemory, found: &Found, options: &Options) -> Result<(Reads, Vec<OtherRoot>)> {
@@ -597,11 +601,11 @@ fn best(memory: &dyn PhysMemory, found: &Found, options: &Options) -> Result<(Re
     let mut left = (8 << 20) + memory.room().held() / 2;
     let mut best: Option<(Reads, Rank)> = None;
     let mut first_error = None;
-    // What is wrong with the one that a kernel was told of, if its map is not in the file.
-    let mut lost = None;
-    let mut roots: Vec<OtherRoot> = Vec::new();
-    for (n, &fdt) in found.fdts.iter().enumerate() {
-        let mut other = OtherRoot::of(memory, fdt);
+    let mut roots: Vec<OtherRoot> = found.fdts.iter().map(|fdt| OtherRoot::of(memory, *fdt)).collect();
+    let counts = || roots.iter().filter_map(|other| other.kexec_count);
+    let newest = counts().max().filter(|newest| counts().any(|count| count < *newest));
+    for (n, other) in roots.iter_mut().enumerate() {
+        let fdt = other.phys;
         if n < MOST && left > 0 {
             match read(Place::Memory(memory), fdt, found, options) {
                 Ok(reads) => {
@@ -612,13 +616,17 @@ fn best(memory: &dyn PhysMemory, found: &Found, options: &Options) -> Result<(Re
                     let told = found.pointers.iter().any(|p| p.fdt == fdt);
                     let subtrees = root.subtrees.iter().filter(|s| preserved(&s.phys)).count();
                     let unset = root.map.0 == 0;
-                    other.state = match (unset, preserved(&fdt)) {
-                        (true, _) => RootState::Unset,
-                        (false, true) => RootState::Whole,
-                        (false, false) => RootState::Stale,
+                    other.state = match (reading.lost, unset, preserved(&fdt)) {
+                        (Some((_, why)), ..) => RootState::Absent(why),
+                        (None, true, _) => RootState::Unset,
+                        (None, false, true) => RootState::Whole,
+                        (None, false, false) => RootState::Stale,
                     };
+                    // The map of the last handover is in use, those before were given back.
+                    let used = if newest.is_some() { other.kexec_count == newest } else { told };
+                    let lost = reading.lost.is_some() && used;
                     // Pages of a map that was given back can hold what reads as another map.
-                    let rank = (preserved(&fdt), unset, told, subtrees, other.kexec_count.unwrap_or(0));
+                    let rank = (preserved(&fdt), unset, lost, told, subtrees, other.kexec_count.unwrap_or(0));
                     if best.as_ref().is_none_or(|(_, other)| rank > *other) {
                         best = Some((reads, rank));
                     }
@@ -627,53 +635,31 @@ fn best(memory: &dyn PhysMemory, found: &Found, options: &Options) -> Result<(Re
                     // What was read of it is not known.
                     left = left.saturating_sub(1 << 20);
                     other.state = RootState::of(&e);
-                    match e.absent() {
-                        Some(_) if found.pointers.iter().any(|p| p.fdt == fdt) => lost = lost.or(Some(e)),
-                        _ => first_error = first_error.or(Some(e)),
-                    }
+                    first_error = first_error.or(Some(e));
                 }
             }
         }
-        roots.push(other);
     }
     // Where no map is what a root leads to, what was not retrieved may still be found by its content.
     let none = best.as_ref().is_none_or(|(_, (whole, ..))| !whole);
-    if let Some(reads) = none.then(|| without_map(memory, found, options, &roots)).flatten() {
-        roots.retain(|other| other.phys != reads.0.phys);
-        return Ok((reads, roots));
-    }
-    match (best, lost) {
-        (None | Some((_, (false, false, ..))), Some(e)) => Err(e),
-        (Some((reads, _)), _) => {
-            roots.retain(|other| other.phys != reads.0.phys);
-            Ok((reads, roots))
-        }
-        (None, None) => Err(first_error.unwrap_or_else(|| none_found(memory, found))),
-    }
+    let without = none.then(|| next_to_given_back(memory, found, options, &roots)).flatten();
+    let Some(reads) = without.or(best.map(|(reads, _)| reads)) else {
+        return Err(first_error.unwrap_or_else(|| none_found(memory, found)));
+    };
+    roots.retain(|other| other.phys != reads.0.phys);
+    Ok((reads, roots))
 }
 
 /// A handover that preserves nothing, next to one whose map was given back and that left memfds: a kernel before Linux 7.1
 /// that booted from a handover has a root without a map until the next one is finalized.
-fn without_map(memory: &dyn PhysMemory, found: &Found, options: &Options, roots: &[OtherRoot]) -> Option<Reads> {
+fn next_to_given_back(memory: &dyn PhysMemory, found: &Found, options: &Options, roots: &[OtherRoot]) -> Option<Reads> {
     let other = roots.iter().find(|other| other.state == RootState::Unset)?;
     if !roots.iter().any(|other| other.state.is_gone()) {
         return None;
     }
-    let sizes = options.page_size.map_or(PageSize::ALL.to_vec(), |page| vec![page]);
-    let page = sizes.into_iter().find(|page| !unlisted::find(memory, *page, &found.memfds, None).is_empty())?;
+    let page = options.page_size.map(|page| (page, options.page_why.unwrap_or(detect::GIVEN)));
+    let reading = without_map::unset(memory, &found.memfds, page)?;
     let root = root::read_root(memory, other.phys).ok()?;
-    let page_why = match options.page_size {
-        Some(_) => options.page_why.unwrap_or(detect::GIVEN).to_string(),
-        None => "memfds are found that have pages of this size; there is no map".to_string(),
-    };
-    let reading = Reading {
-        page,
-        page_why,
-        bitmap: None,
-        certainty: Certainty::Likely,
-        nodes: Vec::new(),
-        preserved: Tracker::new(Geometry::paged(page)).into(),
-    };
     let scratch = scratch_told(memory, other.phys, found, options).ok()?;
     let guessed = scratch_guessed(memory, other.phys, found, &reading);
     Some((root, reading, scratch_of(memory, scratch, guessed)))

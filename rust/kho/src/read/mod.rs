@@ -14,3 +14,4 @@ pub(crate) mod restore;
 pub mod root;
 pub mod snapshot;
 pub mod verify;
+pub(crate) mod without_map;

@@ -23,8 +23,8 @@ pub enum RootState {
     Unset,
     /// Its map cannot be read, or its root is malformed.
     Broken(String),
-    /// A part of its map is not in the dump. A filter leaves out no page of a map that is in use: what is left out was
-    /// given back.
+    /// A part of its map is not in the dump. Of a map that is in use makedumpfile leaves out pages up to 1.7.9; else what
+    /// is left out was given back.
     Absent(Absent),
     /// It was not read: there are too many roots.
     Unread,
@@ -54,8 +54,7 @@ impl RootState {
             RootState::Stale => "stale",
             RootState::Unset => "unset",
             RootState::Broken(_) => "broken",
-            RootState::Absent(Absent::LeftOut) => "left out",
-            RootState::Absent(Absent::CutOff) => "cut off",
+            RootState::Absent(why) => why.name(),
             RootState::Unread => "unread",
         }
     }
