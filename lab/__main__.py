@@ -9,11 +9,12 @@ import pkgutil
 import sys
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
 from . import scenarios
-from .bench import Lab
+from .bench import GUESTS, Lab
 from .claims import Claim, LabError, SkipError, Table, save
 
 RESULTS = Path(__file__).parent / "results"
@@ -27,10 +28,9 @@ def names() -> list[str]:
 def run(lab: Lab, name: str) -> list[Claim]:
     """Run a scenario; an error in it is a failed claim. Raises: SkipError."""
     module = importlib.import_module(f"lab.scenarios.{name}")
-    lab.scenario, lab.boots = name, 0
-    claims: list[Claim] = []
+    began, claims = time.monotonic(), []
     try:
-        for claim in module.run(lab):
+        for claim in module.run(lab.of(name)):
             lab.say(f"{name}: {'held' if claim.held else 'FAILED'}: {claim.text} ({claim.kernel}, {claim.arch})")
             claims.append(claim)
     except SkipError:
@@ -39,12 +39,8 @@ def run(lab: Lab, name: str) -> list[Claim]:
         claims.append(Claim("the scenario runs to its end", lab.newest, "", False, str(error)))
     except Exception:  # noqa: BLE001
         claims.append(Claim("the scenario runs to its end", lab.newest, "", False, traceback.format_exc()))
+    lab.say(f"{name}: {len(claims)} claims in {time.monotonic() - began:.0f} s")
     return claims
-
-
-def spent() -> tuple[float, float]:
-    """Seconds so far, and seconds of CPU, of this process and of those that have ended."""
-    return time.monotonic(), sum(os.times()[:4])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -101,23 +97,22 @@ def main(argv: list[str] | None = None) -> int:
     lab.say(f"kernels {', '.join(lab.versions)}; everything is kept in {lab.cache}")
     whole = options.all and not (versions or options.kernel or options.arch)
     table, today = Table([]), datetime.now(UTC).date().isoformat()
-    first = spent()
-    for name in wanted:
-        before = spent()
-        try:
-            claims = run(lab, name)
-        except SkipError as skip:
-            lab.say(f"{name}: skipped: {skip}")
-            table.skipped.append((name, str(skip)))
-            continue
-        table.rows += [(name, claim) for claim in claims]
-        if options.save:
-            save(RESULTS / f"{name}.json", name, claims, today, whole=whole)
-        seconds, cpu = (now - then for now, then in zip(spent(), before, strict=True))
-        lab.say(f"{name}: {len(claims)} claims in {seconds:.0f} s, {cpu:.0f} s of CPU")
-    seconds, cpu = (now - then for now, then in zip(spent(), first, strict=True))
+    with ThreadPoolExecutor(GUESTS) as pool:
+        jobs = {name: pool.submit(run, lab, name) for name in reversed(wanted)}  # the longest first
+        for name in wanted:
+            try:
+                claims = jobs[name].result()
+            except KeyboardInterrupt:
+                os._exit(130)  # the guests have had the signal, too; the other threads would start more
+            except SkipError as skip:
+                lab.say(f"{name}: skipped: {skip}")
+                table.skipped.append((name, str(skip)))
+                continue
+            table.rows += [(name, claim) for claim in claims]
+            if options.save:
+                save(RESULTS / f"{name}.json", name, claims, today, whole=whole)
     print(table.text(), end="")
-    print(f"{seconds:.0f} s, {cpu:.0f} s of CPU")
+    print(f"{time.monotonic() - lab.began:.0f} s, {sum(os.times()[:4]):.0f} s of CPU")
     return table.exit_code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import sys
@@ -18,6 +19,8 @@ from . import initramfs, inject, qemu
 from .kernels import Kernels, Pin
 from .qemu import Console, Machine
 
+GUESTS = 2
+"""Guests that run at a time; each has one processor."""
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -58,6 +61,13 @@ class Lab:
         """Those for scenarios that take minutes a version: the newest alone, unless --all or KERNELS names more."""
         self.boots = 0
         self.lock = threading.Lock()
+        self.slots = threading.Semaphore(GUESTS)
+
+    def of(self, scenario: str) -> Lab:
+        """The same lab for one scenario: with its name, and its own count of boots."""
+        made = copy.copy(self)
+        made.scenario, made.boots = scenario, 0
+        return made
 
     @property
     def newest(self) -> str:
@@ -101,8 +111,8 @@ class Lab:
         return path
 
     def side_by_side(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """Call `function` with each item, two at a time, as a guest has one processor; the results are in order."""
-        with ThreadPoolExecutor(2) as pool:
+        """Call `function` with each item, as many at a time as guests; the results are in order."""
+        with ThreadPoolExecutor(GUESTS) as pool:
             yield from pool.map(function, items)
 
     def work(self, name: str) -> Path:
@@ -132,18 +142,21 @@ class Lab:
         drives: Sequence[Path] = (),
         more: Sequence[str] = (),
     ) -> Iterator[Machine]:
-        """Start a guest and leave it to the block; it is ended with it."""
+        """Start a guest and leave it to the block; it is ended with it. Waits while GUESTS others run."""
         accel = qemu.accelerator(qemu.arch_of(kernel), kernel, self.cache)
-        with qemu.started(
-            kernel,
-            self.console_path(kernel),
-            accel=accel,
-            initrd=initrd,
-            append=append,
-            memory=memory,
-            drives=drives,
-            more=more,
-        ) as machine:
+        with (
+            self.slots,
+            qemu.started(
+                kernel,
+                self.console_path(kernel),
+                accel=accel,
+                initrd=initrd,
+                append=append,
+                memory=memory,
+                drives=drives,
+                more=more,
+            ) as machine,
+        ):
             yield machine
 
     def boot(
@@ -176,6 +189,7 @@ class Lab:
         accel = qemu.accelerator(arch, kernel, self.cache)
         path = self.console_path(kernel)
         with (
+            self.slots,
             inject.loaded(kernel, image, initrd, append, memory, folder) as (size, more),
             qemu.started(kernel, path, accel=accel, memory=f"{size}M", more=more, direct=False) as machine,
         ):
