@@ -29,7 +29,10 @@ PYTHON_SOURCES := $(shell find python -name '*.py' -o -name '*.pyi' -o -name py.
 LAB_OPTIONS = $(if $(ONLY),--only '$(ONLY)') $(if $(KERNEL),--kernel '$(KERNEL)') $(if $(KERNELS),--kernels '$(KERNELS)') \
     $(if $(ALL),--all) $(if $(LAB_SAVE),--save)
 
-.PHONY: help run test check fmt words clippy ruff mypy stubtest test-rust test-python test-debug test-v3 wheel wheel-check test-oldest bench guard charts fuzz attack lab docs site format clean need need-test
+# `make wheels`: targets of rustc. The C library decides on the policy: manylinux2014 (glibc 2.17), musllinux_1_2.
+WHEEL_TARGETS ?= x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu x86_64-unknown-linux-musl aarch64-unknown-linux-musl
+
+.PHONY: help run test check fmt words clippy ruff mypy stubtest test-rust test-python test-debug test-v3 wheel wheels licenses release-check release-urls wheel-check test-oldest bench guard charts fuzz attack lab docs site format clean need need-test
 
 help:
 	@echo 'make run     build kho, show what a real Linux kernel handed over, then hand memory over and take it back'
@@ -46,6 +49,7 @@ help:
 	@echo 'make attack  laws over hostile input, and every fuzz target: ten minutes, from a new ATTACK_SEED'
 	@echo 'make lab     boot real kernels in virtual machines, and hold kho to them: lab/README.md; ONLY=, ALL=1, KERNEL=, KERNELS='
 	@echo 'make wheel   dist/: the source distribution, and a wheel built from it'
+	@echo 'make wheels  dist/: the source distribution, and wheels for WHEEL_TARGETS, linked by zig; needs rustup'
 	@echo 'make clean   remove everything that was built'
 	@echo
 	@echo 'After `make run`, $(VENV)/bin/kho is the command and $(PY) a Python in which kho is installed.'
@@ -140,13 +144,32 @@ test: check site test-rust guard test-python test-debug test-v3 wheel-check test
 
 # The wheel is built from the source distribution, so one build tests both.
 
-dist/.stamp: $(VENV)/.stamp-base $(RUST_SOURCES) $(PYTHON_SOURCES) pyproject.toml README.md LICENSE
+dist/.stamp: $(VENV)/.stamp-base $(RUST_SOURCES) $(PYTHON_SOURCES) pyproject.toml README.md LICENSE $(shell find wheel-data -type f)
 	rm -rf dist
 	$(PY) -m maturin build --sdist --release --locked --quiet --out dist
 	@touch $@
 
 wheel: need dist/.stamp
 	@ls -l dist
+
+# Those for this machine are installed and tested with each Python of WHEEL_PYTHONS.
+wheels: need $(VENV)/.stamp-base
+	rm -rf dist
+	$(PY) -m pip install -q ziglang
+	$(PY) -m maturin sdist --quiet --out dist
+	PYTHON=$(PY) PATH="$(CURDIR)/$(VENV)/bin:$$PATH" scripts/wheels.sh dist $(WHEEL_TARGETS)
+	$(PY) scripts/try_wheels.py dist
+	@ls -l dist
+
+# docs/releasing.md. TAG=v0.1.0; URL of the repository, REF for links into it.
+release-check: need
+	@$$(scripts/need.sh python) scripts/release.py check '$(TAG)'
+
+release-urls: need
+	$$(scripts/need.sh python) scripts/release.py urls '$(URL)' '$(or $(REF),main)'
+
+licenses: need
+	$$(scripts/need.sh python) scripts/licenses.py
 
 wheel-check: dist/.stamp
 	rm -rf .venv-wheel

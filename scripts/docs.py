@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Run the commands that the pages in docs/ show, and put their output there.
 
-    scripts/docs.py            rewrite docs/*.md, docs/doctor/*.md, docs/man/*.1 and docs/map.svg
+    scripts/docs.py            rewrite docs/*.md, docs/doctor/*.md, docs/map.svg, and wheel-data/
     scripts/docs.py --check    exit 1 and list those that are not up to date
 
 A page is prose with blocks that begin with ```console. In these, each line `$ COMMAND` is run by sh in a directory that
@@ -21,6 +21,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
+SHARE = ROOT / "wheel-data" / "data" / "share"
+MAN = SHARE / "man" / "man1"
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CAPTURE = "linux-7.3.4-x86_64"
 
@@ -28,6 +30,7 @@ CAPTURE = "linux-7.3.4-x86_64"
 def main() -> int:
     """Rewrite, or check, every page and manual page."""
     check = sys.argv[1:] == ["--check"]
+    import completions
     import man
 
     sys.path.insert(0, str(ROOT))
@@ -40,7 +43,8 @@ def main() -> int:
     source = ROOT / "tests" / "data" / CAPTURE / "handover.elf"
     drawn = memmap.build(kho.open(source), kho.Memory.open(source).ranges)
     wanted = {path: rendered(path.read_text()) for path in sorted(DOCS.glob("*.md"))}
-    wanted |= {DOCS / "man" / name: text for name, text in man.pages().items()}
+    wanted |= {MAN / name: text for name, text in man.pages().items()}
+    wanted |= {SHARE / name: text for name, text in completions.files().items()}
     wanted |= {DOCS / "doctor" / f"{rule_id}.md": rules.page(rule_id) for rule_id in rules.RULES}
     wanted[DOCS / "messages.md"] = messages.page()
     wanted[DOCS / "real-kernels.md"] = page.page()
@@ -49,7 +53,7 @@ def main() -> int:
     for path in stale:
         print(f"{path.relative_to(ROOT)}: {'not up to date (make docs)' if check else 'written'}")
         if not check:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(wanted[path])
     return 1 if check and stale else 0
 

@@ -6,7 +6,7 @@
 
 The banned words, and what to write instead, are the table in docs/style.md. Only text is checked for them: comments and
 strings of Python, Rust and C; comments of shell and make; Markdown and YAML without code. Options of `kho` commands are
-those of the manual pages in docs/man, which tests/test_docs.py compares with the commands.
+those of the manual pages in wheel-data, which tests/test_docs.py compares with the commands.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 STYLE = ROOT / "docs" / "style.md"
 ABI = ROOT / "docs" / "abi.md"
-MAN = ROOT / "docs" / "man"
+MAN = ROOT / "wheel-data" / "data" / "share" / "man" / "man1"
 
 Fault = tuple[int, str]  # line, what is wrong
 

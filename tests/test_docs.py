@@ -18,6 +18,8 @@ from command import kho as run
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+SHARE = ROOT / "wheel-data" / "data" / "share"
+MAN = SHARE / "man" / "man1"
 COMMANDS = sorted(cli.commands)
 
 
@@ -37,8 +39,8 @@ def test_every_command_has_a_page_and_a_manual_page(name: str) -> None:
     page = (DOCS / f"{name}.md").read_text()
     assert page.startswith(f"# kho {name}: ")
     assert f"$ kho {name} " in page
-    assert (DOCS / "man" / f"kho-{name}.1").is_file()
-    documented = (DOCS / "man" / f"kho-{name}.1").read_text().replace("\\-", "-")
+    assert (MAN / f"kho-{name}.1").is_file()
+    documented = (MAN / f"kho-{name}.1").read_text().replace("\\-", "-")
     for param in cli.commands[name].params:
         if isinstance(param, click.Option):
             assert all(opt in documented for opt in param.opts)
@@ -76,6 +78,6 @@ def test_links_have_targets() -> None:
 
 @pytest.mark.skipif(shutil.which("man") is None, reason="man is not installed")
 def test_man_renders_the_manual_pages_without_warnings() -> None:
-    for page in sorted((DOCS / "man").glob("*.1")):
+    for page in sorted(MAN.glob("*.1")):
         done = subprocess.run(["man", "--warnings", "-l", str(page)], capture_output=True, text=True, check=True)
         assert done.stderr == "", page.name

@@ -57,8 +57,14 @@ the previous owner, or a child of it, may be reading; until then the successor k
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from ..errors import SourceError
+
+if sys.platform != "linux":
+    raise SourceError("kho.live: Linux only: it needs memory files, seals and locks of open files")
 
 from ..formats.live import Item
 from . import transports
