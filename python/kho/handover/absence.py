@@ -117,8 +117,8 @@ class Absence:
         cause = ""
         if why == LEFT_OUT and self._may_be_compound_fault(known=True):
             cause = (
-                "; makedumpfile up to 1.7.9 leaves out pages of the kernel, Linux 7.1 and later, at level 8 and above: "
-                "take the dump with a later one, or with -d 17"
+                "; unless a kernel that booted from it gave it back, makedumpfile up to 1.7.9 dropped it, as it does "
+                "with Linux 7.1 and later at level 8 and above: take the dump with a later one, or with -d 17"
             )
         return f"{map_line(*self.map_page)}: which memory is preserved is not known, the rest is shown{cause}"
 

@@ -708,6 +708,9 @@ fn none_found(memory: &dyn PhysMemory, found: &Found) -> Error {
                  {remedy}"
             )
         }
+        (None, None) if memory.nbytes() == 0 => {
+            "there is no memory in it; a part of a split dump can be so: name all of its parts".into()
+        }
         (None, None) => format!(
             "no page of the {:#x} bytes here begins with an FDT whose compatible is kho-v...; if the image is only a \
              part of memory, say where its FDT is",
