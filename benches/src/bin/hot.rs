@@ -6,9 +6,12 @@
 //! What happens inside of a function `hot_...` is counted and nothing else; a count is over all its calls, divided by
 //! the elements that `hot` prints. `..._loop` have the call inlined into a loop, whose own instructions count too.
 
+use kho::find;
 use kho::incoming::Incoming;
+use kho::memory::SliceMemory;
+use kho::payload::unlisted;
 use kho::tracker::{Geometry, Tracker};
-use kho::units::{Order, PageSize, Pfn};
+use kho::units::{Order, PageSize, Pfn, Phys};
 use kho_benches::api;
 use kho_benches::twin::{KERNEL, Twin, Version};
 use kho_benches::workload::{Workload, shuffled};
@@ -20,6 +23,8 @@ const N: u64 = 100_000;
 const SPAN: u64 = 1 << 28;
 /// Folios in a run.
 const RUN: u64 = 1 << 24;
+/// Pages of the memory that is searched: half noise, half words as kernel data has them.
+const PAGES: u64 = 1 << 12;
 
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -49,6 +54,37 @@ fn hot_contains(t: &Tracker, pfn: Pfn, order: Order) -> bool {
 #[inline(never)]
 fn hot_preserve_many(t: &mut Tracker, workload: &Workload) {
     api::preserve_many(t, workload);
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+fn hot_search(memory: &SliceMemory) -> usize {
+    find::find(memory, |_| Ok(())).map_or(usize::MAX, |found| found.fdts.len() + found.memfds.len())
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+fn hot_memfd_candidates(pages: &[u8]) -> usize {
+    pages.chunks_exact(4096).filter(|page| unlisted::candidate(page).is_some()).count()
+}
+
+/// Memory that is searched: every other page is noise; the rest begin with small numbers, zeros and addresses, as the
+/// structure of a memfd does, and zeros follow.
+fn searched() -> Vec<u8> {
+    let mut made = Vec::new();
+    for page in 0..PAGES {
+        let start = made.len();
+        let word = |n: u64| shuffled(page * 512 + n, 63) ^ n << 63;
+        let words: Vec<u64> = match page % 2 {
+            0 => (0..512).map(word).collect(),
+            _ => (0..6)
+                .map(|n| [0, 1, word(n) % (1 << 14), word(n) % PAGES * 4096][(word(n) >> 40) as usize % 4])
+                .collect(),
+        };
+        made.extend(words.iter().flat_map(|word| word.to_le_bytes()));
+        made.resize(start + 4096, 0);
+    }
+    made
 }
 
 #[unsafe(no_mangle)]
@@ -136,6 +172,11 @@ fn run(name: &str) -> Option<u64> {
             let mut t = blocks();
             hot_preserve_run(&mut t, RUN).then_some(RUN / 64)
         }
+        "search" => {
+            let memory = SliceMemory::new([(Phys(0), searched())]).ok()?;
+            (hot_search(&memory) == 0).then_some(PAGES)
+        }
+        "memfd_candidates" => (black_box(hot_memfd_candidates(&searched())) == 0).then_some(PAGES),
         // As dense as W1 and no block empty, so that what is counted is bits and not words.
         "pfns" => {
             let dense: Vec<u64> = (0..N).map(|n| shuffled(n, 21)).collect();
