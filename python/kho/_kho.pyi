@@ -6,7 +6,7 @@ OverflowError.
 """
 
 import builtins
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from os import PathLike
 from types import TracebackType
 from typing import Any, Final, Literal, Self, SupportsIndex, final, overload
@@ -257,7 +257,7 @@ class ScratchSpec:
 class Memory:
     """Physical memory to read: ELF cores, dumps, raw images, byte strings.
 
-    Made by `Memory.open` and `Memory.from_segments`. Threads may share it.
+    Made by `Memory.open`, `Memory.from_segments` and `Memory.from_reader`. Threads may share it.
     """
 
     @staticmethod
@@ -295,6 +295,30 @@ class Memory:
             segments: (phys, bytes) each, in any order.
 
         Raises: ParameterError if two segments overlap; OutOfRangeError if one ends beyond the address space.
+
+        """
+    @staticmethod
+    def from_reader(
+        read: Callable[[int, int], Buffer],
+        ranges: Iterable[tuple[int, int]],
+        *,
+        vmcoreinfo: bytes | None = None,
+    ) -> Memory:
+        """Make a memory that a function reads, as that of a debugger or of another tool's dump.
+
+        Nothing is copied beforehand and nothing is kept: each read of kho becomes calls of the function, for at most
+        1 MiB each, inside `ranges`. It is called in the thread that called kho; if several threads use the memory, it
+        is called by each. It may use kho itself.
+
+        Args:
+            read: called as `read(phys, n)`; returns the `n` bytes at physical address `phys` as bytes or another object
+                with a buffer. For memory that it lacks it raises LeftOutError or another OutsideMemoryError: searches
+                skip that page, other readers raise the error. All other exceptions reach the caller unchanged.
+            ranges: (phys, nbytes) of each run of memory, in any order; runs that overlap are merged.
+            vmcoreinfo: VMCOREINFO, lines of `NAME=value`, if the source has it.
+
+        Raises: TypeError if `read` cannot be called; OutOfRangeError if a run ends beyond the address space. A read
+        raises SourceError if the function returns another number of bytes, TypeError if it returns no bytes.
 
         """
     @property
@@ -664,6 +688,16 @@ class FolioArray:
     def __iter__(self) -> Iterator[FolioInfo]: ...
     def __eq__(self, value: object, /) -> bool: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
+    def __arrow_c_array__(self, requested_schema: object | None = None) -> tuple[object, object]: ...
+    def __dlpack__(
+        self,
+        *,
+        stream: object | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> object: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
     __hash__: None  # type: ignore[assignment]
 
 @final
@@ -683,6 +717,16 @@ class PfnArray:
     def __iter__(self) -> Iterator[int]: ...
     def __eq__(self, value: object, /) -> bool: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
+    def __arrow_c_array__(self, requested_schema: object | None = None) -> tuple[object, object]: ...
+    def __dlpack__(
+        self,
+        *,
+        stream: object | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> object: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
     __hash__: None  # type: ignore[assignment]
 
 @final
@@ -701,6 +745,16 @@ class RunArray:
     def __iter__(self) -> Iterator[tuple[int, int]]: ...
     def __eq__(self, value: object, /) -> bool: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
+    def __arrow_c_array__(self, requested_schema: object | None = None) -> tuple[object, object]: ...
+    def __dlpack__(
+        self,
+        *,
+        stream: object | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> object: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
     __hash__: None  # type: ignore[assignment]
 
 @final

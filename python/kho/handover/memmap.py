@@ -11,6 +11,7 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from itertools import islice
 from typing import Any
 
@@ -104,6 +105,11 @@ class MemoryMap:
     cell_bytes: int
     lines: list[Row | Gap]
     spans: list[Span] = field(repr=False)
+
+    def _repr_html_(self) -> str:
+        # By name, as the module that draws maps imports this one.
+        picture: str = import_module(".mapdraw", __package__).to_svg(self)
+        return picture.partition("?>\n")[2]
 
     @property
     def totals(self) -> dict[str, int]:

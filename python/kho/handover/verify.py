@@ -51,7 +51,7 @@ from .verify_kernel import (
     unsettled_findings,
 )
 
-__all__ = ["verify", "verify_fdt"]
+__all__ = ["Findings", "verify", "verify_fdt"]
 
 PAGEBLOCK = {page: page << order for page, order in PAGEBLOCK_ORDERS.items()}
 """Page size -> alignment of scratch areas in bytes (CMA_MIN_ALIGNMENT_BYTES of a default kernel)."""
@@ -96,6 +96,15 @@ DATA = {"data", "folio", "region", HANDLE}
 MEMFD_FOLIO = 16
 """Bytes of one record of a memfd's folio list (`struct memfd_luo_folio_ser`)."""
 FDT_MAGIC = b"\xd0\x0d\xfe\xed"
+
+
+class Findings(list[Finding]):
+    """A list of findings that notebooks show as a table."""
+
+    def _repr_html_(self) -> str:
+        from .html import findings
+
+        return findings(self)
 
 
 def verify(
@@ -197,7 +206,8 @@ def verify_fdt(blob: bytes, *, place: str = "FDT", kernel: str | None = None) ->
 def _sorted(findings: Iterable[Finding]) -> list[Finding]:
     """Remove duplicates and sort by severity, id and address."""
     rank = {severity: n for n, severity in enumerate(SEVERITIES)}
-    return sorted(dict.fromkeys(findings), key=lambda f: (rank[f.severity], f.id, f.phys or 0, f.place, f.value))
+    order = sorted(dict.fromkeys(findings), key=lambda f: (rank[f.severity], f.id, f.phys or 0, f.place, f.value))
+    return Findings(order)
 
 
 def _memory(

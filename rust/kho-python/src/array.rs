@@ -2,11 +2,13 @@
 
 #![allow(unsafe_code)]
 
-use crate::listed::{Listed, Pooled};
+use crate::arrow::{Asked, Column, Owner};
+use crate::errors::OrRaise;
+use crate::listed::{Listed, Pooled, reserve};
 use pyo3::exceptions::{PyBufferError, PyIndexError, PyOverflowError};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PySequence, PySlice};
+use pyo3::types::{PyCapsule, PySequence, PySlice};
 use std::ffi::{CStr, c_int, c_void};
 use std::ptr;
 use std::sync::Arc;
@@ -29,6 +31,9 @@ pub(crate) unsafe trait Item: Pooled + Copy + Send + Sync {
     fn to_object(self, py: Python<'_>) -> PyResult<Bound<'_, PyAny>>;
 
     fn shown(self) -> String;
+
+    /// The columns of an Arrow array of these items. Those of one word share the memory of the array.
+    fn columns(array: &Array<Self>) -> PyResult<Vec<Column>>;
 }
 
 /// A part of a list of records; parts of one list share its memory.
@@ -134,6 +139,31 @@ impl<T: Item> Array<T> {
             Ok(item.map(Bound::unbind))
         };
         ArrayIter { item: Box::new(item), next: AtomicUsize::new(0) }
+    }
+
+    /// A copy of a field of each item.
+    pub(crate) fn copied<U>(&self, field: impl Fn(&T) -> U) -> PyResult<Vec<U>> {
+        let mut values = Vec::new();
+        reserve(&mut values, self.len()).or_raise()?;
+        values.extend(self.as_slice().iter().map(field));
+        Ok(values)
+    }
+
+    /// The items, and what keeps them: this array's list, or a copy.
+    pub(crate) fn kept(&self, copy: bool) -> PyResult<(*const T, Owner)> {
+        if copy {
+            let items = self.copied(|item| *item)?;
+            return Ok((items.as_ptr(), Box::new(items)));
+        }
+        Ok((self.as_slice().as_ptr(), Box::new(Arc::clone(&self.items))))
+    }
+
+    /// The capsule of `__dlpack__`: items of one word are a vector, items of two are rows.
+    pub(crate) fn dlpack<'py>(&self, py: Python<'py>, asked: &Asked) -> PyResult<Bound<'py, PyCapsule>> {
+        asked.check()?;
+        let (items, owner) = self.kept(asked.copy == Some(true))?;
+        let columns = (size_of::<T>() > size_of::<u64>()).then_some(size_of::<T>() / size_of::<u64>());
+        crate::arrow::dlpack(py, items.cast(), self.len(), columns, owner, asked)
     }
 
     /// Fills a buffer view (PEP 3118) in: read-only, one-dimensional.
@@ -246,6 +276,38 @@ macro_rules! array_class {
 
             fn __repr__(&self) -> String {
                 self.0.shown()
+            }
+
+            /// The array for a library that reads Arrow's C data interface.
+            #[pyo3(signature = (requested_schema=None))]
+            fn __arrow_c_array__<'py>(
+                &self,
+                py: Python<'py>,
+                requested_schema: Option<&Bound<'py, PyAny>>,
+            ) -> PyResult<(Bound<'py, PyCapsule>, Bound<'py, PyCapsule>)> {
+                crate::arrow::check_schema(requested_schema)?;
+                let columns = <$item as Item>::columns(&self.0)?;
+                let fields = columns.len() > 1;
+                crate::arrow::arrow(py, self.0.len(), columns, fields)
+            }
+
+            /// The array for a library that reads DLPack 1.0 or later; without `copy` it is read-only.
+            #[pyo3(signature = (*, stream=None, max_version=None, dl_device=None, copy=None))]
+            fn __dlpack__<'py>(
+                &self,
+                py: Python<'py>,
+                stream: Option<&Bound<'py, PyAny>>,
+                max_version: Option<(u32, u32)>,
+                dl_device: Option<(i32, i32)>,
+                copy: Option<bool>,
+            ) -> PyResult<Bound<'py, PyCapsule>> {
+                let _ = stream; // of a device with streams, which the CPU is not
+                self.0.dlpack(py, &Asked { max_version, device: dl_device, copy })
+            }
+
+            /// The device of DLPack that has the array: the CPU.
+            fn __dlpack_device__(&self) -> (i32, i32) {
+                (crate::arrow::CPU, 0)
             }
 
             unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {

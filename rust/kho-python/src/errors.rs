@@ -10,6 +10,14 @@ use std::io::ErrorKind;
 
 /// Makes the exception for an error. The classes are defined in `python/kho/errors.py` and imported at the first error.
 pub(crate) fn to_py(error: Error) -> PyErr {
+    let error = match error {
+        // What a reader raised reaches the caller as it is.
+        Error::Reader { source, missing } => match source.downcast::<PyErr>() {
+            Ok(raised) => return *raised,
+            Err(source) => Error::Reader { source, missing },
+        },
+        error => error,
+    };
     let class = match &error {
         Error::Misaligned { .. } => "MisalignedError",
         Error::OrderTooLarge { .. } => "OrderError",

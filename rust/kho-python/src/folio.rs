@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use crate::errors::{OrRaise, to_py};
+use crate::reader::reading;
 use kho::Error;
 use kho::arena::{Arena, Lease};
 use kho::incoming::Incoming;
@@ -92,7 +93,7 @@ pub(crate) fn bytes_of<'py>(
     len: usize,
     fill: impl FnOnce(&mut [u8]) -> kho::Result<()> + Send,
 ) -> PyResult<Bound<'py, PyBytes>> {
-    PyBytes::new_with(py, len, |buf| py.detach(|| fill(buf)).or_raise()).map_err(|error| {
+    PyBytes::new_with(py, len, |buf| reading(py, || fill(buf))?.or_raise()).map_err(|error| {
         let plain = error.get_type(py).is(py.get_type::<PyMemoryError>());
         if plain { to_py(Error::TooLong { items: len, bytes: 1 }) } else { error }
     })
@@ -100,7 +101,7 @@ pub(crate) fn bytes_of<'py>(
 
 /// The first run at or after `phys` that may hold something other than zeros, as (phys, nbytes).
 pub(crate) fn next_data(py: Python<'_>, memory: &dyn PhysMemory, phys: Phys) -> PyResult<Option<(u64, u64)>> {
-    let run = py.detach(|| memory.next_data(phys)).or_raise()?;
+    let run = reading(py, || memory.next_data(phys))?.or_raise()?;
     Ok(run.map(|run| (run.start.0, run.len)))
 }
 

@@ -6,6 +6,7 @@
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use crate::array::{Array, ArrayIter, Item, Picked, array_class};
+use crate::arrow::{Asked, Column};
 use crate::listed::{Listed, Pooled};
 use kho::BufferPool;
 use kho::Result;
@@ -14,7 +15,7 @@ use kho::units::{Order, Pfn};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyType;
+use pyo3::types::{PyCapsule, PyType};
 use std::ffi::{CStr, c_int};
 
 array_class! {
@@ -74,6 +75,11 @@ impl RunArray {
     }
 }
 
+/// A column of values that are a copy.
+fn column<T: Send + Sync + 'static>(name: &'static CStr, format: &'static CStr, values: Vec<T>) -> Column {
+    Column { name, format, values: values.as_ptr().cast(), owner: Box::new(values) }
+}
+
 impl Pooled for Folio {
     fn spare() -> Option<&'static BufferPool<Folio>> {
         static SPARE: BufferPool<Folio> = BufferPool::new();
@@ -101,6 +107,12 @@ unsafe impl Item for Folio {
     fn shown(self) -> String {
         format!("({:#x}, {})", self.phys, self.order)
     }
+
+    fn columns(array: &Array<Self>) -> PyResult<Vec<Column>> {
+        let phys = array.copied(|folio| folio.phys)?;
+        let order = array.copied(|folio| folio.order)?;
+        Ok(vec![column(c"phys", c"L", phys), column(c"order", c"C", order)])
+    }
 }
 
 impl Pooled for u64 {
@@ -126,6 +138,11 @@ unsafe impl Item for u64 {
 
     fn shown(self) -> String {
         format!("{self:#x}")
+    }
+
+    fn columns(array: &Array<Self>) -> PyResult<Vec<Column>> {
+        let (values, owner) = array.kept(false)?;
+        Ok(vec![Column { name: c"pfn", format: c"L", values: values.cast(), owner }])
     }
 }
 
@@ -155,5 +172,11 @@ unsafe impl Item for Run {
 
     fn shown(self) -> String {
         format!("({:#x}, {})", self.pfn, self.n)
+    }
+
+    fn columns(array: &Array<Self>) -> PyResult<Vec<Column>> {
+        let pfn = array.copied(|run| run.pfn)?;
+        let n = array.copied(|run| run.n)?;
+        Ok(vec![column(c"pfn", c"L", pfn), column(c"n", c"L", n)])
     }
 }

@@ -10,6 +10,7 @@ use crate::fdt::PyFdt;
 use crate::folio::{Folio, Pages, Place, next_data, phys_of, read};
 use crate::folios::FolioArray;
 use crate::memory::{Memory, absence, memory_of, truncated, vmcoreinfo, with_progress};
+use crate::reader::reading;
 use crate::tracker::PyTracker;
 use kho::Error;
 use kho::arena::ScratchArea;
@@ -260,7 +261,7 @@ impl PyIncoming {
     fn next_to_read(&self, py: Python<'_>, phys: Number, nbytes: Number) -> PyResult<Option<(u64, u64)>> {
         let Some(more) = nbytes.0.checked_sub(1) else { return Ok(None) };
         let last = Phys(phys.0.saturating_add(more));
-        let run = py.detach(|| self.inner.memory().next_to_read(Phys(phys.0), last)).or_raise()?;
+        let run = reading(py, || self.inner.memory().next_to_read(Phys(phys.0), last))?.or_raise()?;
         Ok(run.map(|run| (run.start.0, run.len)))
     }
 
@@ -708,6 +709,11 @@ impl PyIncoming {
             dict.set_item(name, why)?;
         }
         Ok(dict)
+    }
+
+    /// The handover as HTML, for notebooks (`kho.handover.html`).
+    fn _repr_html_<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        slf.py().import("kho.handover.html")?.getattr("incoming")?.call1((slf,))
     }
 
     fn __repr__(&self) -> String {

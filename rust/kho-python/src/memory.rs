@@ -5,6 +5,7 @@
 use crate::arena::PyArena;
 use crate::args::Number;
 use crate::errors::OrRaise;
+use crate::reader::{reader, reading};
 use kho::memory::{
     Absence, FileMemory, PhysMemory, SliceMemory, Source, next_absence, open_sources_with, unpack_bytes as unpacked,
 };
@@ -24,7 +25,7 @@ const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Physical memory to read: ELF cores, dumps, raw images, byte strings.
 ///
-/// Made by `Memory.open` and `Memory.from_segments`. Threads may share it.
+/// Made by `Memory.open`, `Memory.from_segments` and `Memory.from_reader`. Threads may share it.
 #[pyclass(frozen, module = "kho")]
 pub(crate) struct Memory {
     /// The memory, as other bindings read it.
@@ -86,7 +87,7 @@ pub(crate) fn with_progress<R: Send>(
             Error::Interrupted
         })
     };
-    let done = py.detach(|| work(&mut told));
+    let done = reading(py, || work(&mut told))?;
     raised.map_or_else(|| done.or_raise(), Err)
 }
 
@@ -146,6 +147,31 @@ impl Memory {
     fn from_segments(segments: Vec<(u64, PyBackedBytes)>) -> PyResult<Self> {
         let segments = segments.into_iter().map(|(phys, bytes)| (Phys(phys), bytes));
         Ok(Memory { inner: Arc::new(SliceMemory::new(segments).or_raise()?), files: None })
+    }
+
+    /// Make a memory that a function reads, as that of a debugger or of another tool's dump.
+    ///
+    /// Nothing is copied beforehand and nothing is kept: each read of kho becomes calls of the function, for at most
+    /// 1 MiB each, inside `ranges`. It is called in the thread that called kho; if several threads use the memory, it
+    /// is called by each. It may use kho itself.
+    ///
+    /// Args:
+    ///     read: called as `read(phys, n)`; returns the `n` bytes at physical address `phys` as bytes or another object
+    ///         with a buffer. For memory that it lacks it raises LeftOutError or another OutsideMemoryError: searches
+    ///         skip that page, other readers raise the error. All other exceptions reach the caller unchanged.
+    ///     ranges: (phys, nbytes) of each run of memory, in any order; runs that overlap are merged.
+    ///     vmcoreinfo: VMCOREINFO, lines of `NAME=value`, if the source has it.
+    ///
+    /// Raises: TypeError if `read` cannot be called; OutOfRangeError if a run ends beyond the address space. A read
+    /// raises SourceError if the function returns another number of bytes, TypeError if it returns no bytes.
+    #[staticmethod]
+    #[pyo3(signature = (read, ranges, *, vmcoreinfo=None))]
+    fn from_reader(read: &Bound<'_, PyAny>, ranges: &Bound<'_, PyAny>, vmcoreinfo: Option<Vec<u8>>) -> PyResult<Self> {
+        let runs: PyResult<Vec<_>> = ranges
+            .try_iter()?
+            .map(|run| run?.extract::<(Number, Number)>().map(|(phys, nbytes)| (phys.0, nbytes.0)))
+            .collect();
+        Ok(Memory { inner: Arc::new(reader(read, runs?, vmcoreinfo)?), files: None })
     }
 
     /// The runs of the machine's memory, as (phys, nbytes), ascending; adjacent runs are merged.

@@ -7,6 +7,7 @@ use crate::errors::{OrRaise, to_py};
 use crate::folio::bytes_of;
 use crate::folios::RunArray;
 use crate::incoming::PyIncoming;
+use crate::reader::reading;
 use kho::Error;
 use kho::memory::PhysMemory;
 use kho::payload::memfd::{FileExtent, Memfd, MemfdVersion, joined};
@@ -52,7 +53,7 @@ impl PyVmalloc {
             order: u16::from_le_bytes([o, p]).into(),
         };
         let owner = owner.map_or(descriptor.first.get(), |owner| owner.0);
-        let inner = py.detach(|| Vmalloc::read(&*memory, page, descriptor, owner, &inc.chunk_owners)).or_raise()?;
+        let inner = reading(py, || Vmalloc::read(&*memory, page, descriptor, owner, &inc.chunk_owners))?.or_raise()?;
         Ok(PyVmalloc { inner, memory })
     }
 
@@ -133,7 +134,7 @@ impl PyVmalloc {
         if size == 0 {
             return Err(to_py(Error::Invalid { what: "size", why: "a record has at least a byte".into() }));
         }
-        let records = py.detach(|| self.inner.records(&*self.memory, size, most.0)).or_raise()?;
+        let records = reading(py, || self.inner.records(&*self.memory, size, most.0))?.or_raise()?;
         Ok(PyBytes::new(py, &records))
     }
 
@@ -193,7 +194,7 @@ impl PyMemfd {
         let phys = Phys(phys.0);
         let PyIncoming { inner, chunk_owners } = inc.get();
         let (memory, page, lost) = (inner.memory(), inner.layout().page, inner.map_lost());
-        let inner = py.detach(|| Memfd::read(&**memory, page, phys, version, chunk_owners)).or_raise()?;
+        let inner = reading(py, || Memfd::read(&**memory, page, phys, version, chunk_owners))?.or_raise()?;
         if let Some((map, _)) = lost.filter(|_| !inner.tells_orders())
             && let Some(absent) = memory.absent(map, page.bytes())
         {
@@ -294,7 +295,7 @@ impl PyMemfd {
     /// Returns: (offset, nbytes), or None if all of it is zeros.
     fn next_to_read(&self, py: Python<'_>, offset: Number, end: Number) -> PyResult<Option<(u64, u64)>> {
         let extents = self.made(py);
-        py.detach(|| self.inner.next_to_read(self.memory(), extents, offset.0, end.0)).or_raise()
+        reading(py, || self.inner.next_to_read(self.memory(), extents, offset.0, end.0))?.or_raise()
     }
 
     /// Copy `n` bytes from `offset` on, fewer at the end of the file.

@@ -6,6 +6,7 @@ use crate::errors::{OrRaise, to_py};
 use crate::incoming::PyIncoming;
 use crate::memory::{memory_of, with_progress};
 use crate::payload::{PyMemfd, PyVmalloc};
+use crate::reader::reading;
 use kho::Error;
 use kho::find::{Pointer, read_scratch, soundness};
 use kho::memory::PhysRange;
@@ -48,7 +49,7 @@ pub(crate) fn find_memory(
         let areas = read_scratch(&*memory, p.scratch, p.scratch_len).ok()?;
         soundness(&*memory, &areas)
     };
-    let mut pointers: Vec<_> = found.pointers.iter().filter_map(|p| Some((sound(p)?, p))).collect();
+    let mut pointers: Vec<_> = reading(py, || found.pointers.iter().filter_map(|p| Some((sound(p)?, p))).collect())?;
     pointers.sort_by_key(|(soundness, _)| std::cmp::Reverse(*soundness));
     let pointers = pointers.iter().map(|(_, p)| (p.fdt.0, p.scratch.0, p.scratch_len)).collect();
     let arrays = found.scratch_arrays.iter();
@@ -259,12 +260,12 @@ fn unlisted(found: &[Unlisted]) -> Vec<(u64, u32)> {
 /// Source: abi.md section 6.
 #[pyfunction]
 pub(crate) fn find_unlisted(py: Python<'_>, inc: &PyIncoming, unowned: &OwnerRows) -> PyResult<Vec<(u64, u32)>> {
-    let found = py.detach(|| {
+    let found = reading(py, || {
         let picked = unowned.picked.iter().flatten().filter_map(|at| unowned.rows.get(*at as usize));
         let len = |row: &Row| u64::try_from(u128::from(row.pages) << unowned.page.shift()).unwrap_or(u64::MAX);
         let ranges: Vec<PhysRange> = picked.map(|row| PhysRange { start: row.phys, len: len(row) }).collect();
         inc.inner.unlisted_memfds(&ranges)
-    });
+    })?;
     Ok(unlisted(&found.or_raise()?))
 }
 
@@ -277,6 +278,6 @@ pub(crate) fn find_unlisted(py: Python<'_>, inc: &PyIncoming, unowned: &OwnerRow
 ///
 /// Source: abi.md section 6.
 #[pyfunction]
-pub(crate) fn find_outside_map(py: Python<'_>, inc: &PyIncoming) -> Vec<(u64, u32)> {
-    unlisted(&py.detach(|| inc.inner.memfds_outside_map()))
+pub(crate) fn find_outside_map(py: Python<'_>, inc: &PyIncoming) -> PyResult<Vec<(u64, u32)>> {
+    Ok(unlisted(&reading(py, || inc.inner.memfds_outside_map())?))
 }

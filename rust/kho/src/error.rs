@@ -10,6 +10,15 @@ use std::fmt;
 use std::path::PathBuf;
 use thiserror::Error;
 
+/// Why a reader lacks memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Missing {
+    /// It is not in the source.
+    Outside,
+    /// The machine had it, and the source has not.
+    Absent(Absent),
+}
+
 /// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -319,6 +328,15 @@ pub enum Error {
         why: String,
         /// Why memory that it may be in is not in the file, if some is not.
         absent: Option<Absent>,
+    },
+
+    /// The function that reads a memory failed ([`crate::memory::ReaderMemory`]).
+    #[error("{source}")]
+    Reader {
+        /// What it failed with.
+        source: Box<dyn std::error::Error + Send + Sync>,
+        /// Why, if it failed because it lacks the memory.
+        missing: Option<Missing>,
     },
 
     /// The progress callback asked to stop.
@@ -835,6 +853,7 @@ impl Error {
         match self {
             Error::LeftOut { .. } => Some(Absent::LeftOut),
             Error::CutOff { .. } => Some(Absent::CutOff),
+            Error::Reader { missing: Some(Missing::Absent(why)), .. } => Some(*why),
             _ => None,
         }
     }
@@ -842,7 +861,9 @@ impl Error {
     /// Whether a pointer that was followed leads out of the memory.
     pub fn leads_outside(&self) -> bool {
         match self {
-            Error::OutsideMemory { .. } | Error::NoLayout { outside: true, .. } => true,
+            Error::OutsideMemory { .. }
+            | Error::NoLayout { outside: true, .. }
+            | Error::Reader { missing: Some(Missing::Outside), .. } => true,
             Error::Map { problem, .. } => {
                 matches!(problem, MapProblem::Outside { .. } | MapProblem::Entry { why: BITMAP_OUTSIDE, .. })
             }

@@ -11,6 +11,7 @@ mod live;
 mod note;
 mod open;
 mod part;
+mod reader;
 mod room;
 mod slices;
 mod source;
@@ -23,6 +24,7 @@ pub use file::FileMemory;
 pub use note::{Machine, NOTE_NAME, Note};
 pub use open::{open_elf, open_raw, open_sources, open_sources_with};
 pub use part::Cut;
+pub use reader::ReaderMemory;
 pub use room::Room;
 pub use slices::SliceMemory;
 pub(crate) use source::runs;
@@ -76,6 +78,19 @@ pub trait PhysMemory: Send + Sync {
     /// [`Error::Io`] on a read error.
     fn next_to_search(&self, phys: Phys) -> Result<Option<PhysRange>> {
         self.next_data(phys)
+    }
+
+    /// As [`PhysMemory::read`], for a search: memory that turns out to be missing only as it is read is zeros.
+    ///
+    /// # Errors
+    /// What reading returns, unless the memory is missing.
+    fn read_to_search(&self, phys: Phys, buf: &mut [u8]) -> Result<()> {
+        self.read(phys, buf)
+    }
+
+    /// Whether one thread at a time reads it in each call of the library.
+    fn one_thread(&self) -> bool {
+        false
     }
 
     /// The first run in `phys..=last` that does not read as zeros, as far as that is known without reading it: what is

@@ -80,7 +80,7 @@ fn list_pages(page: PageSize, head: &Head, order: u16) -> u64 {
 /// What reading the memory returns.
 pub fn scan(memory: &dyn PhysMemory, ranges: &[PhysRange]) -> Result<Vec<Phys>> {
     let total: u64 = ranges.iter().map(|range| range.len).fold(0, u64::saturating_add);
-    let mut found = if threads_for(usize::try_from(total).unwrap_or(usize::MAX)) < 2 {
+    let mut found = if memory.one_thread() || threads_for(usize::try_from(total).unwrap_or(usize::MAX)) < 2 {
         scan_all(memory, ranges)?
     } else {
         let (first, second) = halves(ranges, total / 2);
@@ -127,7 +127,7 @@ fn scan_all(memory: &dyn PhysMemory, ranges: &[PhysRange]) -> Result<Vec<Phys>> 
             while from < end && end - from >= STEP as u64 - 1 && found.len() < MOST {
                 let len = (end - from + 1).min(WINDOW) / STEP as u64 * STEP as u64;
                 window.resize(usize::try_from(len).unwrap_or(0), 0);
-                memory.read(Phys(from), &mut window)?;
+                memory.read_to_search(Phys(from), &mut window)?;
                 let pages = (0u64..).zip(window.chunks_exact(STEP));
                 let here = pages.filter(|(_, page)| candidate(page).is_some());
                 found.extend(here.map(|(n, _)| Phys(from + n * STEP as u64)));

@@ -89,6 +89,15 @@ impl ChunkOwners {
 }
 
 impl Listed {
+    /// Whether the chunk at `at` was taken for `owner` before.
+    fn check(&self, at: u64, owner: u64) -> Result<bool> {
+        match self.chunks.get(&at) {
+            Some((whose, _)) if *whose != owner => Err(bad(at, MapProblem::Shared)),
+            Some((_, Some(problem))) => Err(bad(at, *problem)),
+            known => Ok(known.is_some()),
+        }
+    }
+
     /// Takes a chunk's blocks of `bytes` each for `owner`; what is wrong with the first that cannot be.
     fn take_all(&mut self, blocks: &[Phys], bytes: u64, owner: u64, max: u64) -> Option<MapProblem> {
         self.nr_blocks += blocks.len() as u64;
@@ -154,13 +163,8 @@ impl Vmalloc {
             if !seen.insert(at) {
                 return Err(bad(at, MapProblem::Cycle));
             }
-            let mut listed = owners.lock();
-            let known = listed.chunks.get(&at).copied();
-            match known {
-                Some((whose, _)) if whose != owner => return Err(bad(at, MapProblem::Shared)),
-                Some((_, Some(problem))) => return Err(bad(at, problem)),
-                _ => {}
-            }
+            owners.lock().check(at, owner)?;
+            // Not locked here: a reader of the caller may read the handover itself.
             let bytes = memory.read_vec(CHUNK, Phys(at), page.bytes()).map_err(|e| match e.absent() {
                 Some(_) => e,
                 None => bad(at, MapProblem::Outside { len: page.bytes() }),
@@ -175,7 +179,9 @@ impl Vmalloc {
                 }
                 area.blocks.push(Phys(phys));
             }
-            if known.is_none() {
+            let mut listed = owners.lock();
+            // Another thread may have read the chunk since.
+            if !listed.check(at, owner)? {
                 let problem = listed.take_all(&area.blocks[from..], page.folio_bytes(order), owner, max);
                 listed.chunks.insert(at, (owner, problem));
                 if let Some(problem) = problem {

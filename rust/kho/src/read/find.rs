@@ -83,7 +83,7 @@ pub fn find(memory: &dyn PhysMemory, mut progress: impl FnMut(u64) -> Result<()>
         loop {
             let size = usize::try_from((last - at).min(WINDOW as u64 - 1)).unwrap_or(0) + 1;
             let bytes = &mut window[..size];
-            memory.read(Phys(at), bytes)?;
+            memory.read_to_search(Phys(at), bytes)?;
             look(memory, &setup, Phys(at), bytes, &mut found, &mut fdts);
             seen += size as u64;
             progress(seen)?;
