@@ -129,10 +129,11 @@ LEVELS = [
     ("kho.errors", "kho._types", "kho.sizes", "kho.text", "kho.jsontext", "kho.owned"),
     ("kho.kernels", "kho.kernelimage", "kho.handover.rules"),
     ("kho.formats",),
-    ("kho.fdt", "kho.sources", "kho.handover", "kho.sizing", "kho.doctor", "kho.luo"),
+    ("kho.fdt", "kho.readers", "kho.sources", "kho.handover", "kho.sizing", "kho.doctor", "kho.luo"),
     ("kho.live",),
     ("kho.fleet",),
     ("kho.cli",),
+    ("kho.plugins",),
 ]
 """Rooms from the ground up: none imports from one further down in this list."""
 

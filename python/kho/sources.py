@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 from ._kho import Arena, Fdt, Incoming, Memory, open_memory
 from .errors import FdtError, FormatError, NoHandoverError, SourceError
+from .readers import memory_of
 
 __all__ = ["LIVE", "Source", "memory", "open"]
 
@@ -25,7 +27,7 @@ Source = str | os.PathLike[str] | Memory | Arena
 
 
 def open(  # noqa: A001 - kho.open reads like open()
-    source: Source | Iterable[str | os.PathLike[str]],
+    source: Source | Iterable[str | os.PathLike[str]] | object,
     *,
     fdt_phys: int | None = None,
     page_size: int | None = None,
@@ -46,7 +48,8 @@ def open(  # noqa: A001 - kho.open reads like open()
             of a running service (`"live:search-index"`), or a `Memory` or `Arena`. Files compressed with gzip, xz,
             zstd, bzip2, lz4 or snappy, AVML files, `"-"` and pipes are read as well (`Memory.open`). If the handover in
             a raw image is complete only at one other address, it is read at that address (`Incoming.placement`);
-            `",check=no"` disables this.
+            `",check=no"` disables this. Objects of other tools are read through them: a `Program` of drgn, a layer of
+            volatility3, an open dump of libkdumpfile (`kho.readers`); any other tool with `Memory.from_reader`.
         fdt_phys: physical address of the root FDT. If it is given, the memory is not searched, and the scratch areas
             are known only if `scratch` is given too.
         page_size: 4096, 16384 or 65536; default: detected.
@@ -67,9 +70,10 @@ def open(  # noqa: A001 - kho.open reads like open()
         FormatError: malformed structures in memory; the message names the place and the value.
 
     """
-    opened = (
-        source if isinstance(source, Memory | Arena) else memory(source, unpack_limit=unpack_limit, progress=progress)
-    )
+    opened = source if isinstance(source, Memory | Arena) else memory_of(source)
+    if opened is None:
+        named = cast(str | os.PathLike[str] | Iterable[str | os.PathLike[str]], source)
+        opened = memory(named, unpack_limit=unpack_limit, progress=progress)
     try:
         inc = open_memory(
             opened,

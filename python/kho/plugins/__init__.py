@@ -1,0 +1,1 @@
+"""kho inside other tools: the command `%kho` of drgn, and plugins of volatility3."""
