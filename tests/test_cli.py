@@ -21,6 +21,7 @@ CAPTURE = captures.elf("linux-6.18.15-x86_64")
 SMALL = captures.elf("linux-6.16-layout-x86_64")
 HOST = Path(__file__).parent / "data/hosts/default-scratch"
 KEYS = {
+    "schema",
     "read_as",
     "unverified",
     "drafts",
@@ -319,7 +320,7 @@ def test_a_closed_pipe_is_not_an_error() -> None:
         capture_output=True,
         text=True,
     )
-    assert (done.stdout, done.stderr) == ('{\n  "compa', "")
+    assert (done.stdout, done.stderr) == ('{\n  "schem', "")
 
 
 @pytest.mark.parametrize("command", [["inspect"], ["verify"], ["owners", "--json"], ["fdt"]])

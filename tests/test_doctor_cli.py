@@ -42,7 +42,7 @@ def test_the_headline_comes_first_then_the_findings_with_evidence(tree: Path) ->
 def test_json_equals_the_report_of_examine() -> None:
     done = kho("doctor", "--json", DEFAULT)
     assert done.code == 1
-    assert done.json == json.loads(json.dumps(examine(DEFAULT).to_dict()))
+    assert done.json == {"schema": "kho-doctor-1"} | json.loads(json.dumps(examine(DEFAULT).to_dict()))
     several = kho("doctor", "--json", *TREES)
     assert [report["exit_code"] for report in several.json["reports"]] == [1, 1, 0, 1]
 

@@ -197,9 +197,10 @@ def dumps(folder: Path) -> dict[str, int]:
 
 
 def without_strings(data: Any) -> Any:
-    """Data without the hex strings next to numbers above 2^53."""
+    """Data without the name of the schema, and the hex strings next to numbers above 2^53."""
     if isinstance(data, dict):
-        return {name: without_strings(value) for name, value in data.items() if not name.endswith("_hex")}
+        kept = {name: value for name, value in data.items() if name != "schema" and not name.endswith("_hex")}
+        return {name: without_strings(value) for name, value in kept.items()}
     return [without_strings(each) for each in data] if isinstance(data, list) else data
 
 

@@ -167,7 +167,7 @@ def test_ps_inspect_and_release_work_on_a_held_image(log: Path) -> None:
         assert run("release", "held", "--yes", "--force").code == 0
         assert holder.wait(20) == 143
     assert run("release", "held", "--yes").code == 2
-    assert run("ps", "--json").json == {"images": []}
+    assert run("ps", "--json").json == {"schema": "kho-ps-1", "images": []}
 
 
 def test_a_service_that_owns_its_image_is_released_only_by_force() -> None:

@@ -310,6 +310,7 @@ ARGS = ("plan", "--memory", "2T", "--preserve", "80%:2M", "--folios", "10000x4K@
 def test_text_and_json_have_the_same_figures() -> None:
     data = run(*ARGS, "--no-calibrate", "--json").json
     text = run(*ARGS, "--no-calibrate").out
+    assert data.pop("schema") == "kho-plan-1"
     assert data == json.loads(json.dumps(plan("2T", ["10000x4K@random"], preserve=["80%:2M"]).as_dict()))
     for row in data["costs"]:
         (line,) = [line for line in text.splitlines() if line.startswith(row["layout"] + " ")]

@@ -39,6 +39,7 @@ TASKS = {
     "hold": ("keep memory while a service restarts", "kho hold search-index --size 8G -- python serve.py"),
     "ps": ("list services that keep memory", "kho ps"),
     "release": ("release that memory", "kho release search-index"),
+    "schema": ("print the schema of a command's JSON", "kho schema inspect"),
 }
 """Command -> purpose and example, in the order of the help text."""
 

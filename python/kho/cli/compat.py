@@ -195,7 +195,8 @@ def show_matrix(*, markdown: bool, as_json: bool) -> None:
     """Print the verdict between each two kernels; of an object that is not taken, its name."""
     table = {name: cells(name) for name in KERNELS}
     if as_json:
-        output.print_json({name: {other: as_data(rows) for other, rows in row.items()} for name, row in table.items()})
+        matrix = {name: {other: as_data(rows) for other, rows in row.items()} for name, row in table.items()}
+        output.print_json({"matrix": matrix})
         return
     if markdown:
         shown = [(f"**{name}**", *(cell(rows) for rows in row.values())) for name, row in table.items()]

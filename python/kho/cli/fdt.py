@@ -168,9 +168,9 @@ def show(found: dict[str, tuple[Fdt, errors.FdtError | None]], *, as_json: bool,
 
 
 def _several(found: dict[str, tuple[Fdt, errors.FdtError | None]], numbers: fdts.Numbers | None) -> Iterator[str]:
-    separator = "{\n  "
+    separator = '{\n  "trees": {\n    '
     for title, (fdt, error) in found.items():
         yield f"{separator}{json.dumps(title)}: "
-        yield from fdts.json_text(fdt, {"error": str(error)} if error else None, depth=1, numbers=numbers)
-        separator = ",\n  "
-    yield "\n}"
+        yield from fdts.json_text(fdt, {"error": str(error)} if error else None, depth=2, numbers=numbers)
+        separator = ",\n    "
+    yield "\n  }\n}"

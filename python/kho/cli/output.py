@@ -219,12 +219,24 @@ def print_json(data: Any, *, indent: int | None = 2, hexed: bool = True) -> None
     """
     from ..jsontext import dumps, pieces
 
-    write_json([dumps(data, hexed=hexed)] if indent is None else pieces(data, hexed=hexed))
+    write_json([dumps(data, hexed=hexed)] if indent is None else pieces(data, hexed=hexed), named=hexed)
 
 
-def write_json(text: Iterable[str]) -> None:
-    """Print JSON from `kho.jsontext`, piece by piece."""
-    _write(chain(text, ["\n"]), sys.stdout)
+def write_json(text: Iterable[str], *, named: bool = True) -> None:
+    """Print a JSON object from `kho.jsontext`, piece by piece. With `named`, its first member is `schema`."""
+    _write(chain(_named(text) if named else text, ["\n"]), sys.stdout)
+
+
+def _named(text: Iterable[str]) -> Iterator[str]:
+    """Add the member `schema`, which names the schema of this command's documents (`kho schema COMMAND`)."""
+    from .schemas import named
+
+    pieces = iter(text)
+    first = next(pieces)
+    rest = first[1:].lstrip()
+    space = first[1 : len(first) - len(rest)]
+    yield f'{{{space}"schema": "{named(click.get_current_context().command.name or "")}",{space or " "}{rest}'
+    yield from pieces
 
 
 def print_json_rows(head: Mapping[str, Any], name: str, rows: Iterable[Mapping[str, Any]]) -> None:
