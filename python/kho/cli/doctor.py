@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,7 +23,14 @@ EVIDENCE = 6
 @click.argument("directory", nargs=-1, type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print data instead of text; sizes are bytes.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print a row of CSV for each DIRECTORY.")
-@click.option("--prometheus", "as_metrics", is_flag=True, help="Print metrics for node_exporter's textfile collector.")
+@click.option(
+    "--prometheus",
+    "metrics",
+    metavar="[FILE]",
+    is_flag=False,
+    flag_value="-",
+    help="Write metrics for node_exporter's textfile collector to FILE, which is replaced at once; else print them.",
+)
 @click.option(
     "--what-if",
     metavar="PARAMS",
@@ -35,7 +43,7 @@ def command(
     directory: tuple[str, ...],
     as_json: bool,
     as_csv: bool,
-    as_metrics: bool,
+    metrics: str | None,
     what_if: str | None,
     explain: str | None,
     as_list: bool,
@@ -54,13 +62,16 @@ def command(
       kho doctor --explain DOC003
       kho doctor --csv snapshots/*
       kho doctor --fleet 'snapshots/*' --parquet fleet.parquet
-      kho doctor --prometheus > /var/lib/node_exporter/textfile/kho.prom
+      kho doctor --prometheus /var/lib/prometheus/node-exporter/kho.prom
 
     \b
     Exit codes: 0 nothing notable, 1 findings, 2 state or amount unknown, or bad input; the largest of several. With
     --what-if: 0 the kernel would accept the parameters, and the areas, the next kernel in them and its crash kernel
     fit as far as is known; 1 otherwise.
     """
+    if metrics is not None and Path(metrics).is_dir():  # the option without a FILE, before a DIRECTORY
+        directory, metrics = (metrics, *directory), "-"
+    as_metrics = metrics is not None
     if sum((as_json, as_csv, as_metrics)) > 1:
         raise click.UsageError("--json, --csv and --prometheus exclude each other")
     if what_if is not None and (as_csv or as_metrics):
@@ -91,9 +102,12 @@ def command(
         for report in reports:
             print_row(row(report).values())
     elif as_metrics:
-        from ..doctor.export import prometheus
+        from ..doctor.export import prometheus, write_metrics
 
-        output.lines(prometheus(reports))
+        if metrics in (None, "-"):
+            output.lines(prometheus(reports))
+        else:
+            write_metrics(prometheus(reports), metrics)
     elif as_json:
         data = [report.to_dict() for report in reports]
         for made, change in zip(data, wanted or [], strict=False):

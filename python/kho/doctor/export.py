@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+from ..errors import AccessError, SourceError
 from ..text import printable
 from .report import Report
+from .rules import RULES
 
 COLUMNS = (
     "root",
@@ -47,9 +52,18 @@ METRICS = (
     ("kho_leftover_bytes", "Memory that a failed reservation left in CMA pageblocks."),
     ("kho_scratch_ratio", "Scratch, or the leftover of a failed reservation, as a share of RAM."),
     ("kho_crash_dumps", "1 for what a crash of this machine would leave, and the least that mends it."),
-    ("kho_finding", "1 for each rule of kho doctor that applies."),
+    ("kho_finding", "1 for each rule of kho doctor that applies, 0 for the others."),
     ("kho_doctor_exit_code", "0 nothing notable, 1 findings, 2 unknown."),
 )
+
+
+NAN = "NaN"
+"""The value of what is unknown."""
+
+
+def number(value: int | None) -> str:
+    """Return a value as a sample; NaN if it is unknown."""
+    return NAN if value is None else str(value)
 
 
 def escaped(text: str) -> str:
@@ -71,23 +85,52 @@ def prometheus(reports: Sequence[Report]) -> str:
 
 
 def samples(name: str, report: Report) -> Iterable[tuple[dict[str, str], str]]:
-    """Yield the samples of a metric as (labels, value); none if the value is unknown."""
+    """Yield the samples of a metric as (labels, value): 0 for what is not there, NaN for what is unknown.
+
+    The series of a machine therefore do not come and go with its state, and an alert can compare with 0.
+    """
     match name:
         case "kho_active":
-            yield {}, "NaN" if report.state == "unknown" else str(int(report.state == "active"))
-        case "kho_scratch_bytes" if report.scratch is not None:
-            yield {"how": report.scratch_how}, str(report.scratch)
-        case "kho_scratch_node_bytes" if report.state == "active":
-            yield from (({"node": str(node)}, str(held)) for node, held in report.by_node.items())
-        case "kho_leftover_bytes" if report.leftover is not None:
-            yield {}, str(report.leftover)
-        case "kho_scratch_ratio" if report.share is not None:
-            yield {}, f"{report.share:.6f}"
+            yield {}, NAN if report.state == "unknown" else str(int(report.state == "active"))
+        case "kho_scratch_bytes":
+            yield {"how": report.scratch_how}, number(report.scratch)
+        case "kho_scratch_node_bytes":
+            held = report.by_node if report.state == "active" else {}
+            for node in sorted({*report.nodes, *held}):
+                yield {"node": str(node)}, str(held.get(node, 0)) if held or report.scratch == 0 else NAN
+        case "kho_leftover_bytes":
+            yield {}, number(report.leftover) if report.state in ("failed", "unknown") else str(report.leftover or 0)
+        case "kho_scratch_ratio":
+            yield {}, NAN if report.share is None else f"{report.share:.6f}"
         case "kho_crash_dumps":
             yield {"verdict": report.crash_dumps, "needs": report.crash_dumps_needs}, "1"
         case "kho_finding":
-            for rule_id in dict.fromkeys(finding.id for finding in report.findings):
-                severity = next(finding.severity for finding in report.findings if finding.id == rule_id)
-                yield {"rule": rule_id, "severity": severity}, "1"
+            applies = {finding.id for finding in report.findings}
+            for rule_id, rule in RULES.items():
+                yield {"rule": rule_id, "severity": rule.severity}, str(int(rule_id in applies))
         case "kho_doctor_exit_code":
             yield {}, str(report.exit_code)
+
+
+def write_metrics(text: str, path: str | os.PathLike[str]) -> None:
+    """Write metrics to a file that a collector may read at any moment: a new file with mode 0644, renamed to `path`.
+
+    The temporary file is next to it and has no suffix `.prom`, so that node_exporter does not read it.
+
+    Raises: AccessError, SourceError; the file is then as it was.
+    """
+    target = Path(path)
+    made = None
+    try:
+        descriptor, made = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            os.fchmod(file.fileno(), 0o644)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(made).replace(target)
+    except OSError as error:
+        if made is not None:
+            Path(made).unlink(missing_ok=True)
+        kind = AccessError if isinstance(error, PermissionError) else SourceError
+        raise kind(f"{os.fspath(path)}: {error.strerror or error}") from error
