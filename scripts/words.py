@@ -31,7 +31,10 @@ Fault = tuple[int, str]  # line, what is wrong
 # Text between two words of a phrase: spaces, or a line's end with what begins the next line of a comment or string.
 GAP = r"""(?:[ \t]+|["' \t\\]*\n[ \t#/!*>]*(?:[bfr]{0,2}["'])?)"""
 # Programs other than kho whose options are named in texts that are not code.
-TOOLS = "bootctl|cargo|dtc|git|grubby|journalctl|make|makedumpfile|mount|pip|pytest|python|qemu|systemctl|valgrind|virsh|vol"
+TOOLS = (
+    "bootctl|cargo|dtc|git|grubby|journalctl|make|makedumpfile|mount|pip|pytest|python|qemu|"
+    "systemctl|valgrind|virsh|vol"
+)
 # Options of the programs in benches/ that texts name without the program.
 BENCH_OPTIONS = {"--readers", "--seconds", "--twin", "--update"}
 

@@ -271,3 +271,15 @@ def test_vmcoreinfo_is_that_of_the_source() -> None:
     assert memory.vmcoreinfo("OSRELEASE") == "7.3.4"
     assert (memory.machine, memory.sources, memory.absent, memory.truncated) == (None, [], [], [])
     assert repr(memory) == "<kho.Memory of 0x1000 bytes in 1 run>"
+
+
+def test_what_is_opened_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="kho"):
+        kho.open(elf(SMALL))
+        kho.open(Reader(elf(SMALL)).memory())
+    first, second = [record.getMessage() for record in caplog.records if record.name == "kho"]
+    assert first.startswith(f"{elf(SMALL)}: kho-v1, root FDT at 0x")
+    assert second.startswith("<kho.Memory of 0x")
+    caplog.clear()
+    kho.open(elf(SMALL))
+    assert not caplog.records

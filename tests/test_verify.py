@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kho
+from kho.cli.verify import documentation
 from kho.formats import HwPoison, KhoTest, MemfdFile
 from kho.handover import rules as findings
 from kho.handover.rules import RULES, Finding
@@ -772,8 +773,8 @@ SARIF = {
     "log": {"$schema", "version", "runs"},
     "runs": {"tool", "artifacts", "results"},
     "tool": {"driver"},
-    "driver": {"name", "version", "rules"},
-    "rules": {"id", "name", "shortDescription", "fullDescription", "help", "defaultConfiguration"},
+    "driver": {"name", "version", "informationUri", "rules"},
+    "rules": {"id", "name", "helpUri", "shortDescription", "fullDescription", "help", "defaultConfiguration"},
     "shortDescription": {"text"},
     "fullDescription": {"text"},
     "help": {"text"},
@@ -789,6 +790,28 @@ SARIF = {
     "logicalLocations": {"fullyQualifiedName"},
 }
 """The properties of SARIF 2.1.0 objects that kho uses; the schema allows no unknown ones."""
+
+
+def test_sarif_links_to_the_documentation_that_the_package_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from importlib import metadata
+
+    image = f"{damaged(tmp_path, 'KHO012')}@0"
+    monkeypatch.setattr("kho.cli.verify.documentation", lambda: "https://docs.invalid/kho")
+    driver = run("verify", "--sarif", image).json["runs"][0]["tool"]["driver"]
+    assert driver["informationUri"] == "https://docs.invalid/kho"
+    assert {rule["id"]: rule["helpUri"] for rule in driver["rules"]}[
+        "KHO012"
+    ] == "https://docs.invalid/kho/findings/#kho012"
+    monkeypatch.undo()
+    named = metadata.metadata("kho")
+    named["Project-URL"] = "Documentation, https://docs.invalid/kho/"
+    monkeypatch.setattr(metadata, "metadata", lambda name: named)
+    assert documentation() == "https://docs.invalid/kho"
+    del named["Project-URL"]
+    assert documentation() is None
+    assert "helpUri" not in run("verify", "--sarif", image).out
 
 
 def check_sarif(name: str, value: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
@@ -86,11 +87,26 @@ def open(  # noqa: A001 - kho.open reads like open()
         )
         if inc.vmcoreinfo_pages or inc.vmcoreinfo("OSRELEASE"):
             _know_scratch(inc)
-        return inc if inc.address in ("own", "named") else _checked(inc)
+        inc = inc if inc.address in ("own", "named") else _checked(inc)
+        _log_opened(opened, inc)
+        return inc
     except (NoHandoverError, FormatError, SourceError):
         if isinstance(opened, Memory) and bare_fdt(opened) is not None:
             raise SourceError(f"{opened.sources[0]}: this is a devicetree, not memory; kho fdt prints it") from None
         raise
+
+
+def _log_opened(opened: Memory | Arena, inc: Incoming) -> None:
+    """Log what was opened and how it is read, to the logger `kho`, if this process uses logging at all."""
+    logging = sys.modules.get("logging")  # not imported here, because commands start quickly
+    if logging is not None:
+        log = logging.getLogger("kho")
+        if log.isEnabledFor(logging.INFO):
+            where = ", ".join(opened.sources) if isinstance(opened, Memory) and opened.sources else repr(opened)
+            size = f"page size {inc.page_size}, {inc.certainty}: {inc.page_size_why}"
+            log.info("%s: %s, root FDT at %#x, %s", where, inc.compatible, inc.fdt_phys, size)
+        for other in inc.other_roots:
+            log.debug("another root FDT at %#x: %s %s", other.phys, other.state, other.why or "")
 
 
 def _know_scratch(inc: Incoming) -> None:

@@ -205,9 +205,11 @@ def show(found: list[Finding], counts: Mapping[Severity, int]) -> None:
 def sarif(found: list[Finding], source: tuple[str, ...]) -> dict[str, Any]:
     """Return a SARIF 2.1.0 log: one run with all rules and one result per finding."""
     ids = list(RULES)
+    pages = documentation()
     rules = [
         {
             "id": rule_id,
+            **({"helpUri": f"{pages}/findings/#{rule_id.lower()}"} if pages else {}),
             "name": "".join(filter(str.isalnum, rule.title.title())),
             "shortDescription": {"text": rule.title},
             "fullDescription": {"text": f"{rule.means} {rule.matters}"},
@@ -216,10 +218,22 @@ def sarif(found: list[Finding], source: tuple[str, ...]) -> dict[str, Any]:
         }
         for rule_id, rule in RULES.items()
     ]
-    driver = {"name": "kho", "version": __version__, "rules": rules}
+    driver = {"name": "kho", "version": __version__, **({"informationUri": pages} if pages else {}), "rules": rules}
     artifacts = [{"location": {"uri": as_uri(name)}} for name in source]
     run = {"tool": {"driver": driver}, "artifacts": artifacts, "results": [result(f, ids, source) for f in found]}
     return {"$schema": SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}
+
+
+def documentation() -> str | None:
+    """Return the address of kho's documentation as its package names it (Project-URL); None if it names none."""
+    from importlib.metadata import PackageNotFoundError, metadata
+
+    try:
+        named = metadata("kho").get_all("Project-URL") or []
+    except PackageNotFoundError:
+        return None
+    urls = dict(entry.split(", ", 1) for entry in named if ", " in entry)
+    return urls["Documentation"].rstrip("/") if "Documentation" in urls else None
 
 
 def as_uri(name: str) -> str:
