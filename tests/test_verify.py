@@ -805,7 +805,7 @@ def test_sarif_links_to_the_documentation_that_the_package_names(
         "KHO012"
     ] == "https://docs.invalid/kho/findings/#kho012"
     monkeypatch.undo()
-    named = metadata.metadata("kho")
+    named: Any = metadata.metadata("kho")
     named["Project-URL"] = "Documentation, https://docs.invalid/kho/"
     monkeypatch.setattr(metadata, "metadata", lambda name: named)
     assert documentation() == "https://docs.invalid/kho"
