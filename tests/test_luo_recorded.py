@@ -55,6 +55,19 @@ def recorded(version: str) -> Records:
     return table(json.loads((DATA / f"{version}.json").read_text())["records"])
 
 
+def test_a_kernel_without_a_record_is_held_to_the_answers_of_the_others() -> None:
+    every = luo_device.recorded()
+    between = every["7.1.13"]
+    made = list(between.values())
+    assert luo_device.unknown(every, made) == []
+    at = next(i for i, one in enumerate(made) if one["what"] == "api: same token")
+    changed = [*made[:at], made[at] | {"answer": "ok"}, *made[at + 2 :]]
+    wrong = luo_device.unknown(every, changed)
+    assert len(wrong) == 2
+    assert wrong[0].startswith("kernel 1, api: same token: recorded ")
+    assert wrong[1] == f"kernel 1, {made[at + 1]['what']}: the request was not made"
+
+
 @functools.cache
 def faked() -> Records:
     """What the fake answers to the same requests."""
@@ -144,6 +157,8 @@ def test_a_user_who_may_only_read_the_device_can_use_it(monkeypatch: pytest.Monk
         return real("/dev/null", os.O_RDONLY)
 
     real = os.open
-    monkeypatch.setattr(os, "open", refused)
-    with luo.Device("/dev/liveupdate"):
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refused)
+        device = luo.Device("/dev/liveupdate")
+    with device:
         assert flags == [os.O_RDWR | os.O_CLOEXEC, os.O_RDONLY | os.O_CLOEXEC]
