@@ -167,3 +167,18 @@ def test_names_of_an_image_are_escaped_in_html() -> None:
     text = inc._repr_html_()
     assert "<script>" not in text
     assert "&lt;script&gt;" in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_objects_say_what_they_are_in_a_line(name: str) -> None:
+    inc = kho.open(elf(name))
+    found: list[object] = [inc, *inc.payloads.values(), *inc.reserve_mem.values(), kho.Image(inc)]
+    found += [memmap.build(inc), kho.owners.owners(inc).rows]
+    if "LUO" in inc.payloads:
+        for session in inc.luo.sessions.values():
+            found += [session, session.files, *session.files.values()]
+    for each in found:
+        text = repr(each)
+        assert "object at 0x" not in text
+        assert len(text) < 300
+        assert text.isprintable()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
@@ -25,7 +25,7 @@ MAX_ORDER = 36
 class Region:
     """A `reserve_mem=` region: `size` bytes from `start`."""
 
-    inc: Incoming
+    inc: Incoming = field(repr=False)
     name: str
     start: int
     size: int

@@ -5,8 +5,9 @@ from __future__ import annotations
 import builtins
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import Any, NamedTuple
 
 from .. import errors
@@ -62,12 +63,12 @@ class Session:
     name: str
     count: int
     """The file count recorded in the session."""
-    entries: list[FileEntry]
+    entries: list[FileEntry] = field(repr=False)
     files: Files
     """Decoded files by token; for a duplicate token, the first one."""
-    blocks: list[tuple[int, int]]
+    blocks: list[tuple[int, int]] = field(repr=False)
     """`(phys, nbytes)` of the blocks that list the files."""
-    name_bytes: bytes
+    name_bytes: bytes = field(repr=False)
     """The name as it is in memory: the kernel takes bytes that are no UTF-8."""
 
     @property
@@ -104,6 +105,11 @@ class Files(Mapping[int, Payload]):
         self._session = session
         self._entries = {entry.token: entry for entry in reversed(entries)}
         self._decoded: dict[int, Payload] = {}
+
+    def __repr__(self) -> str:
+        tokens = [f"{token:#x}" for token in islice(self, 8)]
+        more = [f"... {len(self)} in all"] if len(self) > len(tokens) else []
+        return f"<Files {', '.join(tokens + more)}>" if tokens else "<Files: none>"
 
     def __getitem__(self, token: int) -> Any:
         """Decode a file."""

@@ -179,6 +179,10 @@ class Payload:
     def __init__(self, blob: Blob) -> None:
         self.blob = blob
 
+    def __repr__(self) -> str:
+        size = "" if self.blob.size is None else f", {self.blob.size} bytes"
+        return f"<{type(self).__name__} of {self.blob.owner!r} at {self.blob.phys:#x}{size}>"
+
     @property
     def compatible(self) -> str:
         """The compatible that selected the decoder."""

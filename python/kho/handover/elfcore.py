@@ -350,6 +350,9 @@ class Image:
         """`e_machine`: "x86_64", "aarch64" or "machine N"; default: the source's, else one with this page size."""
         _machine(self.machine)
 
+    def __repr__(self) -> str:
+        return f"<kho.Image of {self._inc!r}, {self.machine}>"
+
     @classmethod
     def of_arena(cls, arena: _kho.Arena, *, machine: str | None = None) -> Image:
         """Return the image of the handover finalized in an arena. Raises: NoHandoverError if there is none."""

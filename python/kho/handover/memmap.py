@@ -103,7 +103,7 @@ class MemoryMap:
     page_size: int
     row_bytes: int
     cell_bytes: int
-    lines: list[Row | Gap]
+    lines: list[Row | Gap] = field(repr=False)
     spans: list[Span] = field(repr=False)
 
     def _repr_html_(self) -> str:

@@ -50,6 +50,9 @@ class Ranges(Sequence[OwnedRange]):
     def __init__(self, rows: OwnerRows) -> None:
         self._rows = rows
 
+    def __repr__(self) -> str:
+        return f"<Ranges: {len(self)}>"
+
     def __len__(self) -> int:
         """Return the number of ranges."""
         return len(self._rows)
