@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -141,6 +142,30 @@ def test_the_scripts_are_sound_shell(script: Path) -> None:
     if shellcheck is not None:
         done = subprocess.run([shellcheck, "-s", shell, str(script)], capture_output=True, text=True)
         assert done.stdout == ""
+
+
+def test_the_dracut_module_takes_every_program_of_the_script_along() -> None:
+    words = set(re.findall(r"[a-z]+", re.sub(r"#.*", "", SAVE.read_text())))
+    programs = {
+        "timeout",
+        "df",
+        "awk",
+        "tail",
+        "date",
+        "chmod",
+        "mkdir",
+        "mv",
+        "rm",
+        "sync",
+        "cat",
+        "cp",
+        "ls",
+        "find",
+        "stat",
+        "sed",
+    }
+    (listed,) = re.findall(r"inst_multiple ([a-z ]+)$", MODULE.read_text(), re.MULTILINE)
+    assert set(listed.split()) == words & programs
 
 
 DRACUT = Path(os.environ.get("KHO_TEST_DRACUT", "/usr/lib/dracut"))

@@ -82,7 +82,7 @@ install() {
     while read -r file; do
         inst "$file"
     done < <(kho_files)
-    inst_multiple timeout df awk tail date chmod sync
+    inst_multiple timeout df awk tail date chmod mkdir mv rm sync
     inst_script "$moddir/kho-save" /etc/kdump/pre.d/kho-save
     inst_multiple -o /etc/kho-save.conf
 }
