@@ -204,7 +204,7 @@ attack: need $(VENV)/.stamp-dev $(VENV)/.stamp-kho
 	ATTACK_SEED=$$seed ATTACK_SECONDS=$(ATTACK_SECONDS) $(PY) -m pytest --benchmark-skip tests/attack
 	PYTHON=$(PY) rust/fuzz/run $(ATTACK_FUZZ_SECONDS)
 
-# Real kernels: 40 minutes the first time, which builds them; 6 later. LAB_SAVE=1 keeps the results in lab/results.
+# Real kernels: 35 minutes on two idle cores the first time, which builds them; 7 later. LAB_SAVE=1 keeps the results in lab/results.
 lab: need $(VENV)/.stamp-dev $(VENV)/.stamp-kho
 	$(PY) -m lab $(LAB_OPTIONS)
 
