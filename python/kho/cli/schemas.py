@@ -118,7 +118,7 @@ AREA = row(PHYS, SIZE)
 AREAS = array(AREA, "[physical address, bytes] each")
 SEVERITY = one_of("error", "warning", "note")
 PAGE_SIZE: Schema = {"enum": [4096, 16384, 65536], "description": "bytes of a page"}
-CERTAINTY = one_of("given", "certain", "likely", "guess", "unread")
+CERTAINTY = one_of("given", "certain", "likely", "guess", "not read")
 
 
 # Commands
