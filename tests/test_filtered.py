@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kho
+from kho.handover import html
 from kho.handover.absence import level_names
 from kho.handover.rules import RULES
 
@@ -122,6 +123,9 @@ def check_without_map(of: Whole, name: str, form: str, seed: int, share: float, 
     assert (converted.code, "was left out of this dump" in converted.err) == (2, True)
     verified = run("verify", "--json", path)
     assert [found["id"] for found in verified.json["findings"]].count("KHO058") == 1
+    inc = kho.open(path)
+    assert "folios not known" in html.incoming(inc)
+    assert "folios not known" in repr(inc)
 
 
 @settings(max_examples=24, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

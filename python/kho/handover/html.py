@@ -11,6 +11,7 @@ from .._kho import Incoming
 from ..formats import Luo, MemfdFile, payloads
 from ..sizes import format_size
 from ..text import printable
+from .absence import map_line
 
 __all__ = ["findings", "incoming"]
 
@@ -57,6 +58,8 @@ def incoming(inc: Incoming) -> str:
     A payload that cannot be decoded is a row with the reason.
     """
     total = f"{inc.nr_folios} folios, {format_size(inc.preserved_bytes)}"
+    if inc.map_lost is not None:
+        total = f"folios not known, as {map_line(*inc.map_lost)}"
     head = f"<b>{text(inc.compatible)}</b> handover ({text(inc.kernels)}) at {inc.fdt_phys:#x}: {total}"
     orders = inc.folios_by_order
     parts = [f"<div>{head}</div>"]

@@ -718,7 +718,11 @@ impl PyIncoming {
 
     fn __repr__(&self) -> String {
         let root = self.inner.root();
-        format!("<kho.Incoming {} at {}: {} folios>", root.compatible, root.phys, self.inner.preserved().len())
+        let folios = match self.inner.map_lost() {
+            None => format!("{} folios", self.inner.preserved().len()),
+            Some((phys, why)) => format!("folios not known, the map's page at {phys} is {}", why.name()),
+        };
+        format!("<kho.Incoming {} at {}: {folios}>", root.compatible, root.phys)
     }
 }
 
