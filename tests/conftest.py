@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -27,18 +28,26 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 @contextmanager
-def _runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A runtime directory of this test, on tmpfs if there is one, as on a machine with systemd."""
-    with tempfile.TemporaryDirectory(dir=SHM if os.access(SHM, os.W_OK) else None, prefix="kho-run-") as here:
-        monkeypatch.setenv("XDG_RUNTIME_DIR", here)
-        monkeypatch.setenv("KHO_LIVE_DIR", f"{here}/kho")
+def _runtime() -> Iterator[Path]:
+    """A runtime directory on tmpfs if there is one, as on a machine with systemd."""
+    with (
+        tempfile.TemporaryDirectory(dir=SHM if os.access(SHM, os.W_OK) else None, prefix="kho-run-") as here,
+        mock.patch.dict(os.environ, {"XDG_RUNTIME_DIR": here, "KHO_LIVE_DIR": f"{here}/kho"}),
+    ):
         yield Path(here)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _runtime_of_fixtures() -> Iterator[None]:
+    """Where fixtures of a module have their sockets and images."""
+    with _runtime():
+        yield
+
+
 @pytest.fixture(autouse=True)
-def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where kho.live has its sockets and its images; nothing is left there."""
-    with _runtime(monkeypatch) as here:
+def runtime() -> Iterator[Path]:
+    """Where kho.live has its sockets and its images in this test; nothing is left there."""
+    with _runtime() as here:
         yield here
 
 

@@ -35,7 +35,7 @@ def test_committed_objects_are_found_in_place_by_the_next_process(image: Path) -
         vectors[:] = np.arange(3000, dtype="f4").reshape(100, 30)
         h.put("blob", b"hello")
         assert h.commit() == 1
-    with kho.live.open("index", "1G", backing=image, version="2") as h:
+    with kho.live.open("index", backing=image, version="2") as h:
         assert (h.inherited, h.generation, h.names()) == (True, 1, ["vectors", "blob"])
         assert h.stats()["size"] == 8 * MIB, "an image keeps its size"
         assert np.array_equal(h["vectors"], np.arange(3000).reshape(100, 30))

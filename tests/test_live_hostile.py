@@ -30,7 +30,7 @@ BASE, SIZE, HEAD = 1 << 32, 1 << 20, 2 << 20
 @pytest.fixture(scope="module")
 def whole() -> bytes:
     """The file of a small image, whose generation before was retired."""
-    with kho.live.open("service", SIZE, version="3") as h:
+    with kho.live.open("service", SIZE, version="3", backing="memfd") as h:
         h.put("table", sample(1, 30_000).view("<u4").reshape(-1, 4))
         h.commit()
         h.put("blob", b"some bytes")
