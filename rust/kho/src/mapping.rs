@@ -7,8 +7,11 @@
 #![allow(unsafe_code)]
 
 use crate::error::{Error, Result};
+#[cfg(target_os = "linux")]
 use rustix::fs::{FallocateFlags, fallocate};
-use rustix::mm::{Advice, MapFlags, MsyncFlags, ProtFlags, madvise, mmap, mmap_anonymous, msync, munmap};
+#[cfg(target_os = "linux")]
+use rustix::mm::{Advice, madvise};
+use rustix::mm::{MapFlags, MsyncFlags, ProtFlags, mmap, mmap_anonymous, msync, munmap};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
@@ -292,20 +295,27 @@ impl Drop for Mapping {
 /// Asks for huge pages for memory that is about to be written for the first time, where it is long enough for any.
 pub(crate) fn prefer_huge_pages<T>(memory: &mut [T]) {
     // SAFETY: this advice changes no byte.
+    #[cfg(target_os = "linux")]
     let _ = unsafe { advise(memory, Advice::LinuxHugepage) };
+    #[cfg(not(target_os = "linux"))]
+    let _ = memory;
 }
 
 /// `madvise(MADV_FREE)`: the kernel may reclaim these pages. A page written before that is kept, without a page fault.
 /// Returns false if the kernel refuses.
 pub(crate) fn mark_reclaimable<T>(memory: &mut [MaybeUninit<T>]) -> bool {
     // SAFETY: the kernel may turn bytes to zeros, which is as good as anything where nothing is initialized.
-    unsafe { advise(memory, Advice::LinuxFree) }
+    #[cfg(target_os = "linux")]
+    return unsafe { advise(memory, Advice::LinuxFree) };
+    #[cfg(not(target_os = "linux"))]
+    return memory.is_empty();
 }
 
 /// Gives the kernel advice about the huge pages that memory has whole. False if it does not take it, or there are none.
 ///
 /// # Safety
 /// The advice does nothing to the bytes that `memory` does not allow.
+#[cfg(target_os = "linux")]
 unsafe fn advise<T>(memory: &mut [T], advice: Advice) -> bool {
     const HUGE_PAGE: usize = 2 << 20;
     let start = memory.as_mut_ptr().cast::<u8>();
@@ -318,9 +328,19 @@ unsafe fn advise<T>(memory: &mut [T], advice: Advice) -> bool {
 /// Frees a part of a file, which reads as zeros then; the file keeps its size (fallocate with FALLOC_FL_PUNCH_HOLE).
 ///
 /// # Errors
-/// Those of fallocate: EOPNOTSUPP where the file system has no holes.
+/// Those of fallocate: EOPNOTSUPP where the file system has no holes. `Unsupported` where it is not Linux.
+#[cfg(target_os = "linux")]
 pub fn punch_hole(file: impl AsFd, offset: u64, len: u64) -> std::io::Result<()> {
     Ok(fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)?)
+}
+
+/// Frees a part of a file: of Linux only.
+///
+/// # Errors
+/// Always, of kind `Unsupported`.
+#[cfg(not(target_os = "linux"))]
+pub fn punch_hole(_file: impl AsFd, _offset: u64, _len: u64) -> std::io::Result<()> {
+    Err(std::io::ErrorKind::Unsupported.into())
 }
 
 fn size(len: u64) -> Result<usize> {

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 use super::backing::{Store, data_in};
+#[cfg(target_os = "linux")]
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use std::fs::File;
@@ -21,6 +22,7 @@ const FORMAT: u32 = 2;
 const SLOTS_AT: [u64; 2] = [4608, 5120];
 const SLOT_MAGIC: &[u8; 8] = b"kho-root";
 /// The byte that readers of generation 0 lock.
+#[cfg(target_os = "linux")]
 const READERS: u64 = 1 << 62;
 const GENERATIONS: u64 = 1 << 59;
 /// How often another generation may be committed while one is being locked.
@@ -106,6 +108,14 @@ fn pin(file: &File) -> Option<(u64, [u8; 8])> {
     None
 }
 
+/// Locks, or unlocks, the byte of a generation; None without locks of open file descriptions, which are of Linux only.
+#[cfg(not(target_os = "linux"))]
+fn lock(_file: &File, _kind: libc::c_short, _generation: u64) -> Option<()> {
+    None
+}
+
+/// Locks, or unlocks, the byte of a generation; None without locks of open file descriptions.
+#[cfg(target_os = "linux")]
 fn lock(file: &File, kind: libc::c_int, generation: u64) -> Option<()> {
     let lock = libc::flock {
         l_type: kind.try_into().ok()?,

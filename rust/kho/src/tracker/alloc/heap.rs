@@ -73,6 +73,7 @@ impl Slab {
                 let _ = mm::munmap(start.cast(), head);
             }
             let _ = mm::munmap(aligned.wrapping_add(HUGE_PAGE).cast(), HUGE_PAGE - head);
+            #[cfg(target_os = "linux")]
             let _ = mm::madvise(aligned.cast(), HUGE_PAGE, mm::Advice::LinuxHugepage);
         }
         Some(Slab {

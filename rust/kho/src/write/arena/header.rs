@@ -71,7 +71,14 @@ impl ArenaNote {
         writer.reserve_file_header();
         writer.reserve_program_headers(u32::try_from(spans.len() + 1).unwrap_or(u32::MAX));
         let note_at = writer.reserve(note.len() as u64, 8);
-        let machine = if cfg!(target_arch = "aarch64") { elf::EM_AARCH64 } else { elf::EM_X86_64 };
+        let machine = match std::env::consts::ARCH {
+            "x86_64" => elf::EM_X86_64,
+            "aarch64" => elf::EM_AARCH64,
+            other => {
+                let why = format!("KHO is of x86_64 and arm64, and its ELF header has no number for {other}");
+                return Err(Error::Invalid { what: "arena file", why });
+            }
+        };
         let header = object::write::elf::FileHeader {
             os_abi: elf::ELFOSABI_NONE,
             abi_version: 0,

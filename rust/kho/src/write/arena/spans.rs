@@ -9,7 +9,6 @@ use crate::mapping::{Items, Mapping};
 use crate::memory::{PhysMemory, PhysRange, data_in};
 use crate::read::arena_note::{ArenaNote, Recorded};
 use crate::units::Phys;
-use rustix::fs::{MemfdFlags, SealFlags};
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -72,10 +71,7 @@ impl Spans {
     pub(super) fn create(note: &ArenaNote, backing: &Backing) -> Result<Self> {
         let file = match backing {
             Backing::Anonymous => return Self::map(&layout(&note.regions, 0)?, None),
-            Backing::Memfd => File::from(
-                rustix::fs::memfd_create("kho-arena", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
-                    .map_err(|e| Error::io("memfd_create", e))?,
-            ),
+            Backing::Memfd => memfd::create()?,
             Backing::File(path) => new_file(path)?,
         };
         let (head, spans) = head_of(note)?;
@@ -84,8 +80,7 @@ impl Spans {
         file.set_len(len).map_err(whole)?;
         file.write_all_at(&head, 0).map_err(whole)?;
         if matches!(backing, Backing::Memfd) {
-            rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW)
-                .map_err(|e| Error::io("seal the memfd", e))?;
+            memfd::seal(&file)?;
         }
         let recorded_at = header::recorded_offset(&head, header::desc_len(note));
         let sealed = matches!(backing, Backing::Memfd);
@@ -99,10 +94,10 @@ impl Spans {
     pub(super) fn open(file: File) -> Result<(Self, ArenaNote)> {
         let metadata = file.metadata().map_err(|e| Error::io("stat the arena's file", e))?;
         // Only memory files have seals. One without a name came by a descriptor, from a process that could cut it.
-        let seals = rustix::fs::fcntl_get_seals(&file).ok();
-        let sealed = seals.is_some_and(|seals| seals.contains(SealFlags::SHRINK));
-        if let (Some(seals), false, 0) = (seals, sealed, metadata.nlink()) {
-            return Err(Error::Unsealed { seals: seals.bits() });
+        let seals = memfd::seals(&file);
+        let sealed = seals.is_some_and(|(_, shrink)| shrink);
+        if let (Some((seals, _)), false, 0) = (seals, sealed, metadata.nlink()) {
+            return Err(Error::Unsealed { seals });
         }
         let len = metadata.len();
         let mut head = vec![0; usize::try_from(len.min(SPAN_ALIGN)).unwrap_or(0)];
@@ -218,11 +213,19 @@ impl Spans {
         }
     }
 
+    /// Memory of a file is allocated when it is touched, where it is not Linux: there only private memory has no such limit.
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn back(&self, _phys: Phys, _len: u64) -> Result<()> {
+        let _ = self.limited;
+        Ok(())
+    }
+
     /// Allocates the file's blocks for memory that is about to be handed out: touching a page for which the file system has
     /// none kills the process (SIGBUS). Private memory and memfds are limited by the machine alone.
     ///
     /// # Errors
     /// [`Error::Io`], of kind `StorageFull`. File systems that cannot allocate (EOPNOTSUPP) are not asked again.
+    #[cfg(target_os = "linux")]
     pub(super) fn back(&self, phys: Phys, len: u64) -> Result<()> {
         use rustix::fs::{FallocateFlags, fallocate};
         use rustix::io::Errno;
@@ -297,6 +300,46 @@ impl PhysMemory for Spans {
 
 fn outside(what: &'static str, phys: Phys, len: u64) -> Error {
     Error::OutsideMemory { what, phys: phys.0, len }
+}
+
+/// Memory files, which only Linux has.
+#[cfg(target_os = "linux")]
+mod memfd {
+    use crate::error::{Error, Result};
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
+    use std::fs::File;
+
+    pub(super) fn create() -> Result<File> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        Ok(File::from(memfd_create("kho-arena", flags).map_err(|e| Error::io("memfd_create", e))?))
+    }
+
+    pub(super) fn seal(file: &File) -> Result<()> {
+        fcntl_add_seals(file, SealFlags::SHRINK | SealFlags::GROW).map_err(|e| Error::io("seal the memfd", e))
+    }
+
+    /// The seals of a memory file, and whether it cannot shrink; None for another file.
+    pub(super) fn seals(file: &File) -> Option<(u32, bool)> {
+        fcntl_get_seals(file).ok().map(|seals| (seals.bits(), seals.contains(SealFlags::SHRINK)))
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod memfd {
+    use crate::error::{Error, Result};
+    use std::fs::File;
+
+    pub(super) fn create() -> Result<File> {
+        Err(Error::Invalid { what: "backing", why: "memory files are of Linux only; name a file".to_owned() })
+    }
+
+    pub(super) fn seal(_file: &File) -> Result<()> {
+        Ok(())
+    }
+
+    pub(super) fn seals(_file: &File) -> Option<(u32, bool)> {
+        None
+    }
 }
 
 fn new_file(path: &Path) -> Result<File> {
