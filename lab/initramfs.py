@@ -152,12 +152,12 @@ def _stripped(data: bytes) -> bytes:
         return data if done.returncode else Path(file.name).read_bytes()
 
 
-def _bytecode(source: str) -> bytes | None:
-    """A module's compiled code, which is not compared with its source; None if it does not compile."""
+def _bytecode(source: str, at: str) -> bytes | None:
+    """The code of a module that tracebacks say is `at`, not compared with its source; None if it does not compile."""
     with tempfile.NamedTemporaryFile(suffix=".pyc") as file:
         mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
         try:
-            py_compile.compile(source, file.name, source, doraise=True, invalidation_mode=mode)
+            py_compile.compile(source, file.name, at, doraise=True, invalidation_mode=mode)
         except py_compile.PyCompileError:
             return None
         return Path(file.name).read_bytes()
@@ -200,7 +200,7 @@ class Root:
                 if unused.search(path):
                     continue
                 to = path if name is None else name + path[len(top) :]
-                code = _bytecode(path) if path.endswith(".py") else None
+                code = _bytecode(path, f"/{to.lstrip('/')}") if path.endswith(".py") else None
                 if code is None:
                     self.put(path, to)
                 else:

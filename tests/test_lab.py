@@ -162,7 +162,7 @@ def test_archives_are_what_the_kernel_unpacks(tmp_path: Path) -> None:
 def test_modules_are_in_the_archive_as_bytecode(tmp_path: Path) -> None:
     """An interpreter under TCG needs 10 seconds to compile numpy and kho."""
     (tmp_path / "from").mkdir()
-    (tmp_path / "from/fine.py").write_text("ANSWER = 42\n")
+    (tmp_path / "from/fine.py").write_text("ANSWER = 42\nWHERE = (lambda: 0).__code__.co_filename\n")
     (tmp_path / "from/broken.py").write_text("ANSWER = \n")
     (tmp_path / "from/data.json").write_text("{}")
     root = Root()
@@ -177,6 +177,7 @@ def test_modules_are_in_the_archive_as_bytecode(tmp_path: Path) -> None:
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
     assert module.ANSWER == 42
+    assert module.WHERE == "/opt/kho/x/fine.py", "a traceback in a guest names the guest's file"
 
 
 def test_guests_run_two_at_a_time_and_results_keep_their_order(tmp_path: Path) -> None:
@@ -198,6 +199,15 @@ def test_the_page_is_made_from_the_results() -> None:
     assert text.count("| held |") == len(held) > 40
     assert text.count("| **failed** |") == len(rows) - len(held)
     assert {"images", "compat", "capture"} <= {name for name, _ in page.results()}
+
+
+def test_results_name_no_place_of_the_machine_that_ran_the_lab() -> None:
+    """Evidence of a row that held is short, and paths in it are those of a guest."""
+    for _, rows in page.results():
+        for row in rows:
+            places = set(re.findall(r"(?<![\w/.-])/([a-z]+)/\w", row["evidence"]))
+            assert places <= {"proc", "sys", "usr", "dev", "run", "lab", "etc"}, row["evidence"]
+            assert not row["held"] or len(row["evidence"]) < 1500, row["text"]
 
 
 def test_that_a_scenario_broke_off_is_no_result(tmp_path: Path) -> None:

@@ -36,5 +36,7 @@ def kernels(lab: Lab, version: str) -> list[Claim]:
     decoder = json.JSONDecoder()
     said = [decoder.raw_decode(line)[0] for line in console.lines("CLAIM ")]
     claims = [Claim(f"kho.live: {one['text']}", version, "x86_64", one["held"], one["evidence"]) for one in said]
-    held = console.lines("END ") == ["1", "2", "3"] and not console.lines("BROKEN")
-    return [*claims, Claim("kho.live: three kernels run to their end", version, "x86_64", held, console.tail(25))]
+    ends = console.lines("END ")
+    held = ends == ["1", "2", "3"] and not console.lines("BROKEN")
+    evidence = f"ended: kernels {', '.join(ends)}" if held else console.tail(25)
+    return [*claims, Claim("kho.live: three kernels run to their end", version, "x86_64", held, evidence)]
