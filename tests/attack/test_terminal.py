@@ -286,6 +286,7 @@ ALLOWED = {
     ("cli/output.py", None),
     ("doctor/fdstore.py", "stdout"),  # what systemctl printed
     ("fleet.py", "getLogger"),
+    ("sources.py", "getLogger"),  # the application's choice what is shown, and how
     ("live/transports/holder.py", "print"),  # the default log function of `Holder`; the command passes output.line
     ("live/transports/holder.py", "stderr"),
 }

@@ -212,7 +212,7 @@ def inspect() -> list[Schema]:
                 obj(
                     {
                         "name": TEXT,
-                        "dtype": TEXT,
+                        "dtype": maybe(TEXT),
                         "shape": array(COUNT),
                         "phys": PHYS,
                         "nbytes": SIZE,
