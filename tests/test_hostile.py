@@ -224,12 +224,13 @@ def test_every_prefix_of_a_capture_is_read_or_refused(name: str, tmp_path: Path)
     for length in reversed(list(lengths(name))):
         os.truncate(path, length)
         result = attempt(path)
-        if isinstance(result, kho.Incoming):
+        if isinstance(result, kho.Incoming) and result.map_lost is None:
             read += 1
             assert length > whole["fdt"]
             assert list(result.folios) == [tuple(folio) for folio in expected["folios"]]
         else:
-            assert length < needed, f"{length} bytes contain the complete map, yet: {result}"
+            assert length < needed, f"{length} bytes contain the complete map, yet: {result!r}"
+            assert not isinstance(result, kho.Incoming) or (result.map_lost or ())[1:] == ("cut off",)
     assert read
     assert run("inspect", path).code == 2
 
@@ -279,8 +280,11 @@ def test_every_prefix_of_a_capture_with_a_tree_is_read_or_refused(name: str, tmp
     for length in reversed(steps):
         os.truncate(path, length)
         result = attempt(path)
-        outcomes.add(type(result).__name__)
-        if isinstance(result, kho.Incoming):
+        lost = result.map_lost if isinstance(result, kho.Incoming) else None
+        outcomes.add((type(result).__name__, lost is None))
+        if lost is not None:
+            assert lost[1] == "cut off"
+        elif isinstance(result, kho.Incoming):
             assert list(result.folios) == [tuple(folio) for folio in captures.expected(name)["folios"]]
     assert len(outcomes) > 2, outcomes
 
