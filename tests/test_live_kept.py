@@ -17,7 +17,8 @@ import pytest
 import kho
 import kho.live
 from kho.live import opening
-from kho.live.handover import kept, registry
+from kho.live.handover import client, kept, registry
+from kho.live.handover.predecessor import Predecessor
 from kho.live.transports import kexec, systemd
 from kho.live.transports.descriptors import copied
 from kho.live.transports.kexec import Machine
@@ -346,3 +347,34 @@ def test_a_copy_in_a_memfd_has_the_same_bytes_and_holes(runtime: Path) -> None:
                 assert bytes(h["a"]) == b"one"
         finally:
             os.close(fd)
+
+
+def test_an_image_between_two_owners_is_not_taken_for_one_that_was_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that looked for its owner a moment too early finds the file, and for that moment no lock on it."""
+    with kho.live.open("x", "4M") as h:
+        h.put("a", b"one")
+        h.commit()
+
+        def early() -> int:
+            monkeypatch.setattr(client, "ask", lambda *_, **__: None)
+            try:
+                kho.live.open("x", "4M", timeout=0.2)
+            except kho.BusyError as error:
+                return 3 if "hands it over" in str(error) else 4
+            return 5
+
+        h._image.unlock()
+        assert ended(child(lambda: os._exit(early()))) == 3
+        h._image.lock()
+        h.put("a", b"two")
+        assert h.commit() == 2
+
+
+def test_what_an_earlier_owner_keeps_is_not_believed_of_a_later_one(image: Path) -> None:
+    kho.live.open("x", "4M", backing=image).close()
+    with kho.live.attach(image) as candidate:
+        with pytest.raises(kho.BusyError, match="another process has become its owner"):
+            candidate.adopt(predecessor=Predecessor([], [(0, 1)], os.getpid() + 1))
+        with candidate.adopt(predecessor=Predecessor([], [], os.getpid())) as h:
+            h.put("a", b"one")
+            assert h.commit() == 1

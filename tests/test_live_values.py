@@ -256,7 +256,7 @@ def owners(h: Handle) -> Iterator[Any]:
     yield kho.live.attach(h.fileno())
     yield h._image
     yield h._memory
-    yield client.Predecessor([], [])
+    yield client.Predecessor([], [], 0)
     yield object.__new__(client.Offer)
     yield object.__new__(server.Server)
     yield object.__new__(holder.Holder)

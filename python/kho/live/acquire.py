@@ -86,6 +86,9 @@ def own_left(path: Path, request: Request) -> Handle:
         try:
             # Before the caller's check is called, which may take long.
             image.lock()
+            if kept.served(path):
+                # It is between two owners, and not left.
+                raise BusyError(f"{path}: a process that answers to its name hands it over at this moment")
         except BaseException:
             image.close()
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..errors import NotOwnerError, StaleError
+from ..errors import BusyError, NotOwnerError, StaleError
 from .file.image import ImageFile
 from .handle import Handle
 from .reader import Reader
@@ -53,6 +53,8 @@ class Candidate(Reader):
             try:
                 if not image.still_there():
                     raise StaleError(f"{image.where}: another process has released it")
+                if predecessor is not None and predecessor.owner != image.owner():
+                    raise BusyError(f"{image.where}: another process has become its owner at this moment")
                 self._state = image.committed()
                 self._check_schema(None, version)
                 handle = Handle(image, self._state, inherited=True, predecessor=predecessor)

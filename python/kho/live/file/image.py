@@ -326,7 +326,7 @@ class ImageFile(Uncopied):
                 if error.errno != errno.EWOULDBLOCK:
                     raise error_of(error, self.where, "lock") from error
                 if time.monotonic() >= until:
-                    pid = int.from_bytes(self.head[header.OWNER_AT : header.OWNER_AT + 8], "little")
+                    pid = self.owner()
                     raise BusyError(
                         f"{self.where}: process {pid} has it; stop that, have it hand over, or wait with timeout="
                     ) from error
@@ -338,6 +338,10 @@ class ImageFile(Uncopied):
         """Release the lock: another process may become the owner."""
         if self.lock_fd >= 0:
             fcntl.flock(self.lock_fd, fcntl.LOCK_UN)
+
+    def owner(self) -> int:
+        """Return the process id that the last owner has noted."""
+        return int.from_bytes(self.head[header.OWNER_AT : header.OWNER_AT + 8], "little")
 
     def still_there(self) -> bool:
         """Return whether the path still leads to this file."""

@@ -82,6 +82,7 @@ class Offer(Uncopied):
             if ready is not None:
                 with deadline.suspended():
                     ready(candidate)
+            owner = image.owner()
             try:
                 with deadline.wait() as seconds:
                     answer, fds = wire.ask(self.conn, {"do": "adopt"}, fds=MOST_PASSED, within=seconds)
@@ -93,7 +94,7 @@ class Offer(Uncopied):
             conns = [self.conn, *_received(fds, image)]
             self._taken = True
             try:
-                predecessor = Predecessor(conns, _pinned(answer.get("pinned"), self.pid))
+                predecessor = Predecessor(conns, _pinned(answer.get("pinned"), self.pid), owner)
                 with deadline.wait(LOCK) as seconds:
                     handle = candidate.adopt(seconds, version=version, predecessor=predecessor)
             except BaseException:

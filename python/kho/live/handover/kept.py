@@ -29,7 +29,7 @@ from ..file.mapping import in_memory
 from ..file.trust import private_directory, same_file
 from . import sockets
 
-__all__ = ["MOST", "SHARE", "SUFFIX", "Room", "blank_file", "find", "left", "locked", "places", "recognize"]
+__all__ = ["MOST", "SHARE", "SUFFIX", "Room", "blank_file", "find", "left", "locked", "places", "recognize", "served"]
 
 SUFFIX = ".live"
 VARIABLE = "KHO_LIVE_DIR"
@@ -112,7 +112,7 @@ def _unfit(fd: int, place: Path, size: int) -> str | None:
     room = system.f_bavail * system.f_frsize
     if system.f_blocks and room < size:
         return f"{place}: {format_size(room)} free, for an image of up to {format_size(size)}"
-    there = [status for path, status in _files(place) if not _served(path)]
+    there = [status for path, status in _files(place) if not served(path)]
     taken = sum(status.st_blocks * 512 for status in there)
     share = system.f_blocks * system.f_frsize // SHARE
     if len(there) >= MOST or (share and taken >= share):
@@ -138,7 +138,7 @@ def _files(place: Path) -> Iterator[tuple[Path, os.stat_result]]:
         yield from (entry for entry in found if stat.S_ISREG(entry[1].st_mode))
 
 
-def _served(path: Path) -> bool:
+def served(path: Path) -> bool:
     """Return whether a process answers to the name of an image's file."""
     try:
         conn = sockets.connect_file(path.name.removesuffix(SUFFIX) + sockets.SUFFIX)
@@ -156,7 +156,7 @@ def left() -> Iterator[tuple[Path, os.stat_result]]:
     """Iterate over the files of this user's images to whose names no process answers."""
     for place in places():
         for path, status in _files(place):
-            if not _served(path):
+            if not served(path):
                 yield path, status
 
 

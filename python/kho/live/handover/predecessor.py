@@ -15,8 +15,10 @@ class Predecessor(Uncopied):
     Each has a connection open, which its forked children share: it ends when the last of them has closed it or died.
     """
 
-    def __init__(self, conns: list[socket.socket], pinned: list[tuple[int, int]]) -> None:
+    def __init__(self, conns: list[socket.socket], pinned: list[tuple[int, int]], owner: int) -> None:
         self.conns = conns
+        self.owner = owner
+        """What the image has noted as its owner: if that is another one by now, `pinned` is out of date."""
         self.pinned = pinned
         """Runs of pages (first, number) of replaced objects that their arrays show."""
 
