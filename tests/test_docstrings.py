@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import kho
+import kho.live.transports.holder
 from kho import _kho, _types, errors
 
 ROOT = Path(__file__).parent.parent

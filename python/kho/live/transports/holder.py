@@ -1,4 +1,4 @@
-"""A holder (`kho hold`): a process that keeps a service's memory while the service's command is restarted.
+"""A holder (`kho hold`): keeps the memory of a service while the service's command is restarted.
 
 The command is a child that finds the image by its name: in `KHO_LIVE_FDS` or, if its descriptors were closed, by the
 name's socket. Its lock is released when it ends, so the next command adopts what was last committed. The holder is a
@@ -200,7 +200,9 @@ class Holder(Uncopied):
             raise BusyError(f"{self.name!r}: its command does not end")
 
     def run(self) -> int:
-        """Run the command until it is done or the holder is asked to end; returns its exit code, 128 + N for signal N.
+        """Run the command until it is done or the holder is asked to end.
+
+        Returns its exit code, 128 + N for signal N.
 
         SIGTERM, SIGINT and SIGQUIT end it, SIGHUP restarts it, other signals are forwarded to it. Raises: SourceError
         if it cannot be run.
