@@ -37,8 +37,8 @@ def run(
 
 def tool(name: str) -> str:
     """The path of a tool; the test is skipped without it."""
-    beside = Path(sys.executable).with_name(name)
-    found = shutil.which(name) or (str(beside) if beside.exists() else None)
+    installed = Path(sys.executable).with_name(name)
+    found = shutil.which(name) or (str(installed) if installed.exists() else None)
     if found is None:
         pytest.skip(f"{name} is not installed")
     return found

@@ -20,12 +20,12 @@ from kho.live import opening
 from kho.live.handover import client, kept, registry
 from kho.live.handover.predecessor import Predecessor
 from kho.live.transports import kexec, systemd
-from kho.live.transports.descriptors import copied
+from kho.live.transports.descriptors import _move, copied
 from kho.live.transports.kexec import Machine
 
 from command import kho as run
 from fake_luo import CLIENT, FakeLuo
-from livefiles import SHM, Channel, child, die, ended, owner, process, service
+from livefiles import SHM, Channel, child, descriptors, die, ended, owner, process, service
 
 pytestmark = pytest.mark.skipif(not os.access(SHM, os.W_OK), reason="no tmpfs at /dev/shm")
 
@@ -347,6 +347,20 @@ def test_a_copy_in_a_memfd_has_the_same_bytes_and_holes(runtime: Path) -> None:
                 assert bytes(h["a"]) == b"one"
         finally:
             os.close(fd)
+
+
+@pytest.mark.parametrize("copy", [copied, _move])
+def test_a_copy_of_a_file_that_is_cut_meanwhile_ends(
+    copy: Callable[[int, str], int | None], runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave(size="4M")
+    file = os.open(runtime / "kho/x.live", os.O_RDWR)
+    before = descriptors()
+    monkeypatch.setattr(os, "pread", lambda *_: b"")
+    with pytest.raises(kho.SourceError, match="cut at 0x"):
+        copy(file, "x")
+    assert descriptors() == before
+    os.close(file)
 
 
 def test_an_image_between_two_owners_is_not_taken_for_one_that_was_left(monkeypatch: pytest.MonkeyPatch) -> None:

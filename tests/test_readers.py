@@ -234,6 +234,18 @@ def test_volatility3_lists_files_and_findings() -> None:
     assert volatility("-f", elf(SMALL), "khohandover.Findings")[0][1:] == ["Severity", "Id", "Place", "Value"]
 
 
+def test_names_of_an_image_reach_the_terminal_of_volatility3_escaped(tmp_path: Path) -> None:
+    out = kho.Outgoing(kho.Arena("64M", scratch="1M,1M,1M"), "kho-v4")
+    out.add_memfd("vm\x1b[2J", 1, b"x")
+    out.finalize()
+    out.save(tmp_path / "core.elf")
+    shown = [volatility("-f", tmp_path / "core.elf", f"khohandover.{plugin}") for plugin in ("Files", "Folios")]
+    for rows in shown:
+        cells = [cell for row in rows for cell in row]
+        assert not any("\x1b" in cell for cell in cells)
+        assert any("\\x1b[2J" in cell for cell in cells), cells
+
+
 def test_layers_of_volatility3_are_sources() -> None:
     pytest.importorskip("volatility3")
     output = run(

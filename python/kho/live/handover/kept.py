@@ -3,13 +3,12 @@
 They are next to the sockets, `$XDG_RUNTIME_DIR/kho/NAME.live`, or in /dev/shm/kho-UID where that directory is not on
 tmpfs or has no room: systemd makes /run/user/UID as large as a tenth of the memory, /dev/shm as half of it.
 `KHO_LIVE_DIR` names another one, on any tmpfs. Directories have mode 0700 and belong to this user; one that does not is
-not used. A file that is
-complete gets its name under the lock of the sockets' directory: of several processes that start at the same time one
-makes the image.
+not used. A file that is complete gets its name under the lock of the sockets' directory: of several processes that
+start at the same time one makes the image.
 
-How much is left is bounded. An image without a commit is removed when it is closed. Next to `MOST`
-images that no process has, or to images that take a share of the file system (`SHARE`), no further one is made: the
-caller uses a memfd and warns.
+How much is left is bounded. An image without a commit is removed when it is closed. Next to `MOST` images that no
+process has, or to images that take a share of the file system (`SHARE`), no further one is made: the caller uses a
+memfd and warns.
 """
 
 from __future__ import annotations

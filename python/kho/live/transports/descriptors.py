@@ -122,7 +122,7 @@ def _move(fd: int, name: str) -> None:
         size, at = os.fstat(fd).st_size, 0
         os.ftruncate(new, size)
         while at < size:
-            part = os.pread(fd, min(STEP, size - at), at)
+            part = _read(fd, min(STEP, size - at), at)
             # What was preserved has no holes; zeros need no memory here.
             if part.count(0) != len(part):
                 done = 0
@@ -135,6 +135,14 @@ def _move(fd: int, name: str) -> None:
         raise error_of(error, where, "move what a kexec has brought to a memfd that can be sealed") from error
     finally:
         os.close(new)
+
+
+def _read(fd: int, nbytes: int, at: int) -> bytes:
+    """Read up to `nbytes` bytes, at least one. Raises: OSError (EIO) if another process has cut the file there."""
+    part = os.pread(fd, nbytes, at)
+    if not part:
+        raise OSError(errno.EIO, f"the file was cut at {at:#x} while it was read")
+    return part
 
 
 def copied(fd: int, name: str) -> int:
@@ -153,7 +161,7 @@ def copied(fd: int, name: str) -> int:
                 break
             end = os.lseek(fd, at, os.SEEK_HOLE)
             while at < end:
-                at += os.pwrite(new, os.pread(fd, min(STEP, end - at), at), at)
+                at += os.pwrite(new, _read(fd, min(STEP, end - at), at), at)
         fcntl.fcntl(new, fcntl.F_ADD_SEALS, SEALS)
     except OSError as error:
         os.close(new)

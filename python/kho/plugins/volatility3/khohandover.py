@@ -12,6 +12,7 @@ from volatility3.framework.renderers import format_hints
 
 import kho
 from kho.formats import MemfdFile
+from kho.text import printable
 
 
 class _Handover(interfaces.plugins.PluginInterface):  # type: ignore[misc]
@@ -41,7 +42,7 @@ class Files(_Handover):
         for name, session in self.handover().luo.sessions.items():
             for token, file in session.files.items():
                 size = file.size if isinstance(file, MemfdFile) else renderers.NotApplicableValue()
-                yield 0, (name, format_hints.Hex(token), file.compatible, size)
+                yield 0, (printable(name), format_hints.Hex(token), printable(file.compatible), size)
 
 
 class Folios(_Handover):
@@ -53,7 +54,8 @@ class Folios(_Handover):
 
     def _rows(self) -> Iterator[tuple[int, tuple[Any, ...]]]:
         for row in kho.owners.owners(self.handover()).rows:
-            yield 0, (format_hints.Hex(row.phys), format_hints.Hex(row.nbytes), row.owner, row.what)
+            at = format_hints.Hex(row.phys), format_hints.Hex(row.nbytes)
+            yield 0, (*at, printable(row.owner), printable(row.what))
 
 
 class Findings(_Handover):
@@ -64,4 +66,4 @@ class Findings(_Handover):
 
     def _rows(self) -> Iterator[tuple[int, tuple[Any, ...]]]:
         for found in kho.verify.verify(self.handover()):
-            yield 0, (found.severity, found.id, found.place, found.value)
+            yield 0, (found.severity, found.id, printable(found.place), printable(found.value))
