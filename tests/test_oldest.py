@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
-
 import pytest
 
-SCRIPT = Path(__file__).parent.parent / "scripts/oldest.py"
+from programs import script
 
-
-def script() -> ModuleType:
-    """The module scripts/oldest.py."""
-    spec = importlib.util.spec_from_file_location("oldest", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+oldest = script("oldest")
 
 
 def test_every_dependency_and_the_tools_asked_for_are_pinned_to_their_lower_bound() -> None:
@@ -29,10 +17,10 @@ def test_every_dependency_and_the_tools_asked_for_are_pinned_to_their_lower_boun
         },
         "dependency-groups": {"dev": ["pytest>=8", "pytest-benchmark>=5"]},
     }
-    assert [*script().oldest(project, {"pytest"})] == ["click==8.1", "dask[array]==2025.1", "pytest==8"]
+    assert [*oldest.oldest(project, {"pytest"})] == ["click==8.1", "dask[array]==2025.1", "pytest==8"]
 
 
 @pytest.mark.parametrize("requirement", ["click", "click<9", "click==8.1.*", "click~=8.1"])
 def test_a_requirement_without_a_lower_bound_is_refused(requirement: str) -> None:
     with pytest.raises(ValueError, match="no lower bound"):
-        script().pinned(requirement)
+        oldest.pinned(requirement)
