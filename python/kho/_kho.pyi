@@ -1428,7 +1428,7 @@ class Incoming:
         """The reason for `bitmap_bytes`, as text; None without bitmaps."""
     @property
     def certainty(self) -> str:
-        """How certain the layout is: "given", "certain", "likely", "guess", or "not read" if the map cannot be read."""
+        """How certain the layout is: "given", "certain", "likely", "guess"; "not read" without a map."""
 
     @property
     def map_lost(self) -> tuple[int, str] | None:

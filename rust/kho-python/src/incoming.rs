@@ -357,7 +357,7 @@ impl PyIncoming {
         self.inner.layout().bitmap.as_ref().map(|(_, why)| why.as_str())
     }
 
-    /// How certain the layout is: "given", "certain", "likely", "guess", or "not read" if the map cannot be read.
+    /// How certain the layout is: "given", "certain", "likely", "guess"; "not read" without a map.
     #[getter]
     fn certainty(&self) -> String {
         self.inner.layout().certainty.to_string()
